@@ -1,0 +1,57 @@
+# One command for each thing; `make help` lists them. Everything is installed into .venv, nothing needs root.
+
+PYTHON ?= python3
+RANKS ?= 4
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help install install-test train test check format clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "RANKS=4    how many ranks make train starts, the server included"
+	@echo "ARGS=...   flags for make train and make test: make train ARGS='--env Hopper-v5 --seed 1'"
+	@echo "PYTHON=... the Python that .venv is made with, 3.11 or newer"
+
+install: $(INSTALLED) ## make .venv with dppo and an MPI in it
+
+install-test: $(INSTALLED_TEST) ## the same, with what tests and checks need
+
+train: install ## train on RANKS ranks; CartPole-v1 unless ARGS says otherwise
+	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dppo.run $(ARGS)
+
+test: install-test ## run the tests; a part of them with ARGS=tests/algo
+	$(BIN)/python -m pytest -q $(ARGS)
+
+check: install-test ## check format, lint and types
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy dppo
+
+format: install-test ## rewrite the files in our format, and repair lint where that is safe
+	$(BIN)/python -m ruff format .
+	$(BIN)/python -m ruff check --fix .
+
+clean: ## remove caches and build output; .venv and runs stay
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name $(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+
+$(BIN)/pip:
+	scripts/venv $(PYTHON) $(VENV)
+
+# pip is always run as a module: the scripts in .venv/bin hold absolute paths and would break in a moved tree.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt Makefile scripts/mpirun | $(BIN)/pip
+	$(PIP_INSTALL) -e '.[mpi]'
+	install -m 755 scripts/mpirun $(BIN)/mpirun
+	touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
+	$(PIP_INSTALL) -e '.[mpi,test]'
+	touch $@

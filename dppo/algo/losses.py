@@ -1,0 +1,195 @@
+"""PPO and A3C losses with their gradients in closed form, with respect to the network's outputs.
+
+Pure NumPy; the learner hands in the network's outputs and sends `d_head`, `d_value` back through the network,
+whichever it is (a NumPy network through its own backward, a torch network through autograd): there is one copy of
+every loss.
+
+Everything is a **sum** over the samples of the minibatch, not a mean: sums of ranks add up, and one division by the
+count of all samples gives the average by samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from dppo.batch import Minibatch
+from dppo.config import A3CConfig, PPOConfig
+
+METRICS = ("count", "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
+"""What `LossGradient.sums` holds, in this order; it travels in the tail of the gradient's message."""
+
+MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any clip range, yet no overflow to inf and then NaN
+
+
+class Distribution(Protocol):
+    """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
+
+    def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B] log-probabilities of `actions` and [B] entropies."""
+
+    def backward(self, head: np.ndarray, actions: np.ndarray, d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
+        """[B, K] gradient with respect to `head`."""
+
+    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """[B] KL[old | new]."""
+
+    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
+        """[B, K] gradient of weight * sum of `kl` with respect to `head`."""
+
+
+@dataclass(slots=True)
+class LossGradient:
+    """A loss, summed over B samples, differentiated."""
+
+    d_head: np.ndarray
+    """[B, K] float32."""
+    d_value: np.ndarray
+    """[B] float32."""
+    sums: np.ndarray
+    """[len(METRICS)] float64."""
+
+
+def _check(head: np.ndarray, value: np.ndarray, batch: Minibatch) -> None:
+    n = len(batch)
+    if head.ndim != 2 or head.shape[0] != n or value.shape != (n,):
+        raise ValueError(f"expected head [B={n}, K] and value [B={n}], got head={head.shape}, value={value.shape}")
+
+
+def approx_kl(log_ratio: np.ndarray, ratio: np.ndarray) -> np.ndarray:
+    """[B] estimate of KL[old | new], (r - 1) - log r: unbiased, never negative. Source: Schulman 2020, k3."""
+    return (ratio - 1.0) - log_ratio
+
+
+def explained_variance(targets: tuple[float, float], errors: tuple[float, float], count: float) -> float:
+    """1 - Var(target - value) / Var(target), from (sum, sum of squares) pairs over `count` samples; 0 where
+    undefined.
+    """
+    if count == 0:
+        return 0.0
+    variance = targets[1] / count - (targets[0] / count) ** 2
+    residual = errors[1] / count - (errors[0] / count) ** 2
+    return 1.0 - residual / variance if variance > 1e-12 else 0.0
+
+
+def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.ndarray, np.ndarray]:
+    """[B] value loss 1/2 (V - R)^2 and its gradient; with clip > 0 the larger of it and that of the clipped value."""
+    error = value - batch.returns
+    loss = 0.5 * error * error
+    if clip == 0:
+        return loss, error
+    change = value - batch.values
+    clipped_error = batch.values + np.clip(change, -clip, clip) - batch.returns
+    clipped_loss = 0.5 * clipped_error * clipped_error
+    worse = clipped_loss > loss
+    inside = np.abs(change) < clip
+    return np.where(worse, clipped_loss, loss), np.where(worse, clipped_error * inside, error)
+
+
+def kl_sum(distribution: Distribution, head: np.ndarray, batch: Minibatch) -> float:
+    """Sum over the minibatch of KL[old | new]: what the ranks average before the hinge of `ppo`'s kl objective."""
+    return float(distribution.kl(batch.heads, head).sum(dtype=np.float64))
+
+
+def ppo(
+    distribution: Distribution,
+    head: np.ndarray,
+    value: np.ndarray,
+    batch: Minibatch,
+    cfg: PPOConfig,
+    kl_coef: float = 0.0,
+    mean_kl: float = 0.0,
+) -> LossGradient:
+    """Proximal policy optimisation.
+
+        r = pi(a|s) / pi_old(a|s)
+        clip:  L = sum -min(r A, clip(r, 1-eps, 1+eps) A)
+        kl:    L = sum -r A + kl_coef KL[pi_old | pi] + kl_hinge max(0, mean KL - 2 kl_target)^2
+        both:  + value_coef 1/2 (V - R)^2 - entropy_coef H[pi]
+
+    Args:
+      distribution: of the actions, parametrised by `head`.
+      head: [B, K] float32, the network's first output.
+      value: [B] float32, its second, in units of the normalised return.
+      batch: the samples; its advantages are normalised already.
+      cfg: weights and clip range.
+      kl_coef: objective kl, the penalty's present weight.
+      mean_kl: objective kl, the mean over the minibatches of **all** ranks, so that the hinge does not depend on the
+      layout.
+
+    Source: Schulman et al. 2017, eqs. 7 and 9; Heess et al. 2017, algorithm 1 and its hinge term; the value's
+    clipping is from OpenAI Baselines' ppo2.
+    """
+    _check(head, value, batch)
+    log_prob, entropy = distribution.log_prob_entropy(head, batch.actions)
+    log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))
+    ratio = np.exp(log_ratio)
+    gain = ratio * batch.advantages
+    outside = np.abs(ratio - 1.0) > cfg.clip
+    if cfg.objective == "clip":
+        clipped_gain = np.clip(ratio, 1.0 - cfg.clip, 1.0 + cfg.clip) * batch.advantages
+        policy_loss = -np.minimum(gain, clipped_gain)
+        d_log_prob = -gain * (gain <= clipped_gain)
+    else:
+        policy_loss = -gain
+        d_log_prob = -gain
+    value_loss, value_error = _value_loss(value, batch, cfg.value_clip)
+    d_head = distribution.backward(head, batch.actions, d_log_prob, -cfg.entropy_coef)
+    penalty = 0.0
+    if cfg.objective == "kl":
+        hinge = max(0.0, mean_kl - 2.0 * cfg.kl_target)
+        d_head += distribution.kl_backward(batch.heads, head, kl_coef + 2.0 * cfg.kl_hinge * hinge)
+        penalty = kl_coef * kl_sum(distribution, head, batch) + len(batch) * cfg.kl_hinge * hinge**2
+    sums = np.array([
+        len(batch),
+        0.0,
+        policy_loss.sum(dtype=np.float64),
+        value_loss.sum(dtype=np.float64),
+        entropy.sum(dtype=np.float64),
+        approx_kl(log_ratio, ratio).sum(dtype=np.float64),
+        np.count_nonzero(outside),
+    ])  # fmt: skip
+    sums[1] = sums[2] + penalty + cfg.value_coef * sums[3] - cfg.entropy_coef * sums[4]
+    return LossGradient(d_head, cfg.value_coef * value_error, sums)
+
+
+def a3c(
+    distribution: Distribution, head: np.ndarray, value: np.ndarray, batch: Minibatch, cfg: A3CConfig
+) -> LossGradient:
+    """Advantage actor-critic.
+
+        L = sum -log pi(a|s) A + value_coef 1/2 (R - V)^2 - entropy_coef H[pi]
+
+    Args: as `ppo`.
+
+    Source: Mnih et al. 2016, algorithm S3 and section 4 (entropy); value_coef as in the usual implementations.
+    """
+    _check(head, value, batch)
+    log_prob, entropy = distribution.log_prob_entropy(head, batch.actions)
+    log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))
+    policy_loss = -log_prob * batch.advantages
+    value_loss, value_error = _value_loss(value, batch, 0.0)
+    d_head = distribution.backward(head, batch.actions, -batch.advantages, -cfg.entropy_coef)
+    sums = np.array([
+        len(batch),
+        0.0,
+        policy_loss.sum(dtype=np.float64),
+        value_loss.sum(dtype=np.float64),
+        entropy.sum(dtype=np.float64),
+        approx_kl(log_ratio, np.exp(log_ratio)).sum(dtype=np.float64),
+        0.0,
+    ])  # fmt: skip
+    sums[1] = sums[2] + cfg.value_coef * sums[3] - cfg.entropy_coef * sums[4]
+    return LossGradient(d_head, cfg.value_coef * value_error, sums)
+
+
+def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
+    """The penalty's weight for the next iteration: 1.5 times more where the KL was above twice the target, 1.5 times
+    less where it was below half of it. Source: Heess et al. 2017, algorithm 1."""
+    if kl > 2.0 * target:
+        return kl_coef * 1.5
+    if kl < 0.5 * target:
+        return kl_coef / 1.5
+    return kl_coef

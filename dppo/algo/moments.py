@@ -1,0 +1,152 @@
+"""Running mean and variance, in float64, of samples that arrive in parts on many ranks.
+
+Pure NumPy; the learner keeps one for observations and one for discounted returns, and merges the parts of all ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dppo.config import MomentsConfig
+
+
+@dataclass(slots=True)
+class Moments:
+    """Count, mean and sum of squared deviations of vectors of D numbers."""
+
+    count: float
+    """Samples seen."""
+    mean: np.ndarray
+    """[D] float64."""
+    m2: np.ndarray
+    """[D] float64, sum of squared deviations from the mean."""
+
+    @classmethod
+    def empty(cls, size: int) -> Moments:
+        """No samples: mean 0; `std` gives 1."""
+        return cls(0.0, np.zeros(size), np.zeros(size))
+
+    def std(self, eps: float = 1e-8) -> np.ndarray:
+        """[D] float64, population standard deviation, never 0; 1 where fewer than two samples were seen."""
+        if self.count < 2:
+            return np.ones_like(self.mean)
+        return np.sqrt(self.m2 / self.count + eps)
+
+
+def deltas(samples: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Sums of samples about a frozen mean m0; what ranks add up before they merge.
+
+    Args:
+      samples: [B, D].
+      mean: [D] float64, m0, the same on all ranks.
+
+    Returns:
+      [1 + 2 D] float64: B, sum(x - m0), sum((x - m0)^2).
+    """
+    if samples.ndim != 2 or samples.shape[1] != len(mean):
+        raise ValueError(f"expected samples of shape [B, {len(mean)}], got {samples.shape}")
+    centred = samples.astype(np.float64) - mean
+    return np.concatenate(([len(samples)], centred.sum(0), np.einsum("bd,bd->d", centred, centred)))
+
+
+def merge(moments: Moments, sums: np.ndarray, mean: np.ndarray) -> Moments:
+    """`moments` joined with the samples behind `sums`, which were taken about `mean`.
+
+        batch mean  b = m0 + S1 / n,    batch M2 = S2 - S1^2 / n
+        mean' = mean + (b - mean) n / (N + n),    M2' = M2 + batch M2 + (b - mean)^2 N n / (N + n)
+
+    Args:
+      moments: what was known before.
+      sums: [1 + 2 D] float64, from `deltas`, added up over ranks.
+      mean: [D] float64, the m0 that the deltas were taken about.
+
+    Source: Chan, Golub, LeVeque 1979, eq. 2.1.
+    """
+    size = len(mean)
+    if sums.shape != (1 + 2 * size,):
+        raise ValueError(f"expected sums of shape [{1 + 2 * size}], got {sums.shape}")
+    n = sums[0]
+    if n == 0:
+        return moments
+    shift = sums[1 : 1 + size] / n
+    batch_m2 = np.maximum(sums[1 + size :] - sums[1 : 1 + size] * shift, 0.0)
+    total = moments.count + n
+    distance = mean + shift - moments.mean
+    return Moments(
+        total,
+        moments.mean + distance * (n / total),
+        moments.m2 + batch_m2 + distance**2 * (moments.count * n / total),
+    )
+
+
+def normalise(samples: np.ndarray, mean: np.ndarray, inverse_std: np.ndarray, clip: float) -> np.ndarray:
+    """(x - mean) / std, clipped to [-clip, clip]. samples: [..., D]; mean, inverse_std: [D] float32. Returns
+    float32.
+    """
+    out = np.subtract(samples, mean, dtype=np.float32)
+    out *= inverse_std
+    # minimum and maximum are several times faster than np.clip on small arrays
+    np.minimum(out, clip, out=out)
+    return np.maximum(out, -clip, out=out)
+
+
+class Normaliser:
+    """The moments of a run: of observations [D], and of the running discounted return, whose deviation scales rewards.
+
+    `freeze` fixes what acting, advantages and gradients of one iteration use; `merge` adds samples for the next one.
+    """
+
+    def __init__(self, observation_size: int, cfg: MomentsConfig) -> None:
+        self.cfg = cfg
+        self.observations = Moments.empty(observation_size)
+        self.returns = Moments.empty(1)
+        self.freeze()
+
+    def freeze(self) -> None:
+        """Takes over the moments as they are now."""
+        self.frozen_mean = self.observations.mean
+        self.frozen_return_mean = self.returns.mean
+        self._shift = self.frozen_mean.astype(np.float32)
+        self._inverse_std = (1.0 / self.observations.std()).astype(np.float32)
+        self.reward_scale = float(1.0 / self.returns.std()[0]) if self.cfg.returns else 1.0
+
+    def inputs(self, observations: np.ndarray) -> np.ndarray:
+        """What the network sees: [B, *obs] raw -> [B, D] float32."""
+        flat = observations.reshape(len(observations), -1)
+        if self.cfg.observations:
+            return normalise(flat, self._shift, self._inverse_std, self.cfg.clip)
+        return flat.astype(np.float32)
+
+    def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
+        """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1]."""
+        return np.concatenate((
+            deltas(observations, self.frozen_mean),
+            deltas(discounted_returns, self.frozen_return_mean),
+        ))  # fmt: skip
+
+    @property
+    def num_sums(self) -> int:
+        """Length of `deltas`."""
+        return 2 + 2 * (len(self.observations.mean) + 1)
+
+    def merge(self, sums: np.ndarray, mean: np.ndarray | None = None, return_mean: np.ndarray | None = None) -> None:
+        """Adds the sums of any number of rollouts, all taken about the same means (the frozen ones by default)."""
+        split = 1 + 2 * len(self.observations.mean)
+        self.observations = merge(self.observations, sums[:split], self.frozen_mean if mean is None else mean)
+        self.returns = merge(
+            self.returns, sums[split:], self.frozen_return_mean if return_mean is None else return_mean
+        )
+
+    def pack(self) -> np.ndarray:
+        """[num_sums] float64: both moments, as they travel and are saved."""
+        both = (self.observations, self.returns)
+        return np.concatenate([part for m in both for part in ([m.count], m.mean, m.m2)])
+
+    def unpack(self, packed: np.ndarray) -> None:
+        """The inverse of `pack`; does not freeze."""
+        size = len(self.observations.mean)
+        split = 1 + 2 * size
+        self.observations = Moments(float(packed[0]), packed[1 : 1 + size].copy(), packed[1 + size : split].copy())
+        self.returns = Moments(float(packed[split]), packed[split + 1 : split + 2].copy(), packed[split + 2 :].copy())

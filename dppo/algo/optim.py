@@ -1,0 +1,131 @@
+"""Optimisers on one flat vector: Adam, shared RMSProp, SGD with momentum; gradient clipping, schedules, staleness
+weights.
+
+Pure NumPy, in place, without temporaries; learner.py steps with them. A state is one matrix [S, P], so that a
+checkpoint and a message hold it as it lies in memory.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from dppo.config import OptimConfig
+
+
+class Optimizer:
+    """A rule that moves `params` against a gradient. `state` is [S, P] float32, `steps` counts the steps made."""
+
+    num_slots = 0
+
+    def __init__(self, size: int, cfg: OptimConfig) -> None:
+        self.cfg = cfg
+        self.steps = 0
+        self.state = np.zeros((self.num_slots, size), np.float32)
+        self._scratch = np.empty(size, np.float32)
+
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+        """Updates `params` [P] in place; `gradient` [P] is the mean over samples and is not kept."""
+        raise NotImplementedError
+
+
+class Adam(Optimizer):
+    """Source: Kingma and Ba 2015, algorithm 1.
+
+    m = b1 m + (1-b1) g,  v = b2 v + (1-b2) g^2,  p -= lr m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)
+    """
+
+    num_slots = 2
+
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+        b1, b2 = self.cfg.beta1, self.cfg.beta2
+        m, v = self.state
+        scratch = self._scratch
+        self.steps += 1
+        m *= b1
+        np.multiply(gradient, 1.0 - b1, out=scratch)
+        m += scratch
+        v *= b2
+        np.multiply(gradient, gradient, out=scratch)
+        scratch *= 1.0 - b2
+        v += scratch
+        np.sqrt(v, out=scratch)
+        scratch *= 1.0 / math.sqrt(1.0 - b2**self.steps)
+        scratch += self.cfg.eps
+        np.divide(m, scratch, out=scratch)
+        scratch *= lr / (1.0 - b1**self.steps)
+        params -= scratch
+
+
+class RMSProp(Optimizer):
+    """Not centred, epsilon inside the root; shared when the server holds it.
+
+    g2 = a g2 + (1-a) g^2,  p -= lr g / sqrt(g2 + eps).  Source: Mnih et al. 2016, eq. S3.
+    """
+
+    num_slots = 1
+
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+        square = self.state[0]
+        scratch = self._scratch
+        self.steps += 1
+        square *= self.cfg.alpha
+        np.multiply(gradient, gradient, out=scratch)
+        scratch *= 1.0 - self.cfg.alpha
+        square += scratch
+        np.add(square, self.cfg.eps, out=scratch)
+        np.sqrt(scratch, out=scratch)
+        np.divide(gradient, scratch, out=scratch)
+        scratch *= lr
+        params -= scratch
+
+
+class SGD(Optimizer):
+    """With heavy-ball momentum: u = mu u + g,  p -= lr u."""
+
+    num_slots = 1
+
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+        velocity = self.state[0]
+        self.steps += 1
+        velocity *= self.cfg.momentum
+        velocity += gradient
+        np.multiply(velocity, lr, out=self._scratch)
+        params -= self._scratch
+
+
+def make_optimizer(size: int, cfg: OptimConfig) -> Optimizer:
+    """The optimiser that `cfg.name` names, for `size` parameters."""
+    assert cfg.name is not None, "an unresolved configuration reached the optimiser"
+    return {"adam": Adam, "rmsprop": RMSProp, "sgd": SGD}[cfg.name](size, cfg)
+
+
+def clip_by_global_norm(gradient: np.ndarray, max_norm: float) -> float:
+    """Scales `gradient` [P] in place so that its norm is at most `max_norm` (0: leaves it); returns the norm before.
+
+    Source: Pascanu et al. 2013, algorithm 1.
+    """
+    norm = math.sqrt(float(np.dot(gradient, gradient)))
+    if max_norm > 0 and norm > max_norm:
+        gradient *= max_norm / norm
+    return norm
+
+
+def annealed(lr: float, progress: float, anneal: bool) -> float:
+    """The learning rate after a share `progress` in [0, 1] of the run: linear to zero, or constant."""
+    return lr * max(0.0, 1.0 - progress) if anneal else lr
+
+
+def staleness_weight(staleness: int, policy: str, max_staleness: int) -> float:
+    """What becomes of a gradient that is `staleness` versions old: its weight, 0 where it is dropped.
+
+    drop: 1 up to `max_staleness`, then 0; scale: besides, 1/(1+staleness); none: always 1.
+    Source: Zhang et al. 2016 (staleness-aware async-SGD), eq. 6, with 1 + staleness so that a fresh gradient counts
+    fully.
+    """
+    if policy == "none":
+        return 1.0
+    if staleness > max_staleness:
+        return 0.0
+    return 1.0 / (1.0 + staleness) if policy == "scale" else 1.0

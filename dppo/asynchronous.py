@@ -1,0 +1,179 @@
+"""Asynchronous training: every gradient is applied as it comes (A3C; with the PPO loss it is APPO-like).
+
+Uses collecting, learning and the exchange; run.py starts `train_worker` on every worker and `AsyncCoordinator` on
+rank 0. A worker's gradient travels while its next rollout begins: at most one is under way (double buffering).
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from dppo.algo.losses import METRICS
+from dppo.algo.optim import staleness_weight
+from dppo.batch import Report
+from dppo.config import Config
+from dppo.ending import Ending, WorkerError
+from dppo.exchange.server import Answer, Link, ParameterServer, Tag
+from dppo.journal import Journal
+from dppo.learner import STATISTICS, Learner
+from dppo.rollout import Collector
+from dppo.state import TrainingState
+
+_COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
+
+
+def train_worker(collector: Collector, learner: Learner, state: TrainingState, link: Link, config: Config) -> None:
+    """One worker's life, until rank 0 ends the run."""
+    mirror = _Mirror(state, link)
+    learn_s = exchange_s = 0.0
+    while not link.stopped:
+        started = time.monotonic()
+        learner.normaliser.freeze()
+        rollout = collector.collect(config.horizon, state.version, link.stop_requested)
+        collect_s = time.monotonic() - started
+        discounted_returns = collector.discounted_returns(rollout)
+
+        started, waited_s = time.monotonic(), link.waited_s
+        if link.stop_requested():
+            return
+        if config.vtrace:
+            mirror.catch_up(wait=True)  # the correction is towards the newest policy
+        batch = learner.prepare(rollout, discounted_returns)
+        report = collector.report(rollout, collect_s, learn_s, exchange_s)
+        report.moment_sums = batch.statistics[len(STATISTICS) :]
+        report.moment_means = learner.normaliser.frozen_mean, learner.normaliser.frozen_return_mean
+        link.report(report)
+        learner.normalise_advantages(batch, batch.statistics)
+        for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
+            if number:
+                mirror.catch_up(wait=True)
+            learner.gradient(samples, state.kl_coef, lambda kl_sum, count: kl_sum / max(count, 1))
+            if number and _kl_exceeded(state, config):
+                break
+            mirror.send()
+        mirror.catch_up(wait=False)
+        learn_s, exchange_s = time.monotonic() - started, link.waited_s - waited_s
+
+
+def _kl_exceeded(state: TrainingState, config: Config) -> bool:
+    """The KL stop, from this worker's minibatch alone."""
+    sums = state.flat.sums
+    limit = 1.5 * config.ppo.target_kl
+    return config.loss == "ppo" and limit > 0 and sums[_KL] / max(sums[_COUNT], 1.0) > limit
+
+
+class _Mirror:
+    """A worker's copy of the server's state, and its one gradient under way."""
+
+    def __init__(self, state: TrainingState, link: Link) -> None:
+        self._state, self._link = state, link
+        self._under_way = False
+
+    def catch_up(self, *, wait: bool) -> None:
+        """Takes over the answer to the gradient under way, if there is one."""
+        if not self._under_way:
+            return
+        message = self._link.reply(wait=wait)
+        if message is not None:
+            self._state.unpack(message)
+            self._under_way = False
+
+    def send(self) -> None:
+        """Sends the flat gradient, tagged with the version that it was computed from, once the last one was
+        answered.
+        """
+        version = self._state.version
+        self.catch_up(wait=True)
+        if not self._link.stopped:
+            self._link.gradient(version, self._state.flat)
+            self._under_way = True
+
+
+class AsyncCoordinator:
+    """Rank 0 of asynchronous training: a parameter server with quorum 1, and the journal.
+
+    An iteration, the unit of metrics and checkpoints, is as many applied gradients as one rollout of every worker
+    gives.
+    """
+
+    def __init__(
+        self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
+    ) -> None:
+        self._journal, self._state = journal, state
+        self._per_iteration = num_workers * learner.updates_per_rollout
+        self._applied = 0
+        limit = (
+            default_max_staleness(num_workers) if config.server.max_staleness is None else config.server.max_staleness
+        )
+        self._server = ParameterServer(
+            num_workers, 1, lambda age: staleness_weight(age, config.server.staleness, limit), state.flat.size
+        )
+        self._server.version = state.version
+        self._ending = Ending(journal, num_workers)
+
+    @property
+    def done(self) -> bool:
+        return self._ending.done
+
+    @property
+    def abandoned(self) -> bool:
+        """Workers did not leave in time."""
+        return self._ending.abandoned
+
+    def on_report(self, report: Report) -> list[Answer]:
+        if self._ending.begun:
+            return []
+        assert report.moment_sums is not None and report.moment_means is not None
+        self._state.normaliser.merge(report.moment_sums, *report.moment_means)
+        self._journal.add(report)
+        return []
+
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
+        if self._ending.begun:
+            return []
+        state = self._state
+        closed = self._server.handle(worker, version, summed, is_gradient=True)
+        if closed.total is not None:
+            state.step(closed.total)
+            self._applied += 1
+        state.version = self._server.version
+        if self._applied >= self._per_iteration:
+            self._applied = 0
+            state.finish_iteration(self._journal.pending_env_steps, float("nan"))
+            if (reason := self._journal.close(self._staleness_metrics())) is not None:
+                return self._ending.begin(reason)
+        message = np.empty(state.core_bytes, np.uint8)
+        state.pack(message)
+        return [Answer(worker, Tag.REPLY, message)]
+
+    def _staleness_metrics(self) -> dict[str, object]:
+        ages, self._server.staleness = self._server.staleness, type(self._server.staleness)()
+        late, self._server.late = self._server.late, 0
+        histogram = [ages.get(age, 0) for age in range(max(ages, default=0) + 1)]
+        mean = sum(age * n for age, n in ages.items()) / max(sum(ages.values()), 1)
+        return {"staleness": histogram, "staleness_mean": mean, "dropped": late}
+
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
+        raise AssertionError("asynchronous workers add nothing up")
+
+    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
+        raise AssertionError("asynchronous workers hold no state of their own")
+
+    def on_failure(self, worker: int, text: str) -> list[Answer]:
+        raise WorkerError(text)
+
+    def on_signal(self) -> list[Answer]:
+        return self._ending.on_signal()
+
+    def on_bye(self, worker: int) -> list[Answer]:
+        return self._ending.on_bye(worker)
+
+    def idle(self) -> list[Answer]:
+        return self._ending.idle()
+
+
+def default_max_staleness(num_workers: int) -> int:
+    """With double buffering two gradients of every worker can be under way; twice that is out of the ordinary."""
+    return 4 * num_workers

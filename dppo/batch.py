@@ -1,0 +1,173 @@
+"""What travels between collecting and learning: arrays, with a legend of their shapes.
+
+Uses NumPy only; made by rollout.py and learner.py, read by the losses and by the trajectory writer.
+
+Axes: T rows (time), N environments of the rank, B samples of a minibatch, D numbers of an observation, K numbers that
+parametrise the action distribution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(slots=True)
+class Episode:
+    """An episode that ended: where, and what it was worth."""
+
+    row: int
+    """Row of the worker's whole history (not of the rollout) in which it ended."""
+    env: int
+    """Global number of the environment."""
+    episode_return: float
+    """Undiscounted sum of raw rewards."""
+    length: int
+    """Transitions."""
+    truncated: bool
+    """Ended by a time limit, not by a terminal state."""
+
+
+@dataclass(slots=True)
+class Rollout:
+    """T rows of N environments, as they were lived through. All arrays are C-contiguous."""
+
+    first_row: int
+    """Number of row 0 in the worker's whole history."""
+    version: int
+    """Version of the parameters that acted."""
+    observations: np.ndarray
+    """[T, N, *obs] in the environment's own type, raw."""
+    inputs: np.ndarray
+    """[T, N, D] float32, what the network saw: normalised and flattened."""
+    actions: np.ndarray
+    """[T, N, *act] as sampled; Box actions in the policy's own units, not clipped."""
+    env_actions: np.ndarray
+    """[T, N, *act] as sent to the environment."""
+    rewards: np.ndarray
+    """[T, N] float32, raw."""
+    terminations: np.ndarray
+    """[T, N] bool."""
+    truncations: np.ndarray
+    """[T, N] bool."""
+    valid: np.ndarray
+    """[T, N] bool: False for a row that a native environment spent on a reset; it is no transition."""
+    heads: np.ndarray
+    """[T, N, K] float32: parameters of the distribution that the action was drawn from."""
+    log_probs: np.ndarray
+    """[T, N] float32: log-probability of the action."""
+    values: np.ndarray
+    """[T, N] float32: the critic's value of the observation."""
+    next_values: np.ndarray
+    """[T, N] float32: its value of what truly came next (also where a time limit cut the episode); 0 after a terminal
+    state.
+    """
+    final_rows: np.ndarray
+    """[F] int: rows in which an episode ended, with"""
+    final_envs: np.ndarray
+    """[F] int: its environment, and"""
+    final_observations: np.ndarray
+    """[F, *obs]: its true last observation."""
+    episodes: list[Episode] = field(default_factory=list)
+
+    @property
+    def num_rows(self) -> int:
+        """T; smaller than the horizon where collection was cut short."""
+        return int(self.rewards.shape[0])
+
+    @property
+    def num_steps(self) -> int:
+        """Valid transitions."""
+        return int(np.count_nonzero(self.valid))
+
+
+@dataclass(slots=True)
+class Minibatch:
+    """B samples, as a loss sees them."""
+
+    inputs: np.ndarray
+    """[B, D] float32."""
+    actions: np.ndarray
+    """[B, *act]."""
+    heads: np.ndarray
+    """[B, K] float32: the acting policy's head, for the exact KL."""
+    log_probs: np.ndarray
+    """[B] float32: of the acting policy."""
+    values: np.ndarray
+    """[B] float32: of the acting policy's critic."""
+    advantages: np.ndarray
+    """[B] float32."""
+    returns: np.ndarray
+    """[B] float32: the value targets."""
+
+    def __len__(self) -> int:
+        return len(self.log_probs)
+
+    def __getitem__(self, index: np.ndarray) -> Minibatch:
+        """The samples `index`, copied."""
+        return Minibatch(
+            self.inputs[index],
+            self.actions[index],
+            self.heads[index],
+            self.log_probs[index],
+            self.values[index],
+            self.advantages[index],
+            self.returns[index],
+        )
+
+
+@dataclass(slots=True)
+class Report:
+    """What a worker tells rank 0 of a rollout: counts, episodes, and where its environments stand after it.
+
+    The actions are only those of this rollout; rank 0 keeps the history since each episode's start, which is what a
+    resume replays.
+    """
+
+    worker: int
+    first_env: int
+    first_row: int
+    env_steps: int
+    episodes: list[Episode]
+    env_actions: np.ndarray
+    """[T, N, *act], T may be 0."""
+    episode_numbers: np.ndarray
+    """[N] int64, number of each environment's current episode."""
+    episode_first_rows: np.ndarray
+    """[N] int64, row in which it began."""
+    observations: np.ndarray
+    """[N, *obs], the next to act on."""
+    episode_returns: np.ndarray
+    """[N] float64, so far."""
+    episode_lengths: np.ndarray
+    """[N] int64, so far."""
+    discounted_returns: np.ndarray
+    """[N] float64, the running discounted return."""
+    collect_s: float
+    learn_s: float
+    """Of the iteration before."""
+    exchange_s: float
+    """Of the iteration before: waiting for other ranks, a part of learn_s."""
+    moment_sums: np.ndarray | None = None
+    """Async: sums of the rollout about the means that follow; in sync they travel with the statistics."""
+    moment_means: tuple[np.ndarray, np.ndarray] | None = None
+
+
+@dataclass(slots=True)
+class EnvState:
+    """Where one environment stands, so that it can be brought there again."""
+
+    env: int
+    """Global number."""
+    row: int
+    """Row of its worker's history."""
+    episode: int
+    """Number of the episode; with the run's seed it gives the episode's seed."""
+    actions: np.ndarray
+    """[L, *act] since the episode's start."""
+    observation: np.ndarray
+    """[*obs], what replaying them must lead to."""
+    episode_return: float
+    episode_length: int
+    discounted_return: float

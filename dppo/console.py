@@ -1,0 +1,64 @@
+"""What rank 0 shows: lines, and one progress line that is redrawn on a terminal and repeated at a sane rate in a file.
+
+Uses the standard library; run.py and the journal write through it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+
+
+def on_terminal() -> bool:
+    """Whether a person watches. Under mpirun a rank's own stdout is always a pseudo-terminal: its parent's says the
+    truth.
+    """
+    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+        return sys.stdout.isatty()
+    try:
+        return os.readlink(f"/proc/{os.getppid()}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
+    except OSError:
+        return False
+
+
+class Console:
+    """Prints for rank 0; silent where `enabled` is False."""
+
+    def __init__(self, interval_s: float, *, enabled: bool = True) -> None:
+        self._enabled = enabled
+        self._terminal = enabled and on_terminal()
+        self._interval_s = 0.1 if self._terminal else interval_s
+        self._next = 0.0
+        self._drawn = False
+
+    def line(self, text: str) -> None:
+        """A line that stays."""
+        if self._enabled:
+            self._clear()
+            print(text, flush=True)
+
+    def warn(self, text: str) -> None:
+        """A line on stderr that stays."""
+        self._clear()
+        print(f"dppo: {text}", file=sys.stderr, flush=True)
+
+    def progress_due(self) -> bool:
+        """Whether `progress` would show something now; asks before work is put into a text."""
+        return self._enabled and time.monotonic() >= self._next
+
+    def progress(self, text: str) -> None:
+        """Where the run stands."""
+        self._next = time.monotonic() + self._interval_s
+        if self._terminal:
+            width = shutil.get_terminal_size().columns
+            print("\r\x1b[2K" + text[: width - 1], end="", flush=True)
+            self._drawn = True
+        else:
+            print(text, flush=True)
+
+    def _clear(self) -> None:
+        if self._drawn:
+            print("\r\x1b[2K", end="", flush=True)
+            self._drawn = False

@@ -1,0 +1,58 @@
+"""How a run ends: the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than
+allowed.
+
+Uses the journal; the coordinators of both loops on rank 0 share it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dppo.exchange.server import Answer, Tag
+from dppo.journal import Journal
+
+GIVE_UP, LEAVE = 0.7, 0.9
+"""Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
+
+
+class WorkerError(RuntimeError):
+    """A worker cannot go on; the text is its own account, with rank and host."""
+
+
+class Ending:
+    """The end of a run, seen from rank 0."""
+
+    def __init__(self, journal: Journal, num_workers: int) -> None:
+        self._journal, self._present = journal, set(range(num_workers))
+        self.begun = False
+        self.abandoned = False
+        """Workers that did not leave in time are still there: only the launcher can end them."""
+
+    @property
+    def done(self) -> bool:
+        return self.begun and (not self._present or self.abandoned)
+
+    def begin(self, reason: str) -> list[Answer]:
+        """The journal has closed for `reason`: everyone stops."""
+        self.begun = True
+        return [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
+
+    def on_signal(self) -> list[Answer]:
+        """A worker was asked to save and leave: that holds for all."""
+        self._journal.preemption.request("a signal to a worker")
+        return []
+
+    def on_bye(self, worker: int) -> list[Answer]:
+        """A worker has left its loop."""
+        self._present.discard(worker)
+        return []
+
+    def idle(self) -> list[Answer]:
+        """Where the next boundary is too far away, the last one is saved."""
+        preemption = self._journal.preemption
+        if not self.begun and preemption.past(GIVE_UP):
+            self._journal.finish("preempted")
+            return self.begin("preempted")
+        if self.begun and preemption.past(LEAVE):
+            self.abandoned = True
+        return []

@@ -1,0 +1,226 @@
+"""python -m dppo.evaluate: episodes of a trained policy; `load_policy` for notebooks.
+
+Uses checkpoints, the policy and the environments; it needs no MPI.
+"""
+
+from __future__ import annotations
+
+from dppo import startup
+
+startup.limit_threads()
+
+import argparse  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any  # noqa: E402
+
+import gymnasium  # noqa: E402
+import numpy as np  # noqa: E402
+
+from dppo.algo.losses import METRICS  # noqa: E402
+from dppo.algo.moments import Normaliser  # noqa: E402
+from dppo.commandline import UsageError, load_config  # noqa: E402
+from dppo.config import Config  # noqa: E402
+from dppo.envs.vector import make_vector_env  # noqa: E402
+from dppo.models.policy import make_policy, observation_size  # noqa: E402
+from dppo.seeding import EpisodeSeeds, Purpose, generator  # noqa: E402
+from dppo.state import TrainingState  # noqa: E402
+from dppo.storage.checkpoint import newest_valid  # noqa: E402
+
+EXIT_USAGE = 2
+
+
+class Policy:
+    """A trained policy with the moments it was trained under, frozen.
+
+    Attributes:
+      config: of the run.
+      env_steps: that it had seen.
+    """
+
+    def __init__(
+        self, config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space, saved: dict[str, Any]
+    ) -> None:
+        rng = generator(config.seed, Purpose.INIT)
+        self._policy = make_policy(observation_space, action_space, config.model, rng, len(METRICS))
+        self._normaliser = Normaliser(observation_size(observation_space), config.moments)
+        state = TrainingState(self._policy.flat, self._normaliser, config)
+        state.load(saved)
+        self._shape = observation_space.shape or ()
+        self._noise = generator(config.seed, Purpose.EVALUATION)
+        self.config, self.env_steps = config, state.env_steps
+
+    def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
+        array = np.asarray(observation)
+        if array.shape == self._shape:
+            return self._normaliser.inputs(array[None]), True
+        if array.shape[1:] == self._shape:
+            return self._normaliser.inputs(array), False
+        raise ValueError(f"expected an observation {self._shape} or a batch [B, *{self._shape}], got {array.shape}")
+
+    def act(self, observation: np.ndarray, *, stochastic: bool = False) -> np.ndarray:
+        """The action for one observation [*obs], or the actions for a batch [B, *obs], as the environment wants them.
+
+        Args:
+          observation: raw, as the environment gives it.
+          stochastic: sample instead of taking the most probable action.
+        """
+        inputs, single = self._batch(observation)
+        distribution = self._policy.distribution
+        if stochastic:
+            draw = self._noise.standard_normal if distribution.noise_kind == "normal" else self._noise.random
+            noise = draw((len(inputs), distribution.noise_size), dtype=np.float32)
+            actions = self._policy.act(inputs, noise)[0]
+        else:
+            actions = self._policy.greedy(inputs)
+        env_actions = distribution.to_env(actions)
+        return env_actions[0] if single else env_actions
+
+    def value(self, observation: np.ndarray) -> np.ndarray:
+        """The critic's value of one observation or of a batch, [] or [B], in units of the environment's reward."""
+        inputs, single = self._batch(observation)
+        values = self._policy.value(inputs) / self._normaliser.reward_scale
+        return values[0] if single else values
+
+
+def load_policy(run_dir: str | Path) -> Policy:
+    """The policy of a run's newest valid checkpoint.
+
+    Raises:
+      UsageError: (a ValueError) where there is no run, no valid checkpoint or no such environment.
+    """
+    folder = Path(run_dir)
+    config = load_config(folder)
+    saved, skipped = newest_valid(folder)
+    for line in skipped:
+        print(f"dppo: {line}", file=sys.stderr)
+    if saved is None:
+        raise UsageError(f"{folder} has no valid checkpoint: {'; '.join(skipped) or 'there is none'}")
+    try:
+        env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
+        env.close()
+        return Policy(config, env.observation_space, env.action_space, saved.state)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def evaluate(
+    policy: Policy, episodes: int, seed: int = 0, *, stochastic: bool = False
+) -> tuple[list[float], list[int]]:
+    """Returns and lengths of whole episodes, in a fixed order; the same for the same seed.
+
+    Each of several environments plays its share, so that short episodes do not push long ones out of the sample.
+    """
+    num_envs = min(episodes, 20)
+    seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
+    # a native vector form is not what a policy is judged by: its environments cannot be started from a seed
+    vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
+    envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
+    done: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
+    observations = envs.reset()
+    while any(len(d) < q for d, q in zip(done, quota, strict=True)):
+        step = envs.step(policy.act(observations, stochastic=stochastic))
+        observations = step.observations
+        returns += step.rewards
+        lengths += 1
+        for i in step.final_envs:
+            if len(done[i]) < quota[i]:
+                done[i].append((float(returns[i]), int(lengths[i])))
+            returns[i], lengths[i] = 0.0, 0
+    envs.close()
+    listed = [pair for d in done for pair in d]
+    return [r for r, _ in listed], [length for _, length in listed]
+
+
+def record(policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic: bool) -> list[Path]:
+    """Plays `episodes` before Gymnasium's own recorder; MP4 files, named after the environment, in `folder`."""
+    before = set(folder.glob("*.mp4")) if folder.exists() else set()
+    try:
+        env = gymnasium.make(policy.config.env, render_mode="rgb_array")
+        recorder = gymnasium.wrappers.RecordVideo(
+            env, str(folder), episode_trigger=lambda _: True, name_prefix="episode", disable_logger=True
+        )
+        seeds = EpisodeSeeds(seed, 0, 1, Purpose.EVALUATION)
+        for _ in range(episodes):
+            observation, _ = recorder.reset(seed=seeds.next(0))
+            ended = False
+            while not ended:
+                action = policy.act(observation, stochastic=stochastic)
+                observation, _, terminated, truncated, _ = recorder.step(action)
+                ended = terminated or truncated
+        recorder.close()
+    except gymnasium.error.Error as error:
+        raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
+    return sorted(set(folder.glob("*.mp4")) - before)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dppo.evaluate", description="Plays episodes with a trained policy."
+    )
+    parser.add_argument("run_dir", type=Path, help="directory of the run")
+    parser.add_argument("--episodes", type=int, default=100, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: %(default)s)")
+    parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most probable")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    parser.add_argument("--video", type=Path, metavar="DIR", help="record up to three episodes as MP4 files in DIR")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    args = _parser().parse_args(argv)
+    try:
+        if args.episodes < 1:
+            raise UsageError(f"--episodes {args.episodes} must be at least 1")
+        if not 0 <= args.seed < 2**63:
+            raise UsageError(f"--seed {args.seed} must lie in [0, 2**63)")
+        policy = load_policy(args.run_dir)
+        returns, lengths = evaluate(policy, args.episodes, args.seed, stochastic=args.stochastic)
+        videos = []
+        if args.video is not None:
+            count = min(args.episodes, 3)
+            videos = record(policy, count, args.seed, args.video, stochastic=args.stochastic)
+    except UsageError as error:
+        print(f"dppo: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    figures = {
+        "mean": float(np.mean(returns)),
+        "median": float(np.median(returns)),
+        "min": float(np.min(returns)),
+        "max": float(np.max(returns)),
+    }
+    if args.json:
+        out = figures | {
+            "std": float(np.std(returns)),
+            "episodes": args.episodes,
+            "length_mean": float(np.mean(lengths)),
+        }
+        out |= {"seed": args.seed, "env": policy.config.env, "env_steps": policy.env_steps}
+        print(json.dumps(out | ({"videos": [str(v) for v in videos]} if args.video else {})))
+        return 0
+    _show(policy, figures, args, videos)
+    return 0
+
+
+def _show(policy: Policy, figures: dict[str, float], args: argparse.Namespace, videos: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    how = "stochastic" if args.stochastic else "greedy"
+    table = Table(title=f"{policy.config.env}, {args.episodes} {how} episodes, after {policy.env_steps:,} steps")
+    for name in figures:
+        table.add_column(name, justify="right")
+    table.add_row(*(f"{value:.2f}" for value in figures.values()))
+    console = Console()
+    console.print(table)
+    for video in videos:
+        console.print(f"video: {video}", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

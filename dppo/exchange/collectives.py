@@ -1,0 +1,33 @@
+"""Decisions that all ranks take together, at start-up and at the end; pickled, because they are rare.
+
+Uses mpi4py; run.py calls them at its top level.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mpi4py import MPI
+
+
+def first_error(comm: MPI.Comm, error: str | None) -> str | None:
+    """Collective over `comm`. The error of the lowest rank that has one, with its rank where it is not rank 0; else
+    None.
+    """
+    errors = comm.allgather(error)
+    for rank, text in enumerate(errors):
+        if text is not None:
+            return text if rank == 0 or comm.size == 1 else f"rank {rank} on {MPI.Get_processor_name()}: {text}"
+    return None
+
+
+def from_rank_zero(comm: MPI.Comm, value: Any) -> Any:
+    """Collective over `comm`. Rank 0's `value`, on every rank."""
+    return comm.bcast(value, root=0)
+
+
+def assert_in_sync(comm: MPI.Comm, fingerprint: str) -> None:
+    """Collective over `comm`. Raises AssertionError, on every rank alike, if the fingerprints differ."""
+    fingerprints = comm.allgather(fingerprint)
+    if len(set(fingerprints)) > 1:
+        raise AssertionError(f"ranks have drifted apart: {dict(enumerate(fingerprints))}")

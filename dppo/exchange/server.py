@@ -1,0 +1,305 @@
+"""The parameter server and the links to it: who says what to rank 0, and what it answers.
+
+Uses mpi4py; run.py and the two training loops build on it. Three parts:
+
+- `ParameterServer`: pure. It gathers version-tagged vectors until a quorum is there, and says whom to answer.
+- `serve`: rank 0's loop. It polls for messages, hands them to a `Coordinator` and sends what that answers; between
+messages it
+  sleeps.
+- `MPILink` and `LocalLink`: a worker's end. With one rank, worker and server share a process and `LocalLink` calls the
+  coordinator directly; nothing else differs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from mpi4py import MPI
+
+from dppo.batch import Report
+from dppo.exchange.waiting import Backoff
+from dppo.models.flat import FlatParameters
+
+
+class Tag(IntEnum):
+    """Kinds of messages; the first group goes to rank 0, the second comes from it."""
+
+    REPORT = 1
+    SUMS = 2
+    GRADIENT = 3
+    BOUNDARY = 4
+    FAILURE = 5
+    SIGNAL = 6
+    BYE = 7
+
+    REPLY = 11
+    CONTINUE = 12
+    STOP = 13
+
+
+class Answer(NamedTuple):
+    """A message from the server to a worker."""
+
+    worker: int
+    tag: Tag
+    message: np.ndarray
+    """uint8; shared between answers of a round, never written again."""
+
+
+NOTHING = np.empty(0, np.uint8)
+
+
+class Coordinator(Protocol):
+    """What rank 0 does with messages; one for each mode. All are called in rank 0's one thread."""
+
+    @property
+    def done(self) -> bool:
+        """The run has ended and every worker has said goodbye."""
+
+    def on_report(self, report: Report) -> list[Answer]: ...
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]: ...
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]: ...
+    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]: ...
+    def on_failure(self, worker: int, text: str) -> list[Answer]: ...
+    def on_signal(self) -> list[Answer]: ...
+    def on_bye(self, worker: int) -> list[Answer]: ...
+    def idle(self) -> list[Answer]:
+        """Called between messages: clocks and signals."""
+
+
+class Round(NamedTuple):
+    """What became of a vector that reached the server."""
+
+    total: np.ndarray | None
+    """The sum over the quorum, in rank order, where this vector completed it."""
+    answer: Sequence[int]
+    """Workers that wait for the outcome of this round, or, where `total` is None, one that came too late."""
+
+
+class ParameterServer:
+    """Gathers vectors tagged with the version they were computed from; a full quorum closes a round: version + 1.
+
+    quorum W is fully synchronous, W - D drops stragglers (Heess et al. 2017), 1 is A3C; Zhang et al. 2016 call the
+    family n-softsync. A vector whose weight is 0 is too late: it is counted and never added to another round.
+
+    Args:
+      weight: staleness -> weight; 0 drops. Synchronous: 1 for 0, else 0.
+      gradient_size: P; a weight scales the gradient, not the sample count behind it.
+    """
+
+    def __init__(self, num_workers: int, quorum: int, weight: Any, gradient_size: int) -> None:
+        assert 1 <= quorum <= num_workers
+        self.version = 0
+        self.late = 0
+        self.staleness: Counter[int] = Counter()
+        self._quorum, self._weight, self._gradient_size = quorum, weight, gradient_size
+        self._arrived: dict[int, np.ndarray] = {}
+
+    def handle(self, worker: int, version: int, vector: np.ndarray, *, is_gradient: bool) -> Round:
+        """Takes a vector in. It is kept, not copied."""
+        staleness = self.version - version
+        if is_gradient:
+            self.staleness[staleness] += 1
+        weight = self._weight(staleness)
+        if weight == 0.0:
+            self.late += 1
+            return Round(None, (worker,))
+        if weight != 1.0:
+            vector[: self._gradient_size] *= np.float32(weight)
+        assert worker not in self._arrived, f"worker {worker} sent twice in round {self.version}"
+        self._arrived[worker] = vector
+        if len(self._arrived) < self._quorum:
+            return Round(None, ())
+        order = sorted(self._arrived)
+        total = self._arrived[order[0]]
+        for w in order[1:]:
+            total += self._arrived[w]
+        self._arrived = {}
+        self.version += 1
+        return Round(total, order)
+
+
+def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int) -> None:
+    """Rank 0's loop until the run has ended. Not collective: it only answers."""
+    status = MPI.Status()
+    backoff = Backoff()
+    sent: list[tuple[MPI.Request, np.ndarray]] = []
+    while not coordinator.done:
+        if comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
+            message = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+            comm.Recv([message, MPI.BYTE], status.Get_source(), status.Get_tag())
+            worker = status.Get_source() - first_worker_rank
+            answers = dispatch(coordinator, worker, Tag(status.Get_tag()), message)
+            backoff.reset()
+        else:
+            answers = coordinator.idle()
+            if not answers:
+                backoff.pause()
+        for answer in answers:
+            rank = answer.worker + first_worker_rank
+            sent.append((comm.Isend([answer.message, MPI.BYTE], rank, int(answer.tag)), answer.message))
+        if sent:
+            sent = [(request, message) for request, message in sent if not request.Test()]
+    for request, _ in sent:
+        request.Wait()
+
+
+def dispatch(coordinator: Coordinator, worker: int, tag: Tag, message: np.ndarray) -> list[Answer]:
+    """Calls what a message is for."""
+    if tag == Tag.REPORT:
+        return coordinator.on_report(pickle.loads(message.tobytes()))
+    if tag == Tag.SUMS:
+        vector = message.view(np.float64)
+        return coordinator.on_sums(worker, int(vector[0]), vector[1:])
+    if tag == Tag.GRADIENT:
+        version = int(message[-8:].view(np.int64)[0])
+        return coordinator.on_gradient(worker, version, message[:-8].view(np.float32))
+    if tag == Tag.BOUNDARY:
+        return coordinator.on_boundary(worker, message)
+    if tag == Tag.FAILURE:
+        return coordinator.on_failure(worker, message.tobytes().decode(errors="replace"))
+    if tag == Tag.SIGNAL:
+        return coordinator.on_signal()
+    assert tag == Tag.BYE, tag
+    return coordinator.on_bye(worker)
+
+
+class Link:
+    """A worker's end of the conversation with rank 0. What comes in is sorted: replies, verdicts, the order to stop.
+
+    Args:
+      asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
+    """
+
+    def __init__(self, asked_to_leave: Callable[[], bool]) -> None:
+        self.stopped = False
+        self.waited_s = 0.0
+        self._asked_to_leave, self._signalled = asked_to_leave, False
+        self._replies: deque[np.ndarray] = deque()
+        self._verdicts = 0
+
+    def _send(self, tag: Tag, message: np.ndarray) -> None:
+        """Starts sending uint8 `message`, which the caller does not write again before the next answer."""
+        raise NotImplementedError
+
+    def _poll(self) -> bool:
+        """Takes in one message if there is one; never waits."""
+        raise NotImplementedError
+
+    def _take(self, tag: Tag, message: np.ndarray) -> None:
+        if tag == Tag.STOP:
+            self.stopped = True
+        elif tag == Tag.CONTINUE:
+            self._verdicts += 1
+        else:
+            assert tag == Tag.REPLY, tag
+            self._replies.append(message)
+
+    def _wait_for(self, there: Any) -> None:
+        since = time.monotonic()
+        backoff = Backoff(longest_s=0.002)
+        while not there() and not self.stopped:
+            if not self._poll():
+                backoff.pause()
+        self.waited_s += time.monotonic() - since
+
+    def report(self, report: Report) -> None:
+        """Tells rank 0 of a rollout; nobody waits."""
+        self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
+
+    def boundary(self, message: np.ndarray) -> None:
+        """Tells rank 0 the state at an iteration's end (allreduce, one worker); nobody waits."""
+        self._send(Tag.BOUNDARY, message)
+
+    def sums(self, version: int, vector: np.ndarray) -> None:
+        """Sends float64 sums to be added up by the server."""
+        self._send(Tag.SUMS, np.concatenate(([float(version)], vector)).view(np.uint8))
+
+    def gradient(self, version: int, flat: FlatParameters) -> None:
+        """Sends the flat gradient with its metric sums, computed from parameters `version`."""
+        message = np.empty(flat.summed.nbytes + 8, np.uint8)
+        message[:-8] = flat.summed.view(np.uint8)
+        message[-8:] = np.array([version], np.int64).view(np.uint8)
+        self._send(Tag.GRADIENT, message)
+
+    def reply(self, *, wait: bool) -> np.ndarray | None:
+        """The server's next reply; None where there is none yet (wait=False) or the run has ended."""
+        if wait:
+            self._wait_for(lambda: self._replies)
+        else:
+            while self._poll():
+                pass
+        return self._replies.popleft() if self._replies else None
+
+    def verdict(self) -> bool:
+        """Waits for rank 0's word on the last boundary: True where the run ends there."""
+        self._wait_for(lambda: self._verdicts)
+        self._verdicts -= not self.stopped
+        return self.stopped
+
+    def stop_requested(self) -> bool:
+        """Whether rank 0 has ended the run; a probe, asked before every row of a rollout."""
+        if self._asked_to_leave() and not self._signalled:
+            self._signalled = True
+            self._send(Tag.SIGNAL, NOTHING)
+        self._poll()
+        return self.stopped
+
+    def failure(self, text: str) -> None:
+        """Tells rank 0 that this worker cannot go on."""
+        self._send(Tag.FAILURE, np.frombuffer(text.encode(), np.uint8))
+
+    def bye(self) -> None:
+        """The last word; everything sent before it has arrived when this returns."""
+        self._send(Tag.BYE, NOTHING)
+
+
+class MPILink(Link):
+    """To another process."""
+
+    def __init__(self, comm: MPI.Comm, asked_to_leave: Callable[[], bool], server: int = 0) -> None:
+        super().__init__(asked_to_leave)
+        self._comm, self._server = comm, server
+        self._status = MPI.Status()
+        self._sent: list[tuple[MPI.Request, np.ndarray]] = []
+
+    def _send(self, tag: Tag, message: np.ndarray) -> None:
+        self._sent = [(r, m) for r, m in self._sent if not r.Test()]
+        self._sent.append((self._comm.Isend([message, MPI.BYTE], self._server, int(tag)), message))
+
+    def _poll(self) -> bool:
+        if not self._comm.Iprobe(self._server, MPI.ANY_TAG, self._status):
+            return False
+        message = np.empty(self._status.Get_count(MPI.BYTE), np.uint8)
+        self._comm.Recv([message, MPI.BYTE], self._server, self._status.Get_tag())
+        self._take(Tag(self._status.Get_tag()), message)
+        return True
+
+    def bye(self) -> None:
+        super().bye()
+        for request, _ in self._sent:
+            request.Wait()
+
+
+class LocalLink(Link):
+    """To a coordinator in this process: the one rank that is server and worker at once."""
+
+    def __init__(self, coordinator: Coordinator, asked_to_leave: Callable[[], bool]) -> None:
+        super().__init__(asked_to_leave)
+        self._coordinator = coordinator
+
+    def _send(self, tag: Tag, message: np.ndarray) -> None:
+        for answer in dispatch(self._coordinator, 0, tag, message.copy()):
+            self._take(answer.tag, answer.message)
+
+    def _poll(self) -> bool:
+        answers = self._coordinator.idle()
+        for answer in answers:
+            self._take(answer.tag, answer.message)
+        return bool(answers)

@@ -1,0 +1,182 @@
+"""From a rollout to gradients: advantages, statistics, epochs and minibatches, loss -> gradient in the flat buffer.
+
+Uses algo, models and batch; both training loops call it. It knows no MPI: what has to be added up over ranks is
+handed out as one float64 vector (`Batch.statistics`) or left in the flat buffer (`gradient`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dppo.algo import losses, returns
+from dppo.algo.moments import Normaliser
+from dppo.batch import Minibatch, Rollout
+from dppo.config import Config
+from dppo.models.policy import ActorCritic
+from dppo.seeding import Purpose, generator
+
+STATISTICS = ("stop", "samples", "env_steps", "adv", "adv2", "target", "target2", "error", "error2")
+"""First entries of a rollout's statistics; the moments' sums follow. `stop` is 1 where a worker knows that the run
+has ended.
+"""
+
+
+@dataclass(slots=True)
+class Batch:
+    """A worker's rollout, ready for minibatches, and what the ranks have to add up first."""
+
+    samples: Minibatch
+    statistics: np.ndarray
+    """[len(STATISTICS) + moments] float64, sums over this worker's samples."""
+
+
+def explained_variance(totals: np.ndarray) -> float:
+    """Of the acting critic, from the added-up statistics."""
+    named = dict(zip(STATISTICS, totals, strict=False))
+    return losses.explained_variance(
+        (named["target"], named["target2"]), (named["error"], named["error2"]), named["samples"]
+    )
+
+
+class Learner:
+    """Turns rollouts into gradients of the configured loss.
+
+    Args:
+      worker: stable number of the worker; the shuffling stream follows it.
+    """
+
+    def __init__(self, policy: ActorCritic, normaliser: Normaliser, config: Config, worker: int) -> None:
+        self.policy, self.normaliser, self.config, self._worker = policy, normaliser, config, worker
+        self._ppo = config.loss == "ppo"
+        self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
+        self._lam = config.ppo.lam if self._ppo else config.a3c.lam
+        self._normalizes = config.ppo.normalize_advantages if self._ppo else config.a3c.normalize_advantages
+        self.epochs, self.minibatches_per_epoch = (config.ppo.epochs, config.ppo.minibatches) if self._ppo else (1, 1)
+        self.needs_mean_kl = self._ppo and config.ppo.objective == "kl"
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Gradients that a rollout gives, unless the KL stops earlier."""
+        return self.epochs * self.minibatches_per_epoch
+
+    @property
+    def num_statistics(self) -> int:
+        """Length of `Batch.statistics`."""
+        return len(STATISTICS) + self.normaliser.num_sums
+
+    def prepare(self, rollout: Rollout, discounted_returns: np.ndarray, *, stop: bool = False) -> Batch:
+        """Advantages, value targets and statistics of a rollout.
+
+        Args:
+          rollout: T rows of N environments; T may be 0 where it was given up.
+          discounted_returns: [T, N] float64, of the raw rewards.
+          stop: goes into the statistics: this worker knows that the run has ended.
+        """
+        t, n = rollout.rewards.shape
+        rewards = rollout.rewards * np.float32(self.normaliser.reward_scale)
+        dones = rollout.terminations | rollout.truncations
+        values = rollout.values
+        if t and self.config.vtrace:
+            advantages, targets, values = self._vtrace(rollout, rewards, dones)
+        else:
+            advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
+
+        keep = slice(None) if rollout.valid.all() else rollout.valid.reshape(-1)
+
+        def flat(array: np.ndarray) -> np.ndarray:
+            return array.reshape(t * n, *array.shape[2:])[keep]
+
+        samples = Minibatch(
+            flat(rollout.inputs), flat(rollout.actions), flat(rollout.heads), flat(rollout.log_probs), flat(values),
+            flat(advantages), flat(targets),
+        )  # fmt: skip
+        adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
+        error = target - flat(rollout.values)
+        sums = [float(stop), len(samples), rollout.num_steps]
+        sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
+        moments = self.normaliser.deltas(
+            flat(rollout.observations.reshape(t, n, -1)) if t else np.empty((0, len(self.normaliser.frozen_mean))),
+            flat(discounted_returns)[:, None],
+        )
+        return Batch(samples, np.concatenate((sums, moments)))
+
+    def _vtrace(
+        self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Targets of the present policy, which may be newer than the one that acted."""
+        t, n = rewards.shape
+        head, value = self.policy.forward(rollout.inputs.reshape(t * n, -1))
+        actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
+        log_probs = self.policy.distribution.log_prob_entropy(head, actions)[0].reshape(t, n)
+        values = value.reshape(t, n).copy()
+        # the value of what came next, where it is the next row's, is the present critic's too; elsewhere the acting
+        # one's
+        next_values = rollout.next_values.copy()
+        inside = ~dones[:-1]
+        next_values[:-1][inside] = values[1:][inside]
+        advantages, targets = returns.vtrace(
+            rewards, values, next_values, dones, log_probs - rollout.log_probs, self.gamma, self._lam
+        )
+        return advantages, targets, values
+
+    def normalise_advantages(self, batch: Batch, totals: np.ndarray) -> None:
+        """To mean 0 and deviation 1 over the samples behind `totals`, the added-up statistics."""
+        if not self._normalizes:
+            return
+        _, count, _, total, square = totals[:5]
+        mean = total / max(count, 1.0)
+        std = np.sqrt(max(square / max(count, 1.0) - mean * mean, 0.0))
+        batch.samples.advantages = ((batch.samples.advantages - mean) / (std + 1e-6)).astype(np.float32)
+
+    def minibatches(self, batch: Batch, iteration: int) -> Iterator[Minibatch]:
+        """epochs x minibatches, shuffled anew each epoch from the worker's stream of this iteration."""
+        if self.updates_per_rollout == 1:
+            yield batch.samples
+            return
+        rng = generator(self.config.seed, Purpose.SHUFFLE, self._worker, iteration)
+        for _ in range(self.epochs):
+            order = rng.permutation(len(batch.samples))
+            for part in np.array_split(order, self.minibatches_per_epoch):
+                yield batch.samples[part]
+
+    def gradient(
+        self, samples: Minibatch, kl_coef: float = 0.0, mean_kl: Callable[[float, int], float] | None = None
+    ) -> None:
+        """Writes the loss's gradient and metric sums, both summed over the samples, into `flat.summed`.
+
+        Args:
+          kl_coef: the KL penalty's present weight.
+          mean_kl: averages (sum of KL, samples) over all ranks; needed where `needs_mean_kl`, so that the hinge is
+          the same
+            under any layout.
+
+        Raises:
+          FloatingPointError: where the loss is not finite.
+        """
+        flat, distribution = self.policy.flat, self.policy.distribution
+        head, value = self.policy.forward(samples.inputs)
+        if self._ppo:
+            kl = 0.0
+            if self.needs_mean_kl:
+                assert mean_kl is not None
+                kl = mean_kl(losses.kl_sum(distribution, head, samples), len(samples))
+            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, kl)
+        else:
+            loss = losses.a3c(distribution, head, value, samples, self.config.a3c)
+        if not np.isfinite(loss.sums).all():
+            raise FloatingPointError(_first_bad(head, value, samples))
+        self.policy.backward(loss.d_head, loss.d_value)
+        flat.sums[:] = loss.sums
+
+
+def _first_bad(head: np.ndarray, value: np.ndarray, samples: Minibatch) -> str:
+    arrays = {"inputs": samples.inputs, "advantages": samples.advantages, "value targets": samples.returns}
+    arrays |= {"the network's head": head, "the network's value": value}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            index = np.argwhere(~np.isfinite(array))[0].tolist()
+            return f"the loss is not finite: first bad array is {name}, at {index}; a smaller optim.lr may help"
+    return "the loss is not finite, though its inputs are: a smaller optim.lr may help"

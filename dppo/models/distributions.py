@@ -1,0 +1,268 @@
+"""Action distributions on the network's head: sampling, log-probabilities, entropies, KL, and their gradients, in
+NumPy.
+
+Uses NumPy and gymnasium's spaces; policy.py chooses one by the action space, losses differentiate through it.
+
+A distribution is parametrised by `head` [B, K]. The noise that a sample needs comes in as an argument, drawn from the
+environment's own stream, so that sampling is a pure function.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+LOG_2PI = math.log(2.0 * math.pi)
+
+
+def _log_softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+class Categorical:
+    """One of K actions, from K logits. actions: [B] int64; noise: [B, 1] uniform (inverse of the cumulative
+    distribution).
+    """
+
+    noise_kind, noise_size = "uniform", 1
+    network_outputs: int
+
+    def __init__(self, space: spaces.Discrete) -> None:
+        self.head_size = self.network_outputs = int(space.n)
+        self._start = int(space.start)
+
+    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """[B] actions."""
+        cumulative = np.exp(head - head.max(axis=-1, keepdims=True)).cumsum(axis=-1)
+        # the last logit is left out: whatever rounding does, the index stays below K
+        return (cumulative[:, :-1] <= noise * cumulative[:, -1:]).sum(axis=-1)
+
+    def mode(self, head: np.ndarray) -> np.ndarray:
+        """[B] most probable actions."""
+        return head.argmax(axis=-1)
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment wants them."""
+        return actions + self._start if self._start else actions
+
+    def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B] log-probabilities of `actions`, [B] entropies."""
+        log_p = _log_softmax(head)
+        return log_p[np.arange(len(head)), actions], -(np.exp(log_p) * log_p).sum(axis=-1)
+
+    def backward(self, head: np.ndarray, actions: np.ndarray, d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
+        """[B, K]: d log p_a / dz = onehot(a) - p, dH/dz = -p (log p + H)."""
+        log_p = _log_softmax(head)
+        p = np.exp(log_p)
+        d_head = -p * d_log_prob[:, None]
+        d_head[np.arange(len(head)), actions] += d_log_prob
+        if d_entropy:
+            entropy = -(p * log_p).sum(axis=-1, keepdims=True)
+            d_head -= d_entropy * p * (log_p + entropy)
+        return d_head
+
+    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """[B] KL[old | new]."""
+        old = _log_softmax(old_head)
+        return (np.exp(old) * (old - _log_softmax(head))).sum(axis=-1)
+
+    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
+        """[B, K]: weight (p - p_old)."""
+        return weight * (np.exp(_log_softmax(head)) - np.exp(_log_softmax(old_head)))
+
+
+class MultiCategorical:
+    """Independent categoricals side by side. actions: [B, M] int64; noise: [B, M] uniform."""
+
+    noise_kind = "uniform"
+    network_outputs: int
+
+    def __init__(self, space: spaces.MultiDiscrete) -> None:
+        self._shape, sizes = space.shape, space.nvec.reshape(-1)
+        starts = np.asarray(space.start).reshape(-1)
+        self._parts = [Categorical(spaces.Discrete(int(n), start=int(s))) for n, s in zip(sizes, starts, strict=True)]
+        edges = np.concatenate(([0], np.cumsum(sizes)))
+        self._slices = [slice(int(a), int(b)) for a, b in itertools.pairwise(edges)]
+        self._starts = starts
+        self.noise_size = len(sizes)
+        self.head_size = self.network_outputs = int(edges[-1])
+
+    def _each(self, head: np.ndarray) -> Any:
+        return zip(range(self.noise_size), self._parts, [head[:, s] for s in self._slices], strict=True)
+
+    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """[B, M] actions."""
+        return np.stack([part.sample(h, noise[:, m : m + 1]) for m, part, h in self._each(head)], axis=-1)
+
+    def mode(self, head: np.ndarray) -> np.ndarray:
+        """[B, M] most probable actions."""
+        return np.stack([part.mode(h) for _, part, h in self._each(head)], axis=-1)
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment wants them."""
+        return (actions + self._starts).reshape(len(actions), *self._shape)
+
+    def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B] log-probabilities of `actions`, [B] entropies: sums over the parts."""
+        pairs = [part.log_prob_entropy(h, actions[:, m]) for m, part, h in self._each(head)]
+        return np.sum([p[0] for p in pairs], axis=0), np.sum([p[1] for p in pairs], axis=0)
+
+    def backward(self, head: np.ndarray, actions: np.ndarray, d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
+        """[B, K], the parts side by side."""
+        parts = [part.backward(h, actions[:, m], d_log_prob, d_entropy) for m, part, h in self._each(head)]
+        return np.concatenate(parts, axis=-1)
+
+    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """[B] KL[old | new]."""
+        return np.sum(
+            [part.kl(old_head[:, s], head[:, s]) for part, s in zip(self._parts, self._slices, strict=True)], 0
+        )
+
+    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
+        """[B, K]."""
+        pairs = zip(self._parts, self._slices, strict=True)
+        return np.concatenate([part.kl_backward(old_head[:, s], head[:, s], weight) for part, s in pairs], axis=-1)
+
+
+class Bernoulli:
+    """Independent bits, from one logit each. actions: [B, M] int8; noise: [B, M] uniform."""
+
+    noise_kind = "uniform"
+    network_outputs: int
+
+    def __init__(self, space: spaces.MultiBinary) -> None:
+        self._shape = space.shape
+        self.head_size = self.network_outputs = self.noise_size = int(np.prod(space.shape))
+
+    @staticmethod
+    def _sigmoid(logits: np.ndarray) -> np.ndarray:
+        return 0.5 * (1.0 + np.tanh(0.5 * logits))
+
+    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """[B, M] bits."""
+        return (noise < self._sigmoid(head)).astype(np.int8)
+
+    def mode(self, head: np.ndarray) -> np.ndarray:
+        """[B, M] most probable bits."""
+        return (head > 0).astype(np.int8)
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment wants them."""
+        return actions.reshape(len(actions), *self._shape)
+
+    def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B] log-probabilities of `actions`, [B] entropies: sums over the bits."""
+        softplus = np.logaddexp(np.float32(0), head)
+        return (actions * head - softplus).sum(axis=-1), (softplus - head * self._sigmoid(head)).sum(axis=-1)
+
+    def backward(self, head: np.ndarray, actions: np.ndarray, d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
+        """[B, M]: d log p / dz = a - p, dH/dz = -z p (1 - p)."""
+        p = self._sigmoid(head)
+        return (actions - p) * d_log_prob[:, None] - d_entropy * head * p * (1.0 - p)
+
+    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """[B] KL[old | new]."""
+        zero = np.float32(0)
+        gap = np.logaddexp(zero, head) - np.logaddexp(zero, old_head)
+        return (self._sigmoid(old_head) * (old_head - head) + gap).sum(axis=-1)
+
+    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
+        """[B, M]: weight (p - p_old)."""
+        return weight * (self._sigmoid(head) - self._sigmoid(old_head))
+
+
+class DiagGaussian:
+    """Independent normals with a state-independent log standard deviation. head: [B, 2 A], mean then log std;
+    actions: [B, A] float32, not clipped; noise: [B, A] standard normal.
+
+    The policy's units: where the Box is bounded, [-1, 1] is mapped on [low, high], so that initial weights and noise
+    fit any range; elsewhere the units are the environment's. On the way to the environment actions are clipped to the
+    bounds.
+    """
+
+    noise_kind = "normal"
+    network_outputs: int
+
+    def __init__(self, space: spaces.Box) -> None:
+        self._space = space
+        low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
+        bounded = (np.abs(low) < 1e6) & (np.abs(high) < 1e6)  # some environments write "unbounded" as a huge number
+        self._centre = np.where(bounded, (low + high) / 2, 0.0).astype(np.float32)
+        self._scale = np.where(bounded, (high - low) / 2, 1.0).astype(np.float32)
+        self.noise_size = self.network_outputs = len(low)
+        self.head_size = 2 * self.noise_size
+
+    def _split(self, head: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return head[:, : self.noise_size], head[:, self.noise_size :]
+
+    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """[B, A] actions."""
+        mean, log_std = self._split(head)
+        return mean + np.exp(log_std) * noise
+
+    def mode(self, head: np.ndarray) -> np.ndarray:
+        """[B, A] means."""
+        return self._split(head)[0].copy()
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as the environment wants them: scaled to the Box, clipped to its bounds."""
+        scaled = (self._centre + self._scale * actions).reshape(len(actions), *self._space.shape)
+        clipped = np.minimum(np.maximum(scaled, self._space.low), self._space.high)
+        return clipped.astype(self._space.dtype, copy=False)
+
+    def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """[B] log-densities of `actions` in the policy's units, [B] entropies."""
+        mean, log_std = self._split(head)
+        z = (actions - mean) * np.exp(-log_std)
+        total = log_std.sum(axis=-1)
+        constant = np.float32(0.5 * LOG_2PI * self.noise_size)
+        return -0.5 * (z * z).sum(axis=-1) - total - constant, total + constant + np.float32(0.5 * self.noise_size)
+
+    def backward(self, head: np.ndarray, actions: np.ndarray, d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
+        """[B, 2 A]: d log p / d mean = z / std, d log p / d log std = z^2 - 1, dH / d log std = 1."""
+        mean, log_std = self._split(head)
+        inverse_std = np.exp(-log_std)
+        z = (actions - mean) * inverse_std
+        d_head = np.empty_like(head)
+        np.multiply(z * inverse_std, d_log_prob[:, None], out=d_head[:, : self.noise_size])
+        np.multiply(z * z - 1.0, d_log_prob[:, None], out=d_head[:, self.noise_size :])
+        d_head[:, self.noise_size :] += d_entropy
+        return d_head
+
+    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """[B] KL[old | new]."""
+        (mean0, log_std0), (mean1, log_std1) = self._split(old_head), self._split(head)
+        square = np.exp(2 * log_std0) + (mean0 - mean1) ** 2
+        return (log_std1 - log_std0 + 0.5 * square * np.exp(-2 * log_std1) - 0.5).sum(axis=-1)
+
+    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
+        """[B, 2 A]: (mean - mean_old) / var, and 1 - (var_old + (mean_old - mean)^2) / var."""
+        (mean0, log_std0), (mean1, log_std1) = self._split(old_head), self._split(head)
+        inverse_var = np.exp(-2 * log_std1)
+        square = np.exp(2 * log_std0) + (mean0 - mean1) ** 2
+        return weight * np.concatenate(((mean1 - mean0) * inverse_var, 1.0 - square * inverse_var), axis=-1)
+
+
+Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
+
+
+def make_distribution(space: gymnasium.Space) -> Distribution:
+    """The distribution that fits an action space. Raises ValueError for a space that none fits."""
+    if isinstance(space, spaces.Discrete):
+        return Categorical(space)
+    if isinstance(space, spaces.MultiDiscrete):
+        return MultiCategorical(space)
+    if isinstance(space, spaces.MultiBinary):
+        return Bernoulli(space)
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        return DiagGaussian(space)
+    raise ValueError(
+        f"action space {space} is not supported: Discrete, MultiDiscrete, MultiBinary and floating-point Box are;"
+        " flatten others with a gymnasium wrapper"
+    )

@@ -1,0 +1,131 @@
+"""The actor-critic: a network, an action distribution and the flat buffers that hold their parameters.
+
+Uses the other files of this folder; rollout.py acts with it, the learner differentiates it, evaluate.py loads it.
+"""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dppo.config import ModelConfig
+from dppo.models.distributions import DiagGaussian, Distribution, make_distribution
+from dppo.models.flat import FlatParameters
+from dppo.models.networks import MLP, Network
+
+
+class ActorCritic:
+    """pi(a | s) and V(s) of flat observations.
+
+    A Box policy has one more parameter than its network, the state-independent log standard deviation; `head` is what
+    parametrises the distribution: the network's outputs, followed by it.
+    """
+
+    def __init__(self, network: Network, distribution: Distribution, flat: FlatParameters, description: str) -> None:
+        self.network, self.distribution, self.flat, self.description = network, distribution, flat, description
+        self._log_std = flat.parameters.get("log_std")
+        self._d_log_std = flat.gradients.get("log_std")
+
+    def _head(self, outputs: np.ndarray) -> np.ndarray:
+        if self._log_std is None:
+            return outputs
+        head = np.empty((len(outputs), self.distribution.head_size), np.float32)
+        head[:, : outputs.shape[1]] = outputs
+        head[:, outputs.shape[1] :] = self._log_std
+        return head
+
+    def act(self, inputs: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Samples actions for normalised observations.
+
+        Args:
+          inputs: [N, D] float32.
+          noise: [N, noise_size] float32, of the kind that the distribution names.
+
+        Returns:
+          (actions [N, *act], head [N, K]); log-probabilities and values are cheaper for a whole rollout at once.
+        """
+        head = self._head(self.network.policy(inputs))
+        return self.distribution.sample(head, noise), head
+
+    def greedy(self, inputs: np.ndarray) -> np.ndarray:
+        """The mode of the policy, [N, *act], for [N, D]."""
+        return self.distribution.mode(self._head(self.network.policy(inputs)))
+
+    def head(self, inputs: np.ndarray) -> np.ndarray:
+        """[B, K] parameters of the distribution for [B, D]."""
+        return self._head(self.network.policy(inputs))
+
+    def value(self, inputs: np.ndarray) -> np.ndarray:
+        """[B] values, in units of the normalised return, for [B, D]."""
+        return self.network.value(inputs)
+
+    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(head [B, K], value [B]) for [B, D]; `backward` differentiates the last call."""
+        outputs, value = self.network.forward(inputs)
+        return self._head(outputs), value
+
+    def backward(self, d_head: np.ndarray, d_value: np.ndarray) -> None:
+        """Writes the gradient for [B, K] and [B] into `flat.gradient`."""
+        if self._log_std is None:
+            self.network.backward(d_head, d_value)
+            return
+        split = d_head.shape[1] - len(self._log_std)
+        self.network.backward(d_head[:, :split], d_value)
+        np.sum(d_head[:, split:], axis=0, out=self._d_log_std)
+
+
+def observation_size(space: gymnasium.Space) -> int:
+    """D, the length of a flattened observation. Raises ValueError for what is not a flat Box."""
+    if isinstance(space, spaces.Box) and len(space.shape) <= 1:
+        return int(np.prod(space.shape, dtype=int))
+    hint = "images come with a later version" if isinstance(space, spaces.Box) else "wrap it with FlattenObservation"
+    raise ValueError(f"observation space {space} is not supported: a flat Box (one axis) is; {hint}")
+
+
+def make_policy(
+    observation_space: gymnasium.Space,
+    action_space: gymnasium.Space,
+    cfg: ModelConfig,
+    rng: np.random.Generator,
+    num_sums: int = 0,
+) -> ActorCritic:
+    """A freshly initialised policy; the network is the closed-form MLP unless the configuration asks for torch.
+
+    Args:
+      observation_space: a flat Box.
+      action_space: Discrete, MultiDiscrete, MultiBinary or Box.
+      rng: for the initial weights.
+      num_sums: metric sums that travel behind the gradient.
+
+    Raises:
+      ValueError: for spaces that are not supported and for a factory that does not work.
+    """
+    num_inputs = observation_size(observation_space)
+    distribution = make_distribution(action_space)
+    outputs = distribution.network_outputs
+    log_std = {"log_std": (outputs,)} if isinstance(distribution, DiagGaussian) else {}
+    layers = " x ".join(map(str, cfg.hidden))
+    network: Network
+    if cfg.factory is None and cfg.backend != "torch":
+        flat = FlatParameters(MLP.shapes(num_inputs, cfg.hidden, outputs) | log_std, num_sums)
+        network = MLP(flat, len(cfg.hidden) + 1, cfg.activation)
+        MLP.initialise(flat, len(cfg.hidden) + 1, rng)
+        description = f"MLP {layers} {cfg.activation}, closed-form gradient in NumPy"
+    else:
+        import torch
+
+        from dppo.models.torch_network import TorchMLP, TorchNetwork, module_from_factory
+
+        torch.manual_seed(int(rng.integers(2**31)))
+        if cfg.factory is None:
+            module: torch.nn.Module = TorchMLP(num_inputs, cfg.hidden, outputs, cfg.activation)
+            description = f"MLP {layers} {cfg.activation}, torch autograd"
+        else:
+            module = module_from_factory(cfg.factory, num_inputs, outputs)
+            description = f"{cfg.factory}, torch autograd"
+        flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
+        network = TorchNetwork(flat, module)
+    if log_std:
+        flat.parameters["log_std"][...] = cfg.log_std_init
+    return ActorCritic(network, distribution, flat, f"{description}, {flat.size} parameters")

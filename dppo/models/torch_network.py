@@ -1,0 +1,108 @@
+"""A torch network behind the same seam as the NumPy one: the user's own, or the default MLP through autograd.
+
+Uses torch, imported only when a run needs it; policy.py makes it. The module's parameters and their gradients become
+views of the flat buffers, so nothing is copied between torch, the optimiser and MPI.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from dppo.models.flat import FlatParameters
+
+
+def module_from_factory(factory: str, observation_size: int, num_outputs: int) -> torch.nn.Module:
+    """Calls `module:function`; raises ValueError that says what is wrong with it."""
+    module_name, _, function_name = factory.partition(":")
+    try:
+        function: Callable[[int, int], torch.nn.Module] = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model.factory={factory}: cannot be imported: {error}") from error
+    module = function(observation_size, num_outputs)
+    if not isinstance(module, torch.nn.Module):
+        raise ValueError(f"model.factory={factory} gave a {type(module).__name__}, not a torch.nn.Module")
+    with torch.no_grad():
+        result = module(torch.zeros(2, observation_size))
+    shapes = [tuple(r.shape) for r in result] if isinstance(result, tuple) else type(result).__name__
+    if shapes != [(2, num_outputs), (2,)]:
+        raise ValueError(
+            f"model.factory={factory}: forward of [2, {observation_size}] must give (head [2, {num_outputs}],"
+            f" value [2]), but gave {shapes}"
+        )
+    if any(p.dtype != torch.float32 for p in module.parameters()):
+        raise ValueError(f"model.factory={factory}: all parameters must be float32")
+    if any(True for _ in module.buffers()):
+        raise ValueError(f"model.factory={factory}: buffers (batch normalisation) cannot be kept equal over ranks")
+    return module
+
+
+class TorchMLP(torch.nn.Module):
+    """The default network as a torch module, with the parameters in the same order as networks.MLP."""
+
+    def __init__(self, observation_size: int, hidden: Sequence[int], num_outputs: int, activation: str) -> None:
+        super().__init__()
+        nonlinearity = torch.nn.ReLU if activation == "relu" else torch.nn.Tanh
+
+        def tower(outputs: int) -> torch.nn.Sequential:
+            sizes = [observation_size, *hidden, outputs]
+            layers: list[torch.nn.Module] = []
+            for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+                layers += [torch.nn.Linear(fan_in, fan_out)]
+                layers += [nonlinearity()] if i < len(hidden) else []
+            return torch.nn.Sequential(*layers)
+
+        self.policy_tower, self.value_tower = tower(num_outputs), tower(1)
+        with torch.no_grad():
+            for layers, last_gain in ((self.policy_tower, 0.01), (self.value_tower, 1.0)):
+                linear = [m for m in layers if isinstance(m, torch.nn.Linear)]
+                for layer in linear:
+                    torch.nn.init.orthogonal_(layer.weight, last_gain if layer is linear[-1] else 2.0**0.5)
+                    torch.nn.init.zeros_(layer.bias)
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.policy_tower(inputs), self.value_tower(inputs)[:, 0]
+
+
+class TorchNetwork:
+    """Any module with forward([B, D]) -> (outputs [B, K'], value [B])."""
+
+    def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
+        self._module = module
+        for name, parameter in module.named_parameters():
+            view = torch.from_numpy(flat.parameters[name])
+            with torch.no_grad():
+                view.copy_(parameter)
+            parameter.data = view
+            parameter.grad = torch.from_numpy(flat.gradients[name])
+        self._gradient = flat.gradient[: sum(p.numel() for p in module.parameters())]
+        self._outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @staticmethod
+    def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the module's parameters, in the order in which they lie in the flat vector."""
+        return {name: tuple(p.shape) for name, p in module.named_parameters()}
+
+    def policy(self, inputs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self._module(torch.from_numpy(inputs))[0].numpy()
+
+    def value(self, inputs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return self._module(torch.from_numpy(inputs))[1].numpy()
+
+    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs, value = self._module(torch.from_numpy(inputs))
+        self._outputs = (outputs, value)
+        return outputs.detach().numpy(), value.detach().numpy()
+
+    def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
+        assert self._outputs is not None, "backward before forward"
+        self._gradient[...] = 0.0  # autograd adds
+        gradients = [torch.from_numpy(np.ascontiguousarray(d)) for d in (d_outputs, d_value)]
+        torch.autograd.backward(self._outputs, gradients)
+        self._outputs = None

@@ -1,0 +1,62 @@
+"""Requests to save and leave: signals, the time limit of a batch job; and how long is left.
+
+Uses the standard library; run.py arms it, the coordinators on rank 0 and the workers' loops ask it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from types import FrameType
+
+SECOND_SIGNAL_S = 5.0
+"""A signal that comes this long after the first means it: the process exits at once. (mpirun and Slurm send
+several.)
+"""
+
+
+class Preemption:
+    """Whether this process was asked to save and leave, and when.
+
+    Args:
+      grace_s: seconds from the request to the process's end.
+      time_limit_s: seconds from now after which the run must have ended; None: SLURM_JOB_END_TIME if it is set.
+    """
+
+    def __init__(self, grace_s: float, time_limit_s: float | None) -> None:
+        self._grace_s = grace_s
+        self.requested_at: float | None = None
+        self.reason = ""
+        end = time.monotonic() + time_limit_s if time_limit_s else None
+        slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
+        if end is None and slurm_end.isdigit():
+            end = time.monotonic() + int(slurm_end) - time.time()
+        self._ask_at = None if end is None else end - grace_s
+
+    def install(self) -> None:
+        """SIGUSR1 and SIGTERM become requests."""
+        for number in (signal.SIGUSR1, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.requested_at is not None and now - self.requested_at > SECOND_SIGNAL_S:
+            os._exit(128 + number)
+        self.request(signal.Signals(number).name)
+
+    def request(self, reason: str) -> None:
+        """Asks to save and leave; the first request counts."""
+        if self.requested_at is None:
+            self.requested_at, self.reason = time.monotonic(), reason
+
+    @property
+    def requested(self) -> bool:
+        """Whether it was asked; looks at the time limit as well."""
+        if self.requested_at is None and self._ask_at is not None and time.monotonic() > self._ask_at:
+            self.request("the time limit")
+        return self.requested_at is not None
+
+    def past(self, share: float) -> bool:
+        """Whether this share of the grace period has passed since the request."""
+        return self.requested and time.monotonic() - (self.requested_at or 0.0) > share * self._grace_s

@@ -1,0 +1,260 @@
+"""Collects rollouts: steps a worker's environments with the policy and keeps what happened.
+
+Uses the environments, the policy and the random streams; the two training loops call `Collector.collect`. The hot
+path: a row costs one environment step, one normalisation, one forward of the policy's tower and one sample.
+Log-probabilities and values are computed for the whole rollout at once, afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from dppo.algo.moments import Normaliser
+from dppo.batch import EnvState, Episode, Report, Rollout
+from dppo.envs.vector import VectorEnv
+from dppo.models.policy import ActorCritic
+from dppo.seeding import ActionNoise, EpisodeSeeds
+
+
+class Collector:
+    """A worker's environments, where they stand, and the streams that they draw from.
+
+    Args:
+      envs: N environments, the global numbers of which are first_env, first_env + 1, …
+      seeds: of their episodes; `envs` was made with `seeds.next`.
+      noise: for action sampling.
+      gamma: discount of the running return whose deviation scales rewards.
+    """
+
+    def __init__(
+        self,
+        envs: VectorEnv,
+        policy: ActorCritic,
+        normaliser: Normaliser,
+        seeds: EpisodeSeeds,
+        noise: ActionNoise,
+        worker: int,
+        first_env: int,
+        gamma: float,
+    ) -> None:
+        self.envs, self.policy, self.normaliser = envs, policy, normaliser
+        self._seeds, self._noise, self._gamma = seeds, noise, gamma
+        self.worker, self.first_env = worker, first_env
+        self.row = 0
+        n = envs.num_envs
+        self._episode_returns = np.zeros(n)
+        self._episode_lengths = np.zeros(n, np.int64)
+        self._episode_first_rows = np.zeros(n, np.int64)
+        self._discounted_returns = np.zeros(n)
+        self._observations: np.ndarray | None = None
+
+    def collect(self, horizon: int, version: int, interrupt: Callable[[], bool] | None = None) -> Rollout:
+        """Up to `horizon` rows; fewer where `interrupt`, asked before each, says so.
+
+        Raises:
+          FloatingPointError: for an observation or reward that is not finite, naming row and environment.
+        """
+        if self._observations is None:
+            self._observations = self.envs.reset()
+        n, first_row = self.envs.num_envs, self.row
+        current = self._observations
+        observations = np.empty((horizon, *current.shape), current.dtype)
+        rewards = np.empty((horizon, n), np.float32)
+        terminations = np.empty((horizon, n), bool)
+        truncations = np.empty((horizon, n), bool)
+        valid = np.ones((horizon, n), bool)
+        noise = self._noise.rows(first_row, horizon)
+        inputs = np.empty((horizon, n, current[0].size), np.float32)
+        heads = np.empty((horizon, n, self.policy.distribution.head_size), np.float32)
+        actions: list[np.ndarray] = []
+        env_actions: list[np.ndarray] = []
+        finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
+        episodes: list[Episode] = []
+        to_env = self.policy.distribution.to_env
+        t = 0
+        while t < horizon and not (interrupt is not None and interrupt()):
+            observations[t] = current
+            inputs[t] = self.normaliser.inputs(current)
+            action, heads[t] = self.policy.act(inputs[t], noise[t])
+            actions.append(action)
+            env_actions.append(to_env(action))
+            step = self._step(env_actions[t], observations[: t + 1])
+            current = step.observations
+            rewards[t] = step.rewards
+            terminations[t] = step.terminations
+            truncations[t] = step.truncations
+            self._episode_returns += step.rewards
+            self._episode_lengths += 1
+            if step.valid is not None:
+                valid[t] = step.valid
+                self._episode_lengths -= ~step.valid
+            if len(step.final_envs):
+                finals.append((t, step.final_envs, step.final_observations))
+                self._end_episodes(first_row + t, step.final_envs, step.terminations, episodes)
+            t += 1
+        self._observations = current.copy()
+        self.row += t
+        rollout = self._complete(
+            first_row, version, observations[:t], inputs[:t], heads[:t], actions, env_actions,
+            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals, episodes,
+        )  # fmt: skip
+        self._check_finite(rollout)
+        return rollout
+
+    def _step(self, env_actions: np.ndarray, observations: np.ndarray) -> Any:
+        try:
+            return self.envs.step(env_actions)
+        except Exception:
+            # a NaN that the environment gave earlier is the likelier cause than the action that came of it
+            _check_array("observation", observations, self.row, self.first_env)
+            raise
+
+    def _end_episodes(
+        self, row: int, ended: Sequence[int] | np.ndarray, terminations: np.ndarray, episodes: list[Episode]
+    ) -> None:
+        for i in ended:
+            episodes.append(
+                Episode(
+                    row,
+                    self.first_env + int(i),
+                    float(self._episode_returns[i]),
+                    int(self._episode_lengths[i]),
+                    not terminations[i],
+                )
+            )
+            self._episode_returns[i] = 0.0
+            self._episode_lengths[i] = 0
+            self._episode_first_rows[i] = row + 1
+
+    def _complete(
+        self,
+        first_row: int,
+        version: int,
+        observations: np.ndarray,
+        inputs: np.ndarray,
+        heads: np.ndarray,
+        actions: list[np.ndarray],
+        env_actions: list[np.ndarray],
+        rewards: np.ndarray,
+        terminations: np.ndarray,
+        truncations: np.ndarray,
+        valid: np.ndarray,
+        finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
+        episodes: list[Episode],
+    ) -> Rollout:
+        """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next."""
+        assert self._observations is not None
+        t, n = rewards.shape
+        final_rows = np.array([row for row, envs, _ in finals for _ in envs], np.int64)
+        final_envs = np.array([int(i) for _, envs, _ in finals for i in envs], np.int64)
+        final_observations = (
+            np.concatenate([obs for _, _, obs in finals]) if finals else np.empty_like(self._observations[:0])
+        )
+        all_actions = np.stack(actions) if t else np.empty((0, n), np.float32)
+        sent = all_actions if t and env_actions[0] is actions[0] else np.stack(env_actions) if t else all_actions
+        values = np.zeros((t, n), np.float32)
+        next_values = np.zeros((t, n), np.float32)
+        log_probs = np.zeros((t, n), np.float32)
+        if t:
+            values[...] = self.policy.value(inputs.reshape(t * n, -1)).reshape(t, n)
+            log_probs[...] = self.policy.distribution.log_prob_entropy(
+                heads.reshape(t * n, -1), all_actions.reshape(t * n, *all_actions.shape[2:])
+            )[0].reshape(t, n)
+            next_values[:-1] = values[1:]
+            next_values[-1] = self.policy.value(self.normaliser.inputs(self._observations))
+            if len(final_rows):
+                next_values[final_rows, final_envs] = self.policy.value(self.normaliser.inputs(final_observations))
+            next_values[terminations] = 0.0
+        return Rollout(
+            first_row, version, observations, inputs, all_actions, sent, rewards, terminations, truncations, valid,
+            heads, log_probs, values, next_values, final_rows, final_envs, final_observations, episodes,
+        )  # fmt: skip
+
+    def _check_finite(self, rollout: Rollout) -> None:
+        _check_array("observation", rollout.observations, rollout.first_row, self.first_env)
+        _check_array("reward", rollout.rewards, rollout.first_row, self.first_env)
+        if len(rollout.final_observations) and not np.isfinite(rollout.final_observations).all():
+            raise FloatingPointError("a final observation of the environment is not finite")
+
+    def discounted_returns(self, rollout: Rollout) -> np.ndarray:
+        """[T, N] float64 running discounted returns of the rollout; moves the running sums. Call it once per
+        rollout.
+        """
+        out = np.empty(rollout.rewards.shape)
+        running = self._discounted_returns
+        dones = rollout.terminations | rollout.truncations
+        for t in range(rollout.num_rows):
+            running *= self._gamma
+            running += rollout.rewards[t]
+            out[t] = running
+            running[dones[t]] = 0.0
+        return out
+
+    def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:
+        """What rank 0 is told of a rollout, after `discounted_returns`."""
+        assert self._observations is not None
+        return Report(
+            self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
+            self._seeds.episodes.copy(), self._episode_first_rows.copy(), self._observations,
+            self._episode_returns.copy(), self._episode_lengths.copy(), self._discounted_returns.copy(),
+            collect_s, learn_s, exchange_s,
+        )  # fmt: skip
+
+    def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
+        """Brings every environment back to where `states` (by global number) has it: reset, then replay of its actions.
+
+        Args:
+          row: rows of noise that were drawn so far.
+          first_new_episode: episode number for environments that `states` does not know, so that no seed comes twice.
+          deadline: time.monotonic() after which environments begin a new episode instead.
+
+        Returns:
+          A line for every environment that could not be restored; it has begun a new episode, its old one is lost.
+        """
+        self.row = row
+        n = self.envs.num_envs
+        known = [states.get(self.first_env + i) for i in range(n)]
+        self._seeds.episodes[:] = [first_new_episode if s is None else s.episode for s in known]
+        problems = []
+        if not self.envs.replayable:
+            self._observations = self.envs.reset()
+            problems.append(
+                f"environments {self.first_env}..{self.first_env + n - 1}: a native vector form cannot be replayed"
+            )
+            self._episode_first_rows[:] = row
+            return problems
+        if time.monotonic() > deadline:
+            known = [None] * n
+            problems.append(f"environments {self.first_env}..{self.first_env + n - 1}: no time left to replay")
+        empty = np.empty((0,), np.int64)
+        observations, failed = self.envs.replay(
+            self._seeds.current(), [empty if s is None else s.actions for s in known], deadline
+        )
+        for i, state in enumerate(known):
+            self._episode_first_rows[i] = row
+            if state is None:
+                continue
+            if i in failed or not np.array_equal(observations[i], state.observation):
+                reason = "out of time" if i in failed else "replay led to another observation: it is not deterministic"
+                problems.append(f"environment {state.env}: {reason}; its episode is counted as truncated")
+                observations[i] = self.envs.begin_episode(i)
+                continue
+            self._episode_first_rows[i] = row - len(state.actions)
+            self._episode_returns[i] = state.episode_return
+            self._episode_lengths[i] = state.episode_length
+            self._discounted_returns[i] = state.discounted_return
+        self._observations = observations.copy()
+        return problems
+
+
+def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -> None:
+    if array.dtype.kind != "f" or np.isfinite(array).all():
+        return
+    row, env, *_ = np.argwhere(~np.isfinite(array))[0]
+    raise FloatingPointError(
+        f"{name} is not finite in row {first_row + row} of environment {first_env + env}: {array[row, env]}"
+    )

@@ -1,0 +1,93 @@
+"""Independent random streams: one per environment by its global number, one per worker for shuffling.
+
+Uses NumPy only; rollout.py, learner.py and run.py draw from it. A stream is a pure function of (seed, purpose, number,
+block), so nothing of it has to be saved but how far it was read, and no two streams ever share a draw, also after
+resume.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """The first word of a stream's spawn key: streams of different purposes never meet."""
+
+    INIT = 0
+    EPISODES = 1
+    ACTIONS = 2
+    SHUFFLE = 3
+    EVALUATION = 4
+
+
+def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
+    """A fresh generator of the stream `key`, spawned from `seed`."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(purpose), *key))))
+
+
+class EpisodeSeeds:
+    """Seeds of the episodes of a worker's environments: episode e of global environment g has the same one always."""
+
+    BLOCK = 64
+
+    def __init__(self, seed: int, first_env: int, num_envs: int, purpose: Purpose = Purpose.EPISODES) -> None:
+        self._seed, self._first_env, self._purpose = seed, first_env, purpose
+        self.episodes = np.full(num_envs, -1, np.int64)  # number of each environment's current episode
+        self._blocks: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * num_envs
+
+    def of(self, index: int, episode: int) -> int:
+        """The seed of an episode of local environment `index`, in [0, 2^31)."""
+        block, within = divmod(episode, self.BLOCK)
+        if self._blocks[index][0] != block:
+            rng = generator(self._seed, self._purpose, self._first_env + index, block)
+            self._blocks[index] = (block, rng.integers(2**31, size=self.BLOCK))
+        return int(self._blocks[index][1][within])
+
+    def next(self, index: int) -> int:
+        """Moves local environment `index` to its next episode and returns that one's seed."""
+        self.episodes[index] += 1
+        return self.of(index, int(self.episodes[index]))
+
+    def current(self) -> list[int]:
+        """The seeds of the current episodes, one per environment."""
+        return [self.of(i, int(e)) for i, e in enumerate(self.episodes)]
+
+
+class ActionNoise:
+    """The randomness of action sampling: row r of global environment g sees the same numbers under any layout.
+
+    Blocks of many rows are drawn at once, so that a stream per environment costs nothing per step.
+    """
+
+    BLOCK = 1024
+
+    def __init__(self, seed: int, first_env: int, num_envs: int, size: int, kind: str) -> None:
+        self._seed, self._first_env, self._num_envs, self._size, self._kind = seed, first_env, num_envs, size, kind
+        self._block = -1
+        self._values = np.empty((0, num_envs, size), np.float32)
+
+    def _fill(self, block: int) -> None:
+        if block == self._block:
+            return
+        values = np.empty((self._num_envs, self.BLOCK, self._size), np.float32)
+        for i in range(self._num_envs):
+            rng = generator(self._seed, Purpose.ACTIONS, self._first_env + i, block)
+            draw = rng.standard_normal if self._kind == "normal" else rng.random
+            draw(dtype=np.float32, out=values[i])
+        self._block, self._values = block, np.ascontiguousarray(values.swapaxes(0, 1))
+
+    def rows(self, first: int, count: int) -> np.ndarray:
+        """Rows [first, first + count) of all environments: [count, N, size] float32, standard normal or uniform in
+        [0, 1).
+        """
+        out = np.empty((count, self._num_envs, self._size), np.float32)
+        done = 0
+        while done < count:
+            block, within = divmod(first + done, self.BLOCK)
+            self._fill(block)
+            take = min(count - done, self.BLOCK - within)
+            out[done : done + take] = self._values[within : within + take]
+            done += take
+        return out

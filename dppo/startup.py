@@ -1,0 +1,46 @@
+"""What must be settled before torch, NumPy and MPI are imported: threads, and Open MPI's parameters.
+
+Uses the standard library only; run.py calls it first.
+"""
+
+from __future__ import annotations
+
+import os
+
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_TASKS_PER_NODE")
+_THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+def local_ranks() -> int:
+    """Ranks on this node, as the launcher says; 1 where there is none."""
+    for name in _LOCAL_RANKS:
+        digits = os.environ.get(name, "").split("(")[0].split(",")[0]
+        if digits.isdigit():
+            return max(1, int(digits))
+    return 1
+
+
+def limit_threads() -> int:
+    """Gives this rank's thread pools its share of the cores that it may run on; a setting of the user's stays.
+    Returns the share.
+    """
+    share = max(1, len(os.sched_getaffinity(0)) // local_ranks())
+    for name in _THREAD_POOLS:
+        os.environ.setdefault(name, str(share))
+    return share
+
+
+def set_mpi_parameters() -> None:
+    """Open MPI parameters that the user need not know; a setting of the user's stays.
+
+    coll ^han: with HAN an Allreduce during a rank's death may return wrong numbers. osc ^ucx: silences errors,
+    one-sided communication is not used. On one node ob1 over shared memory starts twice as fast as the search for a
+    network.
+    """
+    environ = os.environ
+    environ.setdefault("OMPI_MCA_coll", "^han")
+    environ.setdefault("OMPI_MCA_osc", "^ucx")
+    size = environ.get("OMPI_COMM_WORLD_SIZE")
+    if size is None or size == environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+        environ.setdefault("OMPI_MCA_pml", "ob1")
+        environ.setdefault("OMPI_MCA_btl", "self,sm,tcp")

@@ -1,0 +1,177 @@
+"""Everything that learning changes: parameters, optimiser, moments, counters; and how it travels in one piece.
+
+Uses algo and the flat buffers. In sync/allreduce every worker holds one and all stay equal; in p2p and async the
+server holds it and workers hold copies; checkpoints save it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dppo.algo.losses import METRICS, adapted_kl_coef
+from dppo.algo.moments import Normaliser
+from dppo.algo.optim import annealed, clip_by_global_norm, make_optimizer
+from dppo.config import Config
+from dppo.models.flat import FlatParameters
+
+COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps")
+NUMBERS = (*COUNTERS, "optimizer_steps")
+ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
+_COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
+_SUMMED = len(METRICS)
+
+
+@dataclass(slots=True)
+class StepOutcome:
+    """What became of a summed gradient."""
+
+    stepped: bool
+    """False: its KL was too large, the parameters are as they were and the iteration's updates are over."""
+
+
+class TrainingState:
+    """The learner's state. `step` and `finish_iteration` are the only ways in which training changes it.
+
+    numbers: version (rounds closed), iteration and ticket (round within it), updates (steps made), env_steps.
+    """
+
+    def __init__(self, flat: FlatParameters, normaliser: Normaliser, config: Config) -> None:
+        assert config.optim.lr is not None, "an unresolved configuration reached the state"
+        self.flat, self.normaliser = flat, normaliser
+        self._optim, self._lr, self._total_steps = config.optim, config.optim.lr, config.total_steps
+        self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" else 0.0
+        self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
+        self._kl_target = config.ppo.kl_target
+        self.optimizer = make_optimizer(flat.size, config.optim)
+        self.version = self.iteration = self.ticket = self.updates = self.env_steps = 0
+        self.kl_coef = config.ppo.kl_coef
+        self.progress = 0.0
+        self._metrics = np.zeros(len(ITERATION_METRICS))
+        self.last_metrics = np.zeros(len(ITERATION_METRICS))
+
+    def step(self, summed: np.ndarray) -> StepOutcome:
+        """One update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.
+
+        The sums become means here, the mean gradient's norm is clipped, and where the mean KL has passed 1.5
+        target_kl the step is not made.
+        """
+        size = self.flat.size
+        sums = summed[size:].astype(np.float64)
+        means = sums / max(sums[_COUNT], 1.0)
+        self._metrics[:_SUMMED] += sums
+        if self._target_kl and means[_KL] > self._target_kl:
+            self._metrics[-1] += 1
+            return StepOutcome(stepped=False)
+        gradient = summed[:size]
+        gradient *= np.float32(1.0 / max(sums[_COUNT], 1.0))
+        self._metrics[_SUMMED] += clip_by_global_norm(gradient, self._optim.max_grad_norm)
+        self.optimizer.step(self.flat.vector, gradient, self.lr)
+        self.updates += 1
+        self._metrics[_SUMMED + 3] += 1
+        return StepOutcome(stepped=True)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of this iteration."""
+        return annealed(self._lr, self.progress, self._optim.anneal)
+
+    def finish_iteration(self, env_steps: int, explained_variance: float) -> None:
+        """Ends an iteration in which `env_steps` more transitions were counted: schedules, penalty, metrics."""
+        metrics = self._metrics
+        count, minibatches = metrics[_COUNT], metrics[_SUMMED + 3]
+        metrics[1:_SUMMED] /= max(count, 1.0)
+        metrics[_SUMMED] /= max(minibatches, 1.0)
+        metrics[_SUMMED + 1] = self.lr
+        metrics[_SUMMED + 2] = explained_variance
+        if self._adapts_kl and count:
+            self.kl_coef = adapted_kl_coef(self.kl_coef, float(metrics[_KL]), self._kl_target)
+        self.last_metrics, self._metrics = metrics, np.zeros(len(ITERATION_METRICS))
+        self.env_steps += env_steps
+        self.iteration += 1
+        self.ticket = 0
+        self.set_progress()
+
+    def set_progress(self) -> None:
+        """Schedules stand still within an iteration: they follow the steps counted at its start."""
+        self.progress = min(1.0, self.env_steps / self._total_steps)
+
+    def metrics(self) -> dict[str, float]:
+        """Of the last finished iteration, by name."""
+        named = dict(zip(ITERATION_METRICS, self.last_metrics.tolist(), strict=True))
+        named["samples"] = named.pop("count")
+        return named | ({"kl_coef": self.kl_coef} if self._adapts_kl else {})
+
+    def as_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as plain values and copies of the arrays."""
+        return {
+            "numbers": {name: int(getattr(self, name)) for name in COUNTERS},
+            "optimizer_steps": self.optimizer.steps,
+            "kl_coef": self.kl_coef,
+            "moments": self.normaliser.pack(),
+            "parameters": self.flat.vector.copy(),
+            "optimizer": self.optimizer.state.copy(),
+            "shapes": {name: list(shape) for name, shape in self.flat.shapes.items()},
+        }
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The inverse of `as_dict`. Raises ValueError where the saved network is another one."""
+        shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
+        if shapes != self.flat.shapes or saved["optimizer"].shape != self.optimizer.state.shape:
+            raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {self.flat.shapes}")
+        for name in COUNTERS:
+            setattr(self, name, saved["numbers"][name])
+        self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]
+        self.normaliser.unpack(saved["moments"])
+        self.normaliser.freeze()
+        self.flat.vector[:] = saved["parameters"]
+        self.optimizer.state[:] = saved["optimizer"]
+        self.set_progress()
+
+    # -- one piece: [numbers int64 | reals float64 | parameters float32 | optimiser float32] --------------------
+
+    @property
+    def _num_reals(self) -> int:
+        return 1 + len(ITERATION_METRICS) + self.normaliser.num_sums
+
+    @property
+    def core_bytes(self) -> int:
+        """Length of a message without the optimiser's state, which workers of a server do not need."""
+        return 8 * (len(NUMBERS) + self._num_reals) + 4 * self.flat.size
+
+    @property
+    def all_bytes(self) -> int:
+        """Length of a message with everything."""
+        return self.core_bytes + self.optimizer.state.nbytes
+
+    def pack(self, out: np.ndarray) -> None:
+        """Writes the state into `out`, uint8 of core_bytes or all_bytes."""
+        numbers, reals, parameters, optimizer = self._views(out)
+        numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
+        reals[0] = self.kl_coef
+        reals[1 : 1 + len(ITERATION_METRICS)] = self.last_metrics
+        reals[1 + len(ITERATION_METRICS) :] = self.normaliser.pack()
+        parameters[:] = self.flat.vector
+        optimizer[:] = self.optimizer.state.reshape(-1)[: len(optimizer)]
+
+    def unpack(self, message: np.ndarray) -> None:
+        """The inverse of `pack`. Moments are not frozen by it."""
+        numbers, reals, parameters, optimizer = self._views(message)
+        for name, number in zip(COUNTERS, numbers, strict=False):
+            setattr(self, name, int(number))
+        self.optimizer.steps = int(numbers[-1])
+        self.kl_coef = float(reals[0])
+        self.last_metrics = reals[1 : 1 + len(ITERATION_METRICS)].copy()
+        self.normaliser.unpack(reals[1 + len(ITERATION_METRICS) :])
+        self.flat.vector[:] = parameters
+        self.optimizer.state.reshape(-1)[: len(optimizer)] = optimizer
+        self.set_progress()
+
+    def _views(self, message: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        a = 8 * len(NUMBERS)
+        b = a + 8 * self._num_reals
+        c = b + 4 * self.flat.size
+        parts = message[:a].view(np.int64), message[a:b].view(np.float64), message[b:c].view(np.float32)
+        return *parts, message[c:].view(np.float32)

@@ -1,0 +1,163 @@
+"""Checkpoints: atomic, complete, resumable.
+
+    RUN/checkpoints/step_000050176/{state.pt, rank_00001.pt, …, manifest.json}     RUN/checkpoints/latest
+
+Uses torch's file format, loaded with weights_only=True, and files.py; the journal writes, run.py and evaluate.py
+read. A folder is built under another name, every file synced, the manifest (sizes and checksums) written last, then
+renamed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo.batch import EnvState
+from dppo.storage.files import fsync_folder, replace_atomically, write_durably
+
+FORMAT = 1
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What a run needs to go on. `state` and `journal` hold plain values and NumPy arrays."""
+
+    env_steps: int
+    iteration: int
+    state: dict[str, Any]
+    """The learner's: parameters, optimiser, moments, counters."""
+    journal: dict[str, Any]
+    """Rank 0's books: the window of episodes, counts, seconds."""
+    ranks: dict[int, tuple[int, list[EnvState]]]
+    """rank -> (rows of noise drawn, its environments)."""
+
+
+def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes `checkpoint`, points `latest` at it and removes all but the `keep` newest. Returns its folder."""
+    root = run_dir / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"step_{checkpoint.env_steps:09d}"
+    part = root / (folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    files = {"state.pt": {"format": FORMAT, "state": checkpoint.state, "journal": checkpoint.journal}}
+    for rank, (row, envs) in checkpoint.ranks.items():
+        files[f"rank_{rank:05d}.pt"] = {"rank": rank, "row": row, "envs": [_env_to_dict(e) for e in envs]}
+    listed = {}
+    for name, content in files.items():
+        data = _to_bytes(content)
+        write_durably(part / name, data)
+        listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest = {
+        "format": FORMAT,
+        "env_steps": checkpoint.env_steps,
+        "iteration": checkpoint.iteration,
+        "files": listed,
+        "next_segments": {},
+    }
+    write_durably(part / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
+    fsync_folder(part)
+    if folder.exists():  # a damaged one that a resume had to skip, or the same boundary saved twice
+        shutil.rmtree(folder)
+    os.rename(part, folder)
+    fsync_folder(root)
+    replace_atomically(root / "latest", (folder.name + "\n").encode())
+    for old in checkpoint_folders(run_dir)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return folder
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    root = run_dir / "checkpoints"
+    if not root.is_dir():
+        return []
+    names = [p for p in root.iterdir() if p.is_dir() and p.name.startswith("step_") and not p.name.endswith(".part")]
+    return sorted(names, key=lambda p: p.name, reverse=True)
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads one. Raises ValueError that says which file is damaged, and how."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        listed, env_steps, iteration = manifest["files"], int(manifest["env_steps"]), int(manifest["iteration"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"manifest.json cannot be read: {error!r}") from error
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"manifest.json has format {manifest.get('format')}, this dppo reads {FORMAT}")
+    contents = {}
+    for name, entry in listed.items():
+        try:
+            data = (folder / name).read_bytes()
+        except OSError as error:
+            raise ValueError(f"{name} cannot be read: {error}") from error
+        if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise ValueError(f"{name} does not match its checksum in the manifest")
+        contents[name] = _from_bytes(data)
+    if "state.pt" not in contents:
+        raise ValueError("the manifest names no state.pt")
+    main = contents.pop("state.pt")
+    ranks = {c["rank"]: (c["row"], [_env_from_dict(e) for e in c["envs"]]) for c in contents.values()}
+    return Checkpoint(env_steps, iteration, main["state"], main["journal"], ranks)
+
+
+def newest_valid(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that was skipped, with the reason."""
+    skipped: list[str] = []
+    for folder in checkpoint_folders(run_dir):
+        try:
+            return read_checkpoint(folder), skipped
+        except ValueError as error:
+            skipped.append(f"{folder.name} is damaged and was skipped: {error}")
+    return None, skipped
+
+
+def _to_bytes(content: Any) -> bytes:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(_tensors(content), buffer)
+    return buffer.getvalue()
+
+
+def _from_bytes(data: bytes) -> Any:
+    import torch
+
+    return _arrays(torch.load(io.BytesIO(data), weights_only=True))
+
+
+def _tensors(value: Any) -> Any:
+    """Arrays to tensors, all the way down; weights_only refuses arrays."""
+    import torch
+
+    if isinstance(value, dict):
+        return {k: _tensors(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_tensors(v) for v in value]
+    return torch.from_numpy(np.ascontiguousarray(value).copy()) if isinstance(value, np.ndarray) else value
+
+
+def _arrays(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, dict):
+        return {k: _arrays(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_arrays(v) for v in value]
+    return value.numpy() if isinstance(value, torch.Tensor) else value
+
+
+def _env_to_dict(env: EnvState) -> dict[str, Any]:
+    return {name: getattr(env, name) for name in EnvState.__slots__}
+
+
+def _env_from_dict(values: dict[str, Any]) -> EnvState:
+    return EnvState(**values)

@@ -1,0 +1,287 @@
+"""Synchronous training: collect -> moments -> backward -> average -> step, on all workers together.
+
+Uses collecting, learning and the exchange; run.py starts `train_worker` on every worker and `SyncCoordinator` on rank
+0. The two exchanges differ in who steps: with allreduce every worker does, on the same sum; with p2p rank 0 does, and
+answers with the parameters.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import Any, Protocol
+
+import numpy as np
+
+from dppo.batch import Report
+from dppo.config import Config
+from dppo.ending import Ending, WorkerError
+from dppo.exchange.allreduce import Allreduce
+from dppo.exchange.server import Answer, Link, ParameterServer, Tag
+from dppo.journal import Journal
+from dppo.learner import STATISTICS, Learner, explained_variance
+from dppo.rollout import Collector
+from dppo.state import TrainingState
+
+
+class Exchange(Protocol):
+    """How the sums and gradients of an iteration meet."""
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent in waiting for other ranks, since the start."""
+
+    def statistics(self, local: np.ndarray) -> np.ndarray | None:
+        """The added-up statistics of an iteration; None where the run has ended."""
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        """Mean over the samples of all ranks."""
+
+    def is_past(self, minibatch: int) -> bool:
+        """Whether this update of the iteration was made without this worker."""
+
+    def step(self) -> bool:
+        """Averages the flat gradient over ranks by samples and makes the update; False: the iteration's updates are
+        over.
+        """
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        """Merges moments, moves counters and schedules, tells rank 0."""
+
+
+def train_worker(
+    collector: Collector, learner: Learner, state: TrainingState, exchange: Exchange, link: Link, config: Config
+) -> None:
+    """One worker's life, until rank 0 ends the run. Every worker goes through the same rounds in the same order."""
+    learn_s = exchange_s = 0.0
+    while True:
+        iteration, started = state.iteration, time.monotonic()
+        learner.normaliser.freeze()
+        rollout = collector.collect(config.horizon, state.version, link.stop_requested)
+        collect_s = time.monotonic() - started
+        discounted_returns = collector.discounted_returns(rollout)
+        link.report(collector.report(rollout, collect_s, learn_s, exchange_s))
+
+        started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s
+        batch = learner.prepare(rollout, discounted_returns)
+        totals = exchange.statistics(batch.statistics)
+        if totals is None:
+            return
+        if state.iteration == iteration:  # else it has passed while this worker was late: the rollout is given up
+            learner.normalise_advantages(batch, totals)
+            for number, samples in enumerate(learner.minibatches(batch, iteration)):
+                if exchange.is_past(number):
+                    continue
+                learner.gradient(samples, state.kl_coef, exchange.mean_kl)
+                if not exchange.step():
+                    break
+            if link.stopped:
+                return
+            exchange.finish_iteration(totals)
+        learn_s, exchange_s = time.monotonic() - started, exchange.waited_s + link.waited_s - waited_s
+
+
+class AllreduceExchange:
+    """Every worker holds the whole state and makes the same step.
+
+    The lead (worker 0) tells rank 0 of each boundary. Rank 0's word on boundary k is asked for only with the
+    statistics of iteration k + 1, long after it was given: nobody waits for the server, yet all workers stop at the
+    same boundary, the same in every repetition. What they had begun since is given up.
+    """
+
+    def __init__(self, workers: Allreduce, state: TrainingState, link: Link) -> None:
+        self._workers, self._state, self._link = workers, state, link
+        self._verdict_is_due = False
+
+    @property
+    def waited_s(self) -> float:
+        return self._workers.waited_s
+
+    def statistics(self, local: np.ndarray) -> np.ndarray | None:
+        """Collective over the workers."""
+        if self._verdict_is_due:
+            self._link.verdict()
+        local[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this same call
+        self._workers.add(local)
+        return None if local[0] > 0 else local
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        """Collective over the workers."""
+        sums = np.array([kl_sum, samples])
+        self._workers.add(sums)
+        return float(sums[0] / max(sums[1], 1.0))
+
+    def is_past(self, minibatch: int) -> bool:
+        return False
+
+    def step(self) -> bool:
+        """Collective over the workers."""
+        summed = self._state.flat.summed
+        self._workers.add(summed)
+        return self._state.step(summed).stepped
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        state = self._state
+        state.normaliser.merge(totals[len(STATISTICS) :])
+        state.version = state.updates
+        state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
+        if self._workers.is_lead:
+            message = np.empty(state.all_bytes, np.uint8)
+            state.pack(message)
+            self._link.boundary(message)
+            self._verdict_is_due = True
+
+
+class P2PExchange:
+    """Rank 0 adds up, steps and answers with its state; a reply that is ahead of this worker tells it what to skip."""
+
+    waited_s = 0.0  # all waiting is the link's
+
+    def __init__(self, state: TrainingState, link: Link, learner: Learner) -> None:
+        self._state, self._link = state, link
+        self._num_statistics, self._rounds_per_update = learner.num_statistics, 1 + learner.needs_mean_kl
+        self._iteration = state.iteration
+
+    def _receive(self) -> np.ndarray | None:
+        """Takes over the server's state; returns what it added up, the totals of the iteration and of the KL round."""
+        message = self._link.reply(wait=True)
+        if message is None:
+            return None
+        core = self._state.core_bytes
+        self._state.unpack(message[:core])
+        return message[core:].view(np.float64)
+
+    def statistics(self, local: np.ndarray) -> np.ndarray | None:
+        self._iteration = self._state.iteration
+        self._link.sums(self._state.version, local)
+        sums = self._receive()
+        return None if sums is None else sums[: self._num_statistics]
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        self._link.sums(self._state.version, np.array([kl_sum, samples]))
+        sums = self._receive()
+        return 0.0 if sums is None else float(sums[-2] / max(sums[-1], 1.0))
+
+    def is_past(self, minibatch: int) -> bool:
+        return self._state.ticket > 1 + minibatch * self._rounds_per_update
+
+    def step(self) -> bool:
+        self._link.gradient(self._state.version, self._state.flat)
+        return self._receive() is not None and self._state.iteration == self._iteration
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        """The server has done it."""
+
+
+class SyncCoordinator:
+    """Rank 0 of synchronous training: keeps the journal; with p2p it is the parameter server as well."""
+
+    def __init__(
+        self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
+    ) -> None:
+        self._journal, self._state, self._num_workers = journal, state, num_workers
+        self._allreduce = config.exchange == "allreduce"
+        self._rounds_per_update = 1 + learner.needs_mean_kl
+        self._last_ticket = learner.updates_per_rollout * self._rounds_per_update
+        self._server = ParameterServer(
+            num_workers, num_workers - config.server.drop, lambda staleness: float(staleness == 0), state.flat.size
+        )
+        self._server.version = state.version
+        self._totals = np.zeros(learner.num_statistics)
+        self._kl_totals = np.zeros(2)
+        self._reports: list[deque[Report]] = [deque() for _ in range(num_workers)]
+        self._boundary: np.ndarray | None = None
+        self._ending = Ending(journal, num_workers)
+
+    @property
+    def done(self) -> bool:
+        return self._ending.done
+
+    @property
+    def abandoned(self) -> bool:
+        """Workers did not leave in time."""
+        return self._ending.abandoned
+
+    def on_report(self, report: Report) -> list[Answer]:
+        if self._ending.begun:
+            return []
+        if not self._allreduce:
+            self._journal.add(report)
+            return []
+        self._reports[report.worker].append(report)
+        return self._close_boundary()
+
+    # -- allreduce: the workers have stepped, rank 0 keeps the books --------------------
+
+    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
+        self._boundary = message
+        return self._close_boundary()
+
+    def _close_boundary(self) -> list[Answer]:
+        if self._boundary is None or self._ending.begun or not all(self._reports):
+            return []
+        for reports in self._reports:
+            self._journal.add(reports.popleft())
+        self._state.unpack(self._boundary)
+        self._boundary = None
+        if (reason := self._journal.close({})) is not None:
+            return self._ending.begin(reason)
+        return [Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
+
+    # -- p2p: rank 0 steps --------------------
+
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
+        if self._ending.begun:
+            return []
+        closed = self._server.handle(worker, version, vector, is_gradient=False)
+        if closed.total is not None:
+            if self._state.ticket == 0:
+                self._totals = closed.total
+            else:
+                self._kl_totals = closed.total
+            self._state.ticket += 1
+        return self._reply(closed.answer)
+
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
+        if self._ending.begun:
+            return []
+        closed = self._server.handle(worker, version, summed, is_gradient=True)
+        if closed.total is not None:
+            stepped = self._state.step(closed.total).stepped
+            self._state.ticket += 1
+            if (not stepped or self._state.ticket > self._last_ticket) and (reason := self._finish_iteration()):
+                return self._ending.begin(reason)
+        return self._reply(closed.answer)
+
+    def _finish_iteration(self) -> str | None:
+        state = self._state
+        state.normaliser.merge(self._totals[len(STATISTICS) :])
+        state.normaliser.freeze()
+        state.version = self._server.version
+        state.finish_iteration(self._journal.pending_env_steps, explained_variance(self._totals))
+        late, self._server.late = self._server.late, 0
+        return self._journal.close({"late": late})
+
+    def _reply(self, workers: Any) -> list[Answer]:
+        if not workers:
+            return []
+        self._state.version = self._server.version
+        core = self._state.core_bytes
+        message = np.empty(core + 8 * (len(self._totals) + 2), np.uint8)
+        self._state.pack(message[:core])
+        message[core:] = np.concatenate((self._totals, self._kl_totals)).view(np.uint8)
+        return [Answer(w, Tag.REPLY, message) for w in workers]
+
+    # -- signals, failures, the end --------------------
+
+    def on_failure(self, worker: int, text: str) -> list[Answer]:
+        raise WorkerError(text)
+
+    def on_signal(self) -> list[Answer]:
+        return self._ending.on_signal()
+
+    def on_bye(self, worker: int) -> list[Answer]:
+        return self._ending.on_bye(worker)
+
+    def idle(self) -> list[Answer]:
+        return self._ending.idle()
