@@ -27,6 +27,7 @@ _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 def train_worker(collector: Collector, learner: Learner, state: TrainingState, link: Link, config: Config) -> None:
     """One worker's life, until rank 0 ends the run."""
     mirror = _Mirror(state, link)
+    assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
     while not link.stopped:
         started = time.monotonic()

@@ -5,6 +5,7 @@ Uses tyro and config.py; run.py calls it on rank 0 only, so that there is one me
 
 from __future__ import annotations
 
+import re
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -141,13 +142,25 @@ def flag_names(cls: Any = Config, prefix: str = "") -> list[str]:
 def _check_flags(args: list[str]) -> None:
     known = flag_names()
     for token in args:
-        if not token.startswith("--"):
-            continue
         name = token[2:].split("=")[0].replace("_", "-")
-        section, _, last = name.rpartition(".")
-        positive = f"{section}.{last.removeprefix('no-')}" if section else last.removeprefix("no-")
-        if name != "help" and name not in known and positive not in known:
+        if token.startswith("--") and name != "help" and _positive(name) not in known:
             raise UsageError(f"--{name}: no such flag{nearest(name, known).replace('mean ', 'mean --')}")
+
+
+def _positive(name: str) -> str:
+    """A flag's name without its negation: --no-log.tensorboard and --log.no-tensorboard are both --log.tensorboard."""
+    section, dot, last = name.removeprefix("no-").rpartition(".")
+    return section + dot + last.removeprefix("no-")
+
+
+def _as_tyro_wants(token: str) -> str:
+    """A switch in the form that tyro knows: --no-log.tensorboard becomes --log.no-tensorboard."""
+    if token in ("--vtrace", "--no-vtrace"):
+        return f"--vtrace={token == '--vtrace'}"
+    if token.startswith("--no-") and "." in token:
+        section, _, last = token.removeprefix("--no-").rpartition(".")
+        return f"--{section}.no-{last}"
+    return token
 
 
 def _flag_value(args: list[str], name: str) -> str | None:
@@ -168,7 +181,7 @@ def _apply_flags(base: Config, args: list[str]) -> Config:
 
     import tyro
 
-    args = [{"--vtrace": "--vtrace=True", "--no-vtrace": "--vtrace=False"}.get(token, token) for token in args]
+    args = [_as_tyro_wants(token) for token in args]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -180,8 +193,9 @@ def _apply_flags(base: Config, args: list[str]) -> Config:
 
 
 def _one_message(complaint: str) -> str:
-    """What tyro's framed message says, without the frame."""
-    lines = [line.strip(" │╭╮╰╯─┃┏┓┗┛━") for line in complaint.splitlines()]
+    """What tyro's framed message says, without the frame and the colours that it has under mpirun, on a pseudo-terminal."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    lines = [line.strip(" │╭╮╰╯─┃┏┓┗┛━") for line in plain.splitlines()]
     kept = [
         line
         for line in lines

@@ -40,7 +40,7 @@ class PPOConfig:
     """Clip range of the value's change, in units of the (normalised) return; 0 switches it off."""
     epochs: int = 10
     """Passes over a rollout."""
-    minibatches: int = 4
+    minibatches: int = 8
     """Minibatches per epoch and worker; must divide horizon * num_envs."""
     gamma: float = 0.99
     """Discount per environment step."""
@@ -103,7 +103,7 @@ class OptimConfig:
     name: Literal["adam", "rmsprop", "sgd"] | None = None
     """None: adam for ppo, rmsprop (shared statistics, not centred) for a3c."""
     lr: float | None = None
-    """Learning rate; None: 3e-4 for adam, 7e-4 for rmsprop, 1e-2 for sgd."""
+    """Learning rate; None: 7e-4 for adam, 2e-3 for rmsprop, 1e-2 for sgd."""
     anneal: bool = True
     """Linear to zero over total_steps."""
     max_grad_norm: float = 0.5
@@ -261,8 +261,8 @@ class Config:
     """Environment steps over all ranks; the run ends at the first iteration boundary at or past it."""
     num_envs: int = 8
     """Environments per worker."""
-    horizon: int = 128
-    """Rows (steps of every environment) in a rollout."""
+    horizon: int | None = None
+    """Rows (steps of every environment) in a rollout; None: 64 for ppo, 8 for a3c."""
     target_return: float | None = None
     """The run ends when the mean return of the last 100 episodes reaches it."""
     run_dir: str | None = None
@@ -301,7 +301,7 @@ class Config:
         _require(0 <= self.seed < 2**63, f"seed={self.seed} must lie in [0, 2**63)")
         _require(self.total_steps >= 1, f"total_steps={self.total_steps} must be at least 1")
         _require(self.num_envs >= 1, f"num_envs={self.num_envs} must be at least 1")
-        _require(self.horizon >= 1, f"horizon={self.horizon} must be at least 1")
+        _require(self.horizon is None or self.horizon >= 1, f"horizon={self.horizon} must be at least 1")
         _require(
             self.time_limit_s is None or self.time_limit_s > 0,
             f"time_limit_s={self.time_limit_s} must be positive",
@@ -323,6 +323,7 @@ def check(config: Config) -> None:
         "server.drop needs ppo.objective=clip: the KL penalty's hinge averages over all workers",
     )
     if config.loss == "ppo":
+        assert config.horizon is not None, "an unresolved configuration is checked"
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
     _refuse_unavailable(config)
 
@@ -359,10 +360,11 @@ def resolve(config: Config) -> Config:
     """
     loss = config.loss or ("ppo" if config.mode == "sync" else "a3c")
     optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
-    default_lr = {"adam": 3e-4, "rmsprop": 7e-4, "sgd": 1e-2}[optimiser]
+    default_lr = {"adam": 7e-4, "rmsprop": 2e-3, "sgd": 1e-2}[optimiser]
     complete = replace(
         config,
         loss=loss,
+        horizon=config.horizon or (64 if loss == "ppo" else 8),
         exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
         vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
         optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 
 _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE", "SLURM_TASKS_PER_NODE")
+_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _THREAD_POOLS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -35,7 +36,7 @@ def set_mpi_parameters() -> None:
 
     coll ^han: with HAN an Allreduce during a rank's death may return wrong numbers. osc ^ucx: silences errors,
     one-sided communication is not used. On one node ob1 over shared memory starts twice as fast as the search for a
-    network.
+    network. A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for ever.
     """
     environ = os.environ
     environ.setdefault("OMPI_MCA_coll", "^han")
@@ -43,4 +44,5 @@ def set_mpi_parameters() -> None:
     size = environ.get("OMPI_COMM_WORLD_SIZE")
     if size is None or size == environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
         environ.setdefault("OMPI_MCA_pml", "ob1")
-        environ.setdefault("OMPI_MCA_btl", "self,sm,tcp")
+        launched = any(name in environ for name in _LAUNCHED)
+        environ.setdefault("OMPI_MCA_btl", "self,sm,tcp" if launched else "self")

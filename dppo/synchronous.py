@@ -53,6 +53,7 @@ def train_worker(
     collector: Collector, learner: Learner, state: TrainingState, exchange: Exchange, link: Link, config: Config
 ) -> None:
     """One worker's life, until rank 0 ends the run. Every worker goes through the same rounds in the same order."""
+    assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
     while True:
         iteration, started = state.iteration, time.monotonic()

@@ -98,7 +98,7 @@ def vtrace(
     Source: Espeholt et al. 2018 (IMPALA), eqs. 1 and section 4.2; lam from its remark 2.
     """
     _check(rewards=rewards, values=values, next_values=next_values, dones=dones, log_ratios=log_ratios)
-    ratios = np.exp(log_ratios)
+    ratios = np.exp(np.minimum(log_ratios, np.float32(20)))  # far above any clip, and no overflow
     rho = np.minimum(np.float32(rho_clip), ratios)
     decay = np.where(dones, np.float32(0), np.float32(gamma * lam) * np.minimum(np.float32(c_clip), ratios))
     corrections = rho * (rewards + np.float32(gamma) * next_values - values)

@@ -193,8 +193,9 @@ class DiagGaussian:
         self._space = space
         low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
         bounded = (np.abs(low) < 1e6) & (np.abs(high) < 1e6)  # some environments write "unbounded" as a huge number
-        self._centre = np.where(bounded, (low + high) / 2, 0.0).astype(np.float32)
-        self._scale = np.where(bounded, (high - low) / 2, 1.0).astype(np.float32)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+        self._centre = ((low + high) / 2).astype(np.float32)
+        self._scale = ((high - low) / 2).astype(np.float32)
         self.noise_size = self.network_outputs = len(low)
         self.head_size = 2 * self.noise_size
 
