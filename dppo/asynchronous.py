@@ -48,6 +48,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         link.report(report)
         learner.normalise_advantages(batch, batch.statistics)
         for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
+            link.progress("update")
             if number:
                 mirror.catch_up(wait=True)
             learner.gradient(samples, state.kl_coef, lambda kl_sum, count: kl_sum / max(count, 1))
@@ -176,5 +177,7 @@ class AsyncCoordinator:
 
 
 def default_max_staleness(num_workers: int) -> int:
-    """With double buffering two gradients of every worker can be under way; twice that is out of the ordinary."""
+    """While a gradient is computed and travels, every other worker sends one or two; twice that is out of the
+    ordinary.
+    """
     return 4 * num_workers

@@ -5,8 +5,8 @@ Uses tyro and config.py; run.py calls it on rank 0 only, so that there is one me
 
 from __future__ import annotations
 
+import itertools
 import re
-import sys
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
@@ -51,7 +51,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
         notes.append(f"settings from {path}")
     _check_flags(args)
     try:
-        if "--resume" in args and "--no-resume" not in args:
+        if ("--resume" in args or file_values.get("resume")) and "--no-resume" not in args:
             return _resumed(args, file_values, notes)
         base, preset_note = _with_preset(args, file_values)
         return resolve(_apply_flags(updated(base, file_values), args)), [*preset_note, *notes]
@@ -81,7 +81,7 @@ def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> 
     run_dir = _flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
     if not run_dir:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    stored = replace(load_config(Path(run_dir)), run_dir=run_dir, resume=True)
+    stored = replace(load_config(Path(str(run_dir))), run_dir=str(run_dir), resume=True)
     config = resolve(_apply_flags(updated(stored, file_values), args))
     for key, before, now in _differences(as_dict(stored), as_dict(config)):
         if key.split(".")[0] not in RESUMABLE:
@@ -117,7 +117,7 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
     loss = given("loss") or ("a3c" if mode == "async" else "ppo")
     name = f"{env}.{loss}.toml"
     file = resources.files("dppo") / "presets" / name
-    if "/" in env or not file.is_file():
+    if "/" in str(env) or not file.is_file():
         return Config(), [f"no preset for {env} with {loss}: the defaults"]
     values = tomllib.loads(file.read_text())
     if given("total-steps") is not None and given("target-return") is None:
@@ -193,15 +193,13 @@ def _apply_flags(base: Config, args: list[str]) -> Config:
 
 
 def _one_message(complaint: str) -> str:
-    """What tyro's framed message says, without the frame and the colours that it has under mpirun, on a pseudo-terminal."""
+    """What tyro's framed message says, without its frame, its title, the help below its first rule, and the colours
+    that it has under mpirun, on a pseudo-terminal.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
-    lines = [line.strip(" │╭╮╰╯─┃┏┓┗┛━") for line in plain.splitlines()]
-    kept = [
-        line
-        for line in lines
-        if line and not line.startswith(("Parsing error", "Required options", "For full helptext"))
-    ]
-    return " ".join(kept) or "the flags cannot be understood; see --help"
+    lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
+    said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
+    return " ".join(line for line in said if line) or "the flags cannot be understood; see --help"
 
 
 # -- config.toml --------------------
@@ -227,8 +225,3 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     return repr(value)
-
-
-def program() -> str:
-    """How to call this Python again, in messages."""
-    return f"{Path(sys.executable).name} -m dppo"

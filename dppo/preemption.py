@@ -35,8 +35,8 @@ class Preemption:
         self._ask_at = None if end is None else end - grace_s
 
     def install(self) -> None:
-        """SIGUSR1 and SIGTERM become requests."""
-        for number in (signal.SIGUSR1, signal.SIGTERM):
+        """SIGUSR1, SIGTERM and Ctrl-C become requests."""
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:

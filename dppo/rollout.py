@@ -7,7 +7,6 @@ Log-probabilities and values are computed for the whole rollout at once, afterwa
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -51,6 +50,7 @@ class Collector:
         self._episode_first_rows = np.zeros(n, np.int64)
         self._discounted_returns = np.zeros(n)
         self._observations: np.ndarray | None = None
+        self._cut: list[Episode] = []  # by a resume that could not restore them; told with the next rollout
 
     def collect(self, horizon: int, version: int, interrupt: Callable[[], bool] | None = None) -> Rollout:
         """Up to `horizon` rows; fewer where `interrupt`, asked before each, says so.
@@ -73,7 +73,7 @@ class Collector:
         actions: list[np.ndarray] = []
         env_actions: list[np.ndarray] = []
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
-        episodes: list[Episode] = []
+        episodes, self._cut = self._cut, []
         to_env = self.policy.distribution.to_env
         t = 0
         while t < horizon and not (interrupt is not None and interrupt()):
@@ -177,8 +177,11 @@ class Collector:
     def _check_finite(self, rollout: Rollout) -> None:
         _check_array("observation", rollout.observations, rollout.first_row, self.first_env)
         _check_array("reward", rollout.rewards, rollout.first_row, self.first_env)
-        if len(rollout.final_observations) and not np.isfinite(rollout.final_observations).all():
-            raise FloatingPointError("a final observation of the environment is not finite")
+        assert self._observations is not None
+        _check_array("observation", self._observations[None], rollout.first_row + rollout.num_rows, self.first_env)
+        pairs = zip(rollout.final_rows, rollout.final_envs, strict=True)
+        for (row, env), final in zip(pairs, rollout.final_observations, strict=True):
+            _check_array("final observation", final[None, None], rollout.first_row + row, self.first_env + env)
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
         """[T, N] float64 running discounted returns of the rollout; moves the running sums. Call it once per
@@ -222,14 +225,12 @@ class Collector:
         problems = []
         if not self.envs.replayable:
             self._observations = self.envs.reset()
-            problems.append(
-                f"environments {self.first_env}..{self.first_env + n - 1}: a native vector form cannot be replayed"
-            )
             self._episode_first_rows[:] = row
-            return problems
-        if time.monotonic() > deadline:
-            known = [None] * n
-            problems.append(f"environments {self.first_env}..{self.first_env + n - 1}: no time left to replay")
+            self._cut += [
+                Episode(row, s.env, s.episode_return, s.episode_length, truncated=True) for s in known if s is not None
+            ]
+            numbers = f"{self.first_env}..{self.first_env + n - 1}"
+            return [f"environments {numbers} cannot be replayed ({self.envs.description}): their episodes are cut here"]
         empty = np.empty((0,), np.int64)
         observations, failed = self.envs.replay(
             self._seeds.current(), [empty if s is None else s.actions for s in known], deadline
@@ -239,8 +240,9 @@ class Collector:
             if state is None:
                 continue
             if i in failed or not np.array_equal(observations[i], state.observation):
-                reason = "out of time" if i in failed else "replay led to another observation: it is not deterministic"
-                problems.append(f"environment {state.env}: {reason}; its episode is counted as truncated")
+                reason = "its episode ended early or time ran out" if i in failed else "another observation came of it"
+                problems.append(f"environment {state.env} could not be replayed: {reason}; its episode is cut here")
+                self._cut.append(Episode(row, state.env, state.episode_return, state.episode_length, truncated=True))
                 observations[i] = self.envs.begin_episode(i)
                 continue
             self._episode_first_rows[i] = row - len(state.actions)

@@ -37,7 +37,7 @@ from dppo.envs.vector import VectorEnv, make_vector_env  # noqa: E402
 from dppo.exchange.allreduce import Allreduce  # noqa: E402
 from dppo.exchange.collectives import assert_in_sync, first_error, from_rank_zero  # noqa: E402
 from dppo.exchange.server import Link, LocalLink, MPILink, serve  # noqa: E402
-from dppo.journal import Journal, Summary  # noqa: E402
+from dppo.journal import WINDOW, Journal, Summary  # noqa: E402
 from dppo.learner import Learner  # noqa: E402
 from dppo.models.policy import ActorCritic, make_policy, observation_size  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
@@ -47,6 +47,7 @@ from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import Checkpoint, newest_valid  # noqa: E402
 from dppo.storage.files import replace_atomically  # noqa: E402
 from dppo.storage.metrics import read_json, write_json  # noqa: E402
+from dppo.watchdog import Watchdog  # noqa: E402
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
 EXIT_CODES = {"finished": EXIT_FINISHED, "target": EXIT_FINISHED, "preempted": EXIT_PREEMPTED}
@@ -283,6 +284,11 @@ def _introduce(plan: Plan, place: Workplace, comm: MPI.Comm, console: Console, n
     for note in notes:
         console.line(f"  {note}")
     console.line(f"  {described} per worker; {place.policy.description}; {THREADS} thread(s) per rank")
+    if config.time_limit_s is not None and config.time_limit_s <= config.checkpoint.grace_s:
+        console.warn(
+            f"--time-limit-s {config.time_limit_s:g} leaves nothing before --checkpoint.grace-s"
+            f" {config.checkpoint.grace_s:g}: the run will save and leave after its first iteration"
+        )
     until = f"{config.total_steps:,} steps"
     if config.target_return is not None:
         until = f"a mean return of {config.target_return:g} over 100 episodes, at most {until}"
@@ -307,7 +313,8 @@ def _open_journal(
         if ranks != max(1, comm.size - 1):
             console.warn(
                 f"the checkpoint is of {ranks} worker(s), this run has {max(1, comm.size - 1)}: environments are"
-                " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers will differ"
+                " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers"
+                " will differ"
             )
     replace_atomically(plan.run_dir / "config.toml", to_toml(plan.config).encode())
     before = read_json(plan.run_dir / "versions.json").get("attempts", [])
@@ -403,9 +410,15 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
         coordinator = make(journal, place.state, place.learner, config, num_workers)
         journal.start_training()
     if collector is not None:
+        watchdog = Watchdog(plan.run_dir / "stalls", comm.rank, config.log.stall_after_s, config.log.stall_abort_s)
         asked = lambda: preemption.requested_at is not None  # noqa: E731
-        link: Link = LocalLink(coordinator, asked) if coordinator is not None else MPILink(comm, asked)
+        link: Link = (
+            MPILink(comm, asked, watchdog.progress)
+            if coordinator is None
+            else LocalLink(coordinator, asked, watchdog.progress)
+        )
         _work(config, place, collector, Allreduce(workers), link)
+        watchdog.stop()
         link.bye()
         collector.envs.close()
     elif coordinator is not None:
@@ -463,7 +476,7 @@ def _conclude(summary: Summary, console: Console, comm: MPI.Comm) -> None:
     reached = (
         "no episode has ended"
         if s.return_mean_100 is None
-        else f"mean return {s.return_mean_100:.2f} (last 100 episodes)"
+        else f"mean return {s.return_mean_100:.2f} (last {min(s.episodes, WINDOW)} episodes)"
     )
     how = {
         "target": "target reached",

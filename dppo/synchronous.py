@@ -65,12 +65,14 @@ def train_worker(
 
         started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s
         batch = learner.prepare(rollout, discounted_returns)
+        link.progress("exchange")
         totals = exchange.statistics(batch.statistics)
         if totals is None:
             return
         if state.iteration == iteration:  # else it has passed while this worker was late: the rollout is given up
             learner.normalise_advantages(batch, totals)
             for number, samples in enumerate(learner.minibatches(batch, iteration)):
+                link.progress("update")
                 if exchange.is_past(number):
                     continue
                 learner.gradient(samples, state.kl_coef, exchange.mean_kl)

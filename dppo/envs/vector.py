@@ -18,6 +18,7 @@ import importlib
 import math
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -118,6 +119,7 @@ def make_vector_env(env_id: str, num_envs: int, episode_seed: EpisodeSeed, vecto
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
     spec = _find_spec(env_id)
+    _keep_mujoco_quiet(spec)
     if vectorization == "native":
         return NativeVector(spec, num_envs, episode_seed)
     if vectorization == "auto":
@@ -126,6 +128,20 @@ def make_vector_env(env_id: str, num_envs: int, episode_seed: EpisodeSeed, vecto
         if cartpole.is_plain_cartpole(spec):
             return cartpole.CartPoleVector(spec, num_envs, episode_seed)
     return EnvList(spec, num_envs, episode_seed)
+
+
+def _keep_mujoco_quiet(spec: EnvSpec) -> None:
+    """MuJoCo 4 appends its warnings to MUJOCO_LOG.TXT in the working directory, one file for all ranks; the first
+    comes with every model that Gymnasium ships. They go to Python's warnings instead, but for those of making the
+    environment."""
+    if not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        return
+    try:
+        import mujoco
+    except ImportError:
+        return  # said by the attempt to make the environment
+    if mujoco.get_mju_user_warning() is None:
+        mujoco.set_mju_user_warning(lambda text: None if "is deprecated" in text else warnings.warn(text, stacklevel=2))
 
 
 class EnvList:

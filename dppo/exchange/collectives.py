@@ -11,14 +11,12 @@ from mpi4py import MPI
 
 
 def first_error(comm: MPI.Comm, error: str | None) -> str | None:
-    """Collective over `comm`. The error of the lowest rank that has one, with its rank where it is not rank 0; else
-    None.
+    """Collective over `comm`. The error of the lowest rank that has one, with its rank and host where it is not rank 0;
+    else None.
     """
-    errors = comm.allgather(error)
-    for rank, text in enumerate(errors):
-        if text is not None:
-            return text if rank == 0 or comm.size == 1 else f"rank {rank} on {MPI.Get_processor_name()}: {text}"
-    return None
+    if error is not None and comm.rank > 0:
+        error = f"rank {comm.rank} on {MPI.Get_processor_name()}: {error}"
+    return next((text for text in comm.allgather(error) if text is not None), None)
 
 
 def from_rank_zero(comm: MPI.Comm, value: Any) -> Any:

@@ -175,10 +175,14 @@ class Link:
 
     Args:
       asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
+      progress: told of every row and every update, with the phase.
     """
 
-    def __init__(self, asked_to_leave: Callable[[], bool]) -> None:
+    def __init__(
+        self, asked_to_leave: Callable[[], bool], progress: Callable[[str], None] = lambda phase: None
+    ) -> None:
         self.stopped = False
+        self.progress = progress
         self.waited_s = 0.0
         self._asked_to_leave, self._signalled = asked_to_leave, False
         self._replies: deque[np.ndarray] = deque()
@@ -248,6 +252,7 @@ class Link:
         if self._asked_to_leave() and not self._signalled:
             self._signalled = True
             self._send(Tag.SIGNAL, NOTHING)
+        self.progress("collect")
         self._poll()
         return self.stopped
 
@@ -263,8 +268,14 @@ class Link:
 class MPILink(Link):
     """To another process."""
 
-    def __init__(self, comm: MPI.Comm, asked_to_leave: Callable[[], bool], server: int = 0) -> None:
-        super().__init__(asked_to_leave)
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        asked_to_leave: Callable[[], bool],
+        progress: Callable[[str], None] = lambda phase: None,
+        server: int = 0,
+    ) -> None:
+        super().__init__(asked_to_leave, progress)
         self._comm, self._server = comm, server
         self._status = MPI.Status()
         self._sent: list[tuple[MPI.Request, np.ndarray]] = []
@@ -290,8 +301,13 @@ class MPILink(Link):
 class LocalLink(Link):
     """To a coordinator in this process: the one rank that is server and worker at once."""
 
-    def __init__(self, coordinator: Coordinator, asked_to_leave: Callable[[], bool]) -> None:
-        super().__init__(asked_to_leave)
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        asked_to_leave: Callable[[], bool],
+        progress: Callable[[str], None] = lambda phase: None,
+    ) -> None:
+        super().__init__(asked_to_leave, progress)
         self._coordinator = coordinator
 
     def _send(self, tag: Tag, message: np.ndarray) -> None:

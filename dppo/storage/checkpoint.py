@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from dppo.batch import EnvState
 from dppo.storage.files import fsync_folder, replace_atomically, write_durably
 
 FORMAT = 1
+_NAME = re.compile(r"step_(\d+)(\.old)?")
 
 
 @dataclass(slots=True)
@@ -65,13 +67,16 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     }
     write_durably(part / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     fsync_folder(part)
+    before = root / (folder.name + ".old")
     if folder.exists():  # a damaged one that a resume had to skip, or the same boundary saved twice
-        shutil.rmtree(folder)
+        shutil.rmtree(before, ignore_errors=True)
+        os.rename(folder, before)  # where it still counts, should this process be killed now
     os.rename(part, folder)
     fsync_folder(root)
     replace_atomically(root / "latest", (folder.name + "\n").encode())
-    for old in checkpoint_folders(run_dir)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(before, ignore_errors=True)
+    for surplus in checkpoint_folders(run_dir)[keep:]:
+        shutil.rmtree(surplus, ignore_errors=True)
     return folder
 
 
@@ -80,33 +85,43 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
     root = run_dir / "checkpoints"
     if not root.is_dir():
         return []
-    names = [p for p in root.iterdir() if p.is_dir() and p.name.startswith("step_") and not p.name.endswith(".part")]
-    return sorted(names, key=lambda p: p.name, reverse=True)
+    found = {p: _NAME.fullmatch(p.name) for p in root.iterdir() if p.is_dir()}
+    ages = {p: (int(match[1]), match[2] is None) for p, match in found.items() if match}
+    return sorted(ages, key=lambda p: ages[p], reverse=True)
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Reads one. Raises ValueError that says which file is damaged, and how."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        listed, env_steps, iteration = manifest["files"], int(manifest["env_steps"]), int(manifest["iteration"])
+        listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in dict(manifest["files"]).items()}
+        numbers = manifest["env_steps"], manifest["iteration"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"manifest.json cannot be read: {error!r}") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"manifest.json has format {manifest.get('format')}, this dppo reads {FORMAT}")
     contents = {}
-    for name, entry in listed.items():
+    for name, size_and_checksum in listed.items():
         try:
             data = (folder / name).read_bytes()
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
-        if len(data) != entry["bytes"] or hashlib.sha256(data).hexdigest() != entry["sha256"]:
+        if (len(data), hashlib.sha256(data).hexdigest()) != size_and_checksum:
             raise ValueError(f"{name} does not match its checksum in the manifest")
-        contents[name] = _from_bytes(data)
+        try:
+            contents[name] = _from_bytes(data)
+        except Exception as error:  # torch.load raises all kinds; weights_only refuses what would run code
+            raise ValueError(f"{name} cannot be loaded with weights_only=True: {type(error).__name__}") from error
     if "state.pt" not in contents:
         raise ValueError("the manifest names no state.pt")
     main = contents.pop("state.pt")
-    ranks = {c["rank"]: (c["row"], [_env_from_dict(e) for e in c["envs"]]) for c in contents.values()}
-    return Checkpoint(env_steps, iteration, main["state"], main["journal"], ranks)
+    try:
+        if numbers != (main["state"]["numbers"]["env_steps"], main["state"]["numbers"]["iteration"]):
+            raise ValueError("manifest.json does not belong to state.pt")
+        ranks = {c["rank"]: (c["row"], [_env_from_dict(e) for e in c["envs"]]) for c in contents.values()}
+        return Checkpoint(*numbers, main["state"], main["journal"], ranks)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"its files do not hold what this dppo expects: {error!r}") from error
 
 
 def newest_valid(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -142,7 +157,7 @@ def _tensors(value: Any) -> Any:
         return {k: _tensors(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [_tensors(v) for v in value]
-    return torch.from_numpy(np.ascontiguousarray(value).copy()) if isinstance(value, np.ndarray) else value
+    return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
 
 
 def _arrays(value: Any) -> Any:

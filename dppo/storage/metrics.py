@@ -80,7 +80,8 @@ class TensorBoard:
         self._writer = EventFileWriter(os.fspath(folder))
         if first_step:
             start = SessionLog(status=SessionLog.START)
-            self._writer.add_event(Event(wall_time=time.time(), step=first_step, session_log=start))
+            # what stands at or beyond this step is hidden; the point at first_step itself stays
+            self._writer.add_event(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
         """Adds every number in `metrics`."""

@@ -1,0 +1,292 @@
+"""The four distributions: torch's numbers and gradients, samples in their proportions, actions as environments want
+them.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from dppo.models.distributions import (
+    Bernoulli,
+    Categorical,
+    DiagGaussian,
+    MultiCategorical,
+    make_distribution,
+)
+from tests import torch_reference as reference
+
+every_space = pytest.mark.parametrize("space", reference.SPACES.values(), ids=reference.SPACES)
+
+
+def random_case(space: spaces.Space, seed: int = 0, batch: int = 25) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Heads of an old policy and a new one, float64, and actions."""
+    rng = np.random.default_rng(seed)
+    heads = rng.normal(0.0, 1.0, (2, batch, make_distribution(space).head_size))
+    return heads[0], heads[1], reference.random_actions(space, batch, rng)
+
+
+def even_noise(size: int) -> np.ndarray:
+    """[size, 1] float32 in [0, 1), evenly spaced: frequencies under it are probabilities, to within 1 / size."""
+    return ((np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size))[:, None]
+
+
+# -- by hand --------------------
+
+
+def test_categorical_worked_by_hand() -> None:
+    """Probabilities 1/4, 1/2, 1/4: log p = log 1/2, H = 1/2 log 4 + 1/2 log 2."""
+    head = np.log([[1.0, 2.0, 1.0]])
+    log_prob, entropy = Categorical(spaces.Discrete(3)).log_prob_entropy(head, np.array([1]))
+    assert log_prob.item() == pytest.approx(np.log(0.5))
+    assert entropy.item() == pytest.approx(1.5 * np.log(2))
+
+
+def test_multi_categorical_worked_by_hand() -> None:
+    """(1/4, 3/4) and (1/2, 1/2) taken as (1, 0): 3/4 x 1/2."""
+    head = np.log([[1.0, 3.0, 5.0, 5.0]])
+    log_prob, _ = MultiCategorical(spaces.MultiDiscrete([2, 2])).log_prob_entropy(head, np.array([[1, 0]]))
+    assert np.exp(log_prob).item() == pytest.approx(3 / 8)
+
+
+def test_bernoulli_worked_by_hand() -> None:
+    """Bits of probability 3/4 and 1/2, taken as (1, 0): 3/4 x 1/2."""
+    log_prob, entropy = Bernoulli(spaces.MultiBinary(2)).log_prob_entropy(np.log([[3.0, 1.0]]), np.array([[1, 0]]))
+    assert np.exp(log_prob).item() == pytest.approx(3 / 8)
+    assert entropy.item() == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) + np.log(2))
+
+
+def test_gaussian_worked_by_hand() -> None:
+    """Mean 1, deviation 2, action 5, two deviations away: exp(-2) / (2 sqrt(2 pi))."""
+    head, distribution = np.array([[1.0, np.log(2.0)]]), DiagGaussian(spaces.Box(-1, 1, (1,)))
+    log_prob, entropy = distribution.log_prob_entropy(head, np.array([[5.0]]))
+    assert np.exp(log_prob).item() == pytest.approx(np.exp(-2) / (2 * np.sqrt(2 * np.pi)))
+    assert entropy.item() == pytest.approx(0.5 * np.log(2 * np.pi * np.e * 4))
+
+
+# -- torch's numbers --------------------
+
+
+@every_space
+def test_log_prob_entropy_and_kl_are_torchs(space: spaces.Space) -> None:
+    old, new, actions = random_case(space)
+    distribution = make_distribution(space)
+    torch_old, torch_new = reference.tensors(old, new)
+    log_prob, entropy = distribution.log_prob_entropy(new, actions)
+    np.testing.assert_allclose(log_prob, reference.log_prob(space, torch_new, actions), rtol=1e-6)
+    np.testing.assert_allclose(entropy, reference.entropy(space, torch_new), rtol=1e-6)
+    np.testing.assert_allclose(distribution.kl(old, new), reference.kl(space, torch_old, torch_new), rtol=1e-6)
+
+
+@every_space
+def test_backward_is_autograds(space: spaces.Space) -> None:
+    _, head, actions = random_case(space)
+    d_log_prob, d_entropy = np.random.default_rng(1).standard_normal(len(head)), 0.3
+    leaf = reference.tensors(head)[0].requires_grad_()
+    total = (reference.log_prob(space, leaf, actions) * torch.from_numpy(d_log_prob)).sum()
+    (total + d_entropy * reference.entropy(space, leaf).sum()).backward()
+    assert leaf.grad is not None
+    actual = make_distribution(space).backward(head, actions, d_log_prob, d_entropy)
+    np.testing.assert_allclose(actual, leaf.grad, rtol=1e-6, atol=1e-9)
+
+
+@every_space
+def test_kl_backward_is_autograds(space: spaces.Space) -> None:
+    old, new, _ = random_case(space)
+    torch_old, leaf = reference.tensors(old, new)
+    (1.7 * reference.kl(space, torch_old, leaf.requires_grad_()).sum()).backward()
+    assert leaf.grad is not None
+    actual = make_distribution(space).kl_backward(old, new, 1.7)
+    np.testing.assert_allclose(actual, leaf.grad, rtol=1e-6, atol=1e-9)
+
+
+@every_space
+def test_kl_of_a_policy_with_itself_is_zero_and_flat(space: spaces.Space) -> None:
+    _, head, _ = random_case(space)
+    distribution = make_distribution(space)
+    np.testing.assert_allclose(distribution.kl(head, head), 0.0, atol=1e-12)
+    np.testing.assert_allclose(distribution.kl_backward(head, head, 1.0), 0.0, atol=1e-12)
+
+
+@every_space
+def test_float32_heads_give_float32(space: spaces.Space) -> None:
+    old, new, actions = random_case(space)
+    old, new = old.astype(np.float32), new.astype(np.float32)
+    distribution = make_distribution(space)
+    results = [*distribution.log_prob_entropy(new, actions), distribution.kl(old, new)]
+    results += [distribution.kl_backward(old, new, 0.5)]
+    results += [distribution.backward(new, actions, np.ones(len(new), np.float32), 0.1)]
+    assert {r.dtype for r in results} == {np.dtype(np.float32)}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    "space", [s for n, s in reference.SPACES.items() if n != "Box"], ids=lambda s: type(s).__name__
+)
+def test_certainty_is_finite(space: spaces.Space) -> None:
+    distribution = make_distribution(space)
+    head = np.full((4, distribution.head_size), -300.0, np.float32)
+    head[:, 0] = 300.0
+    actions = reference.random_actions(space, 4, np.random.default_rng(0))
+    assert np.isfinite(distribution.log_prob_entropy(head, actions)).all()
+    assert np.isfinite(distribution.backward(head, actions, np.ones(4, np.float32), 0.1)).all()
+    assert np.isfinite(distribution.kl(head, -head)).all()
+
+
+# -- sampling --------------------
+
+
+def test_categorical_samples_in_proportion() -> None:
+    probabilities = np.array([0.1, 0.45, 0.05, 0.4])
+    head = np.log(probabilities)[None].repeat(1000, 0).astype(np.float32)
+    actions = Categorical(spaces.Discrete(4)).sample(head, even_noise(1000))
+    np.testing.assert_allclose(np.bincount(actions, minlength=4) / 1000, probabilities, atol=1.1e-3)
+
+
+def test_multi_categorical_samples_each_part_in_proportion_and_independently() -> None:
+    """A grid of noise: 100 even numbers for one part times 100 for the other."""
+    first, second = np.array([0.3, 0.7]), np.array([0.2, 0.5, 0.3])
+    head = np.log(np.concatenate((first, second)))[None].repeat(10_000, 0).astype(np.float32)
+    grid = even_noise(100)[:, 0]
+    noise = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
+    actions = MultiCategorical(spaces.MultiDiscrete([2, 3])).sample(head, noise)
+    joint = np.zeros((2, 3))
+    np.add.at(joint, (actions[:, 0], actions[:, 1]), 1e-4)
+    np.testing.assert_allclose(joint, np.outer(first, second), atol=0.012)
+
+
+def test_bernoulli_samples_in_proportion() -> None:
+    probability = np.array([0.05, 0.5, 0.8])
+    head = np.log(probability / (1 - probability))[None].repeat(1000, 0).astype(np.float32)
+    bits = Bernoulli(spaces.MultiBinary(3)).sample(head, even_noise(1000).repeat(3, 1))
+    np.testing.assert_allclose(bits.mean(0), probability, atol=1.1e-3)
+
+
+def test_gaussian_samples_have_mean_and_deviation() -> None:
+    head = np.array([[1.0, -2.0, np.log(0.5), np.log(3.0)]], np.float32).repeat(20_000, 0)
+    noise = np.random.default_rng(0).standard_normal((20_000, 2), dtype=np.float32)
+    actions = DiagGaussian(spaces.Box(-1, 1, (2,))).sample(head, noise)
+    np.testing.assert_allclose(actions.mean(0), [1.0, -2.0], atol=0.06)
+    np.testing.assert_allclose(actions.std(0), [0.5, 3.0], rtol=0.02)
+
+
+@pytest.mark.parametrize("noise", [0.0, np.nextafter(np.float32(1), np.float32(0))])
+@pytest.mark.parametrize("space", [spaces.Discrete(5), spaces.MultiDiscrete([5, 2]), spaces.MultiBinary(2)], ids=str)
+def test_the_ends_of_the_noise_give_actions_of_the_space(space: spaces.Space, noise: float) -> None:
+    distribution = make_distribution(space)
+    head = np.random.default_rng(0).normal(0.0, 8.0, (200, distribution.head_size)).astype(np.float32)
+    row = np.full((200, distribution.noise_size), noise, np.float32)
+    for action in distribution.to_env(distribution.sample(head, row)):
+        assert space.contains(np.asarray(action, space.dtype))
+
+
+def test_an_impossible_action_is_never_sampled() -> None:
+    head = np.array([[-np.inf, 0.0, -np.inf]], np.float32).repeat(100, 0)
+    assert set(Categorical(spaces.Discrete(3)).sample(head, even_noise(100))) == {1}
+    assert set(Categorical(spaces.Discrete(3)).sample(head, np.zeros((100, 1), np.float32))) == {1}
+
+
+@every_space
+def test_the_mode_is_the_most_probable(space: spaces.Space) -> None:
+    _, head, _ = random_case(space, batch=6)
+    distribution = make_distribution(space)
+    mode = distribution.mode(head)
+    best, _ = distribution.log_prob_entropy(head, mode)
+    for seed in range(40):
+        other = reference.random_actions(space, 6, np.random.default_rng(seed))
+        assert (best >= distribution.log_prob_entropy(head, other)[0]).all()
+
+
+@every_space
+def test_samples_of_a_row_do_not_depend_on_its_neighbours(space: spaces.Space) -> None:
+    _, head, _ = random_case(space, batch=9)
+    distribution = make_distribution(space)
+    noise = np.random.default_rng(2).random((9, distribution.noise_size), dtype=np.float32)
+    together = distribution.sample(head, noise)
+    for i in range(9):
+        np.testing.assert_array_equal(distribution.sample(head[i : i + 1], noise[i : i + 1])[0], together[i])
+
+
+# -- on the way to the environment --------------------
+
+
+@pytest.mark.parametrize(
+    ("space", "actions", "expected"),
+    [
+        (spaces.Discrete(3, start=-1), [0, 2], [-1, 1]),
+        (spaces.Discrete(3), [0, 2], [0, 2]),
+        (spaces.MultiDiscrete([3, 4], start=[10, -2]), [[0, 3]], [[10, 1]]),
+        (spaces.MultiDiscrete(np.array([[2, 3], [4, 5]])), [[1, 2, 3, 4]], [[[1, 2], [3, 4]]]),
+        (spaces.MultiBinary((2, 2)), [[1, 0, 0, 1]], [[[1, 0], [0, 1]]]),
+    ],
+    ids=str,
+)
+def test_discrete_actions_get_start_and_shape_of_their_space(space: Any, actions: Any, expected: Any) -> None:
+    env_actions = make_distribution(space).to_env(np.array(actions))
+    assert env_actions.tolist() == expected
+    assert all(space.contains(np.asarray(a, space.dtype)) for a in env_actions)
+
+
+def test_gaussian_units_span_the_bounds() -> None:
+    """-1, 0 and 1 are low, centre and high, in each dimension."""
+    space = spaces.Box(np.array([-2.0, 0.0]), np.array([3.0, 0.5]), dtype=np.float64)
+    env_actions = DiagGaussian(space).to_env(np.array([[-1, -1], [0, 0], [1, 1]], np.float32))
+    np.testing.assert_allclose(env_actions, [[-2.0, 0.0], [0.5, 0.25], [3.0, 0.5]])
+    assert env_actions.dtype == space.dtype
+
+
+def test_gaussian_actions_are_clipped_to_the_bounds_on_the_way_and_stay_as_sampled() -> None:
+    distribution = DiagGaussian(spaces.Box(-2.0, 3.0, (1,), np.float32))
+    actions = distribution.sample(np.zeros((2, 2), np.float32), np.array([[5.0], [-7.0]], np.float32))
+    assert distribution.to_env(actions).tolist() == [[3.0], [-2.0]]
+    assert actions.tolist() == [[5.0], [-7.0]]
+
+
+@pytest.mark.parametrize("limit", [np.inf, np.finfo(np.float32).max, 1e10])
+def test_gaussian_units_are_the_environments_where_it_is_unbounded(limit: float) -> None:
+    space = spaces.Box(np.array([-limit, 0.0, -1.0]), np.array([limit, limit, 1.0]), dtype=np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        distribution = DiagGaussian(space)
+    env_actions = distribution.to_env(np.array([[7.0, -4.0, 0.5]], np.float32))
+    np.testing.assert_allclose(env_actions, [[7.0, 0.0, 0.5]])  # the second has one bound, and is clipped there
+
+
+def test_gaussian_actions_have_the_shape_of_the_box() -> None:
+    distribution = DiagGaussian(spaces.Box(-1.0, 1.0, (2, 3), np.float32))
+    assert distribution.head_size == 12
+    assert distribution.to_env(np.zeros((4, 6), np.float32)).shape == (4, 2, 3)
+
+
+# -- which one --------------------
+
+
+@every_space
+def test_sizes_fit_together(space: spaces.Space) -> None:
+    distribution = make_distribution(space)
+    head = np.zeros((5, distribution.head_size), np.float32)
+    actions = distribution.sample(head, np.zeros((5, distribution.noise_size), np.float32))
+    log_prob, entropy = distribution.log_prob_entropy(head, actions)
+    assert log_prob.shape == entropy.shape == (5,)
+    assert distribution.network_outputs == distribution.head_size // (2 if isinstance(space, spaces.Box) else 1)
+    assert distribution.noise_kind == ("normal" if isinstance(space, spaces.Box) else "uniform")
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(0, 255, (3,), np.uint8),
+        spaces.Dict({"a": spaces.Discrete(2)}),
+        spaces.Tuple((spaces.Discrete(2),)),
+        spaces.Text(3),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_other_spaces_are_refused_with_those_that_fit(space: spaces.Space) -> None:
+    with pytest.raises(ValueError, match=r"not supported: Discrete, MultiDiscrete, MultiBinary and floating-point Box"):
+        make_distribution(space)

@@ -1,0 +1,113 @@
+"""The actor-critic: spaces that it fits, its head, acting and differentiating."""
+
+from __future__ import annotations
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dppo.config import ModelConfig
+from dppo.models.policy import ActorCritic, make_policy, observation_size
+from tests import torch_reference as reference
+
+OBSERVATIONS = spaces.Box(-1.0, 1.0, (5,), np.float32)
+every_space = pytest.mark.parametrize("space", reference.SPACES.values(), ids=reference.SPACES)
+
+
+def make(space: spaces.Space, seed: int = 0, cfg: ModelConfig | None = None) -> ActorCritic:
+    rng = np.random.default_rng(seed)
+    return make_policy(OBSERVATIONS, space, cfg or ModelConfig(hidden=(16,)), rng, num_sums=2)
+
+
+def inputs_of(batch: int, seed: int = 1) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((batch, 5)).astype(np.float32)
+
+
+def noise_of(policy: ActorCritic, batch: int) -> np.ndarray:
+    rng, distribution = np.random.default_rng(2), policy.distribution
+    draw = rng.standard_normal if distribution.noise_kind == "normal" else rng.random
+    return draw((batch, distribution.noise_size), dtype=np.float32)
+
+
+@every_space
+def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
+    policy = make(space)
+    inputs, noise = inputs_of(7), noise_of(policy, 7)
+    actions, head = policy.act(inputs, noise)
+    actions, head = actions.copy(), head.copy()
+    forward_head, forward_value = policy.forward(inputs)
+    np.testing.assert_array_equal(forward_head, head)
+    np.testing.assert_array_equal(policy.head(inputs), head)
+    np.testing.assert_array_equal(policy.value(inputs), forward_value)
+    np.testing.assert_array_equal(policy.distribution.sample(head, noise), actions)
+
+
+@every_space
+def test_greedy_is_the_mode(space: spaces.Space) -> None:
+    policy = make(space)
+    inputs = inputs_of(7)
+    np.testing.assert_array_equal(policy.greedy(inputs), policy.distribution.mode(policy.head(inputs)))
+
+
+@every_space
+def test_initial_actions_hardly_depend_on_the_observation(space: spaces.Space) -> None:
+    """The policy's last layer starts small: every action can happen before anything was learnt."""
+    head = make(space).head(10 * inputs_of(50))
+    assert np.abs(head).max() < 0.1
+
+
+@every_space
+def test_the_same_stream_gives_the_same_policy(space: spaces.Space) -> None:
+    for backend in ("numpy", "torch"):
+        cfg = ModelConfig(hidden=(4,), backend=backend)  # type: ignore[arg-type]
+        first, second, other = make(space, 3, cfg), make(space, 3, cfg), make(space, 4, cfg)
+        assert first.flat.fingerprint() == second.flat.fingerprint() != other.flat.fingerprint()
+
+
+def test_a_box_policy_has_one_log_std_for_all_states() -> None:
+    policy = make(reference.SPACES["Box"], cfg=ModelConfig(hidden=(4,), log_std_init=-0.5))
+    head = policy.head(inputs_of(6))
+    np.testing.assert_array_equal(head[:, 2:], np.full((6, 2), -0.5, np.float32))
+    policy.flat.parameters["log_std"][:] = 0.25, 0.75
+    np.testing.assert_array_equal(policy.head(inputs_of(6))[:, 2:], np.tile(np.array([0.25, 0.75], np.float32), (6, 1)))
+
+
+def test_the_gradient_of_log_std_is_the_sum_over_samples() -> None:
+    policy = make(reference.SPACES["Box"])
+    policy.forward(inputs_of(6))
+    d_head = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
+    policy.backward(d_head, np.zeros(6, np.float32))
+    np.testing.assert_allclose(policy.flat.gradients["log_std"], d_head[:, 2:].sum(0), rtol=1e-5)
+
+
+def test_room_for_sums_is_behind_the_gradient() -> None:
+    policy = make(reference.SPACES["Discrete"])
+    assert len(policy.flat.sums) == 2
+    assert len(policy.flat.summed) == policy.flat.size + 2
+
+
+def test_the_description_counts_the_parameters() -> None:
+    """(5 + 1) 16 + (16 + 1) 4 for the policy, (5 + 1) 16 + (16 + 1) for the value."""
+    policy = make(reference.SPACES["Discrete"])
+    assert policy.flat.size == 6 * 16 + 17 * 4 + 6 * 16 + 17
+    assert f"{policy.flat.size} parameters" in policy.description
+
+
+@pytest.mark.parametrize(("shape", "size"), [((), 1), ((1,), 1), ((17,), 17)])
+def test_flat_boxes_are_observations(shape: tuple[int, ...], size: int) -> None:
+    assert observation_size(spaces.Box(-1.0, 1.0, shape)) == size
+
+
+@pytest.mark.parametrize(
+    ("space", "hint"),
+    [
+        (spaces.Box(0, 255, (84, 84, 3), np.uint8), "images come with a later version"),
+        (spaces.Dict({"a": spaces.Box(-1, 1)}), "FlattenObservation"),
+        (spaces.Discrete(5), "FlattenObservation"),
+    ],
+    ids=["image", "Dict", "Discrete"],
+)
+def test_other_observations_are_refused_with_a_way_out(space: gymnasium.Space, hint: str) -> None:
+    with pytest.raises(ValueError, match=rf"observation space.*not supported.*{hint}"):
+        make_policy(space, spaces.Discrete(2), ModelConfig(), np.random.default_rng(0))

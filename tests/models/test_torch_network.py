@@ -1,0 +1,165 @@
+"""Torch networks: their parameters are the flat buffers, a user's own is checked before it is used."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+
+from dppo.config import ModelConfig
+from dppo.models.flat import FlatParameters
+from dppo.models.policy import ActorCritic, make_policy
+from dppo.models.torch_network import TorchMLP, TorchNetwork
+
+FACTORIES = '''
+import torch
+from torch import nn
+
+class Shared(nn.Module):
+    """One body for both outputs, and a parameter without an axis."""
+
+    def __init__(self, size, outputs):
+        super().__init__()
+        self.body = nn.Linear(size, 7)
+        self.policy = nn.Linear(7, outputs)
+        self.value = nn.Linear(7, 1)
+        self.scale = nn.Parameter(torch.tensor(1.5))
+
+    def forward(self, x):
+        features = torch.relu(self.body(x)) * self.scale
+        return self.policy(features), self.value(features).squeeze(-1)
+
+class Double(Shared):
+    def __init__(self, size, outputs):
+        super().__init__(size, outputs)
+        self.double()
+
+    def forward(self, x):
+        return super().forward(x.double())
+
+class Column(Shared):
+    def forward(self, x):
+        head, value = super().forward(x)
+        return head, value[:, None]
+
+class HeadOnly(Shared):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+class Normalised(Shared):
+    def __init__(self, size, outputs):
+        super().__init__(size, outputs)
+        self.norm = nn.BatchNorm1d(7)
+
+def not_a_module(size, outputs):
+    return lambda x: x
+'''
+
+
+@pytest.fixture(autouse=True)
+def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A module of the user's that can be imported."""
+    (tmp_path / "factories.py").write_text(FACTORIES)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "factories", raising=False)
+
+
+def make(factory: str | None) -> ActorCritic:
+    cfg = ModelConfig(hidden=(6,), factory=factory, backend="auto" if factory else "torch")
+    observations = spaces.Box(-1.0, 1.0, (5,), np.float32)
+    return make_policy(observations, spaces.Discrete(3), cfg, np.random.default_rng(0))
+
+
+def inputs_of(batch: int = 9) -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((batch, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize("factory", [None, "factories:Shared"])
+def test_the_flat_vector_is_the_modules_memory(factory: str | None) -> None:
+    policy = make(factory)
+    assert policy.head(inputs_of()).any()
+    policy.flat.vector[:] = 0.0
+    assert not policy.head(inputs_of()).any()
+    assert not policy.value(inputs_of()).any()
+
+
+@pytest.mark.parametrize("factory", [None, "factories:Shared"])
+def test_backward_writes_autograds_gradient_into_the_flat_vector(factory: str | None) -> None:
+    policy = make(factory)
+    rng = np.random.default_rng(2)
+    for batch in (9, 4):  # the second writes over the first
+        d_head = rng.standard_normal((batch, 3)).astype(np.float32)
+        d_value = rng.standard_normal(batch).astype(np.float32)
+        policy.forward(inputs_of(batch))
+        policy.backward(d_head, d_value)
+
+    def objective() -> float:
+        head, value = policy.forward(inputs_of(4))
+        return float((head * d_head).sum(dtype=np.float64) + np.dot(value, d_value))
+
+    gradient = policy.flat.gradient.copy()
+    for i in rng.choice(policy.flat.size, 25, replace=False):
+        kept, ends = policy.flat.vector[i], []
+        for h in (1e-2, -1e-2):
+            policy.flat.vector[i] = kept + np.float32(h)
+            ends.append(objective())
+        policy.flat.vector[i] = kept
+        assert gradient[i] == pytest.approx((ends[0] - ends[1]) / 2e-2, abs=5e-3)
+
+
+def test_the_default_network_is_the_numpy_one_in_torch() -> None:
+    """The same weights give the same outputs under either backend."""
+    module = TorchMLP(5, (6, 4), 3, "tanh")
+    linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    cfg = ModelConfig(hidden=(6, 4))
+    observations = spaces.Box(-1.0, 1.0, (5,), np.float32)
+    policy = make_policy(observations, spaces.Discrete(3), cfg, np.random.default_rng(0))
+    pieces = [p for layer in linear for p in (layer.weight.T, layer.bias)]
+    policy.flat.vector[:] = np.concatenate([p.detach().numpy().reshape(-1) for p in pieces])
+    head, value = module(torch.from_numpy(inputs_of()))
+    np.testing.assert_allclose(policy.head(inputs_of()), head.detach(), atol=1e-5)
+    np.testing.assert_allclose(policy.value(inputs_of()), value.detach(), atol=1e-5)
+
+
+def test_initial_weights_are_orthogonal_as_in_numpy() -> None:
+    policy = make(None)
+    gains = {n: np.linalg.norm(p, 2) for n, p in policy.flat.parameters.items() if n.endswith("weight")}
+    inside = 2**0.5
+    expected = dict(zip(gains, (inside, 0.01, inside, 1.0), strict=True))
+    assert gains == pytest.approx(expected, rel=1e-5)
+
+
+def test_frozen_parameters_stay_and_have_no_gradient() -> None:
+    module = TorchMLP(5, (6,), 3, "tanh")
+    frozen = next(module.parameters()).requires_grad_(False)
+    flat = FlatParameters(TorchNetwork.shapes(module), num_sums=0)
+    network = TorchNetwork(flat, module)
+    network.forward(inputs_of())
+    network.backward(np.ones((9, 3), np.float32), np.ones(9, np.float32))
+    assert not flat.gradient[: frozen.numel()].any()
+    assert flat.gradient[frozen.numel() :].any()
+
+
+@pytest.mark.parametrize(
+    ("factory", "problem"),
+    [
+        ("nowhere:Net", "cannot be imported: No module named 'nowhere'"),
+        ("factories:Missing", "cannot be imported"),
+        ("factories:not_a_module", "gave a function, not a torch.nn.Module"),
+        ("factories:Column", r"must give \(head \[2, 3\], value \[2\]\), but gave \[\(2, 3\), \(2, 1\)\]"),
+        ("factories:HeadOnly", "but gave Tensor"),
+        ("factories:Double", "all parameters must be float32"),
+        ("factories:Normalised", "buffers"),
+    ],
+)
+def test_a_factory_that_does_not_fit_is_refused_with_the_reason(factory: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.factory={factory}.*{problem}"):
+        make(factory)
+
+
+def test_a_factorys_policy_says_where_it_comes_from() -> None:
+    assert make("factories:Shared").description.startswith("factories:Shared, torch autograd")

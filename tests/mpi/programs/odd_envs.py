@@ -1,0 +1,107 @@
+"""Environments that a user could have: with spaces that are not supported, slow or failing on one rank only.
+
+`--env odd_envs:odd/Dict-v0` registers them; the launcher puts this folder on PYTHONPATH.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+
+
+class Numbers(gymnasium.Env[Any, Any]):
+    """Shows noise, pays 1, never ends by itself."""
+
+    observation_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.observe(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        return self.observe(), 1.0, False, False, {}
+
+    def observe(self) -> Any:
+        return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32)
+
+
+class DictNumbers(Numbers):
+    """Its observation has parts."""
+
+    observation_space = spaces.Dict({"position": spaces.Box(-1.0, 1.0, (2,), np.float32)})
+
+    def observe(self) -> Any:
+        return {"position": super().observe()}
+
+
+class Image(Numbers):
+    """Its observation is a picture."""
+
+    observation_space = spaces.Box(0, 255, (84, 84, 3), np.uint8)
+
+    def observe(self) -> Any:
+        return np.zeros((84, 84, 3), np.uint8)
+
+
+class TupleActions(Numbers):
+    """Takes two actions at once."""
+
+    action_space: Any = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
+
+
+class Unmakeable(Numbers):
+    """Raises while it is made, on rank 2 only: what one rank lacks must end all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        if RANK == 2:
+            raise OSError("no licence left on this node")
+
+
+class SlowLater(Numbers):
+    """Its first 100 steps take no time, each later one 0.1 s: a rollout that outlasts any grace period."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.steps >= 100:
+            time.sleep(0.1)
+        return super().step(action)
+
+
+class BadOnRankTwo(Numbers):
+    """Step 50 goes wrong, on rank 2 only, while the others wait for it; FAULT says how."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        out = super().step(action)
+        if RANK == 2 and self.steps == 50:
+            if os.environ["FAULT"] == "raise":
+                raise RuntimeError("simulated bug in the environment")
+            if os.environ["FAULT"] == "nan":
+                return np.full(2, np.nan, np.float32), *out[1:]
+            while True:  # hang
+                time.sleep(1.0)
+        return out
+
+
+class Uneven(Numbers):
+    """Steps take longer on higher ranks: with dropped stragglers the last rank is always late."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        time.sleep(0.0005 * RANK)
+        return super().step(action)
+
+
+_CLASSES: tuple[Any, ...] = (DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven)
+for _class in _CLASSES:
+    gymnasium.register(id=f"odd/{_class.__name__}-v0", entry_point=_class, max_episode_steps=30)

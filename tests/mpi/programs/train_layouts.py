@@ -1,0 +1,29 @@
+"""Trains several configurations, each on the first so many ranks: one start of Python for many small runs.
+
+mpirun -n 5 python train_layouts.py JOBS.json      with JOBS.json = [{"ranks": 2, "settings": {…}}, …]
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from mpi4py import MPI
+
+from dppo.config import Config, updated
+from dppo.run import train
+
+
+def main() -> None:
+    world = MPI.COMM_WORLD
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        comm = world.Split(0 if world.rank < job["ranks"] else MPI.UNDEFINED, world.rank)
+        if comm != MPI.COMM_NULL:
+            train(updated(Config(), job["settings"]), comm, quiet=True)
+            comm.Free()
+        world.Barrier()
+
+
+if __name__ == "__main__":
+    main()

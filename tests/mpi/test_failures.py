@@ -1,0 +1,101 @@
+"""A rank that fails ends the whole job within seconds, with a code that is not 0 and a message that names it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch import Ended, Launcher
+from tests.rundir import count_lines, latest, summary
+
+HOST = socket.gethostname()
+LIMIT_S = 10.0
+
+MODES = {
+    "allreduce": ("--exchange", "allreduce"),
+    "p2p": ("--exchange", "p2p"),
+    "async": ("--mode", "async"),
+}
+SMALL = (
+    "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 1, "--ppo.minibatches", 1, "--total-steps", 10**8,
+    "--log.no-tensorboard",
+)  # fmt: skip
+
+
+def assert_failed(ended: Ended, run_dir: Path, rank: int, *parts: str) -> None:
+    """One account, of this rank; the summary says so, too; what was saved can still be resumed."""
+    assert ended.code not in (0, 2, 75), ended
+    assert (ended.stdout + ended.stderr).count(f"rank {rank} on {HOST} failed") == 1, ended
+    assert ended.stderr.count("Traceback (most recent call last)") == 1, ended
+    for part in parts:
+        assert part in ended.stderr, ended
+    assert summary(run_dir)["exit"] == "failed"
+    assert (latest(run_dir) / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_an_exception_in_one_worker_ends_the_job(mode: str, launch: Launcher, tmp_path: Path) -> None:
+    """Worker 2 raises while worker 1 waits for it: in Allreduce, for the server, or not at all."""
+    flags = (*MODES[mode], *SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--run-dir", "run")
+    ended = launch.run(3, *flags, code=None, timeout=30, FAULT="raise")
+    assert_failed(ended, tmp_path / "run", 2, "RuntimeError: simulated bug in the environment")
+    assert ended.wall_s < LIMIT_S, "start included"
+
+
+@pytest.mark.parametrize("ranks", [None, 3])
+def test_an_environment_that_raises_everywhere_is_reported_once(
+    ranks: int | None, launch: Launcher, tmp_path: Path
+) -> None:
+    flags = (*SMALL, "--env", "dppo.envs.probes:dppo/ProbeCrash-v0", "--run-dir", "run")
+    ended = launch.run(ranks, *flags, code=None, timeout=30)
+    rank = 0 if ranks is None else 1 if f"rank 1 on {HOST} failed" in ended.stderr else 2
+    assert_failed(ended, tmp_path / "run", rank, "RuntimeError: probe: simulated bug in the environment")
+    assert ended.wall_s < LIMIT_S
+
+
+def test_nan_from_an_environment_is_traced_to_rank_row_and_environment(launch: Launcher, tmp_path: Path) -> None:
+    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--run-dir", "run")
+    ended = launch.run(3, *flags, code=None, timeout=30, FAULT="nan")
+    # its environments 2 and 3 both show it as what their 50th step led to, which is what row 50 acts on
+    assert_failed(ended, tmp_path / "run", 2, "observation is not finite in row 50 of environment 2: [nan nan]")
+    assert ended.wall_s < LIMIT_S
+
+
+@pytest.mark.parametrize(("mode", "victim"), [("allreduce", 2), ("async", 1), ("p2p", 0), ("allreduce", 0)])
+def test_a_killed_rank_ends_the_job(mode: str, victim: int, launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = launch.start(3, *MODES[mode], *SMALL, "--env", "CartPole-v1", "--run-dir", run_dir)
+    job.until(lambda: count_lines(run_dir) > 2)
+    pid = job.rank_pid(victim)
+    since = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    ended = job.wait(LIMIT_S)
+    assert time.monotonic() - since < LIMIT_S
+    assert ended.code not in (0, 2, 75), ended
+    assert HOST in ended.stderr, "mpirun's own message names the host"
+    assert f",{victim}]" in ended.stderr or f"rank {victim} " in ended.stderr, "… and the rank"
+    # mpirun sends rank 0 SIGTERM, and SIGKILL 0.25 s later: it may have time to save the next boundary, or not
+    assert summary(run_dir)["exit"] in ("running", "preempted")
+    assert (latest(run_dir) / "manifest.json").exists()
+
+
+def test_a_hanging_environment_does_not_keep_a_job_from_being_preempted(launch: Launcher, tmp_path: Path) -> None:
+    """Worker 2 never comes back: the last boundary is saved, and the job is over within the grace period."""
+    run_dir, grace_s = tmp_path / "run", 3.0
+    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--run-dir", run_dir, "--checkpoint.grace-s", grace_s)
+    job = launch.start(3, *flags, FAULT="hang")
+    job.until(lambda: count_lines(run_dir) == 3)  # row 50 is in the fourth rollout
+    time.sleep(0.5)
+    since = time.monotonic()
+    job.send(signal.SIGUSR1)
+    ended = job.wait(LIMIT_S)
+    assert time.monotonic() - since < grace_s + 2
+    assert ended.code == 75, ended
+    assert "some workers did not leave" in ended.stderr
+    assert summary(run_dir)["exit"] == "preempted"
+    assert latest(run_dir).name == f"step_{3 * 64:09d}"

@@ -1,0 +1,54 @@
+"""Every cell of mode x exchange x loss learns a probe whose optimum is known."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch import Launcher
+from tests.rundir import metric_lines
+
+CELLS: dict[str, tuple[str, ...]] = {
+    "allreduce-ppo": ("--exchange", "allreduce", "--loss", "ppo"),
+    "allreduce-a3c": ("--exchange", "allreduce", "--loss", "a3c"),
+    "p2p-ppo": ("--exchange", "p2p", "--loss", "ppo"),
+    "p2p-a3c": ("--exchange", "p2p", "--loss", "a3c"),
+    "async-ppo": ("--mode", "async", "--loss", "ppo"),
+    "async-a3c": ("--mode", "async", "--loss", "a3c"),
+    "p2p-ppo-drop": ("--exchange", "p2p", "--loss", "ppo", "--server.drop", "1"),
+    "async-a3c-scale": ("--mode", "async", "--loss", "a3c", "--server.staleness", "scale"),
+    "async-a3c-none": ("--mode", "async", "--loss", "a3c", "--server.staleness", "none"),
+    "async-ppo-scale": ("--mode", "async", "--loss", "ppo", "--server.staleness", "scale"),
+}
+PPO = ("--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 1e-3, "--total-steps", 20_000)
+A3C = ("--horizon", 8, "--optim.lr", 2e-3, "--total-steps", 30_000)
+
+
+def evaluated(run_dir: Path) -> dict[str, Any]:
+    """What `python -m dppo.evaluate --json` says."""
+    command = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", "100", "--json"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    out: dict[str, Any] = json.loads(result.stdout)
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell", CELLS)
+def test_every_cell_learns_to_match_action_to_observation(cell: str, launch: Launcher, tmp_path: Path) -> None:
+    """ProbeContext: a return of 1 for the right action, -1 for the wrong one."""
+    flags = PPO if "ppo" in cell else A3C
+    env = ("--env", "dppo.envs.probes:dppo/ProbeContext-v0", "--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
+    launch.run(3, *CELLS[cell], *env, *flags, "--run-dir", "run")
+    figures = evaluated(tmp_path / "run")
+    assert figures["mean"] == 1.0, figures
+    assert figures["episodes"] == 100 and figures["env"] == "dppo.envs.probes:dppo/ProbeContext-v0"
+    if "async" in cell:
+        histograms = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        counts = [sum(h["staleness"]) for h in histograms]
+        assert sum(sum(h["staleness"][1:]) for h in histograms) > 0, "two workers must be ahead of each other at times"
+        assert min(counts) > 0 and len(metric_lines(tmp_path / "run")) == len(counts)

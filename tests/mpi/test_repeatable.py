@@ -1,0 +1,147 @@
+"""Synchronous runs repeat to the bit, and a run that was stopped goes on as if it had never been."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch import Launcher
+from tests.rundir import checkpoint, count_lines, differences, metric_lines, summary
+
+CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
+PENDULUM = {"env": "Pendulum-v1", "num-envs": 2, "horizon": 64}
+CHEETAH = {"env": "HalfCheetah-v5", "num-envs": 2, "horizon": 64}
+
+RUNS: dict[str, tuple[int, dict[str, Any]]] = {
+    "allreduce-ppo-CartPole": (3, {"exchange": "allreduce", "loss": "ppo", **CARTPOLE}),
+    # three workers: the sum of two does not show in which order they came
+    "p2p-ppo-Pendulum": (4, {"exchange": "p2p", "loss": "ppo", **PENDULUM}),
+    "allreduce-a3c-Pendulum": (3, {"exchange": "allreduce", "loss": "a3c", **PENDULUM}),
+    "p2p-a3c-CartPole": (3, {"exchange": "p2p", "loss": "a3c", **CARTPOLE}),
+    "one-rank-ppo-CartPole": (1, {"loss": "ppo", **CARTPOLE}),
+}
+if importlib.util.find_spec("mujoco") is not None:
+    RUNS["allreduce-ppo-HalfCheetah"] = (3, {"exchange": "allreduce", "loss": "ppo", **CHEETAH})
+WITHOUT_ANNEALING = "without-annealing"
+ITERATIONS = 60
+
+
+def settings(name: str, run_dir: Path) -> dict[str, Any]:
+    """Of a run of RUNS; a checkpoint every seven iterations."""
+    anneal = name != WITHOUT_ANNEALING
+    ranks, chosen = RUNS["allreduce-ppo-CartPole" if name == WITHOUT_ANNEALING else name]
+    per_iteration = chosen["num-envs"] * chosen["horizon"] * max(1, ranks - 1)
+    return {
+        **chosen, "seed": 11, "run-dir": str(run_dir), "log": {"tensorboard": False},
+        "ppo": {"epochs": 2, "minibatches": 4}, "optim": {"lr": 1e-3, "anneal": anneal},
+        "checkpoint": {"every": 7 * per_iteration}, "total-steps": ITERATIONS * per_iteration,
+    }  # fmt: skip
+
+
+def flags(values: dict[str, Any], section: str = "") -> list[str]:
+    """The same as flags."""
+    out: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            out += flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            out.append(f"--{section}{'' if value else 'no-'}{name}")
+        else:
+            out += [f"--{section}{name}", str(value)]
+    return out
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every run twice, NAME and NAME-again, never stopped; in one start, because starts are what takes the time."""
+    folder = tmp_path_factory.mktemp("whole")
+    jobs = []
+    for name in (*RUNS, WITHOUT_ANNEALING):
+        ranks = RUNS[name][0] if name in RUNS else 3
+        for suffix in ("", "-again"):
+            jobs.append({"ranks": ranks, "settings": settings(name, folder / (name + suffix))})
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    launcher = Launcher(folder)
+    launcher.run(4, folder / "jobs.json", program="train_layouts.py", timeout=120)
+    launcher.close()
+    return folder
+
+
+def assert_same(run_dir: Path, other: Path) -> None:
+    """The same lines to the byte, apart from clock figures, and the same last checkpoint to the bit."""
+    assert metric_lines(run_dir) == metric_lines(other)
+    assert differences(checkpoint(run_dir), checkpoint(other)) == []
+    a, b = summary(run_dir), summary(other)
+    for key in ("env_steps", "updates", "episodes", "return_mean_100", "exit", "world_size", "env"):
+        assert a[key] == b[key], key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_two_identical_runs_are_the_same_to_the_byte(name: str, whole: Path) -> None:
+    assert count_lines(whole / name) == ITERATIONS
+    assert_same(whole / name, whole / f"{name}-again")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_killed_and_preempted_ends_as_one_never_stopped(
+    name: str, whole: Path, launch: Launcher, tmp_path: Path
+) -> None:
+    """SIGKILL to all between two checkpoints, then SIGUSR1 to mpirun: lines after the checkpoint come again, once."""
+    ranks = RUNS[name][0] if RUNS[name][0] > 1 else None
+    run_dir = tmp_path / "run"
+    job = launch.start(ranks, *flags(settings(name, run_dir)))
+    job.until(lambda: count_lines(run_dir) >= 10)
+    job.kill()
+    killed_at = count_lines(run_dir)
+    assert summary(run_dir)["exit"] == "running"
+
+    job = launch.start(ranks, "--resume", "--run-dir", run_dir)
+    job.until(lambda: (run_dir / "summary.json").exists() and summary(run_dir)["attempt"] == 2)
+    job.until(lambda: count_lines(run_dir) > max(killed_at, 20))
+    job.send(signal.SIGUSR1)
+    ended = job.wait()
+    assert ended.code == 75, ended
+    assert summary(run_dir)["exit"] == "preempted"
+    lines = metric_lines(run_dir)
+    assert lines == metric_lines(whole / name)[: len(lines)]
+    assert killed_at < len(lines) < count_lines(whole / name)
+
+    launch.run(ranks, "--resume", "--run-dir", run_dir)
+    assert summary(run_dir)["attempt"] == 3
+    assert_same(whole / name, run_dir)
+
+
+@pytest.mark.slow
+def test_total_steps_may_be_reached_in_two_parts(whole: Path, launch: Launcher, tmp_path: Path) -> None:
+    """Without annealing, which looks at the total, a third and then the rest is the whole."""
+    run_dir = tmp_path / "run"
+    launch.run(3, *flags(settings(WITHOUT_ANNEALING, run_dir)), "--total-steps", 512 * 20)
+    assert count_lines(run_dir) == 20
+    launch.run(3, "--resume", "--total-steps", 512 * ITERATIONS, "--run-dir", run_dir)
+    assert_same(whole / WITHOUT_ANNEALING, run_dir)
+
+
+@pytest.mark.slow
+def test_resume_goes_on_with_another_number_of_ranks_and_says_so(whole: Path, launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(whole / WITHOUT_ANNEALING, run_dir)
+    workers = 2
+    for ranks, iterations, said in ((2, 70, True), (4, 90, True), (4, 100, False)):
+        ended = launch.run(ranks, "--resume", "--total-steps", 512 * iterations, "--run-dir", run_dir)
+        if said:
+            assert f"the checkpoint is of {workers} worker(s), this run has {ranks - 1}" in ended.messages[0]
+        assert len(ended.messages) == said, f"no environment may lose its episode, or all must be named\n{ended}"
+        assert summary(run_dir)["env_steps"] >= 512 * iterations
+        assert summary(run_dir)["world_size"] == ranks
+        workers = ranks - 1
+    numbers = [int(line["iteration"]) for line in metric_lines(run_dir)]
+    assert numbers == list(range(1, len(numbers) + 1))

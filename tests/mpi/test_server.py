@@ -1,0 +1,66 @@
+"""Rank 0 beside many workers: it sleeps while they collect, it drops stragglers, it serves 31 of them on two cores."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.launch import Launcher
+from tests.rundir import count_lines, metric_lines, summary
+
+SMALL = ("--ppo.epochs", 1, "--ppo.minibatches", 1, "--log.no-tensorboard")
+
+
+def cpu_s(pid: int) -> float:
+    """Processor time that a process has used, its threads included."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [("--exchange", "allreduce"), ("--mode", "async")])
+def test_the_waiting_server_sleeps(mode: tuple[str, ...], launch: Launcher, tmp_path: Path) -> None:
+    """Less than 2% of a core while two workers collect a rollout of 10 s."""
+    run_dir = tmp_path / "run"
+    flags = ("--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 1000, "--total-steps", 4000)
+    job = launch.start(3, *mode, *flags, *SMALL, "--run-dir", run_dir)
+    job.until((run_dir / "summary.json").exists)
+    time.sleep(1.5)
+    server, before, since = job.rank_pid(0), cpu_s(job.rank_pid(0)), time.monotonic()
+    time.sleep(4.0)
+    share = (cpu_s(server) - before) / (time.monotonic() - since)
+    assert count_lines(run_dir) == 0, "this was to be measured while the workers collect"
+    assert share < 0.02, f"the server uses {share:.1%} of a core"
+    job.kill()
+
+
+def test_stragglers_are_dropped_counted_and_no_obstacle(launch: Launcher, tmp_path: Path) -> None:
+    """Worker 3 is always late; two of three are enough."""
+    run_dir = tmp_path / "run"
+    flags = ("--env", "odd_envs:odd/Uneven-v0", "--num-envs", 1, "--horizon", 16, "--total-steps", 16 * 150)
+    launch.run(
+        4, *flags, "--exchange", "p2p", "--server.drop", 1, "--ppo.epochs", 2, "--ppo.minibatches", 2,
+        "--log.no-tensorboard", "--run-dir", run_dir,
+    )  # fmt: skip
+    lines = metric_lines(run_dir)
+    assert sum(int(line["late"]) for line in lines) > 0
+    # each update is made of two workers' samples: 2 epochs of 2 x 16
+    assert {float(line["samples"]) for line in lines} == {64.0}
+    assert {float(line["minibatches"]) for line in lines} == {4.0}
+    assert summary(run_dir)["env_steps"] >= 16 * 150
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("mode", [("--exchange", "allreduce"), ("--exchange", "p2p"), ("--mode", "async")])
+def test_32_ranks_on_however_few_cores_finish(mode: tuple[str, ...], launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = ("--env", "CartPole-v1", "--num-envs", 2, "--horizon", 16, "--total-steps", 31 * 32 * 20)
+    launch.run(32, *mode, *flags, *SMALL, "--run-dir", run_dir, timeout=120)
+    result = summary(run_dir)
+    assert result["exit"] == "finished" and result["world_size"] == 32
+    assert result["env_steps"] >= 31 * 32 * 20
+    assert count_lines(run_dir) >= 15

@@ -1,0 +1,330 @@
+"""Presets, TOML and flags: which wins, what is refused, and what --resume takes from the run."""
+
+from __future__ import annotations
+
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dppo.commandline import HelpShown, UsageError, flag_names, load_config, parse, to_toml
+from dppo.config import Config, as_dict, resolve, updated
+
+PRESET = """
+total-steps = 111
+target-return = 11.0
+num-envs = 4
+[ppo]
+epochs = 3
+clip = 0.11
+lam = 0.91
+"""
+
+
+@pytest.fixture
+def presets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One preset in the place of dppo's own: of Env-v0 with ppo."""
+    folder = tmp_path / "package" / "presets"
+    folder.mkdir(parents=True)
+    (folder / "Env-v0.ppo.toml").write_text(PRESET)
+    monkeypatch.setattr(resources, "files", lambda package: tmp_path / "package")
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def message(*argv: str) -> str:
+    """The one message of wrong use."""
+    with pytest.raises(UsageError) as caught:
+        parse(argv)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+# -- which wins --------------------
+
+
+@pytest.mark.usefixtures("presets")
+def test_flags_win_over_toml_over_the_preset_over_defaults(tmp_path: Path) -> None:
+    toml = write(tmp_path / "c.toml", 'env = "Env-v0"\n[ppo]\nclip = 0.22\nlam = 0.92\n')
+    config, notes = parse([toml, "--ppo.lam", "0.93"])
+    assert config.ppo.lam == 0.93
+    assert config.ppo.clip == 0.22
+    assert config.ppo.epochs == 3
+    assert config.ppo.gamma == Config().ppo.gamma
+    assert notes == ["preset Env-v0.ppo.toml", f"settings from {toml}"]
+
+
+@pytest.mark.usefixtures("presets")
+@pytest.mark.parametrize("how", ["--env=Env-v0", "--env Env-v0"])
+def test_the_preset_is_that_of_environment_and_loss(how: str) -> None:
+    assert parse(how.split())[0].num_envs == 4
+    for others in ("--loss a3c", "--mode async"):
+        config, notes = parse([*how.split(), *others.split()])
+        assert config.num_envs == Config().num_envs
+        assert notes == ["no preset for Env-v0 with a3c: the defaults"]
+    assert parse([*how.split(), "--mode", "async", "--loss", "ppo"])[0].num_envs == 4
+
+
+@pytest.mark.usefixtures("presets")
+def test_total_steps_of_ones_own_replace_the_presets_target_as_well(tmp_path: Path) -> None:
+    env = ["--env", "Env-v0"]
+    assert (parse(env)[0].total_steps, parse(env)[0].target_return) == (111, 11.0)
+    config = parse([*env, "--total-steps", "500"])[0]
+    assert (config.total_steps, config.target_return) == (500, None)
+    config = parse([*env, "--total-steps=500", "--target-return=5"])[0]
+    assert (config.total_steps, config.target_return) == (500, 5.0)
+    toml = write(tmp_path / "c.toml", "total_steps = 500")
+    assert parse([toml, *env])[0].target_return is None
+
+
+def test_environments_of_ones_own_have_no_preset() -> None:
+    config, notes = parse(["--env", "my.module:ns/Env-v0"])
+    assert config == resolve(Config(env="my.module:ns/Env-v0"))
+    assert "no preset for my.module:ns/Env-v0" in notes[0]
+
+
+def test_without_arguments_it_trains_cartpole_to_475() -> None:
+    config, notes = parse([])
+    assert (config.env, config.target_return) == ("CartPole-v1", 475.0)
+    assert notes == ["preset CartPole-v1.ppo.toml"]
+
+
+def shipped() -> list[str]:
+    folder = resources.files("dppo") / "presets"
+    return sorted(file.name for file in folder.iterdir() if file.name.endswith(".toml"))
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_every_shipped_preset_is_found_by_its_name_and_is_valid(name: str) -> None:
+    env, loss, _ = name.rsplit(".", 2)
+    for mode in ("sync", "async"):
+        config, notes = parse(["--env", env, "--loss", loss, "--mode", mode])
+        assert notes == [f"preset {name}"]
+        assert (config.env, config.loss, config.mode) == (env, loss, mode)
+
+
+# -- flags --------------------
+
+
+def test_every_setting_is_a_flag() -> None:
+    names = flag_names()
+    assert {"env", "total-steps", "ppo.clip", "optim.lr", "checkpoint.grace-s", "log.stall-after-s"} <= set(names)
+    assert len(names) == len(set(names))
+
+
+def test_every_flag_is_understood() -> None:
+    """All at once, each with a value that is not its default."""
+    names = [n for n in flag_names() if n not in ("resume", "trajectories.enabled", "respawn", "log.trace")]
+    values = {
+        "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
+        "model.factory": "a:b", "model.activation": "relu", "model.backend": "torch", "server.staleness": "scale",
+        "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "ppo.objective": "kl", "env": "X-v0",
+        "ppo.minibatches": "1", "server.drop": "0", "server.mirror-every": "0", "preempt-fraction": "0.0",
+    }  # fmt: skip
+    argv: list[str] = []
+    for name in names:
+        current = as_plain(Config(), name)
+        if name == "vtrace":  # a switch that can also be left open
+            argv.append("--vtrace")
+        elif isinstance(current, bool):
+            section, _, last = name.rpartition(".")
+            argv.append(f"--{section}.no-{last}" if current else f"--{name}")
+        else:
+            argv += [f"--{name}", *values.get(name, "0.625" if isinstance(current, float) else "7").split()]
+    config, _ = parse(argv)
+    unchanged = [n for n in names if as_plain(config, n) == as_plain(Config(), n)]
+    assert unchanged == ["device", "preempt-fraction", "on-worker-error", "server.drop", "server.mirror-every"]
+
+
+def as_plain(config: Any, name: str) -> Any:
+    """The value that a flag stands for."""
+    for part in name.replace("-", "_").split("."):
+        config = getattr(config, part)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        ("--target-return -200", "target_return", -200.0),
+        ("--target-return=-1e2", "target_return", -100.0),
+        ("--total_steps 77", "total_steps", 77),
+        ("--vtrace", "vtrace", True),
+        ("--no-vtrace", "vtrace", False),
+        ("--vtrace=True", "vtrace", True),
+        ("--dry-run", "dry_run", True),
+        ("--no-dry-run", "dry_run", False),
+        ("--ppo.no-normalize-advantages", "ppo.normalize_advantages", False),
+        ("--no-ppo.normalize-advantages", "ppo.normalize_advantages", False),
+        ("--no-log.tensorboard", "log.tensorboard", False),
+        ("--moments.no-observations", "moments.observations", False),
+        ("--model.hidden 32 16", "model.hidden", (32, 16)),
+        ("--optim.name sgd", "optim.name", "sgd"),
+        ("--seed 1 --seed 2", "seed", 2),
+    ],
+)
+def test_flags_in_all_their_forms(flags: str, name: str, value: Any) -> None:
+    assert as_plain(parse(["--env", "X-v0", *flags.split()])[0], name) == value
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--horizn 8", "--horizn: no such flag; did you mean --horizon?"),
+        ("--ppo.epoch 8", "--ppo.epoch: no such flag; did you mean --ppo.epochs?"),
+        ("--epochs 8", "did you mean --ppo.epochs?"),
+        ("--ppo.clp=0.1", "--ppo.clp: no such flag; did you mean --ppo.clip?"),
+        ("--no-such-thing", "--no-such-thing: no such flag"),
+        ("--seed x", "Error parsing --seed: invalid literal for int() with base 10: 'x'"),
+        ("--seed", "Missing value for argument '--seed'"),
+        ("--mode both", "invalid choice 'both' for argument '--mode'. Expected one of ('sync', 'async')."),
+        ("--seed -1", "seed=-1 must lie in"),
+        ("--mode async --exchange allreduce", "leave exchange out, or set mode=sync"),
+        ("--horizon 10 --num-envs 1 --ppo.minibatches 4", "the nearest that does is 5"),
+        ("--seed 1 surplus", "Unrecognized options: surplus"),
+    ],
+)
+def test_a_wrong_flag_gives_one_message(flags: str, expected: str) -> None:
+    assert expected in message("--env", "X-v0", *flags.split())
+
+
+def test_help_lists_the_flags_and_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HelpShown):
+        parse(["--help"])
+    shown = capsys.readouterr().out
+    assert "--total-steps" in shown and "--ppo.clip" in shown
+
+
+# -- TOML --------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("sede = 3", "sede: no such setting; did you mean seed?"),
+        ("[ppo]\nclp = 0.1", "ppo.clp: no such setting; did you mean clip?"),
+        ("[pppo]\nclip = 0.1", "pppo: no such setting; did you mean ppo?"),
+        ('seed = "3"', "seed='3' must be of type int"),
+        ("env = 3", "env=3 must be of type str"),
+        ("resume = true\nrun-dir = 3", "3 holds no run"),
+        ("ppo = 3", "ppo is a section, but 3 was given"),
+        ("[seed]\nx = 1", "seed={'x': 1} must be of type int"),
+        ("seed = ", "is not valid TOML"),
+        ("[ppo]\nclip = -1.0", "ppo.clip=-1.0 must lie in"),
+    ],
+)
+def test_a_wrong_toml_file_gives_one_message(tmp_path: Path, text: str, expected: str) -> None:
+    assert expected in message(write(tmp_path / "c.toml", text))
+
+
+def test_a_missing_toml_file_is_named(tmp_path: Path) -> None:
+    text = message(str(tmp_path / "none.toml"))
+    assert "none.toml: cannot be read: No such file or directory" in text
+
+
+def test_a_toml_file_that_is_not_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_bytes(b"\xff\xfe\x00")
+    assert "c.toml: is not valid TOML" in message(str(tmp_path / "c.toml"))
+
+
+def test_config_toml_leads_back_to_the_same_settings(tmp_path: Path) -> None:
+    config, _ = parse(["--env", "a.b:X-v0", "--model.hidden", "5", "--optim.lr", "1e-5", "--target-return", "-1"])
+    text = to_toml(config)
+    assert tomllib.loads(text)["optim"]["lr"] == 1e-5
+    assert parse([write(tmp_path / "c.toml", text)])[0] == config
+    for value in ('quo"ted', "back\\slash", "é"):
+        written = to_toml(resolve(Config(env=value)))
+        assert tomllib.loads(written)["env"] == value
+
+
+def test_config_toml_leaves_out_what_belongs_to_one_start(tmp_path: Path) -> None:
+    config, _ = parse(["--env", "X-v0", "--run-dir", str(tmp_path), "--dry-run"])
+    assert not {"run-dir", "dry-run", "resume"} & set(tomllib.loads(to_toml(config)))
+
+
+# -- --resume --------------------
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run directory with a config.toml."""
+    config, _ = parse(["--env", "X-v0", "--seed", "7", "--total-steps", "100", "--ppo.clip", "0.3"])
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "config.toml", to_toml(config))
+    return tmp_path / "run"
+
+
+def test_resume_takes_everything_from_the_run(run: Path) -> None:
+    config, notes = parse(["--resume", "--run-dir", str(run)])
+    assert (config.env, config.seed, config.total_steps, config.ppo.clip) == ("X-v0", 7, 100, 0.3)
+    assert config.resume and config.run_dir == str(run)
+    assert notes == [f"settings from {run}/config.toml"]
+    assert load_config(run) == updated(config, {"resume": False, "run_dir": None})
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value"),
+    [
+        ("--total-steps 200", "total_steps", 200),
+        ("--target-return 5", "target_return", 5.0),
+        ("--time-limit-s 60", "time_limit_s", 60.0),
+        ("--log.interval-s 1", "log.interval_s", 1.0),
+        ("--checkpoint.keep 9", "checkpoint.keep", 9),
+        ("--dry-run", "dry_run", True),
+        ("--seed 7", "seed", 7),  # as it is
+    ],
+)
+def test_some_settings_may_be_given_anew(run: Path, flags: str, name: str, value: Any) -> None:
+    config, _ = parse(["--resume", "--run-dir", str(run), *flags.split()])
+    assert as_plain(config, name) == value
+    assert config.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--seed 8", "--seed=8 differs from the run's 7"),
+        ("--env Y-v0", "--env=Y-v0 differs from the run's X-v0"),
+        ("--ppo.clip 0.2", "--ppo.clip=0.2 differs from the run's 0.3"),
+        ("--num-envs 3 --ppo.minibatches 1", "--num-envs=3 differs"),
+        ("--mode async --exchange p2p", "--mode=async differs"),
+    ],
+)
+def test_other_settings_may_not(run: Path, flags: str, expected: str) -> None:
+    text = message("--resume", "--run-dir", str(run), *flags.split())
+    assert expected in text
+    assert "total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew" in text
+
+
+def test_the_same_holds_for_settings_from_toml(run: Path, tmp_path: Path) -> None:
+    good, bad = write(tmp_path / "good.toml", "total-steps = 300"), write(tmp_path / "bad.toml", "seed = 8")
+    assert parse([good, "--resume", "--run-dir", str(run)])[0].total_steps == 300
+    assert "--seed=8 differs" in message(bad, "--resume", "--run-dir", str(run))
+
+
+def test_resume_and_its_directory_may_stand_in_toml(run: Path, tmp_path: Path) -> None:
+    toml = write(tmp_path / "again.toml", f'resume = true\nrun-dir = "{run}"')
+    config, _ = parse([toml])
+    assert (config.resume, config.seed) == (True, 7)
+
+
+def test_resume_needs_a_directory_that_holds_a_run(tmp_path: Path) -> None:
+    assert "--resume needs --run-dir" in message("--resume")
+    assert "holds no run: there is no config.toml in it" in message("--resume", "--run-dir", str(tmp_path / "none"))
+
+
+def test_no_resume_starts_anew(run: Path) -> None:
+    config, _ = parse(["--no-resume", "--run-dir", str(run), "--env", "X-v0"])
+    assert (config.resume, config.seed) == (False, Config().seed)
+
+
+def test_a_resumed_runs_settings_are_written_as_they_were(run: Path) -> None:
+    before = (run / "config.toml").read_text()
+    assert to_toml(parse(["--resume", "--run-dir", str(run)])[0]) == before
+    assert as_dict(load_config(run)) == as_dict(parse([str(run / "config.toml")])[0])

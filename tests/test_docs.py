@@ -1,0 +1,147 @@
+"""The documents say what the code does: keys, flags, places in the code and links that they name exist, examples run.
+
+Uses the fixture `launch`; reads README.md, CHANGELOG.md, CONTRIBUTING.md and docs/.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from dppo.commandline import flag_names
+from dppo.evaluate import _parser as evaluate_parser
+from tests.launch import Launcher
+
+ROOT = Path(__file__).parent.parent
+README, METRICS = ROOT / "README.md", ROOT / "docs" / "metrics.md"
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHORT = ("--num-envs", 2, "--horizon", 16, "--total-steps", 64)
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+FLAGS_OF_OTHERS = {
+    "mpirun": {"bind-to", "hostfile", "oversubscribe", "report-bindings", "version"},
+    "srun": {"mpi"},
+    "mpi4py": {"mpi-lib-version"},
+    "pip": {"no-binary"},
+    "tensorboard": {"logdir"},
+}
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def section(text: str, heading: str) -> str:
+    """What stands below `## heading`, up to the next one of its level."""
+    found = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert found, f"no section {heading!r}"
+    return found[1]
+
+
+def table_keys(text: str, header: str = "key") -> set[str]:
+    """First column of the tables whose first column is called `header`."""
+    keys: set[str] = set()
+    for table in re.findall(rf"^\| `?{header}`? \|.*\n\|[-|]+\n((?:\|.*\n)+)", text, re.MULTILINE):
+        for row in table.splitlines():
+            keys |= set(re.findall(r"`([^`]+)`", row.split("|")[1]))
+    return keys
+
+
+def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(launch: Launcher, tmp_path: Path) -> None:
+    modes = {
+        "allreduce": ("--mode", "sync", "--exchange", "allreduce"),
+        "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl"),
+        "async": ("--mode", "async"),
+    }
+    jobs = [
+        launch.start(None, "--env", "CartPole-v1", "--run-dir", name, *SHORT, *flags, **ONE_THREAD)
+        for name, flags in modes.items()
+    ]
+    for job in jobs:
+        ended = job.wait(60)
+        assert ended.code == 0, str(ended)
+    metrics: set[str] = set()
+    for name in modes:
+        for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines():
+            metrics |= set(json.loads(line))
+    summary = json.loads((tmp_path / "async" / "summary.json").read_text())
+    (attempt,) = json.loads((tmp_path / "async" / "versions.json").read_text())["attempts"]
+
+    text = METRICS.read_text()
+    assert table_keys(section(text, "metrics.jsonl")) == metrics
+    assert table_keys(section(text, "summary.json")) == set(summary)
+    assert table_keys(section(text, "versions.json")) == set(attempt)
+    clocks = {key for key in metrics if key.endswith("_s")}
+    assert clocks == table_keys(section(text, "metrics.jsonl").partition("### Time\n")[2])
+
+
+@each_document
+def test_every_flag_exists(document: Path) -> None:
+    evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
+    known = {*flag_names(), "help", *evaluate, *(flag for flags in FLAGS_OF_OTHERS.values() for flag in flags)}
+    text = document.read_text()
+    named = re.findall(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])", text)
+    # --log.* and the like name a whole section
+    sections = set(re.findall(r"(?<![\w-])--([a-z0-9]+)\.\*", text))
+    assert sections <= {name.partition(".")[0] for name in flag_names() if "." in name}
+    positive = [re.sub(r"(^|\.)no-(?!binary)", r"\1", name) for name in named if name not in sections]
+    assert [name for name in positive if name not in known] == []
+
+
+@each_document
+def test_every_place_in_the_code_exists(document: Path) -> None:
+    wrong = []
+    for file, name in re.findall(r"`([\w/]+\.py): ([\w.]+)`", document.read_text()):
+        path = ROOT / "dppo" / file
+        if not path.is_file() or name not in definitions(path):
+            wrong.append(f"{file}: {name}")
+    assert wrong == []
+
+
+def definitions(path: Path) -> set[str]:
+    """Functions and classes of a module, and methods as Class.method."""
+    names = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+            inner = node.body if isinstance(node, ast.ClassDef) else []
+            names |= {f"{node.name}.{child.name}" for child in inner if isinstance(child, ast.FunctionDef)}
+    return names
+
+
+@each_document
+def test_every_link_leads_somewhere(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)|<img [^>]*src=\"([^\"]+)\"", document.read_text())
+    local = [link for pair in links for link in pair if link and not link.startswith("http")]
+    assert [link for link in local if not (document.parent / link).exists()] == []
+
+
+def test_the_details_are_numbered_without_a_gap() -> None:
+    numbers = re.findall(r"^(\d+)\. \*\*", (ROOT / "docs" / "algorithms.md").read_text(), re.MULTILINE)
+    assert numbers == [str(i + 1) for i in range(len(numbers))]
+
+
+def test_the_examples_of_the_readme_run(launch: Launcher, tmp_path: Path) -> None:
+    blocks = re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", README.read_text(), re.DOTALL)
+    assert {name for name, _ in blocks} == {"my_sim.py", "my_net.py", "pendulum.toml", "train_it.py", "play_it.py"}
+    for name, content in blocks:
+        (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
+    own = launch.start(
+        None,
+        "--env",
+        "my_sim:Thermostat-v0",
+        "--model.factory",
+        "my_net:Shared",
+        "--run-dir",
+        "own",
+        *SHORT,
+        **ONE_THREAD,
+    )
+    config = launch.start(None, "pendulum.toml", "--dry-run", **ONE_THREAD)
+    train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
+    for job in (own, config, train):
+        ended = job.wait(60)
+        assert ended.code == 0, str(ended)
+    played = launch.start(None, program=str(tmp_path / "play_it.py"), **ONE_THREAD).wait(60)
+    assert played.code == 0, str(played)

@@ -1,0 +1,451 @@
+"""Collecting: what the environments really did, cut anywhere, under any layout, and restored from a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dppo.batch import EnvState, Rollout
+from dppo.config import ModelConfig
+from dppo.envs import probes
+from dppo.envs.vector import NO_ENVS, Step
+from dppo.seeding import EpisodeSeeds
+from tests.workplace import Workplace, make_workplace, probe
+
+ARRAYS = [
+    "observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations", "valid", "heads",
+    "log_probs", "values",
+]  # fmt: skip
+"""Of a rollout, with axes [T, N]."""
+
+ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", probe("Truncation"), probe("Copy"), probe("Bits")]
+
+
+def joined(rollouts: Sequence[Rollout], name: str, axis: int) -> np.ndarray:
+    return np.concatenate([getattr(r, name) for r in rollouts], axis)
+
+
+def settle(place: Workplace) -> None:
+    """Moments and parameters as they might be in mid-run."""
+    rng = np.random.default_rng(9)
+    size = len(place.normaliser.frozen_mean)
+    place.normaliser.merge(place.normaliser.deltas(rng.normal(0.1, 0.5, (50, size)), rng.normal(0, 3, (50, 1))))
+    place.normaliser.freeze()
+    place.policy.flat.vector += rng.normal(0.0, 0.1, place.policy.flat.size).astype(np.float32)
+
+
+# -- what really happened --------------------
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_a_rollout_is_what_single_environments_do(env: str) -> None:
+    """An oracle of one environment after another, made by gymnasium.make and sent the same actions."""
+    place = make_workplace(env=env, num_envs=3, horizon=60)
+    settle(place)
+    rollout, _ = place.rollout()
+    finals = {
+        (int(t), int(i)): obs
+        for t, i, obs in zip(rollout.final_rows, rollout.final_envs, rollout.final_observations, strict=True)
+    }
+    episodes: list[tuple[int, int, Any, int, bool]] = []
+    for i in range(3):
+        single, seeds = gymnasium.make(env), EpisodeSeeds(place.config.seed, i, 1)
+        observation, _ = single.reset(seed=seeds.next(0))
+        total, length = 0.0, 0
+        for t in range(60):
+            np.testing.assert_array_equal(rollout.observations[t, i], observation)
+            observation, reward, terminated, truncated, _ = single.step(rollout.env_actions[t, i])
+            total, length = total + float(reward), length + 1
+            assert rollout.rewards[t, i] == np.float32(reward)
+            assert (rollout.terminations[t, i], rollout.truncations[t, i]) == (terminated, truncated)
+            assert ((t, i) in finals) == (terminated or truncated)
+            if terminated or truncated:
+                np.testing.assert_array_equal(finals[t, i], observation)
+                episodes.append((t, i, pytest.approx(total), length, not terminated))
+                observation, _ = single.reset(seed=seeds.next(0))
+                total, length = 0.0, 0
+        single.close()
+    assert rollout.num_steps == 180 and rollout.num_rows == 60
+    actual: list[Any] = [(e.row, e.env, e.episode_return, e.length, e.truncated) for e in rollout.episodes]
+    assert actual == sorted(episodes, key=lambda e: e[:2])
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_heads_log_probs_and_values_are_those_of_the_acting_policy(env: str) -> None:
+    place = make_workplace(env=env)
+    settle(place)
+    rollout, _ = place.rollout()
+    t, n = rollout.rewards.shape
+    inputs = place.normaliser.inputs(rollout.observations.reshape(t * n, -1))
+    np.testing.assert_array_equal(rollout.inputs.reshape(t * n, -1), inputs)
+    np.testing.assert_allclose(rollout.heads.reshape(t * n, -1), place.policy.head(inputs), atol=1e-6)
+    np.testing.assert_allclose(rollout.values.reshape(-1), place.policy.value(inputs), atol=1e-6)
+    actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
+    distribution = place.policy.distribution
+    log_probs, _ = distribution.log_prob_entropy(place.policy.head(inputs), actions)
+    np.testing.assert_allclose(rollout.log_probs.reshape(-1), log_probs, atol=1e-5)
+    np.testing.assert_array_equal(
+        rollout.env_actions.reshape(t * n, *rollout.env_actions.shape[2:]), distribution.to_env(actions)
+    )
+
+
+def test_box_actions_are_stored_as_sampled_and_sent_within_the_bounds() -> None:
+    place = make_workplace(env="Pendulum-v1", model=ModelConfig(hidden=(8,), log_std_init=1.0))
+    rollout, _ = place.rollout()
+    np.testing.assert_allclose(rollout.env_actions, np.clip(2.0 * rollout.actions, -2.0, 2.0), rtol=1e-6)
+    assert (np.abs(rollout.actions) > 1.0).any()
+
+
+# -- the value of what came next --------------------
+
+
+def test_next_values_are_those_of_what_truly_came_next() -> None:
+    """Time limits bootstrap from the final observation, terminal states are worth 0, the last row looks at the next."""
+    place = make_workplace(horizon=100, num_envs=4)
+    settle(place)
+    rollout, _ = place.rollout()
+    following, _ = place.rollout(1)
+    ended = rollout.terminations | rollout.truncations
+    assert rollout.terminations.any()
+    next_observations = np.concatenate((rollout.observations[1:], following.observations))
+    expected = place.policy.value(place.normaliser.inputs(next_observations.reshape(400, -1))).reshape(100, 4)
+    np.testing.assert_allclose(rollout.next_values[~ended], expected[~ended], atol=1e-6)
+    assert not rollout.next_values[rollout.terminations].any()
+
+
+@pytest.mark.parametrize("horizon", [10, 15])
+def test_a_truncated_episode_bootstraps_from_its_own_final_observation(horizon: int) -> None:
+    """Also where the limit falls on the rollout's last row. The clock's observation is its time: 10 at the limit, 0 in
+    the row after it.
+    """
+    place = make_workplace(env="Clock-v0", horizon=horizon)
+    settle(place)
+    rollout, _ = place.rollout()
+    assert rollout.truncations[9].all() and not rollout.terminations.any()
+    at_limit = place.policy.value(place.normaliser.inputs(np.full((2, 1), 10.0, np.float32))).copy()
+    at_start = place.policy.value(place.normaliser.inputs(np.zeros((2, 1), np.float32)))
+    np.testing.assert_allclose(rollout.next_values[9], at_limit, atol=1e-6)
+    assert np.abs(at_limit - at_start).min() > 0.01
+
+
+class Clock(gymnasium.Env[np.ndarray, Any]):
+    """Observes the time in the episode; rewards 1."""
+
+    observation_space = spaces.Box(0.0, np.inf, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.array([self.time], np.float32), 1.0, False, False, {}
+
+
+class Restless(Clock):
+    """Not deterministic, and does not say so."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.clock = time.monotonic_ns()
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        super().step(action)
+        return np.array([time.monotonic_ns() % 2**20], np.float32), 1.0, False, False, {}
+
+
+# -- pieces and layouts --------------------
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_rollouts_go_on_from_each_other(env: str) -> None:
+    whole, _ = make_workplace(env=env).rollout(40)
+    place = make_workplace(env=env)
+    pieces = [place.rollout(rows)[0] for rows in (1, 15, 24)]
+    assert [p.first_row for p in pieces] == [0, 1, 16]
+    for name in ARRAYS:
+        np.testing.assert_allclose(joined(pieces, name, 0), getattr(whole, name), atol=1e-6, err_msg=name)
+    assert [e for p in pieces for e in p.episodes] == whole.episodes
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+def test_the_layout_over_workers_changes_nothing(env: str) -> None:
+    """Eight environments on one worker are those of two with four each and of four with two."""
+    one, discounted = make_workplace(env=env, num_envs=8, horizon=40).rollout()
+    for workers in (2, 4):
+        places = [make_workplace(env=env, worker=w, num_envs=8 // workers, horizon=40) for w in range(workers)]
+        pairs = [place.rollout() for place in places]
+        parts = [rollout for rollout, _ in pairs]
+        for name in ARRAYS:
+            together, alone = joined(parts, name, 1), getattr(one, name)
+            if together.dtype.kind == "f":
+                np.testing.assert_allclose(together, alone, atol=1e-6, err_msg=name)
+            else:
+                np.testing.assert_array_equal(together, alone, err_msg=name)
+        np.testing.assert_allclose(np.concatenate([d for _, d in pairs], 1), discounted, atol=1e-5)
+        assert sorted((e.row, e.env) for p in parts for e in p.episodes) == [(e.row, e.env) for e in one.episodes]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 11])
+def test_an_interrupted_rollout_is_short_and_loses_nothing(rows: int) -> None:
+    place = make_workplace()
+    asked = iter(range(100))
+    short = place.collector.collect(16, 0, lambda: next(asked) >= rows)
+    place.collector.discounted_returns(short)
+    rest, _ = place.rollout(16 - rows)
+    whole, _ = make_workplace().rollout(16)
+    assert short.num_rows == rows and short.num_steps == 2 * rows
+    if rows:
+        for name in ARRAYS:
+            np.testing.assert_allclose(joined([short, rest], name, 0), getattr(whole, name), atol=1e-6, err_msg=name)
+    else:
+        np.testing.assert_array_equal(rest.actions, whole.actions)
+
+
+def test_what_was_collected_does_not_change_while_more_is() -> None:
+    place = make_workplace()
+    rollout, _ = place.rollout()
+    kept = {name: getattr(rollout, name).copy() for name in [*ARRAYS, "next_values", "final_observations"]}
+    for _ in range(3):
+        place.rollout()
+    for name, array in kept.items():
+        np.testing.assert_array_equal(getattr(rollout, name), array, err_msg=name)
+
+
+# -- running returns and reports --------------------
+
+
+def test_discounted_returns_are_the_running_sums_of_each_episode() -> None:
+    place = make_workplace(horizon=50)
+    rollouts = [place.rollout() for _ in range(2)]
+    gamma, rewards = place.learner.gamma, joined([r for r, _ in rollouts], "rewards", 0)
+    ended = joined([r for r, _ in rollouts], "terminations", 0) | joined([r for r, _ in rollouts], "truncations", 0)
+    actual = np.concatenate([d for _, d in rollouts])
+    assert actual.dtype == np.float64 and ended.any()
+    for t, i in np.ndindex(rewards.shape):
+        first = max((k + 1 for k in range(t) if ended[k, i]), default=0)
+        expected = sum(gamma ** (t - k) * float(rewards[k, i]) for k in range(first, t + 1))
+        assert actual[t, i] == pytest.approx(expected)
+
+
+def test_a_report_says_where_each_environment_stands() -> None:
+    place = make_workplace(num_envs=3, horizon=70, worker=2)
+    rollout, _ = place.rollout()
+    report = place.collector.report(rollout, 0.5, 0.25, 0.125)
+    assert (report.worker, report.first_env, report.first_row, report.env_steps) == (2, 6, 0, 210)
+    assert (report.collect_s, report.learn_s, report.exchange_s) == (0.5, 0.25, 0.125)
+    ended = rollout.terminations | rollout.truncations
+    for i in range(3):
+        last = max((t + 1 for t in range(70) if ended[t, i]), default=0)
+        assert report.episode_first_rows[i] == last
+        assert report.episode_lengths[i] == 70 - last
+        assert report.episode_returns[i] == pytest.approx(rollout.rewards[last:, i].sum())
+        assert report.episode_numbers[i] == ended[:, i].sum()
+    np.testing.assert_array_equal(report.observations, place.rollout(1)[0].observations[0])
+
+
+# -- native forms that spend a row on a reset --------------------
+
+
+def test_the_row_that_a_native_form_spends_on_a_reset_is_no_transition() -> None:
+    """Episodes of 2 steps and a reset row, in each of two environments, the second one row later."""
+    place = make_workplace(env=probe("Constant"), horizon=9, envs=NextStep())
+    rollout, _ = place.rollout()
+    assert rollout.valid.T.astype(int).tolist() == [[1, 1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 1, 1, 0, 1, 1]]
+    assert rollout.num_steps == 13
+    episodes = [(e.row, e.env, e.episode_return, e.length) for e in rollout.episodes]
+    assert episodes == [(1, 0, 2, 2), (2, 1, 3, 3), (4, 0, 2, 2), (5, 1, 2, 2), (7, 0, 2, 2), (8, 1, 2, 2)]
+    report = place.collector.report(rollout, 0, 0, 0)
+    assert (report.env_steps, report.episode_lengths.tolist()) == (13, [0, 0])
+
+
+class NextStep:
+    """Two environments with Gymnasium's NEXT_STEP reset: the row after an end is a reset, its reward 0."""
+
+    num_envs, replayable, description = 2, False, "a stub"
+    observation_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space: spaces.Space[Any] = spaces.Discrete(1)
+
+    def reset(self) -> np.ndarray:
+        self.left = np.array([2, 3])  # steps to the end of the episode, 0 at it
+        return np.zeros((2, 1), np.float32)
+
+    def step(self, actions: np.ndarray) -> Step:
+        resets = self.left == 0
+        self.left = np.where(resets, 2, self.left - 1)
+        ended = (self.left == 0) & ~resets
+        observations = np.where(resets, 0.0, 1.0).astype(np.float32)[:, None]
+        final = ended.nonzero()[0] if ended.any() else NO_ENVS
+        rewards = np.where(resets, 0.0, 1.0)
+        return Step(observations, rewards, ended, np.zeros(2, bool), final, observations[final], ~resets)
+
+    def replay(
+        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+    ) -> tuple[np.ndarray, list[int]]:
+        raise NotImplementedError
+
+    def begin_episode(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None: ...
+
+
+# -- what goes wrong --------------------
+
+
+class NaNReward(Clock):
+    """In the seventh step of each episode."""
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, np.nan if self.time == 7 else reward, terminated, truncated, info
+
+
+for _class in (Clock, Restless, NaNReward):
+    creator: Any = _class  # whose type Gymnasium's stubs do not know to be one
+    gymnasium.register(f"{_class.__name__}-v0", creator, max_episode_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("step", "message"),
+    [
+        (45, r"observation is not finite in row 45 of environment 6: \[nan\]"),
+        (52, r"observation is not finite in row 52 of environment 6: \[nan\]"),  # the first that was not acted on yet
+        (50, r"final observation is not finite in row 49 of environment 6: \[nan\]"),
+    ],
+)
+def test_nan_in_an_observation_is_named_by_row_and_environment(step: int, message: str) -> None:
+    creator: Any = probes.ProbeNaN
+    gymnasium.register(f"NaN{step}-v0", creator, max_episode_steps=10, kwargs={"at": step})
+    place = make_workplace(env=f"NaN{step}-v0", worker=3, horizon=26)
+    place.rollout()
+    with pytest.raises(FloatingPointError, match=message):
+        place.rollout()
+
+
+def test_nan_in_a_reward_is_named_by_row_and_environment() -> None:
+    place = make_workplace(env="NaNReward-v0", worker=1)
+    with pytest.raises(FloatingPointError, match="reward is not finite in row 6 of environment 2: nan"):
+        place.rollout()
+
+
+def test_an_environments_error_comes_through_with_its_number() -> None:
+    place = make_workplace(env=probe("Crash"), horizon=200)
+    with pytest.raises(RuntimeError, match="simulated bug") as caught:
+        place.rollout()
+    assert "raised by environment 0" in "".join(caught.value.__notes__)
+
+
+# -- restoring from a checkpoint --------------------
+
+
+def states(place: Workplace) -> dict[int, EnvState]:
+    """Where the environments of `place` stand, by their global numbers; the actions from all it has sent."""
+    report, row = place.reports[-1], place.collector.row
+    sent = np.concatenate([r.env_actions for r in place.reports])
+    return {
+        report.first_env + i: EnvState(
+            report.first_env + i,
+            row,
+            int(report.episode_numbers[i]),
+            sent[report.episode_first_rows[i] - place.reports[0].first_row :, i],
+            report.observations[i],
+            report.episode_returns[i],
+            report.episode_lengths[i],
+            report.discounted_returns[i],
+        )
+        for i in range(place.config.num_envs)
+    }
+
+
+def go_on(place: Workplace, saved: dict[int, EnvState], deadline: float = math.inf) -> tuple[Workplace, list[str]]:
+    """A worker of a new process with the policy of `place` and its environments as `saved` has them; its complaints."""
+    other = make_workplace(place.config, worker=place.collector.worker)
+    other.policy.flat.vector[:] = place.policy.flat.vector
+    other.normaliser.unpack(place.normaliser.pack())
+    other.normaliser.freeze()
+    return other, other.collector.restore(saved, place.collector.row, 1000, deadline)
+
+
+def assert_same_rollouts(a: Workplace, b: Workplace) -> None:
+    (first, first_returns), (second, second_returns) = a.rollout(40), b.rollout(40)
+    for name in [*ARRAYS, "next_values", "first_row", "final_observations"]:
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+    np.testing.assert_array_equal(first_returns, second_returns)
+    assert first.episodes == second.episodes
+    for name in ("episode_numbers", "episode_first_rows", "episode_returns", "episode_lengths"):
+        np.testing.assert_array_equal(getattr(a.reports[-1], name), getattr(b.reports[-1], name), err_msg=name)
+
+
+@pytest.mark.parametrize("env", ENVIRONMENTS)
+@pytest.mark.parametrize("rows", [1, 37])
+def test_a_restored_worker_goes_on_to_the_bit(env: str, rows: int) -> None:
+    place = make_workplace(env=env, worker=2)
+    settle(place)
+    place.rollout(rows)
+    other, problems = go_on(place, states(place))
+    assert problems == []
+    assert_same_rollouts(place, other)
+
+
+def test_environments_that_were_not_saved_begin_episodes_that_nobody_had() -> None:
+    place = make_workplace(num_envs=4)
+    place.rollout(30)
+    saved = states(place)
+    del saved[1]
+    other, problems = go_on(place, saved)
+    assert problems == []
+    expected, _ = place.rollout(10)
+    rollout, _ = other.rollout(10)
+    np.testing.assert_array_equal(rollout.observations[:, [0, 2, 3]], expected.observations[:, [0, 2, 3]])
+    fresh, seed = gymnasium.make(place.config.env), EpisodeSeeds(place.config.seed, 1, 1).of(0, 1000)
+    np.testing.assert_array_equal(rollout.observations[0, 1], fresh.reset(seed=seed)[0])
+    assert other.reports[-1].episode_lengths[1] == 10
+
+
+def test_an_environment_that_is_not_deterministic_is_named_and_its_episode_is_cut() -> None:
+    place = make_workplace(env="Restless-v0", worker=1)
+    place.rollout(13)
+    other, problems = go_on(place, states(place))
+    assert [line.split(":")[0] for line in problems] == [f"environment {e} could not be replayed" for e in (2, 3)]
+    rollout, _ = other.rollout(4)
+    cut = [e for e in rollout.episodes if e.row == 13]
+    assert [(e.env, e.episode_return, e.length, e.truncated) for e in cut] == [(2, 3.0, 3, True), (3, 3.0, 3, True)]
+    assert other.reports[-1].episode_numbers.tolist() == [2, 2]
+    assert other.reports[-1].episode_lengths.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", probe("Truncation")])
+def test_without_time_to_replay_new_episodes_begin(env: str) -> None:
+    place = make_workplace(env=env)
+    place.rollout(13)
+    saved = states(place)
+    other, problems = go_on(place, saved, deadline=-math.inf)
+    assert [line.split(":")[0] for line in problems] == [f"environment {e} could not be replayed" for e in (0, 1)]
+    rollout, _ = other.rollout(1)
+    assert [(e.row, e.env, e.length) for e in rollout.episodes[:2]] == [
+        (13, i, saved[i].episode_length) for i in (0, 1)
+    ]
+    assert other.reports[-1].episode_numbers.tolist() == [saved[i].episode + 1 for i in (0, 1)]
+    assert other.reports[-1].episode_lengths.tolist() == [1, 1]
+
+
+def test_a_native_form_says_that_it_cannot_be_replayed_and_its_episodes_are_cut() -> None:
+    place = make_workplace(vectorization="native")
+    place.rollout(5)
+    other, problems = go_on(place, states(place))
+    assert len(problems) == 1
+    assert problems[0].startswith("environments 0..1 cannot be replayed (2 x CartPole-v1, its own vector form")
+    rollout, _ = other.rollout(4)
+    assert rollout.first_row == 5
+    assert [(e.row, e.env, e.length, e.truncated) for e in rollout.episodes[:2]] == [(5, 0, 5, True), (5, 1, 5, True)]
+    assert other.reports[-1].episode_lengths.tolist() == [4, 4]

@@ -1,0 +1,115 @@
+"""Random streams: the same under any layout, never shared, and nothing of them has to be saved."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+
+SEED = 42
+
+
+def test_a_stream_is_a_function_of_its_key() -> None:
+    draws = [generator(SEED, Purpose.SHUFFLE, 3, 5).random(4).tolist() for _ in range(2)]
+    assert draws[0] == draws[1]
+
+
+def test_no_two_streams_share_a_draw() -> None:
+    """Seeds, purposes, environments, blocks; keys that could be read together, such as (1, 23) and (12, 3), too."""
+    keys = [(), (0,), (0, 0), (1,), (1, 23), (12, 3), (123,), (2**31, 0), (0, 2**31)]
+    first_draws = [
+        int(generator(seed, purpose, *key).integers(2**63))
+        for seed, purpose, key in itertools.product((0, 1, 2**40), Purpose, keys)
+    ]
+    assert len(set(first_draws)) == len(first_draws)
+
+
+# -- seeds of episodes --------------------
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 4, 8])
+def test_an_environments_episodes_do_not_depend_on_the_layout(num_workers: int) -> None:
+    """Eight environments, dealt out over workers; the 130 episodes go over two block edges."""
+    each = 8 // num_workers
+    seeds = []
+    for worker in range(num_workers):
+        mine = EpisodeSeeds(SEED, worker * each, each)
+        seeds += [[mine.next(i) for _ in range(130)] for i in range(each)]
+    alone = EpisodeSeeds(SEED, 0, 8)
+    assert seeds == [[alone.of(i, e) for e in range(130)] for i in range(8)]
+
+
+def test_seeds_of_all_episodes_of_all_environments_differ() -> None:
+    seeds = EpisodeSeeds(SEED, 0, 20)
+    drawn = [seeds.of(i, e) for i in range(20) for e in range(200)]
+    assert len(set(drawn)) == len(drawn)
+    assert all(0 <= s < 2**31 for s in drawn)
+
+
+def test_next_counts_and_current_says_where_one_is() -> None:
+    seeds = EpisodeSeeds(SEED, 5, 2)
+    first = [seeds.next(0), seeds.next(1), seeds.next(0)]
+    assert seeds.episodes.tolist() == [1, 0]
+    assert seeds.current() == [first[2], first[1]]
+
+
+def test_after_resume_the_count_is_all_that_is_needed() -> None:
+    before = EpisodeSeeds(SEED, 5, 1)
+    for _ in range(100):
+        before.next(0)
+    after = EpisodeSeeds(SEED, 5, 1)
+    after.episodes[:] = before.episodes
+    assert [after.next(0) for _ in range(5)] == [before.next(0) for _ in range(5)]
+
+
+def test_evaluation_sees_other_episodes_than_training() -> None:
+    training, evaluation = EpisodeSeeds(SEED, 0, 4), EpisodeSeeds(SEED, 0, 4, Purpose.EVALUATION)
+    drawn = [{seeds.of(i, e) for i in range(4) for e in range(50)} for seeds in (training, evaluation)]
+    assert not drawn[0] & drawn[1]
+
+
+# -- noise of actions --------------------
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal"])
+@pytest.mark.parametrize("num_workers", [1, 3, 6])
+def test_an_environments_noise_does_not_depend_on_the_layout(kind: str, num_workers: int) -> None:
+    each = 6 // num_workers
+    parts = [ActionNoise(SEED, worker * each, each, 2, kind).rows(0, 50) for worker in range(num_workers)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), ActionNoise(SEED, 0, 6, 2, kind).rows(0, 50))
+
+
+def test_a_row_is_the_same_however_it_is_asked_for() -> None:
+    """Over block edges, in pieces, and by a fresh object that begins in the middle, as after a resume."""
+    edge = ActionNoise.BLOCK
+    noise = ActionNoise(SEED, 3, 2, 1, "uniform")
+    whole = noise.rows(edge - 10, 2 * edge + 20)
+    assert whole.shape == (2 * edge + 20, 2, 1)
+    pieces = [noise.rows(first, 7) for first in range(edge - 10, edge + 11, 7)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole[:21])
+    fresh = ActionNoise(SEED, 3, 2, 1, "uniform")
+    np.testing.assert_array_equal(fresh.rows(2 * edge + 5, 5), whole[edge + 15 : edge + 20])
+    assert noise.rows(7, 0).shape == (0, 2, 1)
+
+
+def test_rows_environments_and_numbers_are_all_different() -> None:
+    noise = ActionNoise(SEED, 0, 4, 3, "normal").rows(ActionNoise.BLOCK - 100, 200)
+    assert len(np.unique(noise)) > 0.999 * noise.size  # float32 has few enough values for a chance meeting
+
+
+def test_noise_has_the_distribution_that_its_kind_names() -> None:
+    uniform = ActionNoise(SEED, 0, 8, 2, "uniform").rows(0, 1000)
+    assert uniform.dtype == np.float32
+    assert uniform.min() >= 0.0 and uniform.max() < 1.0
+    np.testing.assert_allclose(np.histogram(uniform, 10, (0, 1))[0] / uniform.size, 0.1, atol=0.01)
+    normal = ActionNoise(SEED, 0, 8, 2, "normal").rows(0, 1000)
+    assert (normal.mean(), normal.std()) == pytest.approx((0.0, 1.0), abs=0.03)
+    assert np.mean(np.abs(normal) < 1.96) == pytest.approx(0.95, abs=0.01)
+
+
+def test_two_environments_are_not_correlated() -> None:
+    noise = ActionNoise(SEED, 0, 2, 1, "normal").rows(0, 5000)[:, :, 0]
+    assert abs(np.corrcoef(noise.T)[0, 1]) < 0.05

@@ -1,0 +1,78 @@
+"""Threads and Open MPI's parameters, before anything heavy is imported."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dppo import startup
+
+
+@pytest.fixture(autouse=True)
+def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """An empty environment in the place of this process's."""
+    empty: dict[str, str] = {}
+    monkeypatch.setattr(os, "environ", empty)
+    return empty
+
+
+@pytest.mark.parametrize(
+    ("variables", "ranks"),
+    [
+        ({}, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
+        ({"MPI_LOCALNRANKS": "6"}, 6),
+        ({"MV2_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
+        ({"SLURM_TASKS_PER_NODE": "2(x3),1"}, 2),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_TASKS_PER_NODE": "1"}, 4),  # mpirun inside an allocation
+        ({"SLURM_TASKS_PER_NODE": "many"}, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 1),
+    ],
+    ids=str,
+)
+def test_launchers_say_how_many_ranks_share_the_node(
+    environ: dict[str, str], variables: dict[str, str], ranks: int
+) -> None:
+    environ.update(variables)
+    assert startup.local_ranks() == ranks
+
+
+@pytest.mark.parametrize(("cores", "ranks", "share"), [(8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 32, 1), (6, 1, 6)])
+def test_each_rank_gets_its_share_of_the_cores_that_it_may_run_on(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, share: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    environ["OMPI_COMM_WORLD_LOCAL_SIZE"] = str(ranks)
+    assert startup.limit_threads() == share
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        assert environ[name] == str(share)
+
+
+def test_a_users_thread_setting_stays(environ: dict[str, str]) -> None:
+    environ["OMP_NUM_THREADS"] = "17"
+    startup.limit_threads()
+    assert environ["OMP_NUM_THREADS"] == "17"
+
+
+def test_han_and_ucx_are_switched_off_everywhere(environ: dict[str, str]) -> None:
+    startup.set_mpi_parameters()
+    assert environ["OMPI_MCA_coll"] == "^han"
+    assert environ["OMPI_MCA_osc"] == "^ucx"
+
+
+@pytest.mark.parametrize(("size", "local", "one_node"), [("4", "4", True), ("8", "4", False), (None, None, True)])
+def test_shared_memory_is_chosen_on_one_node_only(
+    environ: dict[str, str], size: str | None, local: str | None, one_node: bool
+) -> None:
+    if size is not None and local is not None:
+        environ.update(OMPI_COMM_WORLD_SIZE=size, OMPI_COMM_WORLD_LOCAL_SIZE=local)
+    startup.set_mpi_parameters()
+    assert (environ.get("OMPI_MCA_pml") == "ob1") == one_node
+
+
+def test_a_users_mpi_parameters_stay(environ: dict[str, str]) -> None:
+    mine = {"OMPI_MCA_coll": "^tuned", "OMPI_MCA_osc": "rdma", "OMPI_MCA_pml": "ucx", "OMPI_MCA_btl": "self"}
+    environ.update(mine)
+    startup.set_mpi_parameters()
+    assert environ.items() >= mine.items()

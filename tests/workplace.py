@@ -1,0 +1,85 @@
+"""A worker's parts put together without MPI, in the way of dppo/run.py: tests collect, learn and save with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from dppo.algo.losses import METRICS
+from dppo.algo.moments import Normaliser
+from dppo.batch import Report, Rollout
+from dppo.config import Config, ModelConfig, PPOConfig, resolve
+from dppo.envs.vector import VectorEnv, make_vector_env
+from dppo.learner import Batch, Learner
+from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.rollout import Collector
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.state import TrainingState
+
+SMALL = Config(
+    num_envs=2, horizon=16, total_steps=10_000, model=ModelConfig(hidden=(8,)), ppo=PPOConfig(epochs=2, minibatches=2)
+)
+"""A configuration that takes milliseconds; not resolved yet."""
+
+
+def probe(name: str) -> str:
+    """The id of one of dppo's own probe environments."""
+    return f"dppo.envs.probes:dppo/Probe{name}-v0"
+
+
+@dataclass
+class Workplace:
+    """A worker with its environments."""
+
+    config: Config
+    collector: Collector
+    policy: ActorCritic
+    normaliser: Normaliser
+    learner: Learner
+    state: TrainingState
+    reports: list[Report] = field(default_factory=list)
+    """What rank 0 was told."""
+
+    def rollout(self, horizon: int | None = None) -> tuple[Rollout, np.ndarray]:
+        """The next rollout and its running discounted returns."""
+        rows = self.config.horizon if horizon is None else horizon
+        assert rows is not None
+        rollout = self.collector.collect(rows, self.state.version)
+        discounted_returns = self.collector.discounted_returns(rollout)
+        self.reports.append(self.collector.report(rollout, 0.0, 0.0, 0.0))
+        return rollout, discounted_returns
+
+    def iterate(self) -> Batch:
+        """One whole iteration of synchronous training with this worker alone; returns its batch."""
+        number = self.state.iteration
+        self.normaliser.freeze()
+        rollout, discounted = self.rollout()
+        batch = self.learner.prepare(rollout, discounted)
+        self.learner.normalise_advantages(batch, batch.statistics)
+        for samples in self.learner.minibatches(batch, number):
+            self.learner.gradient(samples, self.state.kl_coef, lambda total, count: total / count)
+            if not self.state.step(self.policy.flat.summed).stepped:
+                break
+        self.normaliser.merge(batch.statistics[-self.normaliser.num_sums :])
+        self.state.finish_iteration(rollout.num_steps, 0.0)
+        return batch
+
+
+def make_workplace(
+    config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | None = None, **changes: Any
+) -> Workplace:
+    """Worker number `worker` of a run of `config` with `changes`."""
+    config = resolve(replace(config, **changes))
+    first_env = worker * config.num_envs
+    seeds = EpisodeSeeds(config.seed, first_env, config.num_envs)
+    envs = envs or make_vector_env(config.env, config.num_envs, seeds.next, config.vectorization)
+    rng = generator(config.seed, Purpose.INIT)
+    policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
+    normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
+    learner = Learner(policy, normaliser, config, worker)
+    distribution = policy.distribution
+    noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
+    collector = Collector(envs, policy, normaliser, seeds, noise, worker, first_env, learner.gamma)
+    return Workplace(config, collector, policy, normaliser, learner, TrainingState(policy.flat, normaliser, config))
