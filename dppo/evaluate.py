@@ -49,8 +49,12 @@ class Policy:
         state = TrainingState(self._policy.flat, self._normaliser, config)
         state.load(saved)
         self._shape = observation_space.shape or ()
-        self._noise = generator(config.seed, Purpose.EVALUATION)
+        self.seed(config.seed)
         self.config, self.env_steps = config, state.env_steps
+
+    def seed(self, seed: int) -> None:
+        """Starts the randomness of stochastic actions anew."""
+        self._noise = generator(seed, Purpose.EVALUATION)
 
     def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
         array = np.asarray(observation)
@@ -113,6 +117,7 @@ def evaluate(
 
     Each of several environments plays its share, so that short episodes do not push long ones out of the sample.
     """
+    policy.seed(seed)
     num_envs = min(episodes, 20)
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a native vector form is not what a policy is judged by: its environments cannot be started from a seed

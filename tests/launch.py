@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 """Programs to start on ranks, and modules that register environments for them."""
@@ -44,6 +45,19 @@ class Ended:
 
     def __str__(self) -> str:
         return f"code {self.code} after {self.wall_s:.1f} s\n--- stdout\n{self.stdout}\n--- stderr\n{self.stderr}"
+
+
+def flags(settings: dict[str, Any], section: str = "") -> list[str]:
+    """Nested settings as flags of dppo.run: {"ppo": {"clip": 0.1}} is --ppo.clip 0.1."""
+    out: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            out += flags(value, f"{name}.")
+        elif isinstance(value, bool):
+            out.append(f"--{section}{'' if value else 'no-'}{name}")
+        else:
+            out += [f"--{section}{name}", str(value)]
+    return out
 
 
 class Job:

@@ -15,7 +15,7 @@ import dppo
 ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
-    ("config", "batch", "seeding", "console", "preemption", "startup"),
+    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog"),
     ("algo", "models", "envs", "commandline"),
     ("exchange", "storage", "rollout", "state"),
     ("learner", "journal"),

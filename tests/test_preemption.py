@@ -13,11 +13,13 @@ import pytest
 
 from dppo.preemption import Preemption
 
+REQUESTS = [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT]
+
 
 @pytest.fixture
 def handlers() -> Iterator[None]:
     """Puts this process's own signal handlers back."""
-    kept = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    kept = {number: signal.getsignal(number) for number in REQUESTS}
     yield
     for number, handler in kept.items():
         signal.signal(number, handler)
@@ -29,7 +31,7 @@ def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+@pytest.mark.parametrize("number", REQUESTS)
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
     preemption = Preemption(grace_s=30.0, time_limit_s=None)
     preemption.install()

@@ -45,14 +45,19 @@ def test_each_rank_gets_its_share_of_the_cores_that_it_may_run_on(
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
     environ["OMPI_COMM_WORLD_LOCAL_SIZE"] = str(ranks)
     assert startup.limit_threads() == share
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        assert environ[name] == str(share)
+    assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == str(share)
 
 
-def test_a_users_thread_setting_stays(environ: dict[str, str]) -> None:
-    environ["OMP_NUM_THREADS"] = "17"
+def test_numpys_blas_gets_one_thread(environ: dict[str, str]) -> None:
     startup.limit_threads()
-    assert environ["OMP_NUM_THREADS"] == "17"
+    assert environ["OPENBLAS_NUM_THREADS"] == "1"
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_a_users_thread_setting_stays(environ: dict[str, str], name: str) -> None:
+    environ[name] = "17"
+    startup.limit_threads()
+    assert environ[name] == "17"
 
 
 def test_han_and_ucx_are_switched_off_everywhere(environ: dict[str, str]) -> None:
@@ -69,6 +74,15 @@ def test_shared_memory_is_chosen_on_one_node_only(
         environ.update(OMPI_COMM_WORLD_SIZE=size, OMPI_COMM_WORLD_LOCAL_SIZE=local)
     startup.set_mpi_parameters()
     assert (environ.get("OMPI_MCA_pml") == "ob1") == one_node
+
+
+def test_a_rank_that_no_launcher_started_needs_no_shared_memory(environ: dict[str, str]) -> None:
+    startup.set_mpi_parameters()
+    assert environ["OMPI_MCA_btl"] == "self"
+    environ.clear()
+    environ.update(PMIX_RANK="0")
+    startup.set_mpi_parameters()
+    assert "sm" in environ["OMPI_MCA_btl"].split(",")
 
 
 def test_a_users_mpi_parameters_stay(environ: dict[str, str]) -> None:

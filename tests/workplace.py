@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.batch import Report, Rollout
 from dppo.config import Config, ModelConfig, PPOConfig, resolve
-from dppo.envs.vector import VectorEnv, make_vector_env
+from dppo.envs.vector import NO_ENVS, Step, VectorEnv, make_vector_env
 from dppo.learner import Batch, Learner
 from dppo.models.policy import ActorCritic, make_policy, observation_size
 from dppo.rollout import Collector
@@ -83,3 +86,43 @@ def make_workplace(
     noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
     collector = Collector(envs, policy, normaliser, seeds, noise, worker, first_env, learner.gamma)
     return Workplace(config, collector, policy, normaliser, learner, TrainingState(policy.flat, normaliser, config))
+
+
+def settle(place: Workplace) -> None:
+    """Moments and parameters as they might be in mid-run."""
+    rng = np.random.default_rng(9)
+    size = len(place.normaliser.frozen_mean)
+    place.normaliser.merge(place.normaliser.deltas(rng.normal(0.1, 0.5, (50, size)), rng.normal(0, 3, (50, 1))))
+    place.normaliser.freeze()
+    place.policy.flat.vector += rng.normal(0.0, 0.1, place.policy.flat.size).astype(np.float32)
+
+
+class NextStep:
+    """Two environments with Gymnasium's NEXT_STEP reset: the row after an end is a reset, its reward 0."""
+
+    num_envs, replayable, description = 2, False, "a stub"
+    observation_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space: spaces.Space[Any] = spaces.Discrete(1)
+
+    def reset(self) -> np.ndarray:
+        self.left = np.array([2, 3])  # steps to the end of the episode, 0 at it
+        return np.zeros((2, 1), np.float32)
+
+    def step(self, actions: np.ndarray) -> Step:
+        resets = self.left == 0
+        self.left = np.where(resets, 2, self.left - 1)
+        ended = (self.left == 0) & ~resets
+        observations = np.where(resets, 0.0, 1.0).astype(np.float32)[:, None]
+        final = ended.nonzero()[0] if ended.any() else NO_ENVS
+        rewards = np.where(resets, 0.0, 1.0)
+        return Step(observations, rewards, ended, np.zeros(2, bool), final, observations[final], ~resets)
+
+    def replay(
+        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+    ) -> tuple[np.ndarray, list[int]]:
+        raise NotImplementedError
+
+    def begin_episode(self, index: int) -> np.ndarray:
+        raise NotImplementedError
+
+    def close(self) -> None: ...

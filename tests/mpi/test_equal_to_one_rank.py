@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.launch import Launcher
+from tests.launch import Launcher, flags
 from tests.rundir import checkpoint, metric_lines, parameters
 
 LAYOUTS = {"alone": (1, 8), "n2": (2, 8), "n5": (5, 2)}
@@ -65,7 +65,7 @@ def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Pa
         for cell in CELLS for env in ENVIRONMENTS for layout in LAYOUTS
     }  # fmt: skip
     jobs = [
-        {"ranks": LAYOUTS[layout][0], "settings": settings(run_dir, env, LAYOUTS[layout][1], CELLS[cell])}
+        {"ranks": LAYOUTS[layout][0], "flags": flags(settings(run_dir, env, LAYOUTS[layout][1], CELLS[cell]))}
         for (cell, env, layout), run_dir in runs.items()
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))

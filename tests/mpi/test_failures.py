@@ -38,32 +38,36 @@ def assert_failed(ended: Ended, run_dir: Path, rank: int, *parts: str) -> None:
     assert (latest(run_dir) / "manifest.json").exists()
 
 
+def run_that_fails(launch: Launcher, ranks: int | None, run_dir: Path, *flags: object, **variables: str) -> Ended:
+    """Its end, which must come within the limit after training has begun: the failure is some milliseconds later."""
+    job = launch.start(ranks, *flags, *SMALL, "--run-dir", run_dir, **variables)
+    job.until((run_dir / "summary.json").exists)
+    return job.wait(LIMIT_S)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_exception_in_one_worker_ends_the_job(mode: str, launch: Launcher, tmp_path: Path) -> None:
     """Worker 2 raises while worker 1 waits for it: in Allreduce, for the server, or not at all."""
-    flags = (*MODES[mode], *SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--run-dir", "run")
-    ended = launch.run(3, *flags, code=None, timeout=30, FAULT="raise")
-    assert_failed(ended, tmp_path / "run", 2, "RuntimeError: simulated bug in the environment")
-    assert ended.wall_s < LIMIT_S, "start included"
+    run_dir = tmp_path / "run"
+    ended = run_that_fails(launch, 3, run_dir, *MODES[mode], "--env", "odd_envs:odd/BadOnRankTwo-v0", FAULT="raise")
+    assert_failed(ended, run_dir, 2, "RuntimeError: simulated bug in the environment")
 
 
 @pytest.mark.parametrize("ranks", [None, 3])
 def test_an_environment_that_raises_everywhere_is_reported_once(
     ranks: int | None, launch: Launcher, tmp_path: Path
 ) -> None:
-    flags = (*SMALL, "--env", "dppo.envs.probes:dppo/ProbeCrash-v0", "--run-dir", "run")
-    ended = launch.run(ranks, *flags, code=None, timeout=30)
+    run_dir = tmp_path / "run"
+    ended = run_that_fails(launch, ranks, run_dir, "--env", "dppo.envs.probes:dppo/ProbeCrash-v0")
     rank = 0 if ranks is None else 1 if f"rank 1 on {HOST} failed" in ended.stderr else 2
-    assert_failed(ended, tmp_path / "run", rank, "RuntimeError: probe: simulated bug in the environment")
-    assert ended.wall_s < LIMIT_S
+    assert_failed(ended, run_dir, rank, "RuntimeError: probe: simulated bug in the environment")
 
 
 def test_nan_from_an_environment_is_traced_to_rank_row_and_environment(launch: Launcher, tmp_path: Path) -> None:
-    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--run-dir", "run")
-    ended = launch.run(3, *flags, code=None, timeout=30, FAULT="nan")
+    run_dir = tmp_path / "run"
+    ended = run_that_fails(launch, 3, run_dir, "--env", "odd_envs:odd/BadOnRankTwo-v0", FAULT="nan")
     # its environments 2 and 3 both show it as what their 50th step led to, which is what row 50 acts on
-    assert_failed(ended, tmp_path / "run", 2, "observation is not finite in row 50 of environment 2: [nan nan]")
-    assert ended.wall_s < LIMIT_S
+    assert_failed(ended, run_dir, 2, "observation is not finite in row 50 of environment 2: [nan nan]")
 
 
 @pytest.mark.parametrize(("mode", "victim"), [("allreduce", 2), ("async", 1), ("p2p", 0), ("allreduce", 0)])
@@ -72,10 +76,8 @@ def test_a_killed_rank_ends_the_job(mode: str, victim: int, launch: Launcher, tm
     job = launch.start(3, *MODES[mode], *SMALL, "--env", "CartPole-v1", "--run-dir", run_dir)
     job.until(lambda: count_lines(run_dir) > 2)
     pid = job.rank_pid(victim)
-    since = time.monotonic()
     os.kill(pid, signal.SIGKILL)
     ended = job.wait(LIMIT_S)
-    assert time.monotonic() - since < LIMIT_S
     assert ended.code not in (0, 2, 75), ended
     assert HOST in ended.stderr, "mpirun's own message names the host"
     assert f",{victim}]" in ended.stderr or f"rank {victim} " in ended.stderr, "… and the rank"
@@ -91,11 +93,11 @@ def test_a_hanging_environment_does_not_keep_a_job_from_being_preempted(launch: 
     job = launch.start(3, *flags, FAULT="hang")
     job.until(lambda: count_lines(run_dir) == 3)  # row 50 is in the fourth rollout
     time.sleep(0.5)
-    since = time.monotonic()
+    since = time.time()
     job.send(signal.SIGUSR1)
     ended = job.wait(LIMIT_S)
-    assert time.monotonic() - since < grace_s + 2
     assert ended.code == 75, ended
+    assert (run_dir / "summary.json").stat().st_mtime - since < grace_s
     assert "some workers did not leave" in ended.stderr
     assert summary(run_dir)["exit"] == "preempted"
     assert latest(run_dir).name == f"step_{3 * 64:09d}"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.launch import Launcher
+from tests.launch import Launcher, flags
 from tests.rundir import checkpoint, count_lines, differences, metric_lines, summary
 
 CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
@@ -44,19 +44,6 @@ def settings(name: str, run_dir: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def flags(values: dict[str, Any], section: str = "") -> list[str]:
-    """The same as flags."""
-    out: list[str] = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            out += flags(value, f"{name}.")
-        elif isinstance(value, bool):
-            out.append(f"--{section}{'' if value else 'no-'}{name}")
-        else:
-            out += [f"--{section}{name}", str(value)]
-    return out
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every run twice, NAME and NAME-again, never stopped; in one start, because starts are what takes the time."""
@@ -65,7 +52,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in (*RUNS, WITHOUT_ANNEALING):
         ranks = RUNS[name][0] if name in RUNS else 3
         for suffix in ("", "-again"):
-            jobs.append({"ranks": ranks, "settings": settings(name, folder / (name + suffix))})
+            jobs.append({"ranks": ranks, "flags": flags(settings(name, folder / (name + suffix)))})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
     launcher.run(4, folder / "jobs.json", program="train_layouts.py", timeout=120)

@@ -231,7 +231,7 @@ def test_a_forged_checkpoint_runs_nothing(tmp_path: Path, how: str) -> None:
     if how == "torch":
         torch.save({"state": trap}, folder / "state.pt")
     else:
-        (folder / "state.pt").write_bytes(pickle.dumps(trap))
+        (folder / "state.pt").write_bytes(pickle.dumps(trap, protocol=2))
     data = (folder / "state.pt").read_bytes()
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["state.pt"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}

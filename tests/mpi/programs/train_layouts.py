@@ -1,6 +1,6 @@
 """Trains several configurations, each on the first so many ranks: one start of Python for many small runs.
 
-mpirun -n 5 python train_layouts.py JOBS.json      with JOBS.json = [{"ranks": 2, "settings": {…}}, …]
+mpirun -n 5 python train_layouts.py JOBS.json      with JOBS.json = [{"ranks": 2, "flags": ["--env", …]}, …]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from dppo.config import Config, updated
+from dppo.commandline import parse
 from dppo.run import train
 
 
@@ -20,7 +20,8 @@ def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         comm = world.Split(0 if world.rank < job["ranks"] else MPI.UNDEFINED, world.rank)
         if comm != MPI.COMM_NULL:
-            train(updated(Config(), job["settings"]), comm, quiet=True)
+            config, _ = parse(job["flags"])
+            train(config, comm, quiet=True)
             comm.Free()
         world.Barrier()
 

@@ -1,0 +1,195 @@
+"""Evaluation: the saved policy, its frozen moments, whole episodes, the same for the same seed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+import dppo
+from dppo.commandline import UsageError, to_toml
+from dppo.evaluate import evaluate, load_policy, main
+from dppo.seeding import EpisodeSeeds, Purpose
+from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
+from tests.workplace import Workplace, make_workplace, probe, settle
+
+
+def save(place: Workplace, run_dir: Path, env_steps: int = 1234) -> Path:
+    """What evaluation needs of a run directory."""
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.toml").write_text(to_toml(place.config))
+    place.state.env_steps = env_steps
+    write_checkpoint(run_dir, Checkpoint(env_steps, 0, place.state.as_dict(), {}, {}), keep=3)
+    return run_dir
+
+
+@pytest.fixture
+def cartpole(tmp_path: Path) -> Path:
+    """An untrained policy: episodes of some ten steps."""
+    place = make_workplace(env="CartPole-v1")
+    settle(place)
+    return save(place, tmp_path / "cartpole")
+
+
+@pytest.fixture
+def pendulum(tmp_path: Path) -> Path:
+    place = make_workplace(env="Pendulum-v1")
+    settle(place)
+    return save(place, tmp_path / "pendulum")
+
+
+# -- the policy --------------------
+
+
+def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> None:
+    place = make_workplace(env="CartPole-v1")
+    settle(place)
+    policy = load_policy(save(place, tmp_path / "run"))
+    observations = np.random.default_rng(0).normal(0, 1, (20, 4)).astype(np.float32)
+    np.testing.assert_array_equal(policy.act(observations), place.policy.greedy(place.normaliser.inputs(observations)))
+    values = place.policy.value(place.normaliser.inputs(observations)) / place.normaliser.reward_scale
+    np.testing.assert_allclose(policy.value(observations), values, rtol=1e-6)
+    assert (policy.env_steps, policy.config.env) == (1234, "CartPole-v1")
+    for _ in range(3):
+        policy.act(100 * observations)
+    np.testing.assert_allclose(policy.value(observations), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_actions_are_as_the_environment_wants_them(tmp_path: Path, env: str, stochastic: bool) -> None:
+    place = make_workplace(env=env)
+    policy = load_policy(save(place, tmp_path / "run"))
+    space, observation = place.collector.envs.action_space, place.collector.envs.observation_space.sample()
+    single = policy.act(observation, stochastic=stochastic)
+    assert space.contains(np.asarray(single, space.dtype)) or space.contains(int(single))
+    many = policy.act(np.stack([observation] * 5), stochastic=stochastic)
+    assert many.shape == (5, *np.shape(single))
+    assert np.shape(policy.value(observation)) == ()
+
+
+def test_greedy_repeats_itself_and_stochastic_does_not(pendulum: Path) -> None:
+    policy = load_policy(pendulum)
+    observation = np.zeros(3, np.float32)
+    assert policy.act(observation) == policy.act(observation)
+    assert policy.act(observation, stochastic=True) != policy.act(observation, stochastic=True)
+
+
+def test_an_observation_of_another_shape_is_refused_with_both(cartpole: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected an observation \(4,\) or a batch .*got \(3,\)"):
+        load_policy(cartpole).act(np.zeros(3))
+
+
+def test_load_policy_is_part_of_the_package(cartpole: Path) -> None:
+    assert dppo.load_policy(str(cartpole)).env_steps == 1234
+
+
+def test_the_newest_valid_checkpoint_is_taken_and_damage_is_told(
+    cartpole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_workplace(env="CartPole-v1")
+    save(place, cartpole, env_steps=5678)
+    assert load_policy(cartpole).env_steps == 5678
+    (checkpoint_folders(cartpole)[0] / "state.pt").write_bytes(b"")
+    assert load_policy(cartpole).env_steps == 1234
+    assert "step_000005678 is damaged and was skipped: state.pt" in capsys.readouterr().err
+
+
+# -- episodes --------------------
+
+
+def play(policy: Any, env: str, seed: int) -> tuple[float, int]:
+    """One greedy episode in a single environment: the oracle."""
+    single = gymnasium.make(env)
+    observation, _ = single.reset(seed=seed)
+    total, length, ended = 0.0, 0, False
+    while not ended:
+        observation, reward, terminated, truncated, _ = single.step(policy.act(observation))
+        total, length, ended = total + float(reward), length + 1, terminated or truncated
+    return total, length
+
+
+def test_returns_and_lengths_are_those_of_single_environments(cartpole: Path) -> None:
+    """23 episodes over 20 environments: the first three play two each, however long the others' take."""
+    policy = load_policy(cartpole)
+    returns, lengths = evaluate(policy, 23, seed=5)
+    seeds = EpisodeSeeds(5, 0, 20, Purpose.EVALUATION)
+    expected = [play(policy, "CartPole-v1", seeds.of(i, e)) for i in range(20) for e in range(2 if i < 3 else 1)]
+    assert list(zip(returns, lengths, strict=True)) == expected
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_the_same_seed_gives_the_same_episodes(cartpole: Path, stochastic: bool) -> None:
+    policy = load_policy(cartpole)
+    first, again, other = (evaluate(policy, 7, seed, stochastic=stochastic) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+# -- the command --------------------
+
+
+def test_json_is_one_object_with_the_promised_keys(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(cartpole), "--episodes", "12", "--seed", "3", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    returns, lengths = evaluate(load_policy(cartpole), 12, 3)
+    assert out["mean"] == pytest.approx(np.mean(returns))
+    assert out["median"] == pytest.approx(np.median(returns))
+    assert (out["min"], out["max"]) == (min(returns), max(returns))
+    assert out["length_mean"] == pytest.approx(np.mean(lengths))
+    assert (out["episodes"], out["seed"], out["env"], out["env_steps"]) == (12, 3, "CartPole-v1", 1234)
+
+
+def test_without_json_it_is_a_table(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(cartpole), "--episodes", "3", "--stochastic"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    for word in ("mean", "median", "min", "max", "3 stochastic episodes", "1,234 steps"):
+        assert word in out
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--episodes", "0"], "--episodes 0 must be at least 1"),
+        (["--seed", "-1"], "--seed -1 must lie in"),
+        (["--seed", str(2**63)], "must lie in"),
+    ],
+    ids=str,
+)
+def test_wrong_flags_are_one_message_and_code_2(
+    cartpole: Path, capsys: pytest.CaptureFixture[str], flags: list[str], expected: str
+) -> None:
+    assert main([str(cartpole), *flags]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert expected in captured.err and captured.err.count("\n") == 1
+
+
+def test_what_is_no_run_is_said_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "holds no run: there is no config.toml in it" in capsys.readouterr().err
+    (tmp_path / "config.toml").write_text(to_toml(make_workplace().config))
+    assert main([str(tmp_path)]) == 2
+    assert "has no valid checkpoint: there is none" in capsys.readouterr().err
+
+
+def test_an_environment_that_is_gone_or_has_changed_is_said(cartpole: Path) -> None:
+    config = make_workplace(env="CartPole-v1").config
+    for env, message in (("Gone-v0", "no environment 'Gone-v0'"), ("Pendulum-v1", "the checkpoint holds a network of")):
+        (cartpole / "config.toml").write_text(to_toml(replace(config, env=env)))
+        with pytest.raises(UsageError, match=message):
+            load_policy(cartpole)
+
+
+def test_a_video_is_recorded_by_gymnasium(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("moviepy")
+    pytest.importorskip("pygame")
+    folder = tmp_path / "videos"
+    assert main([str(cartpole), "--episodes", "1", "--json", "--video", str(folder)]) == 0
+    videos = json.loads(capsys.readouterr().out)["videos"]
+    assert [Path(v).parent for v in videos] == [folder]
+    assert Path(videos[0]).stat().st_size > 1000

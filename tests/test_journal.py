@@ -1,0 +1,394 @@
+"""Rank 0's books: counts, the window, when a run ends, what is saved, and going on from it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dppo.batch import Episode
+from dppo.config import CheckpointConfig, LogConfig, PPOConfig
+from dppo.console import Console
+from dppo.journal import WINDOW, Journal
+from dppo.preemption import Preemption
+from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, newest_valid
+from tests.workplace import Workplace, make_workplace, probe
+
+QUIET = LogConfig(tensorboard=False)
+
+
+class Run:
+    """Workers, rank 0's journal, and the iterations between them, in one process; worker 0's state is the run's."""
+
+    def __init__(self, run_dir: Path, *, workers: int = 1, saved: Checkpoint | None = None, **changes: Any) -> None:
+        self.run_dir = run_dir
+        run_dir.mkdir(exist_ok=True)
+        self.places = [make_workplace(worker=w, **{"log": QUIET} | changes) for w in range(workers)]
+        self.state, self.config = self.places[0].state, self.places[0].config
+        if saved is not None:
+            for place in self.places:
+                place.state.load(saved.state)
+            states = {e.env: e for _, envs in saved.ranks.values() for e in envs}
+            row = max(row for row, _ in saved.ranks.values())
+            for place in self.places:
+                assert place.collector.restore(states, row, 10_000, time.monotonic() + 60) == []
+        self.preemption = Preemption(30.0, None)
+        self.journal = Journal(
+            run_dir, self.config, self.state, self.preemption, Console(60.0, enabled=False),
+            num_workers=workers, world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
+            started=time.monotonic(), saved=saved,
+        )  # fmt: skip
+        if saved is None:
+            self.journal.save_start()
+        self.journal.start_training()
+
+    def iterate(self, episodes: list[Episode] | None = None) -> str | None:
+        """Every worker collects and reports, the iteration is closed; nothing is learnt. Returns why the run ends."""
+        for place in reversed(self.places):  # whoever is first: the books do not depend on it
+            self.collect(place, episodes)
+        self.state.finish_iteration(self.journal.pending_env_steps, 0.0)
+        return self.journal.close({"extra": 1})
+
+    def collect(self, place: Workplace, episodes: list[Episode] | None = None) -> None:
+        place.rollout()
+        if episodes is not None:
+            place.reports[-1].episodes = episodes
+        self.journal.add(place.reports[-1])
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def summary(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
+        return value
+
+    def saved(self) -> Checkpoint:
+        checkpoint, skipped = newest_valid(self.run_dir)
+        assert checkpoint is not None and skipped == []
+        return checkpoint
+
+
+def episode(value: float, row: int = 0, env: int = 0) -> Episode:
+    return Episode(row, env, value, 10, truncated=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    run.journal.close_files()
+
+
+def wait_for_checkpoints(run: Run) -> None:
+    """They are written in a thread of their own."""
+    while run.journal._writing is not None and not run.journal._writing.done():
+        time.sleep(0.001)
+
+
+# -- counting --------------------
+
+
+def test_env_steps_and_episodes_are_those_of_all_workers(tmp_path: Path) -> None:
+    run = Run(tmp_path, workers=3, horizon=40)
+    for _ in range(2):
+        run.iterate()
+    lines, reports = run.lines(), [r for place in run.places for r in place.reports]
+    assert [line["env_steps"] for line in lines] == [3 * 2 * 40, 2 * 3 * 2 * 40]
+    assert lines[1]["episodes"] == sum(len(r.episodes) for r in reports)
+    assert lines[0]["episodes_ended"] + lines[1]["episodes_ended"] == lines[1]["episodes"]
+    returns = [e.episode_return for r in reports for e in r.episodes]
+    assert lines[1]["return_mean_100"] == pytest.approx(np.mean(returns))
+    run.journal.close_files()
+
+
+def test_the_window_is_of_the_last_hundred_in_the_order_of_rows_and_environments(run: Run) -> None:
+    """However the reports come in: 60 episodes of 1, then 90 of which the last 50 rows are worth 3."""
+    run.iterate([episode(1.0)] * 60)
+    assert run.lines()[-1]["return_mean_100"] == 1.0
+    run.iterate([episode(3.0 if row >= 40 else 2.0, row) for row in reversed(range(90))])
+    assert run.lines()[-1]["return_mean_100"] == pytest.approx((10 * 1 + 40 * 2 + 50 * 3) / 100)
+    assert run.lines()[-1]["episodes"] == 150
+    window = run.journal._boundary.journal["returns"]
+    assert window == [1.0] * 10 + [2.0] * 40 + [3.0] * 50
+    assert len(window) == WINDOW
+
+
+def test_episodes_of_one_row_are_ordered_by_environment(tmp_path: Path) -> None:
+    run = Run(tmp_path, workers=2)
+    for place, values in zip(run.places, ((1.0, 2.0), (3.0, 4.0)), strict=True):
+        first_env = place.collector.first_env
+        run.collect(place, [episode(values[1], 5, first_env + 1), episode(values[0], 5, first_env)])
+    run.state.finish_iteration(0, 0.0)
+    run.journal.close({})
+    assert run.journal._boundary.journal["returns"] == [1.0, 2.0, 3.0, 4.0]
+    run.journal.close_files()
+
+
+def test_before_an_episode_has_ended_there_is_no_mean(run: Run) -> None:
+    run.iterate([])
+    assert run.lines()[0]["return_mean_100"] is None
+    assert run.summary()["return_mean_100"] is None
+
+
+def test_a_line_has_counts_metrics_and_clocks(run: Run) -> None:
+    for _ in range(3):
+        run.iterate()
+    lines = run.lines()
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    for name in ("updates", "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "lr", "grad_norm", "extra"):
+        assert name in lines[0]
+    clocks = {name for name in lines[0] if name.endswith(("_s", "_per_s"))}
+    assert {"wall_s", "train_s", "iteration_s", "steps_per_s", "collect_max_s", "exchange_mean_s"} <= clocks
+
+
+def test_repeated_runs_write_the_same_lines_but_for_the_clocks(tmp_path: Path) -> None:
+    texts = []
+    for name in ("first", "second"):
+        run = Run(tmp_path / name, workers=2)
+        for _ in range(3):
+            run.iterate()
+        run.journal.close_files()
+        texts.append([{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in run.lines()])
+    assert texts[0] == texts[1]
+
+
+# -- how a run ends --------------------
+
+
+def test_the_target_is_reached_by_a_full_window_only(tmp_path: Path) -> None:
+    run = Run(tmp_path, target_return=5.0)
+    assert run.iterate([episode(9.0)] * 99) is None
+    assert run.iterate([episode(9.0)]) == "target"
+    assert run.summary()["exit"] == "target"
+
+
+def test_a_mean_just_below_the_target_is_not_enough(tmp_path: Path) -> None:
+    run = Run(tmp_path, target_return=5.0)
+    assert run.iterate([episode(4.999)] * 100) is None
+    assert run.iterate([episode(5.05)]) is None
+    assert run.iterate([episode(5.0)] * 99) == "target"
+
+
+def test_the_run_ends_at_the_first_boundary_at_or_past_its_steps(tmp_path: Path) -> None:
+    """32 steps an iteration."""
+    for total, iterations in ((64, 2), (65, 3)):
+        run = Run(tmp_path / str(total), total_steps=total)
+        reasons = [run.iterate() for _ in range(iterations)]
+        assert reasons == [None] * (iterations - 1) + ["finished"]
+        assert run.summary()["exit"] == "finished"
+        assert run.summary()["env_steps"] == 32 * iterations
+        assert run.saved().env_steps == 32 * iterations
+
+
+def test_a_target_reached_with_the_last_step_is_a_target(tmp_path: Path) -> None:
+    run = Run(tmp_path, total_steps=32, target_return=1.0)
+    assert run.iterate([episode(2.0)] * 100) == "target"
+
+
+def test_a_request_to_leave_is_granted_at_the_next_boundary(run: Run) -> None:
+    assert run.iterate() is None
+    run.preemption.request("SIGUSR1")
+    assert run.iterate() == "preempted"
+    assert run.summary()["exit"] == "preempted"
+    assert run.saved().iteration == 2
+
+
+def test_given_up_in_mid_iteration_the_last_boundary_is_what_counts(run: Run) -> None:
+    """A report has come in, but its iteration will not be closed."""
+    run.iterate()
+    expected = run.journal._boundary.journal
+    run.collect(run.places[0])
+    run.state.flat.vector += 1.0
+    run.journal.finish("preempted")
+    saved = run.saved()
+    assert (saved.env_steps, saved.iteration) == (32, 1)
+    assert saved.journal["returns"] == expected["returns"]
+    assert (saved.state["parameters"] != run.state.flat.vector).all()
+    row, envs = saved.ranks[1]
+    assert row == 16 and all(len(e.actions) <= 16 for e in envs)
+    assert run.summary()["env_steps"] == 32
+
+
+def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:
+    run.iterate()
+    run.journal.fail()
+    assert run.summary()["exit"] == "failed"
+    assert run.saved().env_steps == 0
+
+
+def test_the_summary_is_there_from_the_start(run: Run) -> None:
+    summary = run.summary()
+    assert (summary["exit"], summary["env_steps"], summary["attempt"], summary["world_size"]) == ("running", 0, 1, 2)
+    keys = {"env_steps", "updates", "episodes", "return_mean_100", "wall_s", "train_s", "steps_per_s", "exit"}
+    assert keys <= set(summary)
+    assert summary["env"] == "CartPole-v1"
+    assert asdict(run.journal.summary) == summary
+
+
+# -- saving --------------------
+
+
+def test_a_run_can_be_resumed_from_its_first_moment(run: Run) -> None:
+    assert run.saved().env_steps == 0
+    assert run.saved().ranks == {1: (0, [])}
+
+
+def test_checkpoints_come_at_their_interval_and_the_newest_stay(tmp_path: Path) -> None:
+    """32 steps an iteration, one every 64."""
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=64, keep=2))
+    seen = []
+    for _ in range(6):
+        run.iterate()
+        wait_for_checkpoints(run)
+        seen.append(int(checkpoint_folders(tmp_path)[0].name.removeprefix("step_")))
+    assert seen == [0, 64, 64, 128, 128, 192]
+    assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000192", "step_000000128"]
+    run.journal.close_files()
+
+
+def test_with_an_interval_of_zero_there_are_only_the_first_and_the_last(tmp_path: Path) -> None:
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=0), total_steps=96)
+    for _ in range(3):
+        run.iterate()
+    assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000096", "step_000000000"]
+
+
+def test_a_disk_that_fails_is_told_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=32))
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dppo.storage.checkpoint.write_durably", full)
+        run.iterate()
+        wait_for_checkpoints(run)
+    run.iterate()
+    wait_for_checkpoints(run)
+    assert "a checkpoint could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert run.saved().env_steps == 64
+    run.journal.close_files()
+
+
+def test_saved_actions_are_those_since_each_episode_began(tmp_path: Path) -> None:
+    """Over several rollouts and workers, against all that was sent."""
+    run = Run(tmp_path, workers=2, checkpoint=CheckpointConfig(every=0))
+    for _ in range(5):
+        run.iterate()
+    run.journal.finish("preempted")
+    saved = run.saved()
+    assert sorted(saved.ranks) == [1, 2]
+    for rank, place in enumerate(run.places, 1):
+        row, envs = saved.ranks[rank]
+        sent = np.concatenate([r.env_actions for r in place.reports])
+        report = place.reports[-1]
+        assert row == place.collector.row == 80
+        assert [e.env for e in envs] == [place.collector.first_env, place.collector.first_env + 1]
+        for i, state in enumerate(envs):
+            np.testing.assert_array_equal(state.actions, sent[report.episode_first_rows[i] :, i])
+            np.testing.assert_array_equal(state.observation, report.observations[i])
+            assert (state.episode, state.episode_length) == (report.episode_numbers[i], report.episode_lengths[i])
+            assert (state.episode_return, state.discounted_return) == (
+                report.episode_returns[i],
+                report.discounted_returns[i],
+            )
+
+
+def test_actions_of_ended_episodes_are_forgotten(tmp_path: Path) -> None:
+    """Memory does not grow with the run."""
+    run = Run(tmp_path, env=probe("Truncation"), horizon=16)
+    for _ in range(30):
+        run.iterate()
+    assert len(run.journal._histories[0].chunks) <= 2
+    run.journal.close_files()
+
+
+# -- going on --------------------
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Truncation"), probe("Bits")])
+@pytest.mark.parametrize("stops", [[3], [1, 2], [2, 4]], ids=str)
+def test_a_resumed_run_has_the_lines_and_checkpoints_of_one_that_never_stopped(
+    tmp_path: Path, env: str, stops: list[int]
+) -> None:
+    """Stopped twice in the second and third case, the actions of the first attempt being needed by the third."""
+    changes: dict[str, Any] = {"env": env, "workers": 2, "horizon": 7, "ppo": PPOConfig(minibatches=1)}
+    whole = Run(tmp_path / "whole", **changes)
+    for _ in range(6):
+        whole.iterate()
+    whole.journal.finish("preempted")
+
+    part = Run(tmp_path / "parts", **changes)
+    for number in range(6):
+        if number in stops:
+            part.journal.finish("preempted")
+            part = Run(tmp_path / "parts", saved=part.saved(), **changes)
+        part.iterate()
+    part.journal.finish("preempted")
+    assert without_clocks(part.lines()) == without_clocks(whole.lines())
+    first, second = whole.saved(), part.saved()
+    assert first.journal["returns"] == second.journal["returns"]
+    assert first.state["numbers"] == second.state["numbers"]
+    for rank in (1, 2):
+        assert first.ranks[rank][0] == second.ranks[rank][0]
+        for a, b in zip(first.ranks[rank][1], second.ranks[rank][1], strict=True):
+            for name in type(a).__slots__:
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_a_run_may_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    """Environments go by their global numbers: one worker, then three, then two; what is saved is always whole."""
+    run, expected = Run(tmp_path, workers=1), {0, 1}
+    for workers in (3, 2, 2):
+        for _ in range(3):
+            run.iterate()
+        run.journal.finish("preempted")
+        saved = run.saved()
+        states = [e for _, envs in saved.ranks.values() for e in envs]
+        assert {e.env for e in states} == expected
+        assert {len(e.actions) for e in states} != {0}
+        run, expected = Run(tmp_path, workers=workers, saved=saved), set(range(2 * workers))
+    run.journal.close_files()
+
+
+def without_clocks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in lines]
+
+
+def test_seconds_of_training_add_up_over_attempts(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.iterate()
+    time.sleep(0.05)
+    run.iterate()
+    run.journal.finish("preempted")
+    first = run.summary()["train_s"]
+    assert first > 0.05
+    again = Run(tmp_path, saved=run.saved())
+    again.iterate()
+    assert first < again.lines()[-1]["train_s"] < first + 0.05 + again.lines()[-1]["iteration_s"]
+    again.journal.finish("preempted")
+    assert again.summary()["attempt"] == 2
+
+
+def test_iterations_after_the_checkpoint_are_written_again_and_once(tmp_path: Path) -> None:
+    """Killed after iteration 5, the last checkpoint being of iteration 4."""
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=128))
+    for _ in range(5):
+        run.iterate()
+        wait_for_checkpoints(run)
+    saved = run.saved()
+    assert saved.iteration == 4
+    again = Run(tmp_path, saved=saved)
+    for _ in range(2):
+        again.iterate()
+    assert [line["iteration"] for line in again.lines()] == [1, 2, 3, 4, 5, 6]
+    for each in (run, again):
+        each.journal.close_files()

@@ -1,0 +1,368 @@
+"""From a rollout to gradients: targets, statistics over ranks, minibatches, and one worker equal to many."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dppo.algo import losses, returns
+from dppo.batch import Minibatch, Rollout
+from dppo.config import A3CConfig, PPOConfig
+from dppo.learner import STATISTICS, Batch, explained_variance
+from tests.workplace import NextStep, Workplace, make_workplace, probe, settle
+
+SAMPLES = ["inputs", "actions", "heads", "log_probs", "values", "advantages", "returns"]
+
+
+def statistic(batch: Batch, name: str) -> float:
+    return float(batch.statistics[STATISTICS.index(name)])
+
+
+def prepared(place: Workplace) -> tuple[Rollout, Batch]:
+    """The next rollout, and what the learner makes of it."""
+    rollout, discounted = place.rollout()
+    return rollout, place.learner.prepare(rollout, discounted)
+
+
+# -- targets --------------------
+
+
+def test_advantages_and_targets_are_gae_of_the_scaled_rewards() -> None:
+    """An oracle in plain Python, over rewards in units of the running return's deviation."""
+    place = make_workplace(horizon=60)
+    settle(place)
+    rollout, batch = prepared(place)
+    cfg, scale = place.config.ppo, place.normaliser.reward_scale
+    assert scale != 1.0
+    for i in range(2):
+        advantage = 0.0
+        for t in reversed(range(60)):
+            value, next_value = float(rollout.values[t, i]), float(rollout.next_values[t, i])
+            delta = scale * float(rollout.rewards[t, i]) + cfg.gamma * next_value - value
+            ended = rollout.terminations[t, i] or rollout.truncations[t, i]
+            advantage = delta + (0.0 if ended else cfg.gamma * cfg.lam * advantage)
+            assert batch.samples.advantages[2 * t + i] == pytest.approx(advantage, abs=1e-4)
+            assert batch.samples.returns[2 * t + i] == pytest.approx(advantage + value, abs=1e-4)
+
+
+def test_a_time_limit_is_worth_what_goes_on_after_it() -> None:
+    """Reward 1 for ever, cut after 10 steps; with the right critic, V = 1 / (1 - gamma), nothing is left to learn."""
+    place = make_workplace(env=probe("Truncation"), horizon=25, ppo=PPOConfig(gamma=0.9, minibatches=1))
+    last_bias = place.policy.flat.parameters["value.1.bias"]
+    place.policy.flat.parameters["value.1.weight"][:] = 0.0
+    last_bias[:] = 1 / (1 - 0.9)
+    rollout, batch = prepared(place)
+    assert rollout.truncations.any() and not rollout.terminations.any()
+    np.testing.assert_allclose(rollout.next_values, 10.0, rtol=1e-5)
+    np.testing.assert_allclose(batch.samples.advantages, 0.0, atol=1e-4)
+    np.testing.assert_allclose(batch.samples.returns, 10.0, rtol=1e-4)
+
+
+def test_a_terminal_state_is_worth_nothing() -> None:
+    """One step, reward 1: whatever the critic says of the next episode, the target is 1."""
+    place = make_workplace(env=probe("Constant"))
+    place.policy.flat.parameters["value.1.bias"][:] = 5.0
+    rollout, batch = prepared(place)
+    assert rollout.terminations.all()
+    np.testing.assert_array_equal(batch.samples.returns, 1.0)
+
+
+def test_rows_that_were_spent_on_a_reset_enter_no_batch_and_no_sum() -> None:
+    place = make_workplace(env=probe("Constant"), horizon=9, envs=NextStep(), ppo=PPOConfig(minibatches=2))
+    rollout, batch = prepared(place)
+    valid = rollout.valid.reshape(-1)
+    assert len(batch.samples) == valid.sum() == 13
+    assert statistic(batch, "samples") == statistic(batch, "env_steps") == 13
+    np.testing.assert_array_equal(batch.samples.log_probs, rollout.log_probs.reshape(-1)[valid])
+    np.testing.assert_array_equal(batch.samples.inputs, rollout.inputs.reshape(18, -1)[valid])
+    moments = batch.statistics[len(STATISTICS) :]
+    assert moments[0] == moments[-3] == 13
+    for samples in place.learner.minibatches(batch, 0):
+        assert not (set(samples.returns) - set(batch.samples.returns))
+
+
+def test_an_end_before_a_reset_row_keeps_its_advantage() -> None:
+    """GAE does not run through the reset row: without it the samples are the same."""
+    place = make_workplace(env=probe("Constant"), horizon=9, envs=NextStep(), ppo=PPOConfig(minibatches=1))
+    rollout, batch = prepared(place)
+    column = rollout.valid[:, 0]
+    rewards, values, next_values = (a[column, :1] for a in (rollout.rewards, rollout.values, rollout.next_values))
+    cfg = place.config.ppo
+    expected, _ = returns.gae(rewards, values, next_values, rollout.terminations[column, :1], cfg.gamma, cfg.lam)
+    first_env = np.tile([True, False], 9)[rollout.valid.reshape(-1)]
+    np.testing.assert_allclose(batch.samples.advantages[first_env], expected[:, 0], rtol=1e-6)
+
+
+def test_a_rollout_that_was_given_up_at_once_is_an_empty_batch() -> None:
+    for env in ("CartPole-v1", "Pendulum-v1", probe("Bits")):
+        for mode in ("sync", "async"):
+            place = make_workplace(env=env, mode=mode, loss="ppo")
+            rollout = place.collector.collect(16, 0, lambda: True)
+            batch = place.learner.prepare(rollout, place.collector.discounted_returns(rollout), stop=True)
+            assert len(batch.samples) == 0
+            assert statistic(batch, "stop") == 1.0
+            assert not batch.statistics[1:].any()
+
+
+# -- V-trace --------------------
+
+
+def test_vtrace_with_the_acting_policy_has_the_targets_of_gae() -> None:
+    place, other = (make_workplace(mode="async", loss="ppo", vtrace=on) for on in (True, False))
+    _, corrected = prepared(place)
+    _, plain = prepared(other)
+    np.testing.assert_allclose(corrected.samples.returns, plain.samples.returns, atol=1e-5)
+
+
+def test_vtrace_corrects_towards_the_present_policy_with_its_critic() -> None:
+    """Parameters have moved since the rollout: ratios and values are those of the new ones, bootstraps of the old."""
+    place = make_workplace(mode="async", loss="ppo", horizon=60)
+    settle(place)
+    rollout, discounted = place.rollout()
+    place.policy.flat.vector += np.random.default_rng(3).normal(0, 0.05, place.policy.flat.size).astype(np.float32)
+    batch = place.learner.prepare(rollout, discounted)
+
+    inputs, actions = rollout.inputs.reshape(120, -1), rollout.actions.reshape(120)
+    head, value = (a.copy() for a in place.policy.forward(inputs))
+    values = value.reshape(60, 2)
+    log_probs = place.policy.distribution.log_prob_entropy(head, actions)[0].reshape(60, 2)
+    ended = rollout.terminations | rollout.truncations
+    next_values = np.where(ended, rollout.next_values, np.vstack((values[1:], rollout.next_values[-1:])))
+    scale, cfg = np.float32(place.normaliser.reward_scale), place.config.ppo
+    advantages, targets = returns.vtrace(
+        scale * rollout.rewards, values, next_values, ended, log_probs - rollout.log_probs, cfg.gamma, cfg.lam
+    )
+    assert np.abs(log_probs - rollout.log_probs).max() > 0.01
+    np.testing.assert_allclose(batch.samples.advantages, advantages.reshape(-1), atol=1e-5)
+    np.testing.assert_allclose(batch.samples.returns, targets.reshape(-1), atol=1e-5)
+    np.testing.assert_allclose(batch.samples.values, value, atol=1e-6)
+    np.testing.assert_array_equal(batch.samples.log_probs, rollout.log_probs.reshape(-1))  # of the acting policy
+
+
+# -- statistics over ranks --------------------
+
+
+def test_advantages_are_normalised_over_the_samples_of_all_ranks() -> None:
+    """Three workers with different numbers of samples, against all advantages in one array."""
+    places = [make_workplace(worker=w, horizon=h) for w, h in enumerate((4, 20, 52))]
+    batches = [prepared(place)[1] for place in places]
+    everything = np.concatenate([b.samples.advantages for b in batches]).astype(np.float64)
+    totals = np.sum([b.statistics for b in batches], axis=0)
+    for place, batch in zip(places, batches, strict=True):
+        place.learner.normalise_advantages(batch, totals)
+    normalised = np.concatenate([b.samples.advantages for b in batches])
+    np.testing.assert_allclose(normalised, (everything - everything.mean()) / everything.std(), rtol=1e-3, atol=1e-5)
+    assert normalised.dtype == np.float32
+
+
+def test_normalising_can_be_switched_off_and_is_off_in_a3c() -> None:
+    for place in (
+        make_workplace(ppo=PPOConfig(normalize_advantages=False, minibatches=1)),
+        make_workplace(loss="a3c"),
+    ):
+        _, batch = prepared(place)
+        before = batch.samples.advantages.copy()
+        place.learner.normalise_advantages(batch, batch.statistics)
+        np.testing.assert_array_equal(batch.samples.advantages, before)
+
+
+def test_equal_advantages_and_no_samples_are_normalised_without_a_warning() -> None:
+    place = make_workplace()
+    _, batch = prepared(place)
+    batch.samples.advantages[:] = 3.0
+    with np.errstate(all="raise"):
+        place.learner.normalise_advantages(batch, totals_of(np.full(32, 3.0)))
+        place.learner.normalise_advantages(batch, totals_of(np.empty(0)))
+    assert np.isfinite(batch.samples.advantages).all()
+
+
+def totals_of(advantages: np.ndarray) -> np.ndarray:
+    """The first five statistics."""
+    return np.array([0.0, len(advantages), len(advantages), advantages.sum(), (advantages**2).sum()])
+
+
+def test_explained_variance_is_that_of_all_samples() -> None:
+    places = [make_workplace(worker=w) for w in (0, 1)]
+    pairs = [prepared(place) for place in places]
+    totals = np.sum([b.statistics for _, b in pairs], axis=0)
+    targets = np.concatenate([b.samples.returns for _, b in pairs]).astype(np.float64)
+    values = np.concatenate([r.values.reshape(-1) for r, _ in pairs]).astype(np.float64)
+    assert explained_variance(totals) == pytest.approx(1 - (targets - values).var() / targets.var(), abs=1e-6)
+
+
+def test_moments_are_of_raw_observations_and_running_returns() -> None:
+    place = make_workplace(horizon=30)
+    rollout, discounted = place.rollout()
+    batch = place.learner.prepare(rollout, discounted)
+    place.normaliser.merge(batch.statistics[len(STATISTICS) :])
+    observations = rollout.observations.reshape(60, -1).astype(np.float64)
+    np.testing.assert_allclose(place.normaliser.observations.mean, observations.mean(0))
+    np.testing.assert_allclose(place.normaliser.observations.std(0.0), observations.std(0))
+    np.testing.assert_allclose(place.normaliser.returns.std(0.0), discounted.std())
+
+
+# -- minibatches --------------------
+
+
+def test_every_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
+    place = make_workplace(horizon=32, ppo=PPOConfig(epochs=3, minibatches=4))
+    _, batch = prepared(place)
+    batch.samples.advantages = np.arange(64, dtype=np.float32)  # names
+    parts = [m.advantages.astype(int).tolist() for m in place.learner.minibatches(batch, 0)]
+    assert [len(p) for p in parts] == [16] * 12
+    epochs = [tuple(itertools.chain(*parts[4 * e : 4 * e + 4])) for e in range(3)]
+    assert all(sorted(epoch) == list(range(64)) for epoch in epochs)
+    assert len({*epochs, tuple(range(64))}) == 4
+
+
+def test_all_of_a_sample_goes_together() -> None:
+    place = make_workplace(env="Pendulum-v1")
+    _, batch = prepared(place)
+    for part in place.learner.minibatches(batch, 0):
+        for k in range(len(part)):
+            index = int(np.flatnonzero((batch.samples.inputs == part.inputs[k]).all(1))[0])
+            for name in SAMPLES:
+                np.testing.assert_array_equal(getattr(part, name)[k], getattr(batch.samples, name)[index])
+
+
+@pytest.mark.parametrize("samples", [0, 1, 3, 30])
+def test_a_rollout_that_was_cut_short_gives_the_same_number_of_minibatches(samples: int) -> None:
+    """Ranks meet at every update: none may have one less. Some may be empty."""
+    place = make_workplace(ppo=PPOConfig(epochs=2, minibatches=4))
+    _, batch = prepared(place)
+    batch.samples = batch.samples[np.arange(samples)]
+    parts = list(place.learner.minibatches(batch, 0))
+    assert len(parts) == place.learner.updates_per_rollout == 8
+    assert sum(map(len, parts)) == 2 * samples
+
+
+def test_the_order_is_that_of_worker_and_iteration() -> None:
+    def order(worker: int, iteration: int) -> list[float]:
+        place = make_workplace(worker=worker)
+        batch = Batch(numbered(32), np.empty(0))
+        return [x for m in place.learner.minibatches(batch, iteration) for x in m.advantages.tolist()]
+
+    assert order(0, 5) == order(0, 5)
+    assert len({tuple(order(w, i)) for w in (0, 1) for i in (0, 1)}) == 4
+
+
+def numbered(count: int) -> Minibatch:
+    """Samples that are their own numbers."""
+    numbers = np.arange(count, dtype=np.float32)
+    return Minibatch(numbers[:, None], numbers, numbers[:, None], numbers, numbers, numbers, numbers)
+
+
+def test_a3c_takes_one_gradient_of_the_whole_rollout() -> None:
+    place = make_workplace(loss="a3c")
+    _, batch = prepared(place)
+    parts = list(place.learner.minibatches(batch, 0))
+    assert len(parts) == place.learner.updates_per_rollout == 1
+    assert parts[0] is batch.samples
+
+
+# -- gradients --------------------
+
+
+@pytest.mark.parametrize("objective", ["clip", "kl"])
+def test_gradient_writes_the_configured_losss_sums(objective: str) -> None:
+    cfg = PPOConfig(objective=objective, minibatches=1, entropy_coef=0.1, kl_target=1e-4)  # type: ignore[arg-type]
+    place = make_workplace(ppo=cfg)
+    _, batch = prepared(place)
+    place.policy.flat.vector += np.random.default_rng(0).normal(0, 0.1, place.policy.flat.size).astype(np.float32)
+    place.policy.flat.summed[:] = 7.0
+    asked = []
+
+    def mean_kl(kl_sum: float, samples: int) -> float:
+        asked.append((kl_sum, samples))
+        return 0.25
+
+    place.learner.gradient(batch.samples, kl_coef=3.0, mean_kl=mean_kl)
+    actual = place.policy.flat.summed.copy()
+
+    head, value = place.policy.forward(batch.samples.inputs)
+    mean = 0.25 if objective == "kl" else 0.0
+    loss = losses.ppo(place.policy.distribution, head, value, batch.samples, cfg, 3.0, mean)
+    kl = losses.kl_sum(place.policy.distribution, head, batch.samples)
+    place.policy.backward(loss.d_head, loss.d_value)
+    np.testing.assert_array_equal(actual[: place.policy.flat.size], place.policy.flat.gradient)
+    np.testing.assert_allclose(actual[place.policy.flat.size :], loss.sums, rtol=1e-6)
+    assert asked == ([(kl, 32)] if objective == "kl" else [])
+
+
+def test_the_first_minibatchs_ratio_is_one() -> None:
+    for env in ("CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")):
+        place = make_workplace(env=env)
+        settle(place)
+        _, batch = prepared(place)
+        place.learner.gradient(next(place.learner.minibatches(batch, 0)))
+        named = dict(zip(losses.METRICS, place.policy.flat.sums.tolist(), strict=True))
+        assert named["clip_fraction"] == 0.0
+        assert named["approx_kl"] / named["count"] < 1e-10
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [("inputs", "first bad array is inputs, at"), ("advantages", "advantages, at"), ("returns", "value targets, at")],
+)
+def test_a_loss_that_is_not_finite_names_the_first_bad_array(field: str, message: str) -> None:
+    place = make_workplace()
+    _, batch = prepared(place)
+    getattr(batch.samples, field)[5] = np.nan
+    with pytest.raises(FloatingPointError, match=message):
+        place.learner.gradient(batch.samples)
+
+
+def test_parameters_that_are_not_finite_are_found_by_the_networks_output() -> None:
+    place = make_workplace()
+    _, batch = prepared(place)
+    place.policy.flat.vector[0] = np.nan
+    with pytest.raises(FloatingPointError, match=r"the network's head, at .* a smaller optim\.lr may help"):
+        place.learner.gradient(batch.samples)
+
+
+# -- one worker and many --------------------
+
+CELLS: dict[str, dict[str, Any]] = {
+    "ppo": {"ppo": PPOConfig(epochs=1, minibatches=1, entropy_coef=0.01)},
+    "ppo, kl": {"ppo": PPOConfig(epochs=1, minibatches=1, objective="kl")},
+    "a3c": {"loss": "a3c", "a3c": A3CConfig(normalize_advantages=True)},
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_workers_together_give_the_gradient_of_one_with_all_environments(cell: str, env: str, workers: int) -> None:
+    """Eight environments: rollout, statistics, gradient and metric sums of the ranks add up to those of one rank."""
+    changes: dict[str, Any] = {"env": env, "horizon": 24, **CELLS[cell]}
+    alone = make_workplace(num_envs=8, **changes)
+    places = [make_workplace(num_envs=8 // workers, worker=w, **changes) for w in range(workers)]
+    batches = []
+    for place in (alone, *places):
+        settle(place)
+        batches.append(prepared(place)[1])
+    totals = np.sum([b.statistics for b in batches[1:]], axis=0)
+    np.testing.assert_allclose(totals, batches[0].statistics, rtol=1e-5, atol=1e-4)
+    for place, batch in zip((alone, *places), batches, strict=True):
+        place.learner.normalise_advantages(batch, totals)
+        place.learner.gradient(batch.samples, 1.0, lambda kl_sum, count: 0.0)
+    together = np.sum([p.policy.flat.summed for p in places], axis=0)
+    expected = alone.policy.flat.summed
+    size = alone.policy.flat.size
+    assert np.linalg.norm((together - expected)[:size]) < 1e-5 * np.linalg.norm(expected[:size])
+    np.testing.assert_allclose(together[size:], expected[size:], rtol=1e-4, atol=1e-3)
+
+
+def test_a_worker_with_fewer_samples_weighs_less() -> None:
+    """The mean gradient of a worker with 4 rows and one with 28 is that of the 32 rows together."""
+    places = [make_workplace(worker=w, horizon=h, ppo=PPOConfig(minibatches=1)) for w, h in ((0, 4), (1, 28))]
+    batches = [prepared(place)[1].samples for place in places]
+    for place, samples in zip(places, batches, strict=True):
+        place.learner.gradient(samples)
+    together = np.sum([p.policy.flat.summed for p in places], axis=0)
+    arrays = [np.concatenate([getattr(b, name) for b in batches]) for name in SAMPLES]
+    places[0].learner.gradient(Minibatch(*arrays))
+    np.testing.assert_allclose(together, places[0].policy.flat.summed, rtol=1e-3, atol=1e-4)
