@@ -48,6 +48,8 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         link.report(report)
         learner.normalise_advantages(batch, batch.statistics)
         for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
+            if link.stop_requested():
+                return
             link.progress("update")
             if number:
                 mirror.catch_up(wait=True)
@@ -104,8 +106,7 @@ class AsyncCoordinator:
         self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
     ) -> None:
         self._journal, self._state = journal, state
-        self._per_iteration = num_workers * learner.updates_per_rollout
-        self._applied = 0
+        self._num_workers, self._applied = num_workers, 0
         limit = (
             default_max_staleness(num_workers) if config.server.max_staleness is None else config.server.max_staleness
         )
@@ -141,7 +142,7 @@ class AsyncCoordinator:
             state.step(closed.total)
             self._applied += 1
         state.version = self._server.version
-        if self._applied >= self._per_iteration:
+        if self._applied >= self._num_workers <= self._journal.pending_rollouts:
             self._applied = 0
             state.finish_iteration(self._journal.pending_env_steps, float("nan"))
             if (reason := self._journal.close(self._staleness_metrics())) is not None:

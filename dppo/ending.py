@@ -25,6 +25,7 @@ class Ending:
     def __init__(self, journal: Journal, num_workers: int) -> None:
         self._journal, self._present = journal, set(range(num_workers))
         self.begun = False
+        self._saved_at_once = False
         self.abandoned = False
         """Workers that did not leave in time are still there: only the launcher can end them."""
 
@@ -48,8 +49,13 @@ class Ending:
         return []
 
     def idle(self) -> list[Answer]:
-        """Where the next boundary is too far away, the last one is saved."""
+        """Asked to leave: the last boundary is saved at once, the run ends at the next, or, where that is too far
+        away, here.
+        """
         preemption = self._journal.preemption
+        if preemption.requested and not self.begun and not self._saved_at_once:
+            self._saved_at_once = True
+            self._journal.save_at_once()
         if not self.begun and preemption.past(GIVE_UP):
             self._journal.finish("preempted")
             return self.begin("preempted")

@@ -190,6 +190,11 @@ class Journal:
         """Transitions that were reported since the last iteration was closed."""
         return sum(r.env_steps for r in self._pending)
 
+    @property
+    def pending_rollouts(self) -> int:
+        """Rollouts that were reported since the last iteration was closed."""
+        return len(self._pending)
+
     def close(self, extra: dict[str, Any]) -> str | None:
         """Closes the iteration that the state has just finished: metrics, checkpoint, verdict.
 
@@ -289,6 +294,12 @@ class Journal:
     def save_start(self) -> None:
         """The checkpoint at step 0: a job that is killed at any time can be resumed."""
         self._write(self._boundary)
+
+    def save_at_once(self) -> None:
+        """Writes the last boundary now: whoever asked the run to leave may kill it before the next one."""
+        self._check_writing()
+        self._write(self._boundary)
+        self._update_summary("preempted")
 
     def _save_meanwhile(self) -> None:
         """Writes the last boundary in a thread: nobody waits for the disk."""

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from types import FrameType
+from typing import Any
 
 SECOND_SIGNAL_S = 5.0
 """A signal that comes this long after the first means it: the process exits at once. (mpirun and Slurm send
@@ -28,6 +30,7 @@ class Preemption:
         self._grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
+        self._before: dict[signal.Signals, Any] = {}
         end = time.monotonic() + time_limit_s if time_limit_s else None
         slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
         if end is None and slurm_end.isdigit():
@@ -36,8 +39,16 @@ class Preemption:
 
     def install(self) -> None:
         """SIGUSR1, SIGTERM and Ctrl-C become requests."""
+        if threading.current_thread() is not threading.main_thread():
+            return  # Python allows handlers in the main thread only; an embedding program has its own
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+            self._before[number] = signal.signal(number, self._on_signal)
+
+    def uninstall(self) -> None:
+        """Signals mean again what they meant before `install`."""
+        while self._before:
+            number, handler = self._before.popitem()
+            signal.signal(number, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()

@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assert parsed is not None
     config, notes = parsed
     try:
-        summary = train(config, comm, started=started, notes=notes)
+        summary = train(config, comm, started=started, notes=notes, is_command=True)
     except UsageError as error:
         if comm.rank == 0:
             _wrong_use(str(error))
@@ -115,6 +115,7 @@ def train(
     started: float | None = None,
     notes: Sequence[str] = (),
     quiet: bool = False,
+    is_command: bool = False,
 ) -> Summary:
     """Trains as `config` says, on all ranks of `comm`; every rank of it must call this. Returns the summary, on every
     rank.
@@ -124,6 +125,7 @@ def train(
       comm: COMM_WORLD if None; a process without mpirun is a world of one.
       notes: shown before the run.
       quiet: rank 0 prints nothing but warnings.
+      is_command: the process ends after it, so signals stay caught.
 
     Raises:
       UsageError: for impossible settings, a missing environment, a run directory that holds a run; on every rank.
@@ -149,6 +151,9 @@ def train(
     except Exception as error:
         _fail(error, comm, journal)
         raise
+    finally:
+        if not is_command:  # the command's own last steps stay protected from a late signal
+            preemption.uninstall()
     summary = from_rank_zero(comm, journal.summary if journal is not None else None)
     _conclude(summary, console, comm)
     return summary

@@ -173,7 +173,9 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "OMPI_MCA_btl_sm_backing_directory": str(folder),  # what a killed rank leaves there goes with the folder
+        # what killed processes leave behind goes with the folder
+        "TMPDIR": str(folder),
+        "OMPI_MCA_btl_sm_backing_directory": str(folder),
         "PYTHONPATH": str(PROGRAMS),
     }
 

@@ -359,6 +359,22 @@ def test_a_run_may_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
     run.journal.close_files()
 
 
+def test_stopped_again_before_its_first_report_a_run_stands_where_it_stood(tmp_path: Path) -> None:
+    run = Run(tmp_path, workers=2)
+    for _ in range(3):
+        run.iterate()
+    run.journal.finish("preempted")
+    first = run.saved()
+    again = Run(tmp_path, workers=2, saved=first)
+    again.journal.finish("preempted")
+    for rank, (row, envs) in again.saved().ranks.items():
+        assert row == first.ranks[rank][0] == 48
+        for a, b in zip(envs, first.ranks[rank][1], strict=True):
+            np.testing.assert_array_equal(a.actions, b.actions)
+            assert (a.env, a.episode, a.episode_return) == (b.env, b.episode, b.episode_return)
+    assert again.saved().journal == first.journal
+
+
 def without_clocks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in lines]
 

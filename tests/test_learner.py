@@ -30,9 +30,10 @@ def prepared(place: Workplace) -> tuple[Rollout, Batch]:
 # -- targets --------------------
 
 
-def test_advantages_and_targets_are_gae_of_the_scaled_rewards() -> None:
+@pytest.mark.parametrize("env", ["CartPole-v1", probe("Truncation")])
+def test_advantages_and_targets_are_gae_of_the_scaled_rewards(env: str) -> None:
     """An oracle in plain Python, over rewards in units of the running return's deviation."""
-    place = make_workplace(horizon=60)
+    place = make_workplace(env=env, horizon=60)
     settle(place)
     rollout, batch = prepared(place)
     cfg, scale = place.config.ppo, place.normaliser.reward_scale

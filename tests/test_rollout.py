@@ -205,17 +205,20 @@ def test_what_was_collected_does_not_change_while_more_is() -> None:
     place = make_workplace()
     rollout, _ = place.rollout()
     kept = {name: getattr(rollout, name).copy() for name in [*ARRAYS, "next_values", "final_observations"]}
+    observations = place.reports[0].observations.copy()
     for _ in range(3):
         place.rollout()
     for name, array in kept.items():
         np.testing.assert_array_equal(getattr(rollout, name), array, err_msg=name)
+    np.testing.assert_array_equal(place.reports[0].observations, observations)
 
 
 # -- running returns and reports --------------------
 
 
-def test_discounted_returns_are_the_running_sums_of_each_episode() -> None:
-    place = make_workplace(horizon=50)
+@pytest.mark.parametrize("env", ["CartPole-v1", probe("Truncation")])
+def test_discounted_returns_are_the_running_sums_of_each_episode(env: str) -> None:
+    place = make_workplace(env=env, horizon=50)
     rollouts = [place.rollout() for _ in range(2)]
     gamma, rewards = place.learner.gamma, joined([r for r, _ in rollouts], "rewards", 0)
     ended = joined([r for r, _ in rollouts], "terminations", 0) | joined([r for r, _ in rollouts], "truncations", 0)

@@ -152,6 +152,19 @@ def test_sums_are_about_the_frozen_means() -> None:
     assert sums[0] == sums[7] == 200
 
 
+def test_rollouts_that_share_frozen_means_are_merged_one_after_another() -> None:
+    rng = np.random.default_rng(3)
+    normaliser, seen = Normaliser(1, MomentsConfig()), []
+    for _ in range(2):
+        normaliser.freeze()
+        for _ in range(3):
+            samples = rng.normal(5.0, 2.0, (10, 1))
+            seen.append(samples)
+            normaliser.merge(normaliser.deltas(samples, -samples))
+    assert_same(normaliser.observations, moments_of(np.concatenate(seen)))
+    assert_same(normaliser.returns, moments_of(-np.concatenate(seen)))
+
+
 def test_clip_bounds_what_the_network_sees() -> None:
     normaliser, _, _ = filled(MomentsConfig(clip=2.0))
     normaliser.freeze()

@@ -284,8 +284,9 @@ def test_each_boundary_has_a_verdict_of_its_own(recorder: Recorder, link: LocalL
     recorder.answers = [Answer(0, Tag.CONTINUE, NOTHING)]
     link.boundary(NOTHING)
     assert not link.verdict()
-    recorder.answers = [Answer(0, Tag.STOP, NOTHING)]
     link.boundary(NOTHING)
+    polls = itertools.count()
+    recorder.idle = lambda: [Answer(0, Tag.STOP, NOTHING)] if next(polls) == 3 else []  # type: ignore[method-assign]
     assert link.verdict()
 
 
