@@ -147,7 +147,11 @@ def record(policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic
     try:
         env = gymnasium.make(policy.config.env, render_mode="rgb_array")
         recorder = gymnasium.wrappers.RecordVideo(
-            env, str(folder), episode_trigger=lambda _: True, name_prefix="episode", disable_logger=True
+            env,
+            str(folder),
+            episode_trigger=lambda _: True,
+            name_prefix=_file_name(policy.config.env),
+            disable_logger=True,
         )
         seeds = EpisodeSeeds(seed, 0, 1, Purpose.EVALUATION)
         for _ in range(episodes):
@@ -161,6 +165,10 @@ def record(policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic
     except gymnasium.error.Error as error:
         raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
     return sorted(set(folder.glob("*.mp4")) - before)
+
+
+def _file_name(env_id: str) -> str:
+    return env_id.split(":")[-1].replace("/", "-")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -217,11 +225,12 @@ def _show(policy: Policy, figures: dict[str, float], args: argparse.Namespace, v
     from rich.table import Table
 
     how = "stochastic" if args.stochastic else "greedy"
-    table = Table(title=f"{policy.config.env}, {args.episodes} {how} episodes, after {policy.env_steps:,} steps")
+    table = Table()
     for name in figures:
         table.add_column(name, justify="right")
     table.add_row(*(f"{value:.2f}" for value in figures.values()))
     console = Console()
+    console.print(f"{policy.config.env}: returns of {args.episodes} {how} episodes, after {policy.env_steps:,} steps")
     console.print(table)
     for video in videos:
         console.print(f"video: {video}", soft_wrap=True)

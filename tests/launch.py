@@ -65,14 +65,15 @@ class Job:
 
     Args:
       command: what to start.
-      folder: working directory; the job's temporary files go there too.
+      folder: working directory.
+      temporary: for MPI's own files; what killed processes leave behind goes with it.
     """
 
-    def __init__(self, command: list[str], folder: Path, **variables: str) -> None:
+    def __init__(self, command: list[str], folder: Path, temporary: str, **variables: str) -> None:
         self._out, self._err = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115 (closed by close)
         self._started = time.monotonic()
         self._process = subprocess.Popen(
-            command, cwd=folder, env=_environment(folder) | variables, start_new_session=True,
+            command, cwd=folder, env=_environment(temporary) | variables, start_new_session=True,
             stdin=subprocess.DEVNULL, stdout=self._out, stderr=self._err,
         )  # fmt: skip
 
@@ -167,15 +168,14 @@ class Job:
         return f"--- stdout\n{out}\n--- stderr\n{err}"
 
 
-def _environment(folder: Path) -> dict[str, str]:
+def _environment(temporary: str) -> dict[str, str]:
     """This process's, without what a launcher or an import of dppo.run has put into it."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(_OF_A_LAUNCHER) and k not in _THREADS}
     return kept | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        # what killed processes leave behind goes with the folder
-        "TMPDIR": str(folder),
-        "OMPI_MCA_btl_sm_backing_directory": str(folder),
+        "TMPDIR": temporary,
+        "OMPI_MCA_btl_sm_backing_directory": temporary,
         "PYTHONPATH": str(PROGRAMS),
     }
 
@@ -185,6 +185,7 @@ class Launcher:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._temporary = tempfile.TemporaryDirectory(prefix="dppo-", ignore_cleanup_errors=True)
         self._jobs: list[Job] = []
 
     def start(self, ranks: int | None, *arguments: object, program: str | None = None, **variables: str) -> Job:
@@ -197,7 +198,7 @@ class Launcher:
         python = Path(sys.executable)
         what = ["-m", "dppo.run"] if program is None else [str(PROGRAMS / program)]
         mpirun = [] if ranks is None else [str(python.parent / "mpirun"), "--oversubscribe", "-n", str(ranks)]
-        job = Job([*mpirun, str(python), *what, *map(str, arguments)], self._folder, **variables)
+        job = Job([*mpirun, str(python), *what, *map(str, arguments)], self._folder, self._temporary.name, **variables)
         self._jobs.append(job)
         return job
 
@@ -218,3 +219,4 @@ class Launcher:
     def close(self) -> None:
         for job in self._jobs:
             job.close()
+        self._temporary.cleanup()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -13,65 +12,10 @@ import numpy as np
 import pytest
 
 from dppo.batch import Episode
-from dppo.config import CheckpointConfig, LogConfig, PPOConfig
-from dppo.console import Console
-from dppo.journal import WINDOW, Journal
-from dppo.preemption import Preemption
-from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, newest_valid
-from tests.workplace import Workplace, make_workplace, probe
-
-QUIET = LogConfig(tensorboard=False)
-
-
-class Run:
-    """Workers, rank 0's journal, and the iterations between them, in one process; worker 0's state is the run's."""
-
-    def __init__(self, run_dir: Path, *, workers: int = 1, saved: Checkpoint | None = None, **changes: Any) -> None:
-        self.run_dir = run_dir
-        run_dir.mkdir(exist_ok=True)
-        self.places = [make_workplace(worker=w, **{"log": QUIET} | changes) for w in range(workers)]
-        self.state, self.config = self.places[0].state, self.places[0].config
-        if saved is not None:
-            for place in self.places:
-                place.state.load(saved.state)
-            states = {e.env: e for _, envs in saved.ranks.values() for e in envs}
-            row = max(row for row, _ in saved.ranks.values())
-            for place in self.places:
-                assert place.collector.restore(states, row, 10_000, time.monotonic() + 60) == []
-        self.preemption = Preemption(30.0, None)
-        self.journal = Journal(
-            run_dir, self.config, self.state, self.preemption, Console(60.0, enabled=False),
-            num_workers=workers, world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
-            started=time.monotonic(), saved=saved,
-        )  # fmt: skip
-        if saved is None:
-            self.journal.save_start()
-        self.journal.start_training()
-
-    def iterate(self, episodes: list[Episode] | None = None) -> str | None:
-        """Every worker collects and reports, the iteration is closed; nothing is learnt. Returns why the run ends."""
-        for place in reversed(self.places):  # whoever is first: the books do not depend on it
-            self.collect(place, episodes)
-        self.state.finish_iteration(self.journal.pending_env_steps, 0.0)
-        return self.journal.close({"extra": 1})
-
-    def collect(self, place: Workplace, episodes: list[Episode] | None = None) -> None:
-        place.rollout()
-        if episodes is not None:
-            place.reports[-1].episodes = episodes
-        self.journal.add(place.reports[-1])
-
-    def lines(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
-
-    def summary(self) -> dict[str, Any]:
-        value: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
-        return value
-
-    def saved(self) -> Checkpoint:
-        checkpoint, skipped = newest_valid(self.run_dir)
-        assert checkpoint is not None and skipped == []
-        return checkpoint
+from dppo.config import CheckpointConfig, PPOConfig
+from dppo.journal import WINDOW
+from dppo.storage.checkpoint import checkpoint_folders
+from tests.workplace import Run, probe
 
 
 def episode(value: float, row: int = 0, env: int = 0) -> Episode:
@@ -213,6 +157,20 @@ def test_given_up_in_mid_iteration_the_last_boundary_is_what_counts(run: Run) ->
     row, envs = saved.ranks[1]
     assert row == 16 and all(len(e.actions) <= 16 for e in envs)
     assert run.summary()["env_steps"] == 32
+
+
+def test_asked_to_leave_the_last_boundary_is_saved_at_once_and_the_run_goes_on(run: Run) -> None:
+    """Whoever asked may not wait for the next boundary."""
+    run.iterate()
+    run.collect(run.places[0])
+    assert (run.journal.pending_rollouts, run.journal.pending_env_steps) == (1, 32)
+    run.preemption.request("SIGTERM")
+    run.journal.save_at_once()
+    assert (run.saved().env_steps, run.summary()["exit"]) == (32, "preempted")
+    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
+    assert run.journal.close({}) == "preempted"
+    assert (run.saved().env_steps, run.summary()["env_steps"]) == (64, 64)
+    assert [line["iteration"] for line in run.lines()] == [1, 2]
 
 
 def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -39,6 +40,25 @@ def test_a_signal_is_a_request(number: signal.Signals) -> None:
     os.kill(os.getpid(), number)
     assert (before, preemption.requested) == (False, True)
     assert preemption.reason == number.name
+
+
+@pytest.mark.usefixtures("handlers")
+def test_uninstalled_signals_mean_again_what_they_meant() -> None:
+    """`dppo.train` in somebody's program gives Ctrl-C back."""
+    before = [signal.getsignal(number) for number in REQUESTS]
+    preemption = Preemption(30.0, None)
+    preemption.install()
+    assert [signal.getsignal(number) for number in REQUESTS] != before
+    preemption.uninstall()
+    preemption.uninstall()
+    assert [signal.getsignal(number) for number in REQUESTS] == before
+
+
+def test_outside_the_main_thread_signals_are_left_alone() -> None:
+    before = [signal.getsignal(number) for number in REQUESTS]
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(Preemption(30.0, None).install).result()
+    assert [signal.getsignal(number) for number in REQUESTS] == before
 
 
 @pytest.mark.usefixtures("handlers")

@@ -42,8 +42,9 @@ def test_a_stall_is_reported_once(tmp_path: Path) -> None:
 
 
 def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
-    watchdog = Watchdog(tmp_path / "stalls", rank=0, after_s=1.0, abort_s=0.0)
-    for _ in range(30):
+    """For longer than the limit of two seconds."""
+    watchdog = Watchdog(tmp_path / "stalls", rank=0, after_s=2.0, abort_s=0.0)
+    for _ in range(50):
         watchdog.progress("update")
         time.sleep(0.05)
     watchdog.stop()

@@ -1,10 +1,13 @@
-"""A worker's parts put together without MPI, in the way of dppo/run.py: tests collect, learn and save with it."""
+"""Workers and rank 0's books put together without MPI, in the way of dppo/run.py: tests collect, learn and save."""
 
 from __future__ import annotations
 
+import json
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +15,18 @@ from gymnasium import spaces
 
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
-from dppo.batch import Report, Rollout
-from dppo.config import Config, ModelConfig, PPOConfig, resolve
+from dppo.batch import Episode, Report, Rollout
+from dppo.config import Config, LogConfig, ModelConfig, PPOConfig, resolve
+from dppo.console import Console
 from dppo.envs.vector import NO_ENVS, Step, VectorEnv, make_vector_env
+from dppo.journal import Journal
 from dppo.learner import Batch, Learner
 from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.preemption import Preemption
 from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.state import TrainingState
+from dppo.storage.checkpoint import Checkpoint, newest_valid
 
 SMALL = Config(
     num_envs=2, horizon=16, total_steps=10_000, model=ModelConfig(hidden=(8,)), ppo=PPOConfig(epochs=2, minibatches=2)
@@ -126,3 +133,55 @@ class NextStep:
         raise NotImplementedError
 
     def close(self) -> None: ...
+
+
+class Run:
+    """Workers, rank 0's journal, and the iterations between them, in one process; worker 0's state is the run's."""
+
+    def __init__(self, run_dir: Path, *, workers: int = 1, saved: Checkpoint | None = None, **changes: Any) -> None:
+        self.run_dir = run_dir
+        run_dir.mkdir(exist_ok=True)
+        changes = {"log": LogConfig(tensorboard=False)} | changes
+        self.places = [make_workplace(worker=w, **changes) for w in range(workers)]
+        self.state, self.config = self.places[0].state, self.places[0].config
+        if saved is not None:
+            for place in self.places:
+                place.state.load(saved.state)
+            states = {e.env: e for _, envs in saved.ranks.values() for e in envs}
+            row = max(row for row, _ in saved.ranks.values())
+            for place in self.places:
+                assert place.collector.restore(states, row, 10_000, time.monotonic() + 60) == []
+        self.preemption = Preemption(30.0, None)
+        self.journal = Journal(
+            run_dir, self.config, self.state, self.preemption, Console(60.0, enabled=False),
+            num_workers=workers, world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
+            started=time.monotonic(), saved=saved,
+        )  # fmt: skip
+        if saved is None:
+            self.journal.save_start()
+        self.journal.start_training()
+
+    def iterate(self, episodes: list[Episode] | None = None) -> str | None:
+        """Every worker collects and reports, the iteration is closed; nothing is learnt. Returns why the run ends."""
+        for place in reversed(self.places):  # whoever is first: the books do not depend on it
+            self.collect(place, episodes)
+        self.state.finish_iteration(self.journal.pending_env_steps, 0.0)
+        return self.journal.close({"extra": 1})
+
+    def collect(self, place: Workplace, episodes: list[Episode] | None = None) -> None:
+        place.rollout()
+        if episodes is not None:
+            place.reports[-1].episodes = episodes
+        self.journal.add(place.reports[-1])
+
+    def lines(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]
+
+    def summary(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads((self.run_dir / "summary.json").read_text())
+        return value
+
+    def saved(self) -> Checkpoint:
+        checkpoint, skipped = newest_valid(self.run_dir)
+        assert checkpoint is not None and skipped == []
+        return checkpoint

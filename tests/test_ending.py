@@ -1,0 +1,80 @@
+"""How a run ends: everyone is told to stop, everyone says goodbye, and nobody is waited for beyond the grace period."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from dppo.ending import Ending
+from dppo.exchange.server import Tag
+from tests.workplace import Run
+
+GRACE_S = 30.0  # the default
+
+
+def asked_ago(run: Run, share: float) -> None:
+    """The request to leave came this share of the grace period ago."""
+    run.preemption.request("SIGUSR1")
+    run.preemption.requested_at = time.monotonic() - share * GRACE_S
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """After one boundary of 32 steps, with a rollout of the next iteration reported."""
+    run = Run(tmp_path)
+    run.iterate()
+    run.collect(run.places[0])
+    return run
+
+
+def test_a_run_is_over_when_everyone_has_said_goodbye(run: Run) -> None:
+    ending = Ending(run.journal, num_workers=3)
+    answers = ending.begin("finished")
+    assert [(a.worker, a.tag) for a in answers] == [(w, Tag.STOP) for w in range(3)]
+    seen = []
+    for worker in (2, 0, 1):
+        ending.on_bye(worker)
+        seen.append(ending.done)
+    assert seen == [False, False, True]
+    assert not ending.abandoned
+
+
+def test_who_has_left_is_not_told_to_stop(run: Run) -> None:
+    ending = Ending(run.journal, num_workers=2)
+    ending.on_bye(0)
+    assert [a.worker for a in ending.begin("finished")] == [1]
+
+
+def test_a_signal_to_one_worker_holds_for_all(run: Run) -> None:
+    ending = Ending(run.journal, num_workers=2)
+    assert ending.on_signal() == []
+    assert run.preemption.requested
+
+
+def test_asked_to_leave_it_saves_at_once_and_gives_the_iteration_up_when_time_runs_out(run: Run) -> None:
+    """The first boundary is saved, not the half of the second."""
+    ending = Ending(run.journal, num_workers=2)
+    assert ending.idle() == []
+    assert run.saved().env_steps == 0
+    asked_ago(run, 0.1)
+    assert ending.idle() == []
+    assert run.saved().env_steps == 32
+    asked_ago(run, 0.75)
+    assert [(a.worker, a.tag) for a in ending.idle()] == [(0, Tag.STOP), (1, Tag.STOP)]
+    assert ending.begun and not ending.done
+    assert run.summary()["exit"] == "preempted"
+    assert run.saved().env_steps == 32
+
+
+def test_workers_that_do_not_leave_in_time_are_abandoned(run: Run) -> None:
+    ending = Ending(run.journal, num_workers=2)
+    asked_ago(run, 0.75)
+    ending.idle()
+    ending.on_bye(0)
+    ending.idle()
+    before = ending.done
+    asked_ago(run, 0.95)
+    ending.idle()
+    assert (before, ending.done, ending.abandoned) == (False, True, True)
