@@ -298,7 +298,11 @@ class Journal:
     def save_at_once(self) -> None:
         """Writes the last boundary now: whoever asked the run to leave may kill it before the next one."""
         self._check_writing()
-        self._write(self._boundary)
+        try:
+            self._write(self._boundary)
+        except OSError as error:
+            self.console.warn(f"the state could not be saved at once: {error}; the next boundary tries again")
+            return
         self._update_summary("preempted")
 
     def _save_meanwhile(self) -> None:

@@ -154,8 +154,12 @@ class Collector:
         final_observations = (
             np.concatenate([obs for _, _, obs in finals]) if finals else np.empty_like(self._observations[:0])
         )
-        all_actions = np.stack(actions) if t else np.empty((0, n), np.float32)
-        sent = all_actions if t and env_actions[0] is actions[0] else np.stack(env_actions) if t else all_actions
+        if t:
+            all_actions = np.stack(actions)
+            sent = all_actions if env_actions[0] is actions[0] else np.stack(env_actions)
+        else:  # given up before its first row: no actions, of the right type and shape
+            one = self.policy.distribution.mode(np.zeros((n, heads.shape[2]), np.float32))
+            all_actions, sent = one[None][:0], self.policy.distribution.to_env(one)[None][:0]
         values = np.zeros((t, n), np.float32)
         next_values = np.zeros((t, n), np.float32)
         log_probs = np.zeros((t, n), np.float32)
@@ -179,9 +183,10 @@ class Collector:
         _check_array("reward", rollout.rewards, rollout.first_row, self.first_env)
         assert self._observations is not None
         _check_array("observation", self._observations[None], rollout.first_row + rollout.num_rows, self.first_env)
-        pairs = zip(rollout.final_rows, rollout.final_envs, strict=True)
-        for (row, env), final in zip(pairs, rollout.final_observations, strict=True):
-            _check_array("final observation", final[None, None], rollout.first_row + row, self.first_env + env)
+        finals = rollout.final_observations
+        if finals.dtype.kind == "f" and not np.isfinite(finals).all():
+            for row, env, final in zip(rollout.final_rows, rollout.final_envs, finals, strict=True):
+                _check_array("final observation", final[None, None], rollout.first_row + row, self.first_env + env)
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
         """[T, N] float64 running discounted returns of the rollout; moves the running sums. Call it once per

@@ -42,13 +42,15 @@ class TrainingState:
         assert config.optim.lr is not None, "an unresolved configuration reached the state"
         self.flat, self.normaliser = flat, normaliser
         self._optim, self._lr, self._total_steps = config.optim, config.optim.lr, config.total_steps
-        self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" else 0.0
+        # in async the workers stop by themselves, each on its own KL
+        self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" and config.mode == "sync" else 0.0
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
         self.version = self.iteration = self.ticket = self.updates = self.env_steps = 0
         self.kl_coef = config.ppo.kl_coef
         self.progress = 0.0
+        self._last_kl = 0.0
         self._metrics = np.zeros(len(ITERATION_METRICS))
         self.last_metrics = np.zeros(len(ITERATION_METRICS))
 
@@ -62,6 +64,7 @@ class TrainingState:
         sums = summed[size:].astype(np.float64)
         means = sums / max(sums[_COUNT], 1.0)
         self._metrics[:_SUMMED] += sums
+        self._last_kl = float(means[_KL])
         if self._target_kl and means[_KL] > self._target_kl:
             self._metrics[-1] += 1
             return StepOutcome(stepped=False)
@@ -87,7 +90,7 @@ class TrainingState:
         metrics[_SUMMED + 1] = self.lr
         metrics[_SUMMED + 2] = explained_variance
         if self._adapts_kl and count:
-            self.kl_coef = adapted_kl_coef(self.kl_coef, float(metrics[_KL]), self._kl_target)
+            self.kl_coef = adapted_kl_coef(self.kl_coef, self._last_kl, self._kl_target)
         self.last_metrics, self._metrics = metrics, np.zeros(len(ITERATION_METRICS))
         self.env_steps += env_steps
         self.iteration += 1

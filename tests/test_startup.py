@@ -24,9 +24,9 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
         ({"MPI_LOCALNRANKS": "6"}, 6),
         ({"MV2_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
-        ({"SLURM_TASKS_PER_NODE": "2(x3),1"}, 2),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_TASKS_PER_NODE": "1"}, 4),  # mpirun inside an allocation
-        ({"SLURM_TASKS_PER_NODE": "many"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 2),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}, 4),  # mpirun inside an allocation
+        ({"SLURM_STEP_TASKS_PER_NODE": "many"}, 1),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 1),
     ],
     ids=str,
