@@ -14,7 +14,7 @@ from dppo.algo.losses import METRICS
 from dppo.algo.optim import staleness_weight
 from dppo.batch import Report
 from dppo.config import Config
-from dppo.ending import Ending, WorkerError
+from dppo.ending import Ending
 from dppo.exchange.server import Answer, Link, ParameterServer, Tag
 from dppo.journal import Journal
 from dppo.learner import STATISTICS, Learner
@@ -95,7 +95,7 @@ class _Mirror:
             self._under_way = True
 
 
-class AsyncCoordinator:
+class AsyncCoordinator(Ending):
     """Rank 0 of asynchronous training: a parameter server with quorum 1, and the journal.
 
     An iteration, the unit of metrics and checkpoints, is as many applied gradients as one rollout of every worker
@@ -105,28 +105,19 @@ class AsyncCoordinator:
     def __init__(
         self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
     ) -> None:
-        self._journal, self._state = journal, state
+        super().__init__(journal, num_workers)
+        self._state = state
         self._num_workers, self._applied = num_workers, 0
         limit = (
             default_max_staleness(num_workers) if config.server.max_staleness is None else config.server.max_staleness
         )
         self._server = ParameterServer(
-            num_workers, 1, lambda age: staleness_weight(age, config.server.staleness, limit), state.flat.size
+            num_workers, 1, lambda age: staleness_weight(age, config.server.staleness, limit)
         )
         self._server.version = state.version
-        self._ending = Ending(journal, num_workers)
-
-    @property
-    def done(self) -> bool:
-        return self._ending.done
-
-    @property
-    def abandoned(self) -> bool:
-        """Workers did not leave in time."""
-        return self._ending.abandoned
 
     def on_report(self, report: Report) -> list[Answer]:
-        if self._ending.begun:
+        if self.begun:
             return []
         assert report.moment_sums is not None and report.moment_means is not None
         self._state.normaliser.merge(report.moment_sums, *report.moment_means)
@@ -134,19 +125,19 @@ class AsyncCoordinator:
         return []
 
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
-        if self._ending.begun:
+        if self.begun:
             return []
         state = self._state
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:
-            state.step(closed.total)
+            state.step(closed.total, closed.weight)
             self._applied += 1
         state.version = self._server.version
         if self._applied >= self._num_workers <= self._journal.pending_rollouts:
             self._applied = 0
             state.finish_iteration(self._journal.pending_env_steps, float("nan"))
             if (reason := self._journal.close(self._staleness_metrics())) is not None:
-                return self._ending.begin(reason)
+                return self.begin(reason)
         message = np.empty(state.core_bytes, np.uint8)
         state.pack(message)
         return [Answer(worker, Tag.REPLY, message)]
@@ -163,18 +154,6 @@ class AsyncCoordinator:
 
     def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
         raise AssertionError("asynchronous workers hold no state of their own")
-
-    def on_failure(self, worker: int, text: str) -> list[Answer]:
-        raise WorkerError(text)
-
-    def on_signal(self) -> list[Answer]:
-        return self._ending.on_signal()
-
-    def on_bye(self, worker: int) -> list[Answer]:
-        return self._ending.on_bye(worker)
-
-    def idle(self) -> list[Answer]:
-        return self._ending.idle()
 
 
 def default_max_staleness(num_workers: int) -> int:

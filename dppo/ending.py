@@ -1,10 +1,12 @@
 """How a run ends: the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than
 allowed.
 
-Uses the journal; the coordinators of both loops on rank 0 share it.
+Uses the journal; the coordinators of both loops on rank 0 build on it.
 """
 
 from __future__ import annotations
+
+import time
 
 import numpy as np
 
@@ -20,11 +22,12 @@ class WorkerError(RuntimeError):
 
 
 class Ending:
-    """The end of a run, seen from rank 0."""
+    """What every coordinator does about signals, failures and the end of the run."""
 
     def __init__(self, journal: Journal, num_workers: int) -> None:
         self._journal, self._present = journal, set(range(num_workers))
         self.begun = False
+        self._begun_at = 0.0
         self._saved_at_once = False
         self.abandoned = False
         """Workers that did not leave in time are still there: only the launcher can end them."""
@@ -35,8 +38,12 @@ class Ending:
 
     def begin(self, reason: str) -> list[Answer]:
         """The journal has closed for `reason`: everyone stops."""
-        self.begun = True
+        self.begun, self._begun_at = True, time.monotonic()
         return [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
+
+    def on_failure(self, worker: int, text: str) -> list[Answer]:
+        """A worker cannot go on, so nobody can."""
+        raise WorkerError(text)
 
     def on_signal(self) -> list[Answer]:
         """A worker was asked to save and leave: that holds for all."""
@@ -59,6 +66,6 @@ class Ending:
         if not self.begun and preemption.past(GIVE_UP):
             self._journal.finish("preempted")
             return self.begin("preempted")
-        if self.begun and preemption.past(LEAVE):
+        if self.begun and (preemption.past(LEAVE) or time.monotonic() - self._begun_at > preemption.grace_s):
             self.abandoned = True
         return []

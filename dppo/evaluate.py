@@ -162,7 +162,7 @@ def record(policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic
                 observation, _, terminated, truncated, _ = recorder.step(action)
                 ended = terminated or truncated
         recorder.close()
-    except gymnasium.error.Error as error:
+    except (gymnasium.error.Error, TypeError) as error:  # TypeError: it knows no render_mode
         raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
     return sorted(set(folder.glob("*.mp4")) - before)
 

@@ -67,13 +67,12 @@ class Learner:
         """Length of `Batch.statistics`."""
         return len(STATISTICS) + self.normaliser.num_sums
 
-    def prepare(self, rollout: Rollout, discounted_returns: np.ndarray, *, stop: bool = False) -> Batch:
+    def prepare(self, rollout: Rollout, discounted_returns: np.ndarray) -> Batch:
         """Advantages, value targets and statistics of a rollout.
 
         Args:
           rollout: T rows of N environments; T may be 0 where it was given up.
           discounted_returns: [T, N] float64, of the raw rewards.
-          stop: goes into the statistics: this worker knows that the run has ended.
         """
         t, n = rollout.rewards.shape
         rewards = rollout.rewards * np.float32(self.normaliser.reward_scale)
@@ -81,6 +80,8 @@ class Learner:
         values = rollout.values
         if t and self.config.vtrace:
             advantages, targets, values = self._vtrace(rollout, rewards, dones)
+        elif self._lam == 1.0:
+            advantages, targets = returns.n_step_returns(rewards, values, rollout.next_values, dones, self.gamma)
         else:
             advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
 
@@ -95,7 +96,7 @@ class Learner:
         )  # fmt: skip
         adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
         error = target - flat(rollout.values)
-        sums = [float(stop), len(samples), rollout.num_steps]
+        sums = [0.0, len(samples), rollout.num_steps]
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
         moments = self.normaliser.deltas(
             flat(rollout.observations.reshape(t, n, -1)) if t else np.empty((0, len(self.normaliser.frozen_mean))),
@@ -173,8 +174,8 @@ class Learner:
 
 
 def _first_bad(head: np.ndarray, value: np.ndarray, samples: Minibatch) -> str:
-    arrays = {"inputs": samples.inputs, "advantages": samples.advantages, "value targets": samples.returns}
-    arrays |= {"the network's head": head, "the network's value": value}
+    arrays = {"inputs": samples.inputs, "the network's head": head, "the network's value": value}
+    arrays |= {"value targets": samples.returns, "advantages": samples.advantages}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             index = np.argwhere(~np.isfinite(array))[0].tolist()

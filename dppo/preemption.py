@@ -23,15 +23,17 @@ class Preemption:
 
     Args:
       grace_s: seconds from the request to the process's end.
-      time_limit_s: seconds from now after which the run must have ended; None: SLURM_JOB_END_TIME if it is set.
+      time_limit_s: seconds after `started` by which the run must have ended; None: SLURM_JOB_END_TIME if it is set.
+      started: time.monotonic() of the start; None: now.
     """
 
-    def __init__(self, grace_s: float, time_limit_s: float | None) -> None:
-        self._grace_s = grace_s
+    def __init__(self, grace_s: float, time_limit_s: float | None, started: float | None = None) -> None:
+        self.grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
+        self._first_signal_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
-        end = time.monotonic() + time_limit_s if time_limit_s else None
+        end = (started or time.monotonic()) + time_limit_s if time_limit_s else None
         slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
         if end is None and slurm_end.isdigit():
             end = time.monotonic() + int(slurm_end) - time.time()
@@ -52,7 +54,9 @@ class Preemption:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        if self.requested_at is not None and now - self.requested_at > SECOND_SIGNAL_S:
+        if self._first_signal_at is None:
+            self._first_signal_at = now
+        elif now - self._first_signal_at > SECOND_SIGNAL_S:
             os._exit(128 + number)
         self.request(signal.Signals(number).name)
 
@@ -70,4 +74,4 @@ class Preemption:
 
     def past(self, share: float) -> bool:
         """Whether this share of the grace period has passed since the request."""
-        return self.requested and time.monotonic() - (self.requested_at or 0.0) > share * self._grace_s
+        return self.requested and time.monotonic() - (self.requested_at or 0.0) > share * self.grace_s

@@ -6,6 +6,10 @@ Uses the standard library only; run.py calls it first.
 from __future__ import annotations
 
 import os
+import signal
+
+early_signals: list[int] = []
+"""SIGUSR1 and SIGTERM that came while the program was still starting."""
 
 _LOCAL_RANKS = (
     "OMPI_COMM_WORLD_LOCAL_SIZE",
@@ -15,6 +19,12 @@ _LOCAL_RANKS = (
 )
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+def note_early_signals() -> None:
+    """Until training can save, a signal that asks to is only noted; by default it would kill."""
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: early_signals.append(number))
 
 
 def local_ranks() -> int:

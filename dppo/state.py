@@ -54,11 +54,12 @@ class TrainingState:
         self._metrics = np.zeros(len(ITERATION_METRICS))
         self.last_metrics = np.zeros(len(ITERATION_METRICS))
 
-    def step(self, summed: np.ndarray) -> StepOutcome:
+    def step(self, summed: np.ndarray, weight: float = 1.0) -> StepOutcome:
         """One update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.
 
         The sums become means here, the mean gradient's norm is clipped, and where the mean KL has passed 1.5
-        target_kl the step is not made.
+        target_kl the step is not made. `weight` scales the step, as staleness asks for; a scaled gradient would be
+        clipped, and divided by its own size, all the same.
         """
         size = self.flat.size
         sums = summed[size:].astype(np.float64)
@@ -71,7 +72,7 @@ class TrainingState:
         gradient = summed[:size]
         gradient *= np.float32(1.0 / max(sums[_COUNT], 1.0))
         self._metrics[_SUMMED] += clip_by_global_norm(gradient, self._optim.max_grad_norm)
-        self.optimizer.step(self.flat.vector, gradient, self.lr)
+        self.optimizer.step(self.flat.vector, gradient, self.lr * weight)
         self.updates += 1
         self._metrics[_SUMMED + 3] += 1
         return StepOutcome(stepped=True)

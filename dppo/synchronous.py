@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
 from dppo.batch import Report
 from dppo.config import Config
-from dppo.ending import Ending, WorkerError
+from dppo.ending import Ending
 from dppo.exchange.allreduce import Allreduce
 from dppo.exchange.server import Answer, Link, ParameterServer, Tag
 from dppo.journal import Journal
@@ -176,37 +177,28 @@ class P2PExchange:
         """The server has done it."""
 
 
-class SyncCoordinator:
+class SyncCoordinator(Ending):
     """Rank 0 of synchronous training: keeps the journal; with p2p it is the parameter server as well."""
 
     def __init__(
         self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
     ) -> None:
-        self._journal, self._state, self._num_workers = journal, state, num_workers
+        super().__init__(journal, num_workers)
+        self._state = state
         self._allreduce = config.exchange == "allreduce"
         self._rounds_per_update = 1 + learner.needs_mean_kl
         self._last_ticket = learner.updates_per_rollout * self._rounds_per_update
         self._server = ParameterServer(
-            num_workers, num_workers - config.server.drop, lambda staleness: float(staleness == 0), state.flat.size
+            num_workers, num_workers - config.server.drop, lambda staleness: float(staleness == 0)
         )
         self._server.version = state.version
         self._totals = np.zeros(learner.num_statistics)
         self._kl_totals = np.zeros(2)
         self._reports: list[deque[Report]] = [deque() for _ in range(num_workers)]
         self._boundary: np.ndarray | None = None
-        self._ending = Ending(journal, num_workers)
-
-    @property
-    def done(self) -> bool:
-        return self._ending.done
-
-    @property
-    def abandoned(self) -> bool:
-        """Workers did not leave in time."""
-        return self._ending.abandoned
 
     def on_report(self, report: Report) -> list[Answer]:
-        if self._ending.begun:
+        if self.begun:
             return []
         if not self._allreduce:
             self._journal.add(report)
@@ -221,21 +213,25 @@ class SyncCoordinator:
         return self._close_boundary()
 
     def _close_boundary(self) -> list[Answer]:
-        if self._boundary is None or self._ending.begun or not all(self._reports):
+        if self._boundary is None or self.begun or not all(self._reports):
             return []
         for reports in self._reports:
             self._journal.add(reports.popleft())
         self._state.unpack(self._boundary)
         self._boundary = None
         if (reason := self._journal.close({})) is not None:
-            return self._ending.begin(reason)
+            return self.begin(reason)
         return [Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
 
     # -- p2p: rank 0 steps --------------------
 
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
-        if self._ending.begun:
+        if self.begun:
             return []
+        if self._state.ticket and self._rounds_per_update == 1:
+            # this iteration's statistics are closed, however new the worker's version: it joins at the present update
+            self._server.late += 1
+            return self._reply((worker,))
         closed = self._server.handle(worker, version, vector, is_gradient=False)
         if closed.total is not None:
             if self._state.ticket == 0:
@@ -246,14 +242,14 @@ class SyncCoordinator:
         return self._reply(closed.answer)
 
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
-        if self._ending.begun:
+        if self.begun:
             return []
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:
             stepped = self._state.step(closed.total).stepped
             self._state.ticket += 1
             if (not stepped or self._state.ticket > self._last_ticket) and (reason := self._finish_iteration()):
-                return self._ending.begin(reason)
+                return self.begin(reason)
         return self._reply(closed.answer)
 
     def _finish_iteration(self) -> str | None:
@@ -265,7 +261,7 @@ class SyncCoordinator:
         late, self._server.late = self._server.late, 0
         return self._journal.close({"late": late})
 
-    def _reply(self, workers: Any) -> list[Answer]:
+    def _reply(self, workers: Sequence[int]) -> list[Answer]:
         if not workers:
             return []
         self._state.version = self._server.version
@@ -274,17 +270,3 @@ class SyncCoordinator:
         self._state.pack(message[:core])
         message[core:] = np.concatenate((self._totals, self._kl_totals)).view(np.uint8)
         return [Answer(w, Tag.REPLY, message) for w in workers]
-
-    # -- signals, failures, the end --------------------
-
-    def on_failure(self, worker: int, text: str) -> list[Answer]:
-        raise WorkerError(text)
-
-    def on_signal(self) -> list[Answer]:
-        return self._ending.on_signal()
-
-    def on_bye(self, worker: int) -> list[Answer]:
-        return self._ending.on_bye(worker)
-
-    def idle(self) -> list[Answer]:
-        return self._ending.idle()

@@ -19,7 +19,7 @@ LAYERS = (
     ("algo", "models", "envs", "commandline"),
     ("exchange", "storage", "rollout", "state"),
     ("learner", "journal"),
-    ("ending",),
+    ("ending", "planning", "workplace"),
     ("synchronous", "asynchronous"),
     ("run", "evaluate"),
 )

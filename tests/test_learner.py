@@ -102,10 +102,9 @@ def test_a_rollout_that_was_given_up_at_once_is_an_empty_batch() -> None:
         for mode in ("sync", "async"):
             place = make_workplace(env=env, mode=mode, loss="ppo")
             rollout = place.collector.collect(16, 0, lambda: True)
-            batch = place.learner.prepare(rollout, place.collector.discounted_returns(rollout), stop=True)
+            batch = place.learner.prepare(rollout, place.collector.discounted_returns(rollout))
             assert len(batch.samples) == 0
-            assert statistic(batch, "stop") == 1.0
-            assert not batch.statistics[1:].any()
+            assert not batch.statistics.any()
 
 
 # -- V-trace --------------------

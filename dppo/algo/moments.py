@@ -82,10 +82,13 @@ def merge(moments: Moments, sums: np.ndarray, mean: np.ndarray) -> Moments:
 
 
 def normalise(samples: np.ndarray, mean: np.ndarray, inverse_std: np.ndarray, clip: float) -> np.ndarray:
-    """(x - mean) / std, clipped to [-clip, clip]. samples: [..., D]; mean, inverse_std: [D] float32. Returns
-    float32.
+    """(x - mean) / std, clipped to [-clip, clip]. samples: [..., D]; mean: [D]; inverse_std: [D] float32.
+
+    Returns float32. The difference of samples wider than that is taken in their own type: in float32 a large offset
+    would swallow them.
     """
-    out = np.subtract(samples, mean, dtype=np.float32)
+    wide = samples.dtype.itemsize > 4
+    out = (samples - mean).astype(np.float32) if wide else np.subtract(samples, mean, dtype=np.float32)
     out *= inverse_std
     # minimum and maximum are several times faster than np.clip on small arrays
     np.minimum(out, clip, out=out)
@@ -110,13 +113,21 @@ class Normaliser:
         self.frozen_return_mean = self.returns.mean
         self._shift = self.frozen_mean.astype(np.float32)
         self._inverse_std = (1.0 / self.observations.std()).astype(np.float32)
-        self.reward_scale = float(1.0 / self.returns.std()[0]) if self.cfg.returns else 1.0
+        self.reward_scale = self._reward_scale()
+
+    def _reward_scale(self) -> float:
+        """1 where the discounted return does not vary: a constant must not be blown up to the eps of its deviation."""
+        mean, m2, count = float(self.returns.mean[0]), float(self.returns.m2[0]), self.returns.count
+        if not self.cfg.returns or count < 2 or m2 / count <= 1e-8 * max(1.0, mean**2):
+            return 1.0
+        return float(1.0 / self.returns.std()[0])
 
     def inputs(self, observations: np.ndarray) -> np.ndarray:
         """What the network sees: [B, *obs] raw -> [B, D] float32."""
         flat = observations.reshape(len(observations), -1)
         if self.cfg.observations:
-            return normalise(flat, self._shift, self._inverse_std, self.cfg.clip)
+            shift = self.frozen_mean if flat.dtype.itemsize > 4 else self._shift
+            return normalise(flat, shift, self._inverse_std, self.cfg.clip)
         return flat.astype(np.float32)
 
     def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from mpi4py import MPI
@@ -80,6 +80,8 @@ class Round(NamedTuple):
     """The sum over the quorum, in rank order, where this vector completed it."""
     answer: Sequence[int]
     """Workers that wait for the outcome of this round, or, where `total` is None, one that came too late."""
+    weight: float = 1.0
+    """Of the step that `total` asks for: the least among the quorum."""
 
 
 class ParameterServer:
@@ -89,17 +91,17 @@ class ParameterServer:
     family n-softsync. A vector whose weight is 0 is too late: it is counted and never added to another round.
 
     Args:
-      weight: staleness -> weight; 0 drops. Synchronous: 1 for 0, else 0.
-      gradient_size: P; a weight scales the gradient, not the sample count behind it.
+      weight: staleness -> weight of the step; 0 drops. Synchronous: 1 for 0, else 0.
     """
 
-    def __init__(self, num_workers: int, quorum: int, weight: Any, gradient_size: int) -> None:
+    def __init__(self, num_workers: int, quorum: int, weight: Callable[[int], float]) -> None:
         assert 1 <= quorum <= num_workers
         self.version = 0
         self.late = 0
         self.staleness: Counter[int] = Counter()
-        self._quorum, self._weight, self._gradient_size = quorum, weight, gradient_size
+        self._quorum, self._weight = quorum, weight
         self._arrived: dict[int, np.ndarray] = {}
+        self._least_weight = 1.0
 
     def handle(self, worker: int, version: int, vector: np.ndarray, *, is_gradient: bool) -> Round:
         """Takes a vector in. It is kept, not copied."""
@@ -110,19 +112,19 @@ class ParameterServer:
         if weight == 0.0:
             self.late += 1
             return Round(None, (worker,))
-        if weight != 1.0:
-            vector[: self._gradient_size] *= np.float32(weight)
         assert worker not in self._arrived, f"worker {worker} sent twice in round {self.version}"
         self._arrived[worker] = vector
+        self._least_weight = min(self._least_weight, weight)
         if len(self._arrived) < self._quorum:
             return Round(None, ())
         order = sorted(self._arrived)
         total = self._arrived[order[0]]
         for w in order[1:]:
             total += self._arrived[w]
+        least, self._least_weight = self._least_weight, 1.0
         self._arrived = {}
         self.version += 1
-        return Round(total, order)
+        return Round(total, order, least)
 
 
 def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int) -> None:
@@ -205,7 +207,7 @@ class Link:
             assert tag == Tag.REPLY, tag
             self._replies.append(message)
 
-    def _wait_for(self, there: Any) -> None:
+    def _wait_for(self, there: Callable[[], object]) -> None:
         since = time.monotonic()
         backoff = Backoff(longest_s=0.002)
         while not there() and not self.stopped:
@@ -261,7 +263,10 @@ class Link:
         self._send(Tag.FAILURE, np.frombuffer(text.encode(), np.uint8))
 
     def bye(self) -> None:
-        """The last word; everything sent before it has arrived when this returns."""
+        """The last word, once rank 0's order to stop has come; everything sent before it has arrived when this
+        returns.
+        """
+        self._wait_for(lambda: False)
         self._send(Tag.BYE, NOTHING)
 
 

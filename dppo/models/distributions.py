@@ -35,7 +35,7 @@ class Categorical:
 
     def __init__(self, space: spaces.Discrete) -> None:
         self.head_size = self.network_outputs = int(space.n)
-        self._start = int(space.start)
+        self._start, self._dtype = int(space.start), space.dtype
 
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """[B] actions."""
@@ -49,7 +49,8 @@ class Categorical:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment wants them."""
-        return actions + self._start if self._start else actions
+        sent = actions + self._start if self._start else actions
+        return sent.astype(self._dtype, copy=False)
 
     def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B] log-probabilities of `actions`, [B] entropies."""
@@ -84,7 +85,7 @@ class MultiCategorical:
     network_outputs: int
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
-        self._shape, sizes = space.shape, space.nvec.reshape(-1)
+        self._shape, self._dtype, sizes = space.shape, space.dtype, space.nvec.reshape(-1)
         starts = np.asarray(space.start).reshape(-1)
         self._parts = [Categorical(spaces.Discrete(int(n), start=int(s))) for n, s in zip(sizes, starts, strict=True)]
         edges = np.concatenate(([0], np.cumsum(sizes)))
@@ -106,7 +107,7 @@ class MultiCategorical:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment wants them."""
-        return (actions + self._starts).reshape(len(actions), *self._shape)
+        return (actions + self._starts).reshape(len(actions), *self._shape).astype(self._dtype, copy=False)
 
     def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """[B] log-probabilities of `actions`, [B] entropies: sums over the parts."""

@@ -23,7 +23,10 @@ def module_from_factory(factory: str, observation_size: int, num_outputs: int) -
         function: Callable[[int, int], torch.nn.Module] = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"model.factory={factory}: cannot be imported: {error}") from error
-    module = function(observation_size, num_outputs)
+    try:
+        module = function(observation_size, num_outputs)
+    except Exception as error:
+        raise ValueError(f"model.factory={factory} raised {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"model.factory={factory} gave a {type(module).__name__}, not a torch.nn.Module")
     with torch.no_grad():
@@ -36,6 +39,10 @@ def module_from_factory(factory: str, observation_size: int, num_outputs: int) -
         )
     if any(p.dtype != torch.float32 for p in module.parameters()):
         raise ValueError(f"model.factory={factory}: all parameters must be float32")
+    if "log_std" in dict(module.named_parameters()):
+        raise ValueError(f"model.factory={factory}: a parameter is called log_std, which is dppo's own: rename it")
+    if any(isinstance(m, torch.nn.modules.dropout._DropoutNd) for m in module.modules()):
+        raise ValueError(f"model.factory={factory}: dropout draws from a stream that no checkpoint holds: leave it out")
     if any(True for _ in module.buffers()):
         raise ValueError(f"model.factory={factory}: buffers (batch normalisation) cannot be kept equal over ranks")
     return module

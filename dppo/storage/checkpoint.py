@@ -75,9 +75,18 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     fsync_folder(root)
     replace_atomically(root / "latest", (folder.name + "\n").encode())
     shutil.rmtree(before, ignore_errors=True)
-    for surplus in checkpoint_folders(run_dir)[keep:]:
+    others = [p for p in checkpoint_folders(run_dir) if p != folder]
+    # newer ones were damaged, or of a future that a resume has undone: they must not push out what is whole
+    dead = [p for p in others if p.name.removesuffix(".old") > folder.name]
+    for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :]):
         shutil.rmtree(surplus, ignore_errors=True)
     return folder
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """What a killed write left half done; called when a run opens, before anything writes."""
+    for part in (run_dir / "checkpoints").glob("*.part"):
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:

