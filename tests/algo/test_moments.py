@@ -197,3 +197,24 @@ def test_pack_and_unpack_lose_nothing() -> None:
 def test_observations_of_any_shape_are_flattened() -> None:
     normaliser = Normaliser(1, MomentsConfig())
     assert normaliser.inputs(np.array([1.0, 2.0])).tolist() == [[1.0], [2.0]]  # Box(shape=())
+
+
+def test_a_return_that_does_not_vary_scales_nothing() -> None:
+    """Divided by the eps of a deviation of 0, a reward of 1 would become 10,000."""
+    normaliser = Normaliser(1, MomentsConfig())
+    for value in (0.0, 1.0, 100.0):
+        normaliser.merge(normaliser.deltas(np.zeros((50, 1)), np.full((50, 1), value)))
+        normaliser.freeze()
+        if value == 0.0:
+            assert normaliser.reward_scale == 1.0
+    assert 0 < normaliser.reward_scale < 1
+
+
+def test_a_large_offset_does_not_swallow_wide_observations() -> None:
+    """The first batch is summed about 0 and loses its spread; those after it are summed about the mean."""
+    normaliser = Normaliser(1, MomentsConfig())
+    observations = 1e8 + np.array([[-1.0], [1.0]] * 50)
+    for _ in range(20):
+        normaliser.merge(normaliser.deltas(observations, np.zeros((100, 1))))
+        normaliser.freeze()
+    np.testing.assert_allclose(normaliser.inputs(observations[:2]), [[-1], [1]], rtol=0.1)
