@@ -60,7 +60,11 @@ class Coordinator(Protocol):
 
     @property
     def done(self) -> bool:
-        """The run has ended and every worker has said goodbye."""
+        """The run has ended, and every worker has said goodbye or was abandoned."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Some workers did not leave in time."""
 
     def on_report(self, report: Report) -> list[Answer]: ...
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]: ...
@@ -148,7 +152,7 @@ def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int) -> N
             sent.append((comm.Isend([answer.message, MPI.BYTE], rank, int(answer.tag)), answer.message))
         if sent:
             sent = [(request, message) for request, message in sent if not request.Test()]
-    for request, _ in sent:
+    for request, _ in [] if coordinator.abandoned else sent:  # a worker that is stuck will not take what is on its way
         request.Wait()
 
 

@@ -175,6 +175,7 @@ class Recorder:
     """A coordinator that writes down what it is told, and answers what it is given to answer."""
 
     done = False
+    abandoned = False
 
     def __init__(self) -> None:
         self.heard: list[Any] = []
