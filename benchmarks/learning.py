@@ -48,6 +48,7 @@ def run(flags: str, seed: int, ranks: int) -> dict[str, Any]:
         train += ["--seed", str(seed), "--run-dir", str(run_dir)]
         subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=1800)
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+        del summary["run_dir"]
         evaluate = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", "100", "--json"]
         played = subprocess.run(evaluate, check=True, capture_output=True, text=True, timeout=600)
         return summary | {
