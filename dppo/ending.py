@@ -17,6 +17,10 @@ GIVE_UP, LEAVE = 0.7, 0.9
 """Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
 
 
+LEAVE_S = 5.0
+"""A run that ended by itself waits for its workers at least so long, however short the grace period."""
+
+
 class WorkerError(RuntimeError):
     """A worker cannot go on; the text is its own account, with rank and host."""
 
@@ -66,6 +70,8 @@ class Ending:
         if not self.begun and preemption.past(GIVE_UP):
             self._journal.finish("preempted")
             return self.begin("preempted")
-        if self.begun and (preemption.past(LEAVE) or time.monotonic() - self._begun_at > preemption.grace_s):
+        if self.begun and (
+            preemption.past(LEAVE) or time.monotonic() - self._begun_at > max(LEAVE_S, preemption.grace_s)
+        ):
             self.abandoned = True
         return []
