@@ -143,6 +143,7 @@ class Journal:
         self._window: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
         self._episodes = 0
+        self._next_episode = 0  # above every episode number that was ever used, also by environments since dropped
         self._train_s_before, self._wall_s_before = 0.0, wall_s
         self._started = started
         self._first_step_at: float | None = None
@@ -165,6 +166,7 @@ class Journal:
         self._window.extend(books["returns"])
         self._lengths.extend(books["lengths"])
         self._episodes, self._train_s_before = books["episodes"], books["train_s"]
+        self._next_episode = books["next_episode"]
         envs = {e.env: e for _, states in saved.ranks.values() for e in states}
         rows = max((row for row, _ in saved.ranks.values()), default=0)
         n = self.config.num_envs
@@ -183,6 +185,7 @@ class Journal:
     def add(self, report: Report) -> None:
         """A rollout of a worker; counted with the iteration that is closed next."""
         self._pending.append(report)
+        self._next_episode = max(self._next_episode, int(report.episode_numbers.max()) + 1)
         self._histories[report.worker].extend(report)
 
     @property
@@ -276,6 +279,7 @@ class Journal:
             "returns": list(self._window),
             "lengths": list(self._lengths),
             "episodes": self._episodes,
+            "next_episode": self._next_episode,
             "train_s": self._train_s(now),
         }
         histories = {worker: history.copy() for worker, history in self._histories.items()}

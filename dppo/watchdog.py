@@ -62,9 +62,12 @@ class Watchdog:
             file=sys.stderr,
             flush=True,
         )
-        self._folder.mkdir(exist_ok=True)
-        with open(path, "a") as file:
-            now = time.strftime("%Y-%m-%dT%H:%M:%S")
-            file.write(f"{now} {who}: no progress for {silent_s:.0f} s in phase {self._phase}\n")
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            with open(path, "a") as file:
+                now = time.strftime("%Y-%m-%dT%H:%M:%S")
+                file.write(f"{now} {who}: no progress for {silent_s:.0f} s in phase {self._phase}\n")
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError:  # no shared folder on this node, or a full disk: the limits must hold all the same
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)

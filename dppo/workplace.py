@@ -69,7 +69,7 @@ def make_collector(config: Config, place: Workplace, saved: Checkpoint | None) -
     if saved is not None and saved.ranks:
         states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
         row = max(r for r, _ in saved.ranks.values())
-        first_new = max((e.episode for e in states.values()), default=-1) + 1
+        first_new = saved.journal["next_episode"]
         for line in collector.restore(states, row, first_new, time.monotonic() + config.checkpoint.replay_s):
             print(f"dppo: {line}", file=sys.stderr, flush=True)
     return collector
