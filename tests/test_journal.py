@@ -317,6 +317,21 @@ def test_a_run_may_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
     run.journal.close_files()
 
 
+def test_episode_numbers_of_dropped_environments_are_remembered(tmp_path: Path) -> None:
+    """Should they come back, they begin above every number that was used: no seed is played twice."""
+    run = Run(tmp_path, workers=3)
+    for _ in range(3):
+        run.iterate()
+    run.journal.finish("preempted")
+    wide = run.saved()
+    used = max(e.episode for _, envs in wide.ranks.values() for e in envs)
+    assert wide.journal["next_episode"] == used + 1
+    narrow = Run(tmp_path, workers=1, saved=wide)
+    narrow.iterate()
+    narrow.journal.finish("preempted")
+    assert narrow.saved().journal["next_episode"] > used
+
+
 def test_stopped_again_before_its_first_report_a_run_stands_where_it_stood(tmp_path: Path) -> None:
     run = Run(tmp_path, workers=2)
     for _ in range(3):
