@@ -6,6 +6,8 @@ handed out as one float64 vector (`Batch.statistics`) or left in the flat buffer
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -111,7 +113,7 @@ class Learner:
         t, n = rewards.shape
         head, value = self.policy.forward(rollout.inputs.reshape(t * n, -1))
         actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
-        log_probs = self.policy.distribution.log_prob_entropy(head, actions)[0].reshape(t, n)
+        log_probs = self.policy.distribution.evaluate(head, actions)[0].reshape(t, n)
         values = value.reshape(t, n).copy()
         # the value of what came next, where it is the next row's, is the present critic's too; elsewhere the acting
         # one's
@@ -138,10 +140,11 @@ class Learner:
             yield batch.samples
             return
         rng = generator(self.config.seed, Purpose.SHUFFLE, self._worker, iteration)
+        edges = np.linspace(0, len(batch.samples), self.minibatches_per_epoch + 1).astype(int).tolist()
         for _ in range(self.epochs):
             order = rng.permutation(len(batch.samples))
-            for part in np.array_split(order, self.minibatches_per_epoch):
-                yield batch.samples[part]
+            for start, stop in itertools.pairwise(edges):
+                yield batch.samples[order[start:stop]]
 
     def gradient(
         self, samples: Minibatch, kl_coef: float = 0.0, mean_kl: Callable[[float, int], float] | None = None
@@ -167,7 +170,7 @@ class Learner:
             loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, kl)
         else:
             loss = losses.a3c(distribution, head, value, samples, self.config.a3c)
-        if not np.isfinite(loss.sums).all():
+        if not math.isfinite(loss.sums.sum()):
             raise FloatingPointError(_first_bad(head, value, samples))
         self.policy.backward(loss.d_head, loss.d_value)
         flat.sums[:] = loss.sums

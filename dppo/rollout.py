@@ -165,7 +165,7 @@ class Collector:
         log_probs = np.zeros((t, n), np.float32)
         if t:
             values[...] = self.policy.value(inputs.reshape(t * n, -1)).reshape(t, n)
-            log_probs[...] = self.policy.distribution.log_prob_entropy(
+            log_probs[...] = self.policy.distribution.evaluate(
                 heads.reshape(t * n, -1), all_actions.reshape(t * n, *all_actions.shape[2:])
             )[0].reshape(t, n)
             next_values[:-1] = values[1:]

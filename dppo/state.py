@@ -6,6 +6,7 @@ server holds it and workers hold copies; checkpoints save it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 
 from dppo.algo.losses import METRICS, adapted_kl_coef
 from dppo.algo.moments import Normaliser
-from dppo.algo.optim import annealed, clip_by_global_norm, make_optimizer
+from dppo.algo.optim import annealed, clip_scale, make_optimizer
 from dppo.config import Config
 from dppo.models.flat import FlatParameters
 
@@ -70,9 +71,11 @@ class TrainingState:
             self._metrics[-1] += 1
             return StepOutcome(stepped=False)
         gradient = summed[:size]
-        gradient *= np.float32(1.0 / max(sums[_COUNT], 1.0))
-        self._metrics[_SUMMED] += clip_by_global_norm(gradient, self._optim.max_grad_norm)
-        self.optimizer.step(self.flat.vector, gradient, self.lr * weight)
+        mean = 1.0 / max(float(sums[_COUNT]), 1.0)
+        norm = mean * math.sqrt(float(np.dot(gradient, gradient)))
+        self._metrics[_SUMMED] += norm
+        scale = mean * clip_scale(norm, self._optim.max_grad_norm)
+        self.optimizer.step(self.flat.vector, gradient, self.lr * weight, scale)
         self.updates += 1
         self._metrics[_SUMMED + 3] += 1
         return StepOutcome(stepped=True)

@@ -52,8 +52,8 @@ def test_advantages_and_targets_are_gae_of_the_scaled_rewards(env: str) -> None:
 def test_a_time_limit_is_worth_what_goes_on_after_it() -> None:
     """Reward 1 for ever, cut after 10 steps; with the right critic, V = 1 / (1 - gamma), nothing is left to learn."""
     place = make_workplace(env=probe("Truncation"), horizon=25, ppo=PPOConfig(gamma=0.9, minibatches=1))
-    last_bias = place.policy.flat.parameters["value.1.bias"]
-    place.policy.flat.parameters["value.1.weight"][:] = 0.0
+    last_bias = place.policy.flat.parameters["value.bias"]
+    place.policy.flat.parameters["value.weight"][:] = 0.0
     last_bias[:] = 1 / (1 - 0.9)
     rollout, batch = prepared(place)
     assert rollout.truncations.any() and not rollout.terminations.any()
@@ -65,7 +65,7 @@ def test_a_time_limit_is_worth_what_goes_on_after_it() -> None:
 def test_a_terminal_state_is_worth_nothing() -> None:
     """One step, reward 1: whatever the critic says of the next episode, the target is 1."""
     place = make_workplace(env=probe("Constant"))
-    place.policy.flat.parameters["value.1.bias"][:] = 5.0
+    place.policy.flat.parameters["value.bias"][:] = 5.0
     rollout, batch = prepared(place)
     assert rollout.terminations.all()
     np.testing.assert_array_equal(batch.samples.returns, 1.0)
@@ -128,7 +128,7 @@ def test_vtrace_corrects_towards_the_present_policy_with_its_critic() -> None:
     inputs, actions = rollout.inputs.reshape(120, -1), rollout.actions.reshape(120)
     head, value = (a.copy() for a in place.policy.forward(inputs))
     values = value.reshape(60, 2)
-    log_probs = place.policy.distribution.log_prob_entropy(head, actions)[0].reshape(60, 2)
+    log_probs = place.policy.distribution.evaluate(head, actions)[0].reshape(60, 2)
     ended = rollout.terminations | rollout.truncations
     next_values = np.where(ended, rollout.next_values, np.vstack((values[1:], rollout.next_values[-1:])))
     scale, cfg = np.float32(place.normaliser.reward_scale), place.config.ppo

@@ -79,7 +79,7 @@ def test_heads_log_probs_and_values_are_those_of_the_acting_policy(env: str) -> 
     np.testing.assert_allclose(rollout.values.reshape(-1), place.policy.value(inputs), atol=1e-6)
     actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
     distribution = place.policy.distribution
-    log_probs, _ = distribution.log_prob_entropy(place.policy.head(inputs), actions)
+    log_probs, _, _ = distribution.evaluate(place.policy.head(inputs), actions)
     np.testing.assert_allclose(rollout.log_probs.reshape(-1), log_probs, atol=1e-5)
     np.testing.assert_array_equal(
         rollout.env_actions.reshape(t * n, *rollout.env_actions.shape[2:]), distribution.to_env(actions)

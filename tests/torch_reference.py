@@ -90,34 +90,39 @@ class ActorCritic(nn.Module):
     def __init__(self, shapes: dict[str, tuple[int, ...]], vector: np.ndarray, activation: str = "tanh") -> None:
         super().__init__()
         self.shapes = shapes
-        self.policy, self.value = (self._tower(name, activation) for name in ("policy", "value"))
+        self.towers = nn.ModuleList(self._tower(head, activation) for head in ("policy", "value"))
         self.log_std = nn.Parameter(torch.zeros(shapes["log_std"])) if "log_std" in shapes else None
         self.double()
         sizes = [int(np.prod(shape)) for shape in shapes.values()]
         pieces = torch.from_numpy(vector.astype(np.float64)).split(sizes)
         with torch.no_grad():
             for (name, shape), piece in zip(shapes.items(), pieces, strict=True):
-                parameter, values = self._parameter(name), piece.reshape(shape)
-                parameter.copy_(values.T if name.endswith("weight") else values)  # nn.Linear keeps [out, in]
+                parameters = self._parameters_of(name)
+                for parameter, values in zip(parameters, piece.reshape(len(parameters), -1), strict=True):
+                    matrix = name.endswith("weight")
+                    parameter.copy_(values.reshape(shape[-2:]).T if matrix else values)  # nn.Linear keeps [out, in]
 
-    def _tower(self, name: str, activation: str) -> nn.Sequential:
-        weights = [shape for key, shape in self.shapes.items() if key.startswith(name) and key.endswith("weight")]
+    def _tower(self, head: str, activation: str) -> nn.Sequential:
+        names = [name for name in self.shapes if name.startswith("hidden") and name.endswith("weight")]
         nonlinearity = nn.Tanh if activation == "tanh" else nn.ReLU
-        layers = [[nn.Linear(fan_in, fan_out), nonlinearity()] for fan_in, fan_out in weights]
+        layers = [[nn.Linear(*self.shapes[name][-2:]), nonlinearity()] for name in [*names, f"{head}.weight"]]
         return nn.Sequential(*list(itertools.chain(*layers))[:-1])
 
-    def _parameter(self, name: str) -> nn.Parameter:
+    def _parameters_of(self, name: str) -> list[nn.Parameter]:
+        """Of both towers for a hidden layer, else one."""
         if name == "log_std":
             assert self.log_std is not None
-            return self.log_std
-        tower, layer, kind = name.split(".")
-        parameter = getattr(getattr(self, tower)[2 * int(layer)], kind)
-        assert isinstance(parameter, nn.Parameter)
-        return parameter
+            return [self.log_std]
+        *where, kind = name.split(".")
+        if where[0] == "hidden":
+            layers = [tower[2 * int(where[1])] for tower in self.towers]
+        else:
+            layers = [self.towers[where[0] == "value"][-1]]
+        return [getattr(layer, kind) for layer in layers]
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """[B, D] -> head [B, K], value [B]."""
-        head, value = self.policy(inputs), self.value(inputs)[:, 0]
+        head, value = self.towers[0](inputs), self.towers[1](inputs)[:, 0]
         if self.log_std is not None:
             head = torch.cat((head, self.log_std.expand_as(head)), dim=1)
         return head, value
@@ -126,9 +131,10 @@ class ActorCritic(nn.Module):
         """[P] what autograd has left in the parameters, in the order of the flat vector."""
         gradients = []
         for name in self.shapes:
-            gradient = self._parameter(name).grad
-            assert gradient is not None
-            gradients.append((gradient.T if name.endswith("weight") else gradient).reshape(-1).numpy())
+            for parameter in self._parameters_of(name):
+                assert parameter.grad is not None
+                matrix = name.endswith("weight")
+                gradients.append((parameter.grad.T if matrix else parameter.grad).reshape(-1).numpy())
         return np.concatenate(gradients)
 
 

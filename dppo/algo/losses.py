@@ -10,6 +10,7 @@ count of all samples gives the average by samples.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,11 +28,10 @@ MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any clip range, yet no overf
 class Distribution(Protocol):
     """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
 
-    def log_prob_entropy(self, head: np.ndarray, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """[B] log-probabilities of `actions` and [B] entropies."""
-
-    def backward(self, head: np.ndarray, actions: np.ndarray, d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
-        """[B, K] gradient with respect to `head`."""
+    def evaluate(
+        self, head: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, float], np.ndarray]]:
+        """[B] log-probabilities of `actions`, [B] entropies, and (d_log_prob [B], d_entropy) -> d_head [B, K]."""
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
         """[B] KL[old | new]."""
@@ -77,7 +77,7 @@ def explained_variance(targets: tuple[float, float], errors: tuple[float, float]
 def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.ndarray, np.ndarray]:
     """[B] value loss 1/2 (V - R)^2 and its gradient; with clip > 0 the larger of it and that of the clipped value."""
     error = value - batch.returns
-    loss = 0.5 * error * error
+    loss = np.float32(0.5) * error * error
     if clip == 0:
         return loss, error
     change = value - batch.values
@@ -86,6 +86,14 @@ def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.nd
     worse = clipped_loss > loss
     inside = np.abs(change) < clip
     return np.where(worse, clipped_loss, loss), np.where(worse, clipped_error * inside, error)
+
+
+def _sums(policy_loss: np.ndarray, value_loss: np.ndarray, entropy: np.ndarray, kl: np.ndarray) -> np.ndarray:
+    """[len(METRICS)] float64 with the count and these four [B] added up, in one call; the rest is 0."""
+    sums = np.zeros(len(METRICS))
+    sums[0] = len(policy_loss)
+    np.add.reduce((policy_loss, value_loss, entropy, kl), axis=1, dtype=np.float64, out=sums[2:6])
+    return sums
 
 
 def kl_sum(distribution: Distribution, head: np.ndarray, batch: Minibatch) -> float:
@@ -123,36 +131,28 @@ def ppo(
     clipping is from OpenAI Baselines' ppo2.
     """
     _check(head, value, batch)
-    log_prob, entropy = distribution.log_prob_entropy(head, batch.actions)
+    log_prob, entropy, pullback = distribution.evaluate(head, batch.actions)
     log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))
     ratio = np.exp(log_ratio)
     gain = ratio * batch.advantages
-    outside = np.abs(ratio - 1.0) > cfg.clip
+    # minimum and maximum take a fraction of np.clip's time on a minibatch
+    clipped_ratio = np.minimum(np.maximum(ratio, np.float32(1.0 - cfg.clip)), np.float32(1.0 + cfg.clip))
+    d_log_prob = -gain
     if cfg.objective == "clip":
-        clipped_gain = np.clip(ratio, 1.0 - cfg.clip, 1.0 + cfg.clip) * batch.advantages
-        policy_loss = -np.minimum(gain, clipped_gain)
-        d_log_prob = -gain * (gain <= clipped_gain)
-    else:
-        policy_loss = -gain
-        d_log_prob = -gain
+        clipped_gain = clipped_ratio * batch.advantages
+        d_log_prob *= gain <= clipped_gain
+        gain = np.minimum(gain, clipped_gain)
     value_loss, value_error = _value_loss(value, batch, cfg.value_clip)
-    d_head = distribution.backward(head, batch.actions, d_log_prob, -cfg.entropy_coef)
+    d_head = pullback(d_log_prob, -cfg.entropy_coef)
     penalty = 0.0
     if cfg.objective == "kl":
         hinge = max(0.0, mean_kl - 2.0 * cfg.kl_target)
         d_head += distribution.kl_backward(batch.heads, head, kl_coef + 2.0 * cfg.kl_hinge * hinge)
         penalty = kl_coef * kl_sum(distribution, head, batch) + len(batch) * cfg.kl_hinge * hinge**2
-    sums = np.array([
-        len(batch),
-        0.0,
-        policy_loss.sum(dtype=np.float64),
-        value_loss.sum(dtype=np.float64),
-        entropy.sum(dtype=np.float64),
-        approx_kl(log_ratio, ratio).sum(dtype=np.float64),
-        np.count_nonzero(outside),
-    ])  # fmt: skip
+    sums = _sums(-gain, value_loss, entropy, approx_kl(log_ratio, ratio))
+    sums[6] = np.count_nonzero(clipped_ratio != ratio)
     sums[1] = sums[2] + penalty + cfg.value_coef * sums[3] - cfg.entropy_coef * sums[4]
-    return LossGradient(d_head, cfg.value_coef * value_error, sums)
+    return LossGradient(d_head, np.float32(cfg.value_coef) * value_error, sums)
 
 
 def a3c(
@@ -167,22 +167,13 @@ def a3c(
     Source: Mnih et al. 2016, algorithm S3 and section 4 (entropy); value_coef as in the usual implementations.
     """
     _check(head, value, batch)
-    log_prob, entropy = distribution.log_prob_entropy(head, batch.actions)
+    log_prob, entropy, pullback = distribution.evaluate(head, batch.actions)
     log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))
-    policy_loss = -log_prob * batch.advantages
     value_loss, value_error = _value_loss(value, batch, 0.0)
-    d_head = distribution.backward(head, batch.actions, -batch.advantages, -cfg.entropy_coef)
-    sums = np.array([
-        len(batch),
-        0.0,
-        policy_loss.sum(dtype=np.float64),
-        value_loss.sum(dtype=np.float64),
-        entropy.sum(dtype=np.float64),
-        approx_kl(log_ratio, np.exp(log_ratio)).sum(dtype=np.float64),
-        0.0,
-    ])  # fmt: skip
+    d_head = pullback(-batch.advantages, -cfg.entropy_coef)
+    sums = _sums(-log_prob * batch.advantages, value_loss, entropy, approx_kl(log_ratio, np.exp(log_ratio)))
     sums[1] = sums[2] + cfg.value_coef * sums[3] - cfg.entropy_coef * sums[4]
-    return LossGradient(d_head, cfg.value_coef * value_error, sums)
+    return LossGradient(d_head, np.float32(cfg.value_coef) * value_error, sums)
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:

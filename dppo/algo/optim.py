@@ -25,8 +25,10 @@ class Optimizer:
         self.state = np.zeros((self.num_slots, size), np.float32)
         self._scratch = np.empty(size, np.float32)
 
-    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
-        """Updates `params` [P] in place; `gradient` [P] is the mean over samples and is not kept."""
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float, scale: float = 1.0) -> None:
+        """Updates `params` [P] in place, against `scale` times `gradient` [P]. Both are passes over all parameters, so
+        the scale that makes a mean of a sum, and that of clipping, cost nothing here.
+        """
         raise NotImplementedError
 
 
@@ -38,23 +40,24 @@ class Adam(Optimizer):
 
     num_slots = 2
 
-    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float, scale: float = 1.0) -> None:
         b1, b2 = self.cfg.beta1, self.cfg.beta2
         m, v = self.state
         scratch = self._scratch
         self.steps += 1
         m *= b1
-        np.multiply(gradient, 1.0 - b1, out=scratch)
+        np.multiply(gradient, (1.0 - b1) * scale, out=scratch)
         m += scratch
         v *= b2
-        np.multiply(gradient, gradient, out=scratch)
-        scratch *= 1.0 - b2
+        np.multiply(gradient, math.sqrt(1.0 - b2) * scale, out=scratch)
+        np.multiply(scratch, scratch, out=scratch)
         v += scratch
+        # with both corrections of the bias taken out of the fraction
+        correction = math.sqrt(1.0 - b2**self.steps)
         np.sqrt(v, out=scratch)
-        scratch *= 1.0 / math.sqrt(1.0 - b2**self.steps)
-        scratch += self.cfg.eps
+        scratch += self.cfg.eps * correction
         np.divide(m, scratch, out=scratch)
-        scratch *= lr / (1.0 - b1**self.steps)
+        scratch *= lr * correction / (1.0 - b1**self.steps)
         params -= scratch
 
 
@@ -66,18 +69,18 @@ class RMSProp(Optimizer):
 
     num_slots = 1
 
-    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float, scale: float = 1.0) -> None:
         square = self.state[0]
         scratch = self._scratch
         self.steps += 1
         square *= self.cfg.alpha
-        np.multiply(gradient, gradient, out=scratch)
-        scratch *= 1.0 - self.cfg.alpha
+        np.multiply(gradient, math.sqrt(1.0 - self.cfg.alpha) * scale, out=scratch)
+        np.multiply(scratch, scratch, out=scratch)
         square += scratch
         np.add(square, self.cfg.eps, out=scratch)
         np.sqrt(scratch, out=scratch)
         np.divide(gradient, scratch, out=scratch)
-        scratch *= lr
+        scratch *= lr * scale
         params -= scratch
 
 
@@ -86,11 +89,12 @@ class SGD(Optimizer):
 
     num_slots = 1
 
-    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float) -> None:
+    def step(self, params: np.ndarray, gradient: np.ndarray, lr: float, scale: float = 1.0) -> None:
         velocity = self.state[0]
         self.steps += 1
         velocity *= self.cfg.momentum
-        velocity += gradient
+        np.multiply(gradient, scale, out=self._scratch)
+        velocity += self._scratch
         np.multiply(velocity, lr, out=self._scratch)
         params -= self._scratch
 
@@ -101,15 +105,12 @@ def make_optimizer(size: int, cfg: OptimConfig) -> Optimizer:
     return {"adam": Adam, "rmsprop": RMSProp, "sgd": SGD}[cfg.name](size, cfg)
 
 
-def clip_by_global_norm(gradient: np.ndarray, max_norm: float) -> float:
-    """Scales `gradient` [P] in place so that its norm is at most `max_norm` (0: leaves it); returns the norm before.
+def clip_scale(norm: float, max_norm: float) -> float:
+    """What a gradient of this norm is multiplied by, so that its norm is at most `max_norm` (0: 1.0, whatever it is).
 
     Source: Pascanu et al. 2013, algorithm 1.
     """
-    norm = math.sqrt(float(np.dot(gradient, gradient)))
-    if max_norm > 0 and norm > max_norm:
-        gradient *= max_norm / norm
-    return norm
+    return max_norm / norm if 0 < max_norm < norm else 1.0
 
 
 def annealed(lr: float, progress: float, anneal: bool) -> float:

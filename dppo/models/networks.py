@@ -1,7 +1,7 @@
 """The default network, two MLP towers written out in NumPy, and orthogonal initialisation.
 
 Uses NumPy and the flat buffers; policy.py chooses between it and a torch network (torch_network.py). At these sizes a
-framework's overhead is several times the arithmetic, so forward and backward are a few lines on preallocated arrays.
+framework's overhead is several times the arithmetic, so forward and backward are a few lines with few calls.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Network(Protocol):
         """Writes (not adds) the gradient of the last `forward` into the flat gradient."""
 
 
-def orthogonal(shape: tuple[int, int], gain: float, rng: np.random.Generator) -> np.ndarray:
+def orthogonal(shape: tuple[int, ...], gain: float, rng: np.random.Generator) -> np.ndarray:
     """[in, out] float32 with orthonormal rows or columns, times `gain`. Source: Saxe et al. 2014, section 3."""
     rows, columns = shape
     q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
@@ -39,98 +39,123 @@ def orthogonal(shape: tuple[int, int], gain: float, rng: np.random.Generator) ->
     return (gain * (q if rows >= columns else q.T)).astype(np.float32)
 
 
-class _Tower:
-    """Dense layers with a nonlinearity between them; activations live in buffers that are kept per batch size."""
+class _Layer:
+    """A dense layer's parameters, those of both towers or of one head, and their gradients."""
 
-    def __init__(self, name: str, flat: FlatParameters, num_layers: int, activation: str) -> None:
-        self.weights = [flat.parameters[f"{name}.{i}.weight"] for i in range(num_layers)]
-        self.biases = [flat.parameters[f"{name}.{i}.bias"] for i in range(num_layers)]
-        self.d_weights = [flat.gradients[f"{name}.{i}.weight"] for i in range(num_layers)]
-        self.d_biases = [flat.gradients[f"{name}.{i}.bias"] for i in range(num_layers)]
-        self._relu = activation == "relu"
-        self._buffers: dict[int, list[np.ndarray]] = {}
-        self._activations: list[np.ndarray] = []
+    def __init__(self, flat: FlatParameters, name: str) -> None:
+        self.weight, self.bias = flat.parameters[f"{name}.weight"], flat.parameters[f"{name}.bias"]
+        self.d_weight, self.d_bias = flat.gradients[f"{name}.weight"], flat.gradients[f"{name}.bias"]
 
-    def _outputs_for(self, batch: int) -> list[np.ndarray]:
-        if batch not in self._buffers:
-            if len(self._buffers) >= 8:  # rollouts that were cut short come in any size
-                self._buffers.clear()
-            self._buffers[batch] = [np.empty((batch, w.shape[1]), np.float32) for w in self.weights]
-        return self._buffers[batch]
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        out: np.ndarray = x @ self.weight
+        return np.add(out, self.bias, out=out)
 
-    def forward(self, inputs: np.ndarray) -> np.ndarray:
-        outputs = self._outputs_for(len(inputs))
-        last = len(outputs) - 1
-        x = inputs
-        for i, out in enumerate(outputs):
-            np.matmul(x, self.weights[i], out=out)
-            out += self.biases[i]
-            if i < last:
-                if self._relu:
-                    np.maximum(out, 0, out=out)
-                else:
-                    np.tanh(out, out=out)
-            x = out
-        self._activations = [inputs, *outputs]
-        return x
-
-    def backward(self, d_out: np.ndarray) -> None:
-        for i in range(len(self.weights) - 1, -1, -1):
-            x = self._activations[i]
-            np.matmul(x.T, d_out, out=self.d_weights[i])
-            np.sum(d_out, axis=0, out=self.d_biases[i])
-            if i == 0:
-                return
-            d_x = d_out @ self.weights[i].T
-            if self._relu:
-                d_x *= x > 0
-            else:  # tanh' = 1 - tanh^2, with the activation itself as scratch: it is not needed again
-                np.multiply(x, x, out=x)
-                np.subtract(1.0, x, out=x)
-                d_x *= x
-            d_out = d_x
+    def backward(self, x: np.ndarray, d_out: np.ndarray, ones: np.ndarray) -> None:
+        """Gradients of weight and bias; ones: [1, B], with which BLAS adds up columns faster than np.sum."""
+        np.matmul(x.swapaxes(-1, -2), d_out, out=self.d_weight)
+        np.matmul(ones, d_out, out=self.d_bias)
 
 
 class MLP:
-    """A policy tower and a value tower of the same hidden sizes, sharing nothing."""
+    """A policy tower and a value tower of the same hidden sizes, sharing nothing.
 
-    def __init__(self, flat: FlatParameters, num_layers: int, activation: str) -> None:
-        self._policy = _Tower("policy", flat, num_layers, activation)
-        self._value = _Tower("value", flat, num_layers, activation)
+    Their hidden layers lie side by side, [2, in, out], tower 0 the policy's, so that one call computes both.
+    Activations and their gradients live in buffers that are kept per batch size.
+    """
+
+    def __init__(self, flat: FlatParameters, num_hidden: int, activation: str) -> None:
+        self._hidden = [_Layer(flat, f"hidden.{i}") for i in range(num_hidden)]
+        self._policy, self._value = _Layer(flat, "policy"), _Layer(flat, "value")
+        self._relu = activation == "relu"
+        self._towers = {
+            "both": [(layer.weight, layer.bias) for layer in self._hidden],
+            "policy": [(layer.weight[0], layer.bias[0]) for layer in self._hidden],
+            "value": [(layer.weight[1], layer.bias[1]) for layer in self._hidden],
+        }
+        self._buffers: dict[tuple[str, int], list[np.ndarray]] = {}
+        self._activations: list[np.ndarray] = []
 
     @staticmethod
     def shapes(observation_size: int, hidden: Sequence[int], num_outputs: int) -> dict[str, tuple[int, ...]]:
         """Names and shapes of the parameters, in the order in which they lie in the flat vector."""
         shapes: dict[str, tuple[int, ...]] = {}
-        for tower, outputs in (("policy", num_outputs), ("value", 1)):
-            sizes = [observation_size, *hidden, outputs]
-            for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-                shapes[f"{tower}.{i}.weight"] = (fan_in, fan_out)
-                shapes[f"{tower}.{i}.bias"] = (fan_out,)
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise((observation_size, *hidden))):
+            shapes[f"hidden.{i}.weight"] = (2, fan_in, fan_out)
+            shapes[f"hidden.{i}.bias"] = (2, 1, fan_out)
+        last = (observation_size, *hidden)[-1]
+        for name, outputs in (("policy", num_outputs), ("value", 1)):
+            shapes[f"{name}.weight"] = (last, outputs)
+            shapes[f"{name}.bias"] = (1, outputs)
         return shapes
 
     @staticmethod
-    def initialise(flat: FlatParameters, num_layers: int, rng: np.random.Generator) -> None:
+    def initialise(flat: FlatParameters, num_hidden: int, rng: np.random.Generator) -> None:
         """Orthogonal weights, gain sqrt(2) in hidden layers, 0.01 at the policy's output, 1 at the value's; biases 0.
 
         Source: Engstrom et al. 2020 (implementation matters), Andrychowicz et al. 2021 (small last policy layer).
         """
-        for tower, last_gain in (("policy", 0.01), ("value", 1.0)):
-            for i in range(num_layers):
-                weight = flat.parameters[f"{tower}.{i}.weight"]
-                gain = last_gain if i == num_layers - 1 else 2.0**0.5
-                weight[...] = orthogonal((weight.shape[0], weight.shape[1]), gain, rng)
-                flat.parameters[f"{tower}.{i}.bias"][...] = 0.0
+        flat.vector[...] = 0.0
+        for i in range(num_hidden):
+            for weight in flat.parameters[f"hidden.{i}.weight"]:
+                weight[...] = orthogonal(weight.shape, 2.0**0.5, rng)
+        for name, gain in (("policy", 0.01), ("value", 1.0)):
+            weight = flat.parameters[f"{name}.weight"]
+            weight[...] = orthogonal(weight.shape, gain, rng)
 
     def policy(self, inputs: np.ndarray) -> np.ndarray:
-        return self._policy.forward(inputs)
+        return self._policy(self._run("policy", inputs)[-1])
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
-        return self._value.forward(inputs)[:, 0]
+        return self._value(self._run("value", inputs)[-1])[:, 0]
 
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return self.policy(inputs), self.value(inputs)
+        self._activations = self._run("both", inputs)
+        last = self._activations[-1]
+        policy, value = (last[0], last[1]) if self._hidden else (last, last)
+        return self._policy(policy), self._value(value)[:, 0]
+
+    def _run(self, towers: str, inputs: np.ndarray) -> list[np.ndarray]:
+        """inputs [B, D], then what each hidden layer gives: [B, H], of both towers [2, B, H]."""
+        activations = [inputs]
+        for (weight, bias), out in zip(self._towers[towers], self._outputs_for(towers, len(inputs)), strict=True):
+            np.matmul(activations[-1], weight, out=out)
+            np.add(out, bias, out=out)
+            if self._relu:
+                np.maximum(out, 0, out=out)
+            else:
+                np.tanh(out, out=out)
+            activations.append(out)
+        return activations
+
+    def _outputs_for(self, towers: str, batch: int) -> list[np.ndarray]:
+        key = (towers, batch)
+        if key not in self._buffers:
+            if len(self._buffers) >= 12:  # rollouts that were cut short come in any size
+                self._buffers.clear()
+            shapes = [(*weight.shape[:-2], batch, weight.shape[-1]) for weight, _ in self._towers[towers]]
+            self._buffers[key] = [np.empty(shape, np.float32) for shape in shapes]
+        return self._buffers[key]
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
-        self._policy.backward(d_outputs)
-        self._value.backward(d_value[:, None])
+        activations, ones = self._activations, np.ones((1, len(d_value)), np.float32)
+        last, d_values = activations[-1], d_value[:, None]
+        policy, value = (last[0], last[1]) if self._hidden else (last, last)
+        self._policy.backward(policy, d_outputs, ones)
+        self._value.backward(value, d_values, ones)
+        if not self._hidden:
+            return
+        d_out = np.empty_like(last)
+        np.matmul(d_outputs, self._policy.weight.T, out=d_out[0])
+        np.multiply(d_values, self._value.weight.T, out=d_out[1])
+        for i in range(len(self._hidden) - 1, -1, -1):
+            layer, x, out = self._hidden[i], activations[i], activations[i + 1]
+            if self._relu:
+                d_out *= out > 0
+            else:  # tanh' = 1 - tanh^2, with the activation itself as scratch: it is not needed again
+                np.multiply(out, out, out=out)
+                np.subtract(1.0, out, out=out)
+                d_out *= out
+            layer.backward(x, d_out, ones)
+            if i:
+                # BLAS multiplies by a transposed matrix a good deal slower than the copy takes
+                d_out = d_out @ np.ascontiguousarray(layer.weight.transpose(0, 2, 1))

@@ -118,8 +118,8 @@ def make_policy(
     network: Network
     if cfg.factory is None and cfg.backend != "torch":
         flat = FlatParameters(MLP.shapes(num_inputs, cfg.hidden, outputs) | log_std, num_sums)
-        network = MLP(flat, len(cfg.hidden) + 1, cfg.activation)
-        MLP.initialise(flat, len(cfg.hidden) + 1, rng)
+        network = MLP(flat, len(cfg.hidden), cfg.activation)
+        MLP.initialise(flat, len(cfg.hidden), rng)
         description = f"MLP {layers} {cfg.activation}, closed-form gradient in NumPy"
     else:
         import torch

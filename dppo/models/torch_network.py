@@ -49,7 +49,7 @@ def module_from_factory(factory: str, observation_size: int, num_outputs: int) -
 
 
 class TorchMLP(torch.nn.Module):
-    """The default network as a torch module, with the parameters in the same order as networks.MLP."""
+    """The default network as a torch module."""
 
     def __init__(self, observation_size: int, hidden: Sequence[int], num_outputs: int, activation: str) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.algo.optim import Optimizer, annealed, clip_by_global_norm, make_optimizer, staleness_weight
+from dppo.algo.optim import Optimizer, annealed, clip_scale, make_optimizer, staleness_weight
 from dppo.config import OptimConfig
 
 SIZE, STEPS, LR = 17, 12, 0.03
@@ -142,26 +142,34 @@ def test_rules_descend(cfg: OptimConfig) -> None:
 # -- clipping, schedules, staleness --------------------
 
 
-def test_clipping_scales_to_the_norm_and_returns_what_it_was() -> None:
-    gradient = np.array([3.0, 4.0], np.float32)
-    assert clip_by_global_norm(gradient, 1.0) == 5.0
-    np.testing.assert_allclose(gradient, [0.6, 0.8], rtol=1e-6)
+@pytest.mark.parametrize(("max_norm", "scale"), [(1.0, 0.2), (5.0, 1.0), (6.0, 1.0), (0.0, 1.0)])
+def test_clipping_scales_to_the_norm_and_leaves_shorter_gradients(max_norm: float, scale: float) -> None:
+    assert clip_scale(5.0, max_norm) == pytest.approx(scale)
 
 
-@pytest.mark.parametrize("max_norm", [5.0, 6.0, 0.0])
-def test_a_short_gradient_and_a_limit_of_zero_leave_it(max_norm: float) -> None:
-    gradient = np.array([3.0, 4.0], np.float32)
-    assert clip_by_global_norm(gradient, max_norm) == 5.0
-    assert gradient.tolist() == [3.0, 4.0]
+def test_a_gradient_without_length_is_not_scaled() -> None:
+    assert clip_scale(0.0, 0.5) == 1.0
 
 
 def test_clipping_is_torchs() -> None:
     _, gradients = problem()
     vector = torch.nn.Parameter(torch.zeros(SIZE))
     vector.grad = torch.from_numpy(gradients[0].copy())
-    expected = torch.nn.utils.clip_grad_norm_([vector], 0.5).item()
-    assert clip_by_global_norm(gradients[0], 0.5) == pytest.approx(expected, rel=1e-5)
-    np.testing.assert_allclose(gradients[0], vector.grad.numpy(), rtol=1e-4)
+    norm = torch.nn.utils.clip_grad_norm_([vector], 0.5).item()
+    scale = clip_scale(float(np.linalg.norm(gradients[0])), 0.5)
+    assert scale == pytest.approx(0.5 / norm, rel=1e-4)
+    np.testing.assert_allclose(gradients[0] * np.float32(scale), vector.grad.numpy(), rtol=1e-4)
+
+
+@every_rule
+def test_a_scale_is_that_of_the_gradient(cfg: OptimConfig) -> None:
+    params, gradients = problem()
+    scaled, plain = params.copy(), params.copy()
+    with_scale, without = make_optimizer(SIZE, cfg), make_optimizer(SIZE, cfg)
+    for gradient in gradients:
+        with_scale.step(scaled, gradient, LR, scale=0.25)
+        without.step(plain, np.float32(0.25) * gradient, LR)
+    np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(("progress", "rate"), [(0.0, 0.4), (0.25, 0.3), (1.0, 0.0), (1.5, 0.0)])

@@ -42,7 +42,7 @@ def even_noise(size: int) -> np.ndarray:
 def test_categorical_worked_by_hand() -> None:
     """Probabilities 1/4, 1/2, 1/4: log p = log 1/2, H = 1/2 log 4 + 1/2 log 2."""
     head = np.log([[1.0, 2.0, 1.0]])
-    log_prob, entropy = Categorical(spaces.Discrete(3)).log_prob_entropy(head, np.array([1]))
+    log_prob, entropy, _ = Categorical(spaces.Discrete(3)).evaluate(head, np.array([1]))
     assert log_prob.item() == pytest.approx(np.log(0.5))
     assert entropy.item() == pytest.approx(1.5 * np.log(2))
 
@@ -50,13 +50,13 @@ def test_categorical_worked_by_hand() -> None:
 def test_multi_categorical_worked_by_hand() -> None:
     """(1/4, 3/4) and (1/2, 1/2) taken as (1, 0): 3/4 x 1/2."""
     head = np.log([[1.0, 3.0, 5.0, 5.0]])
-    log_prob, _ = MultiCategorical(spaces.MultiDiscrete([2, 2])).log_prob_entropy(head, np.array([[1, 0]]))
+    log_prob, _, _ = MultiCategorical(spaces.MultiDiscrete([2, 2])).evaluate(head, np.array([[1, 0]]))
     assert np.exp(log_prob).item() == pytest.approx(3 / 8)
 
 
 def test_bernoulli_worked_by_hand() -> None:
     """Bits of probability 3/4 and 1/2, taken as (1, 0): 3/4 x 1/2."""
-    log_prob, entropy = Bernoulli(spaces.MultiBinary(2)).log_prob_entropy(np.log([[3.0, 1.0]]), np.array([[1, 0]]))
+    log_prob, entropy, _ = Bernoulli(spaces.MultiBinary(2)).evaluate(np.log([[3.0, 1.0]]), np.array([[1, 0]]))
     assert np.exp(log_prob).item() == pytest.approx(3 / 8)
     assert entropy.item() == pytest.approx(-(0.75 * np.log(0.75) + 0.25 * np.log(0.25)) + np.log(2))
 
@@ -64,7 +64,7 @@ def test_bernoulli_worked_by_hand() -> None:
 def test_gaussian_worked_by_hand() -> None:
     """Mean 1, deviation 2, action 5, two deviations away: exp(-2) / (2 sqrt(2 pi))."""
     head, distribution = np.array([[1.0, np.log(2.0)]]), DiagGaussian(spaces.Box(-1, 1, (1,)))
-    log_prob, entropy = distribution.log_prob_entropy(head, np.array([[5.0]]))
+    log_prob, entropy, _ = distribution.evaluate(head, np.array([[5.0]]))
     assert np.exp(log_prob).item() == pytest.approx(np.exp(-2) / (2 * np.sqrt(2 * np.pi)))
     assert entropy.item() == pytest.approx(0.5 * np.log(2 * np.pi * np.e * 4))
 
@@ -77,7 +77,7 @@ def test_log_prob_entropy_and_kl_are_torchs(space: spaces.Space) -> None:
     old, new, actions = random_case(space)
     distribution = make_distribution(space)
     torch_old, torch_new = reference.tensors(old, new)
-    log_prob, entropy = distribution.log_prob_entropy(new, actions)
+    log_prob, entropy, _ = distribution.evaluate(new, actions)
     np.testing.assert_allclose(log_prob, reference.log_prob(space, torch_new, actions), rtol=1e-6)
     np.testing.assert_allclose(entropy, reference.entropy(space, torch_new), rtol=1e-6)
     np.testing.assert_allclose(distribution.kl(old, new), reference.kl(space, torch_old, torch_new), rtol=1e-6)
@@ -91,7 +91,7 @@ def test_backward_is_autograds(space: spaces.Space) -> None:
     total = (reference.log_prob(space, leaf, actions) * torch.from_numpy(d_log_prob)).sum()
     (total + d_entropy * reference.entropy(space, leaf).sum()).backward()
     assert leaf.grad is not None
-    actual = make_distribution(space).backward(head, actions, d_log_prob, d_entropy)
+    actual = make_distribution(space).evaluate(head, actions)[2](d_log_prob, d_entropy)
     np.testing.assert_allclose(actual, leaf.grad, rtol=1e-6, atol=1e-9)
 
 
@@ -118,9 +118,9 @@ def test_float32_heads_give_float32(space: spaces.Space) -> None:
     old, new, actions = random_case(space)
     old, new = old.astype(np.float32), new.astype(np.float32)
     distribution = make_distribution(space)
-    results = [*distribution.log_prob_entropy(new, actions), distribution.kl(old, new)]
+    results = [*distribution.evaluate(new, actions)[:2], distribution.kl(old, new)]
     results += [distribution.kl_backward(old, new, 0.5)]
-    results += [distribution.backward(new, actions, np.ones(len(new), np.float32), 0.1)]
+    results += [distribution.evaluate(new, actions)[2](np.ones(len(new), np.float32), 0.1)]
     assert {r.dtype for r in results} == {np.dtype(np.float32)}
 
 
@@ -133,8 +133,8 @@ def test_certainty_is_finite(space: spaces.Space) -> None:
     head = np.full((4, distribution.head_size), -300.0, np.float32)
     head[:, 0] = 300.0
     actions = reference.random_actions(space, 4, np.random.default_rng(0))
-    assert np.isfinite(distribution.log_prob_entropy(head, actions)).all()
-    assert np.isfinite(distribution.backward(head, actions, np.ones(4, np.float32), 0.1)).all()
+    assert np.isfinite(distribution.evaluate(head, actions)[:2]).all()
+    assert np.isfinite(distribution.evaluate(head, actions)[2](np.ones(4, np.float32), 0.1)).all()
     assert np.isfinite(distribution.kl(head, -head)).all()
 
 
@@ -196,10 +196,10 @@ def test_the_mode_is_the_most_probable(space: spaces.Space) -> None:
     _, head, _ = random_case(space, batch=6)
     distribution = make_distribution(space)
     mode = distribution.mode(head)
-    best, _ = distribution.log_prob_entropy(head, mode)
+    best, _, _ = distribution.evaluate(head, mode)
     for seed in range(40):
         other = reference.random_actions(space, 6, np.random.default_rng(seed))
-        assert (best >= distribution.log_prob_entropy(head, other)[0]).all()
+        assert (best >= distribution.evaluate(head, other)[0]).all()
 
 
 @every_space
@@ -271,7 +271,7 @@ def test_sizes_fit_together(space: spaces.Space) -> None:
     distribution = make_distribution(space)
     head = np.zeros((5, distribution.head_size), np.float32)
     actions = distribution.sample(head, np.zeros((5, distribution.noise_size), np.float32))
-    log_prob, entropy = distribution.log_prob_entropy(head, actions)
+    log_prob, entropy, _ = distribution.evaluate(head, actions)
     assert log_prob.shape == entropy.shape == (5,)
     assert distribution.network_outputs == distribution.head_size // (2 if isinstance(space, spaces.Box) else 1)
     assert distribution.noise_kind == ("normal" if isinstance(space, spaces.Box) else "uniform")

@@ -17,7 +17,7 @@ def make_mlp(size: int, hidden: tuple[int, ...], activation: str, seed: int = 0)
     """With random weights and biases."""
     flat = FlatParameters(MLP.shapes(size, hidden, OUTPUTS), num_sums=0)
     flat.vector[:] = np.random.default_rng(seed).normal(0.0, 0.4, flat.size)
-    return MLP(flat, len(hidden) + 1, activation), flat
+    return MLP(flat, len(hidden), activation), flat
 
 
 def inputs_of(size: int, batch: int = 9, seed: int = 1) -> np.ndarray:
@@ -45,13 +45,16 @@ def test_outputs_and_gradient_are_those_of_a_torch_module(size: int, hidden: tup
 def test_one_layer_worked_by_hand() -> None:
     """y = tanh(2 x + 1) 3 - 1 at x = 0.5: dy/dw of the first layer is 3 (1 - tanh^2 2) x."""
     flat = FlatParameters(MLP.shapes(1, (1,), 1), num_sums=0)
-    flat.vector[:4] = 2, 1, 3, -1
-    mlp = MLP(flat, 2, "tanh")
+    layers = ("hidden.0.weight", "hidden.0.bias", "policy.weight", "policy.bias")
+    for name, number in zip(layers, (2, 1, 3, -1), strict=True):
+        flat.parameters[name].flat[0] = number  # of the policy's tower
+    mlp = MLP(flat, 1, "tanh")
     head, _ = mlp.forward(np.array([[0.5]], np.float32))
     assert head.item() == pytest.approx(3 * np.tanh(2) - 1)
     mlp.backward(np.ones((1, 1), np.float32), np.zeros(1, np.float32))
     slope = 3 * (1 - np.tanh(2) ** 2)
-    np.testing.assert_allclose(flat.gradient[:4], [slope * 0.5, slope, np.tanh(2), 1], rtol=1e-4)
+    gradient = [flat.gradients[name].flat[0] for name in layers]
+    np.testing.assert_allclose(gradient, [slope * 0.5, slope, np.tanh(2), 1], rtol=1e-4)
 
 
 def test_policy_and_value_alone_are_those_of_forward() -> None:
@@ -77,7 +80,9 @@ def test_towers_share_nothing() -> None:
     mlp.forward(inputs_of(4))
     mlp.backward(np.ones((9, OUTPUTS), np.float32), np.zeros(9, np.float32))
     for name, gradient in flat.gradients.items():
-        assert gradient.any() == name.startswith("policy")
+        policy, value = gradient if name.startswith("hidden") else (gradient, gradient)
+        assert policy.any() or name.startswith("value")
+        assert not value.any() or name.startswith("policy")
 
 
 def test_inputs_are_left_as_they_are() -> None:
@@ -128,9 +133,10 @@ def test_orthogonal_directions_are_uniform() -> None:
 def test_initial_gains_are_sqrt_2_inside_and_small_at_the_policys_end() -> None:
     flat = FlatParameters(MLP.shapes(4, (8, 8), OUTPUTS), num_sums=0)
     flat.vector[:] = 7.0
-    MLP.initialise(flat, 3, np.random.default_rng(0))
-    gains = {name: np.linalg.norm(w, 2) for name, w in flat.parameters.items() if name.endswith("weight")}
-    expected = {"policy.2.weight": 0.01, "value.2.weight": 1.0}
-    for name, gain in gains.items():
-        assert gain == pytest.approx(expected.get(name, 2**0.5), rel=1e-5), name
+    MLP.initialise(flat, 2, np.random.default_rng(0))
+    expected = {"policy.weight": 0.01, "value.weight": 1.0}
+    for name, weights in flat.parameters.items():
+        if name.endswith("weight"):
+            gains = np.linalg.norm(weights, 2, axis=(-2, -1))
+            np.testing.assert_allclose(gains, expected.get(name, 2**0.5), rtol=1e-5, err_msg=name)
     assert not any(bias.any() for name, bias in flat.parameters.items() if name.endswith("bias"))

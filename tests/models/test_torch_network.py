@@ -114,14 +114,18 @@ def test_backward_writes_autograds_gradient_into_the_flat_vector(factory: str | 
 def test_the_default_network_is_the_numpy_one_in_torch() -> None:
     """The same weights give the same outputs under either backend."""
     module = TorchMLP(5, (6, 4), 3, "tanh")
-    linear = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    towers = [[m for m in t if isinstance(m, torch.nn.Linear)] for t in (module.policy_tower, module.value_tower)]
     cfg = ModelConfig(hidden=(6, 4))
     observations = spaces.Box(-1.0, 1.0, (5,), np.float32)
     policy = make_policy(observations, spaces.Discrete(3), cfg, np.random.default_rng(0))
-    pieces = [p for layer in linear for p in (layer.weight.T, layer.bias)]
-    policy.flat.vector[:] = np.concatenate([p.detach().numpy().reshape(-1) for p in pieces])
-    head, value = module(torch.from_numpy(inputs_of()))
-    np.testing.assert_allclose(policy.head(inputs_of()), head.detach(), atol=1e-5)
+    ours = policy.flat.parameters
+    for tower, (*hidden, head) in enumerate(towers):
+        layers = [(ours[f"hidden.{i}.weight"][tower], ours[f"hidden.{i}.bias"][tower], m) for i, m in enumerate(hidden)]
+        name = ("policy", "value")[tower]
+        for weight, bias, module_layer in [*layers, (ours[f"{name}.weight"], ours[f"{name}.bias"], head)]:
+            weight[...], bias[...] = module_layer.weight.detach().numpy().T, module_layer.bias.detach().numpy()
+    outputs, value = module(torch.from_numpy(inputs_of()))
+    np.testing.assert_allclose(policy.head(inputs_of()), outputs.detach(), atol=1e-5)
     np.testing.assert_allclose(policy.value(inputs_of()), value.detach(), atol=1e-5)
 
 
