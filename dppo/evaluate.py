@@ -25,7 +25,7 @@ from dppo.commandline import UsageError, load_config  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
-from dppo.seeding import EpisodeSeeds, Purpose, generator  # noqa: E402
+from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator  # noqa: E402
 from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import newest_valid  # noqa: E402
 
@@ -74,8 +74,7 @@ class Policy:
         inputs, single = self._batch(observation)
         distribution = self._policy.distribution
         if stochastic:
-            draw = self._noise.standard_normal if distribution.noise_kind == "normal" else self._noise.random
-            noise = draw((len(inputs), distribution.noise_size), dtype=np.float32)
+            noise = draw_noise(self._noise, distribution.noise_kind, (len(inputs), distribution.noise_size))
             actions = self._policy.act(inputs, noise)[0]
         else:
             actions = self._policy.greedy(inputs)

@@ -64,8 +64,8 @@ class Collector:
         current = self._observations
         observations = np.empty((horizon, *current.shape), current.dtype)
         rewards = np.empty((horizon, n), np.float32)
-        terminations = np.empty((horizon, n), bool)
-        truncations = np.empty((horizon, n), bool)
+        terminations = np.zeros((horizon, n), bool)
+        truncations = np.zeros((horizon, n), bool)
         valid = np.ones((horizon, n), bool)
         noise = self._noise.rows(first_row, horizon)
         inputs = np.empty((horizon, n, current[0].size), np.float32)
@@ -74,25 +74,25 @@ class Collector:
         env_actions: list[np.ndarray] = []
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
         episodes, self._cut = self._cut, []
-        to_env = self.policy.distribution.to_env
+        normalise, act, to_env = self.normaliser.inputs, self.policy.act, self.policy.distribution.to_env
+        episode_returns, episode_lengths = self._episode_returns, self._episode_lengths
         t = 0
         while t < horizon and not (interrupt is not None and interrupt()):
             observations[t] = current
-            inputs[t] = self.normaliser.inputs(current)
-            action, heads[t] = self.policy.act(inputs[t], noise[t])
+            action, _ = act(normalise(current, inputs[t]), noise[t], heads[t])
             actions.append(action)
             env_actions.append(to_env(action))
             step = self._step(env_actions[t], observations[: t + 1])
             current = step.observations
             rewards[t] = step.rewards
-            terminations[t] = step.terminations
-            truncations[t] = step.truncations
-            self._episode_returns += step.rewards
-            self._episode_lengths += 1
+            episode_returns += step.rewards
+            episode_lengths += 1
             if step.valid is not None:
                 valid[t] = step.valid
-                self._episode_lengths -= ~step.valid
+                episode_lengths -= ~step.valid
             if len(step.final_envs):
+                terminations[t] = step.terminations
+                truncations[t] = step.truncations
                 finals.append((t, step.final_envs, step.final_observations))
                 self._end_episodes(first_row + t, step.final_envs, step.terminations, episodes)
             t += 1

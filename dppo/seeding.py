@@ -27,6 +27,18 @@ def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(purpose), *key))))
 
 
+def draw_noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
+    """float32 numbers of `shape`: `normal` (standard), `uniform` in [0, 1), or `gumbel` (standard)."""
+    if kind == "normal":
+        return rng.standard_normal(shape, np.float32)
+    if kind == "uniform":
+        return rng.random(shape, np.float32)
+    assert kind == "gumbel", kind
+    exponential = rng.standard_exponential(shape, np.float32)
+    np.maximum(exponential, np.finfo(np.float32).tiny, out=exponential)  # it may round to 0
+    return np.negative(np.log(exponential, out=exponential), out=exponential)
+
+
 class EpisodeSeeds:
     """Seeds of the episodes of a worker's environments: episode e of global environment g has the same one always."""
 
@@ -74,14 +86,11 @@ class ActionNoise:
         values = np.empty((self._num_envs, self.BLOCK, self._size), np.float32)
         for i in range(self._num_envs):
             rng = generator(self._seed, Purpose.ACTIONS, self._first_env + i, block)
-            draw = rng.standard_normal if self._kind == "normal" else rng.random
-            draw(dtype=np.float32, out=values[i])
+            values[i] = draw_noise(rng, self._kind, values[i].shape)
         self._block, self._values = block, np.ascontiguousarray(values.swapaxes(0, 1))
 
     def rows(self, first: int, count: int) -> np.ndarray:
-        """Rows [first, first + count) of all environments: [count, N, size] float32, standard normal or uniform in
-        [0, 1).
-        """
+        """Rows [first, first + count) of all environments: [count, N, size] float32."""
         out = np.empty((count, self._num_envs, self._size), np.float32)
         done = 0
         while done < count:

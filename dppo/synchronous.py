@@ -88,14 +88,14 @@ def train_worker(
 class AllreduceExchange:
     """Every worker holds the whole state and makes the same step.
 
-    The lead (worker 0) tells rank 0 of each boundary. Rank 0's word on boundary k is asked for only with the
-    statistics of iteration k + 1, long after it was given: nobody waits for the server, yet all workers stop at the
-    same boundary, the same in every repetition. What they had begun since is given up.
+    The lead (worker 0) tells rank 0 of each boundary, and goes on. Whoever hears rank 0's order to stop says so with the
+    next statistics, and all leave together; what they had begun since the boundary at which the run ended is given up.
+    So nobody waits for rank 0, unless it is a whole iteration behind.
     """
 
     def __init__(self, workers: Allreduce, state: TrainingState, link: Link) -> None:
         self._workers, self._state, self._link = workers, state, link
-        self._verdict_is_due = False
+        self._open_boundaries = 0
 
     @property
     def waited_s(self) -> float:
@@ -103,8 +103,8 @@ class AllreduceExchange:
 
     def statistics(self, local: np.ndarray) -> np.ndarray | None:
         """Collective over the workers."""
-        if self._verdict_is_due:
-            self._link.verdict()
+        while self._open_boundaries > 1 and not self._link.verdict():
+            self._open_boundaries -= 1
         local[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this same call
         self._workers.add(local)
         return None if local[0] > 0 else local
@@ -133,7 +133,7 @@ class AllreduceExchange:
             message = np.empty(state.all_bytes, np.uint8)
             state.pack(message)
             self._link.boundary(message)
-            self._verdict_is_due = True
+            self._open_boundaries += 1
 
 
 class P2PExchange:
@@ -195,7 +195,7 @@ class SyncCoordinator(Ending):
         self._totals = np.zeros(learner.num_statistics)
         self._kl_totals = np.zeros(2)
         self._reports: list[deque[Report]] = [deque() for _ in range(num_workers)]
-        self._boundary: np.ndarray | None = None
+        self._boundaries: deque[np.ndarray] = deque()
 
     def on_report(self, report: Report) -> list[Answer]:
         if self.begun:
@@ -209,19 +209,20 @@ class SyncCoordinator(Ending):
     # -- allreduce: the workers have stepped, rank 0 keeps the books --------------------
 
     def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
-        self._boundary = message
+        self._boundaries.append(message)
         return self._close_boundary()
 
     def _close_boundary(self) -> list[Answer]:
-        if self._boundary is None or self.begun or not all(self._reports):
-            return []
-        for reports in self._reports:
-            self._journal.add(reports.popleft())
-        self._state.unpack(self._boundary)
-        self._boundary = None
-        if (reason := self._journal.close({})) is not None:
-            return self.begin(reason)
-        return [Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
+        answers: list[Answer] = []
+        while self._boundaries and not self.begun and all(self._reports):
+            for reports in self._reports:
+                self._journal.add(reports.popleft())
+            self._state.unpack(self._boundaries.popleft())
+            if (reason := self._journal.close({})) is not None:
+                answers += self.begin(reason)
+            else:
+                answers.append(Answer(0, Tag.CONTINUE, np.empty(0, np.uint8)))
+        return answers
 
     # -- p2p: rank 0 steps --------------------
 

@@ -81,15 +81,18 @@ def merge(moments: Moments, sums: np.ndarray, mean: np.ndarray) -> Moments:
     )
 
 
-def normalise(samples: np.ndarray, mean: np.ndarray, inverse_std: np.ndarray, clip: float) -> np.ndarray:
+def normalise(
+    samples: np.ndarray, mean: np.ndarray, inverse_std: np.ndarray, clip: float, out: np.ndarray | None = None
+) -> np.ndarray:
     """(x - mean) / std, clipped to [-clip, clip]. samples: [..., D]; mean: [D]; inverse_std: [D] float32.
 
-    Returns float32. The difference of samples wider than that is taken in their own type: in float32 a large offset
-    would swallow them.
+    Returns float32, in `out` if given. The difference of samples wider than that is taken in their own type: in
+    float32 a large offset would swallow them.
     """
-    wide = samples.dtype.itemsize > 4
-    out = (samples - mean).astype(np.float32) if wide else np.subtract(samples, mean, dtype=np.float32)
-    out *= inverse_std
+    if out is None:
+        out = np.empty(samples.shape, np.float32)
+    np.subtract(samples, mean, out=out, casting="same_kind" if samples.dtype.kind == "f" else "unsafe")
+    np.multiply(out, inverse_std, out=out)
     # minimum and maximum are several times faster than np.clip on small arrays
     np.minimum(out, clip, out=out)
     return np.maximum(out, -clip, out=out)
@@ -122,13 +125,16 @@ class Normaliser:
             return 1.0
         return float(1.0 / self.returns.std()[0])
 
-    def inputs(self, observations: np.ndarray) -> np.ndarray:
-        """What the network sees: [B, *obs] raw -> [B, D] float32."""
-        flat = observations.reshape(len(observations), -1)
+    def inputs(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """What the network sees: [B, *obs] raw -> [B, D] float32, in `out` if given."""
+        flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
         if self.cfg.observations:
             shift = self.frozen_mean if flat.dtype.itemsize > 4 else self._shift
-            return normalise(flat, shift, self._inverse_std, self.cfg.clip)
-        return flat.astype(np.float32)
+            return normalise(flat, shift, self._inverse_std, self.cfg.clip, out)
+        if out is None:
+            return flat.astype(np.float32)
+        out[...] = flat
+        return out
 
     def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
         """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1]."""

@@ -31,29 +31,39 @@ class ActorCritic:
         self.network, self.distribution, self.flat, self.description = network, distribution, flat, description
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
+        self._padded = np.empty((0, 0), np.float32)
 
-    def _head(self, outputs: np.ndarray) -> np.ndarray:
-        if self._log_std is None:
+    def _head(self, outputs: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if self._log_std is None and out is None:
             return outputs
-        head = np.empty((len(outputs), self.distribution.head_size), np.float32)
-        head[:, : outputs.shape[1]] = outputs
-        head[:, outputs.shape[1] :] = self._log_std
+        head = np.empty((len(outputs), self.distribution.head_size), np.float32) if out is None else out
+        if self._log_std is None:
+            head[...] = outputs
+        else:
+            head[:, : outputs.shape[1]] = outputs
+            head[:, outputs.shape[1] :] = self._log_std
         return head
 
-    def act(self, inputs: np.ndarray, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def act(
+        self, inputs: np.ndarray, noise: np.ndarray, head: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Samples actions for normalised observations.
 
         Args:
           inputs: [N, D] float32.
           noise: [N, noise_size] float32, of the kind that the distribution names.
+          head: [N, K] float32 to write the head into; a new array if None.
 
         Returns:
           (actions [N, *act], head [N, K]); log-probabilities and values are cheaper for a whole rollout at once.
         """
         n = len(inputs)
         if n % ROWS:
-            inputs = np.concatenate((inputs, np.zeros((-n % ROWS, inputs.shape[1]), np.float32)))
-        head = self._head(self.network.policy(inputs)[:n])
+            if len(self._padded) != n + -n % ROWS:
+                self._padded = np.zeros((n + -n % ROWS, inputs.shape[1]), np.float32)
+            self._padded[:n] = inputs
+            inputs = self._padded
+        head = self._head(self.network.policy(inputs)[:n], head)
         return self.distribution.sample(head, noise), head
 
     def greedy(self, inputs: np.ndarray) -> np.ndarray:
