@@ -29,8 +29,9 @@ from dppo.commandline import HelpShown, UsageError, parse, to_toml  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.console import Console  # noqa: E402
 from dppo.ending import WorkerError  # noqa: E402
-from dppo.exchange.allreduce import Allreduce  # noqa: E402
+from dppo.exchange.allreduce import Sum, make_sum  # noqa: E402
 from dppo.exchange.collectives import assert_in_sync, first_error, from_rank_zero  # noqa: E402
+from dppo.exchange.doorbell import Doorbell, Neighbours  # noqa: E402
 from dppo.exchange.server import Link, LocalLink, MPILink, serve  # noqa: E402
 from dppo.journal import WINDOW, Journal, Summary  # noqa: E402
 from dppo.planning import Plan, plan_run, version, versions  # noqa: E402
@@ -265,6 +266,8 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
     alone = comm.size == 1
     collector = make_collector(config, place, plan.saved) if place.envs is not None else None
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
+    sums = make_sum(workers, max(place.state.flat.summed.nbytes, 8 * place.learner.num_statistics))
+    doorbell = Doorbell(Neighbours(comm))
     comm.Barrier()  # training time starts when every worker can step
     coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
     if journal is not None:
@@ -275,29 +278,30 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
         watchdog = Watchdog(plan.run_dir / "stalls", comm.rank, config.log.stall_after_s, config.log.stall_abort_s)
         asked = lambda: preemption.requested_at is not None  # noqa: E731
         link: Link = (
-            MPILink(comm, asked, watchdog.progress)
+            MPILink(comm, asked, watchdog.progress, doorbell=doorbell)
             if coordinator is None
             else LocalLink(coordinator, asked, watchdog.progress)
         )
-        _work(config, place, collector, Allreduce(workers), link)
+        _work(config, place, collector, sums, link)
         watchdog.stop()
         link.bye()
         collector.envs.close()
     elif coordinator is not None:
-        serve(comm, coordinator, first_worker_rank=1)
+        serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell)
         if coordinator.abandoned:
             assert journal is not None
             _leave_alone(journal, comm)
+    doorbell.close()
     workers.Free()
 
 
-def _work(config: Config, place: Workplace, collector: Collector, workers: Allreduce, link: Link) -> None:
+def _work(config: Config, place: Workplace, collector: Collector, sums: Sum, link: Link) -> None:
     if config.mode == "async":
         asynchronous.train_worker(collector, place.learner, place.state, link, config)
         return
     exchange: synchronous.Exchange
     if config.exchange == "allreduce":
-        exchange = synchronous.AllreduceExchange(workers, place.state, link)
+        exchange = synchronous.AllreduceExchange(sums, place.state, link)
     else:
         exchange = synchronous.P2PExchange(place.state, link, place.learner)
     synchronous.train_worker(collector, place.learner, place.state, exchange, link, config)

@@ -17,7 +17,7 @@ import numpy as np
 from dppo.batch import Report
 from dppo.config import Config
 from dppo.ending import Ending
-from dppo.exchange.allreduce import Allreduce
+from dppo.exchange.allreduce import Sum
 from dppo.exchange.server import Answer, Link, ParameterServer, Tag
 from dppo.journal import Journal
 from dppo.learner import STATISTICS, Learner, explained_variance
@@ -86,50 +86,57 @@ def train_worker(
 
 
 class AllreduceExchange:
-    """Every worker holds the whole state and makes the same step.
+    """Every worker makes the same step on the same sum; where ranks outnumber cores, the first worker of a node makes it
+    for the others, who have the parameters and counters from it and no optimiser's state.
 
     The lead (worker 0) tells rank 0 of each boundary, and goes on. Whoever hears rank 0's order to stop says so with the
     next statistics, and all leave together; what they had begun since the boundary at which the run ended is given up.
     So nobody waits for rank 0, unless it is a whole iteration behind.
     """
 
-    def __init__(self, workers: Allreduce, state: TrainingState, link: Link) -> None:
-        self._workers, self._state, self._link = workers, state, link
+    def __init__(self, sums: Sum, state: TrainingState, link: Link) -> None:
+        self._sums, self._state, self._link = sums, state, link
         self._open_boundaries = 0
 
     @property
     def waited_s(self) -> float:
-        return self._workers.waited_s
+        return self._sums.waited_s
 
     def statistics(self, local: np.ndarray) -> np.ndarray | None:
         """Collective over the workers."""
         while self._open_boundaries > 1 and not self._link.verdict():
             self._open_boundaries -= 1
         local[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this same call
-        self._workers.add(local)
+        self._sums.add(local)
         return None if local[0] > 0 else local
 
     def mean_kl(self, kl_sum: float, samples: int) -> float:
         """Collective over the workers."""
-        sums = np.array([kl_sum, samples])
-        self._workers.add(sums)
-        return float(sums[0] / max(sums[1], 1.0))
+        totals = np.array([kl_sum, samples])
+        self._sums.add(totals)
+        return float(totals[0] / max(totals[1], 1.0))
 
     def is_past(self, minibatch: int) -> bool:
         return False
 
     def step(self) -> bool:
-        """Collective over the workers."""
-        summed = self._state.flat.summed
-        self._workers.add(summed)
-        return self._state.step(summed).stepped
+        """Collective over the workers. Where one steps for its node, the others take over its parameters."""
+        state, flat, sums = self._state, self._state.flat, self._sums
+        sums.gather(flat.summed)
+        if sums.holds_sum:
+            outcome = state.step(flat.summed)
+            sums.share(flat.vector, flat.sums)
+        else:
+            sums.share(flat.vector, flat.sums)
+            outcome = state.follow(flat.sums)
+        return outcome.stepped
 
     def finish_iteration(self, totals: np.ndarray) -> None:
         state = self._state
         state.normaliser.merge(totals[len(STATISTICS) :])
         state.version = state.updates
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
-        if self._workers.is_lead:
+        if self._sums.is_lead:
             message = np.empty(state.all_bytes, np.uint8)
             state.pack(message)
             self._link.boundary(message)

@@ -23,6 +23,7 @@ import numpy as np
 from mpi4py import MPI
 
 from dppo.batch import Report
+from dppo.exchange.doorbell import Doorbell
 from dppo.exchange.waiting import Backoff
 from dppo.models.flat import FlatParameters
 
@@ -53,6 +54,9 @@ class Answer(NamedTuple):
 
 
 NOTHING = np.empty(0, np.uint8)
+
+POLL_S, CROWDED_POLL_S = 0.002, 0.02
+"""How often a worker looks for rank 0's word while it collects."""
 
 
 class Coordinator(Protocol):
@@ -131,10 +135,11 @@ class ParameterServer:
         return Round(total, order, least)
 
 
-def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int) -> None:
+def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int, doorbell: Doorbell | None = None) -> None:
     """Rank 0's loop until the run has ended. Not collective: it only answers."""
     status = MPI.Status()
-    backoff = Backoff()
+    all_ring = doorbell is not None and all(doorbell.reaches(r) for r in range(first_worker_rank, comm.size))
+    backoff = Backoff(doorbell, all_ring=all_ring)
     sent: list[tuple[MPI.Request, np.ndarray]] = []
     while not coordinator.done:
         if comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
@@ -150,6 +155,8 @@ def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int) -> N
         for answer in answers:
             rank = answer.worker + first_worker_rank
             sent.append((comm.Isend([answer.message, MPI.BYTE], rank, int(answer.tag)), answer.message))
+            if doorbell is not None:
+                doorbell.ring(rank)
         if sent:
             sent = [(request, message) for request, message in sent if not request.Test()]
     for request, _ in [] if coordinator.abandoned else sent:  # a worker that is stuck will not take what is on its way
@@ -193,6 +200,7 @@ class Link:
         self._asked_to_leave, self._signalled = asked_to_leave, False
         self._replies: deque[np.ndarray] = deque()
         self._verdicts = 0
+        self._poll_s, self._next_poll = POLL_S, 0.0
 
     def _send(self, tag: Tag, message: np.ndarray) -> None:
         """Starts sending uint8 `message`, which the caller does not write again before the next answer."""
@@ -211,9 +219,12 @@ class Link:
             assert tag == Tag.REPLY, tag
             self._replies.append(message)
 
+    def _backoff(self) -> Backoff:
+        return Backoff(None, longest_s=0.002)
+
     def _wait_for(self, there: Callable[[], object]) -> None:
         since = time.monotonic()
-        backoff = Backoff(longest_s=0.002)
+        backoff = self._backoff()
         while not there() and not self.stopped:
             if not self._poll():
                 backoff.pause()
@@ -254,11 +265,17 @@ class Link:
         return self.stopped
 
     def stop_requested(self) -> bool:
-        """Whether rank 0 has ended the run; a probe, asked before every row of a rollout."""
+        """Whether rank 0 has ended the run; asked before every row of a rollout, it looks only now and then: where
+        ranks outnumber cores, each look at MPI's queues gives the core away.
+        """
+        self.progress("collect")
+        now = time.monotonic()
+        if now < self._next_poll:
+            return self.stopped
+        self._next_poll = now + self._poll_s
         if self._asked_to_leave() and not self._signalled:
             self._signalled = True
             self._send(Tag.SIGNAL, NOTHING)
-        self.progress("collect")
         self._poll()
         return self.stopped
 
@@ -283,15 +300,24 @@ class MPILink(Link):
         asked_to_leave: Callable[[], bool],
         progress: Callable[[str], None] = lambda phase: None,
         server: int = 0,
+        doorbell: Doorbell | None = None,
     ) -> None:
         super().__init__(asked_to_leave, progress)
-        self._comm, self._server = comm, server
+        self._comm, self._server, self._doorbell = comm, server, doorbell
+        if doorbell is not None and doorbell.crowded:
+            self._poll_s = CROWDED_POLL_S
         self._status = MPI.Status()
         self._sent: list[tuple[MPI.Request, np.ndarray]] = []
 
     def _send(self, tag: Tag, message: np.ndarray) -> None:
         self._sent = [(r, m) for r, m in self._sent if not r.Test()]
         self._sent.append((self._comm.Isend([message, MPI.BYTE], self._server, int(tag)), message))
+        if self._doorbell is not None:
+            self._doorbell.ring(self._server)
+
+    def _backoff(self) -> Backoff:
+        rings = self._doorbell is not None and self._doorbell.reaches(self._server)
+        return Backoff(self._doorbell, all_ring=rings, longest_s=0.002)
 
     def _poll(self) -> bool:
         if not self._comm.Iprobe(self._server, MPI.ANY_TAG, self._status):

@@ -149,13 +149,15 @@ class MLP:
         np.multiply(d_values, self._value.weight.T, out=d_out[1])
         for i in range(len(self._hidden) - 1, -1, -1):
             layer, x, out = self._hidden[i], activations[i], activations[i + 1]
+            # the activation is not needed again: its memory, which is in the cache, takes over the gradient
             if self._relu:
-                d_out *= out > 0
-            else:  # tanh' = 1 - tanh^2, with the activation itself as scratch: it is not needed again
+                np.multiply(d_out, out > 0, out=out)
+            else:  # tanh' = 1 - tanh^2
                 np.multiply(out, out, out=out)
                 np.subtract(1.0, out, out=out)
-                d_out *= out
-            layer.backward(x, d_out, ones)
+                np.multiply(d_out, out, out=out)
+            layer.backward(x, out, ones)
             if i:
                 # BLAS multiplies by a transposed matrix a good deal slower than the copy takes
-                d_out = d_out @ np.ascontiguousarray(layer.weight.transpose(0, 2, 1))
+                weight = np.ascontiguousarray(layer.weight.transpose(0, 2, 1))
+                d_out = np.matmul(out, weight, out=d_out if x.shape == d_out.shape else None)

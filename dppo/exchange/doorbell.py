@@ -1,0 +1,97 @@
+"""Wake-up calls among the ranks of one node, so that a rank that waits sleeps and is woken at once.
+
+Uses mpi4py and Unix sockets; the server's loop, the workers' links and the sums within a node wait through it. MPI's own
+waits spin, and where ranks outnumber cores the scheduler gives a spinning rank as much of the core as a computing one:
+31 waiting ranks then take 30 of 31 parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import struct
+import uuid
+
+from mpi4py import MPI
+
+
+class Neighbours:
+    """Who runs on this rank's node, and whether the node has a core for each of them.
+
+    Collective over `comm`, once, at start-up.
+    """
+
+    def __init__(self, comm: MPI.Comm) -> None:
+        host, cores = socket.gethostname(), frozenset(os.sched_getaffinity(0))
+        everyone: list[tuple[str, frozenset[int]]] = comm.allgather((host, cores))
+        self.rank, self.token = comm.rank, comm.bcast(uuid.uuid4().hex, root=0)
+        self.ranks = [rank for rank, (name, _) in enumerate(everyone) if name == host]
+        self.crowded = _crowded([cores for name, cores in everyone if name == host])
+        """More ranks than cores here: who waits must sleep."""
+        names = {name for name, _ in everyone}
+        self.any_crowded = any(_crowded([cores for name, cores in everyone if name == n]) for n in names)
+        """So on some node; the same on all ranks."""
+
+    def address(self, purpose: str, rank: int) -> str:
+        """Of a rank's socket, in Linux's abstract namespace: no file is left behind, however the rank ends."""
+        return f"\0dppo-{self.token}-{purpose}-{rank}"
+
+
+def _crowded(affinities: list[frozenset[int]]) -> bool:
+    return len(affinities) > len(frozenset().union(*affinities))
+
+
+def bound_socket(address: str) -> socket.socket:
+    """A datagram socket under an address."""
+    out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    out.bind(address)
+    return out
+
+
+def set_receive_timeout(sock: socket.socket, seconds: float) -> None:
+    """The kernel's own timeout: `recv` then raises BlockingIOError. Python's takes another call into the kernel, which
+    makes a wake-up several times slower.
+    """
+    whole = int(seconds)
+    microseconds = max(1, int((seconds - whole) * 1e6)) if not whole else int((seconds - whole) * 1e6)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, microseconds))
+
+
+class Doorbell:
+    """A rank's bell, and the way to its neighbours' bells.
+
+    A ring says: look at MPI's queues. Nothing depends on it: a ring that is lost, or a neighbour on another node, only
+    makes the wait as long as its timeout.
+    """
+
+    def __init__(self, neighbours: Neighbours) -> None:
+        self.crowded = neighbours.crowded
+        self._addresses = {r: neighbours.address("bell", r) for r in neighbours.ranks if r != neighbours.rank}
+        self._socket = bound_socket(neighbours.address("bell", neighbours.rank))
+        self._timeout_s = 0.0
+
+    def reaches(self, rank: int) -> bool:
+        """Whether that rank's messages are announced by its ring."""
+        return rank in self._addresses
+
+    def ring(self, rank: int) -> None:
+        """Wakes `rank`, if it is on this node; never waits."""
+        if (address := self._addresses.get(rank)) is not None:
+            # its queue is full of rings, or it has left
+            with contextlib.suppress(BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+                self._socket.sendto(b"\0", socket.MSG_DONTWAIT, address)
+
+    def wait(self, longest_s: float) -> None:
+        """Sleeps until somebody rings, or for `longest_s`."""
+        if longest_s != self._timeout_s:
+            set_receive_timeout(self._socket, longest_s)
+            self._timeout_s = longest_s
+        with contextlib.suppress(BlockingIOError):
+            self._socket.recv(1)
+            while True:  # of many rings one is enough
+                self._socket.recv(1, socket.MSG_DONTWAIT)
+
+    def close(self) -> None:
+        """Rings are lost after it."""
+        self._socket.close()
