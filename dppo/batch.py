@@ -106,15 +106,13 @@ class Minibatch:
 
     def __getitem__(self, index: np.ndarray) -> Minibatch:
         """The samples `index`, copied."""
-        return Minibatch(
-            self.inputs[index],
-            self.actions[index],
-            self.heads[index],
-            self.log_probs[index],
-            self.values[index],
-            self.advantages[index],
-            self.returns[index],
-        )
+        return Minibatch(*(array[index] for array in self.arrays()))
+
+    def arrays(self) -> list[np.ndarray]:
+        """The fields, in their order; `Minibatch(*arrays)` is the inverse."""
+        return [
+            self.inputs, self.actions, self.heads, self.log_probs, self.values, self.advantages, self.returns,
+        ]  # fmt: skip
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,17 @@ class Batch:
 
     samples: Minibatch
     statistics: np.ndarray
-    """[len(STATISTICS) + moments] float64, sums over this worker's samples."""
+    """[len(STATISTICS) + moments] float64, sums over this worker's samples; once the workers have met, over all."""
+    parts: tuple[tuple[int, int], ...]
+    """(worker, samples) of the rollouts that `samples` joins, in its order: nearly always one."""
+
+    @classmethod
+    def joined(cls, batches: Sequence[Batch]) -> Batch:
+        """Of several workers, whose gradients one of them computes."""
+        columns = zip(*(batch.samples.arrays() for batch in batches), strict=True)
+        statistics = np.sum([batch.statistics for batch in batches], axis=0)
+        parts = tuple(part for batch in batches for part in batch.parts)
+        return cls(Minibatch(*(np.concatenate(column) for column in columns)), statistics, parts)
 
 
 def explained_variance(totals: np.ndarray) -> float:
@@ -104,7 +114,7 @@ class Learner:
             flat(rollout.observations.reshape(t, n, -1)) if t else np.empty((0, len(self.normaliser.frozen_mean))),
             flat(discounted_returns)[:, None],
         )
-        return Batch(samples, np.concatenate((sums, moments)))
+        return Batch(samples, np.concatenate((sums, moments)), ((self._worker, len(samples)),))
 
     def _vtrace(
         self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
@@ -135,16 +145,21 @@ class Learner:
         batch.samples.advantages = ((batch.samples.advantages - mean) / (std + 1e-6)).astype(np.float32)
 
     def minibatches(self, batch: Batch, iteration: int) -> Iterator[Minibatch]:
-        """epochs x minibatches, shuffled anew each epoch from the worker's stream of this iteration."""
+        """epochs x minibatches, shuffled anew each epoch from each worker's stream of this iteration."""
         if self.updates_per_rollout == 1:
             yield batch.samples
             return
-        rng = generator(self.config.seed, Purpose.SHUFFLE, self._worker, iteration)
-        edges = np.linspace(0, len(batch.samples), self.minibatches_per_epoch + 1).astype(int).tolist()
+        parts, first = [], 0
+        for worker, count in batch.parts:
+            edges = np.linspace(0, count, self.minibatches_per_epoch + 1).astype(int).tolist()
+            rng = generator(self.config.seed, Purpose.SHUFFLE, worker, iteration)
+            parts.append((first, count, list(itertools.pairwise(edges)), rng))
+            first += count
         for _ in range(self.epochs):
-            order = rng.permutation(len(batch.samples))
-            for start, stop in itertools.pairwise(edges):
-                yield batch.samples[order[start:stop]]
+            orders = [first + rng.permutation(count) for first, count, _, rng in parts]
+            for m in range(self.minibatches_per_epoch):
+                chosen = [order[slice(*edges[m])] for order, (_, _, edges, _) in zip(orders, parts, strict=True)]
+                yield batch.samples[np.concatenate(chosen) if len(chosen) > 1 else chosen[0]]
 
     def gradient(
         self, samples: Minibatch, kl_coef: float = 0.0, mean_kl: Callable[[float, int], float] | None = None

@@ -29,9 +29,10 @@ from dppo.commandline import HelpShown, UsageError, parse, to_toml  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.console import Console  # noqa: E402
 from dppo.ending import WorkerError  # noqa: E402
-from dppo.exchange.allreduce import Sum, make_sum  # noqa: E402
+from dppo.exchange.allreduce import Allreduce  # noqa: E402
 from dppo.exchange.collectives import assert_in_sync, first_error, from_rank_zero  # noqa: E402
 from dppo.exchange.doorbell import Doorbell, Neighbours  # noqa: E402
+from dppo.exchange.pooling import Pool, make_pool  # noqa: E402
 from dppo.exchange.server import Link, LocalLink, MPILink, serve  # noqa: E402
 from dppo.journal import WINDOW, Journal, Summary  # noqa: E402
 from dppo.planning import Plan, plan_run, version, versions  # noqa: E402
@@ -266,7 +267,9 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
     alone = comm.size == 1
     collector = make_collector(config, place, plan.saved) if place.envs is not None else None
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
-    sums = make_sum(workers, max(place.state.flat.summed.nbytes, 8 * place.learner.num_statistics))
+    pool, computing = None, workers
+    if config.exchange == "allreduce":
+        pool, computing = make_pool(workers, synchronous.pool_bytes(place.learner, place.state, config))
     doorbell = Doorbell(Neighbours(comm))
     comm.Barrier()  # training time starts when every worker can step
     coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
@@ -282,7 +285,7 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
             if coordinator is None
             else LocalLink(coordinator, asked, watchdog.progress)
         )
-        _work(config, place, collector, sums, link)
+        _work(config, place, collector, Allreduce(computing), pool, link)
         watchdog.stop()
         link.bye()
         collector.envs.close()
@@ -295,13 +298,15 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
     workers.Free()
 
 
-def _work(config: Config, place: Workplace, collector: Collector, sums: Sum, link: Link) -> None:
+def _work(
+    config: Config, place: Workplace, collector: Collector, sums: Allreduce, pool: Pool | None, link: Link
+) -> None:
     if config.mode == "async":
         asynchronous.train_worker(collector, place.learner, place.state, link, config)
         return
     exchange: synchronous.Exchange
     if config.exchange == "allreduce":
-        exchange = synchronous.AllreduceExchange(sums, place.state, link)
+        exchange = synchronous.AllreduceExchange(sums, pool, place.state, link)
     else:
         exchange = synchronous.P2PExchange(place.state, link, place.learner)
     synchronous.train_worker(collector, place.learner, place.state, exchange, link, config)

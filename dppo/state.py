@@ -63,27 +63,20 @@ class TrainingState:
         clipped, and divided by its own size, all the same.
         """
         size = self.flat.size
-        outcome = self.follow(summed[size:])
-        if not outcome.stepped:
-            return outcome
+        sums = summed[size:].astype(np.float64)
+        mean = 1.0 / max(float(sums[_COUNT]), 1.0)
+        self._metrics[:_SUMMED] += sums
+        self._last_kl = mean * float(sums[_KL])
+        if self._target_kl and self._last_kl > self._target_kl:
+            self._metrics[-1] += 1
+            return StepOutcome(stepped=False)
         gradient = summed[:size]
-        mean = 1.0 / max(float(summed[size + _COUNT]), 1.0)
         norm = mean * math.sqrt(float(np.dot(gradient, gradient)))
         self._metrics[_SUMMED] += norm
         scale = mean * clip_scale(norm, self._optim.max_grad_norm)
         self.optimizer.step(self.flat.vector, gradient, self.lr * weight, scale)
-        return outcome
-
-    def follow(self, sums: np.ndarray) -> StepOutcome:
-        """The same decision and counts, where another rank makes the step's arithmetic; sums: [sums] float32."""
-        sums = sums.astype(np.float64)
-        self._metrics[:_SUMMED] += sums
-        self._last_kl = float(sums[_KL] / max(sums[_COUNT], 1.0))
-        if self._target_kl and self._last_kl > self._target_kl:
-            self._metrics[-1] += 1
-            return StepOutcome(stepped=False)
-        self._metrics[_SUMMED + 3] += 1
         self.updates += 1
+        self._metrics[_SUMMED + 3] += 1
         return StepOutcome(stepped=True)
 
     @property

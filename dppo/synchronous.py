@@ -10,17 +10,19 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from dppo.batch import Report
+from dppo.batch import Minibatch, Report
 from dppo.config import Config
 from dppo.ending import Ending
-from dppo.exchange.allreduce import Sum
+from dppo.exchange.allreduce import Allreduce
+from dppo.exchange.pooling import Pool, slot_bytes
 from dppo.exchange.server import Answer, Link, ParameterServer, Tag
 from dppo.journal import Journal
-from dppo.learner import STATISTICS, Learner, explained_variance
+from dppo.learner import STATISTICS, Batch, Learner, explained_variance
 from dppo.rollout import Collector
 from dppo.state import TrainingState
 
@@ -32,8 +34,10 @@ class Exchange(Protocol):
     def waited_s(self) -> float:
         """Seconds spent in waiting for other ranks, since the start."""
 
-    def statistics(self, local: np.ndarray) -> np.ndarray | None:
-        """The added-up statistics of an iteration; None where the run has ended."""
+    def meet(self, batch: Batch) -> Batch | None:
+        """The samples whose gradients this worker computes, with the statistics of all workers; None where the run has
+        ended. If the iteration has passed meanwhile, there is nothing to compute.
+        """
 
     def mean_kl(self, kl_sum: float, samples: int) -> float:
         """Mean over the samples of all ranks."""
@@ -65,13 +69,12 @@ def train_worker(
         link.report(collector.report(rollout, collect_s, learn_s, exchange_s))
 
         started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s
-        batch = learner.prepare(rollout, discounted_returns)
         link.progress("exchange")
-        totals = exchange.statistics(batch.statistics)
-        if totals is None:
+        batch = exchange.meet(learner.prepare(rollout, discounted_returns))
+        if batch is None:
             return
-        if state.iteration == iteration:  # else it has passed while this worker was late: the rollout is given up
-            learner.normalise_advantages(batch, totals)
+        if state.iteration == iteration:  # else another worker did it, or it passed while this one was late
+            learner.normalise_advantages(batch, batch.statistics)
             for number, samples in enumerate(learner.minibatches(batch, iteration)):
                 link.progress("update")
                 if exchange.is_past(number):
@@ -81,37 +84,58 @@ def train_worker(
                     break
             if link.stopped:
                 return
-            exchange.finish_iteration(totals)
+            exchange.finish_iteration(batch.statistics)
         learn_s, exchange_s = time.monotonic() - started, exchange.waited_s + link.waited_s - waited_s
 
 
 class AllreduceExchange:
-    """Every worker makes the same step on the same sum; where ranks outnumber cores, the first worker of a node makes it
-    for the others, who have the parameters and counters from it and no optimiser's state.
+    """Every worker holds the whole state and makes the same step; where ranks outnumber cores, one of each pool makes
+    it, and the others take over its state at the iteration's end.
 
-    The lead (worker 0) tells rank 0 of each boundary, and goes on. Whoever hears rank 0's order to stop says so with the
-    next statistics, and all leave together; what they had begun since the boundary at which the run ended is given up.
-    So nobody waits for rank 0, unless it is a whole iteration behind.
+    The lead (worker 0) tells rank 0 of each boundary, and goes on. Whoever hears rank 0's order to stop says so with
+    the next statistics, and all leave together; what they had begun since the boundary at which the run ended is given
+    up. So nobody waits for rank 0, unless it is a whole iteration behind.
     """
 
-    def __init__(self, sums: Sum, state: TrainingState, link: Link) -> None:
-        self._sums, self._state, self._link = sums, state, link
+    def __init__(self, sums: Allreduce, pool: Pool | None, state: TrainingState, link: Link) -> None:
+        self._sums, self._pool, self._state, self._link = sums, pool, state, link
         self._open_boundaries = 0
 
     @property
     def waited_s(self) -> float:
-        return self._sums.waited_s
+        return self._sums.waited_s + (self._pool.waited_s if self._pool is not None else 0.0)
 
-    def statistics(self, local: np.ndarray) -> np.ndarray | None:
+    def meet(self, batch: Batch) -> Batch | None:
         """Collective over the workers."""
         while self._open_boundaries > 1 and not self._link.verdict():
             self._open_boundaries -= 1
-        local[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this same call
-        self._sums.add(local)
-        return None if local[0] > 0 else local
+        batch.statistics[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this call
+        if self._pool is not None:
+            arrays = [*batch.samples.arrays(), batch.statistics]
+            if not self._pool.computes:
+                self._pool.put(arrays)
+                return self._take_over(self._pool.wait(), batch)
+            members = [
+                Batch(Minibatch(*columns), statistics, ((worker, len(columns[0])),))
+                for worker, (*columns, statistics) in self._pool.take(arrays)
+            ]
+            batch = Batch.joined([batch, *members])
+        self._sums.add(batch.statistics)
+        if batch.statistics[0] == 0:
+            return batch
+        if self._pool is not None:
+            self._pool.answer(np.empty(0, np.uint8))
+        return None
+
+    def _take_over(self, message: np.ndarray, batch: Batch) -> Batch | None:
+        """What the one that computes has made of the iteration; None where it says that the run has ended."""
+        if not len(message):
+            return None
+        self._state.unpack(message)
+        return batch
 
     def mean_kl(self, kl_sum: float, samples: int) -> float:
-        """Collective over the workers."""
+        """Collective over the workers that compute."""
         totals = np.array([kl_sum, samples])
         self._sums.add(totals)
         return float(totals[0] / max(totals[1], 1.0))
@@ -120,27 +144,37 @@ class AllreduceExchange:
         return False
 
     def step(self) -> bool:
-        """Collective over the workers. Where one steps for its node, the others take over its parameters."""
-        state, flat, sums = self._state, self._state.flat, self._sums
-        sums.gather(flat.summed)
-        if sums.holds_sum:
-            outcome = state.step(flat.summed)
-            sums.share(flat.vector, flat.sums)
-        else:
-            sums.share(flat.vector, flat.sums)
-            outcome = state.follow(flat.sums)
-        return outcome.stepped
+        """Collective over the workers that compute."""
+        summed = self._state.flat.summed
+        self._sums.add(summed)
+        return self._state.step(summed).stepped
 
     def finish_iteration(self, totals: np.ndarray) -> None:
         state = self._state
         state.normaliser.merge(totals[len(STATISTICS) :])
         state.version = state.updates
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
+        if self._pool is None and not self._sums.is_lead:
+            return
+        message = np.empty(state.all_bytes, np.uint8)
+        state.pack(message)
+        if self._pool is not None:
+            self._pool.answer(message)
         if self._sums.is_lead:
-            message = np.empty(state.all_bytes, np.uint8)
-            state.pack(message)
             self._link.boundary(message)
             self._open_boundaries += 1
+
+
+def pool_bytes(learner: Learner, state: TrainingState, config: Config) -> int:
+    """What a worker puts into its pool, or is answered, at most."""
+    distribution = learner.policy.distribution
+    head = np.zeros((1, distribution.head_size), np.float32)
+    number = np.zeros(1, np.float32)
+    inputs = np.zeros((1, len(learner.normaliser.frozen_mean)), np.float32)
+    samples = [inputs, distribution.mode(head), head, number, number, number, number]
+    assert config.horizon is not None, "an unresolved configuration reached the loop"
+    batch = slot_bytes([*samples, np.zeros(learner.num_statistics)], config.horizon * config.num_envs)
+    return max(batch, 8 + state.all_bytes)
 
 
 class P2PExchange:
@@ -162,11 +196,11 @@ class P2PExchange:
         self._state.unpack(message[:core])
         return message[core:].view(np.float64)
 
-    def statistics(self, local: np.ndarray) -> np.ndarray | None:
+    def meet(self, batch: Batch) -> Batch | None:
         self._iteration = self._state.iteration
-        self._link.sums(self._state.version, local)
+        self._link.sums(self._state.version, batch.statistics)
         sums = self._receive()
-        return None if sums is None else sums[: self._num_statistics]
+        return None if sums is None else replace(batch, statistics=sums[: self._num_statistics])
 
     def mean_kl(self, kl_sum: float, samples: int) -> float:
         self._link.sums(self._state.version, np.array([kl_sum, samples]))

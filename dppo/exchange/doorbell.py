@@ -1,8 +1,8 @@
 """Wake-up calls among the ranks of one node, so that a rank that waits sleeps and is woken at once.
 
-Uses mpi4py and Unix sockets; the server's loop, the workers' links and the sums within a node wait through it. MPI's own
-waits spin, and where ranks outnumber cores the scheduler gives a spinning rank as much of the core as a computing one:
-31 waiting ranks then take 30 of 31 parts.
+Uses mpi4py and Unix sockets; the server's loop and the workers' links wait through it, pooling.py through the sockets.
+MPI's own waits spin, and where ranks outnumber cores the scheduler gives a spinning rank as much of the core as a
+computing one: thirty that wait then leave one thirty-first to the one that works.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import uuid
+from collections import Counter
 
 from mpi4py import MPI
 
@@ -23,23 +24,31 @@ class Neighbours:
     """
 
     def __init__(self, comm: MPI.Comm) -> None:
-        host, cores = socket.gethostname(), frozenset(os.sched_getaffinity(0))
-        everyone: list[tuple[str, frozenset[int]]] = comm.allgather((host, cores))
+        mine = socket.gethostname(), frozenset(os.sched_getaffinity(0))
+        everyone: list[tuple[str, frozenset[int]]] = comm.allgather(mine)
         self.rank, self.token = comm.rank, comm.bcast(uuid.uuid4().hex, root=0)
-        self.ranks = [rank for rank, (name, _) in enumerate(everyone) if name == host]
-        self.crowded = _crowded([cores for name, cores in everyone if name == host])
+        self.ranks = [rank for rank, (host, _) in enumerate(everyone) if host == mine[0]]
+        cores = {host: _cores(everyone, host) for host, _ in everyone}
+        self.num_cores = cores[mine[0]]
+        """That the ranks of this node may run on, together."""
+        ranks = Counter(host for host, _ in everyone)
+        self.crowded = len(self.ranks) > self.num_cores
         """More ranks than cores here: who waits must sleep."""
-        names = {name for name, _ in everyone}
-        self.any_crowded = any(_crowded([cores for name, cores in everyone if name == n]) for n in names)
+        self.any_crowded = any(ranks[host] > cores[host] for host in ranks)
         """So on some node; the same on all ranks."""
+
+    def groups(self) -> list[list[int]]:
+        """The ranks of this node in as many groups as there are cores, in order."""
+        size = -(-len(self.ranks) // self.num_cores)
+        return [self.ranks[start : start + size] for start in range(0, len(self.ranks), size)]
 
     def address(self, purpose: str, rank: int) -> str:
         """Of a rank's socket, in Linux's abstract namespace: no file is left behind, however the rank ends."""
         return f"\0dppo-{self.token}-{purpose}-{rank}"
 
 
-def _crowded(affinities: list[frozenset[int]]) -> bool:
-    return len(affinities) > len(frozenset().union(*affinities))
+def _cores(everyone: list[tuple[str, frozenset[int]]], host: str) -> int:
+    return len(frozenset().union(*(cores for name, cores in everyone if name == host)))
 
 
 def bound_socket(address: str) -> socket.socket:

@@ -1,0 +1,143 @@
+"""Where ranks outnumber cores: one worker per core computes the gradients of its neighbours' samples.
+
+Uses mpi4py, the neighbours' sockets and a piece of shared memory; the synchronous loop hands it batches. Taking turns
+on a core for each small update costs more than the update: with 31 workers on 2 cores every turn begins with a cold
+cache, and MPI's waits spin besides. So a worker that has collected puts its samples into shared memory, and sleeps until
+the first of its group has made all updates of the iteration. The average by samples is the same; only who computes it
+is another.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from mpi4py import MPI
+
+from dppo.exchange.doorbell import Neighbours, bound_socket
+
+_ALIGNMENT = 64
+
+
+class Pool:
+    """A group of workers on one node; its first computes.
+
+    The first waits for every member's arrays, and answers when the iteration is over; a member writes again only after
+    the answer, which is written again only after all members have written.
+
+    Args:
+      slots: [workers of the group, bytes] uint8, shared; slot 0 holds the answer.
+      workers: numbers of the workers of the group, in order.
+      addresses: of their sockets.
+      place: which of them this one is.
+    """
+
+    def __init__(self, slots: np.ndarray, workers: Sequence[int], addresses: Sequence[str], place: int) -> None:
+        self._slots, self._workers, self._addresses, self._place = slots, workers, addresses, place
+        self._socket = bound_socket(addresses[place])
+        self.computes = place == 0
+        self.waited_s = 0.0
+
+    def put(self, arrays: Sequence[np.ndarray]) -> None:
+        """A member's arrays, of B rows each; the last one may have another length, always the same."""
+        slot = self._slots[self._place]
+        slot[:8].view(np.int64)[0] = len(arrays[0])
+        for view, array in zip(_views(slot, arrays, len(arrays[0])), arrays, strict=True):
+            view[...] = array
+        self._socket.sendto(b"\0", self._addresses[0])
+
+    def take(self, like: Sequence[np.ndarray]) -> list[tuple[int, list[np.ndarray]]]:
+        """(worker, arrays) of every member, in order, of the types and widths of `like`; valid until `answer`."""
+        since = time.monotonic()
+        for _ in self._addresses[1:]:
+            self._socket.recv(1)
+        self.waited_s += time.monotonic() - since
+        members = zip(self._workers[1:], self._slots[1:], strict=True)
+        return [(worker, _views(slot, like, int(slot[:8].view(np.int64)[0]))) for worker, slot in members]
+
+    def answer(self, message: np.ndarray) -> None:
+        """Wakes the members with uint8 `message`; an empty one says that the run has ended."""
+        slot = self._slots[0]
+        slot[:8].view(np.int64)[0] = len(message)
+        slot[8 : 8 + len(message)] = message
+        for address in self._addresses[1:]:
+            self._socket.sendto(b"\0", address)
+
+    def wait(self) -> np.ndarray:
+        """The answer to what this member has put; a view that is valid until the next `put`."""
+        since = time.monotonic()
+        self._socket.recv(1)
+        self.waited_s += time.monotonic() - since
+        slot = self._slots[0]
+        return slot[8 : 8 + int(slot[:8].view(np.int64)[0])]
+
+
+def _views(slot: np.ndarray, like: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
+    """Where the arrays lie in a slot: `rows` rows of each but the last, which is as long as it is."""
+    views, start = [], _ALIGNMENT
+    for i, array in enumerate(like):
+        shape = array.shape if i == len(like) - 1 else (rows, *array.shape[1:])
+        num_bytes = int(np.prod(shape)) * array.itemsize
+        views.append(slot[start : start + num_bytes].view(array.dtype).reshape(shape))
+        start += -(-num_bytes // _ALIGNMENT) * _ALIGNMENT
+    return views
+
+
+def slot_bytes(arrays: Sequence[np.ndarray], rows: int) -> int:
+    """Room for `put` of arrays like these with at most so many rows."""
+    return sum(rows * array[:1].nbytes + _ALIGNMENT for array in arrays[:-1]) + arrays[-1].nbytes + 2 * _ALIGNMENT
+
+
+def make_pool(workers: MPI.Comm, num_bytes: int) -> tuple[Pool | None, MPI.Comm]:
+    """Collective over `workers`. This worker's pool, and the communicator of those that compute.
+
+    None, and all of `workers`, where every worker has a core to itself, or the memory for it is not to be had.
+    """
+    neighbours = Neighbours(workers)
+    if not neighbours.any_crowded:
+        return None, workers
+    mine = next(group for group in neighbours.groups() if workers.rank in group)
+    group = workers.Split(color=mine[0], key=workers.rank)
+    slots = _shared_slots(group, num_bytes)
+    group.Free()
+    if not workers.allreduce(slots is not None, MPI.LAND):
+        return None, workers
+    assert slots is not None
+    place = mine.index(workers.rank)
+    pool = Pool(slots, mine, [neighbours.address("pool", rank) for rank in mine], place)
+    return pool, workers.Split(color=int(place > 0), key=workers.rank)
+
+
+def _shared_slots(group: MPI.Comm, num_bytes: int) -> np.ndarray | None:
+    """Collective over `group`. [ranks, bytes] uint8 that all of them see; None, on all, where that fails.
+
+    A file in /dev/shm, which loses its name as soon as all have opened it: nothing is left however the job ends.
+    """
+    stride = -(-num_bytes // 4096) * 4096
+    path, file = "", -1
+    if group.rank == 0:
+        try:
+            file, path = tempfile.mkstemp(prefix="dppo-", dir="/dev/shm")
+            os.posix_fallocate(file, 0, group.size * stride)  # else a full /dev/shm is a bus error later
+        except OSError:
+            path = ""
+    path = group.bcast(path, root=0)
+    memory: mmap.mmap | None = None
+    try:
+        if path:
+            file = os.open(path, os.O_RDWR) if group.rank else file
+            memory = mmap.mmap(file, group.size * stride)
+    except OSError:
+        pass
+    finally:
+        if file >= 0:
+            os.close(file)
+    complete = group.allreduce(memory is not None, MPI.LAND)
+    if group.rank == 0 and path:
+        Path(path).unlink(missing_ok=True)
+    return np.frombuffer(memory, np.uint8).reshape(group.size, stride) if memory is not None and complete else None
