@@ -80,7 +80,7 @@ def test_only_run_says_comm_world() -> None:
 def test_the_mathematics_is_pure(path: Path) -> None:
     """No MPI, environments, files, clocks or torch."""
     outside = {name.split(".")[0] for name in imports(path)} - {"__future__", "dppo"}
-    assert outside <= {"dataclasses", "math", "typing", "numpy"}
+    assert outside <= {"collections", "dataclasses", "math", "typing", "numpy"}
 
 
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:

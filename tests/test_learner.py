@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -233,7 +234,7 @@ def test_a_rollout_that_was_cut_short_gives_the_same_number_of_minibatches(sampl
     """Ranks meet at every update: none may have one less. Some may be empty."""
     place = make_workplace(ppo=PPOConfig(epochs=2, minibatches=4))
     _, batch = prepared(place)
-    batch.samples = batch.samples[np.arange(samples)]
+    batch = replace(batch, samples=batch.samples[np.arange(samples)], parts=((0, samples),))
     parts = list(place.learner.minibatches(batch, 0))
     assert len(parts) == place.learner.updates_per_rollout == 8
     assert sum(map(len, parts)) == 2 * samples
@@ -242,7 +243,7 @@ def test_a_rollout_that_was_cut_short_gives_the_same_number_of_minibatches(sampl
 def test_the_order_is_that_of_worker_and_iteration() -> None:
     def order(worker: int, iteration: int) -> list[float]:
         place = make_workplace(worker=worker)
-        batch = Batch(numbered(32), np.empty(0))
+        batch = Batch(numbered(32), np.empty(0), ((worker, 32),))
         return [x for m in place.learner.minibatches(batch, iteration) for x in m.advantages.tolist()]
 
     assert order(0, 5) == order(0, 5)

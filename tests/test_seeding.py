@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, generator
 
 SEED = 42
 
@@ -74,7 +74,7 @@ def test_evaluation_sees_other_episodes_than_training() -> None:
 # -- noise of actions --------------------
 
 
-@pytest.mark.parametrize("kind", ["uniform", "normal"])
+@pytest.mark.parametrize("kind", ["uniform", "normal", "gumbel"])
 @pytest.mark.parametrize("num_workers", [1, 3, 6])
 def test_an_environments_noise_does_not_depend_on_the_layout(kind: str, num_workers: int) -> None:
     each = 6 // num_workers
@@ -108,6 +108,42 @@ def test_noise_has_the_distribution_that_its_kind_names() -> None:
     normal = ActionNoise(SEED, 0, 8, 2, "normal").rows(0, 1000)
     assert (normal.mean(), normal.std()) == pytest.approx((0.0, 1.0), abs=0.03)
     assert np.mean(np.abs(normal) < 1.96) == pytest.approx(0.95, abs=0.01)
+    gumbel = ActionNoise(SEED, 0, 8, 2, "gumbel").rows(0, 1000)
+    assert (gumbel.mean(), gumbel.std()) == pytest.approx((0.5772, np.pi / np.sqrt(6)), abs=0.03)
+    assert np.mean(gumbel < 0) == pytest.approx(np.exp(-1), abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mean", "std"),
+    [("normal", 0.0, 1.0), ("uniform", 0.5, np.sqrt(1 / 12)), ("gumbel", 0.5772, np.pi / np.sqrt(6))],
+)
+def test_drawn_noise_is_finite_float32_with_the_moments_of_its_kind(kind: str, mean: float, std: float) -> None:
+    noise = draw_noise(generator(SEED, Purpose.EVALUATION), kind, (1000, 500))
+    assert noise.shape == (1000, 500) and noise.dtype == np.float32
+    assert np.isfinite(noise).all()
+    assert (noise.mean(), noise.std()) == pytest.approx((mean, std), abs=0.006)
+
+
+def test_gumbel_noise_is_minus_the_logarithm_of_an_exponential_draw() -> None:
+    """P(G <= g) = exp(-exp(-g)), of the stream's own exponential numbers."""
+    noise = draw_noise(generator(SEED, Purpose.ACTIONS), "gumbel", (50, 4))
+    exponential = generator(SEED, Purpose.ACTIONS).standard_exponential((50, 4), np.float32)
+    np.testing.assert_allclose(noise, -np.log(exponential), rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_gumbel_noise_is_finite_where_the_exponential_draw_rounds_to_zero() -> None:
+    """-log of the smallest normal float32, 2^-126, is 126 log 2."""
+
+    class Zeros:
+        standard_exponential = staticmethod(np.zeros)
+
+    assert draw_noise(Zeros(), "gumbel", (2,)) == pytest.approx([126 * np.log(2)] * 2)  # type: ignore[arg-type]
+
+
+def test_another_kind_of_noise_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="cauchy"):
+        draw_noise(generator(SEED, Purpose.ACTIONS), "cauchy", (1,))
 
 
 def test_two_environments_are_not_correlated() -> None:

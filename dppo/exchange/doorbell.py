@@ -8,6 +8,7 @@ computing one: thirty that wait then leave one thirty-first to the one that work
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import struct
@@ -38,9 +39,10 @@ class Neighbours:
         """So on some node; the same on all ranks."""
 
     def groups(self) -> list[list[int]]:
-        """The ranks of this node in as many groups as there are cores, in order."""
-        size = -(-len(self.ranks) // self.num_cores)
-        return [self.ranks[start : start + size] for start in range(0, len(self.ranks), size)]
+        """The ranks of this node in as many groups as there are cores, in order, equal but for one."""
+        count = min(self.num_cores, len(self.ranks))
+        edges = [len(self.ranks) * i // count for i in range(count + 1)]
+        return [self.ranks[start:stop] for start, stop in itertools.pairwise(edges)]
 
     def address(self, purpose: str, rank: int) -> str:
         """Of a rank's socket, in Linux's abstract namespace: no file is left behind, however the rank ends."""
@@ -78,7 +80,7 @@ class Doorbell:
         self.crowded = neighbours.crowded
         self._addresses = {r: neighbours.address("bell", r) for r in neighbours.ranks if r != neighbours.rank}
         self._socket = bound_socket(neighbours.address("bell", neighbours.rank))
-        self._timeout_s = 0.0
+        self._timeout_s = -1.0
 
     def reaches(self, rank: int) -> bool:
         """Whether that rank's messages are announced by its ring."""

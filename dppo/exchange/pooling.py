@@ -2,7 +2,7 @@
 
 Uses mpi4py, the neighbours' sockets and a piece of shared memory; the synchronous loop hands it batches. Taking turns
 on a core for each small update costs more than the update: with 31 workers on 2 cores every turn begins with a cold
-cache, and MPI's waits spin besides. So a worker that has collected puts its samples into shared memory, and sleeps until
+cache, and MPI's waits spin besides. So a worker that has collected puts its samples into shared memory and sleeps until
 the first of its group has made all updates of the iteration. The average by samples is the same; only who computes it
 is another.
 """

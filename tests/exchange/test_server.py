@@ -1,17 +1,31 @@
-"""The parameter server's rounds, and how a worker and rank 0 talk; without MPI between them."""
+"""The parameter server's rounds, and how a worker and rank 0 talk; with at most MPI's way from a rank to itself."""
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from dppo.algo.optim import staleness_weight
 from dppo.batch import Report
-from dppo.exchange.server import NOTHING, Answer, LocalLink, ParameterServer, Tag
+from dppo.exchange import server as server_module
+from dppo.exchange.server import (
+    CROWDED_POLL_S,
+    NOTHING,
+    POLL_S,
+    Answer,
+    LocalLink,
+    MPILink,
+    ParameterServer,
+    Tag,
+    serve,
+)
+from dppo.exchange.waiting import Backoff
 from dppo.models.flat import FlatParameters
 
 W = 4
@@ -293,7 +307,8 @@ def test_each_boundary_has_a_verdict_of_its_own(recorder: Recorder, link: LocalL
     assert link.verdict()
 
 
-def test_rank_0_is_told_once_of_a_signal() -> None:
+def test_rank_0_is_told_once_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "POLL_S", 0.0)  # it looks each time
     recorder, asked = Recorder(), [False]
     link = LocalLink(recorder, lambda: asked[0])
     assert not link.stop_requested()
@@ -306,7 +321,147 @@ def test_rank_0_is_told_once_of_a_signal() -> None:
 
 
 def test_time_spent_waiting_is_counted(recorder: Recorder, link: LocalLink) -> None:
-    polls = itertools.count()
-    recorder.idle = lambda: [Answer(0, Tag.REPLY, NOTHING)] if next(polls) == 100 else []  # type: ignore[method-assign]
+    ready = time.monotonic() + 0.05
+    recorder.idle = lambda: [Answer(0, Tag.REPLY, NOTHING)] if time.monotonic() > ready else []  # type: ignore[method-assign]
     link.reply(wait=True)
-    assert link.waited_s > 0.001
+    assert link.waited_s > 0.04
+
+
+# -- the bell --------------------
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The time, which only the test and its bell move."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+class Bell:
+    """A doorbell; on its ring the neighbour takes in the message that it was rung for. Waits take time `now`."""
+
+    def __init__(self, *, crowded: bool = False, reaches: bool = True, now: list[float] | None = None) -> None:
+        self.crowded, self._reaches, self._now = crowded, reaches, now or [0.0]
+        self.taken: list[tuple[int, Tag, list[int]]] = []
+        self.waits: list[float] = []
+
+    def reaches(self, rank: int) -> bool:
+        return self._reaches
+
+    def ring(self, rank: int) -> None:
+        status = MPI.Status()
+        assert any(MPI.COMM_SELF.Iprobe(0, MPI.ANY_TAG, status) for _ in range(10)), "rung before it was sent"
+        message = np.empty(status.Get_count(MPI.BYTE), np.uint8)
+        MPI.COMM_SELF.Recv([message, MPI.BYTE], 0, status.Get_tag())
+        self.taken.append((rank, Tag(status.Get_tag()), message.tolist()))
+
+    def wait(self, longest_s: float) -> None:
+        self.waits.append(longest_s)
+        self._now[0] += longest_s
+
+
+class Until(Recorder):
+    """A coordinator of a run that ends when `over` says so."""
+
+    def __init__(self, over: Callable[[], bool]) -> None:
+        super().__init__()
+        self._over = over
+
+    @property
+    def done(self) -> bool:  # type: ignore[override]
+        return self._over()
+
+    def idle(self) -> list[Answer]:
+        return []
+
+
+def link_to_itself(bell: Any, asked_to_leave: Callable[[], bool] = lambda: False) -> MPILink:
+    return MPILink(MPI.COMM_SELF, asked_to_leave, doorbell=bell)
+
+
+def test_whatever_a_worker_sends_rings_the_servers_bell_once_it_is_on_its_way() -> None:
+    bell = Bell()
+    link = link_to_itself(bell)
+    link.boundary(np.array([1, 2, 3], np.uint8))
+    link.failure("x")
+    assert bell.taken == [(0, Tag.BOUNDARY, [1, 2, 3]), (0, Tag.FAILURE, [ord("x")])]
+
+
+def test_whatever_the_server_answers_rings_that_workers_bell_once_it_is_on_its_way() -> None:
+    bell: Any = Bell()
+    coordinator = Until(lambda: len(bell.taken) == 2)
+    coordinator.answers = [Answer(0, Tag.REPLY, np.array([7], np.uint8)), Answer(0, Tag.STOP, NOTHING)]
+    request = MPI.COMM_SELF.Isend([NOTHING, MPI.BYTE], 0, int(Tag.SIGNAL))
+    serve(MPI.COMM_SELF, coordinator, first_worker_rank=0, doorbell=bell)
+    request.Wait()
+    assert coordinator.heard == [("signal",)]
+    assert bell.taken == [(0, Tag.REPLY, [7]), (0, Tag.STOP, [])]
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_the_server_listens_long_only_where_every_worker_rings(reaches: bool, now: list[float]) -> None:
+    bell: Any = Bell(crowded=True, reaches=reaches, now=now)
+    serve(MPI.COMM_SELF, Until(lambda: len(bell.waits) == 100), first_worker_rank=0, doorbell=bell)
+    if reaches:
+        assert bell.waits == [Backoff.SAFETY_S] * 100
+    else:
+        assert bell.waits[0] < bell.waits[-1] == 0.01
+        assert bell.waits == sorted(bell.waits)
+
+
+@pytest.mark.parametrize("reaches", [True, False])
+def test_a_worker_listens_long_only_where_the_server_rings(reaches: bool, now: list[float]) -> None:
+    bell = Bell(crowded=True, reaches=reaches, now=now)
+    link = link_to_itself(bell)
+    link._wait_for(lambda: len(bell.waits) == 100)
+    if reaches:
+        assert bell.waits == [Backoff.SAFETY_S] * 100
+    else:
+        assert bell.waits[0] < bell.waits[-1] == 0.002
+        assert bell.waits == sorted(bell.waits)
+
+
+# -- asked before every row --------------------
+
+
+def test_the_order_to_stop_is_seen_at_the_next_look(recorder: Recorder, link: LocalLink, now: list[float]) -> None:
+    assert not link.stop_requested()
+    recorder.answers = [Answer(0, Tag.STOP, NOTHING)]
+    now[0] += 0.9 * POLL_S
+    assert not link.stop_requested()
+    now[0] += 0.2 * POLL_S
+    assert link.stop_requested()
+
+
+@pytest.mark.parametrize(
+    ("bell", "interval_s"),
+    [(None, POLL_S), (Bell(), POLL_S), (Bell(crowded=True), CROWDED_POLL_S)],
+    ids=["no bell", "a core each", "crowded"],
+)
+def test_a_look_is_taken_once_in_an_interval_however_many_rows_there_are(
+    bell: Bell | None, interval_s: float, now: list[float]
+) -> None:
+    """At MPI's queues, and at whether this process was asked to leave; where ranks outnumber cores, less often."""
+    looked: list[str] = []
+    link = link_to_itself(bell, lambda: bool(looked.append("signal")))  # type: ignore[func-returns-value]
+    link._poll = lambda: bool(looked.append("queue"))  # type: ignore[method-assign,func-returns-value]
+    for _ in range(95):  # over 9.4 intervals
+        assert not link.stop_requested()
+        now[0] += 0.1001 * interval_s
+    assert looked == ["signal", "queue"] * 10
+
+
+def test_a_stop_that_came_by_another_way_needs_no_look(recorder: Recorder, link: LocalLink, now: list[float]) -> None:
+    assert not link.stop_requested()
+    recorder.answers = [Answer(0, Tag.STOP, NOTHING)]
+    link.reply(wait=False)
+    assert link.stop_requested()
+
+
+def test_progress_is_told_of_every_row(recorder: Recorder, now: list[float]) -> None:
+    phases: list[str] = []
+    link = LocalLink(recorder, lambda: False, phases.append)
+    for _ in range(5):
+        link.stop_requested()
+    assert phases == ["collect"] * 5

@@ -19,9 +19,11 @@ from dppo.models.distributions import (
     MultiCategorical,
     make_distribution,
 )
+from dppo.seeding import draw_noise
 from tests import torch_reference as reference
 
 every_space = pytest.mark.parametrize("space", reference.SPACES.values(), ids=reference.SPACES)
+NOISE_KINDS = {"Discrete": "gumbel", "MultiDiscrete": "gumbel", "MultiBinary": "uniform", "Box": "normal"}
 
 
 def random_case(space: spaces.Space, seed: int = 0, batch: int = 25) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -36,6 +38,11 @@ def even_noise(size: int) -> np.ndarray:
     return ((np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size))[:, None]
 
 
+def gumbel_noise(size: int, columns: int) -> np.ndarray:
+    """[size, columns] float32, NumPy's own: frequencies under it are probabilities, to within 1 / sqrt(size)."""
+    return np.random.default_rng(0).gumbel(size=(size, columns)).astype(np.float32)
+
+
 # -- by hand --------------------
 
 
@@ -45,6 +52,18 @@ def test_categorical_worked_by_hand() -> None:
     log_prob, entropy, _ = Categorical(spaces.Discrete(3)).evaluate(head, np.array([1]))
     assert log_prob.item() == pytest.approx(np.log(0.5))
     assert entropy.item() == pytest.approx(1.5 * np.log(2))
+
+
+def test_a_categorical_sample_is_the_argmax_of_head_and_noise() -> None:
+    """0 + 0.5, 1 + 1 and 2 - 0.5; then 0 + 3, 1 + 1 and 2 + 0."""
+    head, noise = np.array([[0.0, 1.0, 2.0]] * 2), np.array([[0.5, 1.0, -0.5], [3.0, 1.0, 0.0]])
+    assert Categorical(spaces.Discrete(3)).sample(head, noise).tolist() == [1, 0]
+
+
+def test_a_multi_categorical_sample_is_an_argmax_for_each_part() -> None:
+    """1 + 0 and 0 + 2 for the first part; 0 + 1, 0 + 5 and 3 + 0.5 for the second."""
+    head, noise = np.array([[1.0, 0.0, 0.0, 0.0, 3.0]]), np.array([[0.0, 2.0, 1.0, 5.0, 0.5]])
+    assert MultiCategorical(spaces.MultiDiscrete([2, 3])).sample(head, noise).tolist() == [[1, 1]]
 
 
 def test_multi_categorical_worked_by_hand() -> None:
@@ -84,15 +103,29 @@ def test_log_prob_entropy_and_kl_are_torchs(space: spaces.Space) -> None:
 
 
 @every_space
-def test_backward_is_autograds(space: spaces.Space) -> None:
+@pytest.mark.parametrize("d_entropy", [0.0, 0.3])
+def test_backward_is_autograds(space: spaces.Space, d_entropy: float) -> None:
     _, head, actions = random_case(space)
-    d_log_prob, d_entropy = np.random.default_rng(1).standard_normal(len(head)), 0.3
+    d_log_prob = np.random.default_rng(1).standard_normal(len(head))
     leaf = reference.tensors(head)[0].requires_grad_()
     total = (reference.log_prob(space, leaf, actions) * torch.from_numpy(d_log_prob)).sum()
     (total + d_entropy * reference.entropy(space, leaf).sum()).backward()
     assert leaf.grad is not None
     actual = make_distribution(space).evaluate(head, actions)[2](d_log_prob, d_entropy)
     np.testing.assert_allclose(actual, leaf.grad, rtol=1e-6, atol=1e-9)
+
+
+@every_space
+def test_a_pullback_may_be_called_again_and_writes_on_nothing_that_it_was_given(space: spaces.Space) -> None:
+    """Neither on the head, of which the network has kept the buffer, nor on what `evaluate` returned."""
+    _, head, actions = random_case(space)
+    d_log_prob = np.random.default_rng(1).standard_normal(len(head))
+    before = head.copy(), actions.copy(), d_log_prob.copy()
+    log_prob, entropy, pullback = make_distribution(space).evaluate(head, actions)
+    returned = log_prob.copy(), entropy.copy()
+    np.testing.assert_array_equal(pullback(d_log_prob, 0.3), pullback(d_log_prob, 0.3))
+    for array, kept in zip((head, actions, d_log_prob, log_prob, entropy), before + returned, strict=True):
+        np.testing.assert_array_equal(array, kept)
 
 
 @every_space
@@ -143,21 +176,17 @@ def test_certainty_is_finite(space: spaces.Space) -> None:
 
 def test_categorical_samples_in_proportion() -> None:
     probabilities = np.array([0.1, 0.45, 0.05, 0.4])
-    head = np.log(probabilities)[None].repeat(1000, 0).astype(np.float32)
-    actions = Categorical(spaces.Discrete(4)).sample(head, even_noise(1000))
-    np.testing.assert_allclose(np.bincount(actions, minlength=4) / 1000, probabilities, atol=1.1e-3)
+    head = np.log(probabilities)[None].astype(np.float32) + np.float32(7)  # logits count up to a constant
+    actions = Categorical(spaces.Discrete(4)).sample(head, gumbel_noise(2_000_000, 4))
+    np.testing.assert_allclose(np.bincount(actions, minlength=4) / 2_000_000, probabilities, atol=1.1e-3)
 
 
 def test_multi_categorical_samples_each_part_in_proportion_and_independently() -> None:
-    """A grid of noise: 100 even numbers for one part times 100 for the other."""
     first, second = np.array([0.3, 0.7]), np.array([0.2, 0.5, 0.3])
-    head = np.log(np.concatenate((first, second)))[None].repeat(10_000, 0).astype(np.float32)
-    grid = even_noise(100)[:, 0]
-    noise = np.stack(np.meshgrid(grid, grid), axis=-1).reshape(-1, 2)
-    actions = MultiCategorical(spaces.MultiDiscrete([2, 3])).sample(head, noise)
-    joint = np.zeros((2, 3))
-    np.add.at(joint, (actions[:, 0], actions[:, 1]), 1e-4)
-    np.testing.assert_allclose(joint, np.outer(first, second), atol=0.012)
+    head = np.log(np.concatenate((first, second)))[None].astype(np.float32)
+    actions = MultiCategorical(spaces.MultiDiscrete([2, 3])).sample(head, gumbel_noise(500_000, 5))
+    joint = np.bincount(3 * actions[:, 0] + actions[:, 1], minlength=6).reshape(2, 3) / 500_000
+    np.testing.assert_allclose(joint, np.outer(first, second), atol=0.002)
 
 
 def test_bernoulli_samples_in_proportion() -> None:
@@ -175,20 +204,30 @@ def test_gaussian_samples_have_mean_and_deviation() -> None:
     np.testing.assert_allclose(actions.std(0), [0.5, 3.0], rtol=0.02)
 
 
-@pytest.mark.parametrize("noise", [0.0, np.nextafter(np.float32(1), np.float32(0))])
+ENDS = {"uniform": (0.0, np.nextafter(np.float32(1), np.float32(0))), "gumbel": (-4.0, 87.4)}
+"""The least and the greatest noise of a kind in float32, or a little beyond."""
+
+
 @pytest.mark.parametrize("space", [spaces.Discrete(5), spaces.MultiDiscrete([5, 2]), spaces.MultiBinary(2)], ids=str)
-def test_the_ends_of_the_noise_give_actions_of_the_space(space: spaces.Space, noise: float) -> None:
-    distribution = make_distribution(space)
-    head = np.random.default_rng(0).normal(0.0, 8.0, (200, distribution.head_size)).astype(np.float32)
-    row = np.full((200, distribution.noise_size), noise, np.float32)
-    for action in distribution.to_env(distribution.sample(head, row)):
+def test_the_ends_of_the_noise_give_actions_of_the_space(space: spaces.Space) -> None:
+    """All numbers of a row at one end, or each at any."""
+    distribution, rng = make_distribution(space), np.random.default_rng(0)
+    head = rng.normal(0.0, 8.0, (200, distribution.head_size)).astype(np.float32)
+    which = rng.integers(2, size=(200, distribution.noise_size))
+    which[:50], which[50:100] = 0, 1
+    noise = np.array(ENDS[distribution.noise_kind], np.float32)[which]
+    for action in distribution.to_env(distribution.sample(head, noise)):
         assert space.contains(np.asarray(action, space.dtype))
 
 
 def test_an_impossible_action_is_never_sampled() -> None:
-    head = np.array([[-np.inf, 0.0, -np.inf]], np.float32).repeat(100, 0)
-    assert set(Categorical(spaces.Discrete(3)).sample(head, even_noise(100))) == {1}
-    assert set(Categorical(spaces.Discrete(3)).sample(head, np.zeros((100, 1), np.float32))) == {1}
+    """Nor where the noise speaks for it as loudly as float32 lets it."""
+    head = np.array([[-np.inf, 0.0, -np.inf]], np.float32)
+    least, greatest = ENDS["gumbel"]
+    for noise in (gumbel_noise(10_000, 3), np.array([[greatest, least, greatest]], np.float32)):
+        assert set(Categorical(spaces.Discrete(3)).sample(head, noise)) == {1}
+        both = MultiCategorical(spaces.MultiDiscrete([3, 3])).sample(np.tile(head, 2), np.tile(noise, 2))
+        assert set(both.ravel()) == {1}
 
 
 @every_space
@@ -206,7 +245,7 @@ def test_the_mode_is_the_most_probable(space: spaces.Space) -> None:
 def test_samples_of_a_row_do_not_depend_on_its_neighbours(space: spaces.Space) -> None:
     _, head, _ = random_case(space, batch=9)
     distribution = make_distribution(space)
-    noise = np.random.default_rng(2).random((9, distribution.noise_size), dtype=np.float32)
+    noise = draw_noise(np.random.default_rng(2), distribution.noise_kind, (9, distribution.noise_size))
     together = distribution.sample(head, noise)
     for i in range(9):
         np.testing.assert_array_equal(distribution.sample(head[i : i + 1], noise[i : i + 1])[0], together[i])
@@ -266,15 +305,15 @@ def test_gaussian_actions_have_the_shape_of_the_box() -> None:
 # -- which one --------------------
 
 
-@every_space
-def test_sizes_fit_together(space: spaces.Space) -> None:
-    distribution = make_distribution(space)
+@pytest.mark.parametrize("name", reference.SPACES)
+def test_sizes_fit_together(name: str) -> None:
+    distribution, is_box = make_distribution(reference.SPACES[name]), name == "Box"
     head = np.zeros((5, distribution.head_size), np.float32)
     actions = distribution.sample(head, np.zeros((5, distribution.noise_size), np.float32))
     log_prob, entropy, _ = distribution.evaluate(head, actions)
     assert log_prob.shape == entropy.shape == (5,)
-    assert distribution.network_outputs == distribution.head_size // (2 if isinstance(space, spaces.Box) else 1)
-    assert distribution.noise_kind == ("normal" if isinstance(space, spaces.Box) else "uniform")
+    assert distribution.network_outputs == distribution.noise_size == distribution.head_size // (2 if is_box else 1)
+    assert distribution.noise_kind == NOISE_KINDS[name]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from gymnasium import spaces
 
 from dppo.config import ModelConfig
 from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.seeding import draw_noise
 from tests import torch_reference as reference
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (5,), np.float32)
@@ -25,9 +26,8 @@ def inputs_of(batch: int, seed: int = 1) -> np.ndarray:
 
 
 def noise_of(policy: ActorCritic, batch: int) -> np.ndarray:
-    rng, distribution = np.random.default_rng(2), policy.distribution
-    draw = rng.standard_normal if distribution.noise_kind == "normal" else rng.random
-    return draw((batch, distribution.noise_size), dtype=np.float32)
+    distribution = policy.distribution
+    return draw_noise(np.random.default_rng(2), distribution.noise_kind, (batch, distribution.noise_size))
 
 
 @every_space
@@ -41,6 +41,22 @@ def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
     np.testing.assert_array_equal(policy.head(inputs), head)
     np.testing.assert_array_equal(policy.value(inputs), forward_value)
     np.testing.assert_array_equal(policy.distribution.sample(head, noise), actions)
+
+
+@every_space
+@pytest.mark.parametrize("batch", [7, 8])
+def test_the_head_is_written_where_it_is_wanted_and_nowhere_else(space: spaces.Space, batch: int) -> None:
+    """Into one row of a rollout's heads; it stays when the network's own buffers are written again."""
+    policy = make(space)
+    inputs, noise = inputs_of(batch), noise_of(policy, batch)
+    expected_actions, expected_head = (array.copy() for array in policy.act(inputs, noise))
+    heads = np.full((3, batch, policy.distribution.head_size), 99.0, np.float32)
+    actions, head = policy.act(inputs, noise, heads[1])
+    assert np.shares_memory(head, heads[1])
+    np.testing.assert_array_equal(actions, expected_actions)
+    policy.act(10 * inputs, noise)
+    np.testing.assert_array_equal(heads[1], expected_head)
+    np.testing.assert_array_equal(heads[::2], 99.0)
 
 
 @every_space
