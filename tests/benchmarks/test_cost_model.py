@@ -28,6 +28,8 @@ def test_two_workers_on_one_core_by_hand() -> None:
 def test_an_iteration_of_each_cell_by_hand() -> None:
     own = replace(MODEL, cores=math.inf, hop_s=1e-4, round_s=2e-3)
     assert own.iteration_s(8) == pytest.approx(100 * 6e-3 + 4 * 3e-3 + 5 * 3 * 1e-4)
+    assert replace(own, cores=2, pooled_s=2e-3).gradients_s(8) == pytest.approx(4 * 3e-3 + 3 * 2e-3)
+    assert replace(own, cores=2, cell="sync/p2p").gradients_s(8) == pytest.approx(4 * 4 * 3e-3)
     assert replace(own, cell="sync/p2p").iteration_s(8) == pytest.approx(0.6 + 0.012 + 5 * (2e-3 + 8 * 1e-3))
     a3c = replace(own, cell="async", updates=1)
     assert a3c.iteration_s(8) == pytest.approx(0.6 + 3e-3 + 1e-3)
@@ -44,7 +46,7 @@ def test_half_of_an_iteration_is_exchange_where_p2p_saturates() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_fit_finds_the_constants_again(cell: str) -> None:
-    waits = {"hop_s": 1e-4} if cell == "sync/allreduce" else {"round_s": 2e-3} if cell == "sync/p2p" else {}
+    waits = {"pooled_s": 1e-3} if cell == "sync/allreduce" else {"round_s": 2e-3} if cell == "sync/p2p" else {}
     truth = replace(MODEL, cell=cell, spread_s=2e-4, updates=1 if cell == "async" else 4, row_s=2e-4, **waits)
     points = {}
     for w in (1, 2, 4, 8, 16):
@@ -56,9 +58,8 @@ def test_a_fit_finds_the_constants_again(cell: str) -> None:
             collect_s = truth.rows * row_s
             exchange_s = truth.iteration_s(w) - collect_s - learn_s
         points[w] = Point(truth.steps_per_s(w), collect_s, truth.straggling_s(w), learn_s + exchange_s, exchange_s)
-    # the wait of one worker alone is its round with the server, which is no gradient
     cpu_s = truth.row_s + truth.updates * truth.gradient_s / truth.rows
-    unfitted = replace(truth, sleep_s=1e-3, row_s=cpu_s, gradient_s=0.0, spread_s=0.0, hop_s=0.0, round_s=0.0)
+    unfitted = replace(truth, sleep_s=1e-3, row_s=cpu_s, gradient_s=0.0, spread_s=0.0, pooled_s=0.0, round_s=0.0)
     found = fit(unfitted, points, cpu_s)
-    for name in ("sleep_s", "row_s", "gradient_s", "spread_s", "hop_s", "round_s"):
+    for name in ("sleep_s", "row_s", "gradient_s", "spread_s", "pooled_s", "round_s"):
         assert getattr(found, name) == pytest.approx(getattr(truth, name), rel=1e-6, abs=1e-12), name

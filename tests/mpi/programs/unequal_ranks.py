@@ -116,7 +116,7 @@ def main() -> None:
         link = MPILink(comm, lambda: False)
         way: synchronous.Exchange
         if exchange == "allreduce":
-            way = synchronous.AllreduceExchange(Allreduce(workers), rank.state, link)
+            way = synchronous.AllreduceExchange(Allreduce(workers), None, rank.state, link)
         else:
             way = synchronous.P2PExchange(rank.state, link, rank.learner)
         synchronous.train_worker(collector, rank.learner, rank.state, way, link, config)
