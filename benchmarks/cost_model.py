@@ -53,7 +53,7 @@ class Model:
     service_s: float
     """Rank 0's CPU for one worker's message: a gradient with its answer; with allreduce, a report."""
     pooled_s: float = 0.0
-    """allreduce on shared cores: for one more worker's samples in all updates of an iteration, passing them included."""
+    """allreduce on shared cores: one more worker's samples in all updates of an iteration, passing them included."""
     hop_s: float = 0.0
     """allreduce: one of its ceil(log2 W) exchanges between two workers; next to nothing where they share cores."""
     round_s: float = 0.0

@@ -192,8 +192,8 @@ def weak_table(data: dict[str, Any], models: dict[Cell, Model]) -> str:
 def constants_table(models: dict[Cell, Model]) -> str:
     """What was fitted, in microseconds."""
     names = {
-        "sleep_s": "a row: the simulator's sleep (needs no core)",
-        "row_s": "a row: CPU of a worker",
+        "sleep_s": f"a row of {NUM_ENVS} environments: the simulator's sleep (needs no core)",
+        "row_s": f"a row of {NUM_ENVS} environments: CPU of a worker",
         "gradient_s": "a gradient: CPU of a worker",
         "service_s": "rank 0's CPU for a message of a worker (allreduce: a report; else a gradient)",
         "pooled_s": "allreduce: one more worker's samples, in all updates from a rollout",
@@ -226,7 +226,7 @@ def saturation_table(models: dict[Cell, Model]) -> str:
             clusters = [on_cluster(m, MESSAGE_BYTES, LATENCY_S, BYTES_PER_S) for m in changed]
             rows.append([f"{1e3 * step_s:g} ms", length, *(f"{m.saturation():,.0f}" for m in clusters)])
     heads = [f"{cell}, {UPDATES[cell]} gradient{'s' * (UPDATES[cell] > 1)} a rollout" for cell in kinds]
-    return markdown_table(["simulator's step", "rows of a rollout", *heads], rows)
+    return markdown_table(["simulator's step", f"rows of {NUM_ENVS} environments", *heads], rows)
 
 
 def cpu_table(data: dict[str, Any]) -> str:

@@ -264,6 +264,89 @@ def test_a3c_takes_one_gradient_of_the_whole_rollout() -> None:
     assert parts[0] is batch.samples
 
 
+def joined_workers(*rows: int, **changes: Any) -> tuple[list[Workplace], list[Batch], Batch]:
+    """Workers with rollouts of so many rows (0: given up at once), their batches, and all of them joined."""
+    places = [make_workplace(worker=w, **changes) for w in range(len(rows))]
+    batches = []
+    for place, horizon in zip(places, rows, strict=True):
+        settle(place)
+        rollout, discounted = place.rollout(horizon)
+        batches.append(place.learner.prepare(rollout, discounted))
+    return places, batches, Batch.joined(batches)
+
+
+def test_a_joined_batch_has_all_samples_in_order_and_the_sum_of_the_statistics() -> None:
+    _, batches, joined = joined_workers(16, 5, 0, 9)
+    for name in SAMPLES:
+        expected = np.concatenate([getattr(b.samples, name) for b in batches])
+        actual = getattr(joined.samples, name)
+        assert actual.dtype == expected.dtype
+        np.testing.assert_array_equal(actual, expected)
+    np.testing.assert_allclose(joined.statistics, np.sum([b.statistics for b in batches], axis=0), rtol=1e-15)
+    assert statistic(joined, "samples") == statistic(joined, "env_steps") == 2 * (16 + 5 + 9)
+    assert joined.parts == ((0, 32), (1, 10), (2, 0), (3, 18))
+
+
+def test_joining_copies_and_may_be_done_in_two_steps() -> None:
+    _, batches, joined = joined_workers(16, 5, 9)
+    twice = Batch.joined([Batch.joined(batches[:2]), batches[2]])
+    for batch in batches:
+        batch.samples.advantages[:] = np.nan
+        batch.statistics[:] = np.nan
+    assert twice.parts == joined.parts
+    np.testing.assert_array_equal(twice.samples.advantages, joined.samples.advantages)
+    np.testing.assert_allclose(twice.statistics, joined.statistics, rtol=1e-12)
+    assert np.isfinite(joined.samples.advantages).all() and np.isfinite(joined.statistics).all()
+
+
+@pytest.mark.parametrize("rows", [(16, 16), (16, 5, 9), (16, 0, 1)], ids=str)
+@pytest.mark.parametrize("env", ["Pendulum-v1", probe("Bits")])
+def test_minibatches_of_a_joined_batch_are_each_workers_own_side_by_side(env: str, rows: tuple[int, ...]) -> None:
+    """The same samples in the same update, whoever computes: each worker's own stream shuffles its samples."""
+    places, batches, joined = joined_workers(*rows, env=env, ppo=PPOConfig(epochs=2, minibatches=4))
+    own = [list(p.learner.minibatches(b, 3)) for p, b in zip(places, batches, strict=True)]
+    together = list(places[0].learner.minibatches(joined, 3))
+    assert len(together) == places[0].learner.updates_per_rollout == 8
+    for m, minibatch in enumerate(together):
+        for name in SAMPLES:
+            expected = np.concatenate([getattr(parts[m], name) for parts in own])
+            np.testing.assert_array_equal(getattr(minibatch, name), expected)
+
+
+@pytest.mark.parametrize("loss", ["ppo", "a3c"])
+def test_one_update_of_a_joined_rollout_takes_it_whole(loss: str) -> None:
+    places, _, joined = joined_workers(16, 5, loss=loss, ppo=PPOConfig(epochs=1, minibatches=1))
+    (only,) = places[0].learner.minibatches(joined, 0)
+    assert only is joined.samples
+
+
+@pytest.mark.parametrize("objective", ["clip", "kl"])
+@pytest.mark.parametrize("rows", [(16, 16), (16, 5, 0)], ids=str)
+def test_the_gradient_of_a_joined_minibatch_is_the_sum_of_the_workers_own(
+    rows: tuple[int, ...], objective: str
+) -> None:
+    """And so are the metric sums; in each update, with advantages normalised over all, and a policy that has moved."""
+    cfg = PPOConfig(epochs=2, minibatches=2, objective=objective, entropy_coef=0.01)  # type: ignore[arg-type]
+    places, batches, joined = joined_workers(*rows, ppo=cfg)
+    totals = joined.statistics
+    own = []
+    for place, batch in zip(places, batches, strict=True):
+        place.learner.normalise_advantages(batch, totals)
+        own.append(list(place.learner.minibatches(batch, 1)))
+        place.policy.flat.vector += np.random.default_rng(2).normal(0, 0.1, place.policy.flat.size).astype(np.float32)
+    learner, flat = places[0].learner, places[0].policy.flat
+    learner.normalise_advantages(joined, totals)
+    for m, minibatch in enumerate(learner.minibatches(joined, 1)):
+        expected = np.zeros(len(flat.summed), np.float64)
+        for place, parts in zip(places, own, strict=True):
+            place.learner.gradient(parts[m], 0.5, lambda kl_sum, count: 0.01)
+            expected += place.policy.flat.summed
+        learner.gradient(minibatch, 0.5, lambda kl_sum, count: 0.01)
+        actual, size = flat.summed, flat.size
+        assert np.linalg.norm((actual - expected)[:size]) < 1e-5 * np.linalg.norm(expected[:size])
+        np.testing.assert_allclose(actual[size:], expected[size:], rtol=1e-4, atol=1e-4)
+
+
 # -- gradients --------------------
 
 

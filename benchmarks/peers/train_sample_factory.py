@@ -31,6 +31,7 @@ SHARED = {
     "max_grad_norm": 0.5,
     "exploration_loss_coeff": 0.0,
     "value_loss_coeff": 0.5,
+    "value_bootstrap": True,  # a time limit is no termination
 }
 CARTPOLE = {
     "worker_num_splits": 2,
@@ -38,7 +39,7 @@ CARTPOLE = {
     "batch_size": 640,
     "num_batches_per_epoch": 2,
     "num_epochs": 6,
-    "learning_rate": 3e-3,
+    "learning_rate": 2e-3,
     "gamma": 0.98,
     "gae_lambda": 0.9,
 }
@@ -53,7 +54,6 @@ EQUAL_WORK = {
     "actor_critic_share_weights": False,
     "adaptive_stddev": False,
     "initial_stddev": 0.6065,
-    "value_bootstrap": True,
 }
 LEDGER: list[Ledger] = []  # of this process
 

@@ -99,7 +99,8 @@ def test_each_node_is_counted_by_itself(everyone: list[tuple[str, set[int]]], cr
         (2, 4, [[0], [1]]),
         (3, 3, [[0], [1], [2]]),
         (4, 2, [[0, 1], [2, 3]]),
-        (5, 2, [[0, 1, 2], [3, 4]]),
+        (5, 2, [[0, 1], [2, 3, 4]]),
+        (5, 4, [[0], [1], [2], [3, 4]]),
         (3, 1, [[0, 1, 2]]),
     ],
 )
@@ -113,12 +114,13 @@ def test_groups_are_of_the_ranks_of_one_node() -> None:
     assert neighbours(1, everyone).groups() == [[1, 3], [5, 7]]
 
 
-def test_there_are_no_more_groups_than_cores_and_none_is_larger_than_it_has_to_be() -> None:
+def test_there_are_as_many_groups_as_cores_and_their_sizes_differ_by_one_at_most() -> None:
     for num_ranks, num_cores in itertools.product(range(1, 20), range(1, 10)):
         groups = neighbours(0, [(HERE, set(range(num_cores)))] * num_ranks).groups()
         assert list(itertools.chain(*groups)) == list(range(num_ranks))
-        assert len(groups) <= num_cores
-        assert all(1 <= len(group) <= math.ceil(num_ranks / num_cores) for group in groups)
+        assert len(groups) == min(num_ranks, num_cores)
+        sizes = [len(group) for group in groups]
+        assert max(sizes) == math.ceil(num_ranks / len(groups)) and min(sizes) >= max(sizes) - 1
 
 
 def test_addresses_differ_by_job_purpose_and_rank_and_are_no_files() -> None:
