@@ -295,6 +295,8 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
             assert journal is not None
             _leave_alone(journal, comm)
     doorbell.close()
+    if pool is not None:
+        pool.close()
     if computing is not workers:
         computing.Free()
     workers.Free()

@@ -35,7 +35,8 @@ def draw_noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> n
         return rng.random(shape, np.float32)
     assert kind == "gumbel", kind
     exponential = rng.standard_exponential(shape, np.float32)
-    np.maximum(exponential, np.finfo(np.float32).tiny, out=exponential)  # it may round to 0
+    # in one draw of eight million it is 0, which stands for anything below the generator's step of 2^-23
+    np.maximum(exponential, np.float32(2.0**-24), out=exponential)
     return np.negative(np.log(exponential, out=exponential), out=exponential)
 
 

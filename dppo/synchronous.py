@@ -114,7 +114,7 @@ class AllreduceExchange:
             arrays = [*batch.samples.arrays(), batch.statistics]
             if not self._pool.computes:
                 self._pool.put(arrays)
-                return self._take_over(self._pool.wait(), batch)
+                return self._take_over(self._pool.wait(self._link.keep_moving), batch)
             members = [
                 Batch(Minibatch(*columns), statistics, ((worker, len(columns[0])),))
                 for worker, (*columns, statistics) in self._pool.take(arrays)

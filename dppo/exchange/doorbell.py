@@ -56,6 +56,7 @@ def _cores(everyone: list[tuple[str, frozenset[int]]], host: str) -> int:
 def bound_socket(address: str) -> socket.socket:
     """A datagram socket under an address."""
     out = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    out.setblocking(True)  # whatever default a simulator has set
     out.bind(address)
     return out
 
@@ -90,7 +91,7 @@ class Doorbell:
         """Wakes `rank`, if it is on this node; never waits."""
         if (address := self._addresses.get(rank)) is not None:
             # its queue is full of rings, or it has left
-            with contextlib.suppress(BlockingIOError, ConnectionRefusedError, FileNotFoundError):
+            with contextlib.suppress(OSError):
                 self._socket.sendto(b"\0", socket.MSG_DONTWAIT, address)
 
     def wait(self, longest_s: float) -> None:

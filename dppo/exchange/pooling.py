@@ -9,17 +9,18 @@ is another.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
-from dppo.exchange.doorbell import Neighbours, bound_socket
+from dppo.exchange.doorbell import Neighbours, bound_socket, set_receive_timeout
 
 _ALIGNMENT = 64
 
@@ -37,9 +38,13 @@ class Pool:
       place: which of them this one is.
     """
 
+    LOOK_S = 0.05
+
     def __init__(self, slots: np.ndarray, workers: Sequence[int], addresses: Sequence[str], place: int) -> None:
         self._slots, self._workers, self._addresses, self._place = slots, workers, addresses, place
         self._socket = bound_socket(addresses[place])
+        if place:
+            set_receive_timeout(self._socket, self.LOOK_S)
         self.computes = place == 0
         self.waited_s = 0.0
 
@@ -49,7 +54,7 @@ class Pool:
         slot[:8].view(np.int64)[0] = len(arrays[0])
         for view, array in zip(_views(slot, arrays, len(arrays[0])), arrays, strict=True):
             view[...] = array
-        self._socket.sendto(b"\0", self._addresses[0])
+        self._wake(self._addresses[0])
 
     def take(self, like: Sequence[np.ndarray]) -> list[tuple[int, list[np.ndarray]]]:
         """(worker, arrays) of every member, in order, of the types and widths of `like`; valid until `answer`."""
@@ -66,15 +71,31 @@ class Pool:
         slot[:8].view(np.int64)[0] = len(message)
         slot[8 : 8 + len(message)] = message
         for address in self._addresses[1:]:
-            self._socket.sendto(b"\0", address)
+            self._wake(address)
 
-    def wait(self) -> np.ndarray:
-        """The answer to what this member has put; a view that is valid until the next `put`."""
+    def wait(self, meanwhile: Callable[[], object] = lambda: None) -> np.ndarray:
+        """The answer to what this member has put; a view that is valid until the next `put`. `meanwhile` is called each
+        `LOOK_S`: what this rank has sent moves only while it calls MPI.
+        """
         since = time.monotonic()
-        self._socket.recv(1)
+        while True:
+            try:
+                self._socket.recv(1)
+                break
+            except BlockingIOError:
+                meanwhile()
         self.waited_s += time.monotonic() - since
         slot = self._slots[0]
         return slot[8 : 8 + int(slot[:8].view(np.int64)[0])]
+
+    def close(self) -> None:
+        """The memory goes with the last view of it."""
+        self._socket.close()
+
+    def _wake(self, address: str) -> None:
+        # refused: it has died, and the launcher ends the job; who failed over it would be named in its place
+        with contextlib.suppress(ConnectionRefusedError):
+            self._socket.sendto(b"\0", address)
 
 
 def _views(slot: np.ndarray, like: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
@@ -125,6 +146,8 @@ def _shared_slots(group: MPI.Comm, num_bytes: int) -> np.ndarray | None:
             file, path = tempfile.mkstemp(prefix="dppo-", dir="/dev/shm")
             os.posix_fallocate(file, 0, group.size * stride)  # else a full /dev/shm is a bus error later
         except OSError:
+            if path:
+                Path(path).unlink()
             path = ""
     path = group.bcast(path, root=0)
     memory: mmap.mmap | None = None

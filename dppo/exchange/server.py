@@ -279,6 +279,11 @@ class Link:
         self._poll()
         return self.stopped
 
+    def keep_moving(self) -> None:
+        """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
+        self.progress("exchange")
+        self._poll()
+
     def failure(self, text: str) -> None:
         """Tells rank 0 that this worker cannot go on."""
         self._send(Tag.FAILURE, np.frombuffer(text.encode(), np.uint8))
