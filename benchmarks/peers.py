@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/peers.py [--study cartpole halfcheetah] [--only NAME …] [--seeds 1 2 3 4 5]
                                          [--repeats 3] [--no-returns] [--smoke]
 
-Each peer lives in a virtual environment of its own, benchmarks/.venvs/NAME, which is made here from
+Each peer lives in a virtual environment of its own, .venv/peers/NAME, which is made here from
 benchmarks/peers/requirements-NAME.txt; one that cannot be installed is listed as such. Runs alternate: dppo, peer A,
 peer B, dppo, …. The clock starts at the first environment step, so imports and the start of processes count nowhere.
 Each peer has one thread or two, whichever a short run found faster. Two studies:
@@ -37,6 +37,7 @@ from typing import Any
 import common
 
 HERE = Path(__file__).parent
+VENVS = HERE.parent / ".venv" / "peers"
 RANKS = 3  # a server and a worker for each of two cores
 EQUAL_WORK = (
     "--env HalfCheetah-v5 --num-envs 1 --horizon 2048 --ppo.epochs 10 --ppo.target-kl 0 --ppo.clip 0.2"
@@ -82,7 +83,7 @@ ENVIRONMENT = "HalfCheetah-v5 alone, random actions, two processes"
 
 def install(venv: str) -> str | None:
     """Makes the peer's virtual environment unless it is there with these versions. Returns why it cannot."""
-    place, requirements = HERE / ".venvs" / venv, HERE / "peers" / f"requirements-{venv}.txt"
+    place, requirements = VENVS / venv, HERE / "peers" / f"requirements-{venv}.txt"
     stamp = place / "installed.txt"
     if stamp.exists() and stamp.read_text() == requirements.read_text():
         return None
@@ -130,7 +131,7 @@ def run(row: Row, study: str, seed: int, steps: int, target: float | None = None
             figures = run_dppo(row, seed, steps, target, timeout_s)
         else:
             with tempfile.TemporaryDirectory() as folder:
-                command = [str(HERE / ".venvs" / row.venv / "bin" / "python")]
+                command = [str(VENVS / row.venv / "bin" / "python")]
                 command += [str(HERE / "peers" / f"train_{row.venv.replace('-', '_')}.py"), *row.flags.split()]
                 command += ["--study", study, "--seed", str(seed), "--steps", str(steps), "--folder", folder]
                 command += ["--threads", str(threads), *([] if target is None else ["--target", str(target)])]
