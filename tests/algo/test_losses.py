@@ -411,6 +411,7 @@ def test_flat_gradient_of_the_torch_network_is_autograds_too(cfg: Config, space_
 @every_space
 def test_flat_gradient_is_the_central_difference(cfg: Config, space_name: str) -> None:
     """Along the gradient and along a random direction, in steps that float32 can still tell apart."""
+    # a seed with which no sample crosses a kink within the step; with 6 one does, and float64 shows the same gap
     rng = np.random.default_rng(8)
     for _, policy, batch in flat_cases(rng, space_name):
         gradient, _ = flat_gradient(policy, batch, cfg)
