@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -127,6 +128,13 @@ def make_pool(workers: MPI.Comm, num_bytes: int) -> tuple[Pool | None, MPI.Comm]
     slots = _shared_slots(group, num_bytes)
     group.Free()
     if not workers.allreduce(slots is not None, MPI.LAND):
+        if workers.rank == 0:
+            print(
+                "dppo: workers outnumber cores, and cannot pool their samples, because a node has no shared memory for"
+                " them (is /dev/shm full?): training is slower, and its numbers differ by rounding",
+                file=sys.stderr,
+                flush=True,
+            )
         return None, workers
     assert slots is not None
     place = mine.index(workers.rank)
