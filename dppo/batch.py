@@ -104,8 +104,8 @@ class Minibatch:
     def __len__(self) -> int:
         return len(self.log_probs)
 
-    def __getitem__(self, index: np.ndarray) -> Minibatch:
-        """The samples `index`, copied."""
+    def __getitem__(self, index: np.ndarray | slice) -> Minibatch:
+        """The samples `index`, copied; views of a slice."""
         return Minibatch(*(array[index] for array in self.arrays()))
 
     def arrays(self) -> list[np.ndarray]:

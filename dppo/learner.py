@@ -151,15 +151,18 @@ class Learner:
             return
         parts, first = [], 0
         for worker, count in batch.parts:
-            edges = np.linspace(0, count, self.minibatches_per_epoch + 1).astype(int).tolist()
-            rng = generator(self.config.seed, Purpose.SHUFFLE, worker, iteration)
-            parts.append((first, count, list(itertools.pairwise(edges)), rng))
+            parts.append((first, count, generator(self.config.seed, Purpose.SHUFFLE, worker, iteration)))
             first += count
         for _ in range(self.epochs):
-            orders = [first + rng.permutation(count) for first, count, _, rng in parts]
-            for m in range(self.minibatches_per_epoch):
-                chosen = [order[slice(*edges[m])] for order, (_, _, edges, _) in zip(orders, parts, strict=True)]
-                yield batch.samples[np.concatenate(chosen) if len(chosen) > 1 else chosen[0]]
+            pieces = [
+                np.array_split(first + rng.permutation(count), self.minibatches_per_epoch)
+                for first, count, rng in parts
+            ]
+            chosen = list(zip(*pieces, strict=True))  # of each minibatch, a piece from each part
+            shuffled = batch.samples[np.concatenate([piece for minibatch in chosen for piece in minibatch])]
+            edges = itertools.accumulate((sum(map(len, minibatch)) for minibatch in chosen), initial=0)
+            for start, end in itertools.pairwise(edges):
+                yield shuffled[start:end]
 
     def gradient(
         self, samples: Minibatch, kl_coef: float = 0.0, mean_kl: Callable[[float, int], float] | None = None

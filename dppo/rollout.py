@@ -8,11 +8,11 @@ Log-probabilities and values are computed for the whole rollout at once, afterwa
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from dppo.algo.moments import Normaliser
+from dppo.algo.returns import sums_behind
 from dppo.batch import EnvState, Episode, Report, Rollout
 from dppo.envs.vector import VectorEnv
 from dppo.models.policy import ActorCritic
@@ -63,7 +63,7 @@ class Collector:
         n, first_row = self.envs.num_envs, self.row
         current = self._observations
         observations = np.empty((horizon, *current.shape), current.dtype)
-        rewards = np.empty((horizon, n), np.float32)
+        rewards = np.empty((horizon, n))
         terminations = np.zeros((horizon, n), bool)
         truncations = np.zeros((horizon, n), bool)
         valid = np.ones((horizon, n), bool)
@@ -73,62 +73,37 @@ class Collector:
         actions: list[np.ndarray] = []
         env_actions: list[np.ndarray] = []
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
-        episodes, self._cut = self._cut, []
         normalise, act, to_env = self.normaliser.inputs, self.policy.act, self.policy.distribution.to_env
-        episode_returns, episode_lengths = self._episode_returns, self._episode_lengths
         t = 0
         while t < horizon and not (interrupt is not None and interrupt()):
             observations[t] = current
             action, _ = act(normalise(current, inputs[t]), noise[t], heads[t])
+            env_action = to_env(action)
             actions.append(action)
-            env_actions.append(to_env(action))
-            step = self._step(env_actions[t], observations[: t + 1])
+            env_actions.append(env_action)
+            try:
+                step = self.envs.step(env_action)
+            except Exception:
+                # a NaN that the environment gave earlier is the likelier cause than the action that came of it
+                _check_array("observation", observations[: t + 1], first_row, self.first_env)
+                raise
             current = step.observations
             rewards[t] = step.rewards
-            episode_returns += step.rewards
-            episode_lengths += 1
             if step.valid is not None:
                 valid[t] = step.valid
-                episode_lengths -= ~step.valid
             if len(step.final_envs):
                 terminations[t] = step.terminations
                 truncations[t] = step.truncations
                 finals.append((t, step.final_envs, step.final_observations))
-                self._end_episodes(first_row + t, step.final_envs, step.terminations, episodes)
             t += 1
         self._observations = current.copy()
         self.row += t
         rollout = self._complete(
             first_row, version, observations[:t], inputs[:t], heads[:t], actions, env_actions,
-            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals, episodes,
+            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals,
         )  # fmt: skip
         self._check_finite(rollout)
         return rollout
-
-    def _step(self, env_actions: np.ndarray, observations: np.ndarray) -> Any:
-        try:
-            return self.envs.step(env_actions)
-        except Exception:
-            # a NaN that the environment gave earlier is the likelier cause than the action that came of it
-            _check_array("observation", observations, self.row, self.first_env)
-            raise
-
-    def _end_episodes(
-        self, row: int, ended: Sequence[int] | np.ndarray, terminations: np.ndarray, episodes: list[Episode]
-    ) -> None:
-        for i in ended:
-            episodes.append(
-                Episode(
-                    row,
-                    self.first_env + int(i),
-                    float(self._episode_returns[i]),
-                    int(self._episode_lengths[i]),
-                    not terminations[i],
-                )
-            )
-            self._episode_returns[i] = 0.0
-            self._episode_lengths[i] = 0
-            self._episode_first_rows[i] = row + 1
 
     def _complete(
         self,
@@ -144,9 +119,8 @@ class Collector:
         truncations: np.ndarray,
         valid: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
-        episodes: list[Episode],
     ) -> Rollout:
-        """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next."""
+        """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next, episodes."""
         assert self._observations is not None
         t, n = rewards.shape
         final_rows = np.array([row for row, envs, _ in finals for _ in envs], np.int64)
@@ -173,10 +147,37 @@ class Collector:
             if len(final_rows):
                 next_values[final_rows, final_envs] = self.policy.value(self.normaliser.inputs(final_observations))
             next_values[terminations] = 0.0
+        episodes = self._count_episodes(first_row, rewards, terminations, truncations, valid, final_rows, final_envs)
         return Rollout(
-            first_row, version, observations, inputs, all_actions, sent, rewards, terminations, truncations, valid,
-            heads, log_probs, values, next_values, final_rows, final_envs, final_observations, episodes,
+            first_row, version, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
+            truncations, valid, heads, log_probs, values, next_values, final_rows, final_envs, final_observations,
+            episodes,
         )  # fmt: skip
+
+    def _count_episodes(
+        self,
+        first_row: int,
+        rewards: np.ndarray,
+        terminations: np.ndarray,
+        truncations: np.ndarray,
+        valid: np.ndarray,
+        final_rows: np.ndarray,
+        final_envs: np.ndarray,
+    ) -> list[Episode]:
+        """The episodes that ended, in the order of their last rows; keeps the sums of those that go on."""
+        episodes, self._cut = self._cut, []
+        if not len(rewards):
+            return episodes
+        dones = terminations | truncations
+        returns = sums_behind(rewards, dones, 1.0, self._episode_returns)
+        lengths = sums_behind(valid, dones, 1.0, self._episode_lengths)
+        for row, env in zip(final_rows.tolist(), final_envs.tolist(), strict=True):
+            ended = first_row + row, self.first_env + env, float(returns[row, env]), int(lengths[row, env])
+            episodes.append(Episode(*ended, truncated=not terminations[row, env]))
+        goes_on = ~dones[-1]
+        self._episode_returns, self._episode_lengths = returns[-1] * goes_on, (lengths[-1] * goes_on).astype(np.int64)
+        self._episode_first_rows[final_envs] = first_row + final_rows + 1  # of several in one environment, the last
+        return episodes
 
     def _check_finite(self, rollout: Rollout) -> None:
         _check_array("observation", rollout.observations, rollout.first_row, self.first_env)
@@ -192,14 +193,10 @@ class Collector:
         """[T, N] float64 running discounted returns of the rollout; moves the running sums. Call it once per
         rollout.
         """
-        out = np.empty(rollout.rewards.shape)
-        running = self._discounted_returns
         dones = rollout.terminations | rollout.truncations
-        for t in range(rollout.num_rows):
-            running *= self._gamma
-            running += rollout.rewards[t]
-            out[t] = running
-            running[dones[t]] = 0.0
+        out = sums_behind(rollout.rewards, dones, self._gamma, self._discounted_returns)
+        if len(out):
+            self._discounted_returns = out[-1] * ~dones[-1]
         return out
 
     def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:

@@ -1,11 +1,11 @@
-"""Advantages and value targets: GAE, n-step returns, V-trace.
+"""Advantages and value targets: GAE, n-step returns, V-trace; and sums along episodes, of which they are made.
 
-Pure NumPy on [T, N] arrays; the learner uses it on whole rollouts.
+Pure NumPy on [T, N] arrays; the learner and the collector use it on whole rollouts.
 
 All three take the value of what truly came next, `next_values`, besides the value of each row's own observation. A
-time limit
-is not a termination: where an episode was truncated, `next_values` holds the value of its final observation; only a
-terminal state makes it 0. `dones` (either kind of end) only stops the sum from running into the next episode.
+time limit is not a termination: where an episode was truncated, `next_values` holds the value of its final
+observation; only a terminal state makes it 0. `dones` (either kind of end) only stops the sum from running into the
+next episode.
 """
 
 from __future__ import annotations
@@ -18,6 +18,43 @@ def _check(**arrays: np.ndarray) -> None:
     first = next(iter(shapes.values()))
     if len(first) != 2 or any(shape != first for shape in shapes.values()):
         raise ValueError(f"expected equal shapes [T, N], got {', '.join(f'{n}={s}' for n, s in shapes.items())}")
+
+
+def sums_ahead(terms: np.ndarray, decay: np.ndarray) -> np.ndarray:
+    """y_t = x_t + d_t y_{t+1}, with y_T = 0; for x and d of one shape [T, N].
+
+    By doubling, log2(T) passes over whole arrays: where a row is short, a loop over rows costs several microseconds
+    for each, mostly the calls.
+
+    Source: Hillis and Steele 1986, data parallel algorithms.
+    """
+    sums, decay = terms.copy(), decay.copy()
+    reach = 1  # sums[t] holds the terms of rows t … t + reach - 1, decay[t] is the product of as many
+    while reach < len(sums):
+        sums[:-reach] += decay[:-reach] * sums[reach:]
+        decay[:-reach] *= decay[reach:]
+        reach *= 2
+    return sums
+
+
+def sums_behind(terms: np.ndarray, dones: np.ndarray, gamma: float, before: np.ndarray) -> np.ndarray:
+    """The running sum of an episode's terms, the older ones discounted: y_t = x_t + gamma (1 - done_{t-1}) y_{t-1}.
+
+    Args:
+      terms: [T, N].
+      dones: [T, N] bool, the row is the last of an episode.
+      gamma: 1 for plain sums.
+      before: [N] y_{-1}; 0 where an episode begins in row 0.
+
+    Returns:
+      [T, N] float64.
+    """
+    terms = terms.astype(np.float64)
+    decay = np.zeros_like(terms)
+    if len(terms):
+        terms[0] += gamma * before
+        decay[:-1] = np.where(dones[:-1], 0.0, gamma)[::-1]
+    return sums_ahead(terms[::-1], decay)[::-1]
 
 
 def gae(
@@ -47,8 +84,7 @@ def gae(
     _check(rewards=rewards, values=values, next_values=next_values, dones=dones)
     advantages = rewards + np.float32(gamma) * next_values - values
     decay = np.where(dones, np.float32(0), np.float32(gamma * lam))
-    for t in range(len(rewards) - 2, -1, -1):
-        advantages[t] += decay[t] * advantages[t + 1]
+    advantages = sums_ahead(advantages, decay)
     return advantages, advantages + values
 
 
@@ -102,9 +138,7 @@ def vtrace(
     rho = np.minimum(np.float32(rho_clip), ratios)
     decay = np.where(dones, np.float32(0), np.float32(gamma * lam) * np.minimum(np.float32(c_clip), ratios))
     corrections = rho * (rewards + np.float32(gamma) * next_values - values)
-    for t in range(len(rewards) - 2, -1, -1):
-        corrections[t] += decay[t] * corrections[t + 1]
-    targets = values + corrections
+    targets = values + sums_ahead(corrections, decay)
     next_targets = next_values.copy()
     inside = ~dones[:-1]
     next_targets[:-1][inside] = targets[1:][inside]

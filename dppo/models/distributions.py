@@ -208,6 +208,7 @@ class DiagGaussian:
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         self._centre = ((low + high) / 2).astype(np.float32)
         self._scale = ((high - low) / 2).astype(np.float32)
+        self._is_scaled = bool((self._centre != 0).any() or (self._scale != 1).any())
         self.noise_size = self.network_outputs = len(low)
         self.head_size = 2 * self.noise_size
         self._ones = np.ones(self.noise_size, np.float32)  # BLAS adds up short rows faster than np.sum
@@ -226,7 +227,8 @@ class DiagGaussian:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment wants them: scaled to the Box, clipped to its bounds."""
-        scaled = (self._centre + self._scale * actions).reshape(len(actions), *self._space.shape)
+        scaled = self._centre + self._scale * actions if self._is_scaled else actions
+        scaled = scaled.reshape(len(actions), *self._space.shape)
         clipped = np.minimum(np.maximum(scaled, self._space.low), self._space.high)
         return clipped.astype(self._space.dtype, copy=False)
 

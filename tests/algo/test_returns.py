@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dppo.algo.returns import gae, n_step_returns, vtrace
+from dppo.algo.returns import gae, n_step_returns, sums_ahead, sums_behind, vtrace
 
 GAMMA, LAM = 0.97, 0.9
 
@@ -53,6 +53,37 @@ def td_error(rows: Rows, t: int, i: int) -> float:
 def rows(request: pytest.FixtureRequest) -> Rows:
     """A random rollout: T = 1, one environment, and an ordinary shape."""
     return random_rows(np.random.default_rng(request.param), *request.param)
+
+
+# -- sums along episodes --------------------
+
+
+@pytest.mark.parametrize("t", [0, 1, 2, 3, 4, 5, 8, 31, 64, 100])
+def test_sums_ahead_are_those_of_a_loop_over_rows(t: int) -> None:
+    rng = np.random.default_rng(t)
+    terms, decay = rng.standard_normal((t, 3)), rng.random((t, 3))
+    decay[rng.random((t, 3)) < 0.2] = 0.0
+    expected, after = np.empty((t, 3)), np.zeros(3)
+    for row in reversed(range(t)):
+        after = expected[row] = terms[row] + decay[row] * after
+    np.testing.assert_allclose(sums_ahead(terms, decay), expected, rtol=1e-12)
+
+
+def test_sums_behind_worked_by_hand() -> None:
+    terms, dones = column(1, 2, 3, 4, 5), np.array([[False], [True], [False], [False], [True]])
+    sums = sums_behind(terms, dones, 0.5, np.array([8.0]))
+    np.testing.assert_array_equal(sums[:, 0], [1 + 4, 2 + 2.5, 3, 4 + 1.5, 5 + 2.75])
+
+
+def test_sums_behind_in_two_parts_are_those_of_the_whole(rows: Rows) -> None:
+    before = np.arange(rows.rewards.shape[1], dtype=float)
+    whole = sums_behind(rows.rewards, rows.dones, 0.9, before)
+    middle = len(whole) // 2
+    first = sums_behind(rows.rewards[:middle], rows.dones[:middle], 0.9, before)
+    if middle:
+        before = first[-1] * ~rows.dones[middle - 1]
+    second = sums_behind(rows.rewards[middle:], rows.dones[middle:], 0.9, before)
+    np.testing.assert_allclose(np.concatenate((first, second)), whole, rtol=1e-12)
 
 
 # -- by hand --------------------
