@@ -268,14 +268,19 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
     collector = make_collector(config, place, plan.saved) if place.envs is not None else None
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
     pool, computing = None, workers
-    if config.exchange == "allreduce":
+    if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
         pool, computing = make_pool(workers, synchronous.pool_bytes(place.learner, place.state, config))
+    num_computing = comm.allreduce(int(collector is not None and (pool is None or pool.computes)))
     doorbell = Doorbell(Neighbours(comm))
     comm.Barrier()  # training time starts when every worker can step
     coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
     if journal is not None:
-        make = synchronous.SyncCoordinator if config.mode == "sync" else asynchronous.AsyncCoordinator
-        coordinator = make(journal, place.state, place.learner, config, num_workers)
+        books = journal, place.state, place.learner, config, num_workers
+        coordinator = (
+            synchronous.SyncCoordinator(*books, num_computing)
+            if config.mode == "sync"
+            else asynchronous.AsyncCoordinator(*books)
+        )
         journal.start_training()
     if collector is not None:
         watchdog = Watchdog(plan.run_dir / "stalls", comm.rank, config.log.stall_after_s, config.log.stall_abort_s)
@@ -310,9 +315,11 @@ def _work(
         return
     exchange: synchronous.Exchange
     if config.exchange == "allreduce":
-        exchange = synchronous.AllreduceExchange(sums, pool, place.state, link)
+        exchange = synchronous.AllreduceExchange(sums, place.state, link)
     else:
         exchange = synchronous.P2PExchange(place.state, link, place.learner)
+    if pool is not None:
+        exchange = synchronous.PooledExchange(exchange, pool, place.state, link)
     synchronous.train_worker(collector, place.learner, place.state, exchange, link, config)
 
 

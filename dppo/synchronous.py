@@ -89,50 +89,28 @@ def train_worker(
 
 
 class AllreduceExchange:
-    """Every worker holds the whole state and makes the same step; where ranks outnumber cores, one of each pool makes
-    it, and the others take over its state at the iteration's end.
+    """Every worker holds the whole state and makes the same step.
 
     The lead (worker 0) tells rank 0 of each boundary, and goes on. Whoever hears rank 0's order to stop says so with
     the next statistics, and all leave together; what they had begun since the boundary at which the run ended is given
     up. So nobody waits for rank 0, unless it is a whole iteration behind.
     """
 
-    def __init__(self, sums: Allreduce, pool: Pool | None, state: TrainingState, link: Link) -> None:
-        self._sums, self._pool, self._state, self._link = sums, pool, state, link
+    def __init__(self, sums: Allreduce, state: TrainingState, link: Link) -> None:
+        self._sums, self._state, self._link = sums, state, link
         self._open_boundaries = 0
 
     @property
     def waited_s(self) -> float:
-        return self._sums.waited_s + (self._pool.waited_s if self._pool is not None else 0.0)
+        return self._sums.waited_s
 
     def meet(self, batch: Batch) -> Batch | None:
-        """Collective over the workers."""
+        """Collective over the workers that compute."""
         while self._open_boundaries > 1 and not self._link.verdict():
             self._open_boundaries -= 1
         batch.statistics[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this call
-        if self._pool is not None:
-            arrays = [*batch.samples.arrays(), batch.statistics]
-            if not self._pool.computes:
-                self._pool.put(arrays)
-                return self._take_over(self._pool.wait(self._link.keep_moving), batch)
-            members = [
-                Batch(Minibatch(*columns), statistics, ((worker, len(columns[0])),))
-                for worker, (*columns, statistics) in self._pool.take(arrays)
-            ]
-            batch = Batch.joined([batch, *members])
         self._sums.add(batch.statistics)
-        if batch.statistics[0] == 0:
-            return batch
-        if self._pool is not None:
-            self._pool.answer(np.empty(0, np.uint8))
-        return None
-
-    def _take_over(self, message: np.ndarray, batch: Batch) -> Batch | None:
-        """What the one that computes has made of the iteration; None where it says that the run has ended."""
-        if not len(message):
-            return None
-        self._state.unpack(message)
-        return batch
+        return batch if batch.statistics[0] == 0 else None
 
     def mean_kl(self, kl_sum: float, samples: int) -> float:
         """Collective over the workers that compute."""
@@ -154,13 +132,9 @@ class AllreduceExchange:
         state.normaliser.merge(totals[len(STATISTICS) :])
         state.version = state.updates
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
-        if self._pool is None and not self._sums.is_lead:
-            return
-        message = np.empty(state.all_bytes, np.uint8)
-        state.pack(message)
-        if self._pool is not None:
-            self._pool.answer(message)
         if self._sums.is_lead:
+            message = np.empty(state.all_bytes, np.uint8)
+            state.pack(message)
             self._link.boundary(message)
             self._open_boundaries += 1
 
@@ -175,6 +149,57 @@ def pool_bytes(learner: Learner, state: TrainingState, config: Config) -> int:
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     batch = slot_bytes([*samples, np.zeros(learner.num_statistics)], config.horizon * config.num_envs)
     return max(batch, 8 + state.all_bytes)
+
+
+class PooledExchange:
+    """Where ranks outnumber cores: the first of each pool exchanges for its members, whose samples it has taken over;
+    they sleep, and take over its state at the iteration's end.
+    """
+
+    def __init__(self, exchange: Exchange, pool: Pool, state: TrainingState, link: Link) -> None:
+        self._exchange, self._pool, self._state, self._link = exchange, pool, state, link
+
+    @property
+    def waited_s(self) -> float:
+        return self._exchange.waited_s + self._pool.waited_s
+
+    def meet(self, batch: Batch) -> Batch | None:
+        arrays = [*batch.samples.arrays(), batch.statistics]
+        if not self._pool.computes:
+            self._pool.put(arrays)
+            message = self._pool.wait(self._link.keep_moving)
+            if len(message):
+                self._state.unpack(message)
+            return batch if len(message) else None
+        members = [
+            Batch(Minibatch(*columns), statistics, ((worker, len(columns[0])),))
+            for worker, (*columns, statistics) in self._pool.take(arrays)
+        ]
+        joined = self._exchange.meet(Batch.joined([batch, *members]))
+        if joined is None:
+            self._end()
+        return joined
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        return self._exchange.mean_kl(kl_sum, samples)
+
+    def is_past(self, minibatch: int) -> bool:
+        return self._exchange.is_past(minibatch)
+
+    def step(self) -> bool:
+        goes_on = self._exchange.step()
+        if not goes_on and self._link.stopped:
+            self._end()
+        return goes_on
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        self._exchange.finish_iteration(totals)
+        message = np.empty(self._state.all_bytes, np.uint8)
+        self._state.pack(message)
+        self._pool.answer(message)
+
+    def _end(self) -> None:
+        self._pool.answer(np.empty(0, np.uint8))
 
 
 class P2PExchange:
@@ -219,10 +244,20 @@ class P2PExchange:
 
 
 class SyncCoordinator(Ending):
-    """Rank 0 of synchronous training: keeps the journal; with p2p it is the parameter server as well."""
+    """Rank 0 of synchronous training: keeps the journal; with p2p it is the parameter server as well.
+
+    Args:
+      num_computing: workers that compute gradients; fewer than num_workers where they are pooled.
+    """
 
     def __init__(
-        self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
+        self,
+        journal: Journal,
+        state: TrainingState,
+        learner: Learner,
+        config: Config,
+        num_workers: int,
+        num_computing: int,
     ) -> None:
         super().__init__(journal, num_workers)
         self._state = state
@@ -230,8 +265,11 @@ class SyncCoordinator(Ending):
         self._rounds_per_update = 1 + learner.needs_mean_kl
         self._last_ticket = learner.updates_per_rollout * self._rounds_per_update
         self._server = ParameterServer(
-            num_workers, num_workers - config.server.drop, lambda staleness: float(staleness == 0)
+            num_workers, num_computing - config.server.drop, lambda staleness: float(staleness == 0)
         )
+        self._reports_per_iteration = 0 if config.server.drop else num_workers
+        self._missing_reports = self._reports_per_iteration
+        self._waiting: Sequence[int] = ()  # for this iteration's last reports
         self._server.version = state.version
         self._totals = np.zeros(learner.num_statistics)
         self._kl_totals = np.zeros(2)
@@ -243,7 +281,8 @@ class SyncCoordinator(Ending):
             return []
         if not self._allreduce:
             self._journal.add(report)
-            return []
+            self._missing_reports -= 1
+            return self._close_when_reported()
         self._reports[report.worker].append(report)
         return self._close_boundary()
 
@@ -290,9 +329,22 @@ class SyncCoordinator(Ending):
         if closed.total is not None:
             stepped = self._state.step(closed.total).stepped
             self._state.ticket += 1
-            if (not stepped or self._state.ticket > self._last_ticket) and (reason := self._finish_iteration()):
-                return self.begin(reason)
+            if not stepped or self._state.ticket > self._last_ticket:
+                self._waiting = closed.answer
+                return self._close_when_reported()
         return self._reply(closed.answer)
+
+    def _close_when_reported(self) -> list[Answer]:
+        """Ends an iteration whose updates are over. The report of a pool's member may come after them; with `drop`,
+        that of a late worker counts in the iteration in which it comes.
+        """
+        if not self._waiting or self._missing_reports > 0:
+            return []
+        workers, self._waiting = self._waiting, ()
+        self._missing_reports += self._reports_per_iteration
+        if (reason := self._finish_iteration()) is not None:
+            return self.begin(reason)
+        return self._reply(workers)
 
     def _finish_iteration(self) -> str | None:
         state = self._state

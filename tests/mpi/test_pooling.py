@@ -33,7 +33,9 @@ CELLS: dict[str, dict[str, Any]] = {
     # stops after the first updates: all workers must leave the same ones out
     "kl-stop": {"env": "CartPole-v1", "ppo": {"epochs": 4, "target-kl": 1e-4}, "optim": {"lr": 3e-3}},
 }
+CELLS |= {f"p2p-{name}": CELLS[name] | {"exchange": "p2p"} for name in ("CartPole", "a3c", "kl", "kl-stop")}
 ITERATIONS, LONG = 4, 200
+LONGS = {"long": "CartPole", "p2p-long": "p2p-CartPole"}
 COUNTS = ("iteration", "env_steps", "updates", "episodes", "episodes_ended", "minibatches", "kl_stops", "samples")
 
 
@@ -65,8 +67,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(f"{name}-each", cell, ITERATIONS, pooled=False)
         job(f"{name}-whole-pooled", whole_rollouts(cell), 1, pooled=True)
         job(f"{name}-whole-one", whole_rollouts(cell), 1, pooled=False, num_envs=10)
-    job("long", CELLS["CartPole"], LONG, pooled=True)
-    job("long-again", CELLS["CartPole"], LONG, pooled=True)
+    for name, cell_name in LONGS.items():
+        job(name, CELLS[cell_name], LONG, pooled=True)
+        job(f"{name}-again", CELLS[cell_name], LONG, pooled=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
     launcher.run(RANKS, "pooled_or_not", folder / "jobs.json", program="on_two_cores.py", timeout=60)
@@ -113,9 +116,10 @@ def test_the_objective_kl_and_the_kl_stop_were_put_to_the_test(runs: Path) -> No
     )
 
 
-def test_a_pooled_run_repeats_to_the_byte(runs: Path) -> None:
-    assert count_lines(runs / "long") == LONG
-    assert_same(runs / "long", runs / "long-again")
+@pytest.mark.parametrize("long", LONGS)
+def test_a_pooled_run_repeats_to_the_byte(long: str, runs: Path) -> None:
+    assert count_lines(runs / long) == LONG
+    assert_same(runs / long, runs / f"{long}-again")
 
 
 def pool_files(job: Job) -> set[Path]:
@@ -130,13 +134,13 @@ def pool_files(job: Job) -> set[Path]:
     return {Path("/dev/shm", "dppo-" + name.removesuffix(" (deleted)")) for name in names}
 
 
-@pytest.mark.parametrize("rank", [None, 2])
+@pytest.mark.parametrize(("rank", "long"), [(None, "long"), (2, "long"), (None, "p2p-long"), (2, "p2p-long")])
 def test_a_pooled_run_that_was_preempted_ends_as_one_never_stopped(
-    rank: int | None, runs: Path, launch: Launcher, tmp_path: Path
+    rank: int | None, long: str, runs: Path, launch: Launcher, tmp_path: Path
 ) -> None:
     """SIGUSR1 to mpirun, or to a worker that does not compute."""
     run_dir = tmp_path / "run"
-    given = flags(settings(CELLS["CartPole"], run_dir, LONG))
+    given = flags(settings(CELLS[LONGS[long]], run_dir, LONG))
     job = launch.start(RANKS, "dppo.run", *given, program="on_two_cores.py")
     job.until(lambda: count_lines(run_dir) >= 10)
     files = pool_files(job)
@@ -147,10 +151,10 @@ def test_a_pooled_run_that_was_preempted_ends_as_one_never_stopped(
     assert summary(run_dir)["exit"] == "preempted"
     lines = metric_lines(run_dir)
     assert 10 <= len(lines) < LONG
-    assert lines == metric_lines(runs / "long")[: len(lines)]
+    assert lines == metric_lines(runs / long)[: len(lines)]
 
     launch.run(RANKS, "dppo.run", "--resume", "--run-dir", run_dir, program="on_two_cores.py")
-    assert_same(runs / "long", run_dir)
+    assert_same(runs / long, run_dir)
     assert not any(file.exists() for file in files)
 
 

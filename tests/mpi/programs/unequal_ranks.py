@@ -105,7 +105,15 @@ def main() -> None:
     initial = rank.policy.flat.vector.copy()
     if comm.rank == 0:
         journal = FakeJournal(rank.state, Preemption(1e9, None), after)
-        coordinator = synchronous.SyncCoordinator(journal, rank.state, rank.learner, config, comm.size - 1)  # type: ignore[arg-type]
+        num_workers = comm.size - 1
+        coordinator = synchronous.SyncCoordinator(
+            journal,
+            rank.state,
+            rank.learner,
+            config,
+            num_workers,
+            num_workers,  # type: ignore[arg-type]
+        )
         serve(comm, coordinator, first_worker_rank=1)
     else:
         distribution = rank.policy.distribution
@@ -116,7 +124,7 @@ def main() -> None:
         link = MPILink(comm, lambda: False)
         way: synchronous.Exchange
         if exchange == "allreduce":
-            way = synchronous.AllreduceExchange(Allreduce(workers), None, rank.state, link)
+            way = synchronous.AllreduceExchange(Allreduce(workers), rank.state, link)
         else:
             way = synchronous.P2PExchange(rank.state, link, rank.learner)
         synchronous.train_worker(collector, rank.learner, rank.state, way, link, config)
