@@ -102,7 +102,8 @@ def p2p(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     import numpy as np
 
     from dppo.algo.losses import METRICS
-    from dppo.exchange.server import Answer, MPILink, Tag, serve
+    from dppo.exchange.link import MPILink
+    from dppo.exchange.server import Answer, Tag, serve
     from dppo.models.flat import FlatParameters
 
     class Echo:
@@ -182,7 +183,8 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     from dppo.algo.moments import Normaliser
     from dppo.asynchronous import AsyncCoordinator
     from dppo.config import Config, resolve
-    from dppo.exchange.server import MPILink, serve
+    from dppo.exchange.link import MPILink
+    from dppo.exchange.server import serve
     from dppo.models.flat import FlatParameters
     from dppo.state import TrainingState
 

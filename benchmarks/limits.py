@@ -71,8 +71,8 @@ PROFILED = {  # parts of an iteration: the calls that are timed, without those i
     "backward": "models.policy.ActorCritic.backward",
     "exchange": "exchange.allreduce.Allreduce.add",
     "optimiser": "state.TrainingState.step",
-    "journal": "exchange.server.Link.report exchange.server.Link.boundary",
-    "asking whether to stop": "exchange.server.Link.stop_requested exchange.server.Link.verdict",
+    "journal": "exchange.link.Link.report exchange.link.Link.boundary",
+    "asking whether to stop": "exchange.link.Link.stop_requested exchange.link.Link.verdict",
     "rest of the loop": "synchronous.train_worker",
 }
 

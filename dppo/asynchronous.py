@@ -15,7 +15,8 @@ from dppo.algo.optim import staleness_weight
 from dppo.batch import Report
 from dppo.config import Config
 from dppo.ending import Ending
-from dppo.exchange.server import Answer, Link, ParameterServer, Tag
+from dppo.exchange.link import Link
+from dppo.exchange.server import Answer, ParameterServer, Tag
 from dppo.journal import Journal
 from dppo.learner import STATISTICS, Learner
 from dppo.rollout import Collector

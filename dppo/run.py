@@ -16,6 +16,7 @@ startup.set_mpi_parameters()
 if __name__ == "__main__":
     startup.note_early_signals()
 
+import contextlib  # noqa: E402
 import shlex  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
@@ -24,7 +25,7 @@ from collections.abc import Sequence  # noqa: E402
 
 from mpi4py import MPI  # noqa: E402
 
-from dppo import asynchronous, synchronous  # noqa: E402
+from dppo import asynchronous, sync_exchange, synchronous  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, parse, to_toml  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.console import Console  # noqa: E402
@@ -32,8 +33,9 @@ from dppo.ending import WorkerError  # noqa: E402
 from dppo.exchange.allreduce import Allreduce  # noqa: E402
 from dppo.exchange.collectives import assert_in_sync, first_error, from_rank_zero  # noqa: E402
 from dppo.exchange.doorbell import Doorbell, Neighbours  # noqa: E402
+from dppo.exchange.link import Link, LocalLink, MPILink  # noqa: E402
 from dppo.exchange.pooling import Pool, make_pool  # noqa: E402
-from dppo.exchange.server import Link, LocalLink, MPILink, serve  # noqa: E402
+from dppo.exchange.server import serve  # noqa: E402
 from dppo.journal import WINDOW, Journal, Summary  # noqa: E402
 from dppo.planning import Plan, plan_run, version, versions  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
@@ -267,41 +269,43 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
     alone = comm.size == 1
     collector = make_collector(config, place, plan.saved) if place.envs is not None else None
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
-    pool, computing = None, workers
-    if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
-        pool, computing = make_pool(workers, synchronous.pool_bytes(place.learner, place.state, config))
-    num_computing = comm.allreduce(int(collector is not None and (pool is None or pool.computes)))
-    doorbell = Doorbell(Neighbours(comm))
-    comm.Barrier()  # training time starts when every worker can step
-    coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
-    if journal is not None:
-        books = journal, place.state, place.learner, config, num_workers
-        coordinator = (
-            synchronous.SyncCoordinator(*books, num_computing)
-            if config.mode == "sync"
-            else asynchronous.AsyncCoordinator(*books)
-        )
-        journal.start_training()
-    if collector is not None:
-        watchdog = Watchdog(plan.run_dir / "stalls", comm.rank, config.log.stall_after_s, config.log.stall_abort_s)
-        asked = lambda: preemption.requested_at is not None  # noqa: E731
-        link: Link = (
-            MPILink(comm, asked, watchdog.progress, doorbell=doorbell)
-            if coordinator is None
-            else LocalLink(coordinator, asked, watchdog.progress)
-        )
-        _work(config, place, collector, Allreduce(computing), pool, link)
-        watchdog.stop()
-        link.bye()
-        collector.envs.close()
-    elif coordinator is not None:
-        serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell)
-        if coordinator.abandoned:
-            assert journal is not None
-            _leave_alone(journal, comm)
-    doorbell.close()
-    if pool is not None:
-        pool.close()
+    with contextlib.ExitStack() as at_end:  # what a caller that goes on after an error must not inherit
+        pool, computing = None, workers
+        if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
+            pool, computing = make_pool(workers, sync_exchange.pool_bytes(place.learner, place.state, config))
+        if pool is not None:
+            at_end.callback(pool.close)
+        num_computing = comm.allreduce(int(collector is not None and (pool is None or pool.computes)))
+        doorbell = Doorbell(Neighbours(comm))
+        at_end.callback(doorbell.close)
+        comm.Barrier()  # training time starts when every worker can step
+        coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
+        if journal is not None:
+            books = journal, place.state, place.learner, config, num_workers
+            coordinator = (
+                synchronous.SyncCoordinator(*books, num_computing)
+                if config.mode == "sync"
+                else asynchronous.AsyncCoordinator(*books)
+            )
+            journal.start_training()
+        if collector is not None:
+            watchdog = Watchdog(plan.run_dir / "stalls", comm.rank, config.log.stall_after_s, config.log.stall_abort_s)
+            at_end.callback(watchdog.stop)
+            asked = lambda: preemption.requested_at is not None  # noqa: E731
+            link: Link = (
+                MPILink(comm, asked, watchdog.progress, doorbell=doorbell)
+                if coordinator is None
+                else LocalLink(coordinator, asked, watchdog.progress)
+            )
+            _work(config, place, collector, Allreduce(computing), pool, link)
+            watchdog.stop()
+            link.bye()
+            collector.envs.close()
+        elif coordinator is not None:
+            serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell)
+            if coordinator.abandoned:
+                assert journal is not None
+                _leave_alone(journal, comm)
     if computing is not workers:
         computing.Free()
     workers.Free()
@@ -313,13 +317,13 @@ def _work(
     if config.mode == "async":
         asynchronous.train_worker(collector, place.learner, place.state, link, config)
         return
-    exchange: synchronous.Exchange
+    exchange: sync_exchange.Exchange
     if config.exchange == "allreduce":
-        exchange = synchronous.AllreduceExchange(sums, place.state, link)
+        exchange = sync_exchange.AllreduceExchange(sums, place.state, link)
     else:
-        exchange = synchronous.P2PExchange(place.state, link, place.learner)
+        exchange = sync_exchange.P2PExchange(place.state, link, place.learner)
     if pool is not None:
-        exchange = synchronous.PooledExchange(exchange, pool, place.state, link)
+        exchange = sync_exchange.PooledExchange(exchange, pool, place.state, link)
     synchronous.train_worker(collector, place.learner, place.state, exchange, link, config)
 
 

@@ -71,20 +71,22 @@ class EpisodeSeeds:
 class ActionNoise:
     """The randomness of action sampling: row r of global environment g sees the same numbers under any layout.
 
-    Blocks of many rows are drawn at once, so that a stream per environment costs nothing per step.
+    Blocks of many rows are drawn at once, so that a stream per environment costs nothing per step; of fewer where a
+    row is long, so that a block takes no more than 256 kB of memory.
     """
 
     BLOCK = 1024
 
     def __init__(self, seed: int, first_env: int, num_envs: int, size: int, kind: str) -> None:
         self._seed, self._first_env, self._num_envs, self._size, self._kind = seed, first_env, num_envs, size, kind
+        self._rows_per_block = max(1, min(self.BLOCK, 65_536 // max(1, size)))
         self._block = -1
         self._values = np.empty((0, num_envs, size), np.float32)
 
     def _fill(self, block: int) -> None:
         if block == self._block:
             return
-        values = np.empty((self._num_envs, self.BLOCK, self._size), np.float32)
+        values = np.empty((self._num_envs, self._rows_per_block, self._size), np.float32)
         for i in range(self._num_envs):
             rng = generator(self._seed, Purpose.ACTIONS, self._first_env + i, block)
             values[i] = draw_noise(rng, self._kind, values[i].shape)
@@ -95,9 +97,9 @@ class ActionNoise:
         out = np.empty((count, self._num_envs, self._size), np.float32)
         done = 0
         while done < count:
-            block, within = divmod(first + done, self.BLOCK)
+            block, within = divmod(first + done, self._rows_per_block)
             self._fill(block)
-            take = min(count - done, self.BLOCK - within)
+            take = min(count - done, self._rows_per_block - within)
             out[done : done + take] = self._values[within : within + take]
             done += take
         return out

@@ -19,7 +19,7 @@ LAYERS = (
     ("algo", "models", "envs", "commandline"),
     ("exchange", "storage", "rollout", "state"),
     ("learner", "journal"),
-    ("ending", "planning", "workplace"),
+    ("ending", "planning", "workplace", "sync_exchange"),
     ("synchronous", "asynchronous"),
     ("run", "evaluate"),
 )

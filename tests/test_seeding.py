@@ -95,6 +95,14 @@ def test_a_row_is_the_same_however_it_is_asked_for() -> None:
     assert noise.rows(7, 0).shape == (0, 2, 1)
 
 
+def test_long_rows_come_in_blocks_that_fit_memory() -> None:
+    size = 10_000  # 64 kB a row of an environment
+    noise = ActionNoise(SEED, 0, 2, size, "uniform")
+    whole = noise.rows(0, 20)
+    assert len(np.unique(whole[:, :, 0])) == 40
+    np.testing.assert_array_equal(ActionNoise(SEED, 1, 1, size, "uniform").rows(13, 1)[0, 0], whole[13, 1])
+
+
 def test_rows_environments_and_numbers_are_all_different() -> None:
     noise = ActionNoise(SEED, 0, 4, 3, "normal").rows(ActionNoise.BLOCK - 100, 200)
     assert len(np.unique(noise)) > 0.999 * noise.size  # float32 has few enough values for a chance meeting

@@ -138,6 +138,8 @@ class MLP:
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
         activations, ones = self._activations, np.ones((1, len(d_value)), np.float32)
+        assert activations, "backward overwrites what forward has kept: one backward for each forward"
+        self._activations = []
         last, d_values = activations[-1], d_value[:, None]
         policy, value = (last[0], last[1]) if self._hidden else (last, last)
         self._policy.backward(policy, d_outputs, ones)

@@ -14,7 +14,7 @@ import pytest
 from mpi4py import MPI
 
 from dppo.exchange.pooling import Pool, make_pool, slot_bytes
-from dppo.synchronous import pool_bytes
+from dppo.sync_exchange import pool_bytes
 from tests.workplace import make_workplace, probe
 
 LONG_S = 20.0

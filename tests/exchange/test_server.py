@@ -13,18 +13,9 @@ from mpi4py import MPI
 
 from dppo.algo.optim import staleness_weight
 from dppo.batch import Report
-from dppo.exchange import server as server_module
-from dppo.exchange.server import (
-    CROWDED_POLL_S,
-    NOTHING,
-    POLL_S,
-    Answer,
-    LocalLink,
-    MPILink,
-    ParameterServer,
-    Tag,
-    serve,
-)
+from dppo.exchange import link as link_module
+from dppo.exchange.link import CROWDED_POLL_S, NOTHING, POLL_S, LocalLink, MPILink
+from dppo.exchange.server import Answer, ParameterServer, Tag, serve
 from dppo.exchange.waiting import Backoff
 from dppo.models.flat import FlatParameters
 
@@ -308,7 +299,7 @@ def test_each_boundary_has_a_verdict_of_its_own(recorder: Recorder, link: LocalL
 
 
 def test_rank_0_is_told_once_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "POLL_S", 0.0)  # it looks each time
+    monkeypatch.setattr(link_module, "POLL_S", 0.0)  # it looks each time
     recorder, asked = Recorder(), [False]
     link = LocalLink(recorder, lambda: asked[0])
     assert not link.stop_requested()

@@ -57,6 +57,15 @@ def test_one_layer_worked_by_hand() -> None:
     np.testing.assert_allclose(gradient, [slope * 0.5, slope, np.tanh(2), 1], rtol=1e-4)
 
 
+def test_a_second_backward_without_a_forward_is_refused() -> None:
+    mlp, _ = make_mlp(2, (3,), "tanh")
+    mlp.forward(inputs_of(2))
+    d_head, d_value = np.ones((9, OUTPUTS), np.float32), np.ones(9, np.float32)
+    mlp.backward(d_head, d_value)
+    with pytest.raises(AssertionError, match="one backward for each forward"):
+        mlp.backward(d_head, d_value)
+
+
 def test_policy_and_value_alone_are_those_of_forward() -> None:
     mlp, _ = make_mlp(4, (8,), "tanh")
     inputs = inputs_of(4)

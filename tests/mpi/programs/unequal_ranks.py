@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from dppo import synchronous
+from dppo import sync_exchange, synchronous
 from dppo.algo import returns
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
@@ -27,7 +27,8 @@ from dppo.batch import Minibatch, Report, Rollout
 from dppo.config import Config, OptimConfig, PPOConfig, resolve
 from dppo.envs.vector import make_vector_env
 from dppo.exchange.allreduce import Allreduce
-from dppo.exchange.server import MPILink, serve
+from dppo.exchange.link import MPILink
+from dppo.exchange.server import serve
 from dppo.learner import Learner
 from dppo.models.policy import make_policy, observation_size
 from dppo.preemption import Preemption
@@ -122,11 +123,11 @@ def main() -> None:
             rank.envs, rank.policy, rank.normaliser, rank.seeds, noise, worker, first_env, rank.learner.gamma
         )
         link = MPILink(comm, lambda: False)
-        way: synchronous.Exchange
+        way: sync_exchange.Exchange
         if exchange == "allreduce":
-            way = synchronous.AllreduceExchange(Allreduce(workers), rank.state, link)
+            way = sync_exchange.AllreduceExchange(Allreduce(workers), rank.state, link)
         else:
-            way = synchronous.P2PExchange(rank.state, link, rank.learner)
+            way = sync_exchange.P2PExchange(rank.state, link, rank.learner)
         synchronous.train_worker(collector, rank.learner, rank.state, way, link, config)
         link.bye()
         rollouts = collector.__dict__["rollouts"]
