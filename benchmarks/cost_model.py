@@ -53,7 +53,7 @@ class Model:
     service_s: float
     """Rank 0's CPU for one worker's message: a gradient with its answer; with allreduce, a report."""
     pooled_s: float = 0.0
-    """allreduce on shared cores: one more worker's samples in all updates of an iteration, passing them included."""
+    """sync on shared cores: one more worker's samples in all updates of an iteration, passing them included."""
     hop_s: float = 0.0
     """allreduce: one of its ceil(log2 W) exchanges between two workers; next to nothing where they share cores."""
     round_s: float = 0.0
@@ -73,12 +73,10 @@ class Model:
         return max(1.0, workers / self.cores)
 
     def gradients_s(self, workers: int) -> float:
-        """All U gradients of an iteration: U gradient share(W), as workers take turns; with allreduce U gradient +
-        (share(W) - 1) pooled, as one worker of each core computes for its neighbours.
+        """All U gradients of a synchronous iteration: U gradient + (share(W) - 1) pooled, as one worker of each core
+        computes for its neighbours.
         """
-        if self.cell == "sync/allreduce":
-            return self.updates * self.gradient_s + (self.share(workers) - 1.0) * self.pooled_s
-        return self.updates * self.gradient_s * self.share(workers)
+        return self.updates * self.gradient_s + (self.share(workers) - 1.0) * self.pooled_s
 
     def straggling_s(self, workers: int) -> float:
         """What the slowest of W workers needs more than the mean one: spread sqrt(T) sqrt(2 ln W), the expected maximum
@@ -87,10 +85,10 @@ class Model:
         return self.spread_s * math.sqrt(2.0 * self.rows * math.log(workers))
 
     def exchange_s(self, workers: int) -> float:
-        """One round of messages: ceil(log2 W) hops, or W vectors at one server."""
+        """One round of messages: ceil(log2 W) hops, or the vectors of all workers that compute at one server."""
         if self.cell == "sync/allreduce":
             return math.ceil(math.log2(workers)) * self.hop_s
-        return self.round_s + workers * self.service_s
+        return self.round_s + min(workers, self.cores) * self.service_s
 
     def iteration_s(self, workers: int) -> float:
         """A rollout and the updates from it, if rank 0 keeps up.
@@ -165,11 +163,11 @@ def fit(unfitted: Model, points: Mapping[int, Point], cpu_s: float) -> Model:
     if model.cell == "async":
         return model
     left = {w: p.learn_s - model.straggling_s(w) - model.gradients_s(w) for w, p in points.items()}
-    if model.cell == "sync/allreduce":
-        return replace(model, pooled_s=_slope({model.share(w) - 1.0: left[w] for w in many}))
-    return replace(
-        model, round_s=max(0.0, _mean([left[w] / (model.updates + 1) - w * model.service_s for w in points]))
-    )
+    if model.cell == "sync/p2p":
+        uncrowded = [left[w] / (model.updates + 1) - w * model.service_s for w in points if model.share(w) == 1.0]
+        model = replace(model, round_s=max(0.0, _mean(uncrowded)))
+    exchanges_s = {w: (model.updates + 1) * model.exchange_s(w) for w in many}
+    return replace(model, pooled_s=_slope({model.share(w) - 1.0: left[w] - exchanges_s[w] for w in many}))
 
 
 def _mean(values: list[float]) -> float:

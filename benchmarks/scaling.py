@@ -196,7 +196,7 @@ def constants_table(models: dict[Cell, Model]) -> str:
         "row_s": f"a row of {NUM_ENVS} environments: CPU of a worker",
         "gradient_s": "a gradient: CPU of a worker",
         "service_s": "rank 0's CPU for a message of a worker (allreduce: a report; else a gradient)",
-        "pooled_s": "allreduce: one more worker's samples, in all updates from a rollout",
+        "pooled_s": "sync: one more worker's samples, in all updates from a rollout",
         "round_s": "a round of p2p, besides the messages",
         "spread_s": "spread of a row (standard deviation)",
     }

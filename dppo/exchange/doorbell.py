@@ -112,6 +112,14 @@ class Doorbell:
             while True:  # of many rings one is enough
                 self._socket.recv(1, socket.MSG_DONTWAIT)
 
+    def has_rung(self) -> bool:
+        """Whether somebody has rung since the last wait or question; never waits."""
+        rung = False
+        with contextlib.suppress(BlockingIOError):
+            while self._socket.recv(1, socket.MSG_DONTWAIT):
+                rung = True
+        return rung
+
     def close(self) -> None:
         """Rings are lost after it."""
         self._socket.close()

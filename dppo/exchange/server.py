@@ -139,6 +139,7 @@ def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int, door
             backoff.reset()
         else:
             answers = coordinator.idle()
+            sent = _unfinished(sent)
             if not answers:
                 backoff.pause()
         for answer in answers:
@@ -146,10 +147,16 @@ def serve(comm: MPI.Comm, coordinator: Coordinator, first_worker_rank: int, door
             sent.append((comm.Isend([answer.message, MPI.BYTE], rank, int(answer.tag)), answer.message))
             if doorbell is not None:
                 doorbell.ring(rank)
-        if sent:
-            sent = [(request, message) for request, message in sent if not request.Test()]
+        if len(sent) > comm.size:  # it is never idle; more than one on its way to each is rare
+            sent = _unfinished(sent)
     for request, _ in [] if coordinator.abandoned else sent:  # a worker that is stuck will not take what is on its way
         request.Wait()
+
+
+def _unfinished(sent: list[tuple[MPI.Request, np.ndarray]]) -> list[tuple[MPI.Request, np.ndarray]]:
+    """Those that are still on their way. One call for all: each that finds nothing gives the core away."""
+    done = MPI.Request.Testsome([request for request, _ in sent]) if sent else None
+    return [pair for i, pair in enumerate(sent) if i not in done] if done else sent
 
 
 def dispatch(coordinator: Coordinator, worker: int, tag: Tag, message: np.ndarray) -> list[Answer]:

@@ -29,7 +29,7 @@ def test_an_iteration_of_each_cell_by_hand() -> None:
     own = replace(MODEL, cores=math.inf, hop_s=1e-4, round_s=2e-3)
     assert own.iteration_s(8) == pytest.approx(100 * 6e-3 + 4 * 3e-3 + 5 * 3 * 1e-4)
     assert replace(own, cores=2, pooled_s=2e-3).gradients_s(8) == pytest.approx(4 * 3e-3 + 3 * 2e-3)
-    assert replace(own, cores=2, cell="sync/p2p").gradients_s(8) == pytest.approx(4 * 4 * 3e-3)
+    assert replace(own, cores=2, cell="sync/p2p").exchange_s(8) == pytest.approx(2e-3 + 2 * 1e-3)
     assert replace(own, cell="sync/p2p").iteration_s(8) == pytest.approx(0.6 + 0.012 + 5 * (2e-3 + 8 * 1e-3))
     a3c = replace(own, cell="async", updates=1)
     assert a3c.iteration_s(8) == pytest.approx(0.6 + 3e-3 + 1e-3)
@@ -46,7 +46,7 @@ def test_half_of_an_iteration_is_exchange_where_p2p_saturates() -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_fit_finds_the_constants_again(cell: str) -> None:
-    waits = {"pooled_s": 1e-3} if cell == "sync/allreduce" else {"round_s": 2e-3} if cell == "sync/p2p" else {}
+    waits = {"sync/allreduce": {"pooled_s": 1e-3}, "sync/p2p": {"pooled_s": 1e-3, "round_s": 2e-3}, "async": {}}[cell]
     truth = replace(MODEL, cell=cell, spread_s=2e-4, updates=1 if cell == "async" else 4, row_s=2e-4, **waits)
     points = {}
     for w in (1, 2, 4, 8, 16):
