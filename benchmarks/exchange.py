@@ -183,6 +183,7 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     from dppo.algo.moments import Normaliser
     from dppo.asynchronous import AsyncCoordinator
     from dppo.config import Config, resolve
+    from dppo.exchange.doorbell import Doorbell, Neighbours
     from dppo.exchange.link import MPILink
     from dppo.exchange.server import serve
     from dppo.models.flat import FlatParameters
@@ -192,15 +193,16 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     preemption = SimpleNamespace(requested=False, past=lambda share: False, grace_s=30.0)
     journal: Any = SimpleNamespace(pending_rollouts=0, preemption=preemption)
     learner: Any = None
+    doorbell = Doorbell(Neighbours(comm))
 
     def window(state: TrainingState) -> dict[str, float]:
         comm.Barrier()
         if comm.rank == 0:
             real = AsyncCoordinator(journal, state, learner, config, comm.size - 1)
             timed = Until(real, seconds / WINDOWS)
-            serve(comm, timed, first_worker_rank=1)
+            serve(comm, timed, first_worker_rank=1, doorbell=doorbell)
             return {"rate": timed.gradients / timed.wall_s, "cpu_us": 1e6 * timed.cpu_s / timed.gradients}
-        link = MPILink(comm, lambda: False)
+        link = MPILink(comm, lambda: False, doorbell=doorbell)
         while not link.stopped:
             link.gradient(state.version, state.flat)
             if (message := link.reply(wait=True)) is not None:
