@@ -175,8 +175,9 @@ def _mean(values: list[float]) -> float:
 
 
 def _slope(pairs: Mapping[float, float]) -> float:
-    """Least squares through the origin, not below 0."""
-    return max(0.0, sum(x * y for x, y in pairs.items()) / sum(x * x for x in pairs))
+    """Least squares through the origin, not below 0; 0 where no x is another."""
+    squares = sum(x * x for x in pairs)
+    return max(0.0, sum(x * y for x, y in pairs.items()) / squares) if squares else 0.0
 
 
 def on_cluster(model: Model, message_bytes: int, latency_s: float, bytes_per_s: float) -> Model:

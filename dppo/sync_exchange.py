@@ -68,7 +68,7 @@ class AllreduceExchange:
         """Collective over the workers that compute."""
         while self._open_boundaries > 1 and not self._link.verdict():
             self._open_boundaries -= 1
-        batch.statistics[0] = float(self._link.stopped)  # one rank that knows is enough, and all leave at this call
+        batch.statistics[0] += float(self._link.stopped)  # one rank that knows is enough, and all leave at this call
         self._sums.add(batch.statistics)
         return batch if batch.statistics[0] == 0 else None
 
@@ -153,6 +153,7 @@ class PooledExchange:
         return self._exchange.waited_s + self._pool.waited_s
 
     def meet(self, batch: Batch) -> Batch | None:
+        batch.statistics[0] = float(self._link.stopped)  # a member may be the only one that has heard
         arrays = [*batch.samples.arrays(), batch.statistics]
         if not self._pool.computes:
             self._pool.put(arrays)
@@ -162,7 +163,7 @@ class PooledExchange:
             return batch if len(message) else None
         members = [
             Batch(Minibatch(*columns), statistics, ((worker, len(columns[0])),))
-            for worker, (*columns, statistics) in self._pool.take(arrays)
+            for worker, (*columns, statistics) in self._pool.take(arrays, self._link.keep_moving)
         ]
         joined = self._exchange.meet(Batch.joined([batch, *members]))
         if joined is None:

@@ -44,8 +44,7 @@ class Pool:
     def __init__(self, slots: np.ndarray, workers: Sequence[int], addresses: Sequence[str], place: int) -> None:
         self._slots, self._workers, self._addresses, self._place = slots, workers, addresses, place
         self._socket = bound_socket(addresses[place])
-        if place:
-            set_receive_timeout(self._socket, self.LOOK_S)
+        set_receive_timeout(self._socket, self.LOOK_S)
         self.computes = place == 0
         self.waited_s = 0.0
 
@@ -57,12 +56,12 @@ class Pool:
             view[...] = array
         self._wake(self._addresses[0])
 
-    def take(self, like: Sequence[np.ndarray]) -> list[tuple[int, list[np.ndarray]]]:
+    def take(
+        self, like: Sequence[np.ndarray], meanwhile: Callable[[], object] = lambda: None
+    ) -> list[tuple[int, list[np.ndarray]]]:
         """(worker, arrays) of every member, in order, of the types and widths of `like`; valid until `answer`."""
-        since = time.monotonic()
         for _ in self._addresses[1:]:
-            self._socket.recv(1)
-        self.waited_s += time.monotonic() - since
+            self._sleep(meanwhile)
         members = zip(self._workers[1:], self._slots[1:], strict=True)
         return [(worker, _views(slot, like, int(slot[:8].view(np.int64)[0]))) for worker, slot in members]
 
@@ -75,10 +74,17 @@ class Pool:
             self._wake(address)
 
     def wait(self, meanwhile: Callable[[], object] = lambda: None) -> np.ndarray:
-        """The answer to what this member has put; a view that is valid until the next `put`. `meanwhile` is called each
-        `LOOK_S`: what this rank has sent moves only while it calls MPI.
+        """The answer to what this member has put; a view that is valid until the next `put`."""
+        self._sleep(meanwhile)
+        slot = self._slots[0]
+        return slot[8 : 8 + int(slot[:8].view(np.int64)[0])]
+
+    def _sleep(self, meanwhile: Callable[[], object]) -> None:
+        """Until a neighbour wakes this one. `meanwhile` is called first, and each `LOOK_S`: what this rank has sent
+        moves only while it calls MPI, and rank 0 may wait for it.
         """
         since = time.monotonic()
+        meanwhile()
         while True:
             try:
                 self._socket.recv(1)
@@ -86,8 +92,6 @@ class Pool:
             except BlockingIOError:
                 meanwhile()
         self.waited_s += time.monotonic() - since
-        slot = self._slots[0]
-        return slot[8 : 8 + int(slot[:8].view(np.int64)[0])]
 
     def close(self) -> None:
         """The memory goes with the last view of it."""
