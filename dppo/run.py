@@ -36,6 +36,7 @@ from dppo.exchange.doorbell import Doorbell, Neighbours  # noqa: E402
 from dppo.exchange.link import Link, LocalLink, MPILink  # noqa: E402
 from dppo.exchange.pooling import Pool, make_pool  # noqa: E402
 from dppo.exchange.server import serve  # noqa: E402
+from dppo.exchange.waiting import ask_for_longer_turns  # noqa: E402
 from dppo.journal import WINDOW, Journal, Summary  # noqa: E402
 from dppo.planning import Plan, plan_run, version, versions  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
@@ -278,6 +279,8 @@ def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, 
         num_computing = comm.allreduce(int(collector is not None and (pool is None or pool.computes)))
         doorbell = Doorbell(Neighbours(comm))
         at_end.callback(doorbell.close)
+        if doorbell.crowded and collector is not None:
+            ask_for_longer_turns()
         comm.Barrier()  # training time starts when every worker can step
         coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
         if journal is not None:

@@ -7,14 +7,17 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
+from dppo.exchange.allreduce import Allreduce
+from dppo.exchange.link import Link
 from dppo.exchange.pooling import Pool, make_pool, slot_bytes
-from dppo.sync_exchange import pool_bytes
+from dppo.sync_exchange import AllreduceExchange, PooledExchange, pool_bytes
 from tests.workplace import make_workplace, probe
 
 LONG_S = 20.0
@@ -118,6 +121,45 @@ def test_the_first_of_a_group_computes_and_waits_for_all_others() -> None:
     taking.join(LONG_S)
     assert not taking.is_alive()
     assert 0.15 < computing.waited_s < LONG_S
+
+
+def test_messages_keep_moving_while_either_side_waits() -> None:
+    """Else rank 0, which takes in a long message, waits for the slowest of the group."""
+    what = SAMPLES["one"]
+    computing, member = make_pools(2, 1000)
+    looks = {"computes": 0, "waits": 0}
+
+    def look(who: str, then: Callable[[], None]) -> Callable[[], None]:
+        def meanwhile() -> None:
+            looks[who] += 1
+            if looks[who] == 3:
+                then()
+
+        return meanwhile
+
+    computing.take(arrays(what, 1, 1), look("computes", lambda: member.put(arrays(what, 1, 1))))
+    member.wait(look("waits", lambda: computing.answer(np.empty(0, np.uint8))))
+    assert looks == {"computes": 3, "waits": 3}
+
+
+@pytest.mark.parametrize("who", ["computes", "waits", "nobody"])
+def test_whoever_of_a_group_has_heard_of_the_end_all_leave(who: str) -> None:
+    """Without the updates of an iteration that will be given up."""
+    place = make_workplace(env="CartPole-v1", horizon=8)
+    pools = make_pools(2, pool_bytes(place.learner, place.state, place.config))
+    rollout, discounted = place.rollout(8)
+
+    def meet(pool: Pool, name: str) -> bool:
+        link = SimpleNamespace(stopped=name == who, keep_moving=lambda: None, boundary=lambda message: None)
+        lead = AllreduceExchange(Allreduce(MPI.COMM_SELF), place.state, cast(Link, link))
+        exchange = PooledExchange(lead, pool, place.state, cast(Link, link))
+        batch = exchange.meet(place.learner.prepare(rollout, discounted))
+        if pool.computes and batch is not None:
+            exchange.finish_iteration(batch.statistics)
+        return batch is not None
+
+    goes_on = together(lambda: meet(pools[0], "computes"), lambda: meet(pools[1], "waits"))
+    assert goes_on == [who == "nobody"] * 2
 
 
 def test_a_group_of_one_waits_for_nobody() -> None:

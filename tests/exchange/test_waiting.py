@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -181,3 +183,24 @@ def test_after_a_reset_the_next_wait_starts_afresh(clock: Clock, sleeps_on: str)
     wait(clock, backoff, 0.001)
     assert pauses[0] == pytest.approx(5e-5)
     assert clock.yields == yields
+
+
+# -- longer turns --------------------
+
+
+def scheduling(code: str) -> str:
+    """What a fresh process prints: `ask_for_longer_turns` changes the thread that calls it for good."""
+    program = f"import os\nfrom dppo.exchange.waiting import ask_for_longer_turns\n{code}"
+    return subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
+
+
+def test_longer_turns_keep_the_users_niceness() -> None:
+    code = "os.nice(3); print(ask_for_longer_turns(), os.nice(0), os.sched_getscheduler(0) == os.SCHED_OTHER)"
+    assert scheduling(code) in ("True 3 True\n", "False 3 True\n")  # as the kernel and its sandbox allow
+
+
+def test_a_scheduling_policy_of_the_users_stays() -> None:
+    code = "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0)); print(ask_for_longer_turns())"
+    assert scheduling(f"{code}; print(os.sched_getscheduler(0) == os.SCHED_BATCH)") == "False\nTrue\n"
