@@ -96,7 +96,7 @@ def test_a_row_is_the_same_however_it_is_asked_for() -> None:
 
 
 def test_long_rows_come_in_blocks_that_fit_memory() -> None:
-    size = 10_000  # 64 kB a row of an environment
+    size = 10_000  # 40 kB a row of an environment
     noise = ActionNoise(SEED, 0, 2, size, "uniform")
     whole = noise.rows(0, 20)
     assert len(np.unique(whole[:, :, 0])) == 40
