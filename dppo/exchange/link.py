@@ -120,16 +120,20 @@ class Link:
         if now < self._next_poll:
             return self.stopped
         self._next_poll = now + self._poll_s
-        if self._asked_to_leave() and not self._signalled:
-            self._signalled = True
-            self._send(Tag.SIGNAL, NOTHING)
+        self._pass_on_signal()
         self._poll()
         return self.stopped
 
     def keep_moving(self) -> None:
         """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
         self.progress("exchange")
+        self._pass_on_signal()
         self._poll()
+
+    def _pass_on_signal(self) -> None:
+        if self._asked_to_leave() and not self._signalled:
+            self._signalled = True
+            self._send(Tag.SIGNAL, NOTHING)
 
     def failure(self, text: str) -> None:
         """Tells rank 0 that this worker cannot go on."""

@@ -311,6 +311,14 @@ def test_rank_0_is_told_once_of_a_signal(monkeypatch: pytest.MonkeyPatch) -> Non
     assert link.stop_requested()
 
 
+def test_rank_0_is_told_of_a_signal_that_comes_while_a_worker_waits_for_its_neighbours() -> None:
+    recorder = Recorder()
+    link = LocalLink(recorder, lambda: True)
+    for _ in range(3):
+        link.keep_moving()
+    assert recorder.heard == [("signal",)]
+
+
 def test_time_spent_waiting_is_counted(recorder: Recorder, link: LocalLink) -> None:
     ready = time.monotonic() + 0.05
     recorder.idle = lambda: [Answer(0, Tag.REPLY, NOTHING)] if time.monotonic() > ready else []  # type: ignore[method-assign]
