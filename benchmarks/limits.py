@@ -72,7 +72,7 @@ PROFILED = {  # parts of an iteration: the calls that are timed, without those i
     "exchange": "exchange.allreduce.Allreduce.add",
     "optimiser": "state.TrainingState.step",
     "journal": "exchange.link.Link.report exchange.link.Link.boundary",
-    "asking whether to stop": "exchange.link.Link.stop_requested exchange.link.Link.verdict",
+    "asking whether to stop": " ".join(f"exchange.link.Link.{n}" for n in ("interrupted", "stop_requested", "verdict")),
     "rest of the loop": "synchronous.train_worker",
 }
 
@@ -177,8 +177,8 @@ def settings(env: str, num_envs: int, hidden: int, minibatch: int) -> Config:
 def measure_update(head: str, hidden: int, minibatch: int, repeats: int) -> dict[str, Any]:
     """One cell of the table of updates."""
     config = settings(HEADS[head], 8, hidden, minibatch)
-    place = build_workplace(config, 0, 1)
-    collector, policy, learner, state = make_collector(config, place, None), place.policy, place.learner, place.state
+    place = build_workplace(config, 0)
+    collector, policy, learner, state = make_collector(config, place), place.policy, place.learner, place.state
     rollout = collector.collect(ROWS, 0)
     batch = learner.prepare(rollout, collector.discounted_returns(rollout))
     learner.normalise_advantages(batch, batch.statistics)
@@ -218,9 +218,9 @@ def measure_update(head: str, hidden: int, minibatch: int, repeats: int) -> dict
 def measure_act(head: str, num_envs: int, repeats: int) -> dict[str, Any]:
     """One row of the table of acting, on the observations of a rollout, with noise as the collector draws it."""
     config = settings(HEADS[head], num_envs, HIDDEN[0], num_envs * ROWS)
-    place = build_workplace(config, 0, 1)
+    place = build_workplace(config, 0)
     policy, distribution = place.policy, place.policy.distribution
-    collector = make_collector(config, place, None)
+    collector = make_collector(config, place)
     inputs = collector.collect(ROWS, 0).inputs
     stream = ActionNoise(0, 0, num_envs, distribution.noise_size, distribution.noise_kind)
     first_rows = itertools.count(0, ROWS)

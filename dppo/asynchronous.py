@@ -33,7 +33,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
     while not link.stopped:
         started = time.monotonic()
         learner.normaliser.freeze()
-        rollout = collector.collect(config.horizon, state.version, link.stop_requested)
+        rollout = collector.collect(config.horizon, state.version, link.interrupted, state.iteration)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
 
@@ -104,11 +104,17 @@ class AsyncCoordinator(Ending):
     """
 
     def __init__(
-        self, journal: Journal, state: TrainingState, learner: Learner, config: Config, num_workers: int
+        self,
+        journal: Journal,
+        state: TrainingState,
+        learner: Learner,
+        config: Config,
+        num_workers: int,
+        *,
+        survives: bool = False,
     ) -> None:
-        super().__init__(journal, num_workers)
-        self._state = state
-        self._num_workers, self._applied = num_workers, 0
+        super().__init__(journal, state, num_workers, config.server.mirror_every or None if survives else None)
+        self._applied = 0
         limit = (
             default_max_staleness(num_workers) if config.server.max_staleness is None else config.server.max_staleness
         )
@@ -141,7 +147,7 @@ class AsyncCoordinator(Ending):
                 return self.begin(reason)
         message = np.empty(state.core_bytes, np.uint8)
         state.pack(message)
-        return [Answer(worker, Tag.REPLY, message)]
+        return [*self.mirror(), Answer(worker, Tag.REPLY, message)]
 
     def _staleness_metrics(self) -> dict[str, object]:
         ages, self._server.staleness = self._server.staleness, type(self._server.staleness)()

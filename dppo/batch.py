@@ -9,6 +9,7 @@ parametrise the action distribution.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -70,6 +71,20 @@ class Rollout:
     final_observations: np.ndarray
     """[F, *obs]: its true last observation."""
     episodes: list[Episode] = field(default_factory=list)
+
+    def joined(self, rest: Rollout) -> Rollout:
+        """This rollout, which was cut short, and the one that goes on where it was cut."""
+        assert rest.first_row == self.first_row + self.num_rows
+        values: dict[str, Any] = {}
+        for name in self.__slots__:
+            mine, others = getattr(self, name), getattr(rest, name)
+            if name == "final_rows":
+                others = others + self.num_rows
+            if isinstance(mine, np.ndarray):
+                values[name] = np.concatenate((mine, others))
+            else:
+                values[name] = mine + others if name == "episodes" else mine
+        return Rollout(**values)
 
     @property
     def num_rows(self) -> int:
@@ -150,6 +165,8 @@ class Report:
     moment_sums: np.ndarray | None = None
     """Async: sums of the rollout about the means that follow; in sync they travel with the statistics."""
     moment_means: tuple[np.ndarray, np.ndarray] | None = None
+    iteration: int = 0
+    """Sync: iterations that were finished when it was begun."""
 
 
 @dataclass(slots=True)

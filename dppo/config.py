@@ -182,11 +182,12 @@ class ServerConfig:
     none: all are applied as they are."""
     max_staleness: int | None = None
     """async: in versions of the parameters; None: 4 times the number of workers."""
-    mirror_every: int = 0
-    """Updates between copies of the server's state to a standby rank; 0: none."""
+    mirror_every: int = 50
+    """p2p, where deaths can be survived: updates between copies of the server's state to a standby rank; 0: none."""
 
     def __post_init__(self) -> None:
         _require(self.drop >= 0, f"server.drop={self.drop} must not be negative")
+        _require(self.mirror_every >= 0, f"server.mirror_every={self.mirror_every} must be 0 (none) or positive")
         _require(
             self.max_staleness is None or self.max_staleness >= 0,
             f"server.max_staleness={self.max_staleness} must not be negative",
@@ -277,11 +278,13 @@ class Config:
     """auto: a native vector form where dppo has an adapter (CartPole), else one environment after another; native:
     the environment's own vector form, which gives up exact resume and independence of the layout over ranks."""
     preempt_fraction: float = 0.0
-    """Collection ends once this share of workers is done; 0: never."""
+    """sync: once this share of the workers has its rollout, the others stop where they have at least a quarter of
+    theirs (Wijmans et al. 2020); 0: never."""
     respawn: bool = False
-    """Replace dead workers."""
+    """Where deaths can be survived (mpirun --with-ft ulfm): start a new worker in place of each that died."""
     on_worker_error: Literal["abort", "continue"] = "abort"
-    """What an exception in a worker does."""
+    """A rank's own exception, or its stall past log.stall_abort_s, ends the job; continue: it is a death like any
+    other, which the others survive (mpirun --with-ft ulfm)."""
     time_limit_s: float | None = None
     """Save and exit with code 75 before this many seconds have passed since the start."""
     dry_run: bool = False
@@ -302,6 +305,7 @@ class Config:
         _require(self.total_steps >= 1, f"total_steps={self.total_steps} must be at least 1")
         _require(self.num_envs >= 1, f"num_envs={self.num_envs} must be at least 1")
         _require(self.horizon is None or self.horizon >= 1, f"horizon={self.horizon} must be at least 1")
+        _require_range("preempt_fraction", self.preempt_fraction, 0, 1)
         _require(
             self.time_limit_s is None or self.time_limit_s > 0,
             f"time_limit_s={self.time_limit_s} must be positive",
@@ -319,6 +323,10 @@ def check(config: Config) -> None:
         f"server.drop={config.server.drop} needs mode=sync and exchange=p2p, where a server waits for gradients",
     )
     _require(
+        not (config.preempt_fraction and config.mode == "async"),
+        f"preempt_fraction={config.preempt_fraction} needs mode=sync: asynchronous workers never wait for a slow one",
+    )
+    _require(
         not (config.server.drop and config.ppo.objective == "kl"),
         "server.drop needs ppo.objective=clip: the KL penalty's hinge averages over all workers",
     )
@@ -332,10 +340,6 @@ def _refuse_unavailable(config: Config) -> None:
     """Names of the contract whose machinery is not in this version: refused, rather than silently ignored."""
     unavailable = {
         "trajectories.enabled": config.trajectories.enabled,
-        "respawn": config.respawn,
-        "on_worker_error=continue": config.on_worker_error == "continue",
-        "preempt_fraction": config.preempt_fraction != 0,
-        "server.mirror_every": config.server.mirror_every != 0,
         "log.trace": config.log.trace,
     }
     for name, asked in unavailable.items():

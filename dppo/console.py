@@ -27,11 +27,16 @@ class Console:
     """Prints for rank 0; silent where `enabled` is False."""
 
     def __init__(self, interval_s: float, *, enabled: bool = True) -> None:
-        self._enabled = enabled
+        self._enabled, self._asked_interval_s = enabled, interval_s
         self._terminal = enabled and on_terminal()
         self._interval_s = 0.1 if self._terminal else interval_s
         self._next = 0.0
         self._drawn = False
+
+    def enable(self) -> None:
+        """This rank is rank 0 now."""
+        if not self._enabled:
+            self.__init__(self._asked_interval_s)  # type: ignore[misc]
 
     def line(self, text: str) -> None:
         """A line that stays."""

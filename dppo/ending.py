@@ -1,7 +1,7 @@
-"""How a run ends: the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than
-allowed.
+"""What the coordinators of both loops do alike on rank 0: signals, failures, the standby's copy, and how a run ends:
+the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than allowed.
 
-Uses the journal; the coordinators of both loops on rank 0 build on it.
+Uses the journal and the exchange; synchronous.py and asynchronous.py build on it.
 """
 
 from __future__ import annotations
@@ -10,13 +10,17 @@ import time
 
 import numpy as np
 
+from dppo.exchange.memory import Mirror
 from dppo.exchange.server import Answer, Tag
 from dppo.journal import Journal
+from dppo.state import TrainingState
 
 GIVE_UP, LEAVE = 0.7, 0.9
 """Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
 
 
+STANDBYS = 2
+"""One of them may die together with the server."""
 LEAVE_S = 5.0
 """A run that ended by itself waits for its workers at least so long, however short the grace period."""
 
@@ -26,10 +30,25 @@ class WorkerError(RuntimeError):
 
 
 class Ending:
-    """What every coordinator does about signals, failures and the end of the run."""
+    """What every coordinator does about signals, failures and the end of the run.
 
-    def __init__(self, journal: Journal, num_workers: int) -> None:
-        self._journal, self._present = journal, set(range(num_workers))
+    Args:
+      mirror_every: updates between copies for the standbys, the first of the workers present; None: there are none.
+      mirrors_state: whether the copies hold the state; without, only the journal's books, and each iteration.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: TrainingState,
+        num_workers: int,
+        mirror_every: int | None = None,
+        *,
+        mirrors_state: bool = True,
+    ) -> None:
+        self._journal, self._state, self._present = journal, state, set(range(num_workers))
+        self._num_workers, self._mirror_every, self._mirrors_state = num_workers, mirror_every, mirrors_state
+        self._mirrored_at: int | None = None  # updates, or iterations where the state is not copied
         self.begun = False
         self._begun_at = 0.0
         self._saved_at_once = False
@@ -44,6 +63,24 @@ class Ending:
         """The journal has closed for `reason`: everyone stops."""
         self.begun, self._begun_at = True, time.monotonic()
         return [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
+
+    def mirror(self) -> list[Answer]:
+        """The standbys' next copy, if it is due. It is sent before the replies of the same update: a standby that has
+        taken part in the next one has it.
+        """
+        if self._mirror_every is None or self.begun:
+            return []
+        state = self._state
+        now, every = (state.updates, self._mirror_every) if self._mirrors_state else (state.iteration, 1)
+        if self._mirrored_at is not None and now - self._mirrored_at < every:
+            return []
+        self._mirrored_at = now
+        packed = np.empty(state.all_bytes if self._mirrors_state else 0, np.uint8)
+        if self._mirrors_state:
+            state.pack(packed)
+        copy = Mirror(state.updates, state.iteration, packed, self._journal.books)
+        message = copy.to_message()
+        return [Answer(w, Tag.MIRROR, message) for w in range(min(STANDBYS, self._num_workers))]
 
     def on_failure(self, worker: int, text: str) -> list[Answer]:
         """A worker cannot go on, so nobody can."""
@@ -74,4 +111,4 @@ class Ending:
             preemption.past(LEAVE) or time.monotonic() - self._begun_at > max(LEAVE_S, preemption.grace_s)
         ):
             self.abandoned = True
-        return []
+        return self.mirror() if self._mirrored_at is None else []

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from dppo.batch import EnvState, Report
 from dppo.config import Config
 from dppo.console import Console
+from dppo.history import History
 from dppo.preemption import Preemption
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, write_checkpoint
@@ -43,63 +45,14 @@ class Summary:
     run_dir: str = ""
 
 
-class _History:
-    """The actions of one worker's environments since their present episodes began; chunks are never changed."""
+@dataclass(slots=True)
+class Losses:
+    """What deaths have cost so far; in every line of metrics.jsonl, and in checkpoints."""
 
-    def __init__(self) -> None:
-        self.chunks: tuple[tuple[int, np.ndarray], ...] = ()
-        self.last: Report | None = None
-        self._saved: tuple[int, list[EnvState]] = (0, [])
-
-    def copy(self) -> _History:
-        """As it is now; chunks are shared."""
-        out = _History()
-        out.chunks, out.last, out._saved = self.chunks, self.last, self._saved
-        return out
-
-    def extend(self, report: Report) -> None:
-        oldest = int(report.episode_first_rows.min())
-        chunks = (*self.chunks, (report.first_row, report.env_actions))
-        self.chunks = tuple((row, a) for row, a in chunks if len(a) and row + len(a) > oldest)
-        self.last = report
-
-    def start_from(self, row: int, envs: list[EnvState]) -> None:
-        """Takes over what a checkpoint held: one chunk that ends at `row`, as long as the longest episode."""
-        self._saved = (row, envs)
-        longest = max((len(e.actions) for e in envs), default=0)
-        if longest:
-            template = next(e.actions for e in envs if len(e.actions))
-            chunk = np.zeros((longest, len(envs), *template.shape[1:]), template.dtype)
-            for i, e in enumerate(envs):
-                if len(e.actions):
-                    chunk[longest - len(e.actions) :, i] = e.actions
-            self.chunks = ((row - longest, chunk),)
-
-    def states(self) -> tuple[int, list[EnvState]]:
-        """(rows so far, where each environment stands)."""
-        report = self.last
-        if report is None:
-            return self._saved
-        row = report.first_row + len(report.env_actions)
-        return row, [
-            EnvState(
-                report.first_env + i,
-                row,
-                int(report.episode_numbers[i]),
-                self._actions(i, int(report.episode_first_rows[i])),
-                np.asarray(report.observations[i]),
-                float(report.episode_returns[i]),
-                int(report.episode_lengths[i]),
-                float(report.discounted_returns[i]),
-            )
-            for i in range(len(report.episode_numbers))
-        ]
-
-    def _actions(self, i: int, first_row: int) -> np.ndarray:
-        parts = [a[max(0, first_row - row) :, i] for row, a in self.chunks if row + len(a) > first_row]
-        if parts:
-            return np.concatenate(parts)
-        return self.chunks[0][1][:0, i] if self.chunks else np.empty((0,), np.int64)
+    ranks_lost: int = 0
+    ranks_replaced: int = 0
+    updates_lost: int = 0
+    env_steps_lost: int = 0
 
 
 @dataclass(slots=True)
@@ -108,7 +61,7 @@ class _Boundary:
 
     state: dict[str, Any]
     journal: dict[str, Any]
-    histories: dict[int, _History]
+    histories: dict[int, History]
     summary: Summary
 
 
@@ -116,8 +69,10 @@ class Journal:
     """Keeps the books of a run on rank 0.
 
     Args:
-      first_worker_rank: rank of worker 0; files are named after ranks.
-      saved: the journal's part of the checkpoint that the run goes on from.
+      workers: their numbers; a checkpoint's files are named after the ranks that they had at the start.
+      books: what `books` gave, of a checkpoint or of a server that died; None: a run that begins.
+      histories: by worker, of the same moment or later; of whom it lacks, the environments begin new episodes on
+      resume.
     """
 
     def __init__(
@@ -128,17 +83,23 @@ class Journal:
         preemption: Preemption,
         console: Console,
         *,
-        num_workers: int,
+        workers: Sequence[int],
         world_size: int,
         attempt: int,
         wall_s: float,
         started: float,
-        saved: Checkpoint | None,
+        books: dict[str, Any] | None = None,
+        histories: dict[int, History] | None = None,
+        first_rank: int | None = None,
     ) -> None:
         self.run_dir, self.config, self.preemption, self.console = run_dir, config, preemption, console
         self._state = state
-        self._first_rank = 0 if world_size == 1 else 1
-        self._histories = {w: _History() for w in range(num_workers)}
+        self._first_rank = int(world_size > 1) if first_rank is None else first_rank
+        self._histories = {w: History() for w in workers} | (histories or {})
+        self._rows: dict[int, int] = {}  # of each worker, the first that was not counted yet
+        self.num_workers = len(workers)
+        self.losses = Losses()
+        self.ended = False
         self._pending: list[Report] = []
         self._window: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
@@ -151,8 +112,8 @@ class Journal:
         self.summary = Summary(
             attempt=attempt, world_size=world_size, env=config.env, run_dir=str(run_dir), wall_s=wall_s
         )
-        if saved is not None:
-            self._load(saved, num_workers)
+        if books is not None:
+            self._load(books)
         self._metrics = MetricsFile(run_dir / "metrics.jsonl", state.iteration)
         self._tensorboard = TensorBoard(run_dir / "tensorboard", state.env_steps) if config.log.tensorboard else None
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -161,32 +122,53 @@ class Journal:
         self._boundary = self._snapshot()
         self._update_summary("running")
 
-    def _load(self, saved: Checkpoint, num_workers: int) -> None:
-        books = saved.journal
+    def _load(self, books: dict[str, Any]) -> None:
         self._window.extend(books["returns"])
         self._lengths.extend(books["lengths"])
         self._episodes, self._train_s_before = books["episodes"], books["train_s"]
         self._next_episode = books["next_episode"]
-        envs = {e.env: e for _, states in saved.ranks.values() for e in states}
-        rows = max((row for row, _ in saved.ranks.values()), default=0)
-        n = self.config.num_envs
-        for worker in range(num_workers):
-            mine = [envs[g] for g in range(worker * n, (worker + 1) * n) if g in envs]
-            if len(mine) == n:  # with some of them missing, the worker's first report starts the history anew
-                self._histories[worker].start_from(rows, mine)
+        self.losses = Losses(**books.get("losses", {}))
+        self._rows = dict(books.get("rows", {}))
 
     # -- while the run goes on --------------------
 
     def start_training(self) -> None:
-        """Just before the first environment step."""
+        """Just before the first environment step; again, after a regrouping, it changes nothing."""
+        if self._first_step_at is not None:
+            return
         self._first_step_at = time.monotonic()
         self._last_close = (self._first_step_at, self._state.env_steps)
 
-    def add(self, report: Report) -> None:
-        """A rollout of a worker; counted with the iteration that is closed next."""
+    def add(self, report: Report) -> bool:
+        """A rollout of a worker; counted with the iteration that is closed next. False: it was told before."""
+        if report.first_row < self._rows.get(report.worker, 0):
+            return False
+        self._rows[report.worker] = report.first_row + len(report.env_actions)
         self._pending.append(report)
         self._next_episode = max(self._next_episode, int(report.episode_numbers.max()) + 1)
-        self._histories[report.worker].extend(report)
+        self._histories.setdefault(report.worker, History()).extend(report)
+        return True
+
+    def catch_up(self, line: dict[str, Any]) -> None:
+        """The books are those of a server that died, which has written on until `line`: what was added since belongs to
+        the iterations before.
+        """
+        self._count_episodes()
+        self._episodes, self._train_s_before = line["episodes"], line["train_s"]
+        self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
+        self._boundary = self._snapshot()
+
+    def regrouped(self, world_size: int, num_workers: int) -> None:
+        """Ranks were lost or replaced."""
+        self.num_workers = num_workers
+        self._boundary.summary.world_size = self.summary.world_size = world_size
+        self._boundary.journal["losses"] = asdict(self.losses)
+
+    def env_states(self, workers: Iterable[int]) -> tuple[dict[int, EnvState], int, int]:
+        """Where the environments of these workers stand: (by global number, rows so far, first free episode number)."""
+        listed = [self._histories[w].states() for w in workers if w in self._histories]
+        row = max((h.next_row for h in self._histories.values()), default=0)
+        return {e.env: e for _, envs in listed for e in envs}, row, self._next_episode
 
     @property
     def pending_env_steps(self) -> int:
@@ -198,20 +180,36 @@ class Journal:
         """Rollouts that were reported since the last iteration was closed."""
         return len(self._pending)
 
-    def close(self, extra: dict[str, Any]) -> str | None:
-        """Closes the iteration that the state has just finished: metrics, checkpoint, verdict.
+    @property
+    def books(self) -> dict[str, Any]:
+        """What a server that takes over has to know besides the state; as of the last boundary."""
+        return self._boundary.journal
 
-        Returns:
-          Why the run ends here ("target", "finished", "preempted"), or None.
-        """
+    def _count_episodes(self) -> tuple[list[Report], int]:
+        """(reports, episodes that ended in them) since the last iteration was closed."""
         reports, self._pending = sorted(self._pending, key=lambda r: r.worker), []
         episodes = sorted((e for r in reports for e in r.episodes), key=lambda e: (e.row, e.env))
         self._window.extend(e.episode_return for e in episodes)
         self._lengths.extend(e.length for e in episodes)
         self._episodes += len(episodes)
+        return reports, len(episodes)
+
+    def close(self, extra: dict[str, Any], *, passing: bool = False) -> str | None:
+        """Closes the iteration that the state has just finished: metrics, checkpoint, verdict.
+
+        Args:
+          passing: only the metrics of it are known, not the whole state: the next one is closed at once.
+
+        Returns:
+          Why the run ends here ("target", "finished", "preempted"), or None.
+        """
+        reports, num_episodes = self._count_episodes()
+        if passing:
+            self._write_metrics(reports, num_episodes, extra)
+            return None
         self._boundary = self._snapshot()
         reason = self._reason()
-        self._write_metrics(reports, len(episodes), extra)
+        self._write_metrics(reports, num_episodes, extra)
         if reason is not None:
             self.finish(reason)
         elif self.config.checkpoint.every and self._state.env_steps >= self._next_checkpoint:
@@ -241,6 +239,9 @@ class Journal:
             "length_mean_100": float(np.mean(self._lengths)) if self._lengths else None,
             **state.metrics(),
             **extra,
+            "rollouts_cut": sum(len(r.env_actions) < (self.config.horizon or 0) for r in reports),
+            "workers": self.num_workers,
+            **asdict(self.losses),
             "wall_s": self._wall_s_before + now - self._started,
             "train_s": self._train_s(now),
             "iteration_s": now - since,
@@ -281,6 +282,8 @@ class Journal:
             "episodes": self._episodes,
             "next_episode": self._next_episode,
             "train_s": self._train_s(now),
+            "losses": asdict(self.losses),
+            "rows": dict(self._rows),
         }
         histories = {worker: history.copy() for worker, history in self._histories.items()}
         summary = Summary(**asdict(self.summary))
@@ -323,6 +326,7 @@ class Journal:
 
     def finish(self, reason: str) -> None:
         """Saves the last boundary and says how the run ended. After it nothing is counted any more."""
+        self.ended = True
         self._check_writing()
         self._write(self._boundary)
         self._update_summary(reason)

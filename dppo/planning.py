@@ -32,6 +32,8 @@ class Plan:
     run_dir: Path
     saved: Checkpoint | None
     attempt: int
+    wall_s: float = 0.0
+    """Of the attempts before."""
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
@@ -91,7 +93,7 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         further = {"target": "--target-return", "finished": "--total-steps"}[reason]
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
-    return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1)
+    return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1, float(before.get("wall_s", 0.0)))
 
 
 def _never_began(run_dir: Path) -> bool:

@@ -51,13 +51,52 @@ class Collector:
         self._discounted_returns = np.zeros(n)
         self._observations: np.ndarray | None = None
         self._cut: list[Episode] = []  # by a resume that could not restore them; told with the next rollout
+        self.last: Rollout | None = None
+        self.last_iteration = 0
+        self._kept: Rollout | None = None
+        self._discounted = 0, np.empty((0, n))  # first row of the last rollout asked for, and the answer
 
-    def collect(self, horizon: int, version: int, interrupt: Callable[[], bool] | None = None) -> Rollout:
-        """Up to `horizon` rows; fewer where `interrupt`, asked before each, says so.
+    def collect(
+        self,
+        horizon: int,
+        version: int,
+        interrupt: Callable[[], bool] | None = None,
+        iteration: int = 0,
+        enough: Callable[[], bool] | None = None,
+    ) -> Rollout:
+        """Up to `horizon` rows. A rollout that was kept is gone on with.
+
+        Args:
+          interrupt: asked before each row; True ends the rollout there.
+          enough: the same, asked from a quarter of the horizon on.
 
         Raises:
           FloatingPointError: for an observation or reward that is not finite, naming row and environment.
         """
+        kept, self._kept = self._kept, None
+        least = -(-horizon // 4) if enough is not None else horizon
+        if kept is None:
+            rollout = self._collect(horizon, version, interrupt, least, enough)
+        elif kept.num_rows < horizon:
+            rows = kept.num_rows
+            rollout = kept.joined(self._collect(horizon - rows, version, interrupt, max(0, least - rows), enough))
+        else:
+            rollout = kept
+        self.last, self.last_iteration = rollout, iteration
+        return rollout
+
+    def keep_last(self) -> None:
+        """Nobody has used the last rollout: the next `collect` gives it again, with the rows that it lacks."""
+        self._kept = self.last
+
+    def _collect(
+        self,
+        horizon: int,
+        version: int,
+        interrupt: Callable[[], bool] | None,
+        least: int,
+        enough: Callable[[], bool] | None,
+    ) -> Rollout:
         if self._observations is None:
             self._observations = self.envs.reset()
         n, first_row = self.envs.num_envs, self.row
@@ -76,6 +115,8 @@ class Collector:
         normalise, act, to_env = self.normaliser.inputs, self.policy.act, self.policy.distribution.to_env
         t = 0
         while t < horizon and not (interrupt is not None and interrupt()):
+            if t >= least and enough is not None and enough():
+                break
             observations[t] = current
             action, _ = act(normalise(current, inputs[t]), noise[t], heads[t])
             env_action = to_env(action)
@@ -190,13 +231,17 @@ class Collector:
                 _check_array("final observation", final[None, None], rollout.first_row + row, self.first_env + env)
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
-        """[T, N] float64 running discounted returns of the rollout; moves the running sums. Call it once per
-        rollout.
-        """
-        dones = rollout.terminations | rollout.truncations
-        out = sums_behind(rollout.rewards, dones, self._gamma, self._discounted_returns)
+        """[T, N] float64 running discounted returns of the last rollout; moves the running sums."""
+        first_row, known = self._discounted
+        if first_row != rollout.first_row:
+            known = known[:0]
+        new = slice(len(known), None)  # none where it is asked again, some where a kept rollout was gone on with
+        dones = rollout.terminations[new] | rollout.truncations[new]
+        out = sums_behind(rollout.rewards[new], dones, self._gamma, self._discounted_returns)
         if len(out):
             self._discounted_returns = out[-1] * ~dones[-1]
+        out = np.concatenate((known, out)) if len(known) else out
+        self._discounted = rollout.first_row, out
         return out
 
     def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:
@@ -206,7 +251,7 @@ class Collector:
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), self._episode_first_rows.copy(), self._observations,
             self._episode_returns.copy(), self._episode_lengths.copy(), self._discounted_returns.copy(),
-            collect_s, learn_s, exchange_s,
+            collect_s, learn_s, exchange_s, iteration=self.last_iteration,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:

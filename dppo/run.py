@@ -1,7 +1,8 @@
-"""python -m dppo.run: flags, COMM_WORLD, roles, exit code.
+"""python -m dppo.run: flags, COMM_WORLD, roles, recovery loop, exit code.
 
 The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
 together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
+When a rank dies while training, `_train` goes through its recovery loop, the only place that knows of it.
 """
 
 from __future__ import annotations
@@ -15,47 +16,58 @@ THREADS = startup.limit_threads()
 startup.set_mpi_parameters()
 if __name__ == "__main__":
     startup.note_early_signals()
+    startup.die_with_launcher()
 
 import contextlib  # noqa: E402
-import shlex  # noqa: E402
+import os  # noqa: E402
+import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
+from dataclasses import replace  # noqa: E402
 
+import mpi4py  # noqa: E402
+import numpy as np  # noqa: E402
+
+if startup.survives_deaths():
+    mpi4py.rc.finalize = False  # MPI_Finalize may hang once a rank has died
 from mpi4py import MPI  # noqa: E402
 
-from dppo import asynchronous, sync_exchange, synchronous  # noqa: E402
-from dppo.commandline import HelpShown, UsageError, parse, to_toml  # noqa: E402
+from dppo import asynchronous, crew, opening, sync_exchange, synchronous  # noqa: E402
+from dppo.commandline import HelpShown, UsageError, parse  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.console import Console  # noqa: E402
+from dppo.crew import Rank  # noqa: E402
 from dppo.ending import WorkerError  # noqa: E402
+from dppo.exchange import recovery  # noqa: E402
 from dppo.exchange.allreduce import Allreduce  # noqa: E402
-from dppo.exchange.collectives import assert_in_sync, first_error, from_rank_zero  # noqa: E402
+from dppo.exchange.collectives import assert_in_sync, from_rank_zero  # noqa: E402
 from dppo.exchange.doorbell import Doorbell, Neighbours  # noqa: E402
 from dppo.exchange.link import Link, LocalLink, MPILink  # noqa: E402
+from dppo.exchange.memory import Memory  # noqa: E402
 from dppo.exchange.pooling import Pool, make_pool  # noqa: E402
+from dppo.exchange.recovery import RankFailure, deaths_noticed, survives_deaths  # noqa: E402
 from dppo.exchange.server import serve  # noqa: E402
 from dppo.exchange.waiting import ask_for_longer_turns  # noqa: E402
-from dppo.journal import WINDOW, Journal, Summary  # noqa: E402
-from dppo.planning import Plan, plan_run, version, versions  # noqa: E402
+from dppo.journal import Summary  # noqa: E402
+from dppo.planning import Plan  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
-from dppo.rollout import Collector  # noqa: E402
-from dppo.storage.checkpoint import remove_leftovers  # noqa: E402
-from dppo.storage.files import replace_atomically  # noqa: E402
-from dppo.storage.metrics import read_json, write_json  # noqa: E402
-from dppo.watchdog import Watchdog  # noqa: E402
+from dppo.watchdog import EXIT_STALLED, Watchdog  # noqa: E402
 from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E402
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
 EXIT_CODES = {"finished": EXIT_FINISHED, "target": EXIT_FINISHED, "preempted": EXIT_PREEMPTED}
 _SAID = "said_by_dppo"  # marks an exception that was shown already
+LEAVE_TOGETHER_S = 0.05
 FAILURE_NOTICE_S = 5.0
 """How long a failing worker waits for rank 0 to end the job in good order before it ends the job itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, the same on every rank."""
+    if (grown := recovery.joined()) is not None:
+        return EXIT_CODES[_take_a_dead_ones_place(grown).exit]
     comm = MPI.COMM_WORLD
     parsed: tuple[Config, list[str]] | int | None = None
     if comm.rank == 0:
@@ -94,7 +106,7 @@ def train(
     is_command: bool = False,
 ) -> Summary:
     """Trains as `config` says, on all ranks of `comm`; every rank of it must call this. Returns the summary, on every
-    rank.
+    rank that is left.
 
     Args:
       config: need not be resolved.
@@ -108,215 +120,227 @@ def train(
     """
     # messages of one run never meet those of the next
     own = (MPI.COMM_WORLD if comm is None else comm).Dup()
-    try:
-        summary = _train(config, own, started or time.monotonic(), notes, quiet=quiet, is_command=is_command)
-    except UsageError:
-        own.Free()
-        raise
-    own.Free()
-    return summary
+    started = started or time.monotonic()
+    while True:
+        try:
+            with deaths_noticed():
+                me = _prepare(config, own, started, notes, quiet=quiet)
+            break
+        except UsageError:
+            own.Free()
+            raise
+        except RankFailure:  # nothing is on disk yet: those that are left begin again
+            own, _ = recovery.regroup(own, (), lambda comm: comm.size, lambda: None)
+            if own.rank == 0:
+                print(f"dppo: a rank has died at start-up; {own.size} begin again", file=sys.stderr, flush=True)
+    return me if isinstance(me, Summary) else _train(me, is_command=is_command)
 
 
-def _train(
-    config: Config, comm: MPI.Comm, started: float, notes: Sequence[str], *, quiet: bool, is_command: bool
-) -> Summary:
-    """Collective over `comm`."""
+def _prepare(config: Config, comm: MPI.Comm, started: float, notes: Sequence[str], *, quiet: bool) -> Rank | Summary:
+    """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
-    plan = _plan(config, comm, console)
+    plan = opening.plan(config, comm, console)
     if isinstance(plan, Summary):
         return plan
-    place = _build(plan, comm)
-    hosts = _introduce(plan, place, comm, console, notes)
+    place = opening.build(plan.config, comm)
+    seats = crew.first_crew(comm)
+    opening.introduce(plan, place, comm, console, notes, THREADS)
     if plan.config.dry_run:
         console.line("dry run: everything is in order; nothing was trained, nothing was written")
-        return Summary(exit="finished", world_size=comm.size, env=config.env, run_dir=str(plan.run_dir))
-    limit_s = plan.config.time_limit_s if comm.rank == 0 else None
-    preemption = Preemption(plan.config.checkpoint.grace_s, limit_s, started)
+        return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
+    me = _rank(plan, comm, seats, place, console, started, comm.size, seats[comm.rank].rank)
+    me.quiet = quiet
+    if place.envs is not None:
+        me.collector = make_collector(plan.config, place, *opening.saved_states(plan))
+        if me.memory is not None and place.worker is not None:
+            histories = opening.saved_histories(plan.saved, [place.worker], plan.config.num_envs)
+            me.memory.history = histories.get(place.worker, me.memory.history)
+    return me
+
+
+def _rank(
+    plan: Plan,
+    comm: MPI.Comm,
+    seats: list[crew.Seat],
+    place: Workplace,
+    console: Console,
+    started: float,
+    num_ranks: int,
+    number: int,
+) -> Rank:
+    config = plan.config
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started)
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")
-    journal: Journal | None = None
-    try:
-        if comm.rank == 0:
-            journal = _open_journal(plan, place, hosts, preemption, console, started)
-        _synchronise(place, plan, comm)
-        _run(plan, place, comm, journal, preemption)
-    except BaseException as error:  # also an environment that calls sys.exit
-        _fail(error, comm, place, journal)
-        raise
-    finally:
-        if not is_command:  # the command's own last steps stay protected from a late signal
-            preemption.uninstall()
-    summary = from_rank_zero(comm, journal.summary if journal is not None else None)
-    _conclude(summary, console, comm.size)
-    return summary
-
-
-# -- before training --------------------
-
-
-def _plan(config: Config, comm: MPI.Comm, console: Console) -> Plan | Summary:
-    """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk."""
-    plan: Plan | Summary | None = None
-    error: str | None = None
-    if comm.rank == 0:
-        try:
-            plan = plan_run(config, comm.size, console)
-        except (ValueError, OSError) as problem:
-            error = str(problem)
-    error = from_rank_zero(comm, error)
-    if error is not None:
-        raise UsageError(error)
-    return from_rank_zero(comm, plan)
-
-
-def _build(plan: Plan, comm: MPI.Comm) -> Workplace:
-    """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all."""
-    config = plan.config
-    place, error = None, None
-    try:
-        place = build_workplace(config, comm.rank, comm.size)
-    except ValueError as problem:
-        error = str(problem)
-    except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
-        error = f"{config.env} could not be made: {type(problem).__name__}: {problem}"
-    error = first_error(comm, error)
-    if error is not None:
-        raise UsageError(error)
-    assert place is not None
-    return place
-
-
-def _introduce(plan: Plan, place: Workplace, comm: MPI.Comm, console: Console, notes: Sequence[str]) -> list[str]:
-    """Collective over `comm`. The first lines of output; returns every rank's host, on rank 0."""
-    hosts = comm.gather(socket.gethostname(), root=0)
-    description = comm.gather(None if place.envs is None else place.envs.description, root=0)
-    if comm.rank != 0:
-        return []
-    config, workers = plan.config, max(1, comm.size - 1)
-    described = next(d for d in description or [] if d is not None)
-    role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
-    cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
-    console.line(f"dppo {version()}: {config.env}, {cell}; {role}")
-    for note in notes:
-        console.line(f"  {note}")
-    console.line(f"  {described} per worker; {place.policy.description}; {THREADS} thread(s) per rank")
-    if config.time_limit_s is not None and config.time_limit_s <= config.checkpoint.grace_s:
-        console.warn(
-            f"--time-limit-s {config.time_limit_s:g} leaves nothing before --checkpoint.grace-s"
-            f" {config.checkpoint.grace_s:g}: the run will save and leave after its first iteration"
-        )
-    until = f"{config.total_steps:,} steps"
-    if config.target_return is not None:
-        until = f"a mean return of {config.target_return:g} over 100 episodes, at most {until}"
-    console.line(f"  until {until}; files in {plan.run_dir}")
-    if config.mode == "async" and comm.size <= 2:
-        console.line(
-            "  async with one worker: no gradient is ever older than its own successor; sync does the same with less"
-        )
-    return hosts or []
-
-
-def _open_journal(
-    plan: Plan, place: Workplace, hosts: list[str], preemption: Preemption, console: Console, started: float
-) -> Journal:
-    """Rank 0: makes the run directory, or goes on in it, and saves step 0."""
-    plan.run_dir.mkdir(parents=True, exist_ok=True)
-    remove_leftovers(plan.run_dir)
-    if plan.saved is not None:
-        place.state.load(plan.saved.state)
-        console.line(
-            f"  resumed at {plan.saved.env_steps:,} steps, iteration {plan.saved.iteration}, attempt {plan.attempt}"
-        )
-        ranks = len(plan.saved.ranks)
-        if ranks != max(1, len(hosts) - 1):
-            console.warn(
-                f"the checkpoint is of {ranks} worker(s), this run has {max(1, len(hosts) - 1)}: environments are"
-                " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers"
-                " will differ"
-            )
-    replace_atomically(plan.run_dir / "config.toml", to_toml(plan.config).encode())
-    before = read_json(plan.run_dir / "versions.json").get("attempts", [])
-    write_json(plan.run_dir / "versions.json", {"attempts": [*before, versions(hosts, THREADS, _mpi_version())]})
-    journal = Journal(
-        plan.run_dir, plan.config, place.state, preemption, console,
-        num_workers=max(1, len(hosts) - 1), world_size=len(hosts), attempt=plan.attempt, started=started,
-        wall_s=float(read_json(plan.run_dir / "summary.json").get("wall_s", 0.0)) if plan.saved else 0.0,
-        saved=plan.saved,
+    watchdog = Watchdog(
+        plan.run_dir / "stalls", number, config.log.stall_after_s, config.log.stall_abort_s,
+        end=lambda: _end_by_stall(plan, number),
     )  # fmt: skip
-    if plan.saved is None:
-        journal.save_start()
-    return journal
+    memory = Memory() if survives_deaths() and num_ranks > 1 else None
+    return Rank(plan, comm, seats, place, console, preemption, watchdog, started, THREADS, num_ranks, memory=memory)
 
 
-def _mpi_version() -> str:
-    return MPI.Get_library_version().split(",")[0].strip("\x00 \n")
+def _end_by_stall(plan: Plan, number: int) -> None:
+    """This rank made no progress for too long, says its watchdog, whose thread calls this."""
+    if not survives_deaths():
+        os._exit(EXIT_STALLED)
+    if plan.config.on_worker_error == "abort":
+        with contextlib.suppress(OSError):
+            (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).write_text(
+                f"rank {number} on {socket.gethostname()} made no progress for {plan.config.log.stall_abort_s:g} s"
+                " (--log.stall-abort-s)"
+            )
+    recovery.die()
+
+
+def _take_a_dead_ones_place(grown: MPI.Comm) -> Summary:
+    """A process that `spawn` has started: its life as a worker. Whatever goes wrong before is its death."""
+    try:
+        start: crew.Start = grown.recv(source=0)
+        mine = replace(start.seat, host=socket.gethostname(), pid=os.getpid())
+        place = build_workplace(start.plan.config, mine.worker)
+        comm, seats = crew.take_seats(grown, mine)
+        started = time.monotonic() - start.started_s
+        console = Console(start.plan.config.log.interval_s, enabled=False)
+        me = _rank(start.plan, comm, seats, place, console, started, start.num_ranks, mine.rank)
+        me.collector = make_collector(start.plan.config, place, *start.states)
+    except BaseException:
+        traceback.print_exc()
+        recovery.die()
+    return _train(me, is_command=True)
 
 
 # -- training --------------------
 
 
-def _synchronise(place: Workplace, plan: Plan, comm: MPI.Comm) -> None:
-    """Collective over `comm`. Every rank takes over rank 0's state, fresh or from the checkpoint."""
-    state = from_rank_zero(comm, place.state.as_dict() if comm.rank == 0 else None)
-    if comm.rank != 0:
-        place.state.load(state)
-    assert_in_sync(comm, place.policy.flat.fingerprint())
+def _train(me: Rank, *, is_command: bool) -> Summary:
+    """Trains, with whoever is left, until the run has ended. The recovery loop."""
+    failure: RankFailure | None = None
+    try:
+        while True:
+            try:
+                with deaths_noticed():
+                    if failure is not None:
+                        cause, failure = failure, None
+                        crew.survive(me, cause)
+                    summary = _run(me)
+                break
+            except RankFailure as noticed:
+                failure = noticed
+            except BaseException as error:  # also an environment that calls sys.exit
+                failure = _own_failure(error, me)
+    finally:
+        me.watchdog.stop()
+        if not is_command:  # the command's own last steps stay protected from a late signal
+            me.preemption.uninstall()
+    if me.comm.rank == 0:
+        opening.conclude(summary, me.console)
+    if is_command:
+        with contextlib.suppress(MPI.Exception):  # all leave at once, with the same code
+            me.comm.Barrier()
+    return summary
 
 
-def _run(plan: Plan, place: Workplace, comm: MPI.Comm, journal: Journal | None, preemption: Preemption) -> None:
-    """Rank 0 serves, the others work; one rank alone does both, through a link that is a function call."""
-    config, num_workers = plan.config, max(1, comm.size - 1)
-    alone = comm.size == 1
-    collector = make_collector(config, place, plan.saved) if place.envs is not None else None
+def _run(me: Rank) -> Summary:
+    """Collective over `me.comm`. Rank 0 serves, the others work; one rank alone does both, through a link that is a
+    function call.
+    """
+    plan, place, comm, memory, config = me.plan, me.place, me.comm, me.memory, me.plan.config
+    alone, num_workers = comm.size == 1, len(me.workers)
+    if comm.rank == 0 and me.journal is None:
+        hosts = [seat.host for seat in me.seats]
+        me.journal = opening.open_journal(plan, place.state, hosts, me.preemption, me.console, me.started, THREADS)
+        with contextlib.suppress(OSError):
+            (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).unlink()
+    if alone and me.collector is None:
+        crew.furnish_alone(me)
+    journal, collector = me.journal, me.collector
+    recovery.wait_for_all(comm, lambda: me.watchdog.progress("start"))
+    if from_rank_zero(comm, journal is not None and journal.ended):
+        return _summary(me)
+    _synchronise(me)
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
-    with contextlib.ExitStack() as at_end:  # what a caller that goes on after an error must not inherit
+    me.others.append(workers)
+    with contextlib.ExitStack() as at_end:  # what a crew, or a caller that goes on after an error, must not inherit
         pool, computing = None, workers
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
-            pool, computing = make_pool(workers, sync_exchange.pool_bytes(place.learner, place.state, config))
+            room = sync_exchange.pool_bytes(place.learner, place.state, config)
+            pool, computing = make_pool(workers, room, me.workers)
         if pool is not None:
             at_end.callback(pool.close)
-        num_computing = comm.allreduce(int(collector is not None and (pool is None or pool.computes)))
+            me.others.append(computing)
+        computes = collector is not None and (pool is None or pool.computes)
+        num_computing = comm.allreduce(int(computes))
         doorbell = Doorbell(Neighbours(comm))
         at_end.callback(doorbell.close)
         if doorbell.crowded and collector is not None:
             ask_for_longer_turns()
+        if memory is not None:
+            memory.boundary = None
+            if computes and config.exchange == "allreduce":
+                packed = np.empty(place.state.all_bytes, np.uint8)
+                place.state.pack(packed)
+                memory.pass_boundary(place.state.iteration, packed, place.state.head_bytes)
         comm.Barrier()  # training time starts when every worker can step
         coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
         if journal is not None:
-            books = journal, place.state, place.learner, config, num_workers
+            books = journal, place.state, place.learner, config
+            survives = memory is not None and not alone
             coordinator = (
-                synchronous.SyncCoordinator(*books, num_computing)
+                synchronous.SyncCoordinator(
+                    *books,
+                    me.workers,
+                    num_computing,
+                    survives=survives,
+                    totals=None if memory is None else memory.totals,
+                )
                 if config.mode == "sync"
-                else asynchronous.AsyncCoordinator(*books)
+                else asynchronous.AsyncCoordinator(*books, num_workers, survives=survives)
             )
+            me.coordinator = coordinator
             journal.start_training()
         if collector is not None:
-            watchdog = Watchdog(plan.run_dir / "stalls", comm.rank, config.log.stall_after_s, config.log.stall_abort_s)
-            at_end.callback(watchdog.stop)
-            asked = lambda: preemption.requested_at is not None  # noqa: E731
+            asked = lambda: me.preemption.requested_at is not None  # noqa: E731
+            progress = me.watchdog.progress
             link: Link = (
-                MPILink(comm, asked, watchdog.progress, doorbell=doorbell)
+                MPILink(comm, asked, progress, doorbell=doorbell, memory=memory)
                 if coordinator is None
-                else LocalLink(coordinator, asked, watchdog.progress)
+                else LocalLink(coordinator, asked, progress)
             )
-            _work(config, place, collector, Allreduce(computing), pool, link)
-            watchdog.stop()
+            sums = Allreduce(computing, survives=memory is not None)
+            me.retired.append(sums)
+            _work(me, sums, pool, link)
             link.bye()
-            collector.envs.close()
         elif coordinator is not None:
-            serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell)
+            serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
             if coordinator.abandoned:
-                assert journal is not None
-                _leave_alone(journal, comm)
-    if computing is not workers:
-        computing.Free()
-    workers.Free()
+                _leave_alone(me)
+    summary = _summary(me)
+    if collector is not None:
+        collector.envs.close()
+    return summary
 
 
-def _work(
-    config: Config, place: Workplace, collector: Collector, sums: Allreduce, pool: Pool | None, link: Link
-) -> None:
+def _summary(me: Rank) -> Summary:
+    """Collective over `me.comm`."""
+    return from_rank_zero(me.comm, me.journal.summary if me.journal is not None else None)
+
+
+def _synchronise(me: Rank) -> None:
+    """Collective over `me.comm`. Every rank takes over rank 0's state: fresh, from the checkpoint, or the newest that
+    the survivors had.
+    """
+    state = me.place.state
+    newest = from_rank_zero(me.comm, state.as_dict() if me.comm.rank == 0 else None)
+    if me.comm.rank != 0:
+        state.load(newest)
+    assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
+
+
+def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
+    config, place, collector = me.plan.config, me.place, me.collector
+    assert collector is not None
     if config.mode == "async":
         asynchronous.train_worker(collector, place.learner, place.state, link, config)
         return
@@ -333,31 +357,46 @@ def _work(
 # -- the end --------------------
 
 
-def _leave_alone(journal: Journal, comm: MPI.Comm) -> None:
+def _leave_alone(me: Rank) -> None:
     """Everything is saved, but workers are stuck in an environment: the job ends without them."""
-    code = EXIT_CODES[journal.summary.exit]
-    _conclude(journal.summary, journal.console, comm.size)
-    journal.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
+    assert me.journal is not None
+    code = EXIT_CODES[me.journal.summary.exit]
+    opening.conclude(me.journal.summary, me.console)
+    me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
     sys.stdout.flush()
-    comm.Abort(code)
+    if not survives_deaths():
+        me.comm.Abort(code)
+    for seat in me.seats:  # those on other nodes end with the launcher
+        if seat.host == me.seat.host and seat.pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(seat.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    os._exit(code)
 
 
-def _fail(error: BaseException, comm: MPI.Comm, place: Workplace, journal: Journal | None) -> None:
-    """Ends the job: the failing rank, its host and its traceback are named once, by rank 0, and the summary says
-    failed.
+def _own_failure(error: BaseException, me: Rank) -> RankFailure:
+    """This rank cannot go on. By default nobody can: the failing rank, its host and its traceback are named once, by
+    rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
     """
-    where = f"in iteration {place.state.iteration + 1}, after {place.state.env_steps:,} steps"
-    text = f"rank {comm.rank} on {socket.gethostname()} failed {where}:\n{traceback.format_exc()}"
+    state = me.place.state
+    where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps"
+    text = f"rank {me.seat.rank} on {me.seat.host} failed {where}:\n{traceback.format_exc()}"
     if isinstance(error, WorkerError):
         text = str(error)
-    try:
-        if comm.rank == 0:
+    elif me.memory is not None and me.comm.size > 1:
+        if me.plan.config.on_worker_error == "continue":
             print(f"dppo: {text}", file=sys.stderr, flush=True)
-            if journal is not None:
-                journal.fail()
-        else:
+            recovery.die()
+        me.failure = text
+        return RankFailure(text)  # the others hear of it as they would hear of a death
+    try:
+        if me.comm.rank == 0:
+            print(f"dppo: {text}", file=sys.stderr, flush=True)
+            if me.journal is not None:
+                me.journal.fail()
+        elif not survives_deaths():
             # rank 0 says it and ends the job; if it cannot, this rank does
-            link = MPILink(comm, lambda: False)
+            link = MPILink(me.comm, lambda: False)
             link.failure(text)
             deadline = time.monotonic() + FAILURE_NOTICE_S
             while time.monotonic() < deadline:
@@ -367,28 +406,9 @@ def _fail(error: BaseException, comm: MPI.Comm, place: Workplace, journal: Journ
     except Exception:  # the first error has been said; whatever follows must not keep the job alive
         print(f"dppo: the summary could not be written:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     setattr(error, _SAID, True)
-    if comm.size > 1:
-        comm.Abort(EXIT_FAILED)
-
-
-def _conclude(summary: Summary, console: Console, world_size: int) -> None:
-    s = summary
-    reached = (
-        "no episode has ended"
-        if s.return_mean_100 is None
-        else f"mean return {s.return_mean_100:.2f} (last {min(s.episodes, WINDOW)} episodes)"
-    )
-    how = {
-        "target": "target reached",
-        "finished": "finished",
-        "preempted": "preempted, state saved; run again with --resume",
-    }
-    console.line(
-        f"{how[s.exit]}: {reached} after {s.env_steps:,} steps, {s.updates:,} updates, {s.episodes:,} episodes"
-    )
-    speed = f"{s.steps_per_s:,.0f} steps/s on {max(1, world_size - 1)} worker(s)"
-    console.line(f"  {s.train_s:.1f} s of training, {speed}; {s.wall_s:.1f} s in all")
-    console.line(f"  files: {s.run_dir}   evaluate: python -m dppo.evaluate {shlex.quote(s.run_dir)}")
+    if me.comm.size > 1 and not survives_deaths():
+        me.comm.Abort(EXIT_FAILED)
+    raise error
 
 
 def _command() -> None:
@@ -398,12 +418,16 @@ def _command() -> None:
     except BaseException as error:
         if not getattr(error, _SAID, False):
             print(f"dppo: rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
-        if MPI.COMM_WORLD.size > 1:
-            MPI.COMM_WORLD.Abort(EXIT_FAILED)
+            if MPI.COMM_WORLD.size > 1:
+                recovery.end_job(MPI.COMM_WORLD, EXIT_FAILED)
         code = EXIT_FAILED
     sys.stdout.flush()
-    MPI.COMM_WORLD.Barrier()
-    sys.exit(code)
+    sys.stderr.flush()
+    if not survives_deaths():
+        MPI.COMM_WORLD.Barrier()
+        sys.exit(code)
+    time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
+    os._exit(code)
 
 
 if __name__ == "__main__":

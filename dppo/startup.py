@@ -5,8 +5,10 @@ Uses the standard library only; run.py calls it first.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 
 early_signals: list[int] = []
 """SIGUSR1 and SIGTERM that came while the program was still starting."""
@@ -18,6 +20,7 @@ _LOCAL_RANKS = (
     "SLURM_STEP_TASKS_PER_NODE",
 )
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
+_PR_SET_PDEATHSIG = 1
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -25,6 +28,17 @@ def note_early_signals() -> None:
     """Until training can save, a signal that asks to is only noted; by default it would kill."""
     for number in (signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, frame: early_signals.append(number))
+
+
+def die_with_launcher() -> None:
+    """A rank that is stuck for ever must not outlive its job: when the launcher has ended, the kernel kills it."""
+    if any(name in os.environ for name in _LAUNCHED) and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def survives_deaths() -> bool:
+    """Whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
+    return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")  # noqa: SIM112
 
 
 def local_ranks() -> int:

@@ -143,9 +143,14 @@ class TrainingState:
         return 1 + len(ITERATION_METRICS) + self.normaliser.num_sums
 
     @property
+    def head_bytes(self) -> int:
+        """Length of a message's beginning that holds counters, metrics and moments, without the parameters."""
+        return 8 * (len(NUMBERS) + self._num_reals)
+
+    @property
     def core_bytes(self) -> int:
         """Length of a message without the optimiser's state, which workers of a server do not need."""
-        return 8 * (len(NUMBERS) + self._num_reals) + 4 * self.flat.size
+        return self.head_bytes + 4 * self.flat.size
 
     @property
     def all_bytes(self) -> int:
@@ -174,6 +179,23 @@ class TrainingState:
         self.flat.vector[:] = parameters
         self.optimizer.state.reshape(-1)[: len(optimizer)] = optimizer
         self.set_progress()
+
+    def unpack_head(self, message: np.ndarray) -> None:
+        """The same with the first head_bytes of a message: parameters and optimiser stay."""
+        whole = np.empty(self.all_bytes, np.uint8)
+        self.pack(whole)
+        whole[: self.head_bytes] = message
+        self.unpack(whole)
+
+    def unpack_optimizer(self, message: np.ndarray) -> None:
+        """Takes over only the optimiser's statistics and steps, of a message with everything."""
+        numbers, _, _, optimizer = self._views(message)
+        self.optimizer.steps = int(numbers[-1])
+        self.optimizer.state.reshape(-1)[:] = optimizer
+
+    def forget_unfinished(self) -> None:
+        """The iteration under way is given up: its metrics are."""
+        self._metrics[:] = 0.0
 
     def _views(self, message: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         a = 8 * len(NUMBERS)

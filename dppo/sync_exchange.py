@@ -92,9 +92,14 @@ class AllreduceExchange:
         state.normaliser.merge(totals[len(STATISTICS) :])
         state.version = state.updates
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
+        memory = self._link.memory
+        if not (self._sums.is_lead or memory is not None):
+            return
+        message = np.empty(state.all_bytes, np.uint8)
+        state.pack(message)
+        if memory is not None:
+            memory.pass_boundary(state.iteration, message, state.head_bytes)
         if self._sums.is_lead:
-            message = np.empty(state.all_bytes, np.uint8)
-            state.pack(message)
             self._link.boundary(message)
             self._open_boundaries += 1
 
@@ -116,7 +121,10 @@ class P2PExchange:
             return None
         core = self._state.core_bytes
         self._state.unpack(message[:core])
-        return message[core:].view(np.float64)
+        sums = message[core:].view(np.float64)
+        if self._link.memory is not None:
+            self._link.memory.totals = sums[: self._num_statistics]
+        return sums
 
     def meet(self, batch: Batch) -> Batch | None:
         self._iteration = self._state.iteration

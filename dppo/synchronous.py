@@ -6,6 +6,7 @@ Uses collecting, learning and the exchange; run.py starts `train_worker` on ever
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -30,10 +31,11 @@ def train_worker(
     """One worker's life, until rank 0 ends the run. Every worker goes through the same rounds in the same order."""
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
+    enough = (lambda: link.hurried_in >= iteration) if config.preempt_fraction else None
     while True:
         iteration, started = state.iteration, time.monotonic()
         learner.normaliser.freeze()
-        rollout = collector.collect(config.horizon, state.version, link.stop_requested)
+        rollout = collector.collect(config.horizon, state.version, link.interrupted, iteration, enough)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
         link.report(collector.report(rollout, collect_s, learn_s, exchange_s))
@@ -62,7 +64,10 @@ class SyncCoordinator(Ending):
     """Rank 0 of synchronous training: keeps the journal; with p2p it is the parameter server as well.
 
     Args:
-      num_computing: workers that compute gradients; fewer than num_workers where they are pooled.
+      workers: their numbers, in the order of their ranks.
+      num_computing: workers that compute gradients; fewer than all where they are pooled.
+      survives: whether copies go to a standby.
+      totals: where the run goes on within an iteration: its statistics, added up.
     """
 
     def __init__(
@@ -71,35 +76,69 @@ class SyncCoordinator(Ending):
         state: TrainingState,
         learner: Learner,
         config: Config,
-        num_workers: int,
+        workers: Sequence[int],
         num_computing: int,
+        *,
+        survives: bool = False,
+        totals: np.ndarray | None = None,
     ) -> None:
-        super().__init__(journal, num_workers)
-        self._state = state
         self._allreduce = config.exchange == "allreduce"
+        every = config.server.mirror_every or None if survives else None
+        super().__init__(journal, state, len(workers), every, mirrors_state=not self._allreduce)
+        num_workers = len(workers)
+        self._place = {worker: place for place, worker in enumerate(workers)}
         self._rounds_per_update = 1 + learner.needs_mean_kl
         self._last_ticket = learner.updates_per_rollout * self._rounds_per_update
         self._server = ParameterServer(
-            num_workers, num_computing - config.server.drop, lambda staleness: float(staleness == 0)
+            num_workers, max(1, num_computing - config.server.drop), lambda staleness: float(staleness == 0)
         )
-        self._reports_per_iteration = 0 if config.server.drop else num_workers
+        self._drops = config.server.drop > 0  # without it, only a worker that has regrouped joins within an iteration
+        self._reports_per_iteration = 0 if self._drops else num_workers
         self._missing_reports = self._reports_per_iteration
         self._waiting: Sequence[int] = ()  # for this iteration's last reports
         self._server.version = state.version
-        self._totals = np.zeros(learner.num_statistics)
+        self.totals = np.zeros(learner.num_statistics) if totals is None else totals.copy()
         self._kl_totals = np.zeros(2)
         self._reports: list[deque[Report]] = [deque() for _ in range(num_workers)]
         self._boundaries: deque[np.ndarray] = deque()
+        self._hurry_at = math.ceil(config.preempt_fraction * num_workers) or num_workers
+        self._hurried_in, self._collected = -1, set[int]()
+        if self._rounds_per_update == 2 and state.ticket and state.ticket % 2 == 0:
+            state.ticket -= 1  # the KL that this minibatch's gradients needed was gathered among other ranks
+
+    def settle(self) -> None:
+        """Ranks have died: what is due is done without them. After it, `totals` belongs to the state."""
+        if self._waiting and not self.begun:
+            self._waiting = ()
+            self._finish_iteration()
+
+    @property
+    def unclosed(self) -> list[Report]:
+        """sync/allreduce: reports that wait for their iteration's end."""
+        return [report for reports in self._reports for report in reports]
 
     def on_report(self, report: Report) -> list[Answer]:
         if self.begun:
             return []
+        hurry = self._hurry(report) if self._hurry_at < len(self._present) else []
         if not self._allreduce:
             self._journal.add(report)
             self._missing_reports -= 1
-            return self._close_when_reported()
-        self._reports[report.worker].append(report)
-        return self._close_boundary()
+            return [*hurry, *self._close_when_reported()]
+        self._reports[self._place[report.worker]].append(report)
+        return [*hurry, *self._close_boundary()]
+
+    def _hurry(self, report: Report) -> list[Answer]:
+        """Once enough workers have finished their rollouts of an iteration, the others are told to (Wijmans et al.
+        2020, DD-PPO).
+        """
+        if report.iteration > self._hurried_in:
+            self._hurried_in, self._collected = report.iteration, set()
+        self._collected.add(self._place[report.worker])
+        if len(self._collected) != self._hurry_at:
+            return []
+        message = np.array([report.iteration], np.int64).view(np.uint8)
+        return [Answer(w, Tag.HURRY, message) for w in sorted(self._present - self._collected)]
 
     # -- allreduce: the workers have stepped, rank 0 keeps the books --------------------
 
@@ -116,7 +155,7 @@ class SyncCoordinator(Ending):
             if (reason := self._journal.close({})) is not None:
                 answers += self.begin(reason)
             else:
-                answers.append(Answer(0, Tag.CONTINUE, np.empty(0, np.uint8)))
+                answers += [*self.mirror(), Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
         return answers
 
     # -- p2p: rank 0 steps --------------------
@@ -124,14 +163,14 @@ class SyncCoordinator(Ending):
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
         if self.begun:
             return []
-        if self._state.ticket and self._rounds_per_update == 1:
+        if self._state.ticket and len(vector) == len(self.totals):
             # this iteration's statistics are closed, however new the worker's version: it joins at the present update
-            self._server.late += 1
+            self._server.late += self._drops
             return self._reply((worker,))
         closed = self._server.handle(worker, version, vector, is_gradient=False)
         if closed.total is not None:
             if self._state.ticket == 0:
-                self._totals = closed.total
+                self.totals = closed.total
             else:
                 self._kl_totals = closed.total
             self._state.ticket += 1
@@ -163,10 +202,10 @@ class SyncCoordinator(Ending):
 
     def _finish_iteration(self) -> str | None:
         state = self._state
-        state.normaliser.merge(self._totals[len(STATISTICS) :])
+        state.normaliser.merge(self.totals[len(STATISTICS) :])
         state.normaliser.freeze()
         state.version = self._server.version
-        state.finish_iteration(self._journal.pending_env_steps, explained_variance(self._totals))
+        state.finish_iteration(self._journal.pending_env_steps, explained_variance(self.totals))
         late, self._server.late = self._server.late, 0
         return self._journal.close({"late": late})
 
@@ -175,7 +214,7 @@ class SyncCoordinator(Ending):
             return []
         self._state.version = self._server.version
         core = self._state.core_bytes
-        message = np.empty(core + 8 * (len(self._totals) + 2), np.uint8)
+        message = np.empty(core + 8 * (len(self.totals) + 2), np.uint8)
         self._state.pack(message[:core])
-        message[core:] = np.concatenate((self._totals, self._kl_totals)).view(np.uint8)
-        return [Answer(w, Tag.REPLY, message) for w in workers]
+        message[core:] = np.concatenate((self.totals, self._kl_totals)).view(np.uint8)
+        return [*self.mirror(), *(Answer(w, Tag.REPLY, message) for w in workers)]

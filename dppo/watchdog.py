@@ -5,34 +5,65 @@ Uses the standard library; run.py arms it on every rank, the training loops tell
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
+import math
 import os
 import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 
 EXIT_STALLED = 1
+_STDERR = 2
+
+
+def _exit() -> None:
+    os._exit(EXIT_STALLED)
 
 
 class Watchdog:
     """A thread that compares the time of the last progress with two limits, in seconds; 0 switches a limit off.
 
+    A simulator that loops in C++ and holds the GIL stops that thread, too. Then faulthandler's timer, which needs no
+    GIL, writes the stacks to the same file; nothing is said on stderr, and the process is not ended. One watchdog at a
+    time in a process, for there is one such timer.
+
     Args:
-      folder: RUN/stalls; made when the first rank stalls.
+      folder: RUN/stalls. The timer's file must be open beforehand: it is empty until there is a stall, and removed by
+        `stop` where there was none; a rank that is killed leaves it empty.
       after_s: without progress for so long, the stacks are written, once per stall.
-      abort_s: without progress for so long, the process ends with code 1, and the launcher ends the others.
+      abort_s: without progress for so long, the process ends, and the launcher ends the others.
+      end: how it ends; with code 1 if not said otherwise.
     """
 
-    def __init__(self, folder: Path, rank: int, after_s: float, abort_s: float) -> None:
-        self._folder, self._rank, self._after_s, self._abort_s = folder, rank, after_s, abort_s
+    def __init__(
+        self, folder: Path, rank: int, after_s: float, abort_s: float, *, end: Callable[[], None] = _exit
+    ) -> None:
+        self._after_s, self._abort_s, self._end = after_s, abort_s, end
+        self._who = f"rank {rank} on {socket.gethostname()}, pid {os.getpid()}"
+        self._path = folder.absolute() / f"rank_{rank:05d}.txt"  # an environment may change the working directory
         self._last, self._phase = time.monotonic(), "start"
-        limits = [s for s in (after_s, abort_s) if s > 0]
-        self._stopped = threading.Event()
-        if limits:
-            period_s = min(1.0, min(limits) / 4)
-            threading.Thread(target=self._watch, args=(period_s,), name="watchdog", daemon=True).start()
+        self._armed_for = self._reported_for = -1.0
+        self._stopped, self._watches = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+        limits = [s for s in (after_s, abort_s) if 0 < s < math.inf]
+        if not limits:
+            return
+        self._period_s = min(1.0, min(limits) / 4)
+        self._timer_s = min(limits) + 2 * self._period_s  # later than the thread, which knows more, would report
+        self._timer_file = _STDERR
+        with contextlib.suppress(OSError):  # no shared folder on this node
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._timer_file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        # a forked child has the timer's lock but not its thread, and would wait for it for ever when it exits
+        os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+        self._watches.wait()  # from here on no hang goes unseen
 
     def progress(self, phase: str) -> None:
         """The rank is alive, and in this phase: collect, update, exchange or checkpoint."""
@@ -41,32 +72,53 @@ class Watchdog:
     def stop(self) -> None:
         """Training is over."""
         self._stopped.set()
+        if self._thread is None:
+            return
+        self._thread.join()
+        self._thread = None
+        faulthandler.cancel_dump_traceback_later()
+        if self._timer_file == _STDERR:
+            return
+        with contextlib.suppress(OSError):
+            os.close(self._timer_file)
+            if self._path.stat().st_size == 0:
+                self._path.unlink()
+                self._path.parent.rmdir()  # the last rank's succeeds
 
-    def _watch(self, period_s: float) -> None:
-        reported_for = -1.0
-        while not self._stopped.wait(period_s):
-            last = self._last
-            silent_s = time.monotonic() - last
-            if 0 < self._after_s < silent_s and reported_for != last:
-                reported_for = last
-                self._report(silent_s)
-            if 0 < self._abort_s < silent_s:
-                self._report(silent_s)
-                os._exit(EXIT_STALLED)
+    def _watch(self) -> None:
+        while not self._stopped.is_set():
+            # The timer writes all threads' frames and nothing else: a frame of this thread has a header for its name.
+            # One kept up to date in the file would have every rank write to the shared file system all the time.
+            header = f"{self._who}: last seen in phase {self._phase}"
+            FunctionType(Watchdog._look.__code__.replace(co_name=header), globals())(self)
+
+    def _look(self) -> None:
+        """Waits for one period, with the timer armed, and compares."""
+        if self._armed_for != self._last:  # a stall that was reported is not written again by the timer
+            self._armed_for = self._last
+            with contextlib.suppress(RuntimeError):  # the system has no thread left for it: watch without
+                faulthandler.dump_traceback_later(self._timer_s, file=self._timer_file)
+        self._watches.set()
+        if self._stopped.wait(self._period_s):
+            return
+        last = self._last
+        silent_s = time.monotonic() - last
+        if 0 < self._abort_s < silent_s:
+            self._report(silent_s)
+            self._end()
+            self._stopped.set()
+        elif 0 < self._after_s < silent_s and self._reported_for != last:
+            self._reported_for = last
+            self._report(silent_s)
 
     def _report(self, silent_s: float) -> None:
-        who = f"rank {self._rank} on {socket.gethostname()}, pid {os.getpid()}"
-        path = self._folder / f"rank_{self._rank:05d}.txt"
-        print(
-            f"dppo: {who}: no progress for {silent_s:.0f} s in phase {self._phase}; its stack is in {path}",
-            file=sys.stderr,
-            flush=True,
-        )
+        faulthandler.cancel_dump_traceback_later()
+        told = f"{self._who}: no progress for {silent_s:.0f} s in phase {self._phase}"
+        print(f"dppo: {told}; its stack is in {self._path}", file=sys.stderr, flush=True)
         try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with open(path, "a") as file:
-                now = time.strftime("%Y-%m-%dT%H:%M:%S")
-                file.write(f"{now} {who}: no progress for {silent_s:.0f} s in phase {self._phase}\n")
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with open(self._path, "a") as file:
+                file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError:  # no shared folder on this node, or a full disk: the limits must hold all the same

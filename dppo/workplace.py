@@ -1,6 +1,7 @@
 """What a rank builds for itself: environments, policy, learner, state, and the collector that steps them.
 
-Uses envs, models, learner, rollout and state; run.py calls it on every rank.
+Uses envs, models, learner, rollout and state; run.py calls it on every rank, also when a rank takes over another's
+work.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
+from dppo.batch import EnvState
 from dppo.config import Config
 from dppo.envs.vector import VectorEnv, make_vector_env
 from dppo.learner import Learner
@@ -18,7 +20,6 @@ from dppo.models.policy import ActorCritic, make_policy, observation_size
 from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.state import TrainingState
-from dppo.storage.checkpoint import Checkpoint
 
 
 @dataclass(slots=True)
@@ -30,46 +31,64 @@ class Workplace:
     policy: ActorCritic
     learner: Learner
     state: TrainingState
-    worker: int
+    worker: int | None
+    """Its stable number, which seeds and environments follow; None: a server that steps nothing."""
 
 
-def build_workplace(config: Config, rank: int, world_size: int) -> Workplace:
-    """Everything that this rank needs, freshly initialised; the same network on every rank.
+def build_workplace(config: Config, worker: int | None) -> Workplace:
+    """Everything that this worker needs, or a server (None), freshly initialised; the same network on every rank.
 
     Raises:
       ValueError: for a missing environment, spaces that are not supported, a factory that does not work.
     """
-    alone, is_server = world_size == 1, rank == 0
-    worker = 0 if alone else max(0, rank - 1)
-    first_env = worker * config.num_envs
-    seeds = EpisodeSeeds(config.seed, first_env, config.num_envs)
+    number = worker or 0
     # a server that steps nothing still needs the spaces, to know the network
-    num_envs = config.num_envs if alone or not is_server else 1
-    envs = make_vector_env(config.env, num_envs, seeds.next, config.vectorization)
+    seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
     rng = generator(config.seed, Purpose.INIT)
     policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
     normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
-    learner = Learner(policy, normaliser, config, worker)
+    learner = Learner(policy, normaliser, config, number)
     state = TrainingState(policy.flat, normaliser, config)
-    if is_server and not alone:
+    if worker is None:
         envs.close()
-    return Workplace(envs if alone or not is_server else None, seeds, policy, learner, state, worker)
+    return Workplace(None if worker is None else envs, seeds, policy, learner, state, worker)
 
 
-def make_collector(config: Config, place: Workplace, saved: Checkpoint | None) -> Collector:
-    """The worker's collector; after a resume its environments stand where the checkpoint had them, or say so."""
-    envs = place.envs
-    assert envs is not None
-    first_env = place.worker * config.num_envs
+def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
+    seeds = EpisodeSeeds(config.seed, worker * config.num_envs, num_envs)
+    return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization)
+
+
+def furnish(place: Workplace, config: Config, worker: int) -> None:
+    """A server that has none gets the environments of `worker`."""
+    place.seeds, place.envs = _make_envs(config, worker, config.num_envs)
+    place.worker = worker
+
+
+def make_collector(
+    config: Config,
+    place: Workplace,
+    states: dict[int, EnvState] | None = None,
+    row: int = 0,
+    first_new_episode: int = 0,
+) -> Collector:
+    """The worker's collector.
+
+    Args:
+      states: where environments stand, by global number; they are brought there, or it is said why not. None: the run
+        begins.
+      row, first_new_episode: as in `Collector.restore`.
+    """
+    envs, worker = place.envs, place.worker
+    assert envs is not None and worker is not None
+    first_env = worker * config.num_envs
     distribution = place.policy.distribution
     noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
     collector = Collector(
-        envs, place.policy, place.learner.normaliser, place.seeds, noise, place.worker, first_env, place.learner.gamma
+        envs, place.policy, place.learner.normaliser, place.seeds, noise, worker, first_env, place.learner.gamma
     )
-    if saved is not None and saved.ranks:
-        states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
-        row = max(r for r, _ in saved.ranks.values())
-        first_new = saved.journal["next_episode"]
-        for line in collector.restore(states, row, first_new, time.monotonic() + config.checkpoint.replay_s):
+    if states is not None:
+        deadline = time.monotonic() + config.checkpoint.replay_s
+        for line in collector.restore(states, row, first_new_episode, deadline):
             print(f"dppo: {line}", file=sys.stderr, flush=True)
     return collector

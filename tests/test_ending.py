@@ -30,7 +30,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_run_is_over_when_everyone_has_said_goodbye(run: Run) -> None:
-    ending = Ending(run.journal, num_workers=3)
+    ending = Ending(run.journal, run.state, num_workers=3)
     answers = ending.begin("finished")
     assert [(a.worker, a.tag) for a in answers] == [(w, Tag.STOP) for w in range(3)]
     seen = []
@@ -42,20 +42,20 @@ def test_a_run_is_over_when_everyone_has_said_goodbye(run: Run) -> None:
 
 
 def test_who_has_left_is_not_told_to_stop(run: Run) -> None:
-    ending = Ending(run.journal, num_workers=2)
+    ending = Ending(run.journal, run.state, num_workers=2)
     ending.on_bye(0)
     assert [a.worker for a in ending.begin("finished")] == [1]
 
 
 def test_a_signal_to_one_worker_holds_for_all(run: Run) -> None:
-    ending = Ending(run.journal, num_workers=2)
+    ending = Ending(run.journal, run.state, num_workers=2)
     assert ending.on_signal() == []
     assert run.preemption.requested
 
 
 def test_asked_to_leave_it_saves_at_once_and_gives_the_iteration_up_when_time_runs_out(run: Run) -> None:
     """The first boundary is saved, not the half of the second."""
-    ending = Ending(run.journal, num_workers=2)
+    ending = Ending(run.journal, run.state, num_workers=2)
     assert ending.idle() == []
     assert run.saved().env_steps == 0
     asked_ago(run, 0.1)
@@ -69,7 +69,7 @@ def test_asked_to_leave_it_saves_at_once_and_gives_the_iteration_up_when_time_ru
 
 
 def test_workers_that_do_not_leave_in_time_are_abandoned(run: Run) -> None:
-    ending = Ending(run.journal, num_workers=2)
+    ending = Ending(run.journal, run.state, num_workers=2)
     asked_ago(run, 0.75)
     ending.idle()
     ending.on_bye(0)

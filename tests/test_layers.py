@@ -16,11 +16,12 @@ ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
     ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog"),
-    ("algo", "models", "envs", "commandline"),
+    ("algo", "models", "envs", "commandline", "history"),
     ("exchange", "storage", "rollout", "state"),
     ("learner", "journal"),
     ("ending", "planning", "workplace", "sync_exchange"),
-    ("synchronous", "asynchronous"),
+    ("synchronous", "asynchronous", "opening"),
+    ("crew",),
     ("run", "evaluate"),
 )
 """Rooms from the ground up: a file, or a folder whose files may import each other."""

@@ -33,7 +33,7 @@ class Server:
         self.reports: list[Any] = []
         journal: Any = SimpleNamespace(pending_env_steps=0, close=lambda extra: None, add=self.reports.append)
         self.coordinator = SyncCoordinator(
-            cast(Journal, journal), self.state, learner, config, num_workers, num_computing or num_workers
+            cast(Journal, journal), self.state, learner, config, range(num_workers), num_computing or num_workers
         )
         self._statistics = np.ones(learner.num_statistics)
         self._gradient = np.ones_like(policy.flat.summed)

@@ -22,6 +22,7 @@ from dppo.envs.vector import NO_ENVS, Step, VectorEnv, make_vector_env
 from dppo.journal import Journal
 from dppo.learner import Batch, Learner
 from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.opening import saved_histories
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
@@ -154,8 +155,9 @@ class Run:
         self.preemption = Preemption(30.0, None)
         self.journal = Journal(
             run_dir, self.config, self.state, self.preemption, Console(60.0, enabled=False),
-            num_workers=workers, world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
-            started=time.monotonic(), saved=saved,
+            workers=range(workers), world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
+            started=time.monotonic(), books=None if saved is None else saved.journal,
+            histories=None if saved is None else saved_histories(saved, range(workers), self.config.num_envs),
         )  # fmt: skip
         if saved is None:
             self.journal.save_start()

@@ -12,10 +12,16 @@ from mpi4py import MPI
 
 
 class Allreduce:
-    """In-place sums over `comm`: the workers that compute gradients (COMM_SELF for one)."""
+    """Sums over `comm`: the workers that compute gradients (COMM_SELF for one).
 
-    def __init__(self, comm: MPI.Comm) -> None:
-        self._comm = comm
+    Args:
+      survives: a collective that has failed may leave messages on their way, which nobody must read as gradients later:
+        MPI then writes into memory of its own.
+    """
+
+    def __init__(self, comm: MPI.Comm, *, survives: bool = False) -> None:
+        self._comm, self._survives = comm, survives
+        self._sums: dict[tuple[int, np.dtype], np.ndarray] = {}
         self.is_lead = comm.rank == 0
         self.waited_s = 0.0
 
@@ -24,5 +30,13 @@ class Allreduce:
         bit.
         """
         since = time.monotonic()
-        self._comm.Allreduce(MPI.IN_PLACE, vector, MPI.SUM)
+        if self._survives:
+            key = len(vector), vector.dtype
+            if key not in self._sums:
+                self._sums[key] = np.empty_like(vector)
+            sums = self._sums[key]
+            self._comm.Allreduce(vector, sums, MPI.SUM)
+            vector[:] = sums
+        else:
+            self._comm.Allreduce(MPI.IN_PLACE, vector, MPI.SUM)
         self.waited_s += time.monotonic() - since

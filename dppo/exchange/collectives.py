@@ -9,6 +9,14 @@ from typing import Any
 
 from mpi4py import MPI
 
+Comm = MPI.Comm
+"""For those who hand one on and know nothing else of MPI."""
+
+
+def mpi_version() -> str:
+    """Of the library that was loaded."""
+    return MPI.Get_library_version().split(",")[0].strip("\x00 \n")
+
 
 def first_error(comm: MPI.Comm, error: str | None) -> str | None:
     """Collective over `comm`. The error of the lowest rank that has one, with its rank and host where it is not rank 0;

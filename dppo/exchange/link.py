@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from dppo.batch import Report
 from dppo.exchange.doorbell import Doorbell
+from dppo.exchange.memory import Memory
 from dppo.exchange.server import Coordinator, Tag, dispatch
 from dppo.exchange.waiting import Backoff
 from dppo.models.flat import FlatParameters
@@ -32,12 +33,20 @@ class Link:
     Args:
       asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
       progress: told of every row and every update, with the phase.
+      memory: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
     """
 
     def __init__(
-        self, asked_to_leave: Callable[[], bool], progress: Callable[[str], None] = lambda phase: None
+        self,
+        asked_to_leave: Callable[[], bool],
+        progress: Callable[[str], None] = lambda phase: None,
+        memory: Memory | None = None,
     ) -> None:
         self.stopped = False
+        self.memory = memory
+        self.hurried_in = -1
+        """The iteration in which enough workers have finished their rollouts: the others may stop."""
+        self._broken: MPI.Exception | None = None
         self.progress = progress
         self.waited_s = 0.0
         self._asked_to_leave, self._signalled = asked_to_leave, False
@@ -53,16 +62,25 @@ class Link:
         """Takes in one message if there is one; never waits."""
         raise NotImplementedError
 
-    def _look(self) -> None:
+    def _take_all(self) -> None:
         """Takes in what there is; never waits."""
         while self._poll():
             pass
+
+    def _look(self) -> None:
+        """The same, where an answer is hoped for."""
+        self._take_all()
 
     def _take(self, tag: Tag, message: np.ndarray) -> None:
         if tag == Tag.STOP:
             self.stopped = True
         elif tag == Tag.CONTINUE:
             self._verdicts += 1
+        elif tag == Tag.HURRY:
+            self.hurried_in = int(message.view(np.int64)[0])
+        elif tag == Tag.MIRROR:
+            if self.memory is not None:
+                self.memory.keep_mirror(message)
         else:
             assert tag == Tag.REPLY, tag
             self._replies.append(message)
@@ -79,7 +97,15 @@ class Link:
         self.waited_s += time.monotonic() - since
 
     def report(self, report: Report) -> None:
-        """Tells rank 0 of a rollout; nobody waits."""
+        """Tells rank 0 of a rollout; nobody waits.
+
+        Raises:
+          MPI.Exception: where a death has cut the rollout short; it was not told of, and can be gone on with.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if self.memory is not None:
+            self.memory.add_report(report)
         self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
 
     def boundary(self, message: np.ndarray) -> None:
@@ -112,23 +138,37 @@ class Link:
         return self.stopped
 
     def stop_requested(self) -> bool:
-        """Whether rank 0 has ended the run; asked before every row of a rollout, it looks only now and then: where
-        ranks outnumber cores, each look at MPI's queues gives the core away.
+        """Whether rank 0 has ended the run; it looks only now and then: where ranks outnumber cores, each look at MPI's
+        queues gives the core away.
+        """
+        self.progress("update")
+        now = time.monotonic()
+        if now >= self._next_poll:
+            self._next_poll = now + self._poll_s
+            self._pass_on_signal()
+            self._take_all()
+        return self.stopped
+
+    def interrupted(self) -> bool:
+        """The same, before each row of a rollout. A death is another reason to stop there, and raises with the report:
+        so no environment is lost between two rows.
         """
         self.progress("collect")
         now = time.monotonic()
-        if now < self._next_poll:
-            return self.stopped
-        self._next_poll = now + self._poll_s
-        self._pass_on_signal()
-        self._poll()
-        return self.stopped
+        if now >= self._next_poll:
+            self._next_poll = now + self._poll_s
+            try:
+                self._pass_on_signal()
+                self._take_all()
+            except MPI.Exception as error:
+                self._broken = error
+        return self.stopped or self._broken is not None
 
     def keep_moving(self) -> None:
         """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
         self.progress("exchange")
         self._pass_on_signal()
-        self._poll()
+        self._take_all()
 
     def _pass_on_signal(self) -> None:
         if self._asked_to_leave() and not self._signalled:
@@ -157,8 +197,9 @@ class MPILink(Link):
         progress: Callable[[str], None] = lambda phase: None,
         server: int = 0,
         doorbell: Doorbell | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        super().__init__(asked_to_leave, progress)
+        super().__init__(asked_to_leave, progress, memory)
         self._comm, self._server, self._doorbell = comm, server, doorbell
         if doorbell is not None and doorbell.crowded:
             self._poll_s = CROWDED_POLL_S

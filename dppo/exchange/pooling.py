@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import socket
 import sys
 import tempfile
 import time
@@ -22,8 +23,10 @@ import numpy as np
 from mpi4py import MPI
 
 from dppo.exchange.doorbell import Neighbours, bound_socket, set_receive_timeout
+from dppo.exchange.recovery import RankFailure
 
 _ALIGNMENT = 64
+_OVER = b"!"
 
 
 class Pool:
@@ -87,18 +90,24 @@ class Pool:
         meanwhile()
         while True:
             try:
-                self._socket.recv(1)
+                if self._socket.recv(1) == _OVER:
+                    raise RankFailure("a neighbour has given up the pool")
                 break
             except BlockingIOError:
                 meanwhile()
         self.waited_s += time.monotonic() - since
 
     def close(self) -> None:
-        """The memory goes with the last view of it."""
+        """The memory goes with the last view of it. Who still sleeps in this group is told that nothing will come."""
+        for place, address in enumerate(self._addresses):
+            if place != self._place:
+                with contextlib.suppress(OSError):
+                    self._socket.sendto(_OVER, socket.MSG_DONTWAIT, address)
         self._socket.close()
 
     def _wake(self, address: str) -> None:
-        # refused: it has died, and the launcher ends the job; who failed over it would be named in its place
+        # refused: it has died, and the launcher ends the job, or all regroup; who failed over it would be named in its
+        # place
         with contextlib.suppress(ConnectionRefusedError):
             self._socket.sendto(b"\0", address)
 
@@ -119,8 +128,9 @@ def slot_bytes(arrays: Sequence[np.ndarray], rows: int) -> int:
     return sum(rows * array[:1].nbytes + _ALIGNMENT for array in arrays[:-1]) + arrays[-1].nbytes + 2 * _ALIGNMENT
 
 
-def make_pool(workers: MPI.Comm, num_bytes: int) -> tuple[Pool | None, MPI.Comm]:
-    """Collective over `workers`. This worker's pool, and the communicator of those that compute.
+def make_pool(workers: MPI.Comm, num_bytes: int, numbers: Sequence[int] | None = None) -> tuple[Pool | None, MPI.Comm]:
+    """Collective over `workers`. This worker's pool, and the communicator of those that compute. `numbers` are those of
+    the workers, where they are not their ranks.
 
     None, and all of `workers`, where every worker has a core to itself, or the memory for it is not to be had.
     """
@@ -142,7 +152,8 @@ def make_pool(workers: MPI.Comm, num_bytes: int) -> tuple[Pool | None, MPI.Comm]
         return None, workers
     assert slots is not None
     place = mine.index(workers.rank)
-    pool = Pool(slots, mine, [neighbours.address("pool", rank) for rank in mine], place)
+    members = mine if numbers is None else [numbers[rank] for rank in mine]
+    pool = Pool(slots, members, [neighbours.address("pool", rank) for rank in mine], place)
     return pool, workers.Split(color=int(place > 0), key=workers.rank)
 
 

@@ -28,8 +28,14 @@ def main() -> None:
     for job in json.loads(Path(sys.argv[1]).read_text()):
         made: list[bool] = []
 
-        def make(workers: MPI.Comm, num_bytes: int, pooled: bool = job["pooled"], made: list[bool] = made) -> Made:
-            pool, computing = make_pool(workers, num_bytes) if pooled else (None, workers)
+        def make(
+            workers: MPI.Comm,
+            num_bytes: int,
+            numbers: list[int],
+            pooled: bool = job["pooled"],
+            made: list[bool] = made,
+        ) -> Made:
+            pool, computing = make_pool(workers, num_bytes, numbers) if pooled else (None, workers)
             made.append(pool is not None)
             return pool, computing
 

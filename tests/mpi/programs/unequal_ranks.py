@@ -112,7 +112,7 @@ def main() -> None:
             rank.state,
             rank.learner,
             config,
-            num_workers,
+            range(num_workers),
             num_workers,  # type: ignore[arg-type]
         )
         serve(comm, coordinator, first_worker_rank=1)

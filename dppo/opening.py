@@ -1,0 +1,175 @@
+"""How a run opens and closes: what is built and said before training, the run directory, and the last lines.
+
+Uses planning, workplace and the journal; run.py calls it, and crew.py where a rank takes rank 0's place.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from dppo.commandline import UsageError, to_toml
+from dppo.config import Config
+from dppo.console import Console
+from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
+from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths
+from dppo.history import History
+from dppo.journal import WINDOW, Journal, Summary
+from dppo.planning import Plan, plan_run, version, versions
+from dppo.preemption import Preemption
+from dppo.state import TrainingState
+from dppo.storage.checkpoint import Checkpoint, remove_leftovers
+from dppo.storage.files import replace_atomically
+from dppo.storage.metrics import read_json, write_json
+from dppo.workplace import Workplace, build_workplace
+
+
+def plan(config: Config, comm: Comm, console: Console) -> Plan | Summary:
+    """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk."""
+    planned: Plan | Summary | None = None
+    error: str | None = None
+    if comm.rank == 0:
+        try:
+            planned = plan_run(config, comm.size, console)
+        except (ValueError, OSError) as problem:
+            error = str(problem)
+    error = from_rank_zero(comm, error)
+    if error is not None:
+        raise UsageError(error)
+    return from_rank_zero(comm, planned)
+
+
+def build(config: Config, comm: Comm) -> Workplace:
+    """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all."""
+    place, error = None, None
+    worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
+    try:
+        place = build_workplace(config, worker)
+    except ValueError as problem:
+        error = str(problem)
+    except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
+        error = f"{config.env} could not be made: {type(problem).__name__}: {problem}"
+    error = first_error(comm, error)
+    if error is not None:
+        raise UsageError(error)
+    assert place is not None
+    return place
+
+
+def introduce(
+    planned: Plan, place: Workplace, comm: Comm, console: Console, notes: Sequence[str], threads: int
+) -> None:
+    """Collective over `comm`. The first lines of output."""
+    description = comm.gather(None if place.envs is None else place.envs.description, root=0)
+    if comm.rank != 0:
+        return
+    config, workers = planned.config, max(1, comm.size - 1)
+    described = next(d for d in description or [] if d is not None)
+    role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
+    cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
+    console.line(f"dppo {version()}: {config.env}, {cell}; {role}")
+    for note in notes:
+        console.line(f"  {note}")
+    console.line(f"  {described} per worker; {place.policy.description}; {threads} thread(s) per rank")
+    if config.time_limit_s is not None and config.time_limit_s <= config.checkpoint.grace_s:
+        console.warn(
+            f"--time-limit-s {config.time_limit_s:g} leaves nothing before --checkpoint.grace-s"
+            f" {config.checkpoint.grace_s:g}: the run will save and leave after its first iteration"
+        )
+    until = f"{config.total_steps:,} steps"
+    if config.target_return is not None:
+        until = f"a mean return of {config.target_return:g} over 100 episodes, at most {until}"
+    console.line(f"  until {until}; files in {planned.run_dir}")
+    if comm.size > 1:
+        console.line(f"  {'ranks may die: the others go on' if survives_deaths() else HOW_TO_SURVIVE}")
+    if (config.respawn or config.on_worker_error == "continue") and not (comm.size > 1 and survives_deaths()):
+        why = "there is only one" if comm.size == 1 else "without ULFM a dead rank ends the job"
+        console.warn(f"--respawn and --on-worker-error continue have no effect here: {why}")
+    if config.mode == "async" and comm.size <= 2:
+        console.line(
+            "  async with one worker: no gradient is ever older than its own successor; sync does the same with less"
+        )
+
+
+def open_journal(
+    planned: Plan,
+    state: TrainingState,
+    hosts: list[str],
+    preemption: Preemption,
+    console: Console,
+    started: float,
+    threads: int,
+) -> Journal:
+    """Rank 0: makes the run directory, or goes on in it, and saves step 0."""
+    workers = max(1, len(hosts) - 1)
+    planned.run_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(planned.run_dir)
+    saved = planned.saved
+    if saved is not None:
+        state.load(saved.state)
+        console.line(f"  resumed at {saved.env_steps:,} steps, iteration {saved.iteration}, attempt {planned.attempt}")
+        if len(saved.ranks) != workers:
+            console.warn(
+                f"the checkpoint is of {len(saved.ranks)} worker(s), this run has {workers}: environments are"
+                " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers"
+                " will differ"
+            )
+    replace_atomically(planned.run_dir / "config.toml", to_toml(planned.config).encode())
+    before = read_json(planned.run_dir / "versions.json").get("attempts", [])
+    write_json(planned.run_dir / "versions.json", {"attempts": [*before, versions(hosts, threads, mpi_version())]})
+    journal = Journal(
+        planned.run_dir, planned.config, state, preemption, console,
+        workers=range(workers), world_size=len(hosts), attempt=planned.attempt, started=started,
+        wall_s=planned.wall_s,
+        books=None if saved is None else saved.journal,
+        histories=saved_histories(saved, range(workers), planned.config.num_envs),
+    )  # fmt: skip
+    if saved is None:
+        journal.save_start()
+    return journal
+
+
+def saved_histories(saved: Checkpoint | None, workers: Sequence[int], num_envs: int) -> dict[int, History]:
+    """Of a checkpoint's environments, by worker; with some of them missing, a worker's begins with its first report."""
+    out: dict[int, History] = {}
+    if saved is None:
+        return out
+    envs = {e.env: e for _, states in saved.ranks.values() for e in states}
+    rows = max((row for row, _ in saved.ranks.values()), default=0)
+    for worker in workers:
+        mine = [envs[g] for g in range(worker * num_envs, (worker + 1) * num_envs) if g in envs]
+        if len(mine) == num_envs:
+            out[worker] = History()
+            out[worker].start_from(rows, mine)
+    return out
+
+
+def saved_states(planned: Plan) -> tuple[Any, int, int]:
+    """Where the checkpoint has the environments, as `make_collector` takes it; (None, 0, 0) where the run begins."""
+    saved = planned.saved
+    if saved is None or not saved.ranks:
+        return None, 0, 0
+    states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
+    return states, max(row for row, _ in saved.ranks.values()), saved.journal["next_episode"]
+
+
+def conclude(summary: Summary, console: Console) -> None:
+    """The last lines of output."""
+    s = summary
+    reached = (
+        "no episode has ended"
+        if s.return_mean_100 is None
+        else f"mean return {s.return_mean_100:.2f} (last {min(s.episodes, WINDOW)} episodes)"
+    )
+    how = {
+        "target": "target reached",
+        "finished": "finished",
+        "preempted": "preempted, state saved; run again with --resume",
+    }
+    console.line(
+        f"{how[s.exit]}: {reached} after {s.env_steps:,} steps, {s.updates:,} updates, {s.episodes:,} episodes"
+    )
+    speed = f"{s.steps_per_s:,.0f} steps/s on {max(1, s.world_size - 1)} worker(s)"
+    console.line(f"  {s.train_s:.1f} s of training, {speed}; {s.wall_s:.1f} s in all")
+    console.line(f"  files: {s.run_dir}   evaluate: python -m dppo.evaluate {shlex.quote(s.run_dir)}")
