@@ -31,7 +31,7 @@ def train_worker(
     """One worker's life, until rank 0 ends the run. Every worker goes through the same rounds in the same order."""
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
-    enough = (lambda: link.hurried_in >= iteration) if config.preempt_fraction else None
+    enough = (lambda: link.hurried_in >= state.iteration) if config.preempt_fraction else None
     while True:
         iteration, started = state.iteration, time.monotonic()
         learner.normaliser.freeze()

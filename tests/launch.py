@@ -176,7 +176,7 @@ def _environment(temporary: str) -> dict[str, str]:
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "TMPDIR": temporary,
         "OMPI_MCA_btl_sm_backing_directory": temporary,
-        "PYTHONPATH": str(PROGRAMS),
+        "PYTHONPATH": f"{PROGRAMS.parents[2]}:{PROGRAMS}",  # the code beside these tests, wherever it is installed from
     }
 
 
