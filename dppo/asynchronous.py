@@ -7,6 +7,7 @@ rank 0. A worker's gradient travels while its next rollout begins: at most one i
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -112,8 +113,10 @@ class AsyncCoordinator(Ending):
         num_workers: int,
         *,
         survives: bool = False,
+        names: Sequence[str] = (),
     ) -> None:
-        super().__init__(journal, state, num_workers, config.server.mirror_every or None if survives else None)
+        every = config.server.mirror_every or None if survives else None
+        super().__init__(journal, state, num_workers, every, names=names)
         self._applied = 0
         limit = (
             default_max_staleness(num_workers) if config.server.max_staleness is None else config.server.max_staleness
@@ -131,9 +134,13 @@ class AsyncCoordinator(Ending):
         self._journal.add(report)
         return []
 
+    def waits_for(self) -> Collection[int]:
+        return self._present
+
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
         if self.begun:
             return []
+        self.heard(worker)
         state = self._state
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:

@@ -423,7 +423,7 @@ def _replace_lost(me: Rank) -> None:
         for i, worker in enumerate(missing):
             me.respawns[worker] = me.respawns.get(worker, 0) + 1
             seat = Seat(worker + 1, "", 0, worker)
-            states = me.journal.env_states([worker])
+            states = me.journal.hand_over(worker)
             start = Start(me.plan, seat, me.num_ranks, time.monotonic() - me.started, states)
             grown.send(start, dest=count + i)
     worker_now = None if me.comm.rank == 0 else me.seat.worker
@@ -463,4 +463,4 @@ def furnish_alone(me: Rank) -> None:
     worker = me.seats[0].worker
     assert worker is not None
     furnish(me.place, me.plan.config, worker)
-    me.collector = make_collector(me.plan.config, me.place, *me.journal.env_states([worker]))
+    me.collector = make_collector(me.plan.config, me.place, *me.journal.hand_over(worker))

@@ -7,6 +7,7 @@ Uses the journal and the exchange; synchronous.py and asynchronous.py build on i
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -19,6 +20,8 @@ GIVE_UP, LEAVE = 0.7, 0.9
 """Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
 
 
+LOOK_S, ABORT_MARGIN_S = 0.5, 5.0
+"""How often rank 0 looks for workers that are stuck, and how long it lets them end by themselves."""
 STANDBYS = 2
 """One of them may die together with the server."""
 LEAVE_S = 5.0
@@ -34,6 +37,7 @@ class Ending:
 
     Args:
       mirror_every: updates between copies for the standbys, the first of the workers present; None: there are none.
+      names: of the workers' ranks, with their hosts; without, nobody is taken for stuck.
       mirrors_state: whether the copies hold the state; without, only the journal's books, and each iteration.
     """
 
@@ -45,7 +49,11 @@ class Ending:
         mirror_every: int | None = None,
         *,
         mirrors_state: bool = True,
+        names: Sequence[str] = (),
     ) -> None:
+        self._names = names
+        self._heard_at = [time.monotonic()] * num_workers
+        self._next_look, self._told_of = 0.0, set[int]()
         self._journal, self._state, self._present = journal, state, set(range(num_workers))
         self._num_workers, self._mirror_every, self._mirrors_state = num_workers, mirror_every, mirrors_state
         self._mirrored_at: int | None = None  # updates, or iterations where the state is not copied
@@ -111,4 +119,29 @@ class Ending:
             preemption.past(LEAVE) or time.monotonic() - self._begun_at > max(LEAVE_S, preemption.grace_s)
         ):
             self.abandoned = True
+        if self._names and not self.begun and time.monotonic() > self._next_look:
+            self._look_for_the_stuck()
         return self.mirror() if self._mirrored_at is None else []
+
+    def heard(self, place: int) -> None:
+        """This worker has finished a rollout."""
+        self._heard_at[place] = time.monotonic()
+        self._told_of.discard(place)
+
+    def waits_for(self) -> Collection[int]:
+        """Whose rollouts are missing before the run can go on."""
+        raise NotImplementedError
+
+    def _look_for_the_stuck(self) -> None:
+        """Names the workers that rank 0 waits for. They say more themselves, unless an environment holds Python's lock:
+        then they cannot end either, where that was asked for.
+        """
+        now, log = time.monotonic(), self._journal.config.log
+        self._next_look = now + LOOK_S
+        for place in sorted(self.waits_for()):
+            silent_s = now - self._heard_at[place]
+            if 0 < log.stall_abort_s < silent_s - ABORT_MARGIN_S:
+                raise WorkerError(f"{self._names[place]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)")
+            if 0 < log.stall_after_s < silent_s and place not in self._told_of:
+                self._told_of.add(place)
+                self._journal.console.warn(f"rank 0 waits for {self._names[place]}: no rollout for {silent_s:.0f} s")

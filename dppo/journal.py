@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -164,11 +164,15 @@ class Journal:
         self._boundary.summary.world_size = self.summary.world_size = world_size
         self._boundary.journal["losses"] = asdict(self.losses)
 
-    def env_states(self, workers: Iterable[int]) -> tuple[dict[int, EnvState], int, int]:
-        """Where the environments of these workers stand: (by global number, rows so far, first free episode number)."""
-        listed = [self._histories[w].states() for w in workers if w in self._histories]
+    def hand_over(self, worker: int) -> tuple[dict[int, EnvState], int, int]:
+        """Where this worker's environments stand, for whoever takes its place, as `Collector.restore` takes it: by
+        global number, rows so far, first free episode number.
+        """
+        envs = self._histories[worker].states()[1] if worker in self._histories else []
         row = max((h.next_row for h in self._histories.values()), default=0)
-        return {e.env: e for _, envs in listed for e in envs}, row, self._next_episode
+        self._histories[worker] = History()
+        self._histories[worker].start_from(row, envs)
+        return {e.env: e for e in envs}, row, self._next_episode
 
     @property
     def pending_env_steps(self) -> int:

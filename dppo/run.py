@@ -205,6 +205,9 @@ def _take_a_dead_ones_place(grown: MPI.Comm) -> Summary:
         console = Console(start.plan.config.log.interval_s, enabled=False)
         me = _rank(start.plan, comm, seats, place, console, started, start.num_ranks, mine.rank)
         me.collector = make_collector(start.plan.config, place, *start.states)
+        if me.memory is not None:
+            envs, row, _ = start.states
+            me.memory.history.start_from(row, [envs[number] for number in sorted(envs)])
     except BaseException:
         traceback.print_exc()
         recovery.die()
@@ -236,7 +239,10 @@ def _train(me: Rank, *, is_command: bool) -> Summary:
             me.preemption.uninstall()
     if me.comm.rank == 0:
         opening.conclude(summary, me.console)
-    if is_command:
+    if not survives_deaths():
+        for comm in (*me.others, me.comm):
+            comm.Free()
+    elif is_command:
         with contextlib.suppress(MPI.Exception):  # all leave at once, with the same code
             me.comm.Barrier()
     return summary
@@ -247,7 +253,7 @@ def _run(me: Rank) -> Summary:
     function call.
     """
     plan, place, comm, memory, config = me.plan, me.place, me.comm, me.memory, me.plan.config
-    alone, num_workers = comm.size == 1, len(me.workers)
+    alone = comm.size == 1
     if comm.rank == 0 and me.journal is None:
         hosts = [seat.host for seat in me.seats]
         me.journal = opening.open_journal(plan, place.state, hosts, me.preemption, me.console, me.started, THREADS)
@@ -269,6 +275,8 @@ def _run(me: Rank) -> Summary:
             pool, computing = make_pool(workers, room, me.workers)
         if pool is not None:
             at_end.callback(pool.close)
+            if memory is not None:
+                at_end.callback(pool.give_up)
             me.others.append(computing)
         computes = collector is not None and (pool is None or pool.computes)
         num_computing = comm.allreduce(int(computes))
@@ -276,29 +284,10 @@ def _run(me: Rank) -> Summary:
         at_end.callback(doorbell.close)
         if doorbell.crowded and collector is not None:
             ask_for_longer_turns()
-        if memory is not None:
-            memory.boundary = None
-            if computes and config.exchange == "allreduce":
-                packed = np.empty(place.state.all_bytes, np.uint8)
-                place.state.pack(packed)
-                memory.pass_boundary(place.state.iteration, packed, place.state.head_bytes)
+        _remember(me, computes=computes)
         comm.Barrier()  # training time starts when every worker can step
-        coordinator: synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None = None
+        me.coordinator = coordinator = _coordinator(me, num_computing)
         if journal is not None:
-            books = journal, place.state, place.learner, config
-            survives = memory is not None and not alone
-            coordinator = (
-                synchronous.SyncCoordinator(
-                    *books,
-                    me.workers,
-                    num_computing,
-                    survives=survives,
-                    totals=None if memory is None else memory.totals,
-                )
-                if config.mode == "sync"
-                else asynchronous.AsyncCoordinator(*books, num_workers, survives=survives)
-            )
-            me.coordinator = coordinator
             journal.start_training()
         if collector is not None:
             asked = lambda: me.preemption.requested_at is not None  # noqa: E731
@@ -320,6 +309,31 @@ def _run(me: Rank) -> Summary:
     if collector is not None:
         collector.envs.close()
     return summary
+
+
+def _coordinator(me: Rank, num_computing: int) -> synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None:
+    """Rank 0's part of the loop."""
+    if me.journal is None:
+        return None
+    books = me.journal, me.place.state, me.place.learner, me.plan.config
+    survives = me.memory is not None and me.comm.size > 1
+    names = [str(seat) for seat in me.seats[1:]]
+    if me.plan.config.mode == "async":
+        return asynchronous.AsyncCoordinator(*books, len(me.workers), survives=survives, names=names)
+    totals = None if me.memory is None else me.memory.totals
+    return synchronous.SyncCoordinator(*books, me.workers, num_computing, survives=survives, totals=totals, names=names)
+
+
+def _remember(me: Rank, *, computes: bool) -> None:
+    """sync/allreduce: where a worker that computes steps back to, should someone die in the first iteration."""
+    memory, state = me.memory, me.place.state
+    if memory is None:
+        return
+    memory.boundary = None
+    if computes and me.plan.config.exchange == "allreduce":
+        packed = np.empty(state.all_bytes, np.uint8)
+        state.pack(packed)
+        memory.pass_boundary(state.iteration, packed, state.head_bytes)
 
 
 def _summary(me: Rank) -> Summary:

@@ -84,6 +84,7 @@ class AllreduceExchange:
     def step(self) -> bool:
         """Collective over the workers that compute."""
         summed = self._state.flat.summed
+        self._link.progress("exchange")
         self._sums.add(summed)
         return self._state.step(summed).stepped
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
@@ -81,10 +81,11 @@ class SyncCoordinator(Ending):
         *,
         survives: bool = False,
         totals: np.ndarray | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         self._allreduce = config.exchange == "allreduce"
         every = config.server.mirror_every or None if survives else None
-        super().__init__(journal, state, len(workers), every, mirrors_state=not self._allreduce)
+        super().__init__(journal, state, len(workers), every, mirrors_state=not self._allreduce, names=names)
         num_workers = len(workers)
         self._place = {worker: place for place, worker in enumerate(workers)}
         self._rounds_per_update = 1 + learner.needs_mean_kl
@@ -102,7 +103,7 @@ class SyncCoordinator(Ending):
         self._reports: list[deque[Report]] = [deque() for _ in range(num_workers)]
         self._boundaries: deque[np.ndarray] = deque()
         self._hurry_at = math.ceil(config.preempt_fraction * num_workers) or num_workers
-        self._hurried_in, self._collected = -1, set[int]()
+        self._collected_in, self._collected = -1, set[int]()
         if self._rounds_per_update == 2 and state.ticket and state.ticket % 2 == 0:
             state.ticket -= 1  # the KL that this minibatch's gradients needed was gathered among other ranks
 
@@ -120,7 +121,7 @@ class SyncCoordinator(Ending):
     def on_report(self, report: Report) -> list[Answer]:
         if self.begun:
             return []
-        hurry = self._hurry(report) if self._hurry_at < len(self._present) else []
+        hurry = self._note_collected(report)
         if not self._allreduce:
             self._journal.add(report)
             self._missing_reports -= 1
@@ -128,14 +129,20 @@ class SyncCoordinator(Ending):
         self._reports[self._place[report.worker]].append(report)
         return [*hurry, *self._close_boundary()]
 
-    def _hurry(self, report: Report) -> list[Answer]:
+    def waits_for(self) -> Collection[int]:
+        missing = self._present - self._collected
+        return missing or self._present
+
+    def _note_collected(self, report: Report) -> list[Answer]:
         """Once enough workers have finished their rollouts of an iteration, the others are told to (Wijmans et al.
         2020, DD-PPO).
         """
-        if report.iteration > self._hurried_in:
-            self._hurried_in, self._collected = report.iteration, set()
-        self._collected.add(self._place[report.worker])
-        if len(self._collected) != self._hurry_at:
+        place = self._place[report.worker]
+        self.heard(place)
+        if report.iteration > self._collected_in:
+            self._collected_in, self._collected = report.iteration, set()
+        self._collected.add(place)
+        if len(self._collected) != self._hurry_at or self._hurry_at == len(self._present):
             return []
         message = np.array([report.iteration], np.int64).view(np.uint8)
         return [Answer(w, Tag.HURRY, message) for w in sorted(self._present - self._collected)]

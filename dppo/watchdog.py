@@ -18,6 +18,8 @@ from pathlib import Path
 from types import FunctionType
 
 EXIT_STALLED = 1
+WAITING = ("exchange", "recovery")
+"""Phases in which a rank waits for others: it is not what keeps the job, and does not end itself."""
 _STDERR = 2
 
 
@@ -36,7 +38,7 @@ class Watchdog:
       folder: RUN/stalls. The timer's file must be open beforehand: it is empty until there is a stall, and removed by
         `stop` where there was none; a rank that is killed leaves it empty.
       after_s: without progress for so long, the stacks are written, once per stall.
-      abort_s: without progress for so long, the process ends, and the launcher ends the others.
+      abort_s: without progress for so long, unless it waits for others, the process ends, and the launcher ends those.
       end: how it ends; with code 1 if not said otherwise.
     """
 
@@ -103,7 +105,7 @@ class Watchdog:
             return
         last = self._last
         silent_s = time.monotonic() - last
-        if 0 < self._abort_s < silent_s:
+        if 0 < self._abort_s < silent_s and self._phase not in WAITING:
             self._report(silent_s)
             self._end()
             self._stopped.set()

@@ -188,16 +188,26 @@ class Launcher:
         self._temporary = tempfile.TemporaryDirectory(prefix="dppo-", ignore_cleanup_errors=True)
         self._jobs: list[Job] = []
 
-    def start(self, ranks: int | None, *arguments: object, program: str | None = None, **variables: str) -> Job:
+    def start(
+        self,
+        ranks: int | None,
+        *arguments: object,
+        program: str | None = None,
+        survives: bool = False,
+        **variables: str,
+    ) -> Job:
         """Starts `python -m dppo.run arguments`, or a program of tests/mpi/programs.
 
         Args:
           ranks: under `mpirun -n ranks`; None: without mpirun.
+          survives: with `--with-ft ulfm`.
           variables: added to the environment.
         """
         python = Path(sys.executable)
         what = ["-m", "dppo.run"] if program is None else [str(PROGRAMS / program)]
         mpirun = [] if ranks is None else [str(python.parent / "mpirun"), "--oversubscribe", "-n", str(ranks)]
+        if survives:
+            mpirun[1:1] = ["--with-ft", "ulfm"]
         job = Job([*mpirun, str(python), *what, *map(str, arguments)], self._folder, self._temporary.name, **variables)
         self._jobs.append(job)
         return job
@@ -209,10 +219,11 @@ class Launcher:
         program: str | None = None,
         timeout: float = 60.0,
         code: int | None = 0,
+        survives: bool = False,
         **variables: str,
     ) -> Ended:
         """The same, to its end, which must come with `code`; None: any."""
-        ended = self.start(ranks, *arguments, program=program, **variables).wait(timeout)
+        ended = self.start(ranks, *arguments, program=program, survives=survives, **variables).wait(timeout)
         assert code is None or ended.code == code, str(ended)
         return ended
 

@@ -89,6 +89,7 @@ class Link:
         return Backoff(None, longest_s=0.002)
 
     def _wait_for(self, there: Callable[[], object]) -> None:
+        self.progress("exchange")
         since = time.monotonic()
         backoff = self._backoff()
         while not there() and not self.stopped:

@@ -98,12 +98,15 @@ class Pool:
         self.waited_s += time.monotonic() - since
 
     def close(self) -> None:
-        """The memory goes with the last view of it. Who still sleeps in this group is told that nothing will come."""
+        """The memory goes with the last view of it."""
+        self._socket.close()
+
+    def give_up(self) -> None:
+        """Whoever sleeps in this group is told that nothing will come: all regroup."""
         for place, address in enumerate(self._addresses):
             if place != self._place:
                 with contextlib.suppress(OSError):
                     self._socket.sendto(_OVER, socket.MSG_DONTWAIT, address)
-        self._socket.close()
 
     def _wake(self, address: str) -> None:
         # refused: it has died, and the launcher ends the job, or all regroup; who failed over it would be named in its
