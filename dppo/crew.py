@@ -303,27 +303,30 @@ def _take_over(
 ) -> tuple[Journal, int, int]:
     """(the journal, the updates that the optimiser's statistics know of, the iteration of the last line of metrics)."""
     config, state, plan = me.plan.config, me.place.state, me.plan
-    saved, _ = newest_valid(plan.run_dir)
-    saved = saved or plan.saved
     state.unpack(packed)
     state.forget_unfinished()
-    if saved is None:  # the server died before it had opened the run
+    mirror = next((g.mirror for g in goods if g.mirror is not None), None)
+    # reading a checkpoint takes a second, for torch has to be imported
+    saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
+    if mirror is None and saved is None:  # the server died before it had opened the run
         hosts = [w.seat.host for w in words]
         journal = open_journal(plan, state, hosts, me.preemption, me.console, me.started, me.threads)
         return journal, state.updates, 0
     remove_leftovers(plan.run_dir)
-    books, books_iteration, updates = saved.journal, saved.iteration, state.updates
-    mirror = next((g.mirror for g in goods if g.mirror is not None), None)
-    if mirror is not None and mirror.iteration >= saved.iteration:
+    updates = state.updates
+    histories: dict[int, History] = {}
+    if mirror is not None:
         books, books_iteration = mirror.books, mirror.iteration
-    if config.exchange != "allreduce":
-        if mirror is not None and mirror.updates >= saved.state["numbers"]["updates"]:
+        if len(mirror.state):
             state.unpack_optimizer(mirror.state)
             updates = mirror.updates
-        else:
+    else:
+        assert saved is not None
+        books, books_iteration = saved.journal, saved.iteration
+        histories = saved_histories(saved, range(max(1, me.num_ranks - 1)), config.num_envs)
+        if config.exchange != "allreduce":
             state.optimizer.steps, state.optimizer.state[:] = saved.state["optimizer_steps"], saved.state["optimizer"]
             updates = saved.state["numbers"]["updates"]
-    histories = saved_histories(saved, range(max(1, me.num_ranks - 1)), config.num_envs)
     for w, g in zip(words, goods, strict=True):
         if w.seat.worker is not None and g.history is not None and g.history.last is not None:
             histories[w.seat.worker] = g.history

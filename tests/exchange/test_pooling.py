@@ -150,7 +150,9 @@ def test_whoever_of_a_group_has_heard_of_the_end_all_leave(who: str) -> None:
     rollout, discounted = place.rollout(8)
 
     def meet(pool: Pool, name: str) -> bool:
-        link = SimpleNamespace(stopped=name == who, keep_moving=lambda: None, boundary=lambda message: None)
+        link = SimpleNamespace(
+            stopped=name == who, keep_moving=lambda: None, boundary=lambda message: None, memory=None
+        )
         lead = AllreduceExchange(Allreduce(MPI.COMM_SELF), place.state, cast(Link, link))
         exchange = PooledExchange(lead, pool, place.state, cast(Link, link))
         batch = exchange.meet(place.learner.prepare(rollout, discounted))

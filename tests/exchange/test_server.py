@@ -462,5 +462,5 @@ def test_progress_is_told_of_every_row(recorder: Recorder, now: list[float]) -> 
     phases: list[str] = []
     link = LocalLink(recorder, lambda: False, phases.append)
     for _ in range(5):
-        link.stop_requested()
+        link.interrupted()
     assert phases == ["collect"] * 5
