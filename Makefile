@@ -25,7 +25,7 @@ install: $(INSTALLED) ## make .venv with dppo and an MPI in it
 install-test: $(INSTALLED_TEST) ## the same, with what tests and checks need
 
 train: install ## train on RANKS ranks; CartPole-v1 unless ARGS says otherwise
-	$(BIN)/mpirun -n $(RANKS) $(BIN)/python -m dppo.run $(ARGS)
+	$(BIN)/mpirun --with-ft ulfm -n $(RANKS) $(BIN)/python -m dppo.run $(ARGS)
 
 test: install-test ## run the tests; a part of them with ARGS=tests/algo
 	$(BIN)/python -m pytest -q $(ARGS)
