@@ -7,30 +7,33 @@ newest state that is left, and all take that over, as at the start of a run.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from dppo.batch import Report
 from dppo.console import Console
-from dppo.ending import GIVE_UP, WorkerError
+from dppo.ending import GIVE_UP, LEAVE
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory, Mirror
-from dppo.exchange.recovery import RankFailure, end_job, regroup, spawn
+from dppo.exchange.recovery import RankFailure, end_job, regroup, sort, spawn, survives_deaths
 from dppo.history import History
 from dppo.journal import Journal
-from dppo.opening import open_journal, saved_histories
+from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories
 from dppo.planning import Plan
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
 from dppo.storage.checkpoint import newest_valid, remove_leftovers
+from dppo.storage.metrics import read_json
 from dppo.synchronous import SyncCoordinator
 from dppo.watchdog import Watchdog
 from dppo.workplace import Workplace, furnish, make_collector
@@ -102,6 +105,10 @@ class Rank:
         return [seat.worker for seat in self.seats if seat.worker is not None]
 
 
+class JobFailure(Exception):
+    """All ranks have agreed that the job ends, and why."""
+
+
 def first_crew(comm: Comm) -> list[Seat]:
     """Collective over `comm`."""
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
@@ -145,7 +152,7 @@ def survive(me: Rank, cause: RankFailure) -> None:
 
     Raises:
       RankFailure: another one has died meanwhile: call it again.
-      WorkerError: a rank has failed in a way that ends the job; on all ranks alike.
+      JobFailure: a rank has failed in a way that ends the job; on all ranks alike.
     """
     since = time.monotonic()
     allreduce = me.plan.config.exchange == "allreduce"
@@ -187,20 +194,23 @@ def survive(me: Rank, cause: RankFailure) -> None:
             end_job(me.comm, 1)
         if me.journal is not None and me.preemption.past(GIVE_UP) and not me.journal.ended:
             me.journal.finish("preempted")
+        if me.journal is not None and me.journal.ended and me.preemption.past(LEAVE):
+            leave_alone(me)
 
     before = me.seats
     me.comm, (words, giver, goods) = regroup(me.comm, me.others, consult, meanwhile)
     me.others = []
     failures = [w.failure for w in words if w.failure is not None]
     if failures:
-        raise WorkerError(failures[0])
+        raise JobFailure(failures[0])
     me.seats = _dealt([w.seat for w in words])
-    lost = [seat for seat in before if seat.pid not in {w.seat.pid for w in words}]
+    present = {(w.seat.host, w.seat.pid) for w in words}
+    lost = [seat for seat in before if (seat.host, seat.pid) not in present]
     me.fruitless = 0 if lost else me.fruitless + 1
     if me.fruitless > 5:
-        raise WorkerError(f"{me.seat}: MPI reports a death again and again, but nobody is missing: {cause}")
-    if me.collector is not None and _is_unused(me, words[giver].progress[0]):
-        me.collector.keep_last()
+        raise JobFailure(f"{me.seat}: MPI reports a death again and again, but nobody is missing: {cause}")
+    if me.collector is not None:
+        me.collector.keep_last(keep=_is_unused(me, words[giver].progress[0]))
     if me.comm.rank == 0:
         _serve(me, words, giver, goods, lost, time.monotonic() - since)
     if me.plan.config.respawn:
@@ -278,7 +288,9 @@ def _serve(me: Rank, words: list[_Word], giver: int, goods: list[_Goods], lost: 
             told += me.coordinator.unclosed
         closed, known_updates = state.iteration, state.updates
     journal, losses = me.journal, me.journal.losses
-    if allreduce:
+    if journal.ended:
+        state.unpack(packed)
+    elif allreduce:
         _close_passed(journal, closed, packed, [g.heads for g in goods], told, me.place)
         known_updates = state.updates
     else:
@@ -291,7 +303,7 @@ def _serve(me: Rank, words: list[_Word], giver: int, goods: list[_Goods], lost: 
     losses.env_steps_lost += sum(g.discarded for g in goods)
     losses.env_steps_lost += config.horizon * config.num_envs * sum(seat.worker is not None for seat in lost)
     journal.regrouped(me.comm.size, len(me.workers))
-    me.coordinator = None
+    me.coordinator = me.memory.boundary = None  # from here on this rank has the newest state
     for seat in lost:
         me.console.warn(f"{seat} has died in iteration {state.iteration + 1}")
     server = f"; {me.seat} is the server now" if took_over else ""
@@ -330,6 +342,7 @@ def _take_over(
     for w, g in zip(words, goods, strict=True):
         if w.seat.worker is not None and g.history is not None and g.history.last is not None:
             histories[w.seat.worker] = g.history
+    said = read_json(plan.run_dir / "summary.json")
     line = _last_line(plan.run_dir / "metrics.jsonl", state.iteration)
     journal = Journal(
         plan.run_dir, config, state, me.preemption, me.console,
@@ -338,6 +351,8 @@ def _take_over(
         books=books, histories=histories, first_rank=int(me.num_ranks > 1),
     )  # fmt: skip
     journal.start_training()
+    if said.get("exit") in EXIT_CODES and said.get("attempt") == plan.attempt:
+        journal.finish(said["exit"])  # the server died when it had just ended the run
     if line.get("iteration", 0) > books_iteration:
         for report in told:
             if report.iteration < line["iteration"]:
@@ -385,6 +400,26 @@ def _close_passed(
         journal.close({}, passing=iteration < newest)
 
 
+# -- leaving --------------------
+
+
+def leave_alone(me: Rank) -> NoReturn:
+    """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
+    assert me.journal is not None
+    code = EXIT_CODES[me.journal.summary.exit]
+    conclude(me.journal.summary, me.console)
+    me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
+    sys.stdout.flush()
+    if not survives_deaths():
+        me.comm.Abort(code)
+    for seat in me.seats:  # those on other nodes end with the launcher
+        if seat.host == me.seat.host and seat.pid != os.getpid():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(seat.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    os._exit(code)
+
+
 # -- replacements --------------------
 
 
@@ -429,8 +464,7 @@ def _replace_lost(me: Rank) -> None:
             states = me.journal.hand_over(worker)
             start = Start(me.plan, seat, me.num_ranks, time.monotonic() - me.started, states)
             grown.send(start, dest=count + i)
-    worker_now = None if me.comm.rank == 0 else me.seat.worker
-    mine = Seat(me.seat.rank, me.seat.host, me.seat.pid, worker_now)
+    mine = replace(me.seat, worker=None) if me.comm.rank == 0 else me.seat
     me.comm, me.seats = take_seats(grown, mine)
     me.others = []
     if me.comm.rank == 0:
@@ -442,8 +476,7 @@ def _replace_lost(me: Rank) -> None:
 
 def take_seats(grown: Comm, mine: Seat) -> tuple[Comm, list[Seat]]:
     """Collective over `grown`. Its ranks in the order of their workers, the server first."""
-    comm = grown.Split(0, 0 if mine.worker is None else 1 + mine.worker)
-    return comm, comm.allgather(mine)
+    return sort(grown, 0 if mine.worker is None else 1 + mine.worker, mine)
 
 
 def _to_replace(me: Rank) -> list[int]:

@@ -24,6 +24,9 @@ from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json, write_json
 from dppo.workplace import Workplace, build_workplace
 
+EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}
+"""Of the program, by how the run ended."""
+
 
 def plan(config: Config, comm: Comm, console: Console) -> Plan | Summary:
     """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk."""

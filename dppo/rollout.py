@@ -85,9 +85,9 @@ class Collector:
         self.last, self.last_iteration = rollout, iteration
         return rollout
 
-    def keep_last(self) -> None:
+    def keep_last(self, *, keep: bool = True) -> None:
         """Nobody has used the last rollout: the next `collect` gives it again, with the rows that it lacks."""
-        self._kept = self.last
+        self._kept = self.last if keep else None
 
     def _collect(
         self,

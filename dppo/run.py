@@ -20,7 +20,6 @@ if __name__ == "__main__":
 
 import contextlib  # noqa: E402
 import os  # noqa: E402
-import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
@@ -56,8 +55,7 @@ from dppo.preemption import Preemption  # noqa: E402
 from dppo.watchdog import EXIT_STALLED, Watchdog  # noqa: E402
 from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E402
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE, EXIT_PREEMPTED = 0, 1, 2, 75
-EXIT_CODES = {"finished": EXIT_FINISHED, "target": EXIT_FINISHED, "preempted": EXIT_PREEMPTED}
+EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 _SAID = "said_by_dppo"  # marks an exception that was shown already
 LEAVE_TOGETHER_S = 0.05
 FAILURE_NOTICE_S = 5.0
@@ -67,7 +65,7 @@ FAILURE_NOTICE_S = 5.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, the same on every rank."""
     if (grown := recovery.joined()) is not None:
-        return EXIT_CODES[_take_a_dead_ones_place(grown).exit]
+        return opening.EXIT_CODES[_take_a_dead_ones_place(grown).exit]
     comm = MPI.COMM_WORLD
     parsed: tuple[Config, list[str]] | int | None = None
     if comm.rank == 0:
@@ -88,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if comm.rank == 0:
             _wrong_use(str(error))
         return EXIT_USAGE
-    return EXIT_CODES[summary.exit]
+    return opening.EXIT_CODES[summary.exit]
 
 
 def _wrong_use(message: str) -> int:
@@ -272,12 +270,11 @@ def _run(me: Rank) -> Summary:
         pool, computing = None, workers
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
             room = sync_exchange.pool_bytes(place.learner, place.state, config)
-            pool, computing = make_pool(workers, room, me.workers)
+            pool, computing = make_pool(workers, room, me.workers, me.others)
         if pool is not None:
             at_end.callback(pool.close)
             if memory is not None:
                 at_end.callback(pool.give_up)
-            me.others.append(computing)
         computes = collector is not None and (pool is None or pool.computes)
         num_computing = comm.allreduce(int(computes))
         doorbell = Doorbell(Neighbours(comm))
@@ -304,7 +301,7 @@ def _run(me: Rank) -> Summary:
         elif coordinator is not None:
             serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
             if coordinator.abandoned:
-                _leave_alone(me)
+                crew.leave_alone(me)
     summary = _summary(me)
     if collector is not None:
         collector.envs.close()
@@ -371,34 +368,17 @@ def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
 # -- the end --------------------
 
 
-def _leave_alone(me: Rank) -> None:
-    """Everything is saved, but workers are stuck in an environment: the job ends without them."""
-    assert me.journal is not None
-    code = EXIT_CODES[me.journal.summary.exit]
-    opening.conclude(me.journal.summary, me.console)
-    me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
-    sys.stdout.flush()
-    if not survives_deaths():
-        me.comm.Abort(code)
-    for seat in me.seats:  # those on other nodes end with the launcher
-        if seat.host == me.seat.host and seat.pid != os.getpid():
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(seat.pid, signal.SIGKILL)
-    time.sleep(0.1)
-    os._exit(code)
-
-
 def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     """This rank cannot go on. By default nobody can: the failing rank, its host and its traceback are named once, by
     rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
     """
     state = me.place.state
     where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps"
-    text = f"rank {me.seat.rank} on {me.seat.host} failed {where}:\n{traceback.format_exc()}"
-    if isinstance(error, WorkerError):
+    text = f"{me.seat} failed {where}:\n{traceback.format_exc()}"
+    if isinstance(error, WorkerError | crew.JobFailure):
         text = str(error)
-    elif me.memory is not None and me.comm.size > 1:
-        if me.plan.config.on_worker_error == "continue":
+    if me.memory is not None and me.comm.size > 1 and not isinstance(error, crew.JobFailure):
+        if me.plan.config.on_worker_error == "continue" and not isinstance(error, WorkerError):
             print(f"dppo: {text}", file=sys.stderr, flush=True)
             recovery.die()
         me.failure = text

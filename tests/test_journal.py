@@ -13,9 +13,9 @@ import pytest
 
 from dppo.batch import Episode
 from dppo.config import CheckpointConfig, PPOConfig
-from dppo.journal import WINDOW
+from dppo.journal import WINDOW, Journal
 from dppo.storage.checkpoint import checkpoint_folders
-from tests.workplace import Run, probe
+from tests.workplace import Run, make_workplace, probe
 
 
 def episode(value: float, row: int = 0, env: int = 0) -> Episode:
@@ -100,6 +100,83 @@ def test_repeated_runs_write_the_same_lines_but_for_the_clocks(tmp_path: Path) -
         run.journal.close_files()
         texts.append([{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in run.lines()])
     assert texts[0] == texts[1]
+
+
+# -- when ranks die --------------------
+
+
+def test_a_report_counts_once_however_often_it_is_told(run: Run) -> None:
+    run.collect(run.places[0])
+    report = run.places[0].reports[-1]
+    assert not run.journal.add(report)
+    assert run.journal.pending_rollouts == 1
+    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
+    run.journal.close({})
+    assert not run.journal.add(report), "nor in the next iteration"
+    assert run.journal.pending_rollouts == 0
+    assert run.lines()[-1]["env_steps"] == report.env_steps
+
+
+def test_losses_are_in_every_line_and_go_on_after_a_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.journal.losses.ranks_lost, run.journal.losses.updates_lost = 2, 17
+    run.journal.regrouped(world_size=3, num_workers=2)
+    run.iterate()
+    assert [run.lines()[-1][k] for k in ("workers", "ranks_lost", "updates_lost", "env_steps_lost")] == [2, 2, 17, 0]
+    run.journal.finish("preempted")
+    assert run.journal.ended and run.summary()["world_size"] == 3
+    again = Run(tmp_path, saved=run.saved())
+    again.iterate()
+    assert (again.lines()[-1]["ranks_lost"], again.lines()[-1]["workers"]) == (2, 1)
+
+
+def test_a_passing_iteration_has_its_line_and_nothing_else(run: Run) -> None:
+    """As where a new server closes what the workers had passed: only the last state is known as a whole."""
+    run.collect(run.places[0])
+    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
+    assert run.journal.close({}, passing=True) is None
+    assert run.journal._boundary.summary.env_steps == 0
+    run.iterate()
+    assert [line["iteration"] for line in run.lines()] == [1, 2]
+    assert run.lines()[1]["episodes"] == run.lines()[0]["episodes"] + run.lines()[1]["episodes_ended"]
+    assert run.journal._boundary.summary.env_steps == run.state.env_steps > 0
+
+
+def test_a_new_servers_books_catch_up_with_the_lines_of_the_old(tmp_path: Path) -> None:
+    """The standby's copy is of iteration 1, the file has lines until 3; the reports between are told again."""
+    run = Run(tmp_path, horizon=64)
+    run.iterate()
+    books = run.journal.books
+    for _ in range(2):
+        run.iterate()
+    line, told = run.lines()[-1], list(run.places[0].reports)
+    expected = run.journal.books
+    journal = Journal(
+        tmp_path, run.config, run.state, run.preemption, run.journal.console, workers=[0], world_size=2, attempt=1,
+        wall_s=0.0, started=time.monotonic(), books=books,
+    )  # fmt: skip
+    for report in told:
+        journal.add(report)
+    journal.catch_up(line)
+    for name in ("returns", "lengths", "episodes", "next_episode", "rows", "losses"):
+        assert journal.books[name] == expected[name], name
+    assert len(run.lines()) == 3 and journal.pending_rollouts == 0
+    journal.close_files()
+
+
+def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
+    run.iterate()
+    states, row, first_free = run.journal.hand_over(0)
+    other = make_workplace()
+    assert other.collector.restore(states, row, first_free, time.monotonic() + 60) == []
+    np.testing.assert_array_equal(other.collector._observations, run.places[0].collector._observations)
+    run.journal.add(other.rollout() and other.reports[-1])
+    run.state.finish_iteration(32, 0.0)
+    run.journal.close({})
+    saved = run.journal._histories[0].states()
+    third = make_workplace()
+    assert third.collector.restore({e.env: e for e in saved[1]}, saved[0], 99, time.monotonic() + 60) == []
+    assert run.journal.hand_over(5)[:2] == ({}, saved[0]), "of one that is not known: nothing"
 
 
 # -- how a run ends --------------------

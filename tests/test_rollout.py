@@ -201,6 +201,47 @@ def test_an_interrupted_rollout_is_short_and_loses_nothing(rows: int) -> None:
         np.testing.assert_array_equal(rest.actions, whole.actions)
 
 
+@pytest.mark.parametrize("rows", [0, 1, 11, 16])
+def test_a_rollout_that_nobody_used_is_given_again_with_the_rows_that_it_lacks(rows: int) -> None:
+    """Cut short by a death, or whole; asked for, and told of, once or twice."""
+    place, undisturbed = make_workplace(), make_workplace()
+    asked = iter(range(100))
+    short = place.collector.collect(16, 0, lambda: next(asked) >= rows, 5)
+    place.collector.discounted_returns(short)
+    whole, whole_discounted = undisturbed.rollout(16)
+    for _ in range(2):
+        place.collector.keep_last()
+        rollout, discounted = place.rollout(16)
+        report = place.reports[-1]
+        assert (rollout.first_row, rollout.num_rows) == (0, 16)
+        for name in ARRAYS:
+            np.testing.assert_allclose(getattr(rollout, name), getattr(whole, name), atol=1e-6, err_msg=name)
+        np.testing.assert_allclose(discounted, whole_discounted)
+        np.testing.assert_array_equal(rollout.final_rows, whole.final_rows)
+        assert rollout.episodes == whole.episodes
+        np.testing.assert_array_equal(report.episode_first_rows, undisturbed.reports[0].episode_first_rows)
+        np.testing.assert_allclose(report.discounted_returns, undisturbed.reports[0].discounted_returns)
+    after, expected = place.rollout(16)[0], undisturbed.rollout(16)[0]
+    np.testing.assert_array_equal(after.actions, expected.actions)
+    assert after.first_row == 16
+    place.collector.keep_last()
+    place.collector.keep_last(keep=False)
+    assert place.rollout(16)[0].first_row == 32
+
+
+def test_a_rollout_ends_where_it_is_enough_from_a_quarter_on() -> None:
+    place = make_workplace()
+    assert place.collector.collect(16, 0, None, 0, lambda: True).num_rows == 4
+    assert place.collector.collect(15, 0, None, 0, lambda: True).num_rows == 4
+    assert place.collector.collect(16, 0, None, 0, lambda: False).num_rows == 16
+    asked = iter([False, False, True])
+    assert place.collector.collect(16, 0, None, 0, lambda: next(asked)).num_rows == 6
+    asked_to_leave = iter(range(100))
+    place.collector.collect(16, 0, lambda: next(asked_to_leave) >= 6)
+    place.collector.keep_last()
+    assert place.collector.collect(16, 0, None, 0, lambda: True).num_rows == 6, "it has its quarter"
+
+
 def test_what_was_collected_does_not_change_while_more_is() -> None:
     place = make_workplace()
     rollout, _ = place.rollout()

@@ -12,6 +12,7 @@ from gymnasium import spaces
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.config import Config, PPOConfig, ServerConfig, resolve
+from dppo.exchange.server import Tag
 from dppo.journal import Journal
 from dppo.learner import Learner
 from dppo.models.policy import make_policy
@@ -22,27 +23,45 @@ from dppo.synchronous import SyncCoordinator
 class Server:
     """A p2p coordinator of `num_workers`, `drop` of whom may be dropped; it counts what it is sent as ones."""
 
-    def __init__(self, num_workers: int, num_computing: int | None = None, drop: int = 1) -> None:
+    def __init__(
+        self,
+        num_workers: int,
+        num_computing: int | None = None,
+        drop: int = 1,
+        preempt_fraction: float = 0.0,
+        state: TrainingState | None = None,
+        totals: np.ndarray | None = None,
+    ) -> None:
         ppo = PPOConfig(target_kl=0.0, epochs=1, minibatches=2)
-        config = resolve(Config(exchange="p2p", server=ServerConfig(drop=drop), ppo=ppo))
+        server = ServerConfig(drop=drop)
+        config = resolve(Config(exchange="p2p", server=server, ppo=ppo, preempt_fraction=preempt_fraction))
         space = spaces.Box(-1, 1, (4,))
         policy = make_policy(space, spaces.Discrete(2), config.model, np.random.default_rng(0), len(METRICS))
         normaliser = Normaliser(4, config.moments)
         learner = Learner(policy, normaliser, config, 0)
-        self.state = TrainingState(policy.flat, normaliser, config)
+        self.state = state or TrainingState(policy.flat, normaliser, config)
         self.reports: list[Any] = []
         journal: Any = SimpleNamespace(pending_env_steps=0, close=lambda extra: None, add=self.reports.append)
         self.coordinator = SyncCoordinator(
-            cast(Journal, journal), self.state, learner, config, range(num_workers), num_computing or num_workers
-        )
+            cast(Journal, journal), self.state, learner, config, range(num_workers), num_computing or num_workers,
+            totals=totals,
+        )  # fmt: skip
         self._statistics = np.ones(learner.num_statistics)
         self._gradient = np.ones_like(policy.flat.summed)
 
     def sums(self, worker: int, version: int) -> list[int]:
         return [answer.worker for answer in self.coordinator.on_sums(worker, version, self._statistics.copy())]
 
-    def report(self, worker: int) -> list[int]:
-        return [answer.worker for answer in self.coordinator.on_report(cast(Any, SimpleNamespace(worker=worker)))]
+    def report(self, worker: int, iteration: int = 0) -> list[int]:
+        report = cast(Any, SimpleNamespace(worker=worker, iteration=iteration))
+        return [answer.worker for answer in self.coordinator.on_report(report)]
+
+    def hurried(self, worker: int, iteration: int) -> list[int]:
+        """Whom the server tells to hurry when this worker has its rollout."""
+        report = cast(Any, SimpleNamespace(worker=worker, iteration=iteration))
+        answers = [a for a in self.coordinator.on_report(report) if a.tag == Tag.HURRY]
+        assert all(a.message.view(np.int64).tolist() == [iteration] for a in answers)
+        return [answer.worker for answer in answers]
 
     def gradient(self, worker: int, version: int) -> list[int]:
         return [answer.worker for answer in self.coordinator.on_gradient(worker, version, self._gradient.copy())]
@@ -55,6 +74,47 @@ def test_the_first_workers_make_the_update_and_are_answered_together() -> None:
     assert server.gradient(2, version=1) == []
     assert server.gradient(0, version=1) == [0, 2]
     assert (server.state.updates, server.state.ticket, server.state.version) == (1, 2, 2)
+
+
+def test_the_last_workers_are_told_to_hurry_once_enough_have_collected() -> None:
+    server = Server(num_workers=5, drop=0, preempt_fraction=0.5)
+    told = [server.hurried(worker, iteration=4) for worker in (3, 0, 1, 2, 4)]
+    assert told == [[], [], [2, 4], [], []]
+    assert server.hurried(0, iteration=5) == [] and server.hurried(1, iteration=5) == []
+    assert server.hurried(4, iteration=5) == [2, 3]
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0])
+def test_nobody_is_told_to_hurry_where_that_is_off(fraction: float) -> None:
+    server = Server(num_workers=3, drop=0, preempt_fraction=fraction)
+    assert [server.hurried(worker, iteration=0) for worker in range(3)] == [[], [], []]
+
+
+def test_the_workers_that_rank_zero_waits_for_are_those_without_a_rollout() -> None:
+    server = Server(num_workers=3, drop=0)
+    assert set(server.coordinator.waits_for()) == {0, 1, 2}
+    server.hurried(1, iteration=0)
+    assert set(server.coordinator.waits_for()) == {0, 2}
+    server.hurried(0, iteration=0)
+    server.hurried(2, iteration=0)
+    assert set(server.coordinator.waits_for()) == {0, 1, 2}, "all have one: it is the updates that do not come"
+
+
+def test_a_worker_that_regroups_joins_the_iteration_under_way() -> None:
+    """The server went on within iteration 0, at its second update; the statistics are closed."""
+    before = Server(num_workers=2, drop=0)
+    for worker in (0, 1):
+        before.sums(worker, version=0)
+    for worker in (0, 1):
+        before.gradient(worker, version=1)
+    server = Server(num_workers=2, drop=0, state=before.state, totals=before.coordinator.totals)
+    assert server.sums(1, version=2) == [1]
+    assert server.coordinator._server.late == 0
+    np.testing.assert_array_equal(server.coordinator.totals, 2.0)
+    assert server.gradient(1, version=2) == []
+    server.sums(0, version=2)
+    server.gradient(0, version=2)
+    assert server.state.updates == 2
 
 
 def test_a_late_gradient_is_answered_at_once_and_never_applied() -> None:

@@ -131,19 +131,28 @@ def slot_bytes(arrays: Sequence[np.ndarray], rows: int) -> int:
     return sum(rows * array[:1].nbytes + _ALIGNMENT for array in arrays[:-1]) + arrays[-1].nbytes + 2 * _ALIGNMENT
 
 
-def make_pool(workers: MPI.Comm, num_bytes: int, numbers: Sequence[int] | None = None) -> tuple[Pool | None, MPI.Comm]:
-    """Collective over `workers`. This worker's pool, and the communicator of those that compute. `numbers` are those of
-    the workers, where they are not their ranks.
+def make_pool(
+    workers: MPI.Comm,
+    num_bytes: int,
+    numbers: Sequence[int] | None = None,
+    opened: list[MPI.Comm] | None = None,
+) -> tuple[Pool | None, MPI.Comm]:
+    """Collective over `workers`. This worker's pool, and the communicator of those that compute.
 
     None, and all of `workers`, where every worker has a core to itself, or the memory for it is not to be had.
+
+    Args:
+      numbers: of the workers, where they are not their ranks.
+      opened: gets the communicators that are made here, before anyone waits in them: should one die, all are revoked.
     """
     neighbours = Neighbours(workers)
     if not neighbours.any_crowded:
         return None, workers
     mine = next(group for group in neighbours.groups() if workers.rank in group)
+    opened = [] if opened is None else opened
     group = workers.Split(color=mine[0], key=workers.rank)
+    opened.append(group)
     slots = _shared_slots(group, num_bytes)
-    group.Free()
     if not workers.allreduce(slots is not None, MPI.LAND):
         if workers.rank == 0:
             print(
@@ -157,7 +166,9 @@ def make_pool(workers: MPI.Comm, num_bytes: int, numbers: Sequence[int] | None =
     place = mine.index(workers.rank)
     members = mine if numbers is None else [numbers[rank] for rank in mine]
     pool = Pool(slots, members, [neighbours.address("pool", rank) for rank in mine], place)
-    return pool, workers.Split(color=int(place > 0), key=workers.rank)
+    computing = workers.Split(color=int(place > 0), key=workers.rank)
+    opened.append(computing)
+    return pool, computing
 
 
 def _shared_slots(group: MPI.Comm, num_bytes: int) -> np.ndarray | None:

@@ -69,7 +69,8 @@ def regroup(
         _revoke(other)
     while True:
         _revoke(comm)
-        _meet_quietly(comm, meanwhile)
+        with contextlib.suppress(MPI.Exception):  # it says that somebody has died, which is not new
+            wait_for_all(comm, meanwhile)
         try:
             comm = comm.Shrink()
         except MPI.Exception:
@@ -96,31 +97,21 @@ def _revoke(comm: MPI.Comm) -> None:
         comm.Revoke()
 
 
-def _meet_quietly(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
-    """Waits, mostly asleep, until every survivor is here: `Shrink` would spin, and a slow one needs the core. An
-    agreement works on a revoked communicator; its outcome, an error because somebody has died, says nothing new.
-    """
-    flag = np.ones(1, np.intc)
-    pause_s = 1e-4
-    try:
-        request = comm.Iagree(flag)
-        while not request.Test():
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, 0.005)
-            meanwhile()
-    except MPI.Exception:
-        return
-
-
 def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
-    """Collective over `comm`. A barrier that sleeps: a rank that is just starting needs the core.
+    """Collective over the living of `comm`, also where it is revoked. Waits, mostly asleep, until every one of them is
+    here: a slow one, or one that is just starting, needs the core.
 
     Raises:
       MPI.Exception: where one of them has died.
     """
-    request = comm.Ibarrier()
+    if not survives_deaths():
+        return
+    flag = np.ones(1, np.intc)  # agreed on is nothing: of ULFM's operations it is the one that can be waited for asleep
+    pause_s = 1e-4
+    request = comm.Iagree(flag)
     while not request.Test():
-        time.sleep(0.002)
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.005)
         meanwhile()
 
 
@@ -139,9 +130,32 @@ def spawn(comm: MPI.Comm, count: int) -> MPI.Comm | str:
         if error.Get_error_class() in (MPI.ERR_SPAWN, MPI.ERR_UNSUPPORTED_OPERATION):
             return str(error.Get_error_string())
         raise
-    merged = new.Merge(high=False)
+    try:
+        merged = new.Merge(high=False)
+    except MPI.Exception:
+        _revoke(new)  # who still waits in it
+        raise
     merged.Set_errhandler(MPI.ERRORS_RETURN)
     return merged
+
+
+def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
+    """Collective over `comm`. Its ranks in the order of their keys, and what each of them has brought; on all of them
+    or on none.
+
+    Raises:
+      MPI.Exception: one of them has died.
+    """
+    comm = comm.Split(0, key)
+    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    brought: list[T] = []
+    try:
+        brought = comm.allgather(mine)
+    except MPI.Exception:
+        _revoke(comm)
+    if not comm.Agree(int(bool(brought))):
+        raise MPI.Exception(MPI.ERR_PROC_FAILED)
+    return comm, brought
 
 
 def joined() -> MPI.Comm | None:
