@@ -17,14 +17,16 @@ startup.set_mpi_parameters()
 if __name__ == "__main__":
     startup.note_early_signals()
     startup.die_with_launcher()
+    guard = startup.StartGuard()
 
 import contextlib  # noqa: E402
 import os  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
+from typing import TypeVar  # noqa: E402
 
 import mpi4py  # noqa: E402
 import numpy as np  # noqa: E402
@@ -32,6 +34,9 @@ import numpy as np  # noqa: E402
 if startup.survives_deaths():
     mpi4py.rc.finalize = False  # MPI_Finalize may hang once a rank has died
 from mpi4py import MPI  # noqa: E402
+
+if __name__ == "__main__":
+    guard.end()
 
 from dppo import asynchronous, crew, opening, sync_exchange, synchronous  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, parse  # noqa: E402
@@ -56,6 +61,7 @@ from dppo.watchdog import EXIT_STALLED, Watchdog  # noqa: E402
 from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E402
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+T = TypeVar("T")
 _SAID = "said_by_dppo"  # marks an exception that was shown already
 LEAVE_TOGETHER_S = 0.05
 FAILURE_NOTICE_S = 5.0
@@ -66,19 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, the same on every rank."""
     if (grown := recovery.joined()) is not None:
         return opening.EXIT_CODES[_take_a_dead_ones_place(grown).exit]
-    comm = MPI.COMM_WORLD
-    parsed: tuple[Config, list[str]] | int | None = None
-    if comm.rank == 0:
-        try:
-            parsed = parse(sys.argv[1:] if argv is None else argv)
-        except (UsageError, OSError) as error:
-            parsed = _wrong_use(str(error))
-        except HelpShown:
-            parsed = EXIT_FINISHED
-    parsed = from_rank_zero(comm, parsed)
+    parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
     if isinstance(parsed, int):
         return parsed
-    assert parsed is not None
     config, notes = parsed
     try:
         summary = train(config, comm, started=STARTED, notes=notes, is_command=True)
@@ -87,6 +83,33 @@ def main(argv: Sequence[str] | None = None) -> int:
             _wrong_use(str(error))
         return EXIT_USAGE
     return opening.EXIT_CODES[summary.exit]
+
+
+def _parse(argv: Sequence[str] | None, comm: MPI.Comm) -> tuple[Config, list[str]] | int:
+    """Collective over `comm`. Settings and notes; an exit code where there is nothing to do."""
+    parsed: tuple[Config, list[str]] | int | None = None
+    if comm.rank == 0:
+        try:
+            parsed = parse(sys.argv[1:] if argv is None else argv)
+        except (UsageError, OSError) as error:
+            parsed = _wrong_use(str(error))
+        except HelpShown:
+            parsed = EXIT_FINISHED
+    return from_rank_zero(comm, parsed)
+
+
+def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MPI.Comm]:
+    """Collective over `comm`. What `begin` gives while nothing is on disk yet: if a rank dies meanwhile, those that are
+    left begin again; with their communicator.
+    """
+    while True:
+        try:
+            with deaths_noticed():
+                return begin(comm), comm
+        except RankFailure:
+            comm, _ = recovery.regroup(comm, (), lambda comm: None, lambda: None)
+            if comm.rank == 0:
+                print(f"dppo: a rank has died at start-up; {comm.size} begin again", file=sys.stderr, flush=True)
 
 
 def _wrong_use(message: str) -> int:
@@ -116,21 +139,15 @@ def train(
     Raises:
       UsageError: for impossible settings, a missing environment, a run directory that holds a run; on every rank.
     """
-    # messages of one run never meet those of the next
-    own = (MPI.COMM_WORLD if comm is None else comm).Dup()
     started = started or time.monotonic()
-    while True:
-        try:
-            with deaths_noticed():
-                me = _prepare(config, own, started, notes, quiet=quiet)
-            break
-        except UsageError:
-            own.Free()
-            raise
-        except RankFailure:  # nothing is on disk yet: those that are left begin again
-            own, _ = recovery.regroup(own, (), lambda comm: comm.size, lambda: None)
-            if own.rank == 0:
-                print(f"dppo: a rank has died at start-up; {own.size} begin again", file=sys.stderr, flush=True)
+    world = MPI.COMM_WORLD if comm is None else comm
+    # messages of one run never meet those of the next
+    own, _ = _from_a_start(world, lambda comm: comm.Dup())
+    try:
+        me, own = _from_a_start(own, lambda comm: _prepare(config, comm, started, notes, quiet=quiet))
+    except UsageError:
+        own.Free()
+        raise
     return me if isinstance(me, Summary) else _train(me, is_command=is_command)
 
 

@@ -5,10 +5,14 @@ Uses the standard library only; run.py calls it first.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
+import socket
 import sys
+import time
+from typing import NoReturn
 
 early_signals: list[int] = []
 """SIGUSR1 and SIGTERM that came while the program was still starting."""
@@ -39,6 +43,66 @@ def die_with_launcher() -> None:
 def survives_deaths() -> bool:
     """Whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")  # noqa: SIM112
+
+
+class StartGuard:
+    """While MPI starts, under ULFM: if a rank of this node dies before it has begun, nobody would ever notice, and
+    MPI_Init would wait for it for ever. A child process, which is not stopped by that wait, counts the launcher's
+    children and ends the job if some stay missing.
+    """
+
+    PERIOD_S, PATIENCE = 0.5, 6
+
+    def __init__(self) -> None:
+        self._pid = 0
+        if survives_deaths() and sys.platform == "linux" and local_ranks() > 1:
+            self._pid = os.fork()
+            if self._pid == 0:
+                self._watch()
+
+    def _watch(self) -> NoReturn:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
+        rank = os.getppid()
+        launcher = int(_stat(rank)[1])
+        expected, missing = local_ranks(), 0
+        while os.getppid() == rank:
+            time.sleep(self.PERIOD_S)
+            missing = missing + 1 if len(_children(launcher)) < expected else 0
+            if missing == self.PATIENCE:
+                text = (
+                    f"dppo: a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again"
+                )
+                os.write(2, f"{text}\n".encode())
+                os.kill(launcher, signal.SIGTERM)
+        os._exit(0)
+
+    def end(self) -> None:
+        """MPI has started."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+            self._pid = 0
+
+
+def _stat(pid: int) -> list[str]:
+    """State, parent, …, as in proc(5) from the third field on; [] where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def _children(pid: int) -> list[int]:
+    """The living ones."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += [child for child in map(int, file.read().split()) if _stat(child)[:1] not in (["Z"], [])]
+    return found
 
 
 def local_ranks() -> int:
