@@ -89,13 +89,20 @@ class Job:
     def rank_pid(self, rank: int) -> int:
         """The process of a rank of an mpirun job."""
         wanted = f"OMPI_COMM_WORLD_RANK={rank}".encode()
-        for pid in self._pids():
+        for pid in sorted(self._pids()):  # a rank's own children have its variables, too
             try:
                 if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
                     return pid
             except OSError:
                 continue
         raise AssertionError(f"rank {rank} is not running\n{self._output()}")
+
+    def has_rank(self, rank: int) -> bool:
+        """Whether the launcher has started this rank."""
+        try:
+            return self.rank_pid(rank) > 0
+        except AssertionError:
+            return False
 
     def send(self, number: signal.Signals, rank: int | None = None) -> None:
         """A signal to one rank, or to mpirun (None), which passes it on to all."""

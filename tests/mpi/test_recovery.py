@@ -204,3 +204,20 @@ def test_a_run_in_which_nobody_dies_is_the_same_with_and_without(launch: Launche
         launch.run(3, *SMALL, "--total-steps", 2000, "--run-dir", name, survives=survives)
     assert metric_lines(tmp_path / "with") == metric_lines(tmp_path / "without")
     assert (parameters(tmp_path / "with") == parameters(tmp_path / "without")).all()
+
+
+def test_a_rank_that_dies_while_the_program_starts_ends_it_or_is_survived(launch: Launcher, tmp_path: Path) -> None:
+    """Before MPI has started nobody can go on without it; the launcher is told to end."""
+    run_dir, seen = tmp_path / "run", set()
+    for wait_s in (0.0, 0.15, 0.5, 0.9):
+        job = launch.start(3, *SMALL, "--total-steps", 200, "--run-dir", run_dir / str(wait_s), survives=True)
+        job.until(lambda job=job: job.has_rank(2))  # type: ignore[misc]
+        time.sleep(wait_s)
+        kill(job, 2)
+        ended = job.wait(30)
+        seen.add(ended.code)
+        if ended.code:
+            assert "died while MPI was starting: the job ends" in ended.stderr, ended
+        else:
+            assert summary(run_dir / str(wait_s))["exit"] == "finished"
+    assert 1 in seen
