@@ -51,7 +51,7 @@ class Seat:
     """A rank, by what stays the same when others die."""
 
     rank: int
-    """Its number at the start; a replacement has the dead one's."""
+    """Its number at the start; a replacement has a dead one's."""
     host: str
     pid: int
     worker: int | None
@@ -445,7 +445,7 @@ def _replace_lost(me: Rank) -> None:
     missing = me.comm.bcast(missing, root=0)
     if not missing:
         return
-    grown = spawn(me.comm, len(missing))
+    grown = spawn(me.comm, len(missing), lambda: me.watchdog.progress("recovery"))
     if isinstance(grown, str):
         me.may_respawn = False
         if me.comm.rank == 0:
@@ -458,9 +458,10 @@ def _replace_lost(me: Rank) -> None:
     if me.comm.rank == 0:
         assert me.journal is not None
         me.seats = [replace(me.seat, worker=None), *me.seats[1:]]
-        for i, worker in enumerate(missing):
+        free = sorted(set(range(me.num_ranks)) - {seat.rank for seat in me.seats})
+        for i, (worker, rank) in enumerate(zip(missing, free, strict=True)):
             me.respawns[worker] = me.respawns.get(worker, 0) + 1
-            seat = Seat(worker + 1, "", 0, worker)
+            seat = Seat(rank, "", 0, worker)
             states = me.journal.hand_over(worker)
             start = Start(me.plan, seat, me.num_ranks, time.monotonic() - me.started, states)
             grown.send(start, dest=count + i)

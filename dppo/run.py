@@ -70,7 +70,7 @@ FAILURE_NOTICE_S = 5.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, the same on every rank."""
-    if (grown := recovery.joined()) is not None:
+    if (grown := recovery.joined(MPI.COMM_WORLD)) is not None:
         return opening.EXIT_CODES[_take_a_dead_ones_place(grown).exit]
     parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
     if isinstance(parsed, int):
@@ -438,7 +438,7 @@ def _command() -> None:
         MPI.COMM_WORLD.Barrier()
         sys.exit(code)
     time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
-    os._exit(code)
+    recovery.leave(code)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn, TypeVar
@@ -23,6 +24,7 @@ from mpi4py import MPI
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
+_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S = 77, 60, 2
 
 # besides the first three, which mean it, Open MPI reports a death in a collective, or among many requests, as these
 _DEATH = frozenset({
@@ -71,25 +73,43 @@ def regroup(
         _revoke(comm)
         with contextlib.suppress(MPI.Exception):  # it says that somebody has died, which is not new
             wait_for_all(comm, meanwhile)
-        try:
-            comm = comm.Shrink()
-        except MPI.Exception:
-            time.sleep(0.001)
-            continue
-        comm.Set_errhandler(MPI.ERRORS_RETURN)
-        result: T | None = None
-        try:
-            result = consult(comm)
-            went_well = True
-        except MPI.Exception:
-            went_well = False
-            _revoke(comm)  # who still waits in `consult` comes to the agreement, too
-        try:
-            went_well = bool(comm.Agree(int(went_well)))
-        except MPI.Exception:
-            went_well = False
+        with _limit("regrouping", comm):
+            try:
+                comm = comm.Shrink()
+            except MPI.Exception:
+                time.sleep(0.001)
+                continue
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+            result: T | None = None
+            try:
+                result = consult(comm)
+                went_well = True
+            except MPI.Exception:
+                went_well = False
+                _revoke(comm)  # who still waits in `consult` comes to the agreement, too
+            try:
+                went_well = bool(comm.Agree(int(went_well)))
+            except MPI.Exception:
+                went_well = False
         if went_well:
             return comm, result  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _limit(what: str, comm: MPI.Comm) -> Iterator[None]:
+    """All are here, and it takes milliseconds: should MPI itself wait for ever, the job ends."""
+
+    def give_up() -> None:
+        print(f"dppo: {what} did not come to an end: the job ends, --resume goes on with it", file=sys.stderr)
+        end_job(comm, 1)
+
+    timer = threading.Timer(_LIMIT_S, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _revoke(comm: MPI.Comm) -> None:
@@ -115,28 +135,61 @@ def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
         meanwhile()
 
 
-def spawn(comm: MPI.Comm, count: int) -> MPI.Comm | str:
+def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
     """Collective over `comm`. A communicator of its ranks, in their order, and `count` new processes of this program
     after them, which get it from `joined`; or why this MPI has started none.
+
+    Rank 0 starts them by itself, while the others sleep: that takes a second, and Open MPI hangs for ever if one of
+    those who spawn together dies meanwhile. Only the joining, of some milliseconds, is done together.
 
     Raises:
       MPI.Exception: one of them has died.
     """
-    program = f"import os, runpy; os.environ.update({_settings()!r}); runpy.run_module('dppo.run', run_name='__main__')"
     assert isinstance(comm, MPI.Intracomm)
+    alone = comm.Split(comm.rank)
+    assert isinstance(alone, MPI.Intracomm)
+    bridge, refused = MPI.Intracomm(), None
+    if comm.rank == 0:
+        start = (
+            f"import os, runpy; os.environ.update({_settings()!r}); runpy.run_module('dppo.run', run_name='__main__')"
+        )
+        try:
+            bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)
+        except MPI.Exception as error:
+            refused = str(error.Get_error_string())
     try:
-        new = comm.Spawn(sys.executable, ["-c", program], maxprocs=count, root=0)
-    except MPI.Exception as error:
-        if error.Get_error_class() in (MPI.ERR_SPAWN, MPI.ERR_UNSUPPORTED_OPERATION):
-            return str(error.Get_error_string())
+        wait_for_all(comm, meanwhile)
+        refused = comm.bcast(refused, root=0)
+        if refused is not None:
+            return refused
+        with _limit("replacing a dead rank", comm):
+            between = comm.Create_intercomm(0, bridge, 1, _JOIN_TAG)
+            try:
+                grown = between.Merge(high=False)
+            except MPI.Exception:
+                _revoke(between)  # who still waits in it
+                raise
+    except BaseException:
+        if bridge != MPI.COMM_NULL:
+            _revoke(bridge)  # the new processes end
         raise
-    try:
-        merged = new.Merge(high=False)
-    except MPI.Exception:
-        _revoke(new)  # who still waits in it
-        raise
-    merged.Set_errhandler(MPI.ERRORS_RETURN)
-    return merged
+    grown.Set_errhandler(MPI.ERRORS_RETURN)
+    return grown
+
+
+def joined(world: MPI.Intracomm) -> MPI.Comm | None:
+    """Collective over processes that `spawn` has started, `world`: the communicator; None in all others."""
+    parent = MPI.Comm.Get_parent()
+    if parent == MPI.COMM_NULL:
+        return None
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_LIMIT_S)  # a death among those that join may leave the others waiting in MPI for ever
+    bridge = parent.Merge(high=True)
+    bridge.Set_errhandler(MPI.ERRORS_RETURN)
+    grown = world.Create_intercomm(0, bridge, 0, _JOIN_TAG).Merge(high=True)
+    grown.Set_errhandler(MPI.ERRORS_RETURN)
+    signal.alarm(0)
+    return grown
 
 
 def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
@@ -158,16 +211,6 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
     return comm, brought
 
 
-def joined() -> MPI.Comm | None:
-    """Collective over processes that `spawn` has started: the communicator; None in all others."""
-    parents = MPI.Comm.Get_parent()
-    if parents == MPI.COMM_NULL:
-        return None
-    merged = parents.Merge(high=True)
-    merged.Set_errhandler(MPI.ERRORS_RETURN)
-    return merged
-
-
 def _settings() -> dict[str, str]:
     """What a new process must have as this one has it: it would work out another share of the cores."""
     return {
@@ -176,6 +219,17 @@ def _settings() -> dict[str, str]:
         if name.endswith("_NUM_THREADS")
         or name in ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
     }
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process where ranks may have died: MPI_Finalize could wait for them. A process that was spawned tries
+    all the same, for a moment: else mpirun complains and says 1, though all went well.
+    """
+    if MPI.Comm.Get_parent() != MPI.COMM_NULL:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(_FINALIZE_LIMIT_S)
+        MPI.Finalize()
+    os._exit(code)
 
 
 def die() -> NoReturn:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import Ended, Launcher
-from tests.rundir import count_lines, latest, summary
+from tests.rundir import count_lines, latest, metric_lines, summary
 
 HOST = socket.gethostname()
 LIMIT_S = 10.0
@@ -68,6 +68,24 @@ def test_nan_from_an_environment_is_traced_to_rank_row_and_environment(launch: L
     ended = run_that_fails(launch, 3, run_dir, "--env", "odd_envs:odd/BadOnRankTwo-v0", FAULT="nan")
     # its environments 2 and 3 both show it as what their 50th step led to, which is what row 50 acts on
     assert_failed(ended, run_dir, 2, "observation is not finite in row 50 of environment 2: [nan nan]")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_killed_rank_a_resume_reaches_the_target(mode: str, launch: Launcher, tmp_path: Path) -> None:
+    """Nothing before the last checkpoint is lost."""
+    run_dir = tmp_path / "run"
+    flags = ("--env", "CartPole-v1", "--target-return", 475, "--checkpoint.every", 5000, "--log.no-tensorboard")
+    job = launch.start(3, *MODES[mode], *flags, "--run-dir", run_dir)
+    job.until(lambda: count_lines(run_dir) > 15)
+    os.kill(job.rank_pid(1), signal.SIGKILL)
+    assert job.wait(LIMIT_S).code not in (0, 2, 75)
+    saved = int(latest(run_dir).name.removeprefix("step_"))
+    assert saved > 0
+    ended = launch.run(3, "--resume", "--run-dir", run_dir)
+    assert f"resumed at {saved:,} steps" in ended.stdout
+    assert summary(run_dir)["exit"] == "target"
+    assert [int(line["iteration"]) for line in metric_lines(run_dir)] == list(range(1, count_lines(run_dir) + 1))
 
 
 @pytest.mark.parametrize(("mode", "victim"), [("allreduce", 2), ("async", 1), ("p2p", 0), ("allreduce", 0)])
