@@ -42,6 +42,8 @@ FAILURE_NOTICE_S = 10.0
 """How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
 MAX_RESPAWNS = 10
 """Of one worker: what dies again and again is not an accident."""
+MAX_MIRROR_AGE = 10
+"""In copies that should have come since."""
 ENDED_BY_STALL = "ended.txt"
 """In RUN/stalls: written by a rank that ended itself because it made no progress."""
 
@@ -318,6 +320,8 @@ def _take_over(
     state.unpack(packed)
     state.forget_unfinished()
     mirror = next((g.mirror for g in goods if g.mirror is not None), None)
+    if mirror is not None and _is_old(mirror, me):
+        mirror = None  # of a rank that was a standby once: the last checkpoint is newer
     # reading a checkpoint takes a second, for torch has to be imported
     saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
     if mirror is None and saved is None:  # the server died before it had opened the run
@@ -351,14 +355,21 @@ def _take_over(
         books=books, histories=histories, first_rank=int(me.num_ranks > 1),
     )  # fmt: skip
     journal.start_training()
-    if said.get("exit") in EXIT_CODES and said.get("attempt") == plan.attempt:
-        journal.finish(said["exit"])  # the server died when it had just ended the run
     if line.get("iteration", 0) > books_iteration:
         for report in told:
             if report.iteration < line["iteration"]:
                 journal.add(report)
         journal.catch_up(line)
+    if said.get("exit") in EXIT_CODES and said.get("attempt") == plan.attempt:
+        journal.finish(said["exit"])  # the server died when it had just ended the run
     return journal, updates, int(line.get("iteration", 0))
+
+
+def _is_old(mirror: Mirror, me: Rank) -> bool:
+    state = me.place.state
+    if me.plan.config.exchange == "allreduce":
+        return state.iteration - mirror.iteration > MAX_MIRROR_AGE
+    return state.updates - mirror.updates > MAX_MIRROR_AGE * max(1, me.plan.config.server.mirror_every)
 
 
 def _last_line(path: Path, iteration: int) -> dict[str, Any]:
