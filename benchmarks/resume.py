@@ -50,10 +50,10 @@ def main() -> None:
     table = markdown_table(head, rows)
     command = f".venv/bin/python benchmarks/resume.py --moments {options.moments} --seed {options.seed}"
     text = (
-        f"# Stopped, resumed, and the same\\n\\n`{command}`; {machine()}. Flags of each run: `{COMMON}`.\\n\\n"
+        f"# Stopped, resumed, and the same\n\n`{command}`; {machine()}. Flags of each run: `{COMMON}`.\n\n"
         "Of each cell one run was never stopped. The others got SIGTERM, at a random rank and moment, ended with code"
         " 75, and were resumed; counted are those whose lines of metrics.jsonl (keys that end in `_s` apart), and"
-        f" whose last checkpoint to the bit, are those of the first.\\n\\n{table}"
+        f" whose last checkpoint to the bit, are those of the first.\n\n{table}"
     )
     save("resume", text, {"command": command, "machine": machine(), "rows": rows})
 
