@@ -32,6 +32,7 @@ def train_worker(
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
     enough = (lambda: link.hurried_in >= state.iteration) if config.preempt_fraction else None
+    link.may_be_hurried = enough is not None
     while True:
         iteration, started = state.iteration, time.monotonic()
         learner.normaliser.freeze()

@@ -46,6 +46,7 @@ class Link:
         self.memory = memory
         self.hurried_in = -1
         """The iteration in which enough workers have finished their rollouts: the others may stop."""
+        self.may_be_hurried = False
         self._broken: MPI.Exception | None = None
         self.progress = progress
         self.waited_s = 0.0
@@ -70,6 +71,10 @@ class Link:
     def _look(self) -> None:
         """The same, where an answer is hoped for."""
         self._take_all()
+
+    def _has_rung(self) -> bool:
+        """Whether rank 0 has sent something, as far as it can say so at once."""
+        return False
 
     def _take(self, tag: Tag, message: np.ndarray) -> None:
         if tag == Tag.STOP:
@@ -156,10 +161,13 @@ class Link:
         """
         self.progress("collect")
         now = time.monotonic()
-        if now >= self._next_poll:
+        rung = self.may_be_hurried and self._has_rung()
+        if rung or now >= self._next_poll:
             self._next_poll = now + self._poll_s
             try:
                 self._pass_on_signal()
+                if rung:
+                    self._poll()  # Iprobe moves what the next one sees
                 self._take_all()
             except MPI.Exception as error:
                 self._broken = error
@@ -224,6 +232,9 @@ class MPILink(Link):
                 return
             self._poll()  # Iprobe moves what the next one sees
         super()._look()
+
+    def _has_rung(self) -> bool:
+        return self._doorbell is not None and self._doorbell.has_rung()
 
     def _poll(self) -> bool:
         if not self._comm.Iprobe(self._server, MPI.ANY_TAG, self._status):
