@@ -32,10 +32,11 @@ def main() -> None:
             workers: MPI.Comm,
             num_bytes: int,
             numbers: list[int],
+            opened: list[MPI.Comm],
             pooled: bool = job["pooled"],
             made: list[bool] = made,
         ) -> Made:
-            pool, computing = make_pool(workers, num_bytes, numbers) if pooled else (None, workers)
+            pool, computing = make_pool(workers, num_bytes, numbers, opened) if pooled else (None, workers)
             made.append(pool is not None)
             return pool, computing
 
