@@ -24,6 +24,7 @@ _LOCAL_RANKS = (
     "SLURM_STEP_TASKS_PER_NODE",
 )
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
+_LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
 _PR_SET_PDEATHSIG = 1
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -55,7 +56,8 @@ class StartGuard:
 
     def __init__(self) -> None:
         self._pid = 0
-        if survives_deaths() and sys.platform == "linux" and local_ranks() > 1:
+        # behind a wrapper script the launcher's children are others, and nothing can be told from them
+        if survives_deaths() and launcher() == os.getppid() and local_ranks() > 1:
             self._pid = os.fork()
             if self._pid == 0:
                 self._watch()
@@ -65,17 +67,16 @@ class StartGuard:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)
         rank = os.getppid()
-        launcher = int(_stat(rank)[1])
-        expected, missing = local_ranks(), 0
+        parent, expected, missing = int(_stat(rank)[1]), local_ranks(), 0
         while os.getppid() == rank:
             time.sleep(self.PERIOD_S)
-            missing = missing + 1 if len(_children(launcher)) < expected else 0
+            missing = missing + 1 if len(_children(parent)) < expected else 0
             if missing == self.PATIENCE:
                 text = (
                     f"dppo: a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again"
                 )
                 os.write(2, f"{text}\n".encode())
-                os.kill(launcher, signal.SIGTERM)
+                os.kill(parent, signal.SIGTERM)
         os._exit(0)
 
     def end(self) -> None:
@@ -84,6 +85,17 @@ class StartGuard:
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
             self._pid = 0
+
+
+def launcher() -> int | None:
+    """Open MPI's process that has started this one, perhaps through a wrapper script; None where there is none."""
+    pid = os.getppid()
+    while pid > 1:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
+            if file.read().strip() in _LAUNCHERS:
+                return pid
+        pid = int((_stat(pid) or ["", "0"])[1])
+    return None
 
 
 def _stat(pid: int) -> list[str]:

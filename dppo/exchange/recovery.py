@@ -21,6 +21,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from mpi4py import MPI
 
+from dppo import startup
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
@@ -246,8 +247,8 @@ def end_job(comm: MPI.Comm, code: int) -> NoReturn:
     """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to."""
     sys.stdout.flush()
     sys.stderr.flush()
-    if survives_deaths() and "OMPI_COMM_WORLD_SIZE" in os.environ:
-        os.kill(os.getppid(), signal.SIGTERM)
+    if survives_deaths() and (pid := startup.launcher()) is not None:
+        os.kill(pid, signal.SIGTERM)
         time.sleep(5.0)
         os._exit(code)
     comm.Abort(code)
