@@ -38,7 +38,7 @@ from dppo.synchronous import SyncCoordinator
 from dppo.watchdog import Watchdog
 from dppo.workplace import Workplace, furnish, make_collector
 
-FAILURE_NOTICE_S = 10.0
+FAILURE_NOTICE_S = 5.0
 """How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
 MAX_RESPAWNS = 10
 """Of one worker: what dies again and again is not an accident."""
