@@ -25,7 +25,7 @@ from dppo import startup
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
-_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S = 77, 60, 2
+_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S = 77, 60, 2, 0.3
 
 # besides the first three, which mean it, Open MPI reports a death in a collective, or among many requests, as these
 _DEATH = frozenset({
@@ -226,11 +226,22 @@ def leave(code: int) -> NoReturn:
     """Ends this process where ranks may have died: MPI_Finalize could wait for them. A process that was spawned tries
     all the same, for a moment: else mpirun complains and says 1, though all went well.
     """
+    _remove_shared_memory()
     if MPI.Comm.Get_parent() != MPI.COMM_NULL:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        time.sleep(_OTHERS_LEAVE_S)  # with them still there it waits for them, who do not come
         signal.alarm(_FINALIZE_LIMIT_S)
         MPI.Finalize()
     os._exit(code)
+
+
+def _remove_shared_memory() -> None:
+    """Open MPI leaves the files of processes that were spawned in /dev/shm; those who have them mapped need no name."""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as file:
+        mapped = {line.split(maxsplit=5)[5].strip() for line in file if "/sm_segment." in line}
+        for path in mapped:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
 
 
 def die() -> NoReturn:
