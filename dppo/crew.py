@@ -344,7 +344,7 @@ def _take_over(
             state.optimizer.steps, state.optimizer.state[:] = saved.state["optimizer_steps"], saved.state["optimizer"]
             updates = saved.state["numbers"]["updates"]
     for w, g in zip(words, goods, strict=True):
-        if w.seat.worker is not None and g.history is not None and g.history.last is not None:
+        if w.seat.worker is not None and g.history is not None and not g.history.is_empty:
             histories[w.seat.worker] = g.history
     said = read_json(plan.run_dir / "summary.json")
     line = _last_line(plan.run_dir / "metrics.jsonl", state.iteration)

@@ -26,6 +26,11 @@ class History:
         return out
 
     @property
+    def is_empty(self) -> bool:
+        """Nothing is known of these environments."""
+        return self.last is None and not self._saved[1]
+
+    @property
     def next_row(self) -> int:
         """The first row that it does not hold yet."""
         return self._saved[0] if self.last is None else self.last.first_row + len(self.last.env_actions)

@@ -169,7 +169,7 @@ class Journal:
         global number, rows so far, first free episode number.
         """
         envs = self._histories[worker].states()[1] if worker in self._histories else []
-        row = max((h.next_row for h in self._histories.values()), default=0)
+        row = max((*(h.next_row for h in self._histories.values()), *self._rows.values()), default=0)
         self._histories[worker] = History()
         self._histories[worker].start_from(row, envs)
         return {e.env: e for e in envs}, row, self._next_episode

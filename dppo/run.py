@@ -363,6 +363,7 @@ def _synchronise(me: Rank) -> None:
     newest = from_rank_zero(me.comm, state.as_dict() if me.comm.rank == 0 else None)
     if me.comm.rank != 0:
         state.load(newest)
+    state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
     assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
 
 
@@ -419,7 +420,21 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     setattr(error, _SAID, True)
     if me.comm.size > 1 and not survives_deaths():
         me.comm.Abort(EXIT_FAILED)
+    if me.comm.size > 1:
+        _wait_for_the_last_word(me)
     raise error
+
+
+def _wait_for_the_last_word(me: Rank) -> None:
+    """Collective over `me.comm`. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
+    deadline = time.monotonic() + FAILURE_NOTICE_S
+
+    def meanwhile() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    with contextlib.suppress(MPI.Exception, TimeoutError):
+        recovery.wait_for_all(me.comm, meanwhile)
 
 
 def _command() -> None:

@@ -458,3 +458,11 @@ def test_iterations_after_the_checkpoint_are_written_again_and_once(tmp_path: Pa
     assert [line["iteration"] for line in again.lines()] == [1, 2, 3, 4, 5, 6]
     for each in (run, again):
         each.journal.close_files()
+
+
+def test_a_replacement_starts_beyond_all_rows_that_were_counted(run: Run) -> None:
+    """The dead worker was ahead, and its history went with the server."""
+    run.iterate()
+    run.journal._rows[5] = 1000
+    _, row, _ = run.journal.hand_over(5)
+    assert row == 1000
