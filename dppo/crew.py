@@ -27,7 +27,7 @@ from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory, Mirror
 from dppo.exchange.recovery import RankFailure, end_job, regroup, sort, spawn, survives_deaths
 from dppo.history import History
-from dppo.journal import Journal
+from dppo.journal import Journal, Summary
 from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories
 from dppo.planning import Plan
 from dppo.preemption import Preemption
@@ -94,6 +94,10 @@ class Rank:
     """Why this rank cannot go on."""
     fruitless: int = 0
     """Regroupings in a row in which nobody was missing."""
+    synchronised: bool = False
+    """It has had rank 0's state: before, the state is a fresh one, whatever the run goes on from."""
+    ended: Summary | None = None
+    """What a server that died has left on disk as the run's end."""
     may_respawn: bool = True
     """Until this MPI has refused to."""
 
@@ -132,6 +136,7 @@ class _Word:
     mirror: tuple[int, int] | None
     """(iteration, updates) of the copy that it holds."""
     failure: str | None
+    synchronised: bool
 
 
 @dataclass(frozen=True)
@@ -168,6 +173,7 @@ def survive(me: Rank, cause: RankFailure) -> None:
     word = _Word(
         me.seat, me.journal is not None, (state.iteration, state.version), updates_seen,
         None if mirror is None else (mirror.iteration, mirror.updates), me.failure or _ended_by_stall(me),
+        me.synchronised,
     )  # fmt: skip
 
     def consult(comm: Comm) -> tuple[list[_Word], int, list[_Goods]]:
@@ -284,6 +290,20 @@ def _serve(me: Rank, words: list[_Word], giver: int, goods: list[_Goods], lost: 
     if not me.quiet:
         me.console.enable()
     if me.journal is None:
+        said = read_json(me.plan.run_dir / "summary.json")
+        if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
+            me.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
+            return
+        if not any(
+            w.synchronised for w in words
+        ):  # it died before anyone had the run's state, fresh or of a checkpoint
+            hosts = [seat.host for seat in me.seats]
+            me.journal = open_journal(me.plan, me.place.state, hosts, me.preemption, me.console, me.started, me.threads)
+            me.journal.losses.ranks_lost += len(lost)
+            me.journal.regrouped(me.comm.size, len(me.workers))
+            for seat in lost:
+                me.console.warn(f"{seat} has died at the start")
+            return
         me.journal, known_updates, closed = _take_over(me, words, packed, goods, told)
     else:
         if allreduce and me.coordinator is not None:
@@ -346,7 +366,6 @@ def _take_over(
     for w, g in zip(words, goods, strict=True):
         if w.seat.worker is not None and g.history is not None and not g.history.is_empty:
             histories[w.seat.worker] = g.history
-    said = read_json(plan.run_dir / "summary.json")
     line = _last_line(plan.run_dir / "metrics.jsonl", state.iteration)
     journal = Journal(
         plan.run_dir, config, state, me.preemption, me.console,
@@ -360,8 +379,6 @@ def _take_over(
             if report.iteration < line["iteration"]:
                 journal.add(report)
         journal.catch_up(line)
-    if said.get("exit") in EXIT_CODES and said.get("attempt") == plan.attempt:
-        journal.finish(said["exit"])  # the server died when it had just ended the run
     return journal, updates, int(line.get("iteration", 0))
 
 
@@ -451,8 +468,7 @@ def _replace_lost(me: Rank) -> None:
     """Collective over `me.comm`. New processes for the workers that are missing."""
     missing: list[int] = []
     if me.comm.rank == 0:
-        assert me.journal is not None
-        missing = [] if me.journal.ended else _to_replace(me)
+        missing = [] if me.journal is None or me.journal.ended else _to_replace(me)
     missing = me.comm.bcast(missing, root=0)
     if not missing:
         return

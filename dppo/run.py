@@ -269,16 +269,16 @@ def _run(me: Rank) -> Summary:
     """
     plan, place, comm, memory, config = me.plan, me.place, me.comm, me.memory, me.plan.config
     alone = comm.size == 1
-    if comm.rank == 0 and me.journal is None:
+    if comm.rank == 0 and me.journal is None and me.ended is None:
         hosts = [seat.host for seat in me.seats]
         me.journal = opening.open_journal(plan, place.state, hosts, me.preemption, me.console, me.started, THREADS)
         with contextlib.suppress(OSError):
             (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).unlink()
-    if alone and me.collector is None:
+    if alone and me.collector is None and me.ended is None:
         crew.furnish_alone(me)
     journal, collector = me.journal, me.collector
     recovery.wait_for_all(comm, lambda: me.watchdog.progress("start"))
-    if from_rank_zero(comm, journal is not None and journal.ended):
+    if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
         return _summary(me)
     _synchronise(me)
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
@@ -352,7 +352,7 @@ def _remember(me: Rank, *, computes: bool) -> None:
 
 def _summary(me: Rank) -> Summary:
     """Collective over `me.comm`."""
-    return from_rank_zero(me.comm, me.journal.summary if me.journal is not None else None)
+    return from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
 
 
 def _synchronise(me: Rank) -> None:
@@ -365,6 +365,7 @@ def _synchronise(me: Rank) -> None:
         state.load(newest)
     state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
     assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
+    me.synchronised = True
 
 
 def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
