@@ -40,7 +40,7 @@ from dppo.workplace import Workplace, furnish, make_collector
 
 FAILURE_NOTICE_S = 5.0
 """How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
-MAX_RESPAWNS = 10
+MAX_RESPAWNS = 3
 """Of one worker: what dies again and again is not an accident."""
 MAX_MIRROR_AGE = 10
 """In copies that should have come since."""
@@ -472,6 +472,7 @@ def _replace_lost(me: Rank) -> None:
     missing = me.comm.bcast(missing, root=0)
     if not missing:
         return
+    me.fruitless = 0  # those that die before they have a seat are missed by nobody
     grown = spawn(me.comm, len(missing), lambda: me.watchdog.progress("recovery"))
     if isinstance(grown, str):
         me.may_respawn = False
@@ -484,7 +485,6 @@ def _replace_lost(me: Rank) -> None:
     count = me.comm.size
     if me.comm.rank == 0:
         assert me.journal is not None
-        me.seats = [replace(me.seat, worker=None), *me.seats[1:]]
         free = sorted(set(range(me.num_ranks)) - {seat.rank for seat in me.seats})
         for i, (worker, rank) in enumerate(zip(missing, free, strict=True)):
             me.respawns[worker] = me.respawns.get(worker, 0) + 1

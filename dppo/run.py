@@ -70,8 +70,8 @@ FAILURE_NOTICE_S = 5.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, the same on every rank."""
-    if (grown := recovery.joined(MPI.COMM_WORLD)) is not None:
-        return opening.EXIT_CODES[_take_a_dead_ones_place(grown).exit]
+    if recovery.is_spawned():
+        return opening.EXIT_CODES[_take_a_dead_ones_place().exit]
     parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
     if isinstance(parsed, int):
         return parsed
@@ -105,7 +105,9 @@ def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MP
     while True:
         try:
             with deaths_noticed():
-                return begin(comm), comm
+                begun = begin(comm)
+                recovery.wait_for_all(comm, lambda: None)  # nobody leaves a stage that somebody else begins again
+                return begun, comm
         except RankFailure:
             comm, _ = recovery.regroup(comm, (), lambda comm: None, lambda: None)
             if comm.rank == 0:
@@ -148,7 +150,10 @@ def train(
     except UsageError:
         own.Free()
         raise
-    return me if isinstance(me, Summary) else _train(me, is_command=is_command)
+    if isinstance(me, Summary):
+        own.Free()
+        return me
+    return _train(me, is_command=is_command)
 
 
 def _prepare(config: Config, comm: MPI.Comm, started: float, notes: Sequence[str], *, quiet: bool) -> Rank | Summary:
@@ -209,9 +214,10 @@ def _end_by_stall(plan: Plan, number: int) -> None:
     recovery.die()
 
 
-def _take_a_dead_ones_place(grown: MPI.Comm) -> Summary:
+def _take_a_dead_ones_place() -> Summary:
     """A process that `spawn` has started: its life as a worker. Whatever goes wrong before is its death."""
     try:
+        grown = recovery.joined(MPI.COMM_WORLD)
         start: crew.Start = grown.recv(source=0)
         mine = replace(start.seat, host=socket.gethostname(), pid=os.getpid())
         place = build_workplace(start.plan.config, mine.worker)
@@ -283,6 +289,7 @@ def _run(me: Rank) -> Summary:
     _synchronise(me)
     workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
     me.others.append(workers)
+    recovery.wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
     with contextlib.ExitStack() as at_end:  # what a crew, or a caller that goes on after an error, must not inherit
         pool, computing = None, workers
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself

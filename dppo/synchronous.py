@@ -140,6 +140,8 @@ class SyncCoordinator(Ending):
         """
         place = self._place[report.worker]
         self.heard(place)
+        if report.iteration < self._collected_in:
+            return []  # of a worker that was late
         if report.iteration > self._collected_in:
             self._collected_in, self._collected = report.iteration, set()
         self._collected.add(place)

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import FunctionType
 
 EXIT_STALLED = 1
-WAITING = ("exchange", "recovery")
+WAITING = ("exchange",)
 """Phases in which a rank waits for others: it is not what keeps the job, and does not end itself."""
 _STDERR = 2
 

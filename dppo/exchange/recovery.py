@@ -155,7 +155,8 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
             f"import os, runpy; os.environ.update({_settings()!r}); runpy.run_module('dppo.run', run_name='__main__')"
         )
         try:
-            bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)
+            with _limit("starting a process in place of a dead rank", comm):
+                bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)
         except MPI.Exception as error:
             refused = str(error.Get_error_string())
     try:
@@ -178,11 +179,14 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
     return grown
 
 
-def joined(world: MPI.Intracomm) -> MPI.Comm | None:
-    """Collective over processes that `spawn` has started, `world`: the communicator; None in all others."""
+def is_spawned() -> bool:
+    """Whether `spawn` has started this process."""
+    return bool(MPI.Comm.Get_parent() != MPI.COMM_NULL)
+
+
+def joined(world: MPI.Intracomm) -> MPI.Comm:
+    """Collective over the processes that `spawn` has started, `world`: the communicator that it gives."""
     parent = MPI.Comm.Get_parent()
-    if parent == MPI.COMM_NULL:
-        return None
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_LIMIT_S)  # a death among those that join may leave the others waiting in MPI for ever
     bridge = parent.Merge(high=True)
@@ -200,16 +204,19 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
     Raises:
       MPI.Exception: one of them has died.
     """
-    comm = comm.Split(0, key)
-    comm.Set_errhandler(MPI.ERRORS_RETURN)
+    ordered: MPI.Comm = MPI.COMM_NULL
     brought: list[T] = []
     try:
-        brought = comm.allgather(mine)
+        ordered = comm.Split(0, key)
+        ordered.Set_errhandler(MPI.ERRORS_RETURN)
+        brought = ordered.allgather(mine)
     except MPI.Exception:
-        _revoke(comm)
+        _revoke(comm)  # who still waits in either
+        if ordered != MPI.COMM_NULL:
+            _revoke(ordered)
     if not comm.Agree(int(bool(brought))):
         raise MPI.Exception(MPI.ERR_PROC_FAILED)
-    return comm, brought
+    return ordered, brought
 
 
 def _settings() -> dict[str, str]:
@@ -227,7 +234,7 @@ def leave(code: int) -> NoReturn:
     all the same, for a moment: else mpirun complains and says 1, though all went well.
     """
     _remove_shared_memory()
-    if MPI.Comm.Get_parent() != MPI.COMM_NULL:
+    if is_spawned():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         time.sleep(_OTHERS_LEAVE_S)  # with them still there it waits for them, who do not come
         signal.alarm(_FINALIZE_LIMIT_S)
