@@ -189,7 +189,7 @@ def survive(me: Rank, cause: RankFailure) -> None:
             packed = np.empty(state.all_bytes, np.uint8)
             state.pack(packed)
         goods = _Goods(
-            list(memory.reports), memory.heads, packed, memory.totals,
+            [*memory.reports, *_untold(me, words[giver].progress[0])], memory.heads, packed, memory.totals,
             mirror if comm.rank == standby and not serving else None,
             None if serving else memory.history, _discarded(me, words[giver].progress[0], comm.rank == 0),
         )  # fmt: skip
@@ -218,7 +218,9 @@ def survive(me: Rank, cause: RankFailure) -> None:
     if me.fruitless > 5:
         raise JobFailure(f"{me.seat}: MPI reports a death again and again, but nobody is missing: {cause}")
     if me.collector is not None:
-        me.collector.keep_last(keep=_is_unused(me, words[giver].progress[0]))
+        for report in _untold(me, words[giver].progress[0]):
+            memory.add_report(report)
+        me.collector.keep_last(keep=_is_unused(me, words[giver].progress[0]), as_it_is=_was_told(me))
     if me.comm.rank == 0:
         _serve(me, words, giver, goods, lost, time.monotonic() - since)
     if me.plan.config.respawn:
@@ -241,24 +243,42 @@ def _step_back(me: Rank) -> int:
     return updates
 
 
-def _is_unused(me: Rank, iteration: int) -> bool:
-    """Whether the last rollout can still be learnt from, if the run goes on in `iteration`."""
+def _was_told(me: Rank) -> bool:
+    """Whether rank 0 was sent a report of the last rollout."""
     assert me.collector is not None and me.memory is not None
     last, reports = me.collector.last, me.memory.reports
-    if last is None:
+    return last is None or bool(reports and reports[-1].first_row == last.first_row)
+
+
+def _is_unused(me: Rank, iteration: int) -> bool:
+    """Whether the last rollout can still be learnt from, if the run goes on in `iteration`. In async one that was told
+    of counts as used: its gradients may have been.
+    """
+    assert me.collector is not None
+    if me.collector.last is None:
         return False
     if me.plan.config.mode == "sync":
         return me.collector.last_iteration == iteration
-    return not reports or reports[-1].first_row != last.first_row
+    return not _was_told(me)
+
+
+def _untold(me: Rank, iteration: int) -> list[Report]:
+    """Of a rollout that was cut short and comes too late for its iteration (`--server.drop`): its steps were made."""
+    collector = me.collector
+    if collector is None or collector.last is None or _was_told(me) or _is_unused(me, iteration):
+        return []
+    collector.discounted_returns(collector.last)
+    return [collector.report(collector.last, 0.0, 0.0, 0.0)]
 
 
 def _discarded(me: Rank, iteration: int, becomes_server: bool) -> int:
-    """Transitions of the last rollout that nobody has learnt from, and nobody will."""
+    """Transitions of the last rollout that nobody will learn from because of the death: of a worker that becomes the
+    server, and of one that comes too late.
+    """
     if me.collector is None or me.collector.last is None:
         return 0
-    if me.plan.config.mode == "sync" and me.collector.last_iteration < iteration:
-        return 0  # it was learnt from
-    return me.collector.last.num_steps if becomes_server or not _is_unused(me, iteration) else 0
+    lost = becomes_server if _is_unused(me, iteration) else not _was_told(me)
+    return me.collector.last.num_steps if lost else 0
 
 
 def _dealt(seats: list[Seat]) -> list[Seat]:

@@ -289,12 +289,14 @@ class Journal:
             "losses": asdict(self.losses),
             "rows": dict(self._rows),
         }
+        state = self._state.as_dict()
+        state["numbers"]["ticket"] = 0  # a server that took over within an iteration: on resume it begins again
         histories = {worker: history.copy() for worker, history in self._histories.items()}
         summary = Summary(**asdict(self.summary))
         summary.env_steps, summary.updates = self._state.env_steps, self._state.updates
         summary.episodes, summary.train_s = self._episodes, self._train_s(now)
         summary.return_mean_100 = float(np.mean(self._window)) if self._window else None
-        return _Boundary(self._state.as_dict(), books, histories, summary)
+        return _Boundary(state, books, histories, summary)
 
     def _write(self, boundary: _Boundary) -> None:
         ranks = {w + self._first_rank: h.states() for w, h in boundary.histories.items()}

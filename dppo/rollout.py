@@ -54,6 +54,7 @@ class Collector:
         self.last: Rollout | None = None
         self.last_iteration = 0
         self._kept: Rollout | None = None
+        self._kept_whole = False
         self._discounted = 0, np.empty((0, n))  # first row of the last rollout asked for, and the answer
 
     def collect(
@@ -77,7 +78,7 @@ class Collector:
         least = -(-horizon // 4) if enough is not None else horizon
         if kept is None:
             rollout = self._collect(horizon, version, interrupt, least, enough)
-        elif kept.num_rows < horizon:
+        elif kept.num_rows < horizon and not self._kept_whole:
             rows = kept.num_rows
             rollout = kept.joined(self._collect(horizon - rows, version, interrupt, max(0, least - rows), enough))
         else:
@@ -85,9 +86,11 @@ class Collector:
         self.last, self.last_iteration = rollout, iteration
         return rollout
 
-    def keep_last(self, *, keep: bool = True) -> None:
-        """Nobody has used the last rollout: the next `collect` gives it again, with the rows that it lacks."""
-        self._kept = self.last if keep else None
+    def keep_last(self, *, keep: bool = True, as_it_is: bool = False) -> None:
+        """Nobody has used the last rollout: the next `collect` gives it again, with the rows that it lacks, unless it
+        was told of as it is.
+        """
+        self._kept, self._kept_whole = (self.last if keep else None), as_it_is
 
     def _collect(
         self,
