@@ -86,6 +86,7 @@ class Outcome:
     plan: Plan
     killed: bool = False
     missed: bool = False
+    killed_at: float = 0.0
     code: int | None = None
     exit: str | None = None
     recovery_s: float | None = None
@@ -179,14 +180,18 @@ def strike(job: Run, kind: str, run_dir: Path, outcome: Outcome) -> None:
     time.sleep(plan.delay_s)
     if kind == "checkpoint":
         job.wait_for(lambda: half_written(run_dir), POLL_PART_S)
-    for place, rank in enumerate(plan.victims):
-        if place and kind == "recovery":
-            time.sleep(plan.gap_s)
-        with contextlib.suppress(ProcessLookupError):  # it has ended already
-            os.kill(pids[rank], signal.SIGKILL)
+    victims = [pids[rank] for rank in plan.victims]
+    with contextlib.suppress(ProcessLookupError):  # it has ended already
+        for pid in victims if kind == "two" else ():
+            os.kill(pid, signal.SIGSTOP)  # else the first one's death might be survived before the second is killed
+        for place, pid in enumerate(victims):
+            if place and kind == "recovery":
+                time.sleep(plan.gap_s)
+            os.kill(pid, signal.SIGKILL)
     since = time.monotonic()
     outcome.killed = True
     outcome.missed = kind == "checkpoint" and not half_written(run_dir)
+    outcome.killed_at = time.time()
     job.wait_for(lambda: last_line(run_dir).get("ranks_lost", 0) >= len(plan.victims))
     outcome.recovery_s = time.monotonic() - since
 
@@ -229,7 +234,9 @@ def examine(run_dir: Path, stderr: str, outcome: Outcome) -> None:
     outcome.broken = broken_files(run_dir)
     if outcome.code and not faults:
         faults.append(f"mpirun ended with {outcome.code}")
-    if outcome.killed and outcome.exit == "target":
+    if outcome.killed and outcome.reached and (run_dir / "metrics.jsonl").stat().st_mtime < outcome.killed_at:
+        outcome.missed = True  # the last line was written before: the run had reached its target
+    elif outcome.killed and outcome.exit == "target":
         present = RANKS - 1 - victims + last.get("ranks_replaced", 0)  # one of those present is the server
         for key, wanted in {"ranks_lost": victims, "workers": present}.items():
             if last.get(key) != wanted:

@@ -27,16 +27,17 @@ class Console:
     """Prints for rank 0; silent where `enabled` is False."""
 
     def __init__(self, interval_s: float, *, enabled: bool = True) -> None:
-        self._enabled, self._asked_interval_s = enabled, interval_s
-        self._terminal = enabled and on_terminal()
-        self._interval_s = 0.1 if self._terminal else interval_s
+        self._enabled = self._terminal = self._drawn = False
+        self._interval_s = interval_s
         self._next = 0.0
-        self._drawn = False
+        if enabled:
+            self.enable()
 
     def enable(self) -> None:
         """This rank is rank 0 now."""
-        if not self._enabled:
-            self.__init__(self._asked_interval_s)  # type: ignore[misc]
+        self._enabled, self._terminal = True, on_terminal()
+        if self._terminal:
+            self._interval_s = 0.1
 
     def line(self, text: str) -> None:
         """A line that stays."""

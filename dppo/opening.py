@@ -5,6 +5,7 @@ Uses planning, workplace and the journal; run.py calls it, and crew.py where a r
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -98,23 +99,31 @@ def introduce(
 def open_journal(
     planned: Plan,
     state: TrainingState,
+    workers: Sequence[int],
     hosts: list[str],
     preemption: Preemption,
     console: Console,
     started: float,
     threads: int,
+    *,
+    first_rank: int,
 ) -> Journal:
-    """Rank 0: makes the run directory, or goes on in it, and saves step 0."""
-    workers = max(1, len(hosts) - 1)
+    """Rank 0: makes the run directory, or goes on in it, and saves step 0.
+
+    Args:
+      workers: their numbers.
+      hosts: of all ranks.
+      first_rank: of worker 0.
+    """
     planned.run_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(planned.run_dir)
     saved = planned.saved
     if saved is not None:
         state.load(saved.state)
         console.line(f"  resumed at {saved.env_steps:,} steps, iteration {saved.iteration}, attempt {planned.attempt}")
-        if len(saved.ranks) != workers:
+        if len(saved.ranks) != len(workers):
             console.warn(
-                f"the checkpoint is of {len(saved.ranks)} worker(s), this run has {workers}: environments are"
+                f"the checkpoint is of {len(saved.ranks)} worker(s), this run has {len(workers)}: environments are"
                 " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers"
                 " will differ"
             )
@@ -123,10 +132,11 @@ def open_journal(
     write_json(planned.run_dir / "versions.json", {"attempts": [*before, versions(hosts, threads, mpi_version())]})
     journal = Journal(
         planned.run_dir, planned.config, state, preemption, console,
-        workers=range(workers), world_size=len(hosts), attempt=planned.attempt, started=started,
+        workers=workers, world_size=len(hosts), attempt=planned.attempt, started=started,
         wall_s=planned.wall_s,
         books=None if saved is None else saved.journal,
-        histories=saved_histories(saved, range(workers), planned.config.num_envs),
+        histories=saved_histories(saved, workers, planned.config.num_envs),
+        first_rank=first_rank,
     )  # fmt: skip
     if saved is None:
         journal.save_start()
@@ -139,7 +149,7 @@ def saved_histories(saved: Checkpoint | None, workers: Sequence[int], num_envs: 
     if saved is None:
         return out
     envs = {e.env: e for _, states in saved.ranks.values() for e in states}
-    rows = max((row for row, _ in saved.ranks.values()), default=0)
+    rows = _rows(saved)
     for worker in workers:
         mine = [envs[g] for g in range(worker * num_envs, (worker + 1) * num_envs) if g in envs]
         if len(mine) == num_envs:
@@ -154,7 +164,20 @@ def saved_states(planned: Plan) -> tuple[Any, int, int]:
     if saved is None or not saved.ranks:
         return None, 0, 0
     states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
-    return states, max(row for row, _ in saved.ranks.values()), saved.journal["next_episode"]
+    return states, _rows(saved), saved.journal["next_episode"]
+
+
+def _rows(saved: Checkpoint) -> int:
+    """Where all environments go on: beyond every row that was counted, lest new rollouts be taken for those."""
+    return max((*(row for row, _ in saved.ranks.values()), *saved.journal.get("rows", {}).values()), default=0)
+
+
+def say_failed(planned: Plan) -> None:
+    """The summary of a run that ends where no rank keeps its books."""
+    with contextlib.suppress(OSError):
+        said = read_json(planned.run_dir / "summary.json")
+        if said.get("attempt") == planned.attempt and said.get("exit") not in EXIT_CODES:
+            write_json(planned.run_dir / "summary.json", said | {"exit": "failed"})
 
 
 def conclude(summary: Summary, console: Console) -> None:

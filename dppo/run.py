@@ -1,4 +1,4 @@
-"""python -m dppo.run: flags, COMM_WORLD, roles, recovery loop, exit code.
+"""python -m dppo.run: flags, COMM_WORLD, recovery loop, exit code.
 
 The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
 together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
@@ -29,7 +29,6 @@ from dataclasses import replace  # noqa: E402
 from typing import TypeVar  # noqa: E402
 
 import mpi4py  # noqa: E402
-import numpy as np  # noqa: E402
 
 if startup.survives_deaths():
     mpi4py.rc.finalize = False  # MPI_Finalize may hang once a rank has died
@@ -38,25 +37,21 @@ from mpi4py import MPI  # noqa: E402
 if __name__ == "__main__":
     guard.end()
 
-from dppo import asynchronous, crew, opening, sync_exchange, synchronous  # noqa: E402
+from dppo import crew, opening, survival  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, parse  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.console import Console  # noqa: E402
 from dppo.crew import Rank  # noqa: E402
 from dppo.ending import WorkerError  # noqa: E402
 from dppo.exchange import recovery  # noqa: E402
-from dppo.exchange.allreduce import Allreduce  # noqa: E402
-from dppo.exchange.collectives import assert_in_sync, from_rank_zero  # noqa: E402
-from dppo.exchange.doorbell import Doorbell, Neighbours  # noqa: E402
-from dppo.exchange.link import Link, LocalLink, MPILink  # noqa: E402
+from dppo.exchange.collectives import from_rank_zero  # noqa: E402
+from dppo.exchange.link import MPILink  # noqa: E402
 from dppo.exchange.memory import Memory  # noqa: E402
-from dppo.exchange.pooling import Pool, make_pool  # noqa: E402
 from dppo.exchange.recovery import RankFailure, deaths_noticed, survives_deaths  # noqa: E402
-from dppo.exchange.server import serve  # noqa: E402
-from dppo.exchange.waiting import ask_for_longer_turns  # noqa: E402
 from dppo.journal import Summary  # noqa: E402
 from dppo.planning import Plan  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
+from dppo.roles import work_together  # noqa: E402
 from dppo.watchdog import EXIT_STALLED, Watchdog  # noqa: E402
 from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E402
 
@@ -64,8 +59,6 @@ EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
 _SAID = "said_by_dppo"  # marks an exception that was shown already
 LEAVE_TOGETHER_S = 0.05
-FAILURE_NOTICE_S = 5.0
-"""How long a failing worker waits for rank 0 to end the job in good order before it ends the job itself."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,17 +139,22 @@ def train(
     # messages of one run never meet those of the next
     own, _ = _from_a_start(world, lambda comm: comm.Dup())
     try:
-        me, own = _from_a_start(own, lambda comm: _prepare(config, comm, started, notes, quiet=quiet))
+        prepared, own = _from_a_start(own, lambda comm: _prepare(config, comm, notes, quiet=quiet))
     except UsageError:
         own.Free()
         raise
-    if isinstance(me, Summary):
+    if isinstance(prepared, Summary):
         own.Free()
-        return me
+        return prepared
+    plan, place, seats, console = prepared
+    me = _rank(plan, own, seats, place, console, started, own.size, own.rank)
+    me.quiet = quiet
     return _train(me, is_command=is_command)
 
 
-def _prepare(config: Config, comm: MPI.Comm, started: float, notes: Sequence[str], *, quiet: bool) -> Rank | Summary:
+def _prepare(
+    config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool
+) -> tuple[Plan, Workplace, list[crew.Seat], Console] | Summary:
     """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
     plan = opening.plan(config, comm, console)
@@ -168,14 +166,7 @@ def _prepare(config: Config, comm: MPI.Comm, started: float, notes: Sequence[str
     if plan.config.dry_run:
         console.line("dry run: everything is in order; nothing was trained, nothing was written")
         return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
-    me = _rank(plan, comm, seats, place, console, started, comm.size, seats[comm.rank].rank)
-    me.quiet = quiet
-    if place.envs is not None:
-        me.collector = make_collector(plan.config, place, *opening.saved_states(plan))
-        if me.memory is not None and place.worker is not None:
-            histories = opening.saved_histories(plan.saved, [place.worker], plan.config.num_envs)
-            me.memory.history = histories.get(place.worker, me.memory.history)
-    return me
+    return plan, place, seats, console
 
 
 def _rank(
@@ -247,8 +238,10 @@ def _train(me: Rank, *, is_command: bool) -> Summary:
                 with deaths_noticed():
                     if failure is not None:
                         cause, failure = failure, None
-                        crew.survive(me, cause)
-                    summary = _run(me)
+                        survival.survive(me, cause)
+                    elif me.place.envs is not None and me.collector is None:
+                        crew.begin_collecting(me)
+                    summary = work_together(me)
                 break
             except RankFailure as noticed:
                 failure = noticed
@@ -269,128 +262,6 @@ def _train(me: Rank, *, is_command: bool) -> Summary:
     return summary
 
 
-def _run(me: Rank) -> Summary:
-    """Collective over `me.comm`. Rank 0 serves, the others work; one rank alone does both, through a link that is a
-    function call.
-    """
-    plan, place, comm, memory, config = me.plan, me.place, me.comm, me.memory, me.plan.config
-    alone = comm.size == 1
-    if comm.rank == 0 and me.journal is None and me.ended is None:
-        hosts = [seat.host for seat in me.seats]
-        me.journal = opening.open_journal(plan, place.state, hosts, me.preemption, me.console, me.started, THREADS)
-        with contextlib.suppress(OSError):
-            (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).unlink()
-    if alone and me.collector is None and me.ended is None:
-        crew.furnish_alone(me)
-    journal, collector = me.journal, me.collector
-    recovery.wait_for_all(comm, lambda: me.watchdog.progress("start"))
-    if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
-        return _summary(me)
-    _synchronise(me)
-    workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
-    me.others.append(workers)
-    recovery.wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
-    with contextlib.ExitStack() as at_end:  # what a crew, or a caller that goes on after an error, must not inherit
-        pool, computing = None, workers
-        if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
-            room = sync_exchange.pool_bytes(place.learner, place.state, config)
-            pool, computing = make_pool(workers, room, me.workers, me.others)
-        if pool is not None:
-            at_end.callback(pool.close)
-            if memory is not None:
-                at_end.callback(pool.give_up)
-        computes = collector is not None and (pool is None or pool.computes)
-        num_computing = comm.allreduce(int(computes))
-        doorbell = Doorbell(Neighbours(comm))
-        at_end.callback(doorbell.close)
-        if doorbell.crowded and collector is not None:
-            ask_for_longer_turns()
-        _remember(me, computes=computes)
-        comm.Barrier()  # training time starts when every worker can step
-        me.coordinator = coordinator = _coordinator(me, num_computing)
-        if journal is not None:
-            journal.start_training()
-        if collector is not None:
-            asked = lambda: me.preemption.requested_at is not None  # noqa: E731
-            progress = me.watchdog.progress
-            link: Link = (
-                MPILink(comm, asked, progress, doorbell=doorbell, memory=memory)
-                if coordinator is None
-                else LocalLink(coordinator, asked, progress)
-            )
-            sums = Allreduce(computing, survives=memory is not None)
-            me.retired.append(sums)
-            _work(me, sums, pool, link)
-            link.bye()
-        elif coordinator is not None:
-            serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
-            if coordinator.abandoned:
-                crew.leave_alone(me)
-    summary = _summary(me)
-    if collector is not None:
-        collector.envs.close()
-    return summary
-
-
-def _coordinator(me: Rank, num_computing: int) -> synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None:
-    """Rank 0's part of the loop."""
-    if me.journal is None:
-        return None
-    books = me.journal, me.place.state, me.place.learner, me.plan.config
-    survives = me.memory is not None and me.comm.size > 1
-    names = [str(seat) for seat in me.seats[1:]]
-    if me.plan.config.mode == "async":
-        return asynchronous.AsyncCoordinator(*books, len(me.workers), survives=survives, names=names)
-    totals = None if me.memory is None else me.memory.totals
-    return synchronous.SyncCoordinator(*books, me.workers, num_computing, survives=survives, totals=totals, names=names)
-
-
-def _remember(me: Rank, *, computes: bool) -> None:
-    """sync/allreduce: where a worker that computes steps back to, should someone die in the first iteration."""
-    memory, state = me.memory, me.place.state
-    if memory is None:
-        return
-    memory.boundary = None
-    if computes and me.plan.config.exchange == "allreduce":
-        packed = np.empty(state.all_bytes, np.uint8)
-        state.pack(packed)
-        memory.pass_boundary(state.iteration, packed, state.head_bytes)
-
-
-def _summary(me: Rank) -> Summary:
-    """Collective over `me.comm`."""
-    return from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
-
-
-def _synchronise(me: Rank) -> None:
-    """Collective over `me.comm`. Every rank takes over rank 0's state: fresh, from the checkpoint, or the newest that
-    the survivors had.
-    """
-    state = me.place.state
-    newest = from_rank_zero(me.comm, state.as_dict() if me.comm.rank == 0 else None)
-    if me.comm.rank != 0:
-        state.load(newest)
-    state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
-    assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
-    me.synchronised = True
-
-
-def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
-    config, place, collector = me.plan.config, me.place, me.collector
-    assert collector is not None
-    if config.mode == "async":
-        asynchronous.train_worker(collector, place.learner, place.state, link, config)
-        return
-    exchange: sync_exchange.Exchange
-    if config.exchange == "allreduce":
-        exchange = sync_exchange.AllreduceExchange(sums, place.state, link)
-    else:
-        exchange = sync_exchange.P2PExchange(place.state, link, place.learner)
-    if pool is not None:
-        exchange = sync_exchange.PooledExchange(exchange, pool, place.state, link)
-    synchronous.train_worker(collector, place.learner, place.state, exchange, link, config)
-
-
 # -- the end --------------------
 
 
@@ -404,7 +275,9 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     if isinstance(error, WorkerError | crew.JobFailure):
         text = str(error)
     if me.memory is not None and me.comm.size > 1 and not isinstance(error, crew.JobFailure):
-        if me.plan.config.on_worker_error == "continue" and not isinstance(error, WorkerError):
+        if (
+            me.plan.config.on_worker_error == "continue" and me.comm.rank != 0
+        ):  # the next server would fail like this one
             print(f"dppo: {text}", file=sys.stderr, flush=True)
             recovery.die()
         me.failure = text
@@ -414,11 +287,13 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
             print(f"dppo: {text}", file=sys.stderr, flush=True)
             if me.journal is not None:
                 me.journal.fail()
+            else:
+                opening.say_failed(me.plan)
         elif not survives_deaths():
             # rank 0 says it and ends the job; if it cannot, this rank does
             link = MPILink(me.comm, lambda: False)
             link.failure(text)
-            deadline = time.monotonic() + FAILURE_NOTICE_S
+            deadline = time.monotonic() + survival.FAILURE_NOTICE_S
             while time.monotonic() < deadline:
                 link.stop_requested()  # lets MPI send
                 time.sleep(0.01)
@@ -435,7 +310,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
 
 def _wait_for_the_last_word(me: Rank) -> None:
     """Collective over `me.comm`. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
-    deadline = time.monotonic() + FAILURE_NOTICE_S
+    deadline = time.monotonic() + survival.FAILURE_NOTICE_S
 
     def meanwhile() -> None:
         if time.monotonic() > deadline:

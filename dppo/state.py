@@ -180,6 +180,17 @@ class TrainingState:
         self.optimizer.state.reshape(-1)[: len(optimizer)] = optimizer
         self.set_progress()
 
+    @staticmethod
+    def progress_of(message: np.ndarray) -> tuple[int, int]:
+        """(iteration, version) of a packed state."""
+        numbers = message[: 8 * len(NUMBERS)].view(np.int64)
+        return int(numbers[NUMBERS.index("iteration")]), int(numbers[NUMBERS.index("version")])
+
+    @staticmethod
+    def is_boundary(message: np.ndarray) -> bool:
+        """Whether a packed state is between two iterations."""
+        return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("ticket")]
+
     def unpack_head(self, message: np.ndarray) -> None:
         """The same with the first head_bytes of a message: parameters and optimiser stay."""
         whole = np.empty(self.all_bytes, np.uint8)

@@ -22,6 +22,8 @@ LAYERS = (
     ("ending", "planning", "workplace", "sync_exchange"),
     ("synchronous", "asynchronous", "opening"),
     ("crew",),
+    ("succession", "roles"),
+    ("survival",),
     ("run", "evaluate"),
 )
 """Rooms from the ground up: a file, or a folder whose files may import each other."""

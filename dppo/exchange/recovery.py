@@ -2,7 +2,7 @@
 shrink.
 
 Uses mpi4py and User-Level Failure Mitigation (ULFM), which Open MPI has under `mpirun --with-ft ulfm`; run.py's
-recovery loop is the only place that catches a `RankFailure`. What the survivors tell each other is crew.py's.
+recovery loop is the only place that catches a `RankFailure`. What the survivors tell each other is survival.py's.
 
 Source: Bland et al. 2013, Post-failure recovery of MPI communication capability.
 """

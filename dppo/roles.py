@@ -1,0 +1,144 @@
+"""The roles in a crew: rank 0 serves, the others work; one rank alone does both.
+
+Uses the loops, the exchange and crew.py; run.py's recovery loop calls `work_together` for each crew that goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from dppo import asynchronous, crew, sync_exchange, synchronous
+from dppo.crew import Rank
+from dppo.exchange.allreduce import Allreduce
+from dppo.exchange.collectives import assert_in_sync, from_rank_zero
+from dppo.exchange.doorbell import Doorbell, Neighbours
+from dppo.exchange.link import Link, LocalLink, MPILink
+from dppo.exchange.pooling import Pool, make_pool
+from dppo.exchange.recovery import wait_for_all
+from dppo.exchange.server import serve
+from dppo.exchange.waiting import ask_for_longer_turns
+from dppo.journal import Summary
+
+
+def work_together(me: Rank) -> Summary:
+    """Collective over `me.comm`. Rank 0 serves, the others work; one rank alone does both, through a link that is a
+    function call.
+    """
+    place, comm, memory, config = me.place, me.comm, me.memory, me.plan.config
+    alone = comm.size == 1
+    wait_for_all(comm, lambda: me.watchdog.progress("start"))  # from here on nobody is at an earlier stage
+    if comm.rank == 0 and me.journal is None and me.ended is None:
+        crew.begin_books(me)
+        with contextlib.suppress(OSError):
+            (me.plan.run_dir / "stalls" / crew.ENDED_BY_STALL).unlink()
+    if alone and me.collector is None and me.ended is None:
+        crew.furnish_alone(me)
+    journal, collector = me.journal, me.collector
+    wait_for_all(comm, lambda: me.watchdog.progress("start"))
+    if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
+        return _summary(me)
+    _synchronise(me)
+    workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
+    me.others.append(workers)
+    wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
+    with contextlib.ExitStack() as at_end:  # what a crew, or a caller that goes on after an error, must not inherit
+        pool, computing = None, workers
+        if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
+            room = sync_exchange.pool_bytes(place.learner, place.state, config)
+            pool, computing = make_pool(workers, room, me.workers, me.others)
+        if pool is not None:
+            at_end.callback(pool.close)
+            if memory is not None:
+                at_end.callback(pool.give_up)
+        computes = collector is not None and (pool is None or pool.computes)
+        num_computing = comm.allreduce(int(computes))
+        doorbell = Doorbell(Neighbours(comm))
+        at_end.callback(doorbell.close)
+        if doorbell.crowded and collector is not None:
+            ask_for_longer_turns()
+        _remember(me, computes=computes)
+        comm.Barrier()  # training time starts when every worker can step
+        me.coordinator = coordinator = _coordinator(me, num_computing)
+        if journal is not None:
+            journal.start_training()
+        if collector is not None:
+            asked = lambda: me.preemption.requested_at is not None  # noqa: E731
+            progress = me.watchdog.progress
+            link: Link = (
+                MPILink(comm, asked, progress, doorbell=doorbell, memory=memory)
+                if coordinator is None
+                else LocalLink(coordinator, asked, progress)
+            )
+            sums = Allreduce(computing, survives=memory is not None)
+            me.retired.append(sums)
+            _work(me, sums, pool, link)
+            link.bye()
+        elif coordinator is not None:
+            serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
+            if coordinator.abandoned:
+                crew.leave_alone(me)
+    summary = _summary(me)
+    if collector is not None:
+        collector.envs.close()
+    return summary
+
+
+def _coordinator(me: Rank, num_computing: int) -> synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None:
+    """Rank 0's part of the loop."""
+    if me.journal is None:
+        return None
+    books = me.journal, me.place.state, me.place.learner, me.plan.config
+    survives = me.memory is not None and me.comm.size > 1
+    names = [str(seat) for seat in me.seats[1:]]
+    if me.plan.config.mode == "async":
+        return asynchronous.AsyncCoordinator(*books, len(me.workers), survives=survives, names=names)
+    totals = None if me.memory is None else me.memory.totals
+    return synchronous.SyncCoordinator(*books, me.workers, num_computing, survives=survives, totals=totals, names=names)
+
+
+def _remember(me: Rank, *, computes: bool) -> None:
+    """sync/allreduce: where a worker that computes steps back to, should someone die in the first iteration."""
+    memory, state = me.memory, me.place.state
+    if memory is None:
+        return
+    memory.boundary = None
+    if computes and me.plan.config.exchange == "allreduce":
+        packed = np.empty(state.all_bytes, np.uint8)
+        state.pack(packed)
+        memory.pass_boundary(state.iteration, packed, state.head_bytes)
+
+
+def _summary(me: Rank) -> Summary:
+    """Collective over `me.comm`."""
+    return from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
+
+
+def _synchronise(me: Rank) -> None:
+    """Collective over `me.comm`. Every rank takes over rank 0's state: fresh, from the checkpoint, or the newest that
+    the survivors had.
+    """
+    state = me.place.state
+    newest = from_rank_zero(me.comm, state.as_dict() if me.comm.rank == 0 else None)
+    if me.comm.rank != 0:
+        state.load(newest)
+    state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
+    assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
+    me.synchronised = True
+
+
+def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
+    config, place, collector = me.plan.config, me.place, me.collector
+    assert collector is not None
+    if config.mode == "async":
+        asynchronous.train_worker(collector, place.learner, place.state, link, config)
+        return
+    exchange: sync_exchange.Exchange
+    if config.exchange == "allreduce":
+        exchange = sync_exchange.AllreduceExchange(sums, place.state, link)
+    else:
+        exchange = sync_exchange.P2PExchange(place.state, link, place.learner)
+    if pool is not None:
+        exchange = sync_exchange.PooledExchange(exchange, pool, place.state, link)
+    synchronous.train_worker(collector, place.learner, place.state, exchange, link, config)
