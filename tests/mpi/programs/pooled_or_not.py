@@ -17,6 +17,7 @@ from pathlib import Path
 
 from mpi4py import MPI
 
+import dppo.roles
 from dppo.commandline import parse
 from dppo.exchange.pooling import Pool, make_pool
 
@@ -40,7 +41,7 @@ def main() -> None:
             made.append(pool is not None)
             return pool, computing
 
-        dppo.run.make_pool = make  # type: ignore[attr-defined]
+        dppo.roles.make_pool = make  # type: ignore[attr-defined]
         comm = world.Split(0 if world.rank < job["ranks"] else MPI.UNDEFINED, world.rank)
         if comm != MPI.COMM_NULL:
             config, _ = parse(job["flags"])
