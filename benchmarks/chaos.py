@@ -175,8 +175,8 @@ def strike(job: Run, kind: str, run_dir: Path, outcome: Outcome) -> None:
     """Waits for the moment, kills, and waits for an update without the dead. Raises Over where that does not come."""
     plan = outcome.plan
     job.wait_for(lambda: len(job.ranks()) == RANKS, 0.05)
-    pids = job.ranks()
     job.wait_for(lambda: (run_dir / "summary.json").exists() and count_lines(run_dir) >= plan.lines)
+    pids = job.ranks()  # not before: while MPI starts, a rank has a guard beside it
     time.sleep(plan.delay_s)
     if kind == "checkpoint":
         job.wait_for(lambda: half_written(run_dir), POLL_PART_S)

@@ -12,7 +12,7 @@ import numpy as np
 from dppo import asynchronous, crew, sync_exchange, synchronous
 from dppo.crew import Rank
 from dppo.exchange.allreduce import Allreduce
-from dppo.exchange.collectives import assert_in_sync, from_rank_zero
+from dppo.exchange.collectives import assert_in_sync, from_rank_zero, total
 from dppo.exchange.doorbell import Doorbell, Neighbours
 from dppo.exchange.link import Link, LocalLink, MPILink
 from dppo.exchange.pooling import Pool, make_pool
@@ -40,9 +40,11 @@ def work_together(me: Rank) -> Summary:
     if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
         return _summary(me)
     _synchronise(me)
-    workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
-    me.others.append(workers)
-    wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
+    workers = comm
+    if config.mode == "sync":
+        workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
+        me.others.append(workers)
+        wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
     with contextlib.ExitStack() as at_end:  # what a crew, or a caller that goes on after an error, must not inherit
         pool, computing = None, workers
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
@@ -53,7 +55,7 @@ def work_together(me: Rank) -> Summary:
             if memory is not None:
                 at_end.callback(pool.give_up)
         computes = collector is not None and (pool is None or pool.computes)
-        num_computing = comm.allreduce(int(computes))
+        num_computing = total(comm, int(computes))
         doorbell = Doorbell(Neighbours(comm))
         at_end.callback(doorbell.close)
         if doorbell.crowded and collector is not None:

@@ -36,6 +36,8 @@ class Word:
     is_server: bool
     progress: tuple[int, int]
     """(iteration, version) of the state that it can give."""
+    checksum: int
+    """Of that state."""
     updates_seen: int
     mirror: tuple[int, int] | None
     """(iteration, updates) of the copy that it holds."""
@@ -66,6 +68,16 @@ def givers(words: Sequence[Word], *, all_step: bool) -> tuple[int, int]:
     places = range(len(words))
     state = max(places, key=lambda i: (not all_step and words[i].is_server, words[i].progress, words[i].is_server))
     return state, max(places, key=lambda i: words[i].mirror or (-1, -1))
+
+
+def drifted(words: Sequence[Word]) -> list[Word]:
+    """sync/allreduce: those whose states are as far as the furthest but not the same. A sum that a death has spoilt on
+    one of them would show here.
+    """
+    workers = [w for w in words if not w.is_server]
+    furthest = max((w.progress for w in workers), default=None)
+    there = [w for w in workers if w.progress == furthest]
+    return there if len({w.checksum for w in there}) > 1 else []
 
 
 def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> np.ndarray:

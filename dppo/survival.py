@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 import time
+import zlib
 
 from dppo.batch import Report
 from dppo.crew import ENDED_BY_STALL, JobFailure, Rank, dealt, leave_alone, replace_lost
@@ -16,7 +17,7 @@ from dppo.ending import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.exchange.collectives import Comm
 from dppo.exchange.recovery import RankFailure, end_job, regroup
 from dppo.opening import say_failed
-from dppo.succession import Goods, Word, givers, offered, serve
+from dppo.succession import Goods, Word, drifted, givers, offered, serve
 from dppo.synchronous import SyncCoordinator
 
 FAILURE_NOTICE_S = 5.0
@@ -42,7 +43,7 @@ def survive(me: Rank, cause: RankFailure) -> None:
     mirror = memory.mirror
     packed = offered(state, mirror, is_server=serving)
     word = Word(
-        me.seat, serving, state.progress_of(packed), updates_seen,
+        me.seat, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
         None if mirror is None else (mirror.iteration, mirror.updates), me.failure or _ended_by_stall(me),
         me.synchronised,
     )  # fmt: skip
@@ -71,6 +72,9 @@ def survive(me: Rank, cause: RankFailure) -> None:
     failures = [w.failure for w in words if w.failure is not None]
     if failures:
         raise JobFailure(failures[0])
+    if all_step and (apart := drifted(words)):
+        names = ", ".join(str(w.seat) for w in apart)
+        raise JobFailure(f"after a death, the states of {names} differ: --resume goes on from the last checkpoint")
     me.seats = dealt([w.seat for w in words])
     present = {(w.seat.host, w.seat.pid) for w in words}
     lost = [seat for seat in before if (seat.host, seat.pid) not in present]

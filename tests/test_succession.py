@@ -11,13 +11,20 @@ import pytest
 from dppo.crew import Seat
 from dppo.exchange.memory import Mirror
 from dppo.state import TrainingState
-from dppo.succession import Word, givers, last_line, offered
+from dppo.succession import Word, drifted, givers, last_line, offered
 from tests.workplace import make_workplace
 
 
-def word(iteration: int = 0, version: int = 0, *, server: bool = False, mirror: tuple[int, int] | None = None) -> Word:
+def word(
+    iteration: int = 0,
+    version: int = 0,
+    checksum: int = 0,
+    *,
+    server: bool = False,
+    mirror: tuple[int, int] | None = None,
+) -> Word:
     seat = Seat(0, "host", 1, None if server else 0)
-    return Word(seat, server, (iteration, version), 0, mirror, None, synchronised=True)
+    return Word(seat, server, (iteration, version), checksum, 0, mirror, None, synchronised=True)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +54,20 @@ def test_the_newest_state_is_given(words: list[Word], all_step: bool, giver: int
 )
 def test_the_newest_copy_of_the_books_is_given(mirrors: list[tuple[int, int] | None], giver: int) -> None:
     assert givers([word(mirror=mirror) for mirror in mirrors], all_step=False)[1] == giver
+
+
+@pytest.mark.parametrize(
+    ("words", "apart"),
+    [
+        ([word(3, 30, 1), word(3, 30, 1)], 0),
+        ([word(3, 30, 1), word(3, 30, 2), word(3, 30, 1)], 3),
+        ([word(3, 30, 1), word(2, 20, 2)], 0),  # behind
+        ([word(3, 30, 1), word(3, 30, 2, server=True)], 0),  # it only keeps the books
+        ([word(3, 30, 1, server=True)], 0),
+    ],
+)
+def test_states_that_should_be_equal_are_compared(words: list[Word], apart: int) -> None:
+    assert len(drifted(words)) == apart
 
 
 def at(iteration: int, version: int, ticket: int) -> TrainingState:

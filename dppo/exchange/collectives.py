@@ -32,6 +32,18 @@ def from_rank_zero(comm: MPI.Comm, value: Any) -> Any:
     return comm.bcast(value, root=0)
 
 
+def total(comm: MPI.Comm, number: int) -> int:
+    """Collective over `comm`. The sum over ranks. mpi4py's allreduce of objects would make a communicator for itself,
+    and a death while Open MPI makes one crashes the survivors.
+    """
+    return sum(comm.allgather(number))
+
+
+def all_have(comm: MPI.Comm, thing: object | None) -> bool:
+    """Collective over `comm`. Whether no rank has None."""
+    return total(comm, int(thing is None)) == 0
+
+
 def assert_in_sync(comm: MPI.Comm, fingerprint: str) -> None:
     """Collective over `comm`. Raises AssertionError, on every rank alike, if the fingerprints differ."""
     fingerprints = comm.allgather(fingerprint)

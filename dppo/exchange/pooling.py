@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
+from dppo.exchange.collectives import all_have
 from dppo.exchange.doorbell import Neighbours, bound_socket, set_receive_timeout
 from dppo.exchange.recovery import RankFailure
 
@@ -153,7 +154,7 @@ def make_pool(
     group = workers.Split(color=mine[0], key=workers.rank)
     opened.append(group)
     slots = _shared_slots(group, num_bytes)
-    if not workers.allreduce(slots is not None, MPI.LAND):
+    if not all_have(workers, slots):
         if workers.rank == 0:
             print(
                 "dppo: workers outnumber cores, and cannot pool their samples, because a node has no shared memory for"
@@ -197,7 +198,7 @@ def _shared_slots(group: MPI.Comm, num_bytes: int) -> np.ndarray | None:
     finally:
         if file >= 0:
             os.close(file)
-    complete = group.allreduce(memory is not None, MPI.LAND)
+    complete = all_have(group, memory)
     if group.rank == 0 and path:
         Path(path).unlink(missing_ok=True)
     return np.frombuffer(memory, np.uint8).reshape(group.size, stride) if memory is not None and complete else None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -40,6 +41,9 @@ HOW_TO_SURVIVE = (
 )
 
 
+_UNREADABLE = pickle.UnpicklingError  # a collective whose peer dies may succeed on a survivor, and bring it nothing
+
+
 class RankFailure(Exception):
     """Another rank has died, or has given the communicator up because of one that did."""
 
@@ -49,6 +53,10 @@ def deaths_noticed() -> Iterator[None]:
     """Inside it, a dead peer in any MPI call is one `RankFailure`."""
     try:
         yield
+    except _UNREADABLE as error:
+        if not survives_deaths():
+            raise
+        raise RankFailure(f"a message that cannot be read: {error}") from error
     except MPI.Exception as error:
         if not survives_deaths() or error.Get_error_class() not in _DEATH:
             raise
@@ -85,7 +93,7 @@ def regroup(
             try:
                 result = consult(comm)
                 went_well = True
-            except MPI.Exception:
+            except (MPI.Exception, _UNREADABLE):
                 went_well = False
                 _revoke(comm)  # who still waits in `consult` comes to the agreement, too
             try:
@@ -210,7 +218,7 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
         ordered = comm.Split(0, key)
         ordered.Set_errhandler(MPI.ERRORS_RETURN)
         brought = ordered.allgather(mine)
-    except MPI.Exception:
+    except (MPI.Exception, _UNREADABLE):
         _revoke(comm)  # who still waits in either
         if ordered != MPI.COMM_NULL:
             _revoke(ordered)
