@@ -31,13 +31,25 @@ class Episode:
 
 
 @dataclass(slots=True)
+class Standing:
+    """How a worker's environments stand between two rows: their present episodes, [N] each."""
+
+    episodes: np.ndarray
+    """int64, numbers."""
+    lengths: np.ndarray
+    """int64, transitions so far."""
+    returns: np.ndarray
+    """float64, so far."""
+
+
+@dataclass(slots=True)
 class Rollout:
     """T rows of N environments, as they were lived through. All arrays are C-contiguous."""
 
     first_row: int
     """Number of row 0 in the worker's whole history."""
     version: int
-    """Version of the parameters that acted."""
+    """Version of the parameters that acted in row 0."""
     observations: np.ndarray
     """[T, N, *obs] in the environment's own type, raw."""
     inputs: np.ndarray
@@ -70,6 +82,10 @@ class Rollout:
     """[F] int: its environment, and"""
     final_observations: np.ndarray
     """[F, *obs]: its true last observation."""
+    versions: np.ndarray
+    """[T] int64: version of the parameters that acted in a row."""
+    standing: Standing
+    """Before row 0."""
     episodes: list[Episode] = field(default_factory=list)
 
     def joined(self, rest: Rollout) -> Rollout:

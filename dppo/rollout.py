@@ -13,7 +13,7 @@ import numpy as np
 
 from dppo.algo.moments import Normaliser
 from dppo.algo.returns import sums_behind
-from dppo.batch import EnvState, Episode, Report, Rollout
+from dppo.batch import EnvState, Episode, Report, Rollout, Standing
 from dppo.envs.vector import VectorEnv
 from dppo.models.policy import ActorCritic
 from dppo.seeding import ActionNoise, EpisodeSeeds
@@ -103,6 +103,7 @@ class Collector:
         if self._observations is None:
             self._observations = self.envs.reset()
         n, first_row = self.envs.num_envs, self.row
+        standing = Standing(self._seeds.episodes.copy(), self._episode_lengths.copy(), self._episode_returns.copy())
         current = self._observations
         observations = np.empty((horizon, *current.shape), current.dtype)
         rewards = np.empty((horizon, n))
@@ -144,7 +145,7 @@ class Collector:
         self.row += t
         rollout = self._complete(
             first_row, version, observations[:t], inputs[:t], heads[:t], actions, env_actions,
-            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals,
+            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals, standing,
         )  # fmt: skip
         self._check_finite(rollout)
         return rollout
@@ -163,6 +164,7 @@ class Collector:
         truncations: np.ndarray,
         valid: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
+        standing: Standing,
     ) -> Rollout:
         """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next, episodes."""
         assert self._observations is not None
@@ -195,7 +197,7 @@ class Collector:
         return Rollout(
             first_row, version, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
             truncations, valid, heads, log_probs, values, next_values, final_rows, final_envs, final_observations,
-            episodes,
+            np.full(t, version, np.int64), standing, episodes,
         )  # fmt: skip
 
     def _count_episodes(

@@ -18,10 +18,11 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, data: bytes) -> None:
+def write_durably(path: Path, *data: bytes) -> None:
     """Writes and syncs; for a file in a folder that becomes visible later."""
     with open(path, "wb") as file:
-        file.write(data)
+        for piece in data:
+            file.write(piece)
         file.flush()
         os.fsync(file.fileno())
 

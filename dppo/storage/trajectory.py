@@ -1,0 +1,481 @@
+"""Trajectory segments: the format, and a worker's writer. docs/trajectories.md explains every dataset.
+
+    RUN/trajectories/rank_00003/seg_000012.h5
+
+Uses NumPy, h5py and files.py; the collector adds rollouts, the links ask for what a checkpoint needs. A segment is
+built in memory and becomes visible in one step, so that no file is ever half written, and an HDF5 library that dies on
+a full disk is never near one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dppo.batch import Rollout, Standing
+from dppo.storage.files import fsync_folder, write_durably
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT, FORMAT_VERSION = "dppo-trajectories", 1
+USER_BLOCK = 512
+CHUNK_ROWS, CHUNK_ROWS_IMAGE = 1024, 64
+_SEGMENT = re.compile(r"seg_(\d{6,})\.h5")
+_RANK = re.compile(r"rank_(\d{5,})")
+_MB = 2**20
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is the same for all segments of a worker."""
+
+    run_dir: Path
+    run_id: str
+    attempt: int
+    rank: int
+    world_size: int
+    first_env: int
+    config_json: str
+    env_spec: str
+    observation_space: str
+    action_space: str
+    version: str
+
+    @property
+    def folder(self) -> Path:
+        return rank_folder(self.run_dir, self.rank)
+
+
+# -- paths --------------------
+
+
+def rank_folder(run_dir: Path, rank: int) -> Path:
+    """Where a worker writes; `rank` is the one that it had at the start of the run."""
+    return run_dir / "trajectories" / f"rank_{rank:05d}"
+
+
+def segment_path(folder: Path, number: int) -> Path:
+    return folder / f"seg_{number:06d}.h5"
+
+
+def rank_folders(run_dir: Path) -> dict[int, Path]:
+    """{rank: its folder}, ascending."""
+    root = run_dir / "trajectories"
+    found = {p: _RANK.fullmatch(p.name) for p in root.iterdir()} if root.is_dir() else {}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+def segment_files(folder: Path) -> dict[int, Path]:
+    """{number: visible segment}, ascending."""
+    found = {p: _SEGMENT.fullmatch(p.name) for p in folder.iterdir()} if folder.is_dir() else {}
+    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+
+
+def next_segments(run_dir: Path) -> dict[int, int]:
+    """{rank: number of its next segment}, by what is visible."""
+    return {rank: max(segment_files(folder), default=-1) + 1 for rank, folder in rank_folders(run_dir).items()}
+
+
+def set_aside_orphans(run_dir: Path, named: dict[int, int], attempt: int) -> int:
+    """Moves what no checkpoint names to trajectories/orphaned, and removes what was half written. Returns how many
+    segments were moved.
+    """
+    moved = 0
+    for rank, folder in rank_folders(run_dir).items():
+        for part in folder.glob("*.part"):
+            part.unlink(missing_ok=True)
+        target = run_dir / "trajectories" / "orphaned" / f"attempt_{attempt:05d}" / folder.name
+        # the last one first: killed in between, what is left is still without a gap
+        for number, path in reversed(segment_files(folder).items()):
+            if number >= named.get(rank, 0):
+                target.mkdir(parents=True, exist_ok=True)
+                os.replace(path, target / path.name)
+                moved += 1
+        fsync_folder(folder)
+    return moved
+
+
+# -- one file --------------------
+
+
+def compression_filter(name: str) -> dict[str, Any]:
+    """Arguments of h5py's create_dataset. Raises ValueError where the filter is not installed."""
+    if name == "none":
+        return {}
+    if name == "gzip":
+        return {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    assert name == "zstd", name
+    try:
+        import hdf5plugin
+    except ImportError as error:
+        raise ValueError("trajectories.compression=zstd needs hdf5plugin: pip install 'dppo[analysis]'") from error
+    return {**hdf5plugin.Zstd(clevel=3), "shuffle": True}
+
+
+def write_dataset(file: h5py.File, path: str, data: np.ndarray, how: dict[str, Any]) -> None:
+    """Of a group of the format: chunked by rows and environments."""
+    rows = CHUNK_ROWS_IMAGE if data.ndim >= 5 else CHUNK_ROWS
+    chunks = (min(rows, max(1, len(data))), *(1,) * (data.ndim > 1), *data.shape[2:])
+    if path.startswith("final/"):
+        chunks = (min(rows, max(1, len(data))), *data.shape[1:])
+    if 0 in chunks:
+        chunks, how = None, {}  # type: ignore[assignment]
+    file.create_dataset(path, data=data, chunks=chunks, maxshape=(None, *data.shape[1:]) if chunks else None, **how)
+
+
+def seal_image(image: bytes) -> tuple[bytes, bytes]:
+    """(user block with the checksum, the HDF5 image itself): what a segment's file holds."""
+    text = f"{FORMAT} {FORMAT_VERSION}\nsha256 {hashlib.sha256(image).hexdigest()}\n"
+    return text.encode().ljust(USER_BLOCK, b"\n"), image
+
+
+def checksum_problem(path: Path) -> str | None:
+    """Why the bytes of a segment are not those that were written; None if they are."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        lines = file.read(USER_BLOCK).split(b"\n")
+        while block := file.read(_MB):
+            digest.update(block)
+    if lines[0] != f"{FORMAT} {FORMAT_VERSION}".encode() or len(lines) < 2 or any(lines[2:]):
+        return "its user block is not that of a segment"
+    if lines[1] != f"sha256 {digest.hexdigest()}".encode():
+        return "its bytes do not match its checksum"
+    return None
+
+
+# -- episodes of a segment --------------------
+
+_COLUMNS = {
+    "id": np.int64, "env": np.int64, "start": np.int64, "length": np.int64, "offset": np.int64,
+    "return": np.float64, "terminated": bool, "truncated": bool, "complete": bool,
+}  # fmt: skip
+
+
+def episode_table(
+    rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, standing: Standing
+) -> tuple[dict[str, np.ndarray], Standing]:
+    """The datasets of episodes/, but for the seeds, of [T, N] steps in a row; and how environments stand after them.
+
+    Args:
+      standing: before row 0.
+    """
+    rewards = np.where(valid, rewards.astype(np.float64), 0.0)
+    rows: list[tuple[Any, ...]] = []
+    ids, lengths, returns = standing.episodes.copy(), standing.lengths.copy(), standing.returns.copy()
+    for n in range(rewards.shape[1]):
+        start = 0
+        for end in [*np.flatnonzero(terminations[:, n] | truncations[:, n]).tolist(), None]:
+            steps = start + np.flatnonzero(valid[start : None if end is None else end + 1, n])
+            offset, length = int(lengths[n]), len(steps)
+            returns[n] += rewards[steps, n].sum()
+            lengths[n] += length
+            if length:
+                how = (False, False) if end is None else (bool(terminations[end, n]), bool(truncations[end, n]))
+                complete = any(how) and not offset
+                rows.append((ids[n], n, steps[0], length, offset, returns[n], *how, complete))
+            if end is not None:
+                ids[n], lengths[n], returns[n], start = ids[n] + 1, 0, 0.0, end + 1
+    columns = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
+    table = {name: np.array(c, dtype) for (name, dtype), c in zip(_COLUMNS.items(), columns, strict=True)}
+    return table, Standing(ids, lengths, returns)
+
+
+# -- a worker's writer --------------------
+
+
+@dataclass(slots=True)
+class _Part:
+    """A rollout that waits for its segment."""
+
+    first_row: int
+    end_row: int
+    num_bytes: int
+    standing: Standing
+    steps: dict[str, np.ndarray]
+    final: tuple[np.ndarray, np.ndarray, np.ndarray]
+    """Rows (of the rollout), environments, observations."""
+
+
+class Sealed(NamedTuple):
+    """A worker's answer to `TrajectoryWriter.seal`, or its account of what went wrong meanwhile."""
+
+    rank: int
+    row: int | None
+    """That was asked for; None: nobody asked."""
+    next_segment: int | None
+    """Segments below it hold all rows before `row` that could be written; None: a later row is in one already."""
+    problem: str | None = None
+    """What could not be written, and why; told once."""
+
+
+class TrajectoryWriter:
+    """Gathers a worker's rollouts and writes them as segments, each in a thread of its own once it is built.
+
+    Args:
+      seed_of: (index of an environment, number of an episode) -> its seed; None where it has none.
+      has_raw_actions: whether actions as sampled are other than as sent.
+      max_bytes: of this worker's folder; None: any.
+    """
+
+    KEPT_OPEN = 2
+    """So many of the last rollouts are not sealed for their size: a checkpoint may end before them."""
+
+    def __init__(
+        self,
+        labels: Labels,
+        seed_of: Callable[[int, int], int] | None,
+        *,
+        has_raw_actions: bool,
+        segment_bytes: int,
+        every: int = 1,
+        compression: str = "gzip",
+        max_bytes: float | None = None,
+        required: bool = False,
+    ) -> None:
+        self._labels, self._seed_of, self._has_raw_actions = labels, seed_of, has_raw_actions
+        self._segment_bytes, self._every, self._required = segment_bytes, every, required
+        self._filter = compression_filter(compression)
+        self._max_bytes = max_bytes
+        self._parts: deque[_Part] = deque()
+        self._held_bytes = 0
+        self._next_row = 0  # that was not added yet
+        self._rollouts = 0
+        self._answers: deque[Sealed] = deque()
+        self._orders: deque[int] = deque()
+        self._stopped = self._told = False
+        self._failure: OSError | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
+        self._writing: Future[int] | None = None
+        self._writing_end = 0
+        visible = segment_files(labels.folder)
+        self._next_segment = max(visible, default=-1) + 1
+        self._sealed_row = _end_row(visible[max(visible)]) if visible else 0
+        self._written_bytes = sum(path.stat().st_size for path in visible.values())
+
+    def add(self, rollout: Rollout) -> None:
+        """A rollout that rank 0 was told of; perhaps again.
+
+        Raises:
+          OSError: a segment could not be written, and that was to end the run.
+        """
+        if self._failure is not None and self._required:
+            raise self._failure
+        if rollout.first_row < self._next_row:
+            return
+        self._next_row = rollout.first_row + rollout.num_rows
+        self._rollouts += 1
+        if self._stopped or not rollout.num_rows or (self._rollouts - 1) % self._every:
+            return
+        part = self._part(rollout)
+        self._parts.append(part)
+        self._held_bytes += part.num_bytes
+        if self._held_bytes >= self._segment_bytes and len(self._parts) > self.KEPT_OPEN:
+            self._seal_until(self._parts[-1 - self.KEPT_OPEN].end_row)
+
+    def seal(self, row: int) -> None:
+        """Everything before `row`, the end of a rollout, becomes visible; `answers` says when."""
+        self._seal_until(row)
+        self._orders.append(row)
+
+    def answers(self) -> list[Sealed]:
+        """What is done since it was asked last; never waits."""
+        if self._writing is None or self._writing.done():
+            self._look_at_the_last()
+            while self._orders:
+                row = self._orders.popleft()
+                beyond = self._sealed_row > row
+                self._answers.append(Sealed(self._labels.rank, row, None if beyond else self._next_segment))
+        out, self._answers = list(self._answers), deque()
+        return out
+
+    def finish(self, row: int | None) -> list[Sealed]:
+        """The same as `seal`, but waits; `row` None: everything. What is left over belongs to no boundary."""
+        if row is None:
+            row = self._next_row
+        self.seal(row)
+        self._look_at_the_last()
+        answers = self.answers()
+        self._thread.shutdown()
+        if self._failure is not None and self._required:
+            raise self._failure
+        return answers
+
+    # -- building and committing --------------------
+
+    def _part(self, rollout: Rollout) -> _Part:
+        assert rollout.standing is not None
+        steps = {
+            "row": np.arange(rollout.first_row, rollout.first_row + rollout.num_rows),
+            "observations": rollout.observations,
+            "actions": rollout.env_actions,
+            "rewards": rollout.rewards,
+            "terminations": rollout.terminations,
+            "truncations": rollout.truncations,
+            "valid": rollout.valid,
+            "log_probs": rollout.log_probs,
+            "values": rollout.values,
+            "policy_version": rollout.versions,
+        }
+        if self._has_raw_actions:
+            steps["actions_raw"] = rollout.actions
+        final = rollout.final_rows, rollout.final_envs, rollout.final_observations
+        num_bytes = sum(a.nbytes for a in steps.values()) + final[2].nbytes
+        return _Part(rollout.first_row, rollout.first_row + rollout.num_rows, num_bytes, rollout.standing, steps, final)
+
+    def _seal_until(self, row: int) -> None:
+        """Builds a segment of the rollouts before `row` and has it committed."""
+        parts: list[_Part] = []
+        while self._parts and self._parts[0].end_row <= row:
+            parts.append(self._parts.popleft())
+        self._held_bytes -= sum(p.num_bytes for p in parts)
+        if not parts or self._stopped:
+            return
+        self._look_at_the_last()
+        path = segment_path(self._labels.folder, self._next_segment)
+        end = parts[-1].end_row
+        try:
+            image = self._build(parts)
+        except (OSError, MemoryError, RuntimeError) as error:
+            self._note_failure(path, error)
+            return
+        if self._max_bytes is not None and self._written_bytes + len(image) > self._max_bytes:
+            self._stopped = True
+            self._parts.clear()
+            self._tell(f"{path} would pass --trajectories.max-gb: no more trajectories are written; training goes on")
+            return
+        self._writing_end = end
+        self._writing = self._thread.submit(_commit, path, image)
+
+    def _look_at_the_last(self) -> None:
+        """Waits for the segment that is being written, if there is one."""
+        writing, self._writing = self._writing, None
+        if writing is None:
+            return
+        try:
+            self._written_bytes += writing.result()
+        except OSError as error:
+            self._note_failure(segment_path(self._labels.folder, self._next_segment), error)
+            return
+        self._next_segment += 1
+        self._sealed_row = self._writing_end
+
+    def _note_failure(self, path: Path, error: Exception) -> None:
+        text = f"{path} could not be written: {error}"
+        self._failure = self._failure or OSError(f"{text} (--trajectories.required)")
+        self._tell(f"{text}; training goes on, what this segment held is lost")
+
+    def _tell(self, text: str) -> None:
+        if not self._told:
+            self._told = True
+            self._answers.append(Sealed(self._labels.rank, None, None, text))
+
+    def _build(self, parts: list[_Part]) -> bytes:
+        """The HDF5 image of a segment. Empties the parts as it goes, so that nothing is in memory three times."""
+        import h5py
+
+        file = h5py.File("segment", "w", driver="core", backing_store=False, libver=("earliest", "v110"))
+        with contextlib.closing(file):
+            self._write_labels(file, parts)
+            self._write_episodes(file, parts)
+            self._write_finals(file, parts)
+            for name in list(parts[0].steps):
+                columns = [part.steps.pop(name) for part in parts]
+                write_dataset(file, f"steps/{name}", np.concatenate(columns), self._filter)
+            file.flush()
+            image: bytes = file.id.get_file_image()
+        return image
+
+    def _write_labels(self, file: h5py.File, parts: list[_Part]) -> None:
+        labels, first_row = self._labels, parts[0].first_row
+        num_envs = parts[0].steps["rewards"].shape[1]
+        file.attrs.update({
+            "format": FORMAT, "format_version": FORMAT_VERSION, "run_id": labels.run_id, "attempt": labels.attempt,
+            "rank": labels.rank, "world_size": labels.world_size, "segment": self._next_segment,
+            "first_env": labels.first_env, "first_env_step": first_row * num_envs,
+            "skipped_rows": first_row - self._sealed_row, "every": self._every, "complete": True,
+            "dppo_version": labels.version,
+        })  # fmt: skip
+        for name in ("config_json", "env_spec", "observation_space", "action_space"):
+            file[name] = getattr(labels, name)
+
+    def _write_episodes(self, file: h5py.File, parts: list[_Part]) -> None:
+        tables: list[dict[str, np.ndarray]] = []
+        start = 0
+        for run in _runs(parts):
+            rewards, terminations, truncations, valid = (
+                np.concatenate([part.steps[name] for part in run])
+                for name in ("rewards", "terminations", "truncations", "valid")
+            )
+            table, _ = episode_table(rewards, terminations, truncations, valid, run[0].standing)
+            if self._seed_of is None:  # nobody numbers its episodes
+                table["id"] = run[0].first_row + table["start"] - table["offset"]
+            table["start"] += start
+            start += run[-1].end_row - run[0].first_row
+            tables.append(table)
+        merged = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+        order = np.lexsort((merged["start"], merged["env"]))
+        merged = {name: values[order] for name, values in merged.items()}
+        seeds = [
+            -1 if self._seed_of is None else self._seed_of(int(n), int(e))
+            for n, e in zip(merged["env"], merged["id"], strict=True)
+        ]
+        for name, values in (merged | {"seed": np.array(seeds, np.int64)}).items():
+            write_dataset(file, f"episodes/{name}", values, self._filter)
+
+    def _write_finals(self, file: h5py.File, parts: list[_Part]) -> None:
+        starts = np.cumsum([0, *(part.end_row - part.first_row for part in parts)])
+        rows = np.concatenate([part.final[0] + start for part, start in zip(parts, starts, strict=False)])
+        write_dataset(file, "final/row", rows.astype(np.int64), self._filter)
+        write_dataset(file, "final/env", np.concatenate([p.final[1] for p in parts]).astype(np.int64), self._filter)
+        write_dataset(file, "final/observations", np.concatenate([p.final[2] for p in parts]), self._filter)
+
+
+def _runs(parts: list[_Part]) -> list[list[_Part]]:
+    """The parts, in groups without a missing row."""
+    runs: list[list[_Part]] = []
+    for part in parts:
+        if runs and runs[-1][-1].end_row == part.first_row:
+            runs[-1].append(part)
+        else:
+            runs.append([part])
+    return runs
+
+
+def _end_row(path: Path) -> int:
+    """The row behind the last one of a segment; 0 where it cannot be read."""
+    import h5py
+
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return int(file["steps/row"][-1]) + 1
+    except (OSError, KeyError, ValueError, IndexError):
+        return 0
+
+
+def _commit(path: Path, image: bytes) -> int:
+    """Makes a segment visible. Returns its bytes."""
+    head, image = seal_image(image)
+    if not path.parent.is_dir():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fsync_folder(path.parent.parent)
+    part = path.with_name(path.name + ".part")
+    try:
+        write_durably(part, head, image)
+        os.replace(part, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    fsync_folder(path.parent)
+    return len(head) + len(image)
