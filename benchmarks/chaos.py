@@ -293,8 +293,11 @@ def half_written(run_dir: Path) -> list[Path]:
 
 
 def shared_memory() -> set[Path]:
-    """Files in /dev/shm of the kinds that dppo and Open MPI make."""
-    return {path for pattern in ("dppo-*", "sm_segment*") for path in Path("/dev/shm").glob(pattern)}
+    """Files in /dev/shm of the kinds that dppo and Open MPI make; not those of a process that no mpirun has started,
+    whose job number ends in 0000.
+    """
+    found = {path for pattern in ("dppo-*", "sm_segment*") for path in Path("/dev/shm").glob(pattern)}
+    return {path for path in found if not re.search(r"0000\.0$", path.name)}
 
 
 def left_in_shared_memory(before: set[Path]) -> list[Path]:
