@@ -14,14 +14,18 @@ if TYPE_CHECKING:
     from dppo.evaluate import load_policy as load_policy
     from dppo.journal import Summary as Summary
     from dppo.run import train as train
+    from dppo.storage.dataset import Trajectories as Trajectories
+    from dppo.storage.dataset import open_trajectories as open_trajectories
 
-__all__ = ["Config", "Policy", "Summary", "load_policy", "train"]
+__all__ = ["Config", "Policy", "Summary", "Trajectories", "load_policy", "open_trajectories", "train"]
 
 _HOMES = {
     "Config": "dppo.config",
     "Policy": "dppo.evaluate",
     "Summary": "dppo.journal",
+    "Trajectories": "dppo.storage.dataset",
     "load_policy": "dppo.evaluate",
+    "open_trajectories": "dppo.storage.dataset",
     "train": "dppo.run",
 }
 
