@@ -47,7 +47,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         report = collector.report(rollout, collect_s, learn_s, exchange_s)
         report.moment_sums = batch.statistics[len(STATISTICS) :]
         report.moment_means = learner.normaliser.frozen_mean, learner.normaliser.frozen_return_mean
-        link.report(report)
+        link.report(report, rollout)
         learner.normalise_advantages(batch, batch.statistics)
         for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
             if link.stop_requested():
@@ -110,13 +110,14 @@ class AsyncCoordinator(Ending):
         state: TrainingState,
         learner: Learner,
         config: Config,
-        num_workers: int,
+        workers: Sequence[int],
         *,
         survives: bool = False,
         names: Sequence[str] = (),
     ) -> None:
         every = config.server.mirror_every or None if survives else None
-        super().__init__(journal, state, num_workers, every, names=names)
+        num_workers = len(workers)
+        super().__init__(journal, state, workers, every, names=names)
         self._applied = 0
         limit = (
             default_max_staleness(num_workers) if config.server.max_staleness is None else config.server.max_staleness
@@ -154,7 +155,7 @@ class AsyncCoordinator(Ending):
                 return self.begin(reason)
         message = np.empty(state.core_bytes, np.uint8)
         state.pack(message)
-        return [*self.mirror(), Answer(worker, Tag.REPLY, message)]
+        return [*self.aside(), Answer(worker, Tag.REPLY, message)]
 
     def _staleness_metrics(self) -> dict[str, object]:
         ages, self._server.staleness = self._server.staleness, type(self._server.staleness)()

@@ -216,10 +216,27 @@ class CheckpointConfig:
 
 @dataclass(frozen=True)
 class TrajectoriesConfig:
-    """HDF5 trajectory dumps."""
+    """HDF5 trajectory dumps; docs/trajectories.md."""
 
     enabled: bool = False
-    """Write every rollout to RUN/trajectories."""
+    """Every worker writes its rollouts to RUN/trajectories."""
+    every: int = 1
+    """Only every so-manieth rollout."""
+    segment_mb: float = 32.0
+    """Raw size at which a segment is sealed, besides those at checkpoints; a worker needs twice that much memory."""
+    compression: Literal["gzip", "zstd", "none"] = "gzip"
+    """gzip can be read everywhere; zstd is smaller and faster with images, and needs hdf5plugin, to read as well."""
+    max_gb: float | None = None
+    """Of all workers together; where it is reached no more is written, and training goes on."""
+    required: bool = False
+    """A write error ends the run; else it is said once, and training goes on."""
+
+    def __post_init__(self) -> None:
+        _require(self.every >= 1, f"trajectories.every={self.every} must be at least 1")
+        _require(self.segment_mb > 0, f"trajectories.segment_mb={self.segment_mb} must be positive")
+        _require(
+            self.max_gb is None or self.max_gb > 0, f"trajectories.max_gb={self.max_gb} must be positive, or left out"
+        )
 
 
 @dataclass(frozen=True)
@@ -339,7 +356,6 @@ def check(config: Config) -> None:
 def _refuse_unavailable(config: Config) -> None:
     """Names of the contract whose machinery is not in this version: refused, rather than silently ignored."""
     unavailable = {
-        "trajectories.enabled": config.trajectories.enabled,
         "log.trace": config.log.trace,
     }
     for name, asked in unavailable.items():

@@ -7,13 +7,16 @@ with it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
 import sys
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
+
+from gymnasium.spaces import Box
 
 from dppo.console import Console
 from dppo.exchange.collectives import Comm
@@ -21,9 +24,11 @@ from dppo.exchange.memory import Memory
 from dppo.exchange.recovery import sort, spawn, survives_deaths
 from dppo.journal import Journal, Losses, Summary
 from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
-from dppo.planning import Plan
+from dppo.planning import Plan, version
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
+from dppo.storage.spaces import space_to_json, spec_to_json
+from dppo.storage.trajectory import Labels, TrajectoryWriter
 from dppo.watchdog import Watchdog
 from dppo.workplace import Workplace, furnish, make_collector
 
@@ -66,6 +71,8 @@ class Rank:
     """At the start of the run."""
     quiet: bool = False
     collector: Collector | None = None
+    dump: TrajectoryWriter | None = None
+    """A worker's, where trajectories are written."""
     memory: Memory | None = None
     """Where deaths can be survived."""
     journal: Journal | None = None
@@ -118,7 +125,7 @@ def begin_collecting(me: Rank) -> None:
     """A worker, at the start of a run: its environments stand where the checkpoint has them."""
     worker, config = me.seat.worker, me.plan.config
     assert worker is not None
-    me.collector = make_collector(config, me.place, *saved_states(me.plan))
+    me.collector = make_collector(config, me.place, *saved_states(me.plan, worker))
     if me.memory is not None:
         histories = saved_histories(me.plan.saved, [worker], config.num_envs)
         me.memory.history = histories.get(worker, me.memory.history)
@@ -133,6 +140,26 @@ def begin_books(me: Rank) -> None:
     )  # fmt: skip
 
 
+def begin_dump(me: Rank) -> None:
+    """A worker, once rank 0 has opened the run directory: its trajectories go on behind what is visible there."""
+    config, envs, worker = me.plan.config, me.place.envs, me.seat.worker
+    settings = config.trajectories
+    if not settings.enabled:
+        return
+    assert envs is not None and worker is not None
+    labels = Labels(
+        me.plan.run_dir, me.plan.run_id, me.plan.attempt, worker + me.first_rank, me.comm.size,
+        worker * config.num_envs, json.dumps(asdict(config)), spec_to_json(config.env),
+        space_to_json(envs.observation_space), space_to_json(envs.action_space), version(),
+    )  # fmt: skip
+    share = None if settings.max_gb is None else settings.max_gb * 1e9 / max(1, me.num_ranks - 1)
+    me.dump = TrajectoryWriter(
+        labels, me.place.seeds.of if envs.replayable else None, has_raw_actions=isinstance(envs.action_space, Box),
+        segment_bytes=int(settings.segment_mb * 2**20), every=settings.every, compression=settings.compression,
+        max_bytes=share, required=settings.required,
+    )  # fmt: skip
+
+
 def count_ranks(me: Rank) -> None:
     """Rank 0, after a regrouping: how many have been lost follows from how many are left. So it holds whatever a server
     that died meanwhile had counted.
@@ -142,7 +169,7 @@ def count_ranks(me: Rank) -> None:
     losses = me.journal.losses
     losses.ranks_replaced = before.ranks_replaced + me.replaced
     losses.ranks_lost = before.ranks_lost + me.num_ranks + me.replaced - me.comm.size
-    me.journal.regrouped(me.comm.size, len(me.workers))
+    me.journal.regrouped(me.comm.size, me.workers)
 
 
 def dealt(seats: list[Seat]) -> list[Seat]:
@@ -159,6 +186,7 @@ def dealt(seats: list[Seat]) -> list[Seat]:
 def leave_alone(me: Rank) -> NoReturn:
     """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
     assert me.journal is not None
+    me.journal.conclude()
     code = EXIT_CODES[me.journal.summary.exit]
     conclude(me.journal.summary, me.console)
     me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")

@@ -15,6 +15,7 @@ from dppo.exchange.memory import Mirror
 from dppo.exchange.server import Answer, Tag
 from dppo.journal import Journal
 from dppo.state import TrainingState
+from dppo.storage.trajectory import Sealed
 
 GIVE_UP, LEAVE = 0.7, 0.9
 """Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
@@ -36,6 +37,7 @@ class Ending:
     """What every coordinator does about signals, failures and the end of the run.
 
     Args:
+      workers: their numbers, in the order of their ranks.
       mirror_every: updates between copies for the standbys, the first of the workers present; None: there are none.
       names: of the workers' ranks, with their hosts; without, nobody is taken for stuck.
       mirrors_state: whether the copies hold the state; without, only the journal's books, and each iteration.
@@ -45,12 +47,14 @@ class Ending:
         self,
         journal: Journal,
         state: TrainingState,
-        num_workers: int,
+        workers: Sequence[int],
         mirror_every: int | None = None,
         *,
         mirrors_state: bool = True,
         names: Sequence[str] = (),
     ) -> None:
+        num_workers = len(workers)
+        self._place = {worker: place for place, worker in enumerate(workers)}
         self._names = names
         self._heard_at = [time.monotonic()] * num_workers
         self._next_look, self._told_of = 0.0, set[int]()
@@ -71,6 +75,19 @@ class Ending:
         """The journal has closed for `reason`: everyone stops."""
         self.begun, self._begun_at = True, time.monotonic()
         return [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
+
+    def aside(self) -> list[Answer]:
+        """What goes out besides the answer to a message, and before it."""
+        return [*self.mirror(), *self._seal_orders()]
+
+    def _seal_orders(self) -> list[Answer]:
+        orders = self._journal.take_seal_orders()
+        return [Answer(self._place[w], Tag.SEAL, np.array([r], np.int64).view(np.uint8)) for w, r in orders.items()]
+
+    def on_sealed(self, answer: Sealed) -> list[Answer]:
+        """A worker has written what a checkpoint waits for."""
+        self._journal.sealed(answer)
+        return []
 
     def mirror(self) -> list[Answer]:
         """The standbys' next copy, if it is due. It is sent before the replies of the same update: a standby that has
@@ -121,7 +138,9 @@ class Ending:
             self.abandoned = True
         if self._names and not self.begun and time.monotonic() > self._next_look:
             self._look_for_the_stuck()
-        return self.mirror() if self._mirrored_at is None else []
+        if self.begun:
+            return []
+        return self.aside() if self._mirrored_at is None else self._seal_orders()
 
     def heard(self, place: int) -> None:
         """This worker has finished a rollout."""

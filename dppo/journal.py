@@ -22,7 +22,9 @@ from dppo.history import History
 from dppo.preemption import Preemption
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, write_checkpoint
+from dppo.storage.dumps import Dumps
 from dppo.storage.metrics import MetricsFile, TensorBoard, write_json
+from dppo.storage.trajectory import Sealed
 
 WINDOW = 100
 
@@ -63,6 +65,8 @@ class _Boundary:
     journal: dict[str, Any]
     histories: dict[int, History]
     summary: Summary
+    limits: dict[int, int]
+    """The row behind each present worker's part of it."""
 
 
 class Journal:
@@ -73,6 +77,7 @@ class Journal:
       books: what `books` gave, of a checkpoint or of a server that died; None: a run that begins.
       histories: by worker, of the same moment or later; of whom it lacks, the environments begin new episodes on
       resume.
+      next_segments: of trajectories, by rank, where the run goes on.
     """
 
     def __init__(
@@ -91,15 +96,19 @@ class Journal:
         books: dict[str, Any] | None = None,
         histories: dict[int, History] | None = None,
         first_rank: int | None = None,
+        next_segments: dict[int, int] | None = None,
     ) -> None:
         self.run_dir, self.config, self.preemption, self.console = run_dir, config, preemption, console
         self._state = state
         self._first_rank = int(world_size > 1) if first_rank is None else first_rank
         self._histories = {w: History() for w in workers} | (histories or {})
         self._rows: dict[int, int] = {}  # of each worker, the first that was not counted yet
-        self.num_workers = len(workers)
+        self.workers = list(workers)
+        enabled = config.trajectories.enabled
+        self.dumps = Dumps[_Boundary](run_dir, self._first_rank, next_segments or {}) if enabled else None
         self.losses = Losses()
         self.ended = False
+        self._exit, self._concluded = "running", False
         self._pending: list[Report] = []
         self._window: deque[float] = deque(maxlen=WINDOW)
         self._lengths: deque[int] = deque(maxlen=WINDOW)
@@ -158,9 +167,12 @@ class Journal:
         self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
         self._boundary = self._snapshot()
 
-    def regrouped(self, world_size: int, num_workers: int) -> None:
+    def regrouped(self, world_size: int, workers: Sequence[int]) -> None:
         """Ranks were lost or replaced."""
-        self.num_workers = num_workers
+        self.workers = list(workers)
+        if self.dumps is not None and not self.ended:  # some that a checkpoint waits for may have died
+            self.dumps.give_up()
+            self._next_checkpoint = min(self._next_checkpoint, self._state.env_steps + 1)
         self._boundary.summary.world_size = self.summary.world_size = world_size
         self._boundary.journal["losses"] = asdict(self.losses)
 
@@ -170,6 +182,8 @@ class Journal:
         """
         envs = self._histories[worker].states()[1] if worker in self._histories else []
         row = max((*(h.next_row for h in self._histories.values()), *self._rows.values()), default=0)
+        if self.dumps is not None:  # it may have written more than it could tell of
+            row = max(row, self.dumps.end_row(worker))
         self._histories[worker] = History()
         self._histories[worker].start_from(row, envs)
         return {e.env: e for e in envs}, row, self._next_episode
@@ -244,7 +258,7 @@ class Journal:
             **state.metrics(),
             **extra,
             "rollouts_cut": sum(len(r.env_actions) < (self.config.horizon or 0) for r in reports),
-            "workers": self.num_workers,
+            "workers": len(self.workers),
             **asdict(self.losses),
             "wall_s": self._wall_s_before + now - self._started,
             "train_s": self._train_s(now),
@@ -296,12 +310,16 @@ class Journal:
         summary.env_steps, summary.updates = self._state.env_steps, self._state.updates
         summary.episodes, summary.train_s = self._episodes, self._train_s(now)
         summary.return_mean_100 = float(np.mean(self._window)) if self._window else None
-        return _Boundary(state, books, histories, summary)
+        limits = {worker: histories[worker].next_row for worker in self.workers}
+        return _Boundary(state, books, histories, summary, limits)
 
     def _write(self, boundary: _Boundary) -> None:
         ranks = {w + self._first_rank: h.states() for w, h in boundary.histories.items()}
         numbers = boundary.state["numbers"]
-        checkpoint = Checkpoint(numbers["env_steps"], numbers["iteration"], boundary.state, boundary.journal, ranks)
+        segments = {} if self.dumps is None else dict(self.dumps.next_segments)
+        checkpoint = Checkpoint(
+            numbers["env_steps"], numbers["iteration"], boundary.state, boundary.journal, ranks, segments
+        )
         write_checkpoint(self.run_dir, checkpoint, self.config.checkpoint.keep)
 
     def save_start(self) -> None:
@@ -309,10 +327,18 @@ class Journal:
         self._write(self._boundary)
 
     def save_at_once(self) -> None:
-        """Writes the last boundary now: whoever asked the run to leave may kill it before the next one."""
+        """Writes the last boundary now: whoever asked the run to leave may kill it before the next one. Where
+        trajectories are written, as soon as they are.
+        """
+        if self.dumps is not None:
+            self.dumps.ask(self._boundary, self._boundary.limits)
+        else:
+            self._write_at_once(self._boundary)
+
+    def _write_at_once(self, boundary: _Boundary) -> None:
         self._check_writing()
         try:
-            self._write(self._boundary)
+            self._write(boundary)
         except OSError as error:
             self.console.warn(f"the state could not be saved at once: {error}; the next boundary tries again")
             return
@@ -322,8 +348,32 @@ class Journal:
         """Writes the last boundary in a thread: nobody waits for the disk."""
         if self._writing is not None and not self._writing.done():
             return  # the disk is slower than the interval: the next boundary will do
+        if self.dumps is None:
+            self._submit(self._boundary)
+        elif not self.dumps.is_waiting:
+            self.dumps.ask(self._boundary, self._boundary.limits)
+
+    def _submit(self, boundary: _Boundary) -> None:
         self._check_writing()
-        self._writing = self._writer.submit(self._write, self._boundary)
+        self._writing = self._writer.submit(self._write, boundary)
+
+    def take_seal_orders(self) -> dict[int, int]:
+        """{worker: row}: what a checkpoint that waits needs to have written, each once."""
+        return {} if self.dumps is None else self.dumps.take_orders()
+
+    def sealed(self, answer: Sealed) -> None:
+        """A worker's account of its trajectories."""
+        assert self.dumps is not None
+        known = self.dumps.problem
+        boundary = self.dumps.answer(answer)
+        if known is None and self.dumps.problem is not None:
+            self.console.warn(f"{self.dumps.problem}; training goes on")
+        if boundary is None or self.ended:
+            return
+        if self.preemption.requested:
+            self._write_at_once(boundary)
+        else:
+            self._submit(boundary)
 
     def _check_writing(self) -> None:
         if self._writing is not None and (error := self._writing.exception()) is not None:
@@ -331,11 +381,31 @@ class Journal:
         self._writing = None
 
     def finish(self, reason: str) -> None:
-        """Saves the last boundary and says how the run ended. After it nothing is counted any more."""
-        self.ended = True
+        """The run ends at the last boundary; after it nothing is counted any more. Where trajectories are written,
+        `conclude` has to be called once they are.
+        """
+        self.ended, self._exit = True, reason
+        if self.dumps is None:
+            self.conclude()
+
+    @property
+    def final_limits(self) -> dict[int, int]:
+        """{worker: row} of the last boundary."""
+        return self._boundary.limits
+
+    def conclude(self, answers: Sequence[Sealed] = ()) -> None:
+        """Saves the last boundary and says how the run ended; once."""
+        if self._concluded:
+            return
+        self._concluded = True
+        if self.dumps is not None:
+            known = self.dumps.problem
+            self.dumps.close(answers)
+            if known is None and self.dumps.problem is not None:
+                self.console.warn(self.dumps.problem)
         self._check_writing()
         self._write(self._boundary)
-        self._update_summary(reason)
+        self._update_summary(self._exit)
         self.close_files()
 
     def fail(self) -> None:

@@ -23,6 +23,7 @@ from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, remove_leftovers
 from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json, write_json
+from dppo.storage.trajectory import set_aside_orphans
 from dppo.workplace import Workplace, build_workplace
 
 EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}
@@ -129,14 +130,18 @@ def open_journal(
             )
     replace_atomically(planned.run_dir / "config.toml", to_toml(planned.config).encode())
     before = read_json(planned.run_dir / "versions.json").get("attempts", [])
-    write_json(planned.run_dir / "versions.json", {"attempts": [*before, versions(hosts, threads, mpi_version())]})
+    attempts = [*before, versions(hosts, threads, mpi_version())]
+    write_json(planned.run_dir / "versions.json", {"run_id": planned.run_id, "attempts": attempts})
+    named = {} if saved is None else saved.next_segments
+    if moved := set_aside_orphans(planned.run_dir, named, planned.attempt):
+        console.line(f"  {moved} trajectory segment(s) newer than the checkpoint were moved to trajectories/orphaned")
     journal = Journal(
         planned.run_dir, planned.config, state, preemption, console,
         workers=workers, world_size=len(hosts), attempt=planned.attempt, started=started,
         wall_s=planned.wall_s,
         books=None if saved is None else saved.journal,
         histories=saved_histories(saved, workers, planned.config.num_envs),
-        first_rank=first_rank,
+        first_rank=first_rank, next_segments=named,
     )  # fmt: skip
     if saved is None:
         journal.save_start()
@@ -149,27 +154,27 @@ def saved_histories(saved: Checkpoint | None, workers: Sequence[int], num_envs: 
     if saved is None:
         return out
     envs = {e.env: e for _, states in saved.ranks.values() for e in states}
-    rows = _rows(saved)
     for worker in workers:
         mine = [envs[g] for g in range(worker * num_envs, (worker + 1) * num_envs) if g in envs]
         if len(mine) == num_envs:
             out[worker] = History()
-            out[worker].start_from(rows, mine)
+            out[worker].start_from(_next_row(saved, worker, num_envs), mine)
     return out
 
 
-def saved_states(planned: Plan) -> tuple[Any, int, int]:
+def saved_states(planned: Plan, worker: int) -> tuple[Any, int, int]:
     """Where the checkpoint has the environments, as `make_collector` takes it; (None, 0, 0) where the run begins."""
     saved = planned.saved
     if saved is None or not saved.ranks:
         return None, 0, 0
     states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
-    return states, _rows(saved), saved.journal["next_episode"]
+    return states, _next_row(saved, worker, planned.config.num_envs), saved.journal["next_episode"]
 
 
-def _rows(saved: Checkpoint) -> int:
-    """Where all environments go on: beyond every row that was counted, lest new rollouts be taken for those."""
-    return max((*(row for row, _ in saved.ranks.values()), *saved.journal.get("rows", {}).values()), default=0)
+def _next_row(saved: Checkpoint, worker: int, num_envs: int) -> int:
+    """Where a worker goes on: beyond every row that was counted, lest new rollouts be taken for those."""
+    rows = [row for row, states in saved.ranks.values() if any(e.env // num_envs == worker for e in states)]
+    return max((*rows, saved.journal.get("rows", {}).get(worker, 0)))
 
 
 def say_failed(planned: Plan) -> None:

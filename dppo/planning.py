@@ -10,6 +10,7 @@ import platform
 import subprocess
 import sys
 import time
+import uuid
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +23,7 @@ from dppo.console import Console
 from dppo.journal import WINDOW, Summary
 from dppo.storage.checkpoint import Checkpoint, newest_valid
 from dppo.storage.metrics import read_json, write_json
+from dppo.storage.trajectory import compression_filter
 
 
 @dataclass(slots=True)
@@ -34,6 +36,8 @@ class Plan:
     attempt: int
     wall_s: float = 0.0
     """Of the attempts before."""
+    run_id: str = ""
+    """One for all attempts."""
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
@@ -45,6 +49,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     config = resolve(config)
     check_world(config, world_size)
     _check_launcher(world_size)
+    compression_filter(config.trajectories.compression)
     return _plan_resume(config, console) if config.resume else _plan_new(config)
 
 
@@ -73,16 +78,17 @@ def _plan_new(config: Config) -> Plan:
         raise ValueError(f"--run-dir {run_dir}: {parent} is a file: choose another --run-dir")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise ValueError(f"--run-dir {run_dir}: {parent} cannot be written to: choose another --run-dir")
-    return Plan(config, run_dir, None, 1)
+    return Plan(config, run_dir, None, 1, run_id=uuid.uuid4().hex)
 
 
 def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
+    run_id = str(read_json(run_dir / "versions.json").get("run_id", "")) or uuid.uuid4().hex
     saved, skipped = newest_valid(run_dir)
     if saved is None and not skipped and _never_began(run_dir):
         console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")
-        return Plan(config, run_dir, None, 1)
+        return Plan(config, run_dir, None, 1, run_id=run_id)
     if saved is None:
         reasons = "; ".join(skipped) or "there is none"
         raise ValueError(f"{run_dir} has no valid checkpoint to resume from: {reasons}")
@@ -93,7 +99,7 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         further = {"target": "--target-return", "finished": "--total-steps"}[reason]
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
-    return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1, float(before.get("wall_s", 0.0)))
+    return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1, float(before.get("wall_s", 0.0)), run_id)
 
 
 def _never_began(run_dir: Path) -> bool:

@@ -20,6 +20,7 @@ from dppo.exchange.recovery import wait_for_all
 from dppo.exchange.server import serve
 from dppo.exchange.waiting import ask_for_longer_turns
 from dppo.journal import Summary
+from dppo.storage.trajectory import DumpError
 
 
 def work_together(me: Rank) -> Summary:
@@ -39,6 +40,8 @@ def work_together(me: Rank) -> Summary:
     wait_for_all(comm, lambda: me.watchdog.progress("start"))
     if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
         return _summary(me)
+    if collector is not None and me.dump is None:
+        crew.begin_dump(me)
     _synchronise(me)
     workers = comm
     if config.mode == "sync":
@@ -69,9 +72,9 @@ def work_together(me: Rank) -> Summary:
             asked = lambda: me.preemption.requested_at is not None  # noqa: E731
             progress = me.watchdog.progress
             link: Link = (
-                MPILink(comm, asked, progress, doorbell=doorbell, memory=memory)
+                MPILink(comm, asked, progress, doorbell=doorbell, memory=memory, dump=me.dump)
                 if coordinator is None
-                else LocalLink(coordinator, asked, progress)
+                else LocalLink(coordinator, asked, progress, me.dump)
             )
             sums = Allreduce(computing, survives=memory is not None)
             me.retired.append(sums)
@@ -95,7 +98,7 @@ def _coordinator(me: Rank, num_computing: int) -> synchronous.SyncCoordinator | 
     survives = me.memory is not None and me.comm.size > 1
     names = [str(seat) for seat in me.seats[1:]]
     if me.plan.config.mode == "async":
-        return asynchronous.AsyncCoordinator(*books, len(me.workers), survives=survives, names=names)
+        return asynchronous.AsyncCoordinator(*books, me.workers, survives=survives, names=names)
     totals = None if me.memory is None else me.memory.totals
     return synchronous.SyncCoordinator(*books, me.workers, num_computing, survives=survives, totals=totals, names=names)
 
@@ -113,7 +116,19 @@ def _remember(me: Rank, *, computes: bool) -> None:
 
 
 def _summary(me: Rank) -> Summary:
-    """Collective over `me.comm`."""
+    """Collective over `me.comm`. The run has ended: what trajectories its last boundary has seen is written first."""
+    if me.plan.config.trajectories.enabled:
+        journal, comm = me.journal, me.comm
+        limits = from_rank_zero(comm, None if journal is None else journal.final_limits)
+        answers = []
+        if me.dump is not None and limits is not None:
+            answers = me.dump.finish(limits.get(me.seat.worker, 0))
+            me.dump = None
+        told = comm.gather(answers, root=0)
+        if journal is not None:
+            journal.conclude([answer for answers in told or [] for answer in answers])
+            if me.plan.config.trajectories.required and journal.dumps is not None and journal.dumps.failed:
+                raise DumpError(journal.dumps.problem)
     return from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
 
 

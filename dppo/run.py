@@ -52,6 +52,7 @@ from dppo.journal import Summary  # noqa: E402
 from dppo.planning import Plan  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
 from dppo.roles import work_together  # noqa: E402
+from dppo.storage.trajectory import DumpError  # noqa: E402
 from dppo.watchdog import EXIT_STALLED, Watchdog  # noqa: E402
 from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E402
 
@@ -274,10 +275,12 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     text = f"{me.seat} failed {where}:\n{traceback.format_exc()}"
     if isinstance(error, WorkerError | crew.JobFailure):
         text = str(error)
+    if isinstance(error, DumpError):
+        text = f"{me.seat}: {error} (--trajectories.required)"
     if me.memory is not None and me.comm.size > 1 and not isinstance(error, crew.JobFailure):
-        if (
-            me.plan.config.on_worker_error == "continue" and me.comm.rank != 0
-        ):  # the next server would fail like this one
+        # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
+        spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
+        if me.plan.config.on_worker_error == "continue" and spares_others:
             print(f"dppo: {text}", file=sys.stderr, flush=True)
             recovery.die()
         me.failure = text

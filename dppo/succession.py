@@ -23,6 +23,7 @@ from dppo.opening import EXIT_CODES, saved_histories
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import newest_valid, remove_leftovers
 from dppo.storage.metrics import read_json
+from dppo.storage.trajectory import next_segments
 
 MAX_MIRROR_AGE = 10
 """In copies that should have come since."""
@@ -192,6 +193,7 @@ def _take_over(
         plan.run_dir, config, state, me.preemption, me.console,
         workers=me.workers, world_size=me.comm.size, attempt=plan.attempt, started=me.started, wall_s=plan.wall_s,
         books=books, histories=histories, first_rank=me.first_rank,
+        next_segments=next_segments(plan.run_dir),
     )  # fmt: skip
     journal.start_training()
     if line.get("iteration", 0) > books_iteration:

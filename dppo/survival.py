@@ -85,7 +85,12 @@ def survive(me: Rank, cause: RankFailure) -> None:
         iteration = words[giver].progress[0]
         for report in _untold(me, iteration):
             memory.add_report(report)
+            if me.dump is not None and me.collector.last is not None:
+                me.dump.add(me.collector.last)
         me.collector.keep_last(keep=_is_unused(me, iteration), as_it_is=_was_told(me))
+    if me.dump is not None and me.seat.worker != me.place.worker:  # it is no worker any more
+        me.dump.finish(None)
+        me.dump = None
     if me.comm.rank == 0:
         serve(me, words, giver, goods, lost, time.monotonic() - since)
     if me.plan.config.respawn:

@@ -39,7 +39,7 @@ def train_worker(
         rollout = collector.collect(config.horizon, state.version, link.interrupted, iteration, enough)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
-        link.report(collector.report(rollout, collect_s, learn_s, exchange_s))
+        link.report(collector.report(rollout, collect_s, learn_s, exchange_s), rollout)
 
         started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s
         link.progress("exchange")
@@ -86,9 +86,8 @@ class SyncCoordinator(Ending):
     ) -> None:
         self._allreduce = config.exchange == "allreduce"
         every = config.server.mirror_every or None if survives else None
-        super().__init__(journal, state, len(workers), every, mirrors_state=not self._allreduce, names=names)
+        super().__init__(journal, state, workers, every, mirrors_state=not self._allreduce, names=names)
         num_workers = len(workers)
-        self._place = {worker: place for place, worker in enumerate(workers)}
         self._rounds_per_update = 1 + learner.needs_mean_kl
         self._last_ticket = learner.updates_per_rollout * self._rounds_per_update
         self._server = ParameterServer(
@@ -165,7 +164,7 @@ class SyncCoordinator(Ending):
             if (reason := self._journal.close({})) is not None:
                 answers += self.begin(reason)
             else:
-                answers += [*self.mirror(), Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
+                answers += [*self.aside(), Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
         return answers
 
     # -- p2p: rank 0 steps --------------------
@@ -227,4 +226,4 @@ class SyncCoordinator(Ending):
         message = np.empty(core + 8 * (len(self.totals) + 2), np.uint8)
         self._state.pack(message[:core])
         message[core:] = np.concatenate((self.totals, self._kl_totals)).view(np.uint8)
-        return [*self.mirror(), *(Answer(w, Tag.REPLY, message) for w in workers)]
+        return [*self.aside(), *(Answer(w, Tag.REPLY, message) for w in workers)]

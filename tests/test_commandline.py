@@ -120,12 +120,12 @@ def test_every_setting_is_a_flag() -> None:
 
 def test_every_flag_is_understood() -> None:
     """All at once, each with a value that is not its default."""
-    names = [n for n in flag_names() if n not in ("resume", "trajectories.enabled", "log.trace")]
+    names = [n for n in flag_names() if n not in ("resume", "log.trace")]
     values = {
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
         "model.factory": "a:b", "model.activation": "relu", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "ppo.objective": "kl", "env": "X-v0",
-        "ppo.minibatches": "1", "server.drop": "0", "preempt-fraction": "0.0",
+        "ppo.minibatches": "1", "trajectories.compression": "none", "server.drop": "0", "preempt-fraction": "0.0",
     }  # fmt: skip
     argv: list[str] = []
     for name in names:

@@ -151,7 +151,6 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
             r"ppo.minibatches=7 must divide horizon\*num_envs=2048; the nearest that does is 8",
         ),
         ({"horizon": 3, "num_envs": 5, "ppo": {"minibatches": 100}}, "the nearest that does is 15"),
-        ({"trajectories": {"enabled": True}}, "trajectories.enabled is not available in this version"),
         ({"mode": "async", "preempt_fraction": 0.5}, "preempt_fraction=0.5 needs mode=sync"),
         ({"preempt_fraction": 1.5}, r"preempt_fraction=1.5 must lie in \[0, 1\]"),
         ({"server": {"mirror_every": -1}}, "server.mirror_every=-1 must be 0"),

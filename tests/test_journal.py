@@ -120,7 +120,7 @@ def test_a_report_counts_once_however_often_it_is_told(run: Run) -> None:
 def test_losses_are_in_every_line_and_go_on_after_a_resume(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.journal.losses.ranks_lost, run.journal.losses.updates_lost = 2, 17
-    run.journal.regrouped(world_size=3, num_workers=2)
+    run.journal.regrouped(world_size=3, workers=[0, 1])
     run.iterate()
     assert [run.lines()[-1][k] for k in ("workers", "ranks_lost", "updates_lost", "env_steps_lost")] == [2, 2, 17, 0]
     run.journal.finish("preempted")

@@ -41,7 +41,9 @@ class Server:
         learner = Learner(policy, normaliser, config, 0)
         self.state = state or TrainingState(policy.flat, normaliser, config)
         self.reports: list[Any] = []
-        journal: Any = SimpleNamespace(pending_env_steps=0, close=lambda extra: None, add=self.reports.append)
+        journal: Any = SimpleNamespace(
+            pending_env_steps=0, close=lambda extra: None, add=self.reports.append, take_seal_orders=dict
+        )
         self.coordinator = SyncCoordinator(
             cast(Journal, journal), self.state, learner, config, range(num_workers), num_computing or num_workers,
             totals=totals,

@@ -9,12 +9,13 @@ from __future__ import annotations
 import pickle
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import numpy as np
 from mpi4py import MPI
 
-from dppo.batch import Report
+from dppo.batch import Report, Rollout
 from dppo.exchange.doorbell import Doorbell
 from dppo.exchange.memory import Memory
 from dppo.exchange.server import Coordinator, Tag, dispatch
@@ -27,6 +28,14 @@ POLL_S, CROWDED_POLL_S = 0.002, 0.02
 """How often a worker looks for rank 0's word while it collects."""
 
 
+class Dump(Protocol):
+    """A worker's trajectory writer, as far as rank 0 has to do with it."""
+
+    def add(self, rollout: Rollout) -> None: ...
+    def seal(self, row: int) -> None: ...
+    def answers(self) -> Sequence[object]: ...
+
+
 class Link:
     """A worker's end of the conversation with rank 0. What comes in is sorted: replies, verdicts, the order to stop.
 
@@ -34,6 +43,7 @@ class Link:
       asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
       progress: told of every row and every update, with the phase.
       memory: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
+      dump: where trajectories are written.
     """
 
     def __init__(
@@ -41,9 +51,10 @@ class Link:
         asked_to_leave: Callable[[], bool],
         progress: Callable[[str], None] = lambda phase: None,
         memory: Memory | None = None,
+        dump: Dump | None = None,
     ) -> None:
         self.stopped = False
-        self.memory = memory
+        self.memory, self._dump = memory, dump
         self.hurried_in = -1
         """The iteration in which enough workers have finished their rollouts: the others may stop."""
         self.may_be_hurried = False
@@ -83,6 +94,9 @@ class Link:
             self._verdicts += 1
         elif tag == Tag.HURRY:
             self.hurried_in = int(message.view(np.int64)[0])
+        elif tag == Tag.SEAL:
+            if self._dump is not None:
+                self._dump.seal(int(message.view(np.int64)[0]))
         elif tag == Tag.MIRROR:
             if self.memory is not None:
                 self.memory.keep_mirror(message)
@@ -102,8 +116,8 @@ class Link:
                 backoff.pause()
         self.waited_s += time.monotonic() - since
 
-    def report(self, report: Report) -> None:
-        """Tells rank 0 of a rollout; nobody waits.
+    def report(self, report: Report, rollout: Rollout) -> None:
+        """Tells rank 0 of a rollout, and has it written where trajectories are; nobody waits.
 
         Raises:
           MPI.Exception: where a death has cut the rollout short; it was not told of, and can be gone on with.
@@ -113,6 +127,8 @@ class Link:
         if self.memory is not None:
             self.memory.add_report(report)
         self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
+        if self._dump is not None:
+            self._dump.add(rollout)
 
     def boundary(self, message: np.ndarray) -> None:
         """Tells rank 0 the state at an iteration's end (allreduce, one worker); nobody waits."""
@@ -151,7 +167,7 @@ class Link:
         now = time.monotonic()
         if now >= self._next_poll:
             self._next_poll = now + self._poll_s
-            self._pass_on_signal()
+            self._pass_on()
             self._take_all()
         return self.stopped
 
@@ -165,7 +181,7 @@ class Link:
         if rung or now >= self._next_poll:
             self._next_poll = now + self._poll_s
             try:
-                self._pass_on_signal()
+                self._pass_on()
                 if rung:
                     self._poll()  # Iprobe moves what the next one sees
                 self._take_all()
@@ -176,10 +192,13 @@ class Link:
     def keep_moving(self) -> None:
         """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
         self.progress("exchange")
-        self._pass_on_signal()
+        self._pass_on()
         self._take_all()
 
-    def _pass_on_signal(self) -> None:
+    def _pass_on(self) -> None:
+        """What has come up in this process: a signal, segments that are on disk."""
+        for answer in self._dump.answers() if self._dump is not None else ():
+            self._send(Tag.SEALED, np.frombuffer(pickle.dumps(answer, protocol=5), np.uint8))
         if self._asked_to_leave() and not self._signalled:
             self._signalled = True
             self._send(Tag.SIGNAL, NOTHING)
@@ -207,8 +226,9 @@ class MPILink(Link):
         server: int = 0,
         doorbell: Doorbell | None = None,
         memory: Memory | None = None,
+        dump: Dump | None = None,
     ) -> None:
-        super().__init__(asked_to_leave, progress, memory)
+        super().__init__(asked_to_leave, progress, memory, dump)
         self._comm, self._server, self._doorbell = comm, server, doorbell
         if doorbell is not None and doorbell.crowded:
             self._poll_s = CROWDED_POLL_S
@@ -258,8 +278,9 @@ class LocalLink(Link):
         coordinator: Coordinator,
         asked_to_leave: Callable[[], bool],
         progress: Callable[[str], None] = lambda phase: None,
+        dump: Dump | None = None,
     ) -> None:
-        super().__init__(asked_to_leave, progress)
+        super().__init__(asked_to_leave, progress, dump=dump)
         self._coordinator = coordinator
 
     def _send(self, tag: Tag, message: np.ndarray) -> None:

@@ -13,7 +13,7 @@ import pickle
 from collections import Counter
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from mpi4py import MPI
@@ -33,12 +33,14 @@ class Tag(IntEnum):
     FAILURE = 5
     SIGNAL = 6
     BYE = 7
+    SEALED = 8
 
     REPLY = 11
     CONTINUE = 12
     STOP = 13
     MIRROR = 14
     HURRY = 15
+    SEAL = 16
 
 
 class Answer(NamedTuple):
@@ -68,6 +70,7 @@ class Coordinator(Protocol):
     def on_failure(self, worker: int, text: str) -> list[Answer]: ...
     def on_signal(self) -> list[Answer]: ...
     def on_bye(self, worker: int) -> list[Answer]: ...
+    def on_sealed(self, answer: Any) -> list[Answer]: ...
     def idle(self) -> list[Answer]:
         """Called between messages: clocks and signals."""
 
@@ -184,5 +187,7 @@ def dispatch(coordinator: Coordinator, worker: int, tag: Tag, message: np.ndarra
         return coordinator.on_failure(worker, message.tobytes().decode(errors="replace"))
     if tag == Tag.SIGNAL:
         return coordinator.on_signal()
+    if tag == Tag.SEALED:
+        return coordinator.on_sealed(pickle.loads(message.tobytes()))
     assert tag == Tag.BYE, tag
     return coordinator.on_bye(worker)

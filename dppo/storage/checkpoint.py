@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ class Checkpoint:
     """Rank 0's books: the window of episodes, counts, seconds."""
     ranks: dict[int, tuple[int, list[EnvState]]]
     """rank -> (rows of noise drawn, its environments)."""
+    next_segments: dict[int, int] = field(default_factory=dict)
+    """rank -> number of its next trajectory segment: those below hold what this checkpoint has seen."""
 
 
 def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -63,7 +65,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "env_steps": checkpoint.env_steps,
         "iteration": checkpoint.iteration,
         "files": listed,
-        "next_segments": {},
+        "next_segments": {str(rank): number for rank, number in sorted(checkpoint.next_segments.items())},
     }
     write_durably(part / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     fsync_folder(part)
@@ -105,7 +107,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         manifest = json.loads((folder / "manifest.json").read_text())
         listed = {name: (entry["bytes"], entry["sha256"]) for name, entry in dict(manifest["files"]).items()}
         numbers = manifest["env_steps"], manifest["iteration"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        segments = {int(rank): int(number) for rank, number in manifest["next_segments"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"manifest.json cannot be read: {error!r}") from error
     if manifest.get("format") != FORMAT:
         raise ValueError(f"manifest.json has format {manifest.get('format')}, this dppo reads {FORMAT}")
@@ -128,7 +131,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if numbers != (main["state"]["numbers"]["env_steps"], main["state"]["numbers"]["iteration"]):
             raise ValueError("manifest.json does not belong to state.pt")
         ranks = {c["rank"]: (c["row"], [_env_from_dict(e) for e in c["envs"]]) for c in contents.values()}
-        return Checkpoint(*numbers, main["state"], main["journal"], ranks)
+        return Checkpoint(*numbers, main["state"], main["journal"], ranks, segments)
     except (KeyError, TypeError) as error:
         raise ValueError(f"its files do not hold what this dppo expects: {error!r}") from error
 

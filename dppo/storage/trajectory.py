@@ -207,6 +207,10 @@ class _Part:
     """Rows (of the rollout), environments, observations."""
 
 
+class DumpError(Exception):
+    """Trajectories could not be written, and the run was to end with that."""
+
+
 class Sealed(NamedTuple):
     """A worker's answer to `TrajectoryWriter.seal`, or its account of what went wrong meanwhile."""
 
@@ -216,7 +220,9 @@ class Sealed(NamedTuple):
     next_segment: int | None
     """Segments below it hold all rows before `row` that could be written; None: a later row is in one already."""
     problem: str | None = None
-    """What could not be written, and why; told once."""
+    """What is not written, and why; told once."""
+    failed: bool = False
+    """It is an error, not a limit that was set."""
 
 
 class TrajectoryWriter:
@@ -254,23 +260,23 @@ class TrajectoryWriter:
         self._answers: deque[Sealed] = deque()
         self._orders: deque[int] = deque()
         self._stopped = self._told = False
-        self._failure: OSError | None = None
+        self._failure: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
         self._writing: Future[int] | None = None
         self._writing_end = 0
         visible = segment_files(labels.folder)
         self._next_segment = max(visible, default=-1) + 1
-        self._sealed_row = _end_row(visible[max(visible)]) if visible else 0
+        self._sealed_row = end_row(labels.folder)
         self._written_bytes = sum(path.stat().st_size for path in visible.values())
 
     def add(self, rollout: Rollout) -> None:
         """A rollout that rank 0 was told of; perhaps again.
 
         Raises:
-          OSError: a segment could not be written, and that was to end the run.
+          DumpError: a segment could not be written, and that was to end the run.
         """
         if self._failure is not None and self._required:
-            raise self._failure
+            raise DumpError(self._failure)
         if rollout.first_row < self._next_row:
             return
         self._next_row = rollout.first_row + rollout.num_rows
@@ -300,15 +306,13 @@ class TrajectoryWriter:
         return out
 
     def finish(self, row: int | None) -> list[Sealed]:
-        """The same as `seal`, but waits; `row` None: everything. What is left over belongs to no boundary."""
-        if row is None:
-            row = self._next_row
-        self.seal(row)
+        """The same as `seal`, but waits, and is the last; `row` None: everything. What is left over belongs to no
+        boundary.
+        """
+        self.seal(self._next_row if row is None else row)
         self._look_at_the_last()
         answers = self.answers()
         self._thread.shutdown()
-        if self._failure is not None and self._required:
-            raise self._failure
         return answers
 
     # -- building and committing --------------------
@@ -352,7 +356,7 @@ class TrajectoryWriter:
         if self._max_bytes is not None and self._written_bytes + len(image) > self._max_bytes:
             self._stopped = True
             self._parts.clear()
-            self._tell(f"{path} would pass --trajectories.max-gb: no more trajectories are written; training goes on")
+            self._tell(f"trajectories: {path} would pass --trajectories.max-gb; no more are written")
             return
         self._writing_end = end
         self._writing = self._thread.submit(_commit, path, image)
@@ -371,14 +375,13 @@ class TrajectoryWriter:
         self._sealed_row = self._writing_end
 
     def _note_failure(self, path: Path, error: Exception) -> None:
-        text = f"{path} could not be written: {error}"
-        self._failure = self._failure or OSError(f"{text} (--trajectories.required)")
-        self._tell(f"{text}; training goes on, what this segment held is lost")
+        self._failure = f"trajectories: {path} could not be written: {error}"
+        self._tell(self._failure, failed=True)
 
-    def _tell(self, text: str) -> None:
+    def _tell(self, text: str, *, failed: bool = False) -> None:
         if not self._told:
             self._told = True
-            self._answers.append(Sealed(self._labels.rank, None, None, text))
+            self._answers.append(Sealed(self._labels.rank, None, None, text, failed))
 
     def _build(self, parts: list[_Part]) -> bytes:
         """The HDF5 image of a segment. Empties the parts as it goes, so that nothing is in memory three times."""
@@ -452,12 +455,15 @@ def _runs(parts: list[_Part]) -> list[list[_Part]]:
     return runs
 
 
-def _end_row(path: Path) -> int:
-    """The row behind the last one of a segment; 0 where it cannot be read."""
+def end_row(folder: Path) -> int:
+    """The row behind the last one of a rank's last segment; 0 where there is none that can be read."""
     import h5py
 
+    visible = segment_files(folder)
+    if not visible:
+        return 0
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with h5py.File(visible[max(visible)], "r", locking=False) as file:
             return int(file["steps/row"][-1]) + 1
     except (OSError, KeyError, ValueError, IndexError):
         return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -261,7 +261,7 @@ def test_a_report_arrives_whole(recorder: Recorder, link: LocalLink) -> None:
         0, 8, 100, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers,
         collect_s=0.5, learn_s=0.25, exchange_s=0.125,
     )  # fmt: skip
-    link.report(report)
+    link.report(report, cast(Any, None))
     heard = recorder.heard[0][1]
     assert (heard.first_env, heard.first_row, heard.env_steps, heard.collect_s) == (8, 100, 24, 0.5)
     np.testing.assert_array_equal(heard.env_actions, numbers)

@@ -55,6 +55,9 @@ class FakeJournal:
     def pending_env_steps(self) -> int:
         return sum(r.env_steps for r in self.reports)
 
+    def take_seal_orders(self) -> dict[int, int]:
+        return {}
+
     def close(self, extra: dict[str, Any]) -> str | None:
         self.reports.clear()
         s = self.state
