@@ -310,7 +310,7 @@ class Journal:
         summary.env_steps, summary.updates = self._state.env_steps, self._state.updates
         summary.episodes, summary.train_s = self._episodes, self._train_s(now)
         summary.return_mean_100 = float(np.mean(self._window)) if self._window else None
-        limits = {worker: histories[worker].next_row for worker in self.workers}
+        limits = {worker: histories[worker].next_row for worker in self.workers if worker in histories}
         return _Boundary(state, books, histories, summary, limits)
 
     def _write(self, boundary: _Boundary) -> None:
