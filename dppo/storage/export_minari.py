@@ -1,0 +1,201 @@
+"""Trajectory dumps as a Minari dataset, written episode by episode.
+
+Uses Minari (optional), Gymnasium and exported.py; export.py calls it, notebooks may.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from dppo.commandline import UsageError
+from dppo.storage.dataset import Episode, Trajectories
+from dppo.storage.exported import Exported, labels_of, missing_package, nothing_to_export, transitions_of, with_offsets
+from dppo.storage.files import fsync_folder
+
+_NAMESPACE_FILE = "namespace_metadata.json"
+_ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
+
+
+def to_minari(
+    trajectories: Trajectories, dataset_id: str | None = None, root: Path | str | None = None, author: str | None = None
+) -> Exported:
+    """Writes a dataset that `minari.load_dataset(dataset_id)` opens.
+
+    Episodes that ended are exported as they are. Of one that did not (the run stopped, or rows around it were not
+    written) the last step's next observation is not known: the step is dropped, and the one before it is truncated.
+    `infos` hold log_probs, values and policy_version beside each observation, nan and -1 beside the last. Metadata of
+    each episode (`dataset.storage.get_episode_metadata`) has its seed, and under `dppo` where it comes from.
+
+    Args:
+      dataset_id: (namespace/)name-vN; by default that of `default_dataset_id`.
+      root: of Minari's datasets; by default MINARI_DATASETS_PATH, else ~/.minari/datasets, as Minari has it.
+
+    Raises:
+      UsageError: Minari is not installed, the dataset exists, or there is nothing to export.
+    """
+    try:
+        import minari
+        from minari.dataset.minari_storage import MinariStorage
+        from minari.serialization import deserialize_space
+    except ImportError as error:
+        raise missing_package("Minari", error) from error
+
+    labels = labels_of(trajectories)
+    dataset_id = dataset_id or default_dataset_id(labels)
+    root = Path(root) if root is not None else _minari_root()
+    folder = root / dataset_id
+    _check_free(root, dataset_id)
+    # Minari does not list hidden folders
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise UsageError(f"{part} cannot be written: {error.strerror}; choose another -o") from error
+    try:
+        storage = MinariStorage.new(
+            part / "data",
+            observation_space=deserialize_space(labels["observation_space"]),
+            action_space=deserialize_space(labels["action_space"]),
+            env_spec=_env_spec(labels["env_spec"]),
+            jpeg_encoding=False,
+        )
+        count = _Count()
+        storage.update_episodes(_buffers(trajectories, count))
+        if not count.episodes:
+            raise nothing_to_export()
+        storage.update_episode_metadata(count.metadata)
+        storage.update_metadata(
+            {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, count, author)}
+        )
+        for file in (part / "data").iterdir():
+            with open(file, "rb") as opened:
+                os.fsync(opened.fileno())
+        fsync_folder(part / "data")
+        _check_free(root, dataset_id)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    _name_namespaces(root, dataset_id)
+    fsync_folder(folder.parent)
+    return Exported(folder, count.episodes, count.steps, count.dropped)
+
+
+def default_dataset_id(labels: dict[str, str]) -> str:
+    """dppo/CartPole-v1-v0: the environment with its own version, then the dataset's."""
+    name = str(json.loads(labels["env_spec"])["id"]).rpartition(":")[2]
+    return f"dppo/{re.sub(r'[^a-zA-Z0-9_/-]', '_', name)}-v0"
+
+
+def _env_spec(text: str) -> EnvSpec | None:
+    """What `recover_environment` makes the environment from; None where the dump has its id only."""
+    return None if set(json.loads(text)) == {"id"} else EnvSpec.from_json(text)
+
+
+# -- what is written --------------------
+
+
+class _Count:
+    """What went into the dataset."""
+
+    def __init__(self) -> None:
+        self.episodes = self.steps = self.dropped = 0
+        self.first_version, self.last_version = 2**63 - 1, 0
+        self.metadata: list[dict[str, Any]] = []
+
+
+def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
+    """An EpisodeBuffer of each episode that has a transition."""
+    from minari.data_collector import EpisodeBuffer
+
+    for episode, offset in with_offsets(trajectories):
+        length = transitions_of(episode)
+        count.dropped += episode.length - length
+        if not length:
+            continue
+        truncations = episode.truncations[:length].copy()
+        if not episode.terminations[length - 1]:
+            truncations[-1] = True
+        count.steps += length
+        count.episodes += 1
+        count.first_version = min(count.first_version, int(episode.policy_version[0]))
+        count.last_version = max(count.last_version, int(episode.policy_version[-1]))
+        count.metadata.append(_origin(episode, offset))
+        yield EpisodeBuffer(
+            seed=episode.seed if offset == 0 else None,  # it leads to the first observation, or it misleads
+            observations=episode.observations,  # type: ignore[arg-type] # arrays do as well as lists
+            actions=episode.actions[:length],  # type: ignore[arg-type]
+            rewards=episode.rewards[:length],  # type: ignore[arg-type]
+            terminations=episode.terminations[:length],  # type: ignore[arg-type]
+            truncations=truncations,  # type: ignore[arg-type]
+            infos={
+                "log_probs": np.append(episode.log_probs[:length], np.float32(np.nan)),
+                "values": np.append(episode.values[:length], np.float32(np.nan)),
+                "policy_version": np.append(episode.policy_version[:length], -1),
+            },
+        )
+
+
+def _origin(episode: Episode, offset: int) -> dict[str, Any]:
+    """Attributes of an episode's group; Minari reads them back as one dict under `dppo`."""
+    names = ("rank", "env", "id", "first_row", "complete")
+    return {f"dppo/{name}": getattr(episode, name) for name in names} | {
+        "dppo/offset": offset,
+        "dppo/return": episode.episode_return,
+    }
+
+
+def _description(labels: dict[str, str], count: _Count, author: str | None) -> dict[str, Any]:
+    config = json.loads(labels["config_json"])
+    loss, mode, env = (str(config.get(key) or "?") for key in ("loss", "mode", "env"))
+    description = (
+        f"All that dppo {labels['dppo_version']} lived through or a part of it while it trained {env}"
+        f" (seed {config.get('seed')}), by policies that learn meanwhile: versions {count.first_version} to"
+        f" {count.last_version}; run {labels['run_id']}. Its settings: {labels['config_json']}"
+    )
+    metadata: dict[str, Any] = {"description": description, "algorithm_name": f"{loss.upper()}, {mode} (dppo)"}
+    return metadata | ({"author": {author}} if author else {})
+
+
+# -- Minari's folders --------------------
+
+
+def _minari_root() -> Path:
+    path = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(path) if path is not None else Path.home() / ".minari" / "datasets"
+
+
+def _check_free(root: Path, dataset_id: str) -> None:
+    if not _ID.fullmatch(dataset_id):
+        raise UsageError(f"--dataset-id {dataset_id} must have the form namespace/name-v0; letters, digits, _ and -")
+    for parent in _namespaces(root, dataset_id):
+        if (parent / "data").exists():
+            raise UsageError(f"--dataset-id {dataset_id} would lie inside the dataset {parent}: choose another")
+    if (root / dataset_id).exists():
+        name, _, version = dataset_id.rpartition("-v")
+        free = next(n for n in range(int(version) + 1, 2**31) if not (root / f"{name}-v{n}").exists())
+        raise UsageError(
+            f"the dataset {dataset_id} exists already in {root}, and nothing is overwritten: --dataset-id"
+            f" {name}-v{free} is free"
+        )
+
+
+def _namespaces(root: Path, dataset_id: str) -> list[Path]:
+    """Folders between `root` and the dataset's."""
+    return [root / parent for parent in Path(dataset_id).parents if parent != Path(".")]
+
+
+def _name_namespaces(root: Path, dataset_id: str) -> None:
+    """What `minari.namespace.create_namespace` writes, under this root."""
+    for folder in _namespaces(root, dataset_id):
+        if not (folder / _NAMESPACE_FILE).exists():
+            (folder / _NAMESPACE_FILE).write_text("{}")
