@@ -249,6 +249,8 @@ class TrajectoryWriter:
         max_bytes: float | None = None,
         required: bool = False,
     ) -> None:
+        import h5py  # noqa: F401  before training: it takes 0.2 s
+
         self._labels, self._seed_of, self._has_raw_actions = labels, seed_of, has_raw_actions
         self._segment_bytes, self._every, self._required = segment_bytes, every, required
         self._filter = compression_filter(compression)
