@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "dppo-trajectories", 1
 USER_BLOCK = 512
-CHUNK_ROWS, CHUNK_ROWS_IMAGE = 1024, 64
+CHUNK_ROWS, CHUNK_ROWS_IMAGE, SMALL_BYTES = 1024, 64, 4096
 _SEGMENT = re.compile(r"seg_(\d{6,})\.h5")
 _RANK = re.compile(r"rank_(\d{5,})")
 _MB = 2**20
@@ -124,14 +124,17 @@ def compression_filter(name: str) -> dict[str, Any]:
 
 
 def write_dataset(file: h5py.File, path: str, data: np.ndarray, how: dict[str, Any]) -> None:
-    """Of a group of the format: chunked by rows and environments."""
+    """Of a group of the format: chunked by rows and environments; a small one as it is, for a chunk needs an index of
+    several kilobytes.
+    """
+    if data.nbytes <= SMALL_BYTES:
+        file.create_dataset(path, data=data)
+        return
     rows = CHUNK_ROWS_IMAGE if data.ndim >= 5 else CHUNK_ROWS
     chunks = (min(rows, max(1, len(data))), *(1,) * (data.ndim > 1), *data.shape[2:])
     if path.startswith("final/"):
         chunks = (min(rows, max(1, len(data))), *data.shape[1:])
-    if 0 in chunks:
-        chunks, how = None, {}  # type: ignore[assignment]
-    file.create_dataset(path, data=data, chunks=chunks, maxshape=(None, *data.shape[1:]) if chunks else None, **how)
+    file.create_dataset(path, data=data, chunks=chunks, maxshape=(None, *data.shape[1:]), **how)
 
 
 def seal_image(image: bytes) -> tuple[bytes, bytes]:
