@@ -51,7 +51,8 @@ def to_minari(
 
     labels = labels_of(trajectories)
     dataset_id = dataset_id or default_dataset_id(labels)
-    root = Path(root) if root is not None else _minari_root()
+    # absolute: Minari cannot measure a dataset by a relative path
+    root = (_minari_root() if root is None else Path(root)).absolute()
     folder = root / dataset_id
     _check_free(root, dataset_id)
     # Minari does not list hidden folders
@@ -156,14 +157,15 @@ def _origin(episode: Episode, offset: int) -> dict[str, Any]:
 
 def _description(labels: dict[str, str], count: _Count, author: str | None) -> dict[str, Any]:
     config = json.loads(labels["config_json"])
-    loss, mode, env = (str(config.get(key) or "?") for key in ("loss", "mode", "env"))
+    config.pop("run_dir", None)  # datasets are for others: no paths of this machine
+    loss, mode, env, seed = (config.get(key) for key in ("loss", "mode", "env", "seed"))
     description = (
-        f"All that dppo {labels['dppo_version']} lived through or a part of it while it trained {env}"
-        f" (seed {config.get('seed')}), by policies that learn meanwhile: versions {count.first_version} to"
-        f" {count.last_version}; run {labels['run_id']}. Its settings: {labels['config_json']}"
+        f"Recorded by dppo {labels['dppo_version']} while it trained a policy in {env} ({loss}, {mode}, seed {seed});"
+        f" the policy learns meanwhile, versions {count.first_version} to {count.last_version}."
+        f" Run {labels['run_id']}."
     )
-    metadata: dict[str, Any] = {"description": description, "algorithm_name": f"{loss.upper()}, {mode} (dppo)"}
-    return metadata | ({"author": {author}} if author else {})
+    metadata = {"description": description, "algorithm_name": f"{str(loss).upper()}, {mode} (dppo)"}
+    return metadata | {"dppo_config": config} | ({"author": {author}} if author else {})
 
 
 # -- Minari's folders --------------------

@@ -145,7 +145,8 @@ def test_a_minari_dataset_passes_minaris_own_checks(dumps: dict[str, Path], env:
     metadata = dataset.storage.metadata
     assert metadata["author"] == {"somebody"}
     assert metadata["algorithm_name"] == "PPO, sync (dppo)"
-    assert env in metadata["description"]
+    assert f"in {env} (ppo, sync, seed 0)" in metadata["description"]
+    assert metadata["dppo_config"]["num_envs"] == 2 and "run_dir" not in metadata["dppo_config"]
     assert len(minari.split_dataset(dataset, [2, 1], seed=0)[0]) == 2
     best = dataset.filter_episodes(lambda e: float(np.sum(e.rewards)) > float(np.sum(dataset[0].rewards)))
     assert len(best) < len(dataset)
@@ -165,7 +166,8 @@ def test_minari_seeds_only_what_begins(tmp_path: Path) -> None:
 
 
 def test_minari_goes_where_it_is_told(dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    command(dumps["CartPole-v1"], "--to", "minari", "-o", tmp_path / "elsewhere", "--complete-only")
+    monkeypatch.chdir(tmp_path)
+    command(dumps["CartPole-v1"], "--to", "minari", "-o", "elsewhere", "--complete-only")
     monkeypatch.setenv("MINARI_DATASETS_PATH", str(tmp_path / "elsewhere"))
     dataset = minari.load_dataset("dppo/CartPole-v1-v0")
     assert len(dataset) == len(held(dumps["CartPole-v1"], complete_only=True))
