@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import time
 from typing import Any
 
@@ -102,6 +103,15 @@ class Uneven(Numbers):
         return super().step(action)
 
 
-_CLASSES: tuple[Any, ...] = (DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven)
+class FullDisk(Numbers):
+    """From step 300 on this process cannot write more than 10 kB into a file."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.steps == 300:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, resource.RLIM_INFINITY))
+        return super().step(action)
+
+
+_CLASSES: tuple[Any, ...] = (DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, FullDisk)
 for _class in _CLASSES:
     gymnasium.register(id=f"odd/{_class.__name__}-v0", entry_point=_class, max_episode_steps=30)
