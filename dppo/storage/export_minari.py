@@ -11,15 +11,17 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
 from dppo.commandline import UsageError
 from dppo.storage.dataset import Episode, Trajectories
 from dppo.storage.exported import Exported, labels_of, missing_package, nothing_to_export, transitions_of, with_offsets
 from dppo.storage.files import fsync_folder
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
 
 _NAMESPACE_FILE = "namespace_metadata.json"
 _ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
@@ -99,6 +101,8 @@ def default_dataset_id(labels: dict[str, str]) -> str:
 
 def _env_spec(text: str) -> EnvSpec | None:
     """What `recover_environment` makes the environment from; None where the dump has its id only."""
+    from gymnasium.envs.registration import EnvSpec
+
     return None if set(json.loads(text)) == {"id"} else EnvSpec.from_json(text)
 
 
