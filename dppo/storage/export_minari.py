@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.commandline import UsageError
-from dppo.storage.dataset import Episode, Trajectories
+from dppo.storage.dataset import Trajectories
 from dppo.storage.exported import Exported, labels_of, missing_package, nothing_to_export, transitions_of, with_offsets
 from dppo.storage.files import fsync_folder
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
+_ORIGIN = ("rank", "env", "id", "first_row", "offset", "return", "complete")
 _NAMESPACE_FILE = "namespace_metadata.json"
 _ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
 
@@ -76,7 +77,7 @@ def to_minari(
         storage.update_episodes(_buffers(trajectories, count))
         if not count.episodes:
             raise nothing_to_export()
-        storage.update_episode_metadata(count.metadata)
+        storage.update_episode_metadata(_origins(trajectories))
         storage.update_metadata(
             {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, count, author)}
         )
@@ -115,7 +116,6 @@ class _Count:
     def __init__(self) -> None:
         self.episodes = self.steps = self.dropped = 0
         self.first_version, self.last_version = 2**63 - 1, 0
-        self.metadata: list[dict[str, Any]] = []
 
 
 def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
@@ -134,14 +134,13 @@ def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
         count.episodes += 1
         count.first_version = min(count.first_version, int(episode.policy_version[0]))
         count.last_version = max(count.last_version, int(episode.policy_version[-1]))
-        count.metadata.append(_origin(episode, offset))
         yield EpisodeBuffer(
             seed=episode.seed if offset == 0 else None,  # it leads to the first observation, or it misleads
-            observations=episode.observations,  # type: ignore[arg-type] # arrays do as well as lists
-            actions=episode.actions[:length],  # type: ignore[arg-type]
-            rewards=episode.rewards[:length],  # type: ignore[arg-type]
-            terminations=episode.terminations[:length],  # type: ignore[arg-type]
-            truncations=truncations,  # type: ignore[arg-type]
+            observations=episode.observations,
+            actions=episode.actions[:length],
+            rewards=episode.rewards[:length],
+            terminations=episode.terminations[:length],
+            truncations=truncations,
             infos={
                 "log_probs": np.append(episode.log_probs[:length], np.float32(np.nan)),
                 "values": np.append(episode.values[:length], np.float32(np.nan)),
@@ -150,13 +149,12 @@ def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
         )
 
 
-def _origin(episode: Episode, offset: int) -> dict[str, Any]:
-    """Attributes of an episode's group; Minari reads them back as one dict under `dppo`."""
-    names = ("rank", "env", "id", "first_row", "complete")
-    return {f"dppo/{name}": getattr(episode, name) for name in names} | {
-        "dppo/offset": offset,
-        "dppo/return": episode.episode_return,
-    }
+def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
+    """Attributes of the group of each episode that has a transition; Minari reads them back as a dict under `dppo`."""
+    table = trajectories.table()
+    transitions = table["length"] - ~(table["terminated"] | table["truncated"])
+    for i in np.flatnonzero(transitions).tolist():
+        yield {f"dppo/{name}": table[name][i] for name in _ORIGIN}
 
 
 def _description(labels: dict[str, str], count: _Count, author: str | None) -> dict[str, Any]:
@@ -181,7 +179,7 @@ def _minari_root() -> Path:
 
 
 def _check_free(root: Path, dataset_id: str) -> None:
-    if not _ID.fullmatch(dataset_id):
+    if not _ID.fullmatch(dataset_id) or "//" in dataset_id:
         raise UsageError(f"--dataset-id {dataset_id} must have the form namespace/name-v0; letters, digits, _ and -")
     for parent in _namespaces(root, dataset_id):
         if (parent / "data").exists():

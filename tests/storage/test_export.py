@@ -33,7 +33,7 @@ NUM_ROLLOUTS = {"CartPole-v1": 8, "Pendulum-v1": 30}
 each_env = pytest.mark.parametrize("env", ENVS)
 
 
-def make_dump(run_dir: Path, env: str, *, every: int = 1, ranks: int = 2) -> Path:
+def make_dump(run_dir: Path, env: str, *, every: int = 1, ranks: int = 2, horizon: int = 16) -> Path:
     """What workers without a server write, in several segments; the policies do not learn."""
     for rank in range(ranks):
         place = make_workplace(env=env, worker=rank)
@@ -47,8 +47,8 @@ def make_dump(run_dir: Path, env: str, *, every: int = 1, ranks: int = 2) -> Pat
         writer = TrajectoryWriter(
             labels, place.collector._seeds.of, has_raw_actions=is_box, segment_bytes=4000, every=every
         )
-        for _ in range(NUM_ROLLOUTS[env]):
-            rollout, _ = place.rollout()
+        for _ in range(NUM_ROLLOUTS[env] * 16 // horizon):
+            rollout, _ = place.rollout(horizon)
             writer.add(rollout)
             place.state.version += 1
         writer.finish(None)
@@ -165,6 +165,23 @@ def test_minari_seeds_only_what_begins(tmp_path: Path) -> None:
     assert sum("seed" in d for d in details) == offsets.count(0) > 0
 
 
+def test_minari_has_no_place_for_a_single_step_that_leads_nowhere(
+    tmp_path: Path,
+) -> None:
+    """With rollouts of one row, of which every second is missing, nearly all episodes are such."""
+    dump = make_dump(tmp_path / "single", "CartPole-v1", every=2, ranks=1, horizon=1)
+    trajectories = open_trajectories(dump)
+    ended = [e for e in trajectories if not unfinished(e)]
+    done = export.to_minari(trajectories, "single-v0")
+    assert 0 < done.episodes == done.steps == len(ended) == len(trajectories) - done.dropped_steps
+    dataset = minari.load_dataset("single-v0")
+    for mine, theirs, detail in zip(
+        ended, dataset, dataset.storage.get_episode_metadata(range(len(ended))), strict=True
+    ):
+        np.testing.assert_array_equal(theirs.observations, mine.observations)
+        assert detail["dppo"]["env"] == mine.env and detail["dppo"]["first_row"] == mine.first_row
+
+
 def test_minari_goes_where_it_is_told(dumps: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     command(dumps["CartPole-v1"], "--to", "minari", "-o", "elsewhere", "--complete-only")
@@ -182,7 +199,7 @@ def test_minari_overwrites_nothing_and_says_what_is_free(dumps: dict[str, Path],
         command(*argv)
     with pytest.raises(UsageError, match="inside the dataset"):
         command(*argv, "--dataset-id", "dppo/CartPole-v1-v0/data-v0")
-    for wrong in ("no-version", "../up-v0", "/root-v0", "a//b-v", "a/../../b-v0"):
+    for wrong in ("no-version", "../up-v0", "/root-v0", "a//b-v", "a/../../b-v0", "aa//b-v0"):
         with pytest.raises(UsageError, match="must have the form"):
             command(*argv, "--dataset-id", wrong)
     assert content == {p: p.read_bytes() for p in minari_root.rglob("*") if p.is_file()}
