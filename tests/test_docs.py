@@ -5,6 +5,7 @@ Uses the fixture `launch`; reads README.md, CHANGELOG.md, CONTRIBUTING.md and do
 
 from __future__ import annotations
 
+import argparse
 import ast
 import json
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from dppo.commandline import flag_names
 from dppo.evaluate import _parser as evaluate_parser
+from dppo.trajectories import _parser as trajectories_parser
 from tests.launch import Launcher
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +81,15 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
 @each_document
 def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
-    known = {*flag_names(), "help", *evaluate, *(flag for flags in FLAGS_OF_OTHERS.values() for flag in flags)}
+    (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
+    trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
+    known = {
+        *flag_names(),
+        "help",
+        *evaluate,
+        *trajectories,
+        *(flag for flags in FLAGS_OF_OTHERS.values() for flag in flags),
+    }
     text = document.read_text()
     named = re.findall(r"(?<![\w-])--([a-z][a-z0-9.-]*[a-z0-9])", text)
     # --log.* and the like name a whole section
