@@ -171,7 +171,7 @@ class Journal:
         """Ranks were lost or replaced."""
         self.workers = list(workers)
         if self.dumps is not None and not self.ended:  # some that a checkpoint waits for may have died
-            self.dumps.give_up()
+            self.dumps.regrouped(self.workers)
             self._next_checkpoint = min(self._next_checkpoint, self._state.env_steps + 1)
         self._boundary.summary.world_size = self.summary.world_size = world_size
         self._boundary.journal["losses"] = asdict(self.losses)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from dppo.storage.trajectory import Sealed, end_row, rank_folder
+from dppo.storage.trajectory import Sealed, end_row, next_segments, rank_folder
 
 B = TypeVar("B")
 PATIENCE_S = 60.0
@@ -74,6 +74,13 @@ class Dumps(Generic[B]):
         """Nothing is waited for."""
         self._boundary = None
         self._limits, self._orders, self._missing = {}, {}, set()
+
+    def regrouped(self, workers: Iterable[int]) -> None:
+        """Only these are left: nothing is waited for, and what the others have sealed by themselves counts."""
+        self.give_up()
+        left = {worker + self._first_rank for worker in workers}
+        visible = next_segments(self._run_dir)
+        self.next_segments |= {rank: number for rank, number in visible.items() if rank not in left}
 
     def close(self, answers: Iterable[Sealed]) -> None:
         """The run ends; all have sealed what belongs to its last boundary."""

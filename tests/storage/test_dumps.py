@@ -9,7 +9,7 @@ import pytest
 
 from dppo.storage import dumps as module
 from dppo.storage.dumps import Dumps
-from dppo.storage.trajectory import Sealed
+from dppo.storage.trajectory import Sealed, rank_folder, segment_path
 
 
 @pytest.fixture
@@ -57,6 +57,17 @@ def test_a_worker_that_never_answers_is_not_waited_for_for_ever(
     now = time.monotonic()
     monkeypatch.setattr(module.time, "monotonic", lambda: now + module.PATIENCE_S + 1)
     assert not dumps.is_waiting
+
+
+def test_what_the_dead_have_sealed_counts(dumps: Dumps[str], tmp_path: Path) -> None:
+    for rank in (1, 3):
+        rank_folder(tmp_path, rank).mkdir(parents=True)
+        for number in range(6):
+            segment_path(rank_folder(tmp_path, rank), number).touch()
+    dumps.ask("boundary", {0: 16, 2: 24})
+    dumps.regrouped([0])
+    assert not dumps.is_waiting
+    assert dumps.next_segments == {2: 5, 3: 6}, "worker 0 will say itself"
 
 
 def test_at_the_end_all_is_known(dumps: Dumps[str]) -> None:
