@@ -7,6 +7,7 @@ only read. A file that was cut off is read as if zeros followed, and what lies i
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import numpy as np
 from dppo.commandline import UsageError
 from dppo.storage.catalogue import load_filters
 from dppo.storage.files import fsync_folder
+from dppo.storage.segment_rules import expected_datasets
 from dppo.storage.trajectory import FORMAT, checksum_problem, compression_filter, write_dataset
 
 if TYPE_CHECKING:
@@ -146,7 +148,8 @@ def _open(path: Path, salvage: Salvage) -> tuple[_Padded | None, h5py.File]:
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _is_segment(file: h5py.File) -> bool:
@@ -164,27 +167,28 @@ def _intact_rows(dataset: h5py.Dataset, end: int, *, all_written: bool = False) 
     length = int(dataset.shape[0])
     if dataset.chunks is None:
         offset, size = dataset.id.get_offset(), dataset.id.get_storage_size()
-        if offset is None or offset + size <= end:
+        if offset is None:  # within the header, or nowhere
+            import h5py
+
+            nowhere = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS and dataset.size
+            return (0, "it was never written") if nowhere and all_written else (length, None)
+        if offset + size <= end:
             return length, None
         row = max(1, size // max(1, length))
         return max(0, min(length, (end - offset) // row)), "the rest lies behind the file's end"
-    rows, reason = length, None
-    found = dataset.id.get_num_chunks()
-    first_rows: set[tuple[int, ...]] = set()
-    for i in range(found):
-        chunk = dataset.id.get_chunk_info(i)
-        first_rows.add(tuple(chunk.chunk_offset))
-        if (chunk.byte_offset is None or chunk.byte_offset + chunk.size > end) and chunk.chunk_offset[0] < rows:
-            rows, reason = int(chunk.chunk_offset[0]), "the rest lies behind the file's end"
-    if all_written:
-        counts = [-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)]
-        for where in np.ndindex(*counts):
-            offset = tuple(int(i * c) for i, c in zip(where, dataset.chunks, strict=True))
-            if offset[0] >= rows:
-                break
-            if offset not in first_rows:
-                return offset[0], "the rest was never written"
-    return rows, reason
+    counts = [range(0, n, c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+    for row in range(0, length, dataset.chunks[0]):
+        for rest in itertools.product(*counts):  # one by one: their index may be damaged further on
+            try:
+                chunk = dataset.id.get_chunk_info_by_coord((row, *rest))
+            except _SURPRISES as error:
+                return row, _said(error)
+            if chunk.byte_offset is None:
+                if all_written:
+                    return row, "the rest was never written"
+            elif chunk.byte_offset + chunk.size > end:
+                return row, "the rest lies behind the file's end"
+    return length, None
 
 
 def _blocks(dataset: h5py.Dataset, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
@@ -229,7 +233,7 @@ def _copy_group(source: h5py.Group, target: h5py.Group, end: int, salvage: Salva
                 salvage.lost.append(f"{path}: a link to elsewhere is not followed")
                 continue
             item = source[name]
-            address = h5py.h5o.get_info(item.id).addr
+            address = h5py.h5g.get_objinfo(source.id, name.encode()).objno if isinstance(item, h5py.Group) else path
         except _SURPRISES as error:
             salvage.lost.append(f"{path}: {_said(error)}")
             continue
@@ -322,9 +326,8 @@ def _copy_segment(source: h5py.File, target: h5py.File, end: int, salvage: Salva
     for group, data in groups.items():
         try:
             names = list(source[group])
-        except _SURPRISES as error:
-            salvage.lost.append(f"/{group}: {_said(error)}")
-            continue
+        except _SURPRISES:  # some may be found by their names all the same
+            names = [path.removeprefix(f"{group}/") for path in expected_datasets() if path.startswith(f"{group}/")]
         for name in names:
             try:
                 load_filters(source[group][name])

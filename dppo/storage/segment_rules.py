@@ -174,13 +174,18 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
                 findings.add(name, None, f"is no JSON: {error}")
 
 
+def expected_datasets() -> dict[str, tuple[np.dtype[Any] | None, int | None]]:
+    """{path: (type, number of axes)} of all groups; None: any type, at least two axes."""
+    steps = {f"steps/{name}": how for name, how in _STEPS.items()} | {"steps/actions_raw": (_F, None)}
+    final = {f"final/{name}": how for name, how in _FINAL.items()}
+    return steps | final | {f"episodes/{name}": (dtype, 1) for name, dtype in _EPISODES.items()}
+
+
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
     """All datasets that can be read and are of the type that they should be."""
-    expected: dict[str, tuple[np.dtype[Any] | None, int | None]] = {f"steps/{n}": how for n, how in _STEPS.items()}
-    if "steps/actions_raw" in file:
-        expected["steps/actions_raw"] = _F, None
-    expected |= {f"final/{name}": how for name, how in _FINAL.items()}
-    expected |= {f"episodes/{name}": (dtype, 1) for name, dtype in _EPISODES.items()}
+    expected = expected_datasets()
+    if "steps/actions_raw" not in file:
+        del expected["steps/actions_raw"]
     data: dict[str, np.ndarray] = {}
     for name, (dtype, ndim) in expected.items():
         try:

@@ -1,0 +1,339 @@
+"""python -m dppo.trajectories: what it says, draws, indexes and saves, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from dppo.storage.dataset import open_trajectories
+from dppo.storage.plots import policy_lag
+from dppo.storage.trajectory import USER_BLOCK
+from dppo.storage.validation import validate
+from dppo.trajectories import main
+from tests.dumps import FakeWorker, write_dump
+
+SEGMENT = "trajectories/rank_00001/seg_000001.h5"
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What stderr says, which is one line; stdout is empty."""
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("dppo: ")
+    return err
+
+
+# -- info and validate --------------------
+
+
+def test_info_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_dump(tmp_path, ranks=[2])
+    FakeWorker(tmp_path, first_env=2).go(4).finish()
+    FakeWorker(tmp_path, first_env=2, row=6, attempt=2).go(5).finish()
+    orphans = tmp_path / "trajectories/orphaned/attempt_00002/rank_00001"
+    orphans.mkdir(parents=True)
+    (orphans / "seg_000001.h5").write_bytes(b"")
+    assert main(["info", str(tmp_path), "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    # rank 1: ids 0 of both, 1 (cut), then 2, 3 (begun) of env 2 and the rest of 1 and 2 (begun) of env 3
+    assert out["episodes"] == {"ended": 5 + 3, "complete": 5 + 2, "unfinished": 2 + 4}
+    assert out["steps"] == 22 + 18
+    assert out["returns"] == {"min": 6.0, "q25": 6.0, "median": 6.0, "q75": 15.0, "max": 15.0}
+    assert {r: (n["segments"], n["rows"], n["steps"], n["missing_rows"]) for r, n in out["ranks"].items()} == {
+        "1": (2, 9, 18, 2), "2": (2, 11, 22, 0),
+    }  # fmt: skip
+    assert out["ranks"]["2"]["bytes"] == sum(p.stat().st_size for p in tmp_path.glob("trajectories/rank_00002/*.h5"))
+    assert (out["attempts"], out["orphaned"]) == ([1, 2], 1)
+    assert main(["info", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert "8 episodes that ended (7 complete), 6 unfinished; 40 steps" in " ".join(text.split())
+    assert "written in attempt(s) 1, 2; 1 orphaned segment(s)" in text
+
+
+def test_validate_of_a_sound_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(write_dump(tmp_path))]) == 0
+    assert capsys.readouterr().out.endswith("the trajectories are sound\n")
+    assert main(["validate", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_validate_of_a_damaged_dump(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_dump(tmp_path) / SEGMENT
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert main(["validate", str(tmp_path)]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"{SEGMENT}: its bytes do not match its checksum",
+        *(str(v) for v in validate(tmp_path)[1:]),
+        f"{len(validate(tmp_path))} violation(s)",
+    ]
+    assert main(["validate", str(tmp_path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "file": SEGMENT, "dataset": None, "row": None, "what": "its bytes do not match its checksum",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("command", ["info", "validate", "index", "plot"])
+def test_a_run_without_trajectories_is_wrong_use(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["-o", str(tmp_path / "x.png")] if command == "plot" else []
+    assert main([command, str(tmp_path), *more]) == 2
+    assert "has no trajectories" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_info_of_a_damaged_dump_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.truncate(write_dump(tmp_path) / SEGMENT, 1000)
+    assert main(["info", str(tmp_path)]) == 2
+    assert "`python -m dppo.trajectories validate RUN`" in one_line(capsys)
+
+
+def test_it_is_a_command(tmp_path: Path) -> None:
+    write_dump(tmp_path)
+    command = [sys.executable, "-m", "dppo.trajectories"]
+    done = subprocess.run([*command, "validate", str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run([*command, "frobnicate"], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+
+
+# -- plot --------------------
+
+
+def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "out.png"
+    assert main(["plot", str(write_dump(tmp_path)), "-o", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert main(["plot", str(tmp_path), "-o", str(tmp_path / "out.nothing")]) == 2
+    assert "out.nothing cannot be written" in capsys.readouterr().err
+
+
+def test_plot_without_matplotlib_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["plot", str(write_dump(tmp_path)), "-o", str(tmp_path / "x.png")]) == 2
+    assert "pip install 'dppo[analysis]'" in one_line(capsys)
+
+
+def test_policy_lag_is_behind_the_newest_of_all_ranks(tmp_path: Path) -> None:
+    """Version 3 acts in rank 2 from row 2 on, in rank 1 from row 4 on."""
+    FakeWorker(tmp_path).go(4, 1).seal().go(2, 3).finish()
+    FakeWorker(tmp_path, rank=2, first_env=2).go(2, 0).go(4, 3).finish()
+    lag = policy_lag(open_trajectories(tmp_path).catalogue)
+    assert lag[1][1].tolist() == [0, 0, 2, 2, 0, 0]
+    assert lag[2][1].tolist() == [1, 1, 0, 0, 0, 0]
+
+
+# -- index --------------------
+
+
+def test_the_index_shows_all_segments_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_dump(tmp_path / "run")
+    assert main(["index", str(run)]) == 0
+    assert capsys.readouterr().out == f"{run}/trajectories/index.h5\n"
+    os.rename(run, tmp_path / "moved")  # sources are relative
+    segments = list(open_trajectories(tmp_path / "moved", ranks=[2]).segments())
+    with h5py.File(tmp_path / "moved/trajectories/index.h5") as file:
+        assert set(file) == {"rank_00001", "rank_00002"}
+        for name, data in file["rank_00002/steps"].items():
+            assert data.is_virtual
+            np.testing.assert_array_equal(data, np.concatenate([s[name] for s in segments]))
+    assert main(["index", str(tmp_path / "moved"), "--check"]) == 0
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_missing_source_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["index", str(write_dump(tmp_path))])
+    (tmp_path / SEGMENT).unlink()
+    capsys.readouterr()
+    assert main(["index", str(tmp_path), "--check"]) == 1
+    assert one_line(capsys) == "dppo: rank_00001/seg_000001.h5 is missing: its rows read as fill values\n"
+    with h5py.File(tmp_path / "trajectories/index.h5") as file:
+        assert file["rank_00001/steps/row"][4:].tolist() == [0] * 7  # which is why
+
+
+def test_a_stale_index_is_told_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["index", str(write_dump(tmp_path))])
+    FakeWorker(tmp_path, row=11).go(2).finish()
+    FakeWorker(tmp_path / "other").go(4).seal().go(3).finish()
+    os.replace(tmp_path / "other" / SEGMENT, tmp_path / SEGMENT)
+    capsys.readouterr()
+    assert main(["index", str(tmp_path), "--check"]) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "rank_00001/seg_000001.h5 has another shape than the index says" in first
+    assert "rank_00001/seg_000002.h5 is not in the index: write it anew" in second
+    assert main(["index", str(tmp_path)]) == 0
+    assert main(["index", str(tmp_path), "--check"]) == 0
+
+
+def test_an_index_over_a_gap_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (write_dump(tmp_path) / "trajectories/rank_00001/seg_000000.h5").unlink()
+    assert main(["index", str(tmp_path)]) == 0
+    assert "rank_00001/seg_000000.h5 is missing" in capsys.readouterr().err
+    with h5py.File(tmp_path / "trajectories/index.h5") as file:
+        assert file["rank_00001/steps/row"][:].tolist() == list(range(4, 11))
+
+
+def test_no_index_to_check_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["index", str(write_dump(tmp_path)), "--check"]) == 2
+    assert "index.h5 is not there: write it with" in one_line(capsys)
+
+
+def test_no_index_of_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.truncate(write_dump(tmp_path) / SEGMENT, 1000)
+    assert main(["index", str(tmp_path)]) == 2
+    assert "seg_000001.h5 cannot be read" in one_line(capsys)
+    assert not list((tmp_path / "trajectories").glob("index*"))
+
+
+# -- recover --------------------
+
+
+def long_dump(run_dir: Path) -> Path:
+    """One segment of 2500 rows: three chunks per environment."""
+    worker = FakeWorker(run_dir, [700, 900])
+    worker.go(2500).finish()
+    return worker.path(0)
+
+
+def spoil(path: Path, name: str, chunk: int) -> None:
+    """Flips a byte within a compressed chunk."""
+    with h5py.File(path, "r") as file:
+        where = file[name].id.get_chunk_info(chunk).byte_offset
+    data = bytearray(path.read_bytes())
+    data[where + 20] ^= 0xFF
+    path.write_bytes(data)
+
+
+def test_recover_of_a_whole_segment_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = long_dump(tmp_path)
+    assert main(["recover", str(path), "-o", str(tmp_path / "new.h5")]) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/new.h5: 27 dataset(s) saved; nothing was lost\n"
+    with h5py.File(path) as old, h5py.File(tmp_path / "new.h5") as new:
+        assert not new.attrs["complete"] and old.attrs["complete"]
+        for group in ("steps", "final", "episodes"):
+            for name in old[group]:
+                np.testing.assert_array_equal(old[group][name], new[group][name])
+
+
+def test_recover_keeps_the_rows_that_all_can_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Chunks of 1024 rows by environment: the second of env 1's rewards is broken. Episodes of 700 and 900 steps."""
+    path = long_dump(tmp_path)
+    with h5py.File(path) as file:
+        starts = [file["steps/rewards"].id.get_chunk_info(i).chunk_offset for i in range(6)]
+    spoil(path, "steps/rewards", starts.index((1024, 1)))
+    assert main(["recover", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "lost: /steps/rewards: rows 1024 to 2499 cannot be read" in out
+    assert "lost: steps: 1024 of 2500 rows are kept" in out
+    with h5py.File(f"{path}.recovered.h5") as new:
+        assert {len(data) for data in new["steps"].values()} == {1024}
+        assert new["final/row"][:].tolist() == [699, 899]
+        table = {name: data[:].tolist() for name, data in new["episodes"].items()}
+        assert table["length"] == [700, 324, 900, 124]
+        assert table["complete"] == [True, False, True, False] and table["truncated"] == [False] * 4
+        assert table["return"][1] == 324 * 325 / 2 and table["return"][3] == 124 * 125 / 2
+
+
+def test_recovered_segments_can_be_read(tmp_path: Path) -> None:
+    path = long_dump(tmp_path)
+    spoil(path, "steps/values", 2)
+    main(["recover", str(path)])
+    os.replace(f"{path}.recovered.h5", path)
+    episodes = list(open_trajectories(tmp_path, complete_only=True))
+    assert [(e.env, e.length) for e in episodes] == [(0, 700), (1, 900)]
+    assert {v.what for v in validate(tmp_path)} == {
+        "its user block is not that of a segment",
+        "its attribute complete is false: it was recovered from a damaged file",
+    }  # fmt: skip
+
+
+def test_recover_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = long_dump(tmp_path)
+    out = tmp_path / "mine.h5"
+    out.write_bytes(b"mine")
+    assert main(["recover", str(path), "-o", str(out)]) == 2
+    assert "exists already, and nothing is overwritten" in one_line(capsys)
+    assert out.read_bytes() == b"mine"
+
+
+def foreign(path: Path) -> None:
+    """A file of another program: uncompressed, so that what is where can be told."""
+    with h5py.File(path, "w") as file:
+        file.attrs["made_by"] = "another"
+        file["group/whole"] = np.arange(5)
+        file["text"] = "words"
+        file["soft"] = h5py.SoftLink("/group/whole")
+        file.create_dataset("chunked", data=np.arange(100_000), chunks=(1000,))
+        file.create_dataset("plain", data=np.arange(50_000))
+
+
+def test_recover_of_a_foreign_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "foreign.h5"
+    foreign(path)
+    assert main(["recover", str(path)]) == 0
+    assert capsys.readouterr().out.splitlines()[0] == "lost: /soft: a link to elsewhere is not followed"
+    with h5py.File(f"{path}.recovered.h5") as new:
+        assert new["group/whole"][:].tolist() == [0, 1, 2, 3, 4] and new["text"].asstr()[()] == "words"
+        assert new["plain"].shape == (50_000,) and new["chunked"][-1] == 99_999
+        assert new.attrs["made_by"] == "another" and not new.attrs["complete"]
+
+
+@pytest.mark.parametrize("kept", [0.999, 0.8, 0.5, 0.3])
+def test_recover_of_a_file_that_was_cut_off(tmp_path: Path, kept: float, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is saved is what was written: never the zeros that stand for what is missing."""
+    path = tmp_path / "foreign.h5"
+    foreign(path)
+    os.truncate(path, int(path.stat().st_size * kept))
+    assert main(["recover", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "lost: the file: the last" in out
+    with h5py.File(f"{path}.recovered.h5") as new:
+        for name, size in (("chunked", 100_000), ("plain", 50_000)):
+            if name in new:
+                np.testing.assert_array_equal(new[name], np.arange(len(new[name])))
+            assert name in new or f"lost: /{name}" in out  # with 0.3 the index of the chunks is gone
+            assert name not in new or len(new[name]) == size or f"lost: /{name}: rows {len(new[name])} to" in out
+        assert new["group/whole"][:].tolist() == [0, 1, 2, 3, 4]
+        assert kept < 0.5 or len(new["chunked"]) > 10_000
+
+
+def test_recover_of_a_segment_that_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = long_dump(tmp_path)
+    os.truncate(path, path.stat().st_size * 9 // 10)
+    assert main(["recover", str(path)]) == 0
+    assert "lost: /steps/" in capsys.readouterr().out
+    worker = FakeWorker(tmp_path / "again", [700, 900])
+    with h5py.File(f"{path}.recovered.h5") as new:
+        got = new["steps/observations"][:]
+        assert len(got) == 2500
+        np.testing.assert_array_equal(got, worker._rollout(2500, 0).observations[: len(got)])
+
+
+@pytest.mark.parametrize("content", [b"", b"no HDF5 at all", b"\x89HDF\r\n\x1a\n"], ids=["empty", "text", "signature"])
+def test_what_is_no_hdf5_is_one_line(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "x.h5"
+    path.write_bytes(content)
+    assert main(["recover", str(path)]) == 1
+    assert "cannot be opened as HDF5, nothing can be saved" in one_line(capsys)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_segment_of_which_only_the_head_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = long_dump(tmp_path)
+    os.truncate(path, USER_BLOCK + 200)
+    assert main(["recover", str(path)]) == 1
+    one_line(capsys)
+
+
+def test_recover_of_nothing_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recover", str(tmp_path / "nothing.h5")]) == 2
+    assert "nothing.h5 is no file" in one_line(capsys)
