@@ -223,7 +223,7 @@ class TrajectoriesConfig:
     every: int = 1
     """Only every so-manieth rollout."""
     segment_mb: float = 32.0
-    """Raw size at which a segment is sealed, besides those at checkpoints; a worker needs twice that much memory."""
+    """A segment has at most about so much raw data; a worker needs up to twice that in memory."""
     compression: Literal["gzip", "zstd", "none"] = "gzip"
     """gzip can be read everywhere; zstd is smaller and faster with images, and needs hdf5plugin, to read as well."""
     max_gb: float | None = None

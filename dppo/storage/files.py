@@ -18,7 +18,7 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_durably(path: Path, *data: bytes) -> None:
+def write_durably(path: Path, *data: bytes | memoryview) -> None:
     """Writes and syncs; for a file in a folder that becomes visible later."""
     with open(path, "wb") as file:
         for piece in data:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import os
 import re
 from collections import deque
@@ -123,21 +124,34 @@ def compression_filter(name: str) -> dict[str, Any]:
     return {**hdf5plugin.Zstd(clevel=3), "shuffle": True}
 
 
-def write_dataset(file: h5py.File, path: str, data: np.ndarray, how: dict[str, Any]) -> None:
+def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray], how: dict[str, Any]) -> None:
     """Of a group of the format: chunked by rows and environments; a small one as it is, for a chunk needs an index of
     several kilobytes.
+
+    Args:
+      data: or its parts, which are taken out of the list as they are written.
     """
-    if data.nbytes <= SMALL_BYTES:
-        file.create_dataset(path, data=data)
+    data = data if isinstance(data, list) else [data]
+    length, rest = sum(map(len, data)), data[0].shape[1:]
+    if sum(part.nbytes for part in data) <= SMALL_BYTES:
+        file.create_dataset(path, data=np.concatenate(data))
         return
-    rows = CHUNK_ROWS_IMAGE if data.ndim >= 5 else CHUNK_ROWS
-    chunks = (min(rows, max(1, len(data))), *(1,) * (data.ndim > 1), *data.shape[2:])
-    if path.startswith("final/"):
-        chunks = (min(rows, max(1, len(data))), *data.shape[1:])
-    file.create_dataset(path, data=data, chunks=chunks, maxshape=(None, *data.shape[1:]), **how)
+    rows = min(length, CHUNK_ROWS_IMAGE if len(rest) >= 4 else CHUNK_ROWS)
+    each = rest if path.startswith("final/") else (*(1,) * (len(rest) > 0), *rest[1:])
+    maxshape = (None, *rest)
+    dataset = file.create_dataset(path, (length, *rest), data[0].dtype, chunks=(rows, *each), maxshape=maxshape, **how)
+    data.reverse()
+    start, slab = 0, data[0][:0]
+    while data or len(slab):  # slabs of whole chunks, so that none is compressed twice, nor all in memory twice
+        parts = [slab]
+        while data and sum(map(len, parts)) < rows:
+            parts.append(data.pop())
+        joined = np.concatenate(parts)
+        dataset[start : start + rows] = joined[:rows]
+        start, slab = start + rows, joined[rows:]
 
 
-def seal_image(image: bytes) -> tuple[bytes, bytes]:
+def seal_image(image: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
     """(user block with the checksum, the HDF5 image itself): what a segment's file holds."""
     text = f"{FORMAT} {FORMAT_VERSION}\nsha256 {hashlib.sha256(image).hexdigest()}\n"
     return text.encode().ljust(USER_BLOCK, b"\n"), image
@@ -237,6 +251,10 @@ class TrajectoryWriter:
       max_bytes: of this worker's folder; None: any.
     """
 
+    FULL = 0.7
+    """Share of `segment_bytes` at which a segment is sealed: with its image and what HDF5 needs, a worker's memory then
+    grows by twice `segment_bytes` at most.
+    """
     KEPT_OPEN = 2
     """So many of the last rollouts are not sealed for their size: a checkpoint may end before them."""
 
@@ -255,7 +273,7 @@ class TrajectoryWriter:
         import h5py  # noqa: F401  before training: it takes 0.2 s
 
         self._labels, self._seed_of, self._has_raw_actions = labels, seed_of, has_raw_actions
-        self._segment_bytes, self._every, self._required = segment_bytes, every, required
+        self._segment_bytes, self._every, self._required = int(self.FULL * segment_bytes), every, required
         self._filter = compression_filter(compression)
         self._max_bytes = max_bytes
         self._parts: deque[_Part] = deque()
@@ -388,21 +406,20 @@ class TrajectoryWriter:
             self._told = True
             self._answers.append(Sealed(self._labels.rank, None, None, text, failed))
 
-    def _build(self, parts: list[_Part]) -> bytes:
-        """The HDF5 image of a segment. Empties the parts as it goes, so that nothing is in memory three times."""
+    def _build(self, parts: list[_Part]) -> memoryview:
+        """The HDF5 image of a segment. Empties the parts as it goes; nothing is in memory three times, as it would be
+        with HDF5's own driver for memory, whose image can only be copied.
+        """
         import h5py
 
-        file = h5py.File("segment", "w", driver="core", backing_store=False, libver=("earliest", "v110"))
-        with contextlib.closing(file):
+        image = io.BytesIO()
+        with h5py.File(image, "w", libver=("earliest", "v110")) as file:
             self._write_labels(file, parts)
             self._write_episodes(file, parts)
             self._write_finals(file, parts)
             for name in list(parts[0].steps):
-                columns = [part.steps.pop(name) for part in parts]
-                write_dataset(file, f"steps/{name}", np.concatenate(columns), self._filter)
-            file.flush()
-            image: bytes = file.id.get_file_image()
-        return image
+                write_dataset(file, f"steps/{name}", [part.steps.pop(name) for part in parts], self._filter)
+        return image.getbuffer()
 
     def _write_labels(self, file: h5py.File, parts: list[_Part]) -> None:
         labels, first_row = self._labels, parts[0].first_row
@@ -439,14 +456,14 @@ class TrajectoryWriter:
             for n, e in zip(merged["env"], merged["id"], strict=True)
         ]
         for name, values in (merged | {"seed": np.array(seeds, np.int64)}).items():
-            write_dataset(file, f"episodes/{name}", values, self._filter)
+            write_dataset(file, f"episodes/{name}", [values], self._filter)
 
     def _write_finals(self, file: h5py.File, parts: list[_Part]) -> None:
         starts = np.cumsum([0, *(part.end_row - part.first_row for part in parts)])
         rows = np.concatenate([part.final[0] + start for part, start in zip(parts, starts, strict=False)])
-        write_dataset(file, "final/row", rows.astype(np.int64), self._filter)
-        write_dataset(file, "final/env", np.concatenate([p.final[1] for p in parts]).astype(np.int64), self._filter)
-        write_dataset(file, "final/observations", np.concatenate([p.final[2] for p in parts]), self._filter)
+        write_dataset(file, "final/row", [rows.astype(np.int64)], self._filter)
+        write_dataset(file, "final/env", [p.final[1].astype(np.int64) for p in parts], self._filter)
+        write_dataset(file, "final/observations", [p.final[2] for p in parts], self._filter)
 
 
 def _runs(parts: list[_Part]) -> list[list[_Part]]:
@@ -474,19 +491,19 @@ def end_row(folder: Path) -> int:
         return 0
 
 
-def _commit(path: Path, image: bytes) -> int:
+def _commit(path: Path, image: memoryview) -> int:
     """Makes a segment visible. Returns its bytes."""
-    head, image = seal_image(image)
+    head, body = seal_image(image)
     if not path.parent.is_dir():
         path.parent.mkdir(parents=True, exist_ok=True)
         fsync_folder(path.parent.parent)
     part = path.with_name(path.name + ".part")
     try:
-        write_durably(part, head, image)
+        write_durably(part, head, body)
         os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):
             part.unlink()
         raise
     fsync_folder(path.parent)
-    return len(head) + len(image)
+    return len(head) + len(body)
