@@ -353,15 +353,15 @@ def _copy_segment(source: h5py.File, target: h5py.File, end: int, salvage: Salva
             salvage.lost.append(f"steps: {rows} of {had} rows are kept, which all of steps/ and final/ can give")
     how = compression_filter("gzip")
     for name, values in steps.items():
-        write_dataset(target, f"steps/{name}", values[:rows], how)
+        write_dataset(target, f"steps/{name}", [values[:rows]], how)
     for name, values in final.items():
-        write_dataset(target, f"final/{name}", values[kept], how)
+        write_dataset(target, f"final/{name}", [values[kept]], how)
     listed = min((len(values) for values in table.values()), default=0)
     table = {name: values[:listed] for name, values in table.items()}
     if steps and set(_NEEDED) <= set(table):
         table = _cut_episodes(table, steps.get("rewards"), rows)
     for name, values in table.items():
-        write_dataset(target, f"episodes/{name}", values, how)
+        write_dataset(target, f"episodes/{name}", [values], how)
     salvage.datasets += len(steps) + len(final) + len(table)
 
 
