@@ -31,14 +31,14 @@ import numpy as np
 from common import MPIRUN, RESULTS, machine, markdown_table, save, spread
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dppo.storage.trajectory import rank_folders, segment_files
+from dppo.storage.segments import rank_folders, segment_files
 from dppo.storage.validation import validate
 from tests.launch import Job
 from tests.rundir import count_lines, summary
 
 ENVS = {
     "CartPole-v1": "--env CartPole-v1 --total-steps 1000000",
-    "HalfCheetah-v5": "--env HalfCheetah-v5 --total-steps 200000",
+    "HalfCheetah-v5": "--env HalfCheetah-v5 --total-steps 400000",
 }
 COMMON = "--log.no-tensorboard"
 FORMS = {

@@ -23,7 +23,7 @@ from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, remove_leftovers
 from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json, write_json
-from dppo.storage.trajectory import set_aside_orphans
+from dppo.storage.segments import set_aside_orphans
 from dppo.workplace import Workplace, build_workplace
 
 EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}

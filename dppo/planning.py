@@ -23,7 +23,7 @@ from dppo.console import Console
 from dppo.journal import WINDOW, Summary
 from dppo.storage.checkpoint import Checkpoint, newest_valid
 from dppo.storage.metrics import read_json, write_json
-from dppo.storage.trajectory import compression_filter
+from dppo.storage.segments import compression_filter
 
 
 @dataclass(slots=True)

@@ -23,7 +23,7 @@ from dppo.opening import EXIT_CODES, saved_histories
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import newest_valid, remove_leftovers
 from dppo.storage.metrics import read_json
-from dppo.storage.trajectory import next_segments
+from dppo.storage.segments import next_segments
 
 MAX_MIRROR_AGE = 10
 """In copies that should have come since."""

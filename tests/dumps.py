@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 
 from dppo.batch import Rollout, Standing
-from dppo.storage.trajectory import USER_BLOCK, Labels, Sealed, TrajectoryWriter, seal_image
+from dppo.storage.segments import USER_BLOCK, seal_image
+from dppo.storage.trajectory import Labels, Sealed, TrajectoryWriter
 
 
 class FakeWorker:

@@ -14,7 +14,7 @@ import pytest
 
 from dppo.storage.dataset import open_trajectories
 from dppo.storage.plots import policy_lag
-from dppo.storage.trajectory import USER_BLOCK
+from dppo.storage.segments import USER_BLOCK
 from dppo.storage.validation import validate
 from dppo.trajectories import main
 from tests.dumps import FakeWorker, write_dump

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.commandline import UsageError
-from dppo.storage.trajectory import FORMAT, FORMAT_VERSION
+from dppo.storage.segments import FORMAT, FORMAT_VERSION
 
 if TYPE_CHECKING:
     import h5py

@@ -16,7 +16,7 @@ import numpy as np
 
 from dppo.commandline import UsageError
 from dppo.storage.catalogue import Catalogue, opened, read, read_catalogue
-from dppo.storage.trajectory import rank_folders, segment_files
+from dppo.storage.segments import rank_folders, segment_files
 
 if TYPE_CHECKING:
     import h5py

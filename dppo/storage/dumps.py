@@ -10,7 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from dppo.storage.trajectory import Sealed, end_row, next_segments, rank_folder
+from dppo.storage.segments import end_row, next_segments, rank_folder
+from dppo.storage.trajectory import Sealed
 
 B = TypeVar("B")
 PATIENCE_S = 60.0

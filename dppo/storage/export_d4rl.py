@@ -13,7 +13,7 @@ import numpy as np
 
 from dppo.storage.dataset import Episode, Trajectories
 from dppo.storage.exported import Exported, appearing, in_batches, labels_of, nothing_to_export, transitions_of
-from dppo.storage.trajectory import compression_filter
+from dppo.storage.segments import compression_filter
 
 if TYPE_CHECKING:
     import h5py

@@ -21,7 +21,7 @@ from dppo.commandline import UsageError
 from dppo.storage.catalogue import load_filters
 from dppo.storage.files import fsync_folder
 from dppo.storage.segment_rules import expected_datasets
-from dppo.storage.trajectory import FORMAT, checksum_problem, compression_filter, write_dataset
+from dppo.storage.segments import FORMAT, checksum_problem, compression_filter, write_dataset
 
 if TYPE_CHECKING:
     import h5py

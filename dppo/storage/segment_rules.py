@@ -19,7 +19,7 @@ import numpy as np
 from dppo.batch import Standing
 from dppo.commandline import UsageError
 from dppo.storage.catalogue import load_filters
-from dppo.storage.trajectory import FORMAT, FORMAT_VERSION, episode_table
+from dppo.storage.segments import FORMAT, FORMAT_VERSION, episode_table
 
 if TYPE_CHECKING:
     import h5py

@@ -1,8 +1,8 @@
-"""Trajectory segments: the format, and a worker's writer. docs/trajectories.md explains every dataset.
+"""A worker's trajectory writer: it gathers rollouts and makes segments of them.
 
     RUN/trajectories/rank_00003/seg_000012.h5
 
-Uses NumPy, h5py and files.py; the collector adds rollouts, the links ask for what a checkpoint needs. A segment is
+Uses NumPy, h5py, segments.py and files.py; the links add rollouts, and pass on what a checkpoint needs. A segment is
 built in memory and becomes visible in one step, so that no file is ever half written, and an HDF5 library that dies on
 a full disk is never near one.
 """
@@ -10,31 +10,34 @@ a full disk is never near one.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import os
-import re
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dppo.batch import Rollout, Standing
 from dppo.storage.files import fsync_folder, write_durably
+from dppo.storage.segments import (
+    FORMAT,
+    FORMAT_VERSION,
+    compression_filter,
+    end_row,
+    episode_table,
+    rank_folder,
+    seal_image,
+    segment_files,
+    segment_path,
+    write_dataset,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import h5py
-
-FORMAT, FORMAT_VERSION = "dppo-trajectories", 1
-USER_BLOCK = 512
-CHUNK_ROWS, CHUNK_ROWS_IMAGE, SMALL_BYTES = 1024, 64, 4096
-_SEGMENT = re.compile(r"seg_(\d{6,})\.h5")
-_RANK = re.compile(r"rank_(\d{5,})")
-_MB = 2**20
 
 
 @dataclass(frozen=True)
@@ -56,159 +59,6 @@ class Labels:
     @property
     def folder(self) -> Path:
         return rank_folder(self.run_dir, self.rank)
-
-
-# -- paths --------------------
-
-
-def rank_folder(run_dir: Path, rank: int) -> Path:
-    """Where a worker writes; `rank` is the one that it had at the start of the run."""
-    return run_dir / "trajectories" / f"rank_{rank:05d}"
-
-
-def segment_path(folder: Path, number: int) -> Path:
-    return folder / f"seg_{number:06d}.h5"
-
-
-def rank_folders(run_dir: Path) -> dict[int, Path]:
-    """{rank: its folder}, ascending."""
-    root = run_dir / "trajectories"
-    found = {p: _RANK.fullmatch(p.name) for p in root.iterdir()} if root.is_dir() else {}
-    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
-
-
-def segment_files(folder: Path) -> dict[int, Path]:
-    """{number: visible segment}, ascending."""
-    found = {p: _SEGMENT.fullmatch(p.name) for p in folder.iterdir()} if folder.is_dir() else {}
-    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
-
-
-def next_segments(run_dir: Path) -> dict[int, int]:
-    """{rank: number of its next segment}, by what is visible."""
-    return {rank: max(segment_files(folder), default=-1) + 1 for rank, folder in rank_folders(run_dir).items()}
-
-
-def set_aside_orphans(run_dir: Path, named: dict[int, int], attempt: int) -> int:
-    """Moves what no checkpoint names to trajectories/orphaned, and removes what was half written. Returns how many
-    segments were moved.
-    """
-    moved = 0
-    for rank, folder in rank_folders(run_dir).items():
-        for part in folder.glob("*.part"):
-            part.unlink(missing_ok=True)
-        target = run_dir / "trajectories" / "orphaned" / f"attempt_{attempt:05d}" / folder.name
-        # the last one first: killed in between, what is left is still without a gap
-        for number, path in reversed(segment_files(folder).items()):
-            if number >= named.get(rank, 0):
-                target.mkdir(parents=True, exist_ok=True)
-                os.replace(path, target / path.name)
-                moved += 1
-        fsync_folder(folder)
-    return moved
-
-
-# -- one file --------------------
-
-
-def compression_filter(name: str) -> dict[str, Any]:
-    """Arguments of h5py's create_dataset. Raises ValueError where the filter is not installed."""
-    if name == "none":
-        return {}
-    if name == "gzip":
-        return {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-    assert name == "zstd", name
-    try:
-        import hdf5plugin
-    except ImportError as error:
-        raise ValueError("trajectories.compression=zstd needs hdf5plugin: pip install 'dppo[analysis]'") from error
-    return {**hdf5plugin.Zstd(clevel=3), "shuffle": True}
-
-
-def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray], how: dict[str, Any]) -> None:
-    """Of a group of the format: chunked by rows and environments; a small one as it is, for a chunk needs an index of
-    several kilobytes.
-
-    Args:
-      data: or its parts, which are taken out of the list as they are written.
-    """
-    data = data if isinstance(data, list) else [data]
-    length, rest = sum(map(len, data)), data[0].shape[1:]
-    if sum(part.nbytes for part in data) <= SMALL_BYTES:
-        file.create_dataset(path, data=np.concatenate(data))
-        return
-    rows = min(length, CHUNK_ROWS_IMAGE if len(rest) >= 4 else CHUNK_ROWS)
-    each = rest if path.startswith("final/") else (*(1,) * (len(rest) > 0), *rest[1:])
-    maxshape = (None, *rest)
-    dataset = file.create_dataset(path, (length, *rest), data[0].dtype, chunks=(rows, *each), maxshape=maxshape, **how)
-    data.reverse()
-    start, slab = 0, data[0][:0]
-    while data or len(slab):  # slabs of whole chunks, so that none is compressed twice, nor all in memory twice
-        parts = [slab]
-        while data and sum(map(len, parts)) < rows:
-            parts.append(data.pop())
-        joined = np.concatenate(parts)
-        dataset[start : start + rows] = joined[:rows]
-        start, slab = start + rows, joined[rows:]
-
-
-def seal_image(image: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
-    """(user block with the checksum, the HDF5 image itself): what a segment's file holds."""
-    text = f"{FORMAT} {FORMAT_VERSION}\nsha256 {hashlib.sha256(image).hexdigest()}\n"
-    return text.encode().ljust(USER_BLOCK, b"\n"), image
-
-
-def checksum_problem(path: Path) -> str | None:
-    """Why the bytes of a segment are not those that were written; None if they are."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        lines = file.read(USER_BLOCK).split(b"\n")
-        while block := file.read(_MB):
-            digest.update(block)
-    if lines[0] != f"{FORMAT} {FORMAT_VERSION}".encode() or len(lines) < 2 or any(lines[2:]):
-        return "its user block is not that of a segment"
-    if lines[1] != f"sha256 {digest.hexdigest()}".encode():
-        return "its bytes do not match its checksum"
-    return None
-
-
-# -- episodes of a segment --------------------
-
-_COLUMNS = {
-    "id": np.int64, "env": np.int64, "start": np.int64, "length": np.int64, "offset": np.int64,
-    "return": np.float64, "terminated": bool, "truncated": bool, "complete": bool,
-}  # fmt: skip
-
-
-def episode_table(
-    rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, standing: Standing
-) -> tuple[dict[str, np.ndarray], Standing]:
-    """The datasets of episodes/, but for the seeds, of [T, N] steps in a row; and how environments stand after them.
-
-    Args:
-      standing: before row 0.
-    """
-    rewards = np.where(valid, rewards.astype(np.float64), 0.0)
-    rows: list[tuple[Any, ...]] = []
-    ids, lengths, returns = standing.episodes.copy(), standing.lengths.copy(), standing.returns.copy()
-    for n in range(rewards.shape[1]):
-        start = 0
-        for end in [*np.flatnonzero(terminations[:, n] | truncations[:, n]).tolist(), None]:
-            steps = start + np.flatnonzero(valid[start : None if end is None else end + 1, n])
-            offset, length = int(lengths[n]), len(steps)
-            returns[n] += rewards[steps, n].sum()
-            lengths[n] += length
-            if length:
-                how = (False, False) if end is None else (bool(terminations[end, n]), bool(truncations[end, n]))
-                complete = any(how) and not offset
-                rows.append((ids[n], n, steps[0], length, offset, returns[n], *how, complete))
-            if end is not None:
-                ids[n], lengths[n], returns[n], start = ids[n] + 1, 0, 0.0, end + 1
-    columns = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
-    table = {name: np.array(c, dtype) for (name, dtype), c in zip(_COLUMNS.items(), columns, strict=True)}
-    return table, Standing(ids, lengths, returns)
-
-
-# -- a worker's writer --------------------
 
 
 @dataclass(slots=True)
@@ -475,20 +325,6 @@ def _runs(parts: list[_Part]) -> list[list[_Part]]:
         else:
             runs.append([part])
     return runs
-
-
-def end_row(folder: Path) -> int:
-    """The row behind the last one of a rank's last segment; 0 where there is none that can be read."""
-    import h5py
-
-    visible = segment_files(folder)
-    if not visible:
-        return 0
-    try:
-        with h5py.File(visible[max(visible)], "r", locking=False) as file:
-            return int(file["steps/row"][-1]) + 1
-    except (OSError, KeyError, ValueError, IndexError):
-        return 0
 
 
 def _commit(path: Path, image: memoryview) -> int:

@@ -16,7 +16,7 @@ import numpy as np
 from dppo.commandline import UsageError
 from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint
 from dppo.storage.segment_rules import Findings, Inspected, Violation, inspect
-from dppo.storage.trajectory import checksum_problem, rank_folders, segment_files, segment_path
+from dppo.storage.segments import checksum_problem, rank_folders, segment_files, segment_path
 
 __all__ = ["Violation", "validate"]
 

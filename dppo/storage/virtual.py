@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from dppo.commandline import UsageError
 from dppo.storage.catalogue import opened
 from dppo.storage.files import fsync_folder
-from dppo.storage.trajectory import rank_folders, segment_files
+from dppo.storage.segments import rank_folders, segment_files
 
 if TYPE_CHECKING:
     import h5py

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dppo.storage.dataset import open_trajectories
-from dppo.storage.trajectory import checksum_problem, rank_folders, segment_files
+from dppo.storage.segments import checksum_problem, rank_folders, segment_files
 from dppo.storage.validation import validate
 from tests.launch import Launcher
 from tests.rundir import count_lines, metric_lines, summary
@@ -160,12 +160,12 @@ def test_what_was_lived_through_can_be_lived_through_again(env: str, launch: Lau
 
 
 def full_disk(launch: Launcher, run_dir: Path, *flags: object, **expected: Any) -> Any:
-    env = ("--env", "odd_envs:odd/FullDisk-v0", "--num-envs", 4, "--horizon", 32)
-    learning = ("--ppo.epochs", 1, "--ppo.minibatches", 1, "--trajectories.compression", "none")
-    return launch.run(
-        3, *env, *learning, *DUMPS, "--trajectories.segment-mb", 0.02, "--total-steps", 20_000, "--checkpoint.every", 0, "--run-dir", run_dir, *flags,
-        **expected,
+    settings = (
+        "--env", "odd_envs:odd/FullDisk-v0", "--num-envs", 4, "--horizon", 32, "--ppo.epochs", 1,
+        "--ppo.minibatches", 1, *DUMPS, "--trajectories.compression", "none", "--trajectories.segment-mb", 0.02,
+        "--total-steps", 20_000, "--checkpoint.every", 0,
     )  # fmt: skip
+    return launch.run(3, *settings, "--run-dir", run_dir, *flags, **expected)
 
 
 def test_a_full_disk_is_said_once_and_training_goes_on(launch: Launcher, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 
 from dppo.storage import dumps as module
 from dppo.storage.dumps import Dumps
-from dppo.storage.trajectory import Sealed, rank_folder, segment_path
+from dppo.storage.segments import rank_folder, segment_path
+from dppo.storage.trajectory import Sealed
 
 
 @pytest.fixture

@@ -13,11 +13,7 @@ import pytest
 
 from dppo.batch import Rollout, Standing
 from dppo.storage import trajectory
-from dppo.storage.trajectory import (
-    DumpError,
-    Labels,
-    Sealed,
-    TrajectoryWriter,
+from dppo.storage.segments import (
     checksum_problem,
     compression_filter,
     end_row,
@@ -27,6 +23,7 @@ from dppo.storage.trajectory import (
     segment_files,
     set_aside_orphans,
 )
+from dppo.storage.trajectory import DumpError, Labels, Sealed, TrajectoryWriter
 from tests.workplace import Workplace, make_workplace
 
 Make = Callable[..., TrajectoryWriter]

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from dppo.storage.checkpoint import Checkpoint, write_checkpoint
-from dppo.storage.trajectory import USER_BLOCK
+from dppo.storage.segments import USER_BLOCK
 from dppo.storage.validation import Violation, validate
 from tests.dumps import FakeWorker, edit, replace, write_dump
 
