@@ -13,6 +13,8 @@ from dppo.batch import Rollout, Standing
 from dppo.storage.segments import USER_BLOCK, seal_image
 from dppo.storage.trajectory import Labels, Sealed, TrajectoryWriter
 
+CONFIG = '{"env": "Fake-v0", "trajectories": {"enabled": true}}'
+
 
 class FakeWorker:
     """Environment n plays episodes of lengths[n] steps. Step k of one, from 0: observation [global env, id, k], reward
@@ -30,9 +32,7 @@ class FakeWorker:
         compression: str = "gzip",
     ) -> None:  # fmt: skip
         self.lengths, self.first_env, self.row, self.resets, self.raw = np.array(lengths), first_env, row, resets, raw
-        labels = Labels(
-            run_dir, run_id, attempt, rank, 3, first_env, '{"env": "Fake-v0"}', '{"id": "Fake-v0"}', "{}", "{}", "0.1"
-        )
+        labels = Labels(run_dir, run_id, attempt, rank, 3, first_env, CONFIG, '{"id": "Fake-v0"}', "{}", "{}", "0.1")
         self.folder = labels.folder
         seed_of = None if resets else lambda env, episode: 1000 * (first_env + env) + episode
         self.writer = TrajectoryWriter(
@@ -50,7 +50,9 @@ class FakeWorker:
         return self
 
     def finish(self) -> list[Sealed]:
-        return self.writer.finish(None)
+        answers = self.writer.settle(None)
+        self.writer.close()
+        return answers
 
     def path(self, number: int) -> Path:
         return self.folder / f"seg_{number:06d}.h5"

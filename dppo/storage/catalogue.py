@@ -7,7 +7,7 @@ episode.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 ZSTD = 32015
 """The number that HDF5 knows the filter by."""
+SURPRISES = (
+    OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
+)  # fmt: skip
+"""What h5py and NumPy raise for damaged files."""
 
 
 @contextmanager
@@ -34,6 +38,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
     """
     import h5py
 
+    if path.exists() and not path.is_file():  # reading a pipe would never end
+        raise UsageError(f"{path} is no file: move it out of the dump")
     repair = "`python -m dppo.trajectories validate RUN` says what else is damaged, `recover` saves what can be saved"
     try:
         with h5py.File(path, "r", locking=False) as file:
@@ -43,8 +49,18 @@ def opened(path: Path) -> Iterator[h5py.File]:
             yield file
     except UsageError:
         raise
-    except (OSError, KeyError, ValueError, RuntimeError, IndexError) as error:
+    except SURPRISES as error:
         raise UsageError(f"{path} cannot be read: {_one_line(error)}; {repair}") from error
+
+
+def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, int]]:
+    """(first, last) of each range from 0 up to below `end` (the highest) that is not among the numbers."""
+    found, expected = [], 0
+    for number in (*sorted(numbers), *(() if end is None else (end,))):
+        if number > expected:
+            found.append((expected, number - 1))
+        expected = number + 1
+    return found
 
 
 def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:

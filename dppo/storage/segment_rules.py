@@ -18,7 +18,7 @@ import numpy as np
 
 from dppo.batch import Standing
 from dppo.commandline import UsageError
-from dppo.storage.catalogue import load_filters
+from dppo.storage.catalogue import SURPRISES, load_filters
 from dppo.storage.segments import FORMAT, FORMAT_VERSION, episode_table
 
 if TYPE_CHECKING:
@@ -73,6 +73,8 @@ class Inspected:
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """(type, shape) of one observation and of one action."""
     ends: Ends | None = None
+    is_enabled: bool = False
+    """Whether its settings say that trajectories are written."""
 
 
 _NUMBERS = (
@@ -98,8 +100,6 @@ _FINITE = (
     "steps/observations", "steps/rewards", "steps/log_probs", "steps/values", "steps/actions", "steps/actions_raw",
     "final/observations", "episodes/return",
 )  # fmt: skip
-_SURPRISES = (OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError)
-"""What h5py raises for damaged files."""
 
 
 def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
@@ -117,6 +117,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
     try:
         with h5py.File(path, "r", locking=False) as file:
             _attributes(file, findings, found)
+            _labels(file, findings, found)
             data = _datasets(file, findings)
             _shapes(data, findings, found)
             _finite(data, findings)
@@ -125,7 +126,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
             _surely(findings, "final", lambda: _finals(data, findings))
     except UsageError:
         raise
-    except _SURPRISES as error:
+    except SURPRISES as error:
         findings.add(None, None, f"cannot be read as HDF5: {_said(error)}")
     return found
 
@@ -135,7 +136,7 @@ def _surely(findings: Findings, name: str, check: Callable[[], None]) -> None:
     known = len(findings.violations)
     try:
         check()
-    except _SURPRISES as error:
+    except SURPRISES as error:
         if len(findings.violations) == known and not any(v.file == findings.file for v in findings.violations):
             findings.add(name, None, f"does not fit together: {_said(error)}")
 
@@ -148,7 +149,7 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
     for name in (*_NUMBERS, *_TEXTS):
         try:
             value = file.attrs[name]
-        except _SURPRISES:
+        except SURPRISES:
             findings.add(None, None, f"has no attribute {name} that can be read")
             continue
         is_right = isinstance(value, str) if name in _TEXTS else isinstance(value, np.integer | np.bool_ | int)
@@ -161,17 +162,24 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
         findings.add(None, None, f"its format is {version}, this dppo knows {(FORMAT, FORMAT_VERSION)}")
     if found.attrs.get("complete") == 0:
         findings.add(None, None, "its attribute complete is false: it was recovered from a damaged file")
+
+
+def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
     for name in _ROOT:
         try:
             text = file[name].asstr()[()]
-        except _SURPRISES as error:
+        except SURPRISES as error:
             findings.add(name, None, f"cannot be read: {_said(error)}")
             continue
         if name != "env_spec":
             try:
-                json.loads(text)
-            except ValueError as error:
+                values = json.loads(text)
+            except (ValueError, RecursionError) as error:
                 findings.add(name, None, f"is no JSON: {error}")
+                continue
+            if name == "config_json" and isinstance(values, dict):
+                section = values.get("trajectories")
+                found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
 
 
 def expected_datasets() -> dict[str, tuple[np.dtype[Any] | None, int | None]]:
@@ -196,7 +204,7 @@ def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
             values = file[name][()]
         except UsageError:
             raise
-        except _SURPRISES as error:
+        except SURPRISES as error:
             findings.add(name, None, f"cannot be read: {_said(error)}")
             continue
         if dtype is not None and values.dtype != dtype:

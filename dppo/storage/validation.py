@@ -7,18 +7,22 @@ it finds. segment_rules.py has what must hold within one segment; here is what h
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dppo.commandline import UsageError
+from dppo.storage.catalogue import gaps
 from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint
 from dppo.storage.segment_rules import Findings, Inspected, Violation, inspect
 from dppo.storage.segments import checksum_problem, rank_folders, segment_files, segment_path
 
 __all__ = ["Violation", "validate"]
+
+REMOVAL_S = 2.0
+"""A checkpoint of which a file is missing may be one that the run is just removing: so long is waited for that."""
 
 
 @dataclass(slots=True)
@@ -27,6 +31,25 @@ class _Run:
 
     run_id: Any = None
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    is_enabled: bool = False
+    """Whether the settings in a segment say that trajectories are written."""
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a checkpoint says of the dump."""
+
+    folder: Path
+    named: dict[int, int] = field(default_factory=dict)
+    """rank -> number of its next segment."""
+    rows: dict[int, int] = field(default_factory=dict)
+    """rank -> rows that it has seen."""
+    missing: dict[int, int] | None = None
+    """rank -> rows behind its last named segment that are in none; None: an old checkpoint, which does not tell."""
+    problem: str | None = None
+    is_going: bool = False
+    """A file of it is not there: it may be being removed."""
 
 
 def validate(run_dir: str | Path) -> list[Violation]:
@@ -36,9 +59,10 @@ def validate(run_dir: str | Path) -> list[Violation]:
       UsageError: there is no dump at all.
     """
     run_dir = Path(run_dir)
+    # before the segments: a run that writes meanwhile makes what a checkpoint names visible first
+    claims = list(_claims(run_dir))
     folders = rank_folders(run_dir)
-    manifests = _manifests(run_dir)
-    if not folders and not any(named for _, named, _ in manifests):
+    if not folders and not any(claim.named for claim in claims):
         raise UsageError(
             f"{run_dir} has no trajectories: no trajectories/rank_*; a run writes them with --trajectories.enabled"
         )
@@ -47,7 +71,7 @@ def validate(run_dir: str | Path) -> list[Violation]:
     spans: dict[int, dict[int, tuple[int, int]]] = {}
     for rank, folder in folders.items():
         spans[rank] = _check_rank(run_dir, rank, folder, run, violations)
-    _check_checkpoints(run_dir, manifests, spans, violations)
+    _check_checkpoints(run_dir, claims, spans, run, violations)
     return violations
 
 
@@ -56,18 +80,28 @@ def _check_rank(
 ) -> dict[int, tuple[int, int]]:
     """All segments of a folder. Returns {number: (first row, end row)}; (-1, -1) where that cannot be told."""
     files = segment_files(folder)
+    if gaps(files):  # a list that was made while a run sealed two of them may lack the first
+        files = segment_files(folder)
     spans: dict[int, tuple[int, int]] = {}
     before: Inspected | None = None
-    for number in range(max(files, default=-1) + 1):
-        path = files.get(number, segment_path(folder, number))
+    for first, last in gaps(files):
+        more = "" if first == last else f", and so are all up to {segment_path(folder, last).name}"
+        findings = Findings(str(segment_path(folder, first).relative_to(run_dir)), violations)
+        findings.add(None, None, f"is missing{more}: segments are numbered without a gap up to {max(files)}")
+    for number, path in files.items():
         findings = Findings(str(path.relative_to(run_dir)), violations)
-        if number not in files:
-            findings.add(None, None, f"is missing: segments are numbered without a gap up to {max(files)}")
+        if number - 1 not in spans:
             before = None
+        if not path.is_file():  # reading a pipe would never end
+            if path.exists() or path.is_symlink():
+                findings.add(None, None, "is no file")
+                spans[number], before = (-1, -1), None
             continue
         try:
             if (problem := checksum_problem(path)) is not None:
                 findings.add(None, None, problem)
+        except FileNotFoundError:
+            continue  # a resume has just set it aside
         except OSError as error:
             findings.add(None, None, f"cannot be read: {error}")
         found = inspect(path, findings, None if before is None else before.ends)
@@ -90,6 +124,8 @@ def _check_place(findings: Findings, found: Inspected, rank: int, number: int) -
 
 
 def _check_against_run(findings: Findings, found: Inspected, run: _Run) -> None:
+    run.is_enabled |= found.is_enabled
+    run.every = max(run.every, found.attrs.get("every", 1))
     run_id = found.attrs.get("run_id")
     if run_id is not None:
         run.run_id = run_id if run.run_id is None else run.run_id
@@ -136,48 +172,105 @@ def _check_order(findings: Findings, found: Inspected, before: Inspected | None,
 # -- checkpoints --------------------
 
 
-def _manifests(run_dir: Path) -> list[tuple[Path, dict[int, int], str | None]]:
-    """(folder, segments that it names, why they cannot be told) of every checkpoint."""
-    out: list[tuple[Path, dict[int, int], str | None]] = []
+def _claims(run_dir: Path) -> Iterator[_Claim]:
+    """What each checkpoint says, newest first; read as a whole, or not at all where it vanishes meanwhile."""
     for folder in checkpoint_folders(run_dir):
-        try:
-            manifest = json.loads((folder / "manifest.json").read_text())
-            named = {int(rank): int(number) for rank, number in manifest.get("next_segments", {}).items()}
-            out.append((folder, named, None))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
-            out.append((folder, {}, f"cannot be read: {error!r}"))
-    return out
+        claim = _claim(folder)
+        if claim.problem is not None:  # another may just have taken its place
+            claim = _claim(folder)
+        if claim.problem is None or folder.exists():
+            yield claim
+
+
+def _claim(folder: Path) -> _Claim:
+    named: dict[int, int] = {}
+    try:
+        text = (folder / "manifest.json").read_bytes()
+        manifest = json.loads(text)
+        named = _numbers_by_rank(manifest, "next_segments")
+        missing = _numbers_by_rank(manifest, "missing_rows") if "missing_rows" in manifest else None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        is_going = isinstance(error, FileNotFoundError)
+        return _Claim(folder, problem=f"cannot be read: {error!r}", is_going=is_going)
+    try:
+        rows = {rank: row for rank, (row, _) in read_checkpoint(folder).ranks.items()}
+        if (folder / "manifest.json").read_bytes() != text:
+            raise ValueError("its manifest changed while it was read")
+    except (OSError, ValueError) as error:
+        is_going = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
+        return _Claim(folder, named, problem=f"the checkpoint is damaged: {error}", is_going=is_going)
+    return _Claim(folder, named, rows, missing)
+
+
+def _numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
+    """Raises ValueError where one is not a whole number of at least 0."""
+    for rank, number in manifest[key].items():
+        if not (rank.isdecimal() and type(number) is int and number >= 0):
+            raise ValueError(f"{key} says {number!r} of rank {rank}; whole numbers of at least 0 are expected")
+    return {int(rank): number for rank, number in manifest[key].items()}
+
+
+def _is_removed(folder: Path) -> bool:
+    """Whether a checkpoint of which a file was missing is gone as a whole by now, or soon."""
+    deadline = time.monotonic() + REMOVAL_S
+    while folder.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def _check_checkpoints(
     run_dir: Path,
-    manifests: list[tuple[Path, dict[int, int], str | None]],
+    claims: list[_Claim],
     spans: dict[int, dict[int, tuple[int, int]]],
+    run: _Run,
     violations: list[Violation],
 ) -> None:
-    for folder, named, problem in manifests:
-        findings = Findings(str((folder / "manifest.json").relative_to(run_dir)), violations)
-        rows: dict[int, int] = {}
-        if problem is not None:
-            findings.add(None, None, problem)
-            continue
-        try:
-            rows = {rank: row for rank, (row, _) in read_checkpoint(folder).ranks.items()}
-        except ValueError as error:
-            findings.add(None, None, f"the checkpoint is damaged: {error}")
-        for rank, number in named.items():
-            there = spans.get(rank, {})
-            missing = np.setdiff1d(np.arange(number), list(there)).tolist()
-            if missing:
-                findings.add(
-                    "next_segments", None,
-                    f"names segments 0 to {number - 1} of rank {rank}; missing: {', '.join(map(str, missing))}",
-                )  # fmt: skip
-            if rank in rows:
-                _check_claim(findings, rank, number, rows[rank], there)
-        for rank in set(spans) - set(named) if named else ():
-            if rank in rows:
-                _check_claim(findings, rank, 0, rows[rank], spans[rank])
+    for claim in claims:
+        findings = Findings(str((claim.folder / "manifest.json").relative_to(run_dir)), violations)
+        if claim.problem is not None:
+            if claim.is_going and _is_removed(claim.folder):
+                continue
+            findings.add(None, None, claim.problem)
+        for rank, number in claim.named.items():
+            _check_named(findings, rank, number, spans.get(rank, {}))
+        if not claim.named and run.is_enabled and claim.missing is None and any(claim.rows.values()):
+            seen = ", ".join(f"{row} of rank {rank}" for rank, row in sorted(claim.rows.items()))
+            findings.add("next_segments", None, f"names no segments, but the checkpoint has seen rows: {seen}")
+        for rank, row in claim.rows.items():
+            there, number = spans.get(rank, {}), claim.named.get(rank, 0)
+            known = len(violations)
+            if rank in claim.named or (claim.named and rank in spans):
+                _check_claim(findings, rank, number, row, there)
+            is_dumped = bool(claim.named) or run.is_enabled
+            if claim.missing is not None and is_dumped and run.every == 1 and len(violations) == known:
+                _check_rows(findings, rank, number, row, claim.missing.get(rank, 0), there)
+
+
+def _check_named(findings: Findings, rank: int, number: int, there: dict[int, tuple[int, int]]) -> None:
+    """That all segments below `number` are there."""
+    missing = gaps([n for n in there if n < number], number)
+    if missing:
+        spelt = [str(first) if first == last else f"{first} to {last}" for first, last in missing]
+        findings.add(
+            "next_segments", None,
+            f"names segments 0 to {number - 1} of rank {rank}; missing: {', '.join(spelt)}",
+        )  # fmt: skip
+
+
+def _check_rows(
+    findings: Findings, rank: int, number: int, row: int, missing: int, there: dict[int, tuple[int, int]]
+) -> None:
+    """That segments below `number` reach up to `row`, but for `missing` rows behind them."""
+    end = there.get(number - 1, (-1, -1))[1] if number else 0
+    if -1 < end <= row and end + missing != row:
+        known = f" and knows {missing} of them to be missing" if missing else ""
+        findings.add(
+            "next_segments", None,
+            f"names the segments of rank {rank} below {number}, which end before row {end}; the checkpoint has seen "
+            f"{row} rows{known}",
+        )  # fmt: skip
 
 
 def _check_claim(findings: Findings, rank: int, number: int, row: int, there: dict[int, tuple[int, int]]) -> None:

@@ -51,7 +51,8 @@ def make_dump(run_dir: Path, env: str, *, every: int = 1, ranks: int = 2, horizo
             rollout, _ = place.rollout(horizon)
             writer.add(rollout)
             place.state.version += 1
-        writer.finish(None)
+        writer.settle(None)
+        writer.close()
     return run_dir
 
 

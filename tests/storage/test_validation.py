@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dppo.storage import validation
 from dppo.storage.checkpoint import Checkpoint, write_checkpoint
 from dppo.storage.segments import USER_BLOCK
 from dppo.storage.validation import Violation, validate
@@ -103,6 +106,36 @@ def test_a_missing_segment(tmp_path: Path) -> None:
     (tmp_path / SEGMENT).unlink()
     violation = only(tmp_path)
     assert violation.file == SEGMENT and "is missing" in violation.what
+
+
+def test_missing_segments_are_told_of_as_a_range(tmp_path: Path) -> None:
+    folder = write_dump(tmp_path, ranks=[1]) / "trajectories/rank_00001"
+    shutil.copy(folder / "seg_000001.h5", folder / "seg_30000000.h5")
+    first, second = found(tmp_path)
+    assert first == (
+        "trajectories/rank_00001/seg_000002.h5: is missing, and so are all up to seg_29999999.h5: segments are "
+        "numbered without a gap up to 30000000"
+    )
+    assert "its attribute segment is 1, its path says 30000000" in second
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    write_dump(tmp_path, ranks=[1])
+    make(tmp_path / "trajectories/rank_00001/seg_000002.h5")
+    assert only(tmp_path).what == "is no file"
+
+
+def test_a_segment_that_a_resume_sets_aside_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dump(tmp_path, ranks=[1])
+    checksum_problem = validation.checksum_problem
+
+    def moved(path: Path) -> str | None:
+        (tmp_path / SEGMENT).unlink(missing_ok=True)
+        return checksum_problem(path)
+
+    monkeypatch.setattr(validation, "checksum_problem", moved)
+    assert found(tmp_path) == []
 
 
 def test_swapped_rank_folders(tmp_path: Path) -> None:
@@ -269,6 +302,103 @@ def test_a_manifest_that_lies(tmp_path: Path, rows: int, named: int, expected: s
     violation = only(tmp_path)
     assert violation.file == "checkpoints/step_000000100/manifest.json"
     assert expected in violation.what
+
+
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Of the manifest; None takes a key out."""
+    manifest = json.loads((folder / "manifest.json").read_text()) | changes
+    (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def test_rows_that_a_manifest_knows_to_be_missing(tmp_path: Path) -> None:
+    """Rank 1 could not write its last seven rows; rank 2 none at all."""
+    FakeWorker(tmp_path).go(4).finish()
+    folder = save(tmp_path, {1: 11, 2: 11}, {1: 1, 2: 0})
+    rewrite(folder, missing_rows={"1": 7, "2": 11})
+    assert found(tmp_path) == []
+    rewrite(folder, missing_rows={"1": 6, "2": 11})
+    assert "end before row 4; the checkpoint has seen 11 rows and knows 6 of them to be" in only(tmp_path).what
+    rewrite(folder, missing_rows={"1": 7})
+    assert "rank 2 below 0, which end before row 0; the checkpoint has seen 11 rows" in only(tmp_path).what
+    rewrite(folder, missing_rows=None)  # as it was before manifests told
+    assert found(tmp_path) == []
+
+
+def test_one_segment_less_than_the_checkpoint_has_seen(tmp_path: Path) -> None:
+    write_dump(tmp_path, ranks=[1])
+    rewrite(save(tmp_path, {1: 11}, {1: 1}), missing_rows={})
+    (tmp_path / SEGMENT).unlink()
+    assert "names the segments of rank 1 below 1, which end before row 4; the checkpoint has" in only(tmp_path).what
+
+
+def test_rows_that_were_not_to_be_written_are_not_missing(tmp_path: Path) -> None:
+    FakeWorker(tmp_path, every=2).go(2).go(2).finish()
+    rewrite(save(tmp_path, {1: 4}, {1: 1}), missing_rows={})
+    assert found(tmp_path) == []
+
+
+@pytest.mark.parametrize("missing", [None, {}], ids=["old", "new"])
+def test_a_manifest_that_names_nothing(tmp_path: Path, missing: dict[str, int] | None) -> None:
+    FakeWorker(tmp_path).go(4).finish()
+    rewrite(save(tmp_path, {1: 0}, {}, 0), missing_rows=missing)
+    rewrite(save(tmp_path, {1: 4}, {}), missing_rows=missing)
+    violation = only(tmp_path)
+    assert violation.file == "checkpoints/step_000000100/manifest.json"
+    assert "the checkpoint has seen" in violation.what
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("next_segments", {"1": -1}), ("next_segments", {"9": -3}), ("next_segments", {"1": 2.7}),
+        ("next_segments", {"x": 2}), ("next_segments", [1]), ("next_segments", None), ("missing_rows", {"1": -1}),
+        ("missing_rows", 3),
+    ],
+)  # fmt: skip
+def test_a_manifest_of_no_sense(tmp_path: Path, key: str, value: Any) -> None:
+    write_dump(tmp_path, ranks=[1])
+    rewrite(save(tmp_path, {1: 11}, {1: 2}), **{key: value})
+    assert "cannot be read" in only(tmp_path).what
+
+
+def test_a_manifest_that_names_more_than_can_be_counted(tmp_path: Path) -> None:
+    write_dump(tmp_path, ranks=[1])
+    rewrite(save(tmp_path, {1: 11}, {1: 2}), next_segments={"1": 10**13})
+    assert only(tmp_path).what.endswith("of rank 1; missing: 2 to 9999999999999")
+
+
+def test_a_checkpoint_that_vanishes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run removes its oldest one, file by file, while it is read."""
+    write_dump(tmp_path, ranks=[1])
+    save(tmp_path, {1: 11}, {1: 2})
+    going = save(tmp_path, {1: 4}, {1: 1}, 50)
+    (going / "rank_00001.pt").unlink()
+    remover = threading.Timer(0.3, shutil.rmtree, [going])
+    remover.start()
+    assert found(tmp_path) == []
+    remover.join()
+    monkeypatch.setattr(validation, "REMOVAL_S", 0.1)
+    (save(tmp_path, {1: 4}, {1: 1}, 60) / "rank_00001.pt").unlink()
+    assert "the checkpoint is damaged: rank_00001.pt cannot be read" in only(tmp_path).what
+
+
+def test_checkpoints_are_read_before_the_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run seals a segment and saves a checkpoint that names it while the segments are listed."""
+    worker = FakeWorker(tmp_path).go(4).seal()
+    worker.writer.wait()
+    save(tmp_path, {1: 4}, {1: 1}, 50)
+    listed = validation.rank_folders
+
+    def slow(run_dir: Path) -> dict[int, Path]:
+        folders = listed(run_dir)
+        if not (tmp_path / "checkpoints/step_000000100").exists():
+            worker.go(7).finish()
+            save(tmp_path, {1: 11}, {1: 2})
+        return folders
+
+    monkeypatch.setattr(validation, "rank_folders", slow)
+    monkeypatch.setattr(validation, "segment_files", lambda folder: {0: folder / "seg_000000.h5"})
+    assert found(tmp_path) == []
 
 
 def test_a_rank_that_is_named_but_not_there(tmp_path: Path) -> None:
