@@ -187,8 +187,11 @@ def leave_alone(me: Rank) -> NoReturn:
     """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
     assert me.journal is not None
     me.journal.conclude()
-    code = EXIT_CODES[me.journal.summary.exit]
-    conclude(me.journal.summary, me.console)
+    code = EXIT_CODES.get(me.journal.summary.exit, 1)
+    if me.journal.summary.exit in EXIT_CODES:
+        conclude(me.journal.summary, me.console)
+    elif me.journal.dumps is not None:
+        me.console.warn(f"{me.journal.dumps.problem} (--trajectories.required)")
     me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
     sys.stdout.flush()
     if not survives_deaths():

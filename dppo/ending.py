@@ -72,9 +72,9 @@ class Ending:
         return self.begun and (not self._present or self.abandoned)
 
     def begin(self, reason: str) -> list[Answer]:
-        """The journal has closed for `reason`: everyone stops."""
+        """The journal has closed for `reason`: everyone seals what the last boundary has seen, and stops."""
         self.begun, self._begun_at = True, time.monotonic()
-        return [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
+        return self._seal_orders() + [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
 
     def aside(self) -> list[Answer]:
         """What goes out besides the answer to a message, and before it."""
@@ -82,7 +82,8 @@ class Ending:
 
     def _seal_orders(self) -> list[Answer]:
         orders = self._journal.take_seal_orders()
-        return [Answer(self._place[w], Tag.SEAL, np.array([r], np.int64).view(np.uint8)) for w, r in orders.items()]
+        rows = {w: np.array([row], np.int64).view(np.uint8) for w, row in orders.items() if w in self._place}
+        return [Answer(self._place[worker], Tag.SEAL, row) for worker, row in rows.items()]
 
     def on_sealed(self, answer: Sealed) -> list[Answer]:
         """A worker has written what a checkpoint waits for."""

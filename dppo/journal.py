@@ -105,7 +105,9 @@ class Journal:
         self._rows: dict[int, int] = {}  # of each worker, the first that was not counted yet
         self.workers = list(workers)
         enabled = config.trajectories.enabled
-        self.dumps = Dumps[_Boundary](run_dir, self._first_rank, next_segments or {}) if enabled else None
+        required = config.trajectories.required
+        before = next_segments or {}
+        self.dumps = Dumps[_Boundary](run_dir, self._first_rank, before, required=required) if enabled else None
         self.losses = Losses()
         self.ended = False
         self._exit, self._concluded = "running", False
@@ -170,9 +172,9 @@ class Journal:
     def regrouped(self, world_size: int, workers: Sequence[int]) -> None:
         """Ranks were lost or replaced."""
         self.workers = list(workers)
-        if self.dumps is not None and not self.ended:  # some that a checkpoint waits for may have died
-            self.dumps.regrouped(self.workers)
-            self._next_checkpoint = min(self._next_checkpoint, self._state.env_steps + 1)
+        self._boundary.limits = {w: row for w, row in self._boundary.limits.items() if w in self.workers}
+        if self.dumps is not None and self.dumps.is_waiting:  # some that a checkpoint waits for may have died
+            self._try_next_boundary()
         self._boundary.summary.world_size = self.summary.world_size = world_size
         self._boundary.journal["losses"] = asdict(self.losses)
 
@@ -316,10 +318,12 @@ class Journal:
     def _write(self, boundary: _Boundary) -> None:
         ranks = {w + self._first_rank: h.states() for w, h in boundary.histories.items()}
         numbers = boundary.state["numbers"]
-        segments = {} if self.dumps is None else dict(self.dumps.next_segments)
+        named = {} if self.dumps is None else self.dumps.named({rank: row for rank, (row, _) in ranks.items()})
         checkpoint = Checkpoint(
-            numbers["env_steps"], numbers["iteration"], boundary.state, boundary.journal, ranks, segments
-        )
+            numbers["env_steps"], numbers["iteration"], boundary.state, boundary.journal, ranks,
+            {rank: n.next_segment for rank, n in named.items()},
+            {rank: n.missing_rows for rank, n in named.items() if n.missing_rows},
+        )  # fmt: skip
         write_checkpoint(self.run_dir, checkpoint, self.config.checkpoint.keep)
 
     def save_start(self) -> None:
@@ -350,8 +354,16 @@ class Journal:
             return  # the disk is slower than the interval: the next boundary will do
         if self.dumps is None:
             self._submit(self._boundary)
+        elif (late := self.dumps.expired()) is not None:
+            self.console.warn("a worker does not write its trajectories: a checkpoint is made without its last ones")
+            self._submit(late)
         elif not self.dumps.is_waiting:
             self.dumps.ask(self._boundary, self._boundary.limits)
+
+    def _try_next_boundary(self) -> None:
+        assert self.dumps is not None
+        self.dumps.give_up()
+        self._next_checkpoint = self._state.env_steps
 
     def _submit(self, boundary: _Boundary) -> None:
         self._check_writing()
@@ -365,10 +377,15 @@ class Journal:
         """A worker's account of its trajectories."""
         assert self.dumps is not None
         known = self.dumps.problem
+        waited = self.dumps.is_waiting
         boundary = self.dumps.answer(answer)
-        if known is None and self.dumps.problem is not None:
-            self.console.warn(f"{self.dumps.problem}; training goes on")
-        if boundary is None or self.ended:
+        if known is None and self.dumps.problem is not None and not self.dumps.ends_the_run:
+            self.console.warn(f"{self.dumps.problem}{'' if self.ended else '; training goes on'}")
+        if self.ended:
+            return
+        if boundary is None:
+            if waited and not self.dumps.is_waiting and not self.dumps.ends_the_run:
+                self._try_next_boundary()
             return
         if self.preemption.requested:
             self._write_at_once(boundary)
@@ -387,25 +404,26 @@ class Journal:
         self.ended, self._exit = True, reason
         if self.dumps is None:
             self.conclude()
+        else:
+            self.dumps.ask(self._boundary, self._boundary.limits)
 
     @property
     def final_limits(self) -> dict[int, int]:
         """{worker: row} of the last boundary."""
         return self._boundary.limits
 
-    def conclude(self, answers: Sequence[Sealed] = ()) -> None:
-        """Saves the last boundary and says how the run ended; once."""
+    def conclude(self) -> None:
+        """Saves the last boundary and says how the run ended; once. Not where trajectories that were required are
+        lost: a resume makes them anew.
+        """
         if self._concluded:
             return
         self._concluded = True
-        if self.dumps is not None:
-            known = self.dumps.problem
-            self.dumps.close(answers)
-            if known is None and self.dumps.problem is not None:
-                self.console.warn(self.dumps.problem)
         self._check_writing()
-        self._write(self._boundary)
-        self._update_summary(self._exit)
+        lost = self.dumps is not None and self.dumps.ends_the_run
+        if not lost:
+            self._write(self._boundary)
+        self._update_summary("failed" if lost else self._exit)
         self.close_files()
 
     def fail(self) -> None:

@@ -120,16 +120,21 @@ def _summary(me: Rank) -> Summary:
     if me.plan.config.trajectories.enabled:
         journal, comm = me.journal, me.comm
         limits = from_rank_zero(comm, None if journal is None else journal.final_limits)
-        answers = []
-        if me.dump is not None and limits is not None:
-            answers = me.dump.finish(limits.get(me.seat.worker, 0))
-            me.dump = None
-        told = comm.gather(answers, root=0)
+        worker, settled = me.seat.worker, []
+        if me.dump is not None and limits is not None and worker in limits:  # as a rule it is on disk since the goodbye
+            settled = me.dump.settle(limits[worker])
+        for answer in [answer for answers in comm.gather(settled, root=0) or [] for answer in answers]:
+            if journal is not None:
+                journal.sealed(answer)
         if journal is not None:
-            journal.conclude([answer for answers in told or [] for answer in answers])
-            if me.plan.config.trajectories.required and journal.dumps is not None and journal.dumps.failed:
+            journal.conclude()
+            if journal.dumps is not None and journal.dumps.ends_the_run:
                 raise DumpError(journal.dumps.problem)
-    return from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
+    summary: Summary = from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
+    if me.dump is not None:  # not before: had rank 0 died, the others would go on, with what is not sealed yet
+        me.dump.close()
+        me.dump = None
+    return summary
 
 
 def _synchronise(me: Rank) -> None:

@@ -17,6 +17,7 @@ from dppo.ending import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.exchange.collectives import Comm
 from dppo.exchange.recovery import RankFailure, end_job, regroup
 from dppo.opening import say_failed
+from dppo.storage.trajectory import Sealed
 from dppo.succession import Goods, Word, drifted, givers, offered, serve
 from dppo.synchronous import SyncCoordinator
 
@@ -88,11 +89,16 @@ def survive(me: Rank, cause: RankFailure) -> None:
             if me.dump is not None and me.collector.last is not None:
                 me.dump.add(me.collector.last)
         me.collector.keep_last(keep=_is_unused(me, iteration), as_it_is=_was_told(me))
+    settled: list[Sealed] = []
     if me.dump is not None and me.seat.worker != me.place.worker:  # it is no worker any more
-        me.dump.finish(None)
+        settled = me.dump.settle(None)
+        me.dump.close()
         me.dump = None
     if me.comm.rank == 0:
         serve(me, words, giver, goods, lost, time.monotonic() - since)
+        if me.journal is not None:
+            for answer in settled:
+                me.journal.sealed(answer)
     if me.plan.config.respawn:
         replace_lost(me)
     me.place.worker = me.seat.worker

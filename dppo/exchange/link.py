@@ -33,6 +33,7 @@ class Dump(Protocol):
 
     def add(self, rollout: Rollout) -> None: ...
     def seal(self, row: int) -> None: ...
+    def wait(self) -> None: ...
     def answers(self) -> Sequence[object]: ...
 
 
@@ -126,9 +127,9 @@ class Link:
             raise self._broken
         if self.memory is not None:
             self.memory.add_report(report)
-        self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
         if self._dump is not None:
             self._dump.add(rollout)
+        self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
 
     def boundary(self, message: np.ndarray) -> None:
         """Tells rank 0 the state at an iteration's end (allreduce, one worker); nobody waits."""
@@ -212,6 +213,9 @@ class Link:
         returns.
         """
         self._wait_for(lambda: False)
+        if self._dump is not None:
+            self._dump.wait()
+            self._pass_on()
         self._send(Tag.BYE, NOTHING)
 
 

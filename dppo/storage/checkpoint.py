@@ -9,6 +9,7 @@ renamed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -42,6 +43,8 @@ class Checkpoint:
     """rank -> (rows of noise drawn, its environments)."""
     next_segments: dict[int, int] = field(default_factory=dict)
     """rank -> number of its next trajectory segment: those below hold what this checkpoint has seen."""
+    missing_rows: dict[int, int] = field(default_factory=dict)
+    """rank -> rows behind those segments that are in none; a rank that has none is not there."""
 
 
 def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -66,6 +69,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "iteration": checkpoint.iteration,
         "files": listed,
         "next_segments": {str(rank): number for rank, number in sorted(checkpoint.next_segments.items())},
+        "missing_rows": {str(rank): number for rank, number in sorted(checkpoint.missing_rows.items())},
     }
     write_durably(part / "manifest.json", (json.dumps(manifest, indent=1) + "\n").encode())
     fsync_folder(part)
@@ -80,15 +84,24 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     others = [p for p in checkpoint_folders(run_dir) if p != folder]
     # newer ones were damaged, or of a future that a resume has undone: they must not push out what is whole
     dead = [p for p in others if p.name.removesuffix(".old") > folder.name]
-    for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :]):
-        shutil.rmtree(surplus, ignore_errors=True)
+    for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :], *root.glob("*.removed")):
+        _remove(surplus)
     return folder
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: whoever is killed meanwhile leaves nothing that looks like a damaged checkpoint."""
+    doomed = folder if folder.suffix == ".removed" else folder.with_name(folder.name + ".removed")
+    with contextlib.suppress(OSError):
+        os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_leftovers(run_dir: Path) -> None:
     """What a killed write left half done; called when a run opens, before anything writes."""
-    for part in (run_dir / "checkpoints").glob("*.part"):
-        shutil.rmtree(part, ignore_errors=True)
+    for pattern in ("*.part", "*.removed"):
+        for leftover in (run_dir / "checkpoints").glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
@@ -119,7 +132,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
         if (len(data), hashlib.sha256(data).hexdigest()) != size_and_checksum:
-            raise ValueError(f"{name} does not match its checksum in the manifest")
+            raise ValueError(f"{name} does not match its checksum in manifest.json")
         try:
             contents[name] = _from_bytes(data)
         except Exception as error:  # torch.load raises all kinds; weights_only refuses what would run code

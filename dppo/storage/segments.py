@@ -80,16 +80,26 @@ def set_aside_orphans(run_dir: Path, named: dict[int, int], attempt: int) -> int
 
 def end_row(folder: Path) -> int:
     """The row behind the last one of a rank's last segment; 0 where there is none that can be read."""
+    return segments_until(folder, None)[1]
+
+
+def segments_until(folder: Path, row: int | None) -> tuple[int, int]:
+    """(number of the first segment that ends behind `row`, row behind the last one of those before); None: any row."""
+    for number, path in reversed(segment_files(folder).items()):
+        end = _end_row(path)
+        if end is not None and (row is None or end <= row):
+            return number + 1, end
+    return 0, 0
+
+
+def _end_row(path: Path) -> int | None:
     import h5py
 
-    visible = segment_files(folder)
-    if not visible:
-        return 0
     try:
-        with h5py.File(visible[max(visible)], "r", locking=False) as file:
+        with h5py.File(path, "r", locking=False) as file:
             return int(file["steps/row"][-1]) + 1
     except (OSError, KeyError, ValueError, IndexError):
-        return 0
+        return None
 
 
 # -- one file --------------------

@@ -86,6 +86,8 @@ class Sealed(NamedTuple):
     """That was asked for; None: nobody asked."""
     next_segment: int | None
     """Segments below it hold all rows before `row` that could be written; None: a later row is in one already."""
+    end_row: int = 0
+    """Behind the last row in them."""
     problem: str | None = None
     """What is not written, and why; told once."""
     failed: bool = False
@@ -131,7 +133,7 @@ class TrajectoryWriter:
         self._next_row = 0  # that was not added yet
         self._rollouts = 0
         self._answers: deque[Sealed] = deque()
-        self._orders: deque[int] = deque()
+        self._orders: deque[int] = deque()  # that are answered when the segment on its way is written
         self._stopped = self._told = False
         self._failure: str | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
@@ -164,6 +166,9 @@ class TrajectoryWriter:
 
     def seal(self, row: int) -> None:
         """Everything before `row`, the end of a rollout, becomes visible; `answers` says when."""
+        if (self._writing_end if self._writing is not None else self._sealed_row) > row:
+            self._answers.append(Sealed(self._labels.rank, row, None))
+            return
         self._seal_until(row)
         self._orders.append(row)
 
@@ -171,22 +176,23 @@ class TrajectoryWriter:
         """What is done since it was asked last; never waits."""
         if self._writing is None or self._writing.done():
             self._look_at_the_last()
-            while self._orders:
-                row = self._orders.popleft()
-                beyond = self._sealed_row > row
-                self._answers.append(Sealed(self._labels.rank, row, None if beyond else self._next_segment))
         out, self._answers = list(self._answers), deque()
         return out
 
-    def finish(self, row: int | None) -> list[Sealed]:
-        """The same as `seal`, but waits, and is the last; `row` None: everything. What is left over belongs to no
-        boundary.
-        """
+    def settle(self, row: int | None) -> list[Sealed]:
+        """The same as `seal`, but waits; `row` None: everything. It may be asked again, and gives the same answer."""
         self.seal(self._next_row if row is None else row)
+        self.wait()
+        return self.answers()
+
+    def wait(self) -> None:
+        """Until nothing is on its way to the disk."""
         self._look_at_the_last()
-        answers = self.answers()
+
+    def close(self) -> None:
+        """What is not sealed belongs to no boundary."""
+        self.wait()
         self._thread.shutdown()
-        return answers
 
     # -- building and committing --------------------
 
@@ -223,7 +229,7 @@ class TrajectoryWriter:
         end = parts[-1].end_row
         try:
             image = self._build(parts)
-        except (OSError, MemoryError, RuntimeError) as error:
+        except Exception as error:  # of h5py, of memory: it is the dump that is lost, not the run
             self._note_failure(path, error)
             return
         if self._max_bytes is not None and self._written_bytes + len(image) > self._max_bytes:
@@ -235,26 +241,27 @@ class TrajectoryWriter:
         self._writing = self._thread.submit(_commit, path, image)
 
     def _look_at_the_last(self) -> None:
-        """Waits for the segment that is being written, if there is one."""
+        """Waits for the segment that is being written, if there is one; whoever asked for it has an answer then."""
         writing, self._writing = self._writing, None
-        if writing is None:
-            return
         try:
-            self._written_bytes += writing.result()
-        except OSError as error:
+            if writing is not None:
+                self._written_bytes += writing.result()
+                self._next_segment += 1
+                self._sealed_row = self._writing_end
+        except Exception as error:
             self._note_failure(segment_path(self._labels.folder, self._next_segment), error)
-            return
-        self._next_segment += 1
-        self._sealed_row = self._writing_end
+        while self._orders:
+            row = self._orders.popleft()
+            self._answers.append(Sealed(self._labels.rank, row, self._next_segment, self._sealed_row))
 
     def _note_failure(self, path: Path, error: Exception) -> None:
-        self._failure = f"trajectories: {path} could not be written: {error}"
+        self._failure = f"trajectories: {path} could not be written: {str(error) or type(error).__name__}"
         self._tell(self._failure, failed=True)
 
     def _tell(self, text: str, *, failed: bool = False) -> None:
         if not self._told:
             self._told = True
-            self._answers.append(Sealed(self._labels.rank, None, None, text, failed))
+            self._answers.append(Sealed(self._labels.rank, None, None, 0, text, failed))
 
     def _build(self, parts: list[_Part]) -> memoryview:
         """The HDF5 image of a segment. Empties the parts as it goes; nothing is in memory three times, as it would be
@@ -334,6 +341,8 @@ def _commit(path: Path, image: memoryview) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         fsync_folder(path.parent.parent)
     part = path.with_name(path.name + ".part")
+    if path.exists():
+        raise FileExistsError("it is there already, of another process; segments are never replaced")
     try:
         write_durably(part, head, body)
         os.replace(part, path)

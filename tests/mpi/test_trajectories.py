@@ -187,3 +187,63 @@ def test_a_full_disk_ends_the_run_where_dumps_are_required(launch: Launcher, tmp
     assert summary(run_dir)["exit"] == "failed"
     assert_valid(run_dir)
     assert all(len(held) > 100 for held in rows(run_dir).values())
+
+
+# -- what goes wrong together --------------------
+
+
+def test_a_signal_right_after_a_death_still_saves(launch: Launcher, tmp_path: Path) -> None:
+    """The last boundary is of before the death: nobody asks the dead for their rows."""
+    run_dir = tmp_path / "run"
+    env = ("--env", "odd_envs:odd/SlowLater-v0", "--num-envs", 2, "--horizon", 10, "--ppo.epochs", 1)
+    job = launch.start(
+        4, *env, "--ppo.minibatches", 1, *DUMPS, "--total-steps", 10**6, "--run-dir", run_dir, survives=True
+    )
+    job.until(lambda: count_lines(run_dir) >= 9)
+    job.send(signal.SIGKILL, rank=2)
+    time.sleep(0.3)
+    job.send(signal.SIGUSR1)
+    ended = job.wait(30)
+    assert ended.code == 75, ended
+    assert_valid(run_dir)
+
+
+@pytest.mark.parametrize("survives", [False, True])
+def test_what_was_lost_is_made_again_where_dumps_are_required(survives: bool, launch: Launcher, tmp_path: Path) -> None:
+    """No checkpoint is written over lost rows; a resume, on a disk with room, holds every step."""
+    run_dir = tmp_path / "run"
+    full_disk(launch, run_dir, "--trajectories.required", "--checkpoint.every", 300, code=1, survives=survives)
+    seen = manifest(run_dir)
+    assert "missing_rows" not in seen or not seen["missing_rows"]
+    config = run_dir / "config.toml"
+    config.write_text(config.read_text().replace("FullDisk", "Uneven"))
+    launch.run(3, "--resume", "--run-dir", run_dir, "--total-steps", seen["env_steps"] + 2000)
+    assert_valid(run_dir)
+    assert all(held == list(range(len(held))) for held in rows(run_dir).values())
+
+
+def test_a_slow_disk_does_not_keep_checkpoints_from_being_written(launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = (*SMALL, *DUMPS, "--trajectories.segment-mb", 0.02, "--checkpoint.every", 1000, "--total-steps", 20_000)
+    launch.run(3, *flags, "--run-dir", run_dir, program="slow_disk.py")
+    assert len(list((run_dir / "checkpoints").glob("step_*"))) == 3
+    assert manifest(run_dir)["env_steps"] >= 20_000
+    lines = (run_dir / "checkpoints.txt").read_text().split()
+    assert len(lines) >= 4, "while it trains, too"
+    assert_valid(run_dir)
+
+
+def test_a_worker_that_is_stuck_does_not_cost_the_others_their_rows(launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    env = ("--env", "odd_envs:odd/BadOnRankTwo-v0", "--mode", "async", "--num-envs", 2, "--horizon", 8)
+    job = launch.start(
+        4, *env, *DUMPS, "--total-steps", 10**6, "--checkpoint.grace-s", 3, "--run-dir", run_dir, FAULT="hang",
+    )  # fmt: skip
+    job.until(lambda: count_lines(run_dir) >= 30)
+    job.send(signal.SIGUSR1)
+    ended = job.wait(30)
+    assert ended.code == 75, ended
+    assert_valid(run_dir)
+    state, held = manifest(run_dir), rows(run_dir)
+    assert all(len(held[rank]) >= 200 for rank in (1, 3))
+    assert set(state["missing_rows"]) <= {"2"}, "what the healthy ones had is on disk"

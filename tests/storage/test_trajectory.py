@@ -21,6 +21,7 @@ from dppo.storage.segments import (
     next_segments,
     rank_folder,
     segment_files,
+    segments_until,
     set_aside_orphans,
 )
 from dppo.storage.trajectory import DumpError, Labels, Sealed, TrajectoryWriter
@@ -70,7 +71,7 @@ def test_a_segment_holds_what_the_rollouts_held(make: Make, place: Workplace, tm
     writer, rollouts = make(), [place.rollout()[0] for _ in range(5)]
     for rollout in rollouts:
         writer.add(rollout)
-    assert writer.finish(None) == [Sealed(3, 80, 1)]
+    assert writer.settle(None) == [Sealed(3, 80, 1, 80)]
     (path,) = files(tmp_path)
     assert checksum_problem(path) is None
     with h5py.File(path) as file:
@@ -101,7 +102,7 @@ def test_actions_as_sampled_are_kept_where_they_may_be_clipped(tmp_path: Path) -
     writer = TrajectoryWriter(labels, place.collector._seeds.of, has_raw_actions=True, segment_bytes=10**9)
     rollout, _ = place.rollout()
     writer.add(rollout)
-    writer.finish(None)
+    writer.settle(None)
     with h5py.File(files(tmp_path)[0]) as file:
         np.testing.assert_array_equal(file["steps/actions_raw"], rollout.actions)
         np.testing.assert_array_equal(file["steps/actions"], rollout.env_actions)
@@ -170,7 +171,7 @@ def test_episodes_go_on_over_segments(make: Make, place: Workplace, tmp_path: Pa
         writer.add(rollout)
         if rollout is rollouts[3]:
             writer.seal(64)
-    writer.finish(None)
+    writer.settle(None)
     listed: dict[tuple[int, int], list[Any]] = {}
     for path in files(tmp_path):
         with h5py.File(path) as file:
@@ -196,7 +197,7 @@ def test_a_segment_is_sealed_for_its_size_but_for_the_newest_rollouts(
         writer.add(place.rollout()[0])
     writer.seal(12 * 16 - 2 * 16)
     assert answered(writer)[0].next_segment == len(files(tmp_path)) > 1
-    writer.finish(None)
+    writer.settle(None)
     assert [row for path in files(tmp_path) for row in rows(path)] == list(range(12 * 16))
 
 
@@ -205,11 +206,13 @@ def test_a_checkpoint_gets_exactly_what_it_has_seen(make: Make, place: Workplace
     for _ in range(4):
         writer.add(place.rollout()[0])
     writer.seal(48)
-    assert answered(writer) == [Sealed(3, 48, 1)]
+    assert answered(writer) == [Sealed(3, 48, 1, 48)]
     assert rows(files(tmp_path)[0])[-1] == 47
     writer.seal(48)
-    assert answered(writer) == [Sealed(3, 48, 1)], "nothing new: no empty segment"
-    assert writer.finish(48) == [Sealed(3, 48, 1)], "what is beyond the last boundary is not written"
+    assert answered(writer) == [Sealed(3, 48, 1, 48)], "nothing new: no empty segment"
+    for _ in range(2):
+        assert writer.settle(48) == [Sealed(3, 48, 1, 48)], "it may be asked again"
+    writer.close()
     assert len(files(tmp_path)) == 1
 
 
@@ -223,12 +226,25 @@ def test_one_that_is_too_far_ahead_says_so(make: Make, place: Workplace) -> None
     assert answered(writer) == [Sealed(3, 48, None)]
 
 
+def test_what_is_sealed_for_its_size_later_does_not_spoil_an_answer(
+    make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a disk that is slower than the dump: the answer is looked at long after it was due."""
+    writer = make(segment_bytes=100)
+    writer.add(place.rollout()[0])
+    writer.seal(16)
+    for _ in range(8):
+        writer.add(place.rollout()[0])
+    writer.wait()
+    assert writer.answers() == [Sealed(3, 16, 1, 16)]
+
+
 def test_what_is_told_twice_is_written_once(make: Make, place: Workplace, tmp_path: Path) -> None:
     writer, rollout = make(), place.rollout()[0]
     writer.add(rollout)
     writer.add(rollout)
     writer.add(place.rollout()[0])
-    writer.finish(None)
+    writer.settle(None)
     assert rows(files(tmp_path)[0]) == list(range(32))
 
 
@@ -236,7 +252,7 @@ def test_every_so_manieth_rollout(make: Make, place: Workplace, tmp_path: Path) 
     writer = make(every=3)
     for _ in range(7):
         writer.add(place.rollout()[0])
-    writer.finish(None)
+    writer.settle(None)
     (path,) = files(tmp_path)
     assert rows(path) == [*range(16), *range(48, 64), *range(96, 112)]
     with h5py.File(path) as file:
@@ -252,11 +268,11 @@ def test_every_so_manieth_rollout(make: Make, place: Workplace, tmp_path: Path) 
 def test_a_writer_goes_on_behind_what_is_visible(make: Make, place: Workplace, tmp_path: Path) -> None:
     writer = make()
     writer.add(place.rollout()[0])
-    writer.finish(None)
+    writer.settle(None)
     place.rollout()  # lost with a rank that died
     again = make()
     again.add(place.rollout()[0])
-    assert again.finish(None) == [Sealed(3, 48, 2)]
+    assert again.settle(None) == [Sealed(3, 48, 2, 48)]
     with h5py.File(files(tmp_path)[1]) as file:
         assert (file.attrs["segment"], file.attrs["skipped_rows"]) == (1, 16)
     assert end_row(rank_folder(tmp_path, 3)) == 48
@@ -284,13 +300,50 @@ def test_a_write_error_is_told_once_and_the_next_segment_takes_the_number(
         f"trajectories: {rank_folder(tmp_path, 3)}/seg_000000.h5 could not be written:"
         " [Errno 28] No space left on device"
     ]
-    assert Sealed(3, 32, 0) in [*told, *answered(writer)], "a checkpoint names what there is"
+    assert Sealed(3, 32, 0, 0) in [*told, *answered(writer)], "a checkpoint names what there is"
     writer.add(place.rollout()[0])
-    writer.finish(None)
+    writer.settle(None)
     assert rows(files(tmp_path)[0])[0] == 32
     with h5py.File(files(tmp_path)[0]) as file:
         assert file.attrs["skipped_rows"] == 32
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError
+
+    for name in ("write_durably", "write_dataset"):
+        writer = make()
+        with monkeypatch.context() as patch:
+            patch.setattr(trajectory, name, fail)
+            writer.add(place.rollout()[0])
+            told = writer.settle(None)
+        assert told[0].failed and str(told[0].problem).endswith("could not be written: MemoryError")
+
+
+def test_a_segment_is_never_replaced(make: Make, place: Workplace, tmp_path: Path) -> None:
+    """Where a folder's listing was old."""
+    writer, other = make(), make()
+    rollout = place.rollout()[0]
+    for each in (writer, other):
+        each.add(rollout)
+    writer.settle(None)
+    before = files(tmp_path)[0].read_bytes()
+    assert other.settle(None)[0].failed
+    assert files(tmp_path)[0].read_bytes() == before
+
+
+def test_the_segments_that_end_before_a_row(make: Make, place: Workplace, tmp_path: Path) -> None:
+    writer = make()
+    for row in (16, 32, 48):
+        writer.add(place.rollout()[0])
+        writer.seal(row)
+    writer.settle(None)
+    folder = rank_folder(tmp_path, 3)
+    assert [segments_until(folder, row) for row in (0, 16, 31, 32, 99)] == [(0, 0), (1, 16), (1, 16), (2, 32), (3, 48)]
+    files(tmp_path)[2].write_bytes(b"damaged")
+    assert end_row(folder) == 32
 
 
 def test_a_write_error_ends_the_run_where_dumps_are_required(make: Make, place: Workplace, tmp_path: Path) -> None:
@@ -308,7 +361,7 @@ def test_the_dump_stops_where_it_is_large_enough(make: Make, place: Workplace, t
     for i in range(10):
         writer.add(place.rollout()[0])
         writer.seal(16 * (i + 1))
-    told = writer.finish(None)
+    told = writer.settle(None)
     (problem,) = [s.problem for s in told if s.problem]
     assert problem.endswith("would pass --trajectories.max-gb; no more are written")
     assert not any(s.failed for s in told)
@@ -329,7 +382,7 @@ def test_what_no_checkpoint_names_is_set_aside(make: Make, place: Workplace, tmp
     for row in (16, 32, 48):
         writer.add(place.rollout()[0])
         writer.seal(row)
-    writer.finish(None)
+    writer.settle(None)
     (rank_folder(tmp_path, 3) / "seg_000003.h5.part").write_bytes(b"half")
     assert set_aside_orphans(tmp_path, {3: 1}, attempt=2) == 2
     assert [path.name for path in files(tmp_path)] == ["seg_000000.h5"]

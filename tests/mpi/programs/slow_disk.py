@@ -1,0 +1,36 @@
+"""dppo.run on a disk that takes 0.2 s for each segment. Lists its checkpoints in RUN/checkpoints.txt."""
+
+from __future__ import annotations
+
+import dppo.run  # first: it sets threads and MPI's parameters
+
+# isort: split
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import dppo.journal
+import dppo.storage.trajectory as trajectory
+
+
+def main() -> int:
+    write, save = trajectory.write_durably, dppo.journal.write_checkpoint
+
+    def slowly(path: Path, *data: Any) -> None:
+        time.sleep(0.2)
+        write(path, *data)
+
+    def noted(run_dir: Path, checkpoint: Any, keep: int) -> Path:
+        with open(run_dir / "checkpoints.txt", "a") as file:
+            file.write(f"{checkpoint.env_steps}\n")
+        return save(run_dir, checkpoint, keep)
+
+    trajectory.write_durably = slowly
+    dppo.journal.write_checkpoint = noted
+    return dppo.run.main()
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.exit(code)
