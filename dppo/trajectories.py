@@ -15,11 +15,12 @@ import sys  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NoReturn  # noqa: E402
 
 import numpy as np  # noqa: E402
 
 from dppo.commandline import UsageError  # noqa: E402
+from dppo.storage.catalogue import SURPRISES  # noqa: E402
 from dppo.storage.dataset import Trajectories, open_trajectories  # noqa: E402
 from dppo.storage.salvage import HopelessError, recover  # noqa: E402
 from dppo.storage.validation import validate  # noqa: E402
@@ -118,13 +119,13 @@ def _index(args: argparse.Namespace) -> int:
     if args.check:
         problems = check_index(args.run_dir)
         for problem in problems:
-            print(f"dppo: {problem}", file=sys.stderr)
+            _complain(problem)
         if not problems:
             print("every source of the index is there")
         return EXIT_WRONG if problems else 0
     path, missing = write_index(args.run_dir)
     for name in missing:
-        print(f"dppo: {name} is missing; the index goes on behind it (`validate` says more)", file=sys.stderr)
+        _complain(f"{name}; the index goes on behind that (`validate` says more)")
     print(path)
     return 0
 
@@ -145,10 +146,17 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as all commands do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} -h")
+
+
 def _parser() -> argparse.ArgumentParser:
     from dppo.storage import export
 
-    parser = argparse.ArgumentParser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
+    parser = _Parser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -167,14 +175,14 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument("--json", action="store_true", help="JSON on standard output")
     plot = of_a_run("plot", _plot, "draw returns, lengths and policy lag over environment steps")
     plot.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, required=True, help="the picture: out.png, out.pdf, …"
+        "-o", "--output", metavar="OUT", type=export.output_path, required=True, help="the picture: out.png, out.pdf, …"
     )
     index = of_a_run("index", _index, "write RUN/trajectories/index.h5, which shows all segments of a rank as one")
     index.add_argument("--check", action="store_true", help="check the one that is there: exit code 1 if it is stale")
     saving = command("recover", _recover, "save what can be read of a damaged or half-written HDF5 file")
     saving.add_argument("file", metavar="FILE", type=Path)
     saving.add_argument(
-        "-o", "--output", metavar="OUT", type=Path, help="default: FILE.recovered.h5; never overwritten"
+        "-o", "--output", metavar="OUT", type=export.output_path, help="default: FILE.recovered.h5; never overwritten"
     )
     export.add_arguments(command("export", _export, "write a dump in the forms that other programs read"))
     return parser
@@ -182,16 +190,27 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    args = _parser().parse_args(argv)
     try:
+        args = _parser().parse_args(argv)
         code: int = args.run(args)
     except UsageError as error:
-        print(f"dppo: {error}", file=sys.stderr)
+        _complain(error)
         return EXIT_USAGE
     except (HopelessError, OSError) as error:
-        print(f"dppo: {error}", file=sys.stderr)
+        _complain(error)
+        return EXIT_WRONG
+    except SURPRISES as error:  # of damaged files, where one does not fit to another
+        _complain(
+            f"this cannot be read: {type(error).__name__}: {error}; `python -m dppo.trajectories validate RUN` says"
+            " what is damaged"
+        )
         return EXIT_WRONG
     return code
+
+
+def _complain(what: object) -> None:
+    """One line, whatever is in it."""
+    print(f"dppo: {' '.join(str(what).splitlines())}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
@@ -17,7 +19,7 @@ from dppo.storage.plots import policy_lag
 from dppo.storage.segments import USER_BLOCK
 from dppo.storage.validation import validate
 from dppo.trajectories import main
-from tests.dumps import FakeWorker, write_dump
+from tests.dumps import FakeWorker, edit, replace, write_dump
 
 SEGMENT = "trajectories/rank_00001/seg_000001.h5"
 
@@ -94,6 +96,51 @@ def test_info_of_a_damaged_dump_says_what_to_do(tmp_path: Path, capsys: pytest.C
     assert "`python -m dppo.trajectories validate RUN`" in one_line(capsys)
 
 
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        ([], "COMMAND"), (["frobnicate"], "invalid choice"), (["plot", "RUN"], "-o/--output"),
+        (["plot", "RUN", "-o", ""], "an empty name"), (["recover", "x", "-o", ""], "an empty name"),
+        (["export", "RUN", "--to", "cs\nv"], "invalid choice"),
+        (["export", "RUN", "--to", "csv", "--last", "x"], "'x'"),
+        (["validate", "a\nb"], "a b has no trajectories"),
+    ],
+)  # fmt: skip
+def test_wrong_use_is_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == 2
+    assert said in one_line(capsys)
+
+
+@pytest.mark.parametrize("command", ["info", "index", "plot", "export"])
+def test_a_pipe_among_the_segments_is_not_waited_for(
+    tmp_path: Path, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(write_dump(tmp_path) / "trajectories/rank_00001/seg_000002.h5")
+    more = {"plot": ["-o", str(tmp_path / "x.png")], "export": ["--to", "csv"]}
+    assert main([command, str(tmp_path), *more.get(command, [])]) == 2
+    assert "seg_000002.h5 is no file" in one_line(capsys)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda file: replace(file, "steps/rewards", np.float32(1)),
+        lambda file: (file.__delitem__("steps"), file.create_dataset("steps", data=3)),
+        lambda file: file["steps"].create_group("more"),
+        lambda file: replace(file, "episodes/start", np.array([b"x"] * 6)),
+        lambda file: replace(file, "episodes/id", np.zeros((2, 3, 4))),
+    ],
+)
+def test_what_does_not_fit_together_is_one_line(
+    tmp_path: Path, change: Callable[[h5py.File], object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(write_dump(tmp_path) / SEGMENT, change)
+    for command in (["info"], ["index"], ["export", "--to", "csv"], ["export", "--to", "d4rl"]):
+        if main([command[0], str(tmp_path), *command[1:]]):
+            one_line(capsys)
+        capsys.readouterr()
+
+
 def test_it_is_a_command(tmp_path: Path) -> None:
     write_dump(tmp_path)
     command = [sys.executable, "-m", "dppo.trajectories"]
@@ -113,6 +160,16 @@ def test_plot(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     assert main(["plot", str(tmp_path), "-o", str(tmp_path / "out.nothing")]) == 2
     assert "out.nothing cannot be written" in capsys.readouterr().err
+    (tmp_path / "adir").mkdir()
+    for out, said in {
+        "out.png": "exists already", "adir": "no suffix", "adir.png/x": "no suffix",
+        "trajectories/rank_00001/seg_000009.h5.png": "would lie within the trajectories",
+    }.items():  # fmt: skip
+        before = picture.stat()
+        assert main(["plot", str(tmp_path), "-o", str(tmp_path / out)]) == 2
+        assert said in one_line(capsys)
+        assert picture.stat() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["adir", "out.png", "trajectories"]
 
 
 def test_plot_without_matplotlib_says_what_to_install(
@@ -180,6 +237,41 @@ def test_an_index_over_a_gap_says_so(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "rank_00001/seg_000000.h5 is missing" in capsys.readouterr().err
     with h5py.File(tmp_path / "trajectories/index.h5") as file:
         assert file["rank_00001/steps/row"][:].tolist() == list(range(4, 11))
+
+
+def test_an_index_over_a_wide_gap_says_so_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_dump(tmp_path) / "trajectories/rank_00001"
+    shutil.copy(folder / "seg_000001.h5", folder / "seg_30000000.h5")
+    assert main(["index", str(tmp_path)]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rank_00001/seg_000002.h5 to seg_29999999.h5 are missing" in line
+
+
+@pytest.mark.parametrize("what", ["text", "folder", "hdf5", "part"])
+def test_a_foreign_file_in_the_place_of_the_index(
+    tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write_dump(tmp_path) / "trajectories/index.h5"
+    if what == "part":
+        part = path.with_name("index.h5.part")
+        part.write_text("mine")
+        assert main(["index", str(tmp_path)]) == 0
+        assert part.read_text() == "mine"
+        return
+    if what == "text":
+        path.write_text("mine")
+    elif what == "folder":
+        path.mkdir()
+    else:
+        with h5py.File(path, "w") as file:
+            file["rank_00001/mine"] = 1
+    before = path.stat()
+    assert main(["index", str(tmp_path)]) == 2
+    assert "is no index that dppo has written" in one_line(capsys)
+    assert path.stat() == before
+    assert main(["index", "--check", str(tmp_path)]) == 2
+    one_line(capsys)
+    assert len(list(path.parent.iterdir())) == 3
 
 
 def test_no_index_to_check_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,9 @@ from dppo.storage.dataset import open_trajectories
 from dppo.storage.export_d4rl import to_d4rl
 from dppo.storage.export_minari import to_minari
 from dppo.storage.export_tables import to_csv, to_parquet
-from dppo.storage.exported import Exported
+from dppo.storage.exported import Exported, refuse_inside_dump
 
-__all__ = ["Exported", "add_arguments", "run", "to_csv", "to_d4rl", "to_minari", "to_parquet"]
+__all__ = ["Exported", "add_arguments", "output_path", "run", "to_csv", "to_d4rl", "to_minari", "to_parquet"]
 
 _FILES = {"d4rl": (to_d4rl, ".hdf5"), "parquet": (to_parquet, ".parquet"), "csv": (to_csv, ".csv")}
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o",
         "--output",
         metavar="OUT",
-        type=Path,
+        type=output_path,
         help="the file (default: RUN/trajectories.hdf5, .parquet, .csv); for Minari the folder of all its datasets"
         " (default: MINARI_DATASETS_PATH or ~/.minari/datasets). Nothing that exists is overwritten",
     )
@@ -47,6 +47,8 @@ def run(args: argparse.Namespace) -> list[str]:
             raise UsageError(f"--{name.replace('_', '-')} is for --to minari: leave it out with --to {args.to}")
     if args.last is not None and args.last < 1:
         raise UsageError(f"--last {args.last} must be at least 1; leave it out for all episodes")
+    if args.output is not None:
+        refuse_inside_dump(args.output)
     trajectories = open_trajectories(
         args.run_dir,
         complete_only=args.complete_only,
@@ -66,6 +68,13 @@ def run(args: argparse.Namespace) -> list[str]:
             " not known (--complete-only leaves such episodes out)"
         )
     return lines
+
+
+def output_path(text: str) -> Path:
+    """Of -o."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty name; name what is to be written, or leave -o out")
+    return Path(text)
 
 
 def _ranks(text: str) -> list[int]:

@@ -9,23 +9,37 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from dppo.commandline import UsageError
+from dppo.storage.catalogue import SURPRISES
 from dppo.storage.dataset import Trajectories
-from dppo.storage.exported import Exported, labels_of, missing_package, nothing_to_export, transitions_of, with_offsets
+from dppo.storage.exported import (
+    Exported,
+    labels_of,
+    made_folder,
+    missing_package,
+    nothing_to_export,
+    refuse_inside_dump,
+    temporary_name,
+    transitions_of,
+    with_offsets,
+)
 from dppo.storage.files import fsync_folder
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
 
+T = TypeVar("T")
 _ORIGIN = ("rank", "env", "id", "first_row", "offset", "return", "complete")
 _NAMESPACE_FILE = "namespace_metadata.json"
-_ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+")
+_ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+", re.ASCII)
+_MAX_NAME, _MAX_DIGITS = 200, 9
+"""Characters of a part of a dataset's id, and digits of its version."""
 
 
 def to_minari(
@@ -53,42 +67,43 @@ def to_minari(
         raise missing_package("Minari", error) from error
 
     labels = labels_of(trajectories)
-    dataset_id = dataset_id or default_dataset_id(labels)
+    dataset_id = default_dataset_id(labels) if dataset_id is None else dataset_id
     # absolute: Minari cannot measure a dataset by a relative path
     root = (_minari_root() if root is None else Path(root)).absolute()
     folder = root / dataset_id
+    refuse_inside_dump(root)
     _check_free(root, dataset_id)
-    # Minari does not list hidden folders
-    part = folder.with_name(f".{folder.name}.part")
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-    except OSError as error:
-        raise UsageError(f"{part} cannot be written: {error.strerror}; choose another -o") from error
-    try:
-        storage = MinariStorage.new(
-            part / "data",
-            observation_space=deserialize_space(labels["observation_space"]),
-            action_space=deserialize_space(labels["action_space"]),
-            env_spec=_env_spec(labels["env_spec"]),
-            jpeg_encoding=False,
-        )
-        count = _Count()
-        storage.update_episodes(_buffers(trajectories, count))
-        if not count.episodes:
-            raise nothing_to_export()
-        storage.update_episode_metadata(_origins(trajectories))
-        storage.update_metadata(
-            {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, count, author)}
-        )
-        for file in (part / "data").iterdir():
-            with open(file, "rb") as opened:
-                os.fsync(opened.fileno())
-        fsync_folder(part / "data")
-        _check_free(root, dataset_id)
-        os.replace(part, folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+    with made_folder(folder.parent):
+        # Minari does not list hidden folders
+        part = temporary_name(folder.parent)
+        try:
+            part.mkdir()
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
+        try:
+            storage = MinariStorage.new(
+                part / "data",
+                observation_space=_parsed(labels, "observation_space", deserialize_space),
+                action_space=_parsed(labels, "action_space", deserialize_space),
+                env_spec=_parsed(labels, "env_spec", _env_spec),
+                jpeg_encoding=False,
+            )
+            count = _Count()
+            storage.update_episodes(_buffers(trajectories, count))
+            if not count.episodes:
+                raise nothing_to_export()
+            storage.update_episode_metadata(_origins(trajectories))
+            storage.update_metadata(
+                {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, count, author)}
+            )
+            for file in (part / "data").iterdir():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+            fsync_folder(part / "data")
+            _check_free(root, dataset_id)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     _name_namespaces(root, dataset_id)
     fsync_folder(folder.parent)
     return Exported(folder, count.episodes, count.steps, count.dropped)
@@ -96,8 +111,19 @@ def to_minari(
 
 def default_dataset_id(labels: dict[str, str]) -> str:
     """dppo/CartPole-v1-v0: the environment with its own version, then the dataset's."""
-    name = str(json.loads(labels["env_spec"])["id"]).rpartition(":")[2]
+    name = _parsed(labels, "env_spec", lambda text: str(json.loads(text)["id"])).rpartition(":")[2]
     return f"dppo/{re.sub(r'[^a-zA-Z0-9_/-]', '_', name)}-v0"
+
+
+def _parsed(labels: dict[str, str], name: str, make: Callable[[str], T]) -> T:
+    """What a label of the dump says. Raises UsageError where it is damaged."""
+    try:
+        return make(labels[name])
+    except (*SURPRISES, AssertionError) as error:  # Minari asserts
+        raise UsageError(
+            f"{name} of the dump's first segment cannot be read: {error!r}; `python -m dppo.trajectories validate RUN`"
+            " says what else is damaged"
+        ) from error
 
 
 def _env_spec(text: str) -> EnvSpec | None:
@@ -158,7 +184,7 @@ def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
 
 
 def _description(labels: dict[str, str], count: _Count, author: str | None) -> dict[str, Any]:
-    config = json.loads(labels["config_json"])
+    config = dict(_parsed(labels, "config_json", lambda text: json.loads(text).items()))
     config.pop("run_dir", None)  # datasets are for others: no paths of this machine
     loss, mode, env, seed = (config.get(key) for key in ("loss", "mode", "env", "seed"))
     description = (
@@ -180,11 +206,22 @@ def _minari_root() -> Path:
 
 def _check_free(root: Path, dataset_id: str) -> None:
     if not _ID.fullmatch(dataset_id) or "//" in dataset_id:
-        raise UsageError(f"--dataset-id {dataset_id} must have the form namespace/name-v0; letters, digits, _ and -")
+        raise UsageError(
+            f"--dataset-id {dataset_id!r} must have the form namespace/name-v0; letters, digits, _ and - of ASCII"
+        )
+    if max(map(len, dataset_id.split("/"))) > _MAX_NAME or len(dataset_id.rpartition("-v")[2]) > _MAX_DIGITS:
+        raise UsageError(
+            f"--dataset-id of {len(dataset_id)} characters is too long: at most {_MAX_NAME} between slashes, and "
+            f"{_MAX_DIGITS} digits of a version"
+        )
+    try:
+        exists = (root / dataset_id).exists()
+    except OSError as error:
+        raise UsageError(f"{root / dataset_id} cannot be written: {error.strerror}; choose another -o") from error
     for parent in _namespaces(root, dataset_id):
         if (parent / "data").exists():
             raise UsageError(f"--dataset-id {dataset_id} would lie inside the dataset {parent}: choose another")
-    if (root / dataset_id).exists():
+    if exists:
         name, _, version = dataset_id.rpartition("-v")
         free = next(n for n in range(int(version) + 1, 2**31) if not (root / f"{name}-v{n}").exists())
         raise UsageError(

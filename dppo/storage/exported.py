@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -15,6 +16,7 @@ from dppo.commandline import UsageError
 from dppo.storage.catalogue import opened
 from dppo.storage.dataset import Episode, Trajectories
 from dppo.storage.files import fsync_folder
+from dppo.storage.segments import rank_folders
 
 T = TypeVar("T")
 BATCH_BYTES = 16 * 2**20
@@ -63,8 +65,47 @@ def nothing_to_export() -> UsageError:
 
 
 def refuse_existing(path: Path) -> None:
-    if path.exists():
+    try:
+        exists = path.exists() or path.is_symlink()
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
+    if exists:
         raise UsageError(f"{path} exists already, and nothing is overwritten: remove it, or choose another -o")
+
+
+def refuse_inside_dump(path: Path) -> None:
+    """What is written into the folder of a run's trajectories would be taken for a part of them."""
+    for place in {path.absolute(), path.resolve()}:
+        for folder in (place, *place.parents):
+            if folder.name == "trajectories" and rank_folders(folder.parent):
+                raise UsageError(f"{path} would lie within the trajectories {folder}: choose another -o")
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """`folder` with its parents; those that were not there before vanish if the block fails.
+
+    Raises:
+      UsageError: it cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made = [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
+        yield
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
+                place.rmdir()
+        raise
+
+
+def temporary_name(folder: Path, suffix: str = ".part") -> Path:
+    """Of something that is not there, whatever else is."""
+    return folder / f".dppo-{secrets.token_hex(8)}{suffix}"
 
 
 @contextlib.contextmanager
@@ -75,21 +116,21 @@ def appearing(path: Path) -> Iterator[Path]:
       UsageError: `path` exists, or its folder cannot be written to.
     """
     refuse_existing(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part.touch()
-    except OSError as error:
-        raise UsageError(f"{part} cannot be written: {error.strerror}; choose another -o") from error
-    try:
-        yield part
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        refuse_existing(path)
-        os.replace(part, path)
-        fsync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    part = temporary_name(path.parent)
+    with made_folder(path.parent):
+        try:
+            part.touch(exist_ok=False)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
+        try:
+            yield part
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            refuse_existing(path)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    fsync_folder(path.parent)
 
 
 def in_batches(items: Iterable[tuple[int, T]], num_bytes: int = BATCH_BYTES) -> Iterator[list[T]]:

@@ -13,6 +13,7 @@ import numpy as np
 from dppo.commandline import UsageError
 from dppo.storage.catalogue import Catalogue, opened, read
 from dppo.storage.dataset import Trajectories
+from dppo.storage.exported import appearing, refuse_existing, refuse_inside_dump
 
 POINTS = 500
 """Of the policy lag, per segment, at most."""
@@ -22,8 +23,12 @@ def plot(trajectories: Trajectories, path: Path) -> None:
     """Draws `path`; its suffix says the format.
 
     Raises:
-      UsageError: Matplotlib is missing, or cannot write that.
+      UsageError: Matplotlib is missing, or cannot write that, or `path` exists.
     """
+    if not path.suffix:
+        raise UsageError(f"{path} has no suffix that says the format: name it {path.name or 'returns'}.png")
+    refuse_inside_dump(path)
+    refuse_existing(path)
     try:
         import matplotlib
     except ImportError as error:
@@ -51,7 +56,10 @@ def plot(trajectories: Trajectories, path: Path) -> None:
     if len({s.rank for s in catalogue.segments}) <= 16:
         lags.legend(fontsize="small")
     try:
-        figure.savefig(path)
+        with appearing(path) as part:
+            figure.savefig(part, format=path.suffix[1:])
+    except UsageError:
+        raise
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppo.commandline import UsageError
-from dppo.storage.catalogue import opened
+from dppo.storage.catalogue import SURPRISES, gaps, opened
+from dppo.storage.exported import temporary_name
 from dppo.storage.files import fsync_folder
-from dppo.storage.segments import rank_folders, segment_files
+from dppo.storage.segments import rank_folders, segment_files, segment_path
 
 if TYPE_CHECKING:
     import h5py
+
+FORMAT = "dppo-trajectories-index"
 
 
 def index_path(run_dir: Path) -> Path:
@@ -24,25 +27,30 @@ def index_path(run_dir: Path) -> Path:
 
 
 def write_index(run_dir: Path) -> tuple[Path, list[str]]:
-    """(the index of all segments that are there, numbers that are missing among them).
+    """(the index of all segments that are there, lines that say which are missing among them).
 
     Raises:
-      UsageError: there are none, or one cannot be read.
+      UsageError: there are none, or one cannot be read, or something else is in the index's place.
     """
     import h5py
 
     path = index_path(run_dir)
-    part = path.with_name(path.name + ".part")
+    part = temporary_name(path.parent)
     folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
     folders = {rank: files for rank, files in folders.items() if files}
     if not folders:
         raise UsageError(f"{run_dir} has no trajectories: no trajectories/rank_*/seg_*.h5")
+    if (path.exists() or path.is_symlink()) and not _is_index(path):
+        raise UsageError(f"{path} is no index that dppo has written, and is not overwritten: move it away")
     missing: list[str] = []
     try:
         with h5py.File(part, "w", libver=("v110", "v110")) as index:
+            index.attrs["format"] = FORMAT
             for rank, files in folders.items():
-                gone = sorted(set(range(max(files) + 1)) - set(files))
-                missing += [f"rank_{rank:05d}/seg_{number:06d}.h5" for number in gone]
+                for first, last in gaps(files):
+                    name = f"rank_{rank:05d}/{segment_path(path, first).name}"
+                    more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
+                    missing.append(f"{name} {more}")
                 _add_rank(index, rank, list(files.values()))
         with open(part, "rb") as file:
             os.fsync(file.fileno())
@@ -51,6 +59,18 @@ def write_index(run_dir: Path) -> tuple[Path, list[str]]:
     finally:
         part.unlink(missing_ok=True)
     return path, missing
+
+
+def _is_index(path: Path) -> bool:
+    import h5py
+
+    if not path.is_file():
+        return False
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            return bool(file.attrs["format"] == FORMAT)
+    except SURPRISES:
+        return False
 
 
 def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
@@ -97,7 +117,7 @@ def check_index(run_dir: Path) -> list[str]:
                         first, last = source.vspace.get_select_bounds()
                         shape = tuple(int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
                         wanted.setdefault(source.file_name, {})[f"steps/{name}"] = shape
-    except (OSError, KeyError, RuntimeError, ValueError, AttributeError) as error:
+    except SURPRISES as error:
         raise UsageError(
             f"{path} cannot be read: {' '.join(str(error).split())}; write it anew with `index`"
         ) from error

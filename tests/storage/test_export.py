@@ -200,9 +200,22 @@ def test_minari_overwrites_nothing_and_says_what_is_free(dumps: dict[str, Path],
         command(*argv)
     with pytest.raises(UsageError, match="inside the dataset"):
         command(*argv, "--dataset-id", "dppo/CartPole-v1-v0/data-v0")
-    for wrong in ("no-version", "../up-v0", "/root-v0", "a//b-v", "a/../../b-v0", "aa//b-v0"):
+    for wrong in (
+        "no-version",
+        "../up-v0",
+        "/root-v0",
+        "a//b-v",
+        "a/../../b-v0",
+        "aa//b-v0",
+        "",
+        "x-v\u0663",
+        "a\nb-v0",
+    ):
         with pytest.raises(UsageError, match="must have the form"):
             command(*argv, "--dataset-id", wrong)
+    for long in ("x" * 300 + "-v0", "x-v" + "1" * 20):
+        with pytest.raises(UsageError, match="is too long"):
+            command(*argv, "--dataset-id", long)
     assert content == {p: p.read_bytes() for p in minari_root.rglob("*") if p.is_file()}
     command(*argv, "--dataset-id", "dppo/CartPole-v1-v1")
     assert len(minari.list_local_datasets()) == 2
@@ -214,6 +227,20 @@ def test_a_dump_that_only_knows_its_environments_id(dumps: dict[str, Path], monk
     command(dumps["CartPole-v1"], "--to", "minari")
     dataset = minari.load_dataset("dppo/Own-v2-v0")
     assert dataset.env_spec is None and len(dataset) > 1
+
+
+@pytest.mark.parametrize("name", ["env_spec", "config_json", "observation_space"])
+@pytest.mark.parametrize("text", ["{", "[1]", "{}", "\x00"])
+def test_a_dump_whose_labels_are_damaged(
+    dumps: dict[str, Path], name: str, text: str, minari_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if (name, text) in (("config_json", "{}"), ("config_json", "[1]")):
+        text = "[[1]]"
+    labels = {**export_minari.labels_of(open_trajectories(dumps["CartPole-v1"])), name: text}
+    monkeypatch.setattr(export_minari, "labels_of", lambda trajectories: labels)
+    with pytest.raises(UsageError, match=f"{name} of the dump's first segment cannot be read"):
+        command(dumps["CartPole-v1"], "--to", "minari")
+    assert not minari_root.exists()
 
 
 # -- D4RL --------------------
@@ -342,8 +369,7 @@ def test_nothing_appears_where_nothing_is_left_or_something_fails(
     monkeypatch.setattr(Trajectories, "__iter__", broken)
     with pytest.raises(OSError, match="a bad disk"):
         command(*argv)
-    assert [p for p in tmp_path.rglob("*") if p.is_file()] == []
-    assert list(tmp_path.rglob("*.part")) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("form", [f for f in FORMS if f != "minari"])
@@ -353,6 +379,29 @@ def test_no_file_is_overwritten(dumps: dict[str, Path], form: str, tmp_path: Pat
     with pytest.raises(UsageError, match="precious exists already"):
         command(dumps["CartPole-v1"], "--to", form, "-o", path)
     assert path.read_text() == "mine"
+
+
+@each_form
+def test_what_another_has_half_written_stays(dumps: dict[str, Path], form: str, tmp_path: Path) -> None:
+    for name in ("out.part", "out/dppo/.CartPole-v1-v0.part"):
+        (tmp_path / form / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / form / name).write_text("mine")
+    out = tmp_path / form / ("out" if form == "minari" else "out.x")
+    command(dumps["CartPole-v1"], "--to", form, "-o", out, "--last", 1)
+    assert (tmp_path / form / "out.part").read_text() == "mine"
+    assert (tmp_path / form / "out/dppo/.CartPole-v1-v0.part").read_text() == "mine"
+
+
+@each_form
+@pytest.mark.parametrize("name", ["rank_00001/seg_000099.h5", "new"])
+def test_nothing_is_written_into_a_dump(dumps: dict[str, Path], form: str, name: str, tmp_path: Path) -> None:
+    root = dumps["Pendulum-v1"] / "trajectories"
+    before = sorted(root.rglob("*"))
+    (tmp_path / "link").symlink_to(root / "rank_00001")
+    for out in (root / name, tmp_path / "link" / "x"):
+        with pytest.raises(UsageError, match="would lie within the trajectories"):
+            command(dumps["CartPole-v1"], "--to", form, "-o", out)
+    assert sorted(root.rglob("*")) == before
 
 
 def test_files_lie_in_the_run_by_default(tmp_path: Path) -> None:
@@ -391,6 +440,11 @@ def test_wrong_use(dumps: dict[str, Path], tmp_path: Path, capsys: pytest.Captur
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot be written"):
         command(dumps["CartPole-v1"], "--to", "csv", "-o", tmp_path / "file" / "out.csv")
+    with pytest.raises(UsageError, match="cannot be written: File name too long"):
+        command(dumps["CartPole-v1"], "--to", "csv", "-o", tmp_path / ("x" * 300))
+    with pytest.raises(SystemExit):
+        command(dumps["CartPole-v1"], "--to", "csv", "-o", "")
+    assert "an empty name" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command(dumps["CartPole-v1"], "--to", "csv", "--ranks", "one")
     assert "'one' must be ranks, such as 1,2" in capsys.readouterr().err
