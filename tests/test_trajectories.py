@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dppo.storage import salvage
 from dppo.storage.dataset import open_trajectories
 from dppo.storage.plots import policy_lag
 from dppo.storage.segments import USER_BLOCK
@@ -377,6 +378,83 @@ def test_recover_of_a_foreign_file(tmp_path: Path, capsys: pytest.CaptureFixture
         assert new["group/whole"][:].tolist() == [0, 1, 2, 3, 4] and new["text"].asstr()[()] == "words"
         assert new["plain"].shape == (50_000,) and new["chunked"][-1] == 99_999
         assert new.attrs["made_by"] == "another" and not new.attrs["complete"]
+
+
+def test_recover_of_what_was_reserved_but_not_written_stays_small(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Datasets of terabytes in a small file: they are as small afterwards, and take no time."""
+    path = tmp_path / "sparse.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("plain", (10**12,), "f8", fillvalue=7)
+        rows = file.create_dataset("rows", (10**12, 3), "i4", chunks=(100, 2), fillvalue=-1, compression="gzip")
+        rows[10**11 : 10**11 + 150] = 5
+        file.create_dataset("growing", (10**12,), "f4", maxshape=(None,), chunks=(1000,))[5] = 1
+    assert main(["recover", str(path)]) == 0
+    assert capsys.readouterr().out.endswith("3 dataset(s) saved; nothing was lost\n")
+    assert os.path.getsize(f"{path}.recovered.h5") < 100_000
+    with h5py.File(f"{path}.recovered.h5") as new:
+        assert new["plain"].shape == (10**12,) and new["plain"][-1] == 7
+        assert new["rows"].shape == (10**12, 3) and new["rows"].compression == "gzip"
+        assert new["rows"][10**11 - 1].tolist() == [-1] * 3
+        assert (new["rows"][10**11 : 10**11 + 150] == 5).all() and new["rows"][10**11 + 150, 2] == -1
+        assert new["growing"][4:7].tolist() == [0, 1, 0] and new["growing"].maxshape == (None,)
+
+
+def test_recover_of_a_sparse_file_that_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sparse.h5"
+    with h5py.File(path, "w") as file:
+        rows = file.create_dataset("rows", (10**12,), "i4", chunks=(1000,))
+        for start in (0, 5000, 10**11):  # the last one lies at the end
+            rows[start : start + 1000] = np.arange(1000)
+    with h5py.File(path, "r") as file:
+        ends = [file["rows"].id.get_chunk_info(i) for i in range(3)]
+    os.truncate(path, ends[2].byte_offset + 10)
+    assert main(["recover", str(path)]) == 0
+    assert f"lost: /rows: rows {10**11} to {10**12 - 1}: the rest lies behind" in capsys.readouterr().out
+    with h5py.File(f"{path}.recovered.h5") as new:
+        assert new["rows"].shape == (10**11,) and new["rows"][5999:6001].tolist() == [999, 0]
+    assert os.path.getsize(f"{path}.recovered.h5") < 100_000
+
+
+def test_recover_where_the_list_of_chunks_is_damaged(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("rows", (10**12,), "i4", chunks=(1000,))[2000:2500] = 3
+    monkeypatch.setattr(salvage, "_stored_chunks", lambda dataset: None)
+    monkeypatch.setattr(salvage, "_MAX_LOOKUPS", 10)
+    assert main(["recover", str(path)]) == 0
+    assert f"/rows: rows 10000 to {10**12 - 1}: the list of its chunks is damaged" in capsys.readouterr().out
+    with h5py.File(f"{path}.recovered.h5") as new:
+        assert new["rows"].shape == (10000,) and new["rows"][:].sum() == 1500
+
+
+def test_recover_of_a_segment_whose_labels_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = long_dump(tmp_path)
+
+    def change(file: h5py.File) -> None:
+        del file["env_spec"], file["config_json"]
+        file.create_group("env_spec")
+        file["config_json"] = h5py.SoftLink("/nowhere")
+
+    edit(path, change)
+    assert main(["recover", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "lost: /env_spec: is no dataset" in out and "lost: /config_json: " in out
+
+
+def test_recover_writes_beside_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, part = long_dump(tmp_path), tmp_path / "new.h5.part"
+    part.write_text("mine")
+    assert main(["recover", str(path), "-o", str(tmp_path / "new.h5")]) == 0
+    assert part.read_text() == "mine"
+    capsys.readouterr()
+    assert main(["recover", str(path), "-o", str(tmp_path / "nodir/new.h5")]) == 2
+    assert "nodir is no folder: make it" in one_line(capsys)
+    assert main(["recover", str(path), "-o", str(tmp_path / ("x" * 300))]) == 2
+    assert "cannot be written" in one_line(capsys)
 
 
 @pytest.mark.parametrize("kept", [0.999, 0.8, 0.5, 0.3])

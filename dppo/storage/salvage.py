@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import itertools
-import os
+import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,16 +19,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.commandline import UsageError
-from dppo.storage.catalogue import load_filters
-from dppo.storage.files import fsync_folder
+from dppo.storage.catalogue import SURPRISES, load_filters
+from dppo.storage.exported import appearing
 from dppo.storage.segment_rules import expected_datasets
 from dppo.storage.segments import FORMAT, checksum_problem, compression_filter, write_dataset
 
 if TYPE_CHECKING:
     import h5py
 
-_SURPRISES = (OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError)
 _BLOCK_BYTES = 16 * 2**20
+_MAX_LOOKUPS = 100_000
+"""Chunks that are looked up one by one where their list is damaged."""
 
 
 class HopelessError(Exception):
@@ -92,35 +94,32 @@ def recover(path: Path, out: Path | None = None) -> Salvage:
     out = out or path.with_name(path.name + ".recovered.h5")
     if not path.is_file():
         raise UsageError(f"{path} is no file")
-    if out.exists():
-        raise UsageError(f"{out} exists already, and nothing is overwritten: move it away or name another with -o")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out} cannot be written: {out.parent} is no folder: make it, or name another file with -o")
     salvage = Salvage(out)
-    part = out.with_name(out.name + ".part")
-    stream, source = _open(path, salvage)
-    try:
-        with source, h5py.File(part, "w", libver=("earliest", "v110")) as target:
-            end = path.stat().st_size
-            if _is_segment(source):
-                if (problem := checksum_problem(path)) is not None:
-                    salvage.lost.append(
-                        f"the file: {problem}: what HDF5 could read without an error may still be wrong"
-                    )
-                _copy_segment(source, target, end, salvage)
-            else:
-                _copy_group(source, target, end, salvage, set())
-            if not salvage.datasets:
-                raise HopelessError(f"{path}: no dataset can be read, nothing can be saved")
-            target.attrs["complete"] = False
-            target.flush()
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, out)
-        fsync_folder(out.parent)
-    finally:
-        part.unlink(missing_ok=True)
-        if stream is not None:
-            stream.close()
+    with appearing(out) as part:
+        stream, source = _open(path, salvage)
+        try:
+            with source, h5py.File(part, "w", libver=("earliest", "v110")) as target:
+                _copy_file(path, source, target, salvage)
+        finally:
+            if stream is not None:
+                stream.close()
     return salvage
+
+
+def _copy_file(path: Path, source: h5py.File, target: h5py.File, salvage: Salvage) -> None:
+    end = path.stat().st_size
+    if _is_segment(source):
+        if (problem := checksum_problem(path)) is not None:
+            salvage.lost.append(f"the file: {problem}: what HDF5 could read without an error may still be wrong")
+        _copy_segment(source, target, end, salvage)
+    else:
+        _copy_group(source, target, end, salvage, set())
+    if not salvage.datasets:
+        raise HopelessError(f"{path}: no dataset can be read, nothing can be saved")
+    target.attrs["complete"] = False
+    target.flush()
 
 
 def _open(path: Path, salvage: Salvage) -> tuple[_Padded | None, h5py.File]:
@@ -140,7 +139,7 @@ def _open(path: Path, salvage: Salvage) -> tuple[_Padded | None, h5py.File]:
                 file = h5py.File(stream, "r")
                 salvage.lost.append(f"the file: the last {whole - size} of {whole} bytes are missing")
                 return stream, file
-            except _SURPRISES as error:
+            except SURPRISES as error:
                 reason = f"{reason}; {_said(error)}"
                 stream.close()
     hint = "; `h5clear -s FILE` on a copy may open it" if "already open" in reason else ""
@@ -155,7 +154,7 @@ def _said(error: BaseException) -> str:
 def _is_segment(file: h5py.File) -> bool:
     try:
         return bool(file.attrs["format"] == FORMAT) and "steps" in file
-    except _SURPRISES:
+    except SURPRISES:
         return False
 
 
@@ -176,12 +175,46 @@ def _intact_rows(dataset: h5py.Dataset, end: int, *, all_written: bool = False) 
             return length, None
         row = max(1, size // max(1, length))
         return max(0, min(length, (end - offset) // row)), "the rest lies behind the file's end"
-    counts = [range(0, n, c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+    stored = _stored_chunks(dataset)
+    if stored is None:
+        return _looked_up_rows(dataset, end, all_written=all_written)
+    behind = [offset[0] for offset, end_byte in stored if end_byte > end]
+    rows, reason = min([length, *behind]), "the rest lies behind the file's end" if behind else None
+    if all_written:
+        each = math.prod(-(-n // c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True))
+        counts = Counter(offset[0] for offset, _ in stored)
+        for row in range(0, rows, dataset.chunks[0]):
+            if counts[row] < each:
+                return row, "the rest was never written"
+    return rows, reason
+
+
+def _stored_chunks(dataset: h5py.Dataset) -> list[tuple[tuple[int, ...], int]] | None:
+    """(where it lies in the dataset, its end in the file) of each chunk that was written; None where their list is
+    damaged.
+    """
+    out: list[tuple[tuple[int, ...], int]] = []
+    try:
+        dataset.id.chunk_iter(lambda chunk: out.append((chunk.chunk_offset, chunk.byte_offset + chunk.size)))
+    except SURPRISES:
+        return None
+    within = all(all(0 <= at < n for at, n in zip(offset, dataset.shape, strict=True)) for offset, _ in out)
+    return out if within else None
+
+
+def _looked_up_rows(dataset: h5py.Dataset, end: int, *, all_written: bool) -> tuple[int, str | None]:
+    """As `_intact_rows`, by the chunks one by one: their list may be damaged further on only."""
+    length = int(dataset.shape[0])
+    ranges = [range(0, n, c) for n, c in zip(dataset.shape[1:], dataset.chunks[1:], strict=True)]
+    lookups = 0
     for row in range(0, length, dataset.chunks[0]):
-        for rest in itertools.product(*counts):  # one by one: their index may be damaged further on
+        for rest in itertools.product(*ranges):
+            lookups += 1
+            if lookups > _MAX_LOOKUPS:
+                return row, "the list of its chunks is damaged"
             try:
                 chunk = dataset.id.get_chunk_info_by_coord((row, *rest))
-            except _SURPRISES as error:
+            except SURPRISES as error:
                 return row, _said(error)
             if chunk.byte_offset is None:
                 if all_written:
@@ -191,11 +224,14 @@ def _intact_rows(dataset: h5py.Dataset, end: int, *, all_written: bool = False) 
     return length, None
 
 
+def _row_bytes(dataset: h5py.Dataset) -> int:
+    return max(1, math.prod(dataset.shape[1:]) * dataset.dtype.itemsize)
+
+
 def _blocks(dataset: h5py.Dataset, rows: int) -> Iterator[tuple[slice, np.ndarray]]:
     """The leading rows, some chunks at a time. Raises where one cannot be read."""
     chunk = dataset.chunks[0] if dataset.chunks else 1
-    row_bytes = max(1, int(np.prod(dataset.shape[1:], dtype=np.int64)) * dataset.dtype.itemsize)
-    step = chunk if dataset.chunks else max(1, _BLOCK_BYTES // row_bytes)
+    step = chunk if dataset.chunks else max(1, _BLOCK_BYTES // _row_bytes(dataset))
     for start in range(0, rows, step):
         part = slice(start, min(start + step, rows))
         yield part, dataset[part]
@@ -208,7 +244,7 @@ def _leading(dataset: h5py.Dataset, end: int) -> tuple[np.ndarray, str | None]:
     try:
         for _, values in _blocks(dataset, rows):
             parts.append(values)
-    except _SURPRISES as error:
+    except SURPRISES as error:
         reason = _said(error)
     return np.concatenate(parts), reason
 
@@ -222,7 +258,7 @@ def _copy_group(source: h5py.Group, target: h5py.Group, end: int, salvage: Salva
     _copy_attributes(source, target, salvage)
     try:
         names = list(source)
-    except _SURPRISES as error:
+    except SURPRISES as error:
         salvage.lost.append(f"{source.name}: what is in it cannot be listed: {_said(error)}")
         return
     for name in names:
@@ -234,7 +270,7 @@ def _copy_group(source: h5py.Group, target: h5py.Group, end: int, salvage: Salva
                 continue
             item = source[name]
             address = h5py.h5g.get_objinfo(source.id, name.encode()).objno if isinstance(item, h5py.Group) else path
-        except _SURPRISES as error:
+        except SURPRISES as error:
             salvage.lost.append(f"{path}: {_said(error)}")
             continue
         if address in seen:
@@ -263,23 +299,25 @@ def _copy_dataset(source: h5py.Dataset, target: h5py.Group, name: str, end: int,
             copy = target.create_dataset(name, data=source[()], dtype=source.dtype)
         else:
             rows, reason = _intact_rows(source, end)
-            copy = target.create_dataset(name, source.shape, source.dtype, **_layout(source))
+            copy = _like(source, target, name, rows)
             saved = 0
             try:
-                for part, values in _blocks(source, rows):
-                    copy[part] = values
-                    saved = part.stop
-            except _SURPRISES as error:
+                for place, whole in _written_parts(source, rows):
+                    saved = whole
+                    copy[place] = source[place]
+                saved = rows
+            except SURPRISES as error:
                 reason = _said(error)
             if saved < source.shape[0]:
                 salvage.lost.append(f"{source.name}: rows {saved} to {source.shape[0] - 1}: {reason}")
-                if not saved:
-                    del target[name]
-                    return
-                values = copy[:saved]
+            if saved < rows or (not saved and source.shape[0]):
                 del target[name]
-                copy = target.create_dataset(name, data=values, dtype=source.dtype, **_layout(source))
-    except _SURPRISES as error:
+                if not saved:
+                    return
+                copy = _like(source, target, name, saved)
+                for place, _ in _written_parts(source, saved):
+                    copy[place] = source[place]
+    except SURPRISES as error:
         salvage.lost.append(f"{source.name}: {_said(error)}")
         if name in target:
             del target[name]
@@ -288,25 +326,59 @@ def _copy_dataset(source: h5py.Dataset, target: h5py.Group, name: str, end: int,
     _copy_attributes(source, copy, salvage)
 
 
-def _layout(source: h5py.Dataset) -> dict[str, Any]:
+def _like(source: h5py.Dataset, target: h5py.Group, name: str, rows: int) -> h5py.Dataset:
+    """A new dataset, of the leading rows only; what is not written to it takes no space, as in the old one."""
+    import h5py
+
+    how: dict[str, Any] = {}
+    if source.chunks is not None:
+        how = {"chunks": source.chunks, "maxshape": source.maxshape, "shuffle": source.shuffle}
+        if source.maxshape == source.shape:  # then a chunk may not be larger
+            how |= {"maxshape": None, "chunks": tuple(map(min, source.chunks, (max(1, rows), *source.shape[1:])))}
+        if source.compression in ("gzip", "lzf"):
+            how |= {"compression": source.compression, "compression_opts": source.compression_opts}
+    is_chosen = source.id.get_create_plist().fill_value_defined() == h5py.h5d.FILL_VALUE_USER_DEFINED
+    if is_chosen and source.dtype.kind in "biufS":
+        how["fillvalue"] = source.fillvalue
+    return target.create_dataset(name, (rows, *source.shape[1:]), source.dtype, **how)
+
+
+def _written_parts(source: h5py.Dataset, rows: int) -> Iterator[tuple[tuple[slice, ...], int]]:
+    """(a part of the leading rows that was written, rows before which all has come by then), in order."""
     if source.chunks is None:
-        return {}
-    how: dict[str, Any] = {"chunks": True, "maxshape": source.maxshape, "shuffle": source.shuffle}
-    if source.compression in ("gzip", "lzf"):
-        how |= {"compression": source.compression, "compression_opts": source.compression_opts}
-    return how
+        import h5py
+
+        is_plain = source.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
+        if is_plain and source.id.get_offset() is None and not source.external:
+            return
+        step = max(1, _BLOCK_BYTES // _row_bytes(source))
+        for start in range(0, rows, step):
+            yield (slice(start, min(start + step, rows)),), start
+        return
+    limits = (rows, *source.shape[1:])
+    offsets: Iterator[tuple[int, ...]]
+    stored = _stored_chunks(source)
+    if stored is None:
+        ranges = [range(0, n, c) for n, c in zip(limits, source.chunks, strict=True)]
+        lookups = itertools.product(*ranges)
+        offsets = (at for at in lookups if source.id.get_chunk_info_by_coord(at).byte_offset is not None)
+    else:
+        offsets = iter(sorted(offset for offset, _ in stored if offset[0] < rows))
+    for offset in offsets:
+        place = [slice(a, min(a + c, n)) for a, c, n in zip(offset, source.chunks, limits, strict=True)]
+        yield tuple(place), offset[0]
 
 
 def _copy_attributes(source: Any, target: Any, salvage: Salvage) -> None:
     try:
         names = list(source.attrs)
-    except _SURPRISES as error:
+    except SURPRISES as error:
         salvage.lost.append(f"{source.name}: its attributes: {_said(error)}")
         return
     for name in names:
         try:
             target.attrs[name] = source.attrs[name]
-        except _SURPRISES as error:
+        except SURPRISES as error:
             salvage.lost.append(f"{source.name}: its attribute {name}: {_said(error)}")
 
 
@@ -315,18 +387,26 @@ def _copy_attributes(source: Any, target: Any, salvage: Salvage) -> None:
 
 def _copy_segment(source: h5py.File, target: h5py.File, end: int, salvage: Salvage) -> None:
     """Its leading rows, as many as all datasets of steps/ can give, with the ends and the episodes in them."""
+    import h5py
+
     _copy_attributes(source, target, salvage)
     for name in ("config_json", "env_spec", "observation_space", "action_space"):
-        if name in source:
-            _copy_dataset(source[name], target, name, end, salvage)
-        else:
-            salvage.lost.append(f"/{name}: is missing")
+        try:
+            if name not in source:
+                raise ValueError("is missing")
+            dataset = source[name]
+            if not isinstance(dataset, h5py.Dataset):
+                raise ValueError("is no dataset")
+        except SURPRISES as error:
+            salvage.lost.append(f"/{name}: {_said(error)}")
+            continue
+        _copy_dataset(dataset, target, name, end, salvage)
     groups: dict[str, dict[str, np.ndarray]] = {group: {} for group in ("steps", "final", "episodes")}
     limits: dict[str, tuple[int, int, str | None]] = {}
     for group, data in groups.items():
         try:
             names = list(source[group])
-        except _SURPRISES:  # some may be found by their names all the same
+        except SURPRISES:  # some may be found by their names all the same
             names = [path.removeprefix(f"{group}/") for path in expected_datasets() if path.startswith(f"{group}/")]
         for name in names:
             try:
@@ -335,7 +415,7 @@ def _copy_segment(source: h5py.File, target: h5py.File, end: int, salvage: Salva
                 limits[f"/{group}/{name}"] = len(data[name]), int(source[group][name].shape[0]), reason
             except UsageError:
                 raise
-            except _SURPRISES as error:
+            except SURPRISES as error:
                 salvage.lost.append(f"/{group}/{name}: {_said(error)}")
     steps, final, table = groups.values()
     for path, (have, had, reason) in limits.items():
