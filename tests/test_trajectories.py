@@ -17,7 +17,7 @@ import pytest
 from dppo.storage import salvage
 from dppo.storage.dataset import open_trajectories
 from dppo.storage.plots import policy_lag
-from dppo.storage.segments import USER_BLOCK
+from dppo.storage.segments import USER_BLOCK, seal_image
 from dppo.storage.validation import validate
 from dppo.trajectories import main
 from tests.dumps import FakeWorker, edit, replace, write_dump
@@ -429,6 +429,30 @@ def test_recover_where_the_list_of_chunks_is_damaged(
     assert f"/rows: rows 10000 to {10**12 - 1}: the list of its chunks is damaged" in capsys.readouterr().out
     with h5py.File(f"{path}.recovered.h5") as new:
         assert new["rows"].shape == (10000,) and new["rows"][:].sum() == 1500
+
+
+def test_zeros_among_the_texts_end_no_command(tmp_path: Path) -> None:
+    """HDF5 itself would go round in them for ever; so each command runs under a time limit."""
+    path = long_dump(tmp_path)
+    data = bytearray(path.read_bytes())
+    heap = data.index(b"GCOL")
+    data[heap + 200 : heap + 500] = bytes(300)
+    path.write_bytes(b"".join(seal_image(bytes(data[USER_BLOCK:]))))
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(data[: heap + 200])
+    done = {}
+    for command in (
+        ["validate", str(tmp_path)],
+        ["info", str(tmp_path)],
+        ["recover", str(path)],
+        ["recover", str(cut)],
+    ):
+        argv = [sys.executable, "-m", "dppo.trajectories", *command]
+        done[" ".join(command[:2])] = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert [d.returncode for d in done.values()] == [1, 2, 0, 1], done
+    assert "its texts are damaged" in done[f"validate {tmp_path}"].stdout
+    with h5py.File(f"{path}.recovered.h5") as new, h5py.File(long_dump(tmp_path / "again")) as old:
+        np.testing.assert_array_equal(new["steps/observations"], old["steps/observations"])
 
 
 def test_recover_of_a_segment_whose_labels_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

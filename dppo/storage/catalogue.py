@@ -7,6 +7,8 @@ episode.
 
 from __future__ import annotations
 
+import mmap
+import os
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,8 @@ SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
 )  # fmt: skip
 """What h5py and NumPy raise for damaged files."""
+_HEAD = 2**18
+"""Bytes of a segment in which its texts lie."""
 
 
 @contextmanager
@@ -42,6 +46,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
         raise UsageError(f"{path} is no file: move it out of the dump")
     repair = "`python -m dppo.trajectories validate RUN` says what else is damaged, `recover` saves what can be saved"
     try:
+        if endless_heaps(path, _HEAD):
+            raise ValueError("its texts are damaged")
         with h5py.File(path, "r", locking=False) as file:
             found = file.attrs.get("format"), file.attrs.get("format_version")
             if found != (FORMAT, FORMAT_VERSION):
@@ -89,6 +95,41 @@ def load_filters(dataset: h5py.Dataset) -> None:
         raise UsageError(
             f"{dataset.file.filename} is compressed with zstd, which needs hdf5plugin: pip install 'dppo[analysis]'"
         ) from error
+
+
+def endless_heaps(path: Path, length: int | None = None, size: int | None = None) -> list[tuple[int, int]]:
+    """(where in the file a number stands that must be other than 0, what it may be), in each heap of texts that HDF5
+    would never finish reading: zeros in one look like a piece of free space of no size, which it steps over for ever.
+
+    Args:
+      length: so much of the file is searched; None: all.
+      size: of the file, where zeros are to be thought behind its end.
+    """
+    with open(path, "rb") as file:
+        if length is not None:
+            return _endless_heaps(file.read(length), size)
+        if not os.fstat(file.fileno()).st_size:
+            return []
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _endless_heaps(data, size)
+
+
+def _endless_heaps(data: bytes | mmap.mmap, size: int | None) -> list[tuple[int, int]]:
+    out: list[tuple[int, int]] = []
+    at = data.find(b"GCOL\1")
+    while at >= 0:
+        end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+        place = at + 16
+        while place + 16 <= end and (place < len(data) or (size is not None and end <= size)):
+            number = int.from_bytes(data[place : place + 2], "little")
+            taken = int.from_bytes(data[place + 8 : place + 16], "little")
+            step = 16 + (taken + 7) // 8 * 8 if number else taken
+            if not step:
+                out.append((place + 8, end - place))
+                break
+            place += step
+        at = data.find(b"GCOL\1", at + 4)
+    return out
 
 
 def _one_line(error: Exception) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.commandline import UsageError
-from dppo.storage.catalogue import SURPRISES, load_filters
+from dppo.storage.catalogue import SURPRISES, endless_heaps, load_filters
 from dppo.storage.exported import appearing
 from dppo.storage.segment_rules import expected_datasets
 from dppo.storage.segments import FORMAT, checksum_problem, compression_filter, write_dataset
@@ -49,11 +49,12 @@ class Salvage:
 
 
 class _Padded(io.RawIOBase):
-    """A file with zeros behind its end."""
+    """A file with zeros behind its end, and with other numbers where HDF5 would stumble for ever."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._file = open(path, "rb")  # noqa: SIM115 (closed with this)
         self._size, self._at = size, 0
+        self._patches = [(at, number.to_bytes(8, "little")) for at, number in endless_heaps(path, size=size)]
 
     def readable(self) -> bool:
         return True
@@ -74,6 +75,10 @@ class _Padded(io.RawIOBase):
         self._file.seek(self._at)
         data = self._file.read(count)
         view[:count] = data.ljust(count, b"\0")
+        for start, number in self._patches:
+            first, last = max(start, self._at), min(start + len(number), self._at + count)
+            if first < last:
+                view[first - self._at : last - self._at] = number[first - start : last - start]
         self._at += count
         return count
 
@@ -126,8 +131,12 @@ def _open(path: Path, salvage: Salvage) -> tuple[_Padded | None, h5py.File]:
     import h5py
 
     try:
+        if endless_heaps(path):
+            stream = _Padded(path, path.stat().st_size)
+            salvage.lost.append("the file: zeros in a heap of texts: those behind them are lost")
+            return stream, h5py.File(stream, "r")
         return None, h5py.File(path, "r", locking=False)
-    except (OSError, RuntimeError) as error:
+    except SURPRISES as error:
         reason = _said(error)
     cut = re.search(r"truncated file: eof = (\d+), sblock->base_addr = (\d+), stored_eof = (\d+)", reason)
     size = path.stat().st_size

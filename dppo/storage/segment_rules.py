@@ -18,7 +18,7 @@ import numpy as np
 
 from dppo.batch import Standing
 from dppo.commandline import UsageError
-from dppo.storage.catalogue import SURPRISES, load_filters
+from dppo.storage.catalogue import SURPRISES, endless_heaps, load_filters
 from dppo.storage.segments import FORMAT, FORMAT_VERSION, episode_table
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
 
     found = Inspected()
     try:
+        if endless_heaps(path):
+            raise ValueError("its texts are damaged")
         with h5py.File(path, "r", locking=False) as file:
             _attributes(file, findings, found)
             _labels(file, findings, found)
