@@ -60,7 +60,7 @@ def assert_valid(run_dir: Path) -> None:
 def test_every_step_is_there_once_after_kills_and_resumes(cell: str, launch: Launcher, tmp_path: Path) -> None:
     run_dir, rng = tmp_path / "run", random.Random(cell)
     first = (*SMALL, *CELLS[cell], *DUMPS, "--total-steps", 10**8, "--checkpoint.every", 3000)
-    for attempt in range(4):
+    for attempt in range(3):
         flags = first if attempt == 0 else ("--resume",)
         lines = count_lines(run_dir)
         job = launch.start(4, *flags, "--run-dir", run_dir)
@@ -97,8 +97,7 @@ def test_a_preempted_run_and_its_resume_hold_what_one_run_holds(launch: Launcher
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
-@pytest.mark.parametrize("victim", [0, 2])
-@pytest.mark.parametrize("cell", ["allreduce", "p2p", "async"])
+@pytest.mark.parametrize(("cell", "victim"), [("allreduce", 0), ("p2p", 0), ("async", 0), ("async", 2)])
 def test_ranks_may_die_while_trajectories_are_written(cell: str, victim: int, launch: Launcher, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     flags = (*SMALL, *CELLS[cell], *DUMPS, "--total-steps", 10**8, "--checkpoint.every", 2000)
