@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -109,6 +109,8 @@ class Journal:
         before = next_segments or {}
         self.dumps = Dumps[_Boundary](run_dir, self._first_rank, before, required=required) if enabled else None
         self.losses = Losses()
+        self.progress: Callable[[str], None] = lambda phase: None
+        """Told where rank 0 itself waits for the disk."""
         self.ended = False
         self._exit, self._concluded = "running", False
         self._pending: list[Report] = []
@@ -340,6 +342,7 @@ class Journal:
             self._write_at_once(self._boundary)
 
     def _write_at_once(self, boundary: _Boundary) -> None:
+        self.progress("checkpoint")
         self._check_writing()
         try:
             self._write(boundary)
@@ -419,6 +422,7 @@ class Journal:
         if self._concluded:
             return
         self._concluded = True
+        self.progress("checkpoint")
         self._check_writing()
         lost = self.dumps is not None and self.dumps.ends_the_run
         if not lost:

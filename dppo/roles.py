@@ -38,6 +38,8 @@ def work_together(me: Rank) -> Summary:
         crew.furnish_alone(me)
     journal, collector = me.journal, me.collector
     wait_for_all(comm, lambda: me.watchdog.progress("start"))
+    if journal is not None:
+        journal.progress = me.watchdog.progress
     if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
         return _summary(me)
     if collector is not None and me.dump is None:

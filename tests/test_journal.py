@@ -102,6 +102,16 @@ def test_repeated_runs_write_the_same_lines_but_for_the_clocks(tmp_path: Path) -
     assert texts[0] == texts[1]
 
 
+def test_the_watchdog_is_told_where_rank_0_waits_for_the_disk(run: Run) -> None:
+    phases: list[str] = []
+    run.journal.progress = phases.append
+    run.iterate()
+    assert phases == [], "a checkpoint in the course of training is written by a thread"
+    run.journal.save_at_once()
+    run.journal.finish("preempted")
+    assert phases == ["checkpoint", "checkpoint"]
+
+
 # -- when ranks die --------------------
 
 

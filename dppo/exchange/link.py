@@ -214,6 +214,7 @@ class Link:
         """
         self._wait_for(lambda: False)
         if self._dump is not None:
+            self.progress("checkpoint")
             self._dump.wait()
             self._pass_on()
         self._send(Tag.BYE, NOTHING)
