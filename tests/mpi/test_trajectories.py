@@ -246,3 +246,23 @@ def test_a_worker_that_is_stuck_does_not_cost_the_others_their_rows(launch: Laun
     state, held = manifest(run_dir), rows(run_dir)
     assert all(len(held[rank]) >= 200 for rank in (1, 3))
     assert set(state["missing_rows"]) <= {"2"}, "what the healthy ones had is on disk"
+
+
+# -- what is in them --------------------
+
+
+def test_in_async_the_version_of_a_row_is_that_of_the_parameters_that_acted(launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = (*SMALL, "--mode", "async", *DUMPS, "--total-steps", 6000, "--run-dir", run_dir)
+    launch.run(4, *flags, program="acting_versions.py")
+    server = dict(json.loads(line) for line in (tmp_path / "server.txt").read_text().splitlines())
+    checked = lags = 0
+    for worker in range(3):
+        acted = dict(json.loads(line) for line in (tmp_path / f"worker_{worker}.txt").read_text().splitlines())
+        for segment in open_trajectories(run_dir, ranks=[worker + 1]).segments():
+            for row, version in zip(segment["row"].tolist(), segment["policy_version"].tolist(), strict=True):
+                first = max(r for r in acted if r <= row)
+                assert server[version] == acted[first]
+                checked += 1
+                lags += version > 0
+    assert checked > 1000 and lags > 500
