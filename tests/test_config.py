@@ -155,6 +155,9 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"preempt_fraction": 1.5}, r"preempt_fraction=1.5 must lie in \[0, 1\]"),
         ({"server": {"mirror_every": -1}}, "server.mirror_every=-1 must be 0"),
         ({"log": {"trace": True}}, "log.trace is not available"),
+        ({"trajectories": {"every": 0}}, "trajectories.every=0 must be at least 1"),
+        ({"trajectories": {"segment_mb": 0.0}}, "trajectories.segment_mb=0.0 must be positive"),
+        ({"trajectories": {"max_gb": 0.0}}, "trajectories.max_gb=0.0 must be positive, or left out"),
     ],
     ids=str,
 )

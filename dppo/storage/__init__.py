@@ -1,0 +1,10 @@
+"""Everything on disk. Uses NumPy, h5py, torch's file format and the standard library; no MPI.
+
+- a run: `metrics` (lines, summary, TensorBoard), `checkpoint`; `files` makes all of it appear whole or not at all
+- trajectories, written: `segments` (one file), `trajectory` (a worker's writer), `dumps` (what a checkpoint waits for),
+  `spaces` (spaces as JSON)
+- trajectories, read: `dataset` (episodes; `dppo.open_trajectories`), `catalogue` (which steps are where)
+- looked after: `validation` (between files), `segment_rules` (within one), `salvage` (`recover`), `virtual` (`index`),
+  `plots`
+- for others: `export`, with `export_minari`, `export_d4rl`, `export_tables`, and `exported`, what they share
+"""
