@@ -22,7 +22,7 @@ from dppo.console import Console
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory
 from dppo.exchange.recovery import sort, spawn, survives_deaths
-from dppo.journal import Journal, Losses, Summary
+from dppo.journal import Failure, Journal, Losses, Summary
 from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
 from dppo.planning import Plan, version
 from dppo.preemption import Preemption
@@ -85,7 +85,7 @@ class Rank:
     """Times that each worker was replaced, as far as this server knows."""
     replaced: int = 0
     """Ranks, since the start of the run."""
-    failure: str | None = None
+    failure: Failure | None = None
     """Why this rank cannot go on."""
     fruitless: int = 0
     """Regroupings in a row in which nobody was missing."""
@@ -113,6 +113,10 @@ class Rank:
 
 class JobFailure(Exception):
     """All ranks have agreed that the job ends, and why."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
 
 
 def first_crew(comm: Comm) -> list[Seat]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dppo.exchange.memory import Mirror
 from dppo.exchange.server import Answer, Tag
-from dppo.journal import Journal
+from dppo.journal import Failure, Journal
 from dppo.state import TrainingState
 from dppo.storage.trajectory import Sealed
 
@@ -31,6 +31,10 @@ LEAVE_S = 5.0
 
 class WorkerError(RuntimeError):
     """A worker cannot go on; the text is its own account, with rank and host."""
+
+    def __init__(self, text: str, *, stalled: bool = False) -> None:
+        super().__init__(text)
+        self.failure = Failure(text, stalled)
 
 
 class Ending:
@@ -161,7 +165,8 @@ class Ending:
         for place in sorted(self.waits_for()):
             silent_s = now - self._heard_at[place]
             if 0 < log.stall_abort_s < silent_s - ABORT_MARGIN_S:
-                raise WorkerError(f"{self._names[place]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)")
+                text = f"{self._names[place]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)"
+                raise WorkerError(text, stalled=True)
             if 0 < log.stall_after_s < silent_s and place not in self._told_of:
                 self._told_of.add(place)
                 self._journal.console.warn(f"rank 0 waits for {self._names[place]}: no rollout for {silent_s:.0f} s")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,19 @@ class Summary:
     world_size: int = 1
     env: str = ""
     run_dir: str = ""
+    error: str | None = None
+    """What went wrong, where exit is failed."""
+    stalled: bool = False
+    """It went wrong because ranks made no progress or did not answer: starting again may help."""
+
+
+class Failure(NamedTuple):
+    """Why a run cannot go on."""
+
+    text: str
+    """With a traceback where there is one."""
+    stalled: bool = False
+    """As in `Summary`."""
 
 
 @dataclass(slots=True)
@@ -427,11 +440,14 @@ class Journal:
         lost = self.dumps is not None and self.dumps.ends_the_run
         if not lost:
             self._write(self._boundary)
+        if lost and self.dumps is not None:
+            self._boundary.summary.error = self.dumps.problem
         self._update_summary("failed" if lost else self._exit)
         self.close_files()
 
-    def fail(self) -> None:
+    def fail(self, failure: Failure) -> None:
         """The run ends by an error: the summary says so, checkpoints stay as they are."""
+        self._boundary.summary.error, self._boundary.summary.stalled = failure
         self._update_summary("failed")
         self.close_files()
 

@@ -16,7 +16,7 @@ from dppo.console import Console
 from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
 from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths
 from dppo.history import History
-from dppo.journal import WINDOW, Journal, Summary
+from dppo.journal import WINDOW, Failure, Journal, Summary
 from dppo.planning import Plan, plan_run, version, versions
 from dppo.preemption import Preemption
 from dppo.state import TrainingState
@@ -130,8 +130,9 @@ def open_journal(
             )
     replace_atomically(planned.run_dir / "config.toml", to_toml(planned.config).encode())
     before = read_json(planned.run_dir / "versions.json").get("attempts", [])
-    attempts = [*before, versions(hosts, threads, mpi_version())]
-    write_json(planned.run_dir / "versions.json", {"run_id": planned.run_id, "attempts": attempts})
+    newest = versions(hosts, threads, mpi_version(), planned.allocation)
+    attempts = {"run_id": planned.run_id, **newest, "attempts": [*before, newest]}
+    write_json(planned.run_dir / "versions.json", attempts)
     named = {} if saved is None else saved.next_segments
     if moved := set_aside_orphans(planned.run_dir, named, planned.attempt):
         console.line(f"  {moved} trajectory segment(s) newer than the checkpoint were moved to trajectories/orphaned")
@@ -177,12 +178,15 @@ def _next_row(saved: Checkpoint, worker: int, num_envs: int) -> int:
     return max((*rows, saved.journal.get("rows", {}).get(worker, 0)))
 
 
-def say_failed(planned: Plan) -> None:
+def say_failed(planned: Plan, failure: Failure) -> None:
     """The summary of a run that ends where no rank keeps its books."""
     with contextlib.suppress(OSError):
         said = read_json(planned.run_dir / "summary.json")
         if said.get("attempt") == planned.attempt and said.get("exit") not in EXIT_CODES:
-            write_json(planned.run_dir / "summary.json", said | {"exit": "failed"})
+            write_json(
+                planned.run_dir / "summary.json",
+                said | {"exit": "failed", "error": failure.text, "stalled": failure.stalled},
+            )
 
 
 def conclude(summary: Summary, console: Console) -> None:

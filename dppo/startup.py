@@ -1,6 +1,7 @@
 """What must be settled before torch, NumPy and MPI are imported: threads, and Open MPI's parameters.
 
-Uses the standard library only; run.py calls it first.
+Uses the standard library only; run.py calls it first. `python -m dppo.startup` prints where the file of Open MPI's
+parameters is, for scripts that source it.
 """
 
 from __future__ import annotations
@@ -8,21 +9,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import socket
 import sys
 import time
+from pathlib import Path
 from typing import NoReturn
 
 early_signals: list[int] = []
 """SIGUSR1 and SIGTERM that came while the program was still starting."""
 
-_LOCAL_RANKS = (
-    "OMPI_COMM_WORLD_LOCAL_SIZE",
-    "MPI_LOCALNRANKS",
-    "MV2_COMM_WORLD_LOCAL_SIZE",
-    "SLURM_STEP_TASKS_PER_NODE",
-)
+MPI_PARAMETERS = Path(__file__).with_name("openmpi.sh")
+
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
 _PR_SET_PDEATHSIG = 1
@@ -120,10 +120,17 @@ def _children(pid: int) -> list[int]:
 def local_ranks() -> int:
     """Ranks on this node, as the launcher says; 1 where there is none."""
     for name in _LOCAL_RANKS:
-        digits = os.environ.get(name, "").split("(")[0].split(",")[0]
-        if digits.isdigit():
-            return max(1, int(digits))
-    return 1
+        if os.environ.get(name, "").isdigit():
+            return max(1, int(os.environ[name]))
+    nodes = tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    number = os.environ.get("SLURM_NODEID", "0")
+    return nodes[int(number)] if number.isdigit() and int(number) < len(nodes) else 1
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Slurm's way to write it: `4(x2),3` is [4, 4, 3]."""
+    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
+    return [int(tasks) for tasks, nodes in parts for _ in range(int(nodes or 1))]
 
 
 def limit_threads() -> int:
@@ -145,15 +152,25 @@ def limit_threads() -> int:
 def set_mpi_parameters() -> None:
     """Open MPI parameters that the user need not know; a setting of the user's stays.
 
-    coll ^han: with HAN an Allreduce during a rank's death may return wrong numbers. osc ^ucx: silences errors,
-    one-sided communication is not used. On one node ob1 over shared memory starts twice as fast as the search for a
-    network. A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for ever.
+    Besides those of `openmpi.sh`: on one node ob1 over shared memory starts twice as fast as the search for a network.
+    A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for ever.
     """
     environ = os.environ
-    environ.setdefault("OMPI_MCA_coll", "^han")
-    environ.setdefault("OMPI_MCA_osc", "^ucx")
-    size = environ.get("OMPI_COMM_WORLD_SIZE")
-    if size is None or size == environ.get("OMPI_COMM_WORLD_LOCAL_SIZE"):
+    for name, value in re.findall(r'^export (\w+)="\$\{\1-(.*)\}"$', MPI_PARAMETERS.read_text(), re.MULTILINE):
+        environ.setdefault(name, value)
+    if on_one_node():
         environ.setdefault("OMPI_MCA_pml", "ob1")
         launched = any(name in environ for name in _LAUNCHED)
         environ.setdefault("OMPI_MCA_btl", "self,sm,tcp" if launched else "self")
+
+
+def on_one_node() -> bool:
+    """Whether no rank of this job is on another node, as the launcher says."""
+    size = os.environ.get("OMPI_COMM_WORLD_SIZE")
+    if size is not None:
+        return size == os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
+    return len(tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) <= 1
+
+
+if __name__ == "__main__":
+    print(MPI_PARAMETERS)

@@ -18,7 +18,7 @@ from dppo.batch import Report
 from dppo.crew import Rank, Seat, begin_books, count_ranks
 from dppo.exchange.memory import Mirror
 from dppo.history import History
-from dppo.journal import Journal, Summary
+from dppo.journal import Failure, Journal, Summary
 from dppo.opening import EXIT_CODES, saved_histories
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import newest_valid, remove_leftovers
@@ -42,7 +42,7 @@ class Word:
     updates_seen: int
     mirror: tuple[int, int] | None
     """(iteration, updates) of the copy that it holds."""
-    failure: str | None
+    failure: Failure | None
     synchronised: bool
 
 

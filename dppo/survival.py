@@ -16,6 +16,7 @@ from dppo.crew import ENDED_BY_STALL, JobFailure, Rank, dealt, leave_alone, repl
 from dppo.ending import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.exchange.collectives import Comm
 from dppo.exchange.recovery import RankFailure, end_job, regroup
+from dppo.journal import Failure
 from dppo.opening import say_failed
 from dppo.storage.trajectory import Sealed
 from dppo.succession import Goods, Word, drifted, givers, offered, serve
@@ -75,13 +76,15 @@ def survive(me: Rank, cause: RankFailure) -> None:
         raise JobFailure(failures[0])
     if all_step and (apart := drifted(words)):
         names = ", ".join(str(w.seat) for w in apart)
-        raise JobFailure(f"after a death, the states of {names} differ: --resume goes on from the last checkpoint")
+        text = f"after a death, the states of {names} differ: --resume goes on from the last checkpoint"
+        raise JobFailure(Failure(text, stalled=True))
     me.seats = dealt([w.seat for w in words])
     present = {(w.seat.host, w.seat.pid) for w in words}
     lost = [seat for seat in before if (seat.host, seat.pid) not in present]
     me.fruitless = 0 if lost else me.fruitless + 1
     if me.fruitless > 5:
-        raise JobFailure(f"{me.seat}: MPI reports a death again and again, but nobody is missing: {cause}")
+        text = f"{me.seat}: MPI reports a death again and again, but nobody is missing: {cause}"
+        raise JobFailure(Failure(text, stalled=True))
     if me.collector is not None:
         iteration = words[giver].progress[0]
         for report in _untold(me, iteration):
@@ -112,10 +115,10 @@ def _end_what_cannot_go_on(me: Rank, waited_s: float) -> None:
     stall_abort_s = me.plan.config.log.stall_abort_s
     failure = me.failure if waited_s > FAILURE_NOTICE_S else None
     if 0 < stall_abort_s < waited_s - ABORT_MARGIN_S:
-        failure = f"after a death, a rank did not answer for {waited_s:.0f} s (--log.stall-abort-s)"
+        failure = Failure(f"after a death, a rank did not answer for {waited_s:.0f} s (--log.stall-abort-s)", True)
     if failure is not None:
-        print(f"dppo: {failure}", file=sys.stderr, flush=True)
-        say_failed(me.plan)
+        print(f"dppo: {failure.text}", file=sys.stderr, flush=True)
+        say_failed(me.plan, failure)
         end_job(me.comm, 1)
     if me.journal is not None and me.preemption.past(GIVE_UP) and not me.journal.ended:
         me.journal.finish("preempted")
@@ -173,8 +176,8 @@ def _discarded(me: Rank, iteration: int, becomes_server: bool) -> int:
     return me.collector.last.num_steps if lost else 0
 
 
-def _ended_by_stall(me: Rank) -> str | None:
+def _ended_by_stall(me: Rank) -> Failure | None:
     try:
-        return (me.plan.run_dir / "stalls" / ENDED_BY_STALL).read_text().strip()
+        return Failure((me.plan.run_dir / "stalls" / ENDED_BY_STALL).read_text().strip(), stalled=True)
     except OSError:
         return None

@@ -13,7 +13,7 @@ import pytest
 
 from dppo.batch import Episode
 from dppo.config import CheckpointConfig, PPOConfig
-from dppo.journal import WINDOW, Journal
+from dppo.journal import WINDOW, Failure, Journal
 from dppo.storage.checkpoint import checkpoint_folders
 from tests.workplace import Run, make_workplace, probe
 
@@ -262,8 +262,9 @@ def test_asked_to_leave_the_last_boundary_is_saved_at_once_and_the_run_goes_on(r
 
 def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:
     run.iterate()
-    run.journal.fail()
-    assert run.summary()["exit"] == "failed"
+    run.journal.fail(Failure("a rank did not answer", stalled=True))
+    summary = run.summary()
+    assert (summary["exit"], summary["error"], summary["stalled"]) == ("failed", "a rank did not answer", True)
     assert run.saved().env_steps == 0
 
 

@@ -15,7 +15,7 @@ import dppo
 ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
-    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog"),
+    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation"),
     ("algo", "models", "envs", "commandline", "history"),
     ("exchange", "storage", "rollout", "state"),
     ("learner", "journal"),

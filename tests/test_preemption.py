@@ -26,11 +26,6 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.fixture(autouse=True)
-def outside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("SLURM_JOB_END_TIME", raising=False)
-
-
 @pytest.mark.usefixtures("handlers")
 @pytest.mark.parametrize("number", REQUESTS)
 def test_a_signal_is_a_request(number: signal.Signals) -> None:
@@ -98,13 +93,12 @@ def test_without_a_limit_nothing_is_asked() -> None:
     assert not Preemption(grace_s=1e9, time_limit_s=None).requested
 
 
-def test_slurms_end_of_the_job_is_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 100))
-    assert not Preemption(grace_s=10.0, time_limit_s=None).requested
-    assert Preemption(grace_s=200.0, time_limit_s=None).requested
-    assert not Preemption(grace_s=200.0, time_limit_s=1000.0).requested  # the user's own wins
-    monkeypatch.setenv("SLURM_JOB_END_TIME", "unknown")
-    assert not Preemption(grace_s=200.0, time_limit_s=None).requested
+def test_the_end_of_the_job_is_a_time_limit() -> None:
+    end = time.time() + 100
+    assert not Preemption(grace_s=10.0, time_limit_s=None, ends_at=end).requested
+    assert Preemption(grace_s=200.0, time_limit_s=None, ends_at=end).requested
+    assert Preemption(grace_s=200.0, time_limit_s=1000.0, ends_at=end).requested  # the earlier one counts
+    assert Preemption(grace_s=200.0, time_limit_s=100.0, ends_at=end + 1000).requested
 
 
 def test_past_counts_from_the_request() -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from dppo import startup
+
+PATH = str(Path(startup.__file__).parents[1])
 
 
 @pytest.fixture(autouse=True)
@@ -25,6 +30,7 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"MPI_LOCALNRANKS": "6"}, 6),
         ({"MV2_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
         ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 2),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"}, 1),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}, 4),  # mpirun inside an allocation
         ({"SLURM_STEP_TASKS_PER_NODE": "many"}, 1),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 1),
@@ -90,3 +96,42 @@ def test_a_users_mpi_parameters_stay(environ: dict[str, str]) -> None:
     environ.update(mine)
     startup.set_mpi_parameters()
     assert environ.items() >= mine.items()
+
+
+@pytest.mark.parametrize(
+    ("variables", "one"),
+    [
+        ({}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, True),
+        ({"OMPI_COMM_WORLD_SIZE": "8", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, False),
+        ({"PMIX_RANK": "0", "SLURM_STEP_TASKS_PER_NODE": "4"}, True),
+        ({"PMIX_RANK": "0", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"}, False),
+        # mpirun's daemons are a step of their own
+        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_STEP_TASKS_PER_NODE": "1(x3)"}, True),
+    ],
+    ids=str,
+)
+def test_a_network_is_left_to_open_mpi_where_there_is_one(
+    environ: dict[str, str], variables: dict[str, str], one: bool
+) -> None:
+    environ.update(variables)
+    startup.set_mpi_parameters()
+    assert (environ.get("OMPI_MCA_pml") == "ob1") == ("OMPI_MCA_btl" in environ) == one
+
+
+def test_python_and_shell_read_the_same_parameters(environ: dict[str, str], tmp_path: Path) -> None:
+    users = {"OMPI_MCA_coll": "^han,tuned", "OMPI_MCA_osc": ""}  # what is set stays, also where it is set to nothing
+    command = ["/bin/sh", "-c", f". {startup.MPI_PARAMETERS}; env -u PWD -u SHLVL -u _ -0"]
+    shells = subprocess.run(command, env=users, capture_output=True, text=True, check=True).stdout
+    environ.update(users, OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_SIZE="1")
+    before = dict(environ)
+    startup.set_mpi_parameters()
+    pairs = [line.partition("=") for line in shells.split("\0") if line]
+    assert {name: value for name, _, value in pairs} | before == environ
+    assert environ["OMPI_MCA_coll"] == "^han,tuned" and "PRTE_MCA_hwloc_default_binding_policy" in environ
+
+
+def test_scripts_are_told_where_the_parameters_are() -> None:
+    command = [sys.executable, "-m", "dppo.startup"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": PATH}).stdout
+    assert Path(told.strip()) == startup.MPI_PARAMETERS

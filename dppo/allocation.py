@@ -1,0 +1,61 @@
+"""What the batch system says of this job: its number, nodes, restarts, and when it ends.
+
+Uses the standard library only; run.py asks on rank 0. How many ranks share a node is in startup.py.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+ASK_S = 10.0
+"""How long an answer from Slurm is waited for: its controller may be busy, or away."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """The part of a cluster that this process runs in."""
+
+    job_id: str | None = None
+    """As in `squeue`; of a task of a job array ARRAY_TASK; None where there is no batch system."""
+    restarts: int = 0
+    """How often Slurm has started the job again."""
+    num_tasks: int = 1
+    """Ranks that the job has room for."""
+    ends_at: float | None = None
+    """When it will be killed, in seconds since 1970; None: not known, or never."""
+
+
+def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
+    """What Slurm says. Where it has not put the time limit into the environment (before 23.02) it is asked, once."""
+    number = environ.get("SLURM_JOB_ID")
+    if number is None:
+        return Allocation()
+    array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
+    job_id = number if array is None or task is None else f"{array}_{task}"
+    return Allocation(
+        job_id,
+        restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
+        num_tasks=_number(environ, "SLURM_NTASKS", 1),
+        ends_at=_number(environ, "SLURM_JOB_END_TIME", 0) or _asked_end(number),
+    )
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    text = environ.get(name, "")
+    return int(text) if text.isdigit() else default
+
+
+def _asked_end(number: str) -> float | None:
+    command = ["squeue", "--noheader", "--jobs", number, "--format", "%e"]
+    try:
+        answer = subprocess.run(
+            command, capture_output=True, text=True, timeout=ASK_S, check=True, stdin=subprocess.DEVNULL,
+            env=os.environ | {"SLURM_TIME_FORMAT": "standard"},
+        ).stdout.strip()  # fmt: skip
+        return time.mktime(time.strptime(answer, "%Y-%m-%dT%H:%M:%S"))
+    except (OSError, subprocess.SubprocessError, ValueError):  # no squeue here, no answer, or no limit
+        return None

@@ -1,0 +1,16 @@
+# What dppo needs of Open MPI, in one place. Jobs and the mpirun of .venv source it; startup.py reads it as well, for what
+# is started without them. A variable that you have set stays as it is. Other MPIs do not look at these.
+
+# with HAN an Allreduce during a rank's death may return wrong numbers
+export OMPI_MCA_coll="${OMPI_MCA_coll-^han}"
+# one-sided communication is not used, and its UCX component complains where there is no UCX
+export OMPI_MCA_osc="${OMPI_MCA_osc-^ucx}"
+# as root, as in every container
+export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT-1}"
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM-1}"
+# more ranks than cores, as on a laptop. Without "slot" (and with --oversubscribe) all ranks come to the first node
+export PRTE_MCA_rmaps_default_mapping_policy="${PRTE_MCA_rmaps_default_mapping_policy-slot:oversubscribe}"
+# jobs that share a node would all be bound to its first cores; Slurm keeps ranks on the job's own
+export PRTE_MCA_hwloc_default_binding_policy="${PRTE_MCA_hwloc_default_binding_policy-none}"
+# silences a complaint where Slurm has munge and the package from PyPI does not
+export PMIX_MCA_psec="${PMIX_MCA_psec-native}"

@@ -1,0 +1,63 @@
+"""What Slurm says of a job. That it says it on a real cluster is in tests/slurm/."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from dppo.allocation import Allocation, this_allocation
+
+
+@pytest.fixture
+def squeue(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A squeue that answers with what is in the file."""
+    answer, program = tmp_path / "answer", tmp_path / "bin" / "squeue"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/asked\ncat {answer}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    return answer
+
+
+def test_without_a_batch_system_there_is_nothing_to_say() -> None:
+    assert this_allocation({}) == Allocation()
+
+
+def test_a_job(squeue: Path) -> None:
+    environ = {
+        "SLURM_JOB_ID": "17",
+        "SLURM_NTASKS": "6",
+        "SLURM_RESTART_COUNT": "2",
+        "SLURM_JOB_END_TIME": "1700000000",
+    }
+    assert this_allocation(environ) == Allocation("17", restarts=2, num_tasks=6, ends_at=1700000000)
+    assert not squeue.with_name("asked").exists()
+
+
+def test_a_task_of_an_array(squeue: Path) -> None:
+    environ = {"SLURM_JOB_ID": "19", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_ID": "3", "SLURM_JOB_END_TIME": "1"}
+    assert this_allocation(environ).job_id == "17_3"
+
+
+def test_an_older_slurm_is_asked_when_the_job_ends(squeue: Path) -> None:
+    end = int(time.time()) + 3600
+    squeue.write_text(time.strftime("%Y-%m-%dT%H:%M:%S\n", time.localtime(end)))
+    assert this_allocation({"SLURM_JOB_ID": "17"}).ends_at == end
+    assert squeue.with_name("asked").read_text() == "--noheader --jobs 17 --format %e\n"
+
+
+@pytest.mark.parametrize(
+    "answer", ["NONE\n", "N/A\n", "", "slurm_load_jobs error: Unable to contact slurm controller\n"]
+)
+def test_a_limit_that_is_not_known_is_none(squeue: Path, answer: str) -> None:
+    squeue.write_text(answer)
+    assert this_allocation({"SLURM_JOB_ID": "17"}).ends_at is None
+
+
+def test_numbers_that_are_none_are_left_out(squeue: Path) -> None:
+    squeue.write_text("")
+    environ = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "many", "SLURM_RESTART_COUNT": ""}
+    assert this_allocation(environ) == Allocation("17")
