@@ -44,10 +44,15 @@ def test_any_number_of_runs_equals_the_slow_form(num_runs: int) -> None:
     assert interquartile_mean(values) == pytest.approx(float(slow_iqm(values.tolist())), rel=1e-12, abs=1e-12)
 
 
+@pytest.mark.parametrize("num_runs", range(1, 26))
+def test_the_weights_are_not_rounded(num_runs: int) -> None:
+    assert interquartile_mean(np.full(num_runs, 7.0)) == 7.0
+
+
 def test_over_the_last_axis_and_in_any_order() -> None:
     values = np.random.default_rng(0).normal(size=(2, 3, 7))
     assert interquartile_mean(values).shape == (2, 3)
-    assert interquartile_mean(values)[1, 2] == interquartile_mean(values[1, 2])
+    assert interquartile_mean(values)[1, 2] == pytest.approx(interquartile_mean(values[1, 2]), rel=1e-14)
     assert interquartile_mean(values[0, 0, ::-1]) == interquartile_mean(values[0, 0])
 
 
