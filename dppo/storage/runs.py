@@ -78,7 +78,7 @@ def read_run(folder: Path) -> Run:
     reason = {
         "running": f"its last sign of life is {_age(folder)} old; if it is in no queue, it was killed",
         "preempted": "its state is saved",
-        "failed": _first_line(summary.get("error") or "its job's output has the traceback"),
+        "failed": _cause(str(summary.get("error") or "its job's output has the traceback")),
     }.get(state, "")
     return Run(folder, state, reason, config, summary)
 
@@ -110,6 +110,13 @@ def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
 
 def _first_line(what: object) -> str:
     return (str(what).strip().splitlines() or [""])[0].rstrip(":. ")
+
+
+def _cause(error: str) -> str:
+    """Where it failed; of a traceback also the exception, the first line after the last frames that is not indented."""
+    frames = error.rpartition("\nTraceback (most recent call last):\n")[2] if "\nTraceback " in error else ""
+    exception = [line for line in frames.splitlines() if line and not line.startswith(" ")]
+    return ": ".join(map(_first_line, [error, *exception[:1]]))
 
 
 def _age(folder: Path) -> str:

@@ -45,11 +45,15 @@ def test_a_state_is_that_of_the_summary(tmp_path: Path, state: str) -> None:
     ("error", "reason"),
     [
         ("rank 2 on n7 failed:\nTraceback", "rank 2 on n7 failed"),
+        (
+            "rank 2 failed:\nTraceback (most recent call last):\n  File x\nValueError: no\na note",
+            "rank 2 failed: ValueError: no",
+        ),
         (None, "its job's output has the traceback"),
         ("", "its job's output has the traceback"),
     ],
 )
-def test_a_failures_reason_is_the_first_line_of_its_error(tmp_path: Path, error: str | None, reason: str) -> None:
+def test_a_failures_reason_is_where_it_failed_and_its_exception(tmp_path: Path, error: str | None, reason: str) -> None:
     assert read_run(write_run(tmp_path / "r", exit="failed", error=error)).reason == reason
 
 
