@@ -1,10 +1,12 @@
 """From the command line to a Config: presets, TOML and flags, each winning over the one before.
 
-Uses tyro and config.py; run.py calls it on rank 0 only, so that there is one message and one truth.
+Uses tyro and config.py; run.py calls it on rank 0 only, so that there is one message and one truth. The other commands
+take from it how wrong use is said.
 """
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import re
 import tomllib
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from dppo.config import Config, as_dict, nearest, resolve, updated
 
@@ -35,6 +37,13 @@ class HelpShown(Exception):
     """--help was answered; nothing else is to be done."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Of the other commands: says what is wrong in one line, as all of them do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} -h")
+
+
 def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
     """The complete configuration, and lines that say where it comes from.
 
@@ -53,10 +62,23 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
     try:
         if ("--resume" in args or file_values.get("resume")) and "--no-resume" not in args:
             return _resumed(args, file_values, notes)
-        base, preset_note = _with_preset(args, file_values)
-        return resolve(_apply_flags(updated(base, file_values), args)), [*preset_note, *notes]
+        config, preset_note = _new(args, file_values)
+        return config, [*preset_note, *notes]
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def from_values(values: dict[str, Any]) -> Config:
+    """The complete configuration that a TOML file with these values alone would give. Raises UsageError."""
+    try:
+        return _new([], values)[0]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
+    base, preset_note = _with_preset(args, file_values)
+    return resolve(_apply_flags(updated(base, file_values), args)), preset_note
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -200,6 +222,21 @@ def _one_message(complaint: str) -> str:
     lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
     said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
     return " ".join(line for line in said if line) or "the flags cannot be understood; see --help"
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The arguments that give these settings, by flag's name: {"ppo.clip": 0.1} becomes --ppo.clip, 0.1."""
+    args: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            args.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list | tuple):
+            args += [f"--{name}", *map(str, value)]
+        elif str(value).startswith("-"):  # on its own it would be taken for a flag
+            args.append(f"--{name}={value}")
+        else:
+            args += [f"--{name}", str(value)]
+    return args
 
 
 # -- config.toml --------------------

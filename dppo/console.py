@@ -1,6 +1,6 @@
 """What rank 0 shows: lines, and one progress line that is redrawn on a terminal and repeated at a sane rate in a file.
 
-Uses the standard library; run.py and the journal write through it.
+Uses the standard library; run.py and the journal write through it, and other commands make their tables with it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,20 @@ import os
 import shutil
 import sys
 import time
+from collections.abc import Sequence
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
+    """Lines of a table that reads well as plain text, too; the first `left` columns begin on the left."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*escaped, strict=True)]
+
+    def line(cells: Sequence[str]) -> str:
+        placed = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
+        return f"| {' | '.join(placed)} |"
+
+    rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+    return [line(escaped[0]), line(rule), *map(line, escaped[1:])]
 
 
 def on_terminal() -> bool:

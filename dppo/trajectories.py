@@ -15,11 +15,11 @@ import sys  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import asdict  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any, NoReturn  # noqa: E402
+from typing import Any  # noqa: E402
 
 import numpy as np  # noqa: E402
 
-from dppo.commandline import UsageError  # noqa: E402
+from dppo.commandline import Parser, UsageError  # noqa: E402
 from dppo.storage.catalogue import SURPRISES  # noqa: E402
 from dppo.storage.dataset import Trajectories, open_trajectories  # noqa: E402
 from dppo.storage.salvage import HopelessError, recover  # noqa: E402
@@ -146,17 +146,10 @@ def _export(args: argparse.Namespace) -> int:
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as all commands do."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} -h")
-
-
 def _parser() -> argparse.ArgumentParser:
     from dppo.storage import export
 
-    parser = _Parser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
+    parser = Parser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:

@@ -9,7 +9,17 @@ from typing import Any
 
 import pytest
 
-from dppo.commandline import HelpShown, UsageError, flag_names, load_config, parse, to_toml
+from dppo.commandline import (
+    HelpShown,
+    Parser,
+    UsageError,
+    as_flags,
+    flag_names,
+    from_values,
+    load_config,
+    parse,
+    to_toml,
+)
 from dppo.config import Config, as_dict, resolve, updated
 
 PRESET = """
@@ -328,3 +338,43 @@ def test_a_resumed_runs_settings_are_written_as_they_were(run: Path) -> None:
     before = (run / "config.toml").read_text()
     assert to_toml(parse(["--resume", "--run-dir", str(run)])[0]) == before
     assert as_dict(load_config(run)) == as_dict(parse([str(run / "config.toml")])[0])
+
+
+# -- for the other commands --------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "args"),
+    [
+        ("optim.lr", 3e-4, ["--optim.lr", "0.0003"]),
+        ("optim.lr", 1, ["--optim.lr", "1"]),
+        ("target-return", -1e-7, ["--target-return=-1e-07"]),
+        ("time-limit-s", float("inf"), ["--time-limit-s", "inf"]),
+        ("env", "-odd name", ["--env=-odd name"]),
+        ("model.hidden", [32, 16], ["--model.hidden", "32", "16"]),
+        ("model.hidden", [], ["--model.hidden"]),
+        ("vtrace", True, ["--vtrace"]),
+        ("vtrace", False, ["--no-vtrace"]),
+        ("log.tensorboard", False, ["--no-log.tensorboard"]),
+    ],
+)
+def test_settings_as_flags_come_back_as_they_were(name: str, value: Any, args: list[str]) -> None:
+    assert as_flags({name: value}) == args
+    section, _, key = name.rpartition(".")
+    values = {section: {key: value}} if section else {name: value}
+    assert parse([*args, "--seed", "3"])[0] == from_values(values | {"seed": 3})
+
+
+@pytest.mark.usefixtures("presets")
+def test_values_alone_are_what_a_file_of_them_would_be(tmp_path: Path) -> None:
+    toml = write(tmp_path / "c.toml", 'env = "Env-v0"\n[ppo]\nclip = 0.22\n')
+    config = from_values({"env": "Env-v0", "ppo": {"clip": 0.22}})
+    assert config == parse([toml])[0]
+    assert (config.ppo.epochs, config.ppo.clip) == (3, 0.22)
+    with pytest.raises(UsageError, match=r"ppo.clip=-1.0 must lie in"):
+        from_values({"ppo": {"clip": -1.0}})
+
+
+def test_a_parser_complains_in_one_line() -> None:
+    with pytest.raises(UsageError, match="unrecognized arguments: --x; see it -h"):
+        Parser(prog="it").parse_args(["--x"])

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from dppo.console import Console
+from dppo.console import Console, markdown_table
 
 PROGRAM = """if True:
-    from dppo.console import Console
+    from dppo.console import Console, markdown_table
     console = Console(interval_s=60.0)
     console.line("first")
     for i in range(3):
@@ -74,3 +74,19 @@ def test_progress_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules[__name__], "PROGRAM", PROGRAM.replace("at {i}", "{'x' * 100}"))
     rows = run_on_a_terminal().split("\x1b[2K")
     assert max(len(row.strip()) for row in rows) <= 40
+
+
+# -- tables --------------------
+
+
+def test_a_table_is_markdown_and_reads_well() -> None:
+    assert markdown_table(["name", "x"], [["a|b", "1"], ["c", "12345"]], left=1) == [
+        "| name |     x |",
+        "| ---- | ----: |",
+        "| a\\|b |     1 |",
+        "| c    | 12345 |",
+    ]
+
+
+def test_a_table_of_no_rows() -> None:
+    assert markdown_table(["a"], []) == ["|   a |", "| --: |"]

@@ -15,6 +15,7 @@ import pytest
 
 from dppo.commandline import flag_names
 from dppo.evaluate import _parser as evaluate_parser
+from dppo.report import _parser as report_parser
 from dppo.trajectories import _parser as trajectories_parser
 from tests.launch import Launcher
 
@@ -25,6 +26,7 @@ SHORT = ("--num-envs", 2, "--horizon", 16, "--total-steps", 64)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FLAGS_OF_OTHERS = {
     "mpirun": {"bind-to", "hostfile", "oversubscribe", "report-bindings", "version", "with-ft"},
+    "sbatch": {"array"},
     "srun": {"mpi"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"no-binary"},
@@ -81,12 +83,14 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
 @each_document
 def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
+    report = {option.removeprefix("--").removeprefix("no-") for option in report_parser()._option_string_actions}
     (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
     trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
     known = {
         *flag_names(),
         "help",
         *evaluate,
+        *report,
         *trajectories,
         *(flag for flags in FLAGS_OF_OTHERS.values() for flag in flags),
     }

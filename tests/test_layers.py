@@ -17,14 +17,14 @@ ROOT = Path(dppo.__file__).parent
 LAYERS = (
     ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation"),
     ("algo", "models", "envs", "commandline", "history"),
-    ("exchange", "storage", "rollout", "state"),
-    ("learner", "journal"),
+    ("exchange", "storage", "rollout", "state", "tasks"),
+    ("learner", "journal", "results"),
     ("ending", "planning", "workplace", "sync_exchange"),
     ("synchronous", "asynchronous", "opening"),
     ("crew",),
     ("succession", "roles"),
     ("survival",),
-    ("run", "evaluate", "trajectories"),
+    ("run", "evaluate", "trajectories", "sweep", "report"),
 )
 """Rooms from the ground up: a file, or a folder whose files may import each other."""
 
@@ -93,10 +93,16 @@ def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
             assert outside <= set(sys.stdlib_module_names), path
 
 
-@pytest.mark.parametrize("module", ["dppo", "dppo.startup", "dppo.config", "dppo.commandline"])
+@pytest.mark.parametrize("module", ["dppo", "dppo.startup", "dppo.config", "dppo.commandline", "dppo.sweep"])
 def test_light_modules_load_neither_numpy_nor_torch_nor_mpi(module: str) -> None:
     """Threads and Open MPI's parameters must be set before these are imported."""
     code = f"import sys, {module}; print(*sorted({{'numpy', 'torch', 'mpi4py'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
+
+
+def test_a_report_loads_neither_torch_nor_mpi() -> None:
+    code = "import sys, dppo.report; print(*sorted({'torch', 'mpi4py', 'h5py', 'matplotlib'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
 

@@ -1,6 +1,7 @@
 """Everything on disk. Uses NumPy, h5py, torch's file format and the standard library; no MPI.
 
 - a run: `metrics` (lines, summary, TensorBoard), `checkpoint`; `files` makes all of it appear whole or not at all
+- many runs, read: `runs` (how each stands), `curves` (their picture)
 - trajectories, written: `segments` (one file), `trajectory` (a worker's writer), `dumps` (what a checkpoint waits for),
   `spaces` (spaces as JSON)
 - trajectories, read: `dataset` (episodes; `dppo.open_trajectories`), `catalogue` (which steps are where)

@@ -1,0 +1,250 @@
+"""python -m dppo.report: what came of a sweep, or of any folder of runs, and which of them need attention.
+
+Uses results.py for its figures, tasks.py for what a sweep should hold, and storage/; it needs no MPI and no torch.
+"""
+
+from __future__ import annotations
+
+from dppo import startup
+
+startup.limit_threads()
+
+import json  # noqa: E402
+import math  # noqa: E402
+import shlex  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
+
+from dppo.commandline import Parser, UsageError  # noqa: E402
+from dppo.console import markdown_table  # noqa: E402
+from dppo.results import Setting, by_setting, learning_curve  # noqa: E402
+from dppo.storage import curves  # noqa: E402
+from dppo.storage.files import replace_atomically  # noqa: E402
+from dppo.storage.runs import Run, find_runs, read_curve, read_run  # noqa: E402
+from dppo.tasks import Sweep, config_of, read_sweep, submit_line, task_folder  # noqa: E402
+
+EXIT_USAGE = 2
+FIGURES = (
+    "Figures are of the runs that ended by themselves: median and interquartile mean (IQM) over runs of the mean return"
+    " of the last 100 training episodes, the IQM's 95% bootstrap interval, medians of environment steps and of training"
+    " seconds. In the picture a setting has a value where at least half of its runs have one."
+)
+
+
+class Problem(NamedTuple):
+    """A run that has not ended by itself."""
+
+    run: str
+    task: int | None
+    state: str
+    reason: str
+    repair: str
+
+
+class Report(NamedTuple):
+    """All that is said."""
+
+    settings: list[Setting]
+    problems: list[Problem]
+    notes: list[str]
+
+
+def make_report(folder: Path) -> Report:
+    """Reads all runs below `folder`. Raises UsageError where none is there, or none can be read."""
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give a sweep's, one with run directories, or a run directory")
+    sweep, notes = _sweep_of(folder)
+    tasks = {task_folder(folder, task): task for task in range(len(sweep.varied) if sweep else 0)}
+    found = find_runs(folder)
+    runs = [read_run(place) for place in dict.fromkeys((*tasks, *found))]
+    if all(run.state == "missing" for run in runs):
+        raise UsageError(f"{folder} holds no run: no folder in it has a config.toml and a summary.json")
+    if sweep:
+        runs = [_as_expected(run, sweep, tasks.get(run.folder)) for run in runs]
+        others = [place for place in found if place not in tasks]
+        notes += [f"{place} is no task of {folder / 'sweep.toml'}; it counts all the same" for place in others]
+    settings = by_setting(runs, list(sweep.varied[0]) if sweep else ())
+    if not settings:
+        raise UsageError(f"no run in {folder} can be read: {runs[0].folder}: {runs[0].reason}")
+    for setting in settings:
+        if silent := len(setting.ended) - len(setting.returns):
+            notes.append(f"{setting.label}: in {silent} of the runs that ended no episode did; they have no return")
+    return Report(settings, [_problem(run, tasks.get(run.folder)) for run in runs if not run.ended], notes)
+
+
+def _sweep_of(folder: Path) -> tuple[Sweep | None, list[str]]:
+    path = folder / "sweep.toml"
+    if not path.exists():
+        return None, []
+    try:
+        return read_sweep(path), []
+    except UsageError as error:
+        return None, [f"{error}; so nobody knows which tasks are missing"]
+
+
+def _as_expected(run: Run, sweep: Sweep, task: int | None) -> Run:
+    """With the settings that the sweep gives it, where it could not tell them itself."""
+    if task is None or run.config is not None:
+        return run
+    try:
+        return run._replace(config=config_of(sweep.settings(task)))
+    except UsageError as error:
+        return run._replace(reason=f"its settings are wrong: {error}")
+
+
+def _problem(run: Run, task: int | None) -> Problem:
+    if task is None:
+        repair = f"python -m dppo.run --resume --run-dir {shlex.quote(str(run.folder))}, under the mpirun of its start"
+        if run.is_damaged:
+            repair = "start it again in another --run-dir"
+    else:
+        repair = submit_line([task])
+        if run.config is None:
+            repair = f"correct sweep.toml, then {repair}"
+        elif run.is_damaged:
+            repair = f"move {run.folder} away, then {repair}"
+    return Problem(str(run.folder), task, run.state, run.reason, repair)
+
+
+# -- as text --------------------
+
+
+def text_lines(report: Report) -> list[str]:
+    """The report as Markdown that reads well as plain text."""
+    to_target = all(setting.has_target for setting in report.settings)
+    header = (
+        "setting",
+        "runs",
+        "median",
+        "IQM",
+        "95% interval",
+        "steps to target" if to_target else "steps",
+        "seconds",
+    )
+    lines = markdown_table(header, [_row(setting) for setting in report.settings], left=1)
+    if report.notes:
+        lines += ["", *(f"- {note}" for note in report.notes)]
+    if not report.problems:
+        return [*lines, "", "All runs have ended by themselves."]
+    lines += ["", f"{len(report.problems)} run(s) have not ended by themselves:", ""]
+    for p in report.problems:
+        name = p.run if p.task is None else f"task {p.task}"
+        lines.append(f"- {name} is {p.state}: {p.reason}. Repair: {p.repair}")
+    again = [p.task for p in report.problems if p.task is not None and p.state != "running"]
+    return [*lines, "", f"All but those that run: {submit_line(again)}"] if len(again) > 1 else lines
+
+
+def _row(setting: Setting) -> list[str]:
+    interval, steps, seconds = setting.interval(), setting.median("env_steps"), setting.median("train_s")
+    reached = f" ({setting.reached}/{len(setting.runs)})" if setting.has_target else ""
+    return [
+        setting.label,
+        f"{len(setting.ended)}/{len(setting.runs)}",
+        _number(setting.median_return()),
+        _number(setting.iqm()),
+        f"[{_number(interval[0])}, {_number(interval[1])}]" if interval else "–",
+        ("not reached" if steps == math.inf else "–" if steps is None else f"{steps:,.0f}") + reached,
+        "–" if seconds in (None, math.inf) else _number(seconds),
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    size = abs(value)
+    return f"{value:,.0f}" if size >= 1000 else f"{value:.1f}" if size >= 10 else f"{value:.3g}"
+
+
+def as_json(report: Report, folder: Path) -> dict[str, Any]:
+    """The same as one object; null for what is not known, and for steps and seconds of a target not reached."""
+
+    def finite(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    settings = [
+        {
+            "setting": s.label,
+            "values": s.values,
+            "env": s.env,
+            "ended": len(s.ended),
+            "runs": len(s.runs),
+            "reached_target": s.reached if s.has_target else None,
+            "returns": s.returns.tolist(),
+            "return_median": s.median_return(),
+            "return_iqm": s.iqm(),
+            "return_interval": s.interval(),
+            "env_steps": finite(s.median("env_steps")),
+            "train_s": finite(s.median("train_s")),
+            "run_dirs": [str(run.folder) for run in s.runs],
+        }
+        for s in report.settings
+    ]
+    problems = [problem._asdict() for problem in report.problems]
+    return {"folder": str(folder), "settings": settings, "problems": problems, "notes": report.notes}
+
+
+# -- the picture --------------------
+
+
+def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
+    """Draws the best settings' learning curves; whether it could, and what is to be said of it."""
+    notes, drawn = [], []
+    for setting in report.settings[: len(curves.COLOURS)]:
+        read = [(run.folder, *read_curve(run.folder)) for run in setting.runs]
+        notes += [f"{place}: {n} damaged line(s) of metrics.jsonl are not in the curve" for place, _, _, n in read if n]
+        curve = learning_curve([(steps, returns) for _, steps, returns, _ in read])
+        if curve is not None:
+            drawn.append((setting.label, curve))
+    if not drawn:
+        return False, [*notes, "no plot: in no run has an episode ended"]
+    try:
+        curves.draw(path, drawn)
+    except ImportError as error:
+        from dppo.storage.exported import missing_package
+
+        return False, [*notes, f"no plot: {missing_package('Matplotlib', error)}"]
+    if len(report.settings) > len(drawn):
+        notes.append(f"{path.name} shows {len(drawn)} of {len(report.settings)} settings: the best that have a return")
+    return True, notes
+
+
+def _write(report: Report, folder: Path, *, with_plot: bool) -> list[str]:
+    """report.md and report.svg in `folder`; what is to be said of them."""
+    drawn, notes = plot(report, folder / "report.svg") if with_plot else (False, [])
+    text = [f"# {folder.resolve().name}", "", *text_lines(report), "", FIGURES, ""]
+    if drawn:
+        text += ["![Learning curves](report.svg)", ""]
+    replace_atomically(folder / "report.md", "\n".join(text).encode())
+    return notes
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m dppo.report", description="Sums up the runs of a sweep, or of any folder of runs.")
+    parser.add_argument("folder", metavar="SWEEP_DIR", type=Path, help="searched for run directories at any depth")
+    parser.add_argument("--json", action="store_true", help="one JSON object on standard output instead of the table")
+    parser.add_argument("--no-plot", action="store_true", help="no SWEEP_DIR/report.svg")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        report = make_report(args.folder)
+    except UsageError as error:
+        print(f"dppo: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    print(json.dumps(as_json(report, args.folder)) if args.json else "\n".join(text_lines(report)), flush=True)
+    try:
+        notes = _write(report, args.folder, with_plot=not args.no_plot)
+    except OSError as error:
+        notes = [f"report.md and report.svg cannot be written: {error}"]
+    for note in notes:
+        print(f"dppo: {note}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""python -m dppo.sweep: the tasks of a sweep as a table, or the flags of dppo.run of one of them.
+
+Uses tasks.py; it needs no MPI, NumPy or torch, so that every task of a job array may call it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from dppo.commandline import Parser, UsageError, as_flags
+from dppo.console import markdown_table
+from dppo.storage.files import fsync_folder, write_durably
+from dppo.tasks import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
+
+EXIT_USAGE = 2
+
+
+def show(sweep: Sweep) -> int:
+    """Prints the tasks, what is wrong with some, and the line that runs the others; the exit code."""
+    if sweep.fixed:
+        print("fixed:", ", ".join(f"{key}={as_text(value)}" for key, value in sweep.fixed.items()), end="\n\n")
+    keys = list(sweep.varied[0])
+    rows = [[str(task), *(as_text(varied[key]) for key in keys)] for task, varied in enumerate(sweep.varied)]
+    print("\n".join(markdown_table(["task", *keys], rows)))
+    wrong: dict[str, list[int]] = {}
+    for task in range(len(sweep.varied)):
+        try:
+            config_of(sweep.settings(task))
+        except UsageError as error:
+            wrong.setdefault(str(error), []).append(task)
+    bad = {task for tasks in wrong.values() for task in tasks}
+    good = [task for task in range(len(sweep.varied)) if task not in bad]
+    print(f"\n{len(sweep.varied)} task(s)" + (f", {len(bad)} of them wrong" if bad else ""))
+    if good:
+        print(submit_line(good))
+    sys.stdout.flush()
+    for message, tasks in wrong.items():
+        print(f"dppo: task {numbers(tasks)}: {message}", file=sys.stderr)
+    return EXIT_USAGE if wrong else 0
+
+
+def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
+    """Keeps a copy of the file in `sweep_dir`; the flags of the task.
+
+    Raises:
+      UsageError: the task's settings are wrong, or the folder belongs to another sweep.
+    """
+    settings = sweep.settings(task)
+    try:
+        config_of(settings)
+    except UsageError as error:
+        raise UsageError(f"{path}: task {task}: {error}") from error
+    try:
+        _keep_copy(path, sweep, sweep_dir)
+    except OSError as error:
+        raise UsageError(f"{sweep_dir} cannot be written: {error.strerror}; choose another SWEEP_DIR") from error
+    return [*as_flags(settings), "--run-dir", str(task_folder(sweep_dir, task))]
+
+
+def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
+    copy, content = sweep_dir / "sweep.toml", path.read_bytes()
+    if copy.exists():
+        if copy.read_bytes() == content:
+            return
+        _refuse_another(path, sweep, copy)
+    sweep_dir.mkdir(parents=True, exist_ok=True)
+    # tasks that start together write it together: each has a name of its own for what is not complete yet
+    part = sweep_dir / f"sweep.toml.{socket.gethostname()}-{os.getpid()}.part"
+    try:
+        write_durably(part, content)
+        os.replace(part, copy)
+    finally:
+        part.unlink(missing_ok=True)
+    fsync_folder(sweep_dir)
+
+
+def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
+    """Repaired and added tasks are welcome; a run that is there must stay what it is."""
+    before = read_sweep(copy)
+    for task in range(len(before.varied)):
+        folder = task_folder(copy.parent, task)
+        if not (folder / "config.toml").exists():
+            continue
+        now = sweep.settings(task) if task < len(sweep.varied) else {}
+        then = before.settings(task)
+        if now != then:
+            changed = sorted(key for key in now.keys() | then if now.get(key) != then.get(key))
+            what = ", ".join(f"{k} was {then.get(k, 'not set')}, is {now.get(k, 'not set')}" for k in changed)
+            raise UsageError(
+                f"{folder} is a run of another sweep.toml ({copy}): {what if now else 'it has no such task now'};"
+                f" choose another SWEEP_DIR for {path}, or undo what changes tasks that have been run"
+            )
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m dppo.sweep",
+        description="Lists the tasks of a sweep; with SWEEP_DIR and TASK prints the flags of dppo.run for that task,"
+        " one flag or value per line.",
+    )
+    parser.add_argument("file", metavar="SWEEP.toml", type=Path, help="what is varied")
+    parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, nargs="?", help="where the run directories go")
+    parser.add_argument("task", metavar="TASK", type=int, nargs="?", help="number of a task, from 0")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        sweep = read_sweep(args.file)
+        if args.sweep_dir is None:
+            return show(sweep)
+        if args.task is None:
+            raise UsageError("SWEEP_DIR without TASK: give the task's number as well, or SWEEP.toml alone for a list")
+        flags = prepare(args.file, sweep, args.sweep_dir, args.task)
+    except UsageError as error:
+        print(f"dppo: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    print("\n".join(flags))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,271 @@
+"""python -m dppo.report: its table, what it says of runs that need attention, its files, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dppo.report import main, make_report
+from dppo.storage.files import replace_atomically
+from tests.fakeruns import CURVE, write_run
+
+SWEEP = "[fixed]\nenv = 'Env-v0'\n[grid]\nseed = [1, 2, 3]\noptim.lr = [3e-4, 1e-3]\n"
+
+
+def write_sweep(folder: Path, *, without: tuple[int, ...] = (), states: dict[int, str] | None = None) -> Path:
+    """Runs of SWEEP's tasks; the larger learning rate does better, later seeds do too."""
+    folder.mkdir()
+    (folder / "sweep.toml").write_text(SWEEP)
+    for task in range(6):
+        if task not in without:
+            seed, lr = task // 2 + 1, (3e-4, 1e-3)[task % 2]
+            end = 10.0 * seed + 100 * (task % 2)
+            write_run(
+                folder / f"task_{task:03}",
+                {"seed": seed, "optim": {"lr": lr}},
+                exit=(states or {}).get(task, "finished"),
+                curve=((1000, None), (2000, end / 2), (3000 + 100 * seed, end)),
+                train_s=float(seed),
+            )
+    return folder
+
+
+def report(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
+    """Standard output; standard error is empty."""
+    assert main(list(map(str, argv))) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    return str(out)
+
+
+def report_json(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads(report(capsys, folder, "--json", "--no-plot"))
+    return values
+
+
+# -- the table --------------------
+
+
+def test_a_sweep_that_is_done(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "s")
+    out = report(capsys, folder, "--no-plot")
+    assert out == (
+        "| setting         | runs | median |   IQM |   95% interval | steps | seconds |\n"
+        "| --------------- | ---: | -----: | ----: | -------------: | ----: | ------: |\n"
+        "| optim.lr=0.001  |  3/3 |  120.0 | 120.0 | [110.0, 130.0] | 3,200 |       2 |\n"
+        "| optim.lr=0.0003 |  3/3 |   20.0 |  20.0 |   [10.0, 30.0] | 3,200 |       2 |\n"
+        "\n"
+        "All runs have ended by themselves.\n"
+    )
+    text = (folder / "report.md").read_text()
+    assert text.startswith("# s\n\n" + out) and "report.svg" not in text
+    assert not (folder / "report.svg").exists()
+
+
+def test_runs_with_a_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for lr, states in ((0.1, ("target", "target", "finished")), (0.2, ("finished", "finished", "target"))):
+        for seed, state in enumerate(states):
+            settings = {"seed": seed, "optim": {"lr": lr}, "target-return": 40.0}
+            write_run(tmp_path / f"{lr}-{seed}", settings, exit=state)
+    lines = report(capsys, tmp_path, "--no-plot").splitlines()
+    assert lines[0].endswith("|   steps to target | seconds |")
+    assert lines[2].startswith("| optim.lr=0.1 |  3/3 |") and lines[2].endswith("|       3,000 (2/3) |       2 |")
+    assert lines[3].endswith("| not reached (1/3) |       – |")
+
+
+def test_any_folder_and_a_single_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a" / "b")
+    for folder in (tmp_path, tmp_path / "a" / "b"):
+        assert "| Env-v0  |  1/1 |   40.0 | 40.0 |            – | 3,000 |       2 |" in report(capsys, folder)
+
+
+def test_json_is_one_object_without_nan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", {"target-return": 50.0})
+    write_run(tmp_path / "b", {"target-return": 50.0, "loss": "a3c"}, exit="failed")
+    out = report_json(capsys, tmp_path)
+    one, two = out["settings"]
+    assert (one["setting"], one["values"]["loss"], one["ended"], one["runs"]) == ("loss=ppo", "ppo", 1, 1)
+    assert (one["env"], one["run_dirs"], one["reached_target"]) == ("Env-v0", [str(tmp_path / "a")], 0)
+    assert (one["returns"], one["return_median"], one["return_iqm"], one["return_interval"]) == ([40], 40, 40, None)
+    assert (one["env_steps"], one["train_s"]) == (None, None)
+    assert (two["returns"], two["return_iqm"], two["env_steps"]) == ([], None, None)
+    assert [(p["run"], p["task"], p["state"]) for p in out["problems"]] == [(str(tmp_path / "b"), None, "failed")]
+    assert (out["folder"], out["notes"]) == (str(tmp_path), [])
+
+
+# -- runs that need attention --------------------
+
+
+def test_each_task_that_has_not_ended_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(
+        tmp_path / "s", without=(0, 1), states={1: "failed", 2: "failed", 3: "running", 4: "preempted"}
+    )
+    summary = folder / "task_002" / "summary.json"
+    summary.write_text(json.dumps(json.loads(summary.read_text()) | {"error": "rank 1 on n3: no space\nTraceback"}))
+    (folder / "task_005" / "config.toml").write_text("[")
+    out = report(capsys, folder, "--no-plot")
+    assert "| optim.lr=0.0003 |  0/3 |" in out and "| optim.lr=0.001  |  0/3 |" in out
+    said = [line for line in out.splitlines() if line.startswith("- ")]
+    assert [line.split(":")[0] for line in said] == [
+        "- task 0 is missing", "- task 1 is missing", "- task 2 is failed", "- task 3 is running",
+        "- task 4 is preempted", "- task 5 is unreadable",
+    ]  # fmt: skip
+    for task, line in enumerate(said):
+        assert line.endswith(f"sbatch --array={task} jobs/sweep.sbatch")
+    assert "rank 1 on n3: no space. Repair" in said[2] and "Traceback" not in out
+    assert f"move {folder}/task_005 away, then sbatch" in said[5] and "is not valid TOML" in said[5]
+    assert out.endswith("sbatch --array=0-2,4-5 jobs/sweep.sbatch\n")
+
+
+def test_a_task_whose_settings_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "s")
+    shutil.rmtree(folder / "task_005")
+    (folder / "sweep.toml").write_text(SWEEP.replace("[1, 2, 3]", "[1, 2, -3]"))
+    (one,) = report_json(capsys, folder)["problems"]
+    assert one["reason"] == "its settings are wrong: seed=-3 must lie in [0, 2**63)"
+    assert one["repair"] == "correct sweep.toml, then sbatch --array=5 jobs/sweep.sbatch"
+
+
+def test_runs_of_no_sweep_are_repaired_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a b", exit="preempted")
+    write_run(tmp_path / "c")
+    (tmp_path / "c" / "config.toml").write_text("[")
+    one, two = report_json(capsys, tmp_path)["problems"]
+    assert one["repair"].startswith(f"python -m dppo.run --resume --run-dir '{tmp_path}/a b'")
+    assert two["repair"] == "start it again in another --run-dir"
+
+
+def test_others_in_a_sweeps_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "s")
+    shutil.copytree(folder / "task_000", folder / "task_000.old")
+    out = report(capsys, folder, "--no-plot")
+    assert "| optim.lr=0.0003 |  4/4 |" in out
+    assert f"- {folder}/task_000.old is no task of {folder}/sweep.toml; it counts all the same\n" in out
+
+
+def test_a_sweep_that_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "s", without=(5,))
+    (folder / "sweep.toml").write_text("[")
+    out = report_json(capsys, folder)
+    assert len(out["notes"]) == 1 and "so nobody knows which tasks are missing" in out["notes"][0]
+    assert out["problems"] == []
+
+
+def test_runs_in_which_no_episode_ended(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", {"seed": 1})
+    write_run(tmp_path / "b", {"seed": 2}, curve=((1000, None),))
+    out = report(capsys, tmp_path, "--no-plot")
+    assert "| Env-v0  |  2/2 |   40.0 |" in out
+    assert "- Env-v0: in 1 of the runs that ended no episode did; they have no return\n" in out
+
+
+# -- files --------------------
+
+
+def test_the_picture_is_drawn_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folder = write_sweep(tmp_path / "s")
+    report(capsys, folder)
+    before = (folder / "report.svg").read_bytes()
+    assert b"optim.lr=0.0003" in before and b"optim.lr=0.001" in before
+    assert "![Learning curves](report.svg)" in (folder / "report.md").read_text()
+    report(capsys, folder)
+    assert (folder / "report.svg").read_bytes() == before
+    assert list(folder.glob("*.part")) == []
+
+
+def test_of_many_settings_the_best_are_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    for k in range(10):
+        write_run(tmp_path / f"r{k}", {"num-envs": k + 1, "loss": "a3c"}, curve=((1000, 0.0), (2000, float(k))))
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert err == "dppo: report.svg shows 8 of 10 settings: the best that have a return\n"
+    picture = (tmp_path / "report.svg").read_text()
+    assert [f"num-envs={k + 1} " in picture for k in range(10)] == [False, False] + [True] * 8
+    assert out.count("num-envs=") == 10
+
+
+def test_without_matplotlib_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    write_run(tmp_path / "r")
+    assert main([str(tmp_path)]) == 0
+    out, err = capsys.readouterr()
+    assert err.count("\n") == 1 and err.startswith("dppo: no plot: ") and "pip install 'dppo[analysis]'" in err
+    assert "| Env-v0 " in out and "report.svg" not in (tmp_path / "report.md").read_text()
+
+
+def test_no_return_no_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "r", curve=((1000, None),))
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err == "dppo: no plot: in no run has an episode ended\n"
+
+
+def test_cut_and_damaged_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    folder = write_run(tmp_path / "r", curve=(*CURVE, (4000, 50.0)))
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write('{"env_steps": 50')
+    report(capsys, tmp_path)
+    with open(folder / "metrics.jsonl", "a") as file:
+        file.write("\n")
+    assert main([str(tmp_path)]) == 0
+    assert capsys.readouterr().err == f"dppo: {folder}: 1 damaged line(s) of metrics.jsonl are not in the curve\n"
+
+
+def test_where_nothing_can_be_written_the_table_is_still_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dppo.report.replace_atomically", full)
+    write_run(tmp_path / "r")
+    assert main([str(tmp_path), "--no-plot"]) == 0
+    out, err = capsys.readouterr()
+    assert "| Env-v0 " in out
+    assert err.startswith("dppo: report.md and report.svg cannot be written: ") and "No space left" in err
+
+
+def test_a_report_is_no_run_and_changes_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "s")
+    first = report(capsys, folder, "--no-plot")
+    replace_atomically(folder / "config.toml", b"mine")
+    assert report(capsys, folder, "--no-plot") == first
+
+
+# -- wrong use --------------------
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
+    assert main(list(map(str, argv))) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and err.startswith("dppo: ")
+    return str(err)
+
+
+def test_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no such folder" in complaint(capsys, tmp_path / "none")
+    assert "holds no run" in complaint(capsys, tmp_path)
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    assert "holds no run" in complaint(capsys, tmp_path)
+    assert "see python -m dppo.report -h" in complaint(capsys, tmp_path, "--plot")
+    assert list(tmp_path.iterdir()) == [tmp_path / "sweep.toml"]
+
+
+def test_no_run_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "r")
+    (tmp_path / "r" / "config.toml").write_text("[")
+    assert "no run in" in complaint(capsys, tmp_path)
+
+
+def test_the_order_of_runs_is_that_of_the_tasks(tmp_path: Path) -> None:
+    found = make_report(write_sweep(tmp_path / "s", without=(2,)))
+    assert [run.folder.name for run in found.settings[1].runs] == ["task_000", "task_002", "task_004"]
