@@ -165,7 +165,6 @@ def _take_over(
     mirror = next((g.mirror for g in goods if g.mirror is not None), None)
     if mirror is not None and _is_old(mirror, me):
         mirror = None  # of a rank that was a standby once: the last checkpoint is newer
-    # reading a checkpoint takes a second, for torch has to be imported
     saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
     if mirror is None and saved is None:  # the server died before it had opened the run
         begin_books(me)

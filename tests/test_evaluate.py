@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,12 @@ def test_json_is_one_object_with_the_promised_keys(cartpole: Path, capsys: pytes
     assert (out["min"], out["max"]) == (min(returns), max(returns))
     assert out["length_mean"] == pytest.approx(np.mean(lengths))
     assert (out["episodes"], out["seed"], out["env"], out["env_steps"]) == (12, 3, "CartPole-v1", 1234)
+
+
+def test_the_command_says_the_same_in_a_process_of_its_own(cartpole: Path) -> None:
+    command = [sys.executable, "-m", "dppo.evaluate", str(cartpole), "--episodes", "12", "--seed", "3", "--json"]
+    out = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
+    assert out["mean"] == pytest.approx(np.mean(evaluate(load_policy(cartpole), 12, 3)[0]))
 
 
 def test_without_json_it_is_a_table(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,19 +58,19 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize("name", WRONG)
-def test_wrong_use_is_one_message_and_code_2_and_nothing_on_disk(
-    name: str, ranks: int | None, launch: Launcher, tmp_path: Path
-) -> None:
+def test_wrong_use_is_one_message_and_code_2_and_nothing_on_disk(name: str, launch: Launcher, tmp_path: Path) -> None:
+    """Alone and on three ranks, at the same time."""
     (tmp_path / "key.toml").write_text("seed = 1\n[ppo]\nepoch = 3\n")
     (tmp_path / "type.toml").write_text('num-envs = "four"\n')
     (tmp_path / "broken.toml").write_text("seed = \n")
     before = snapshot(tmp_path)
     flags, parts = WRONG[name]
-    ended = launch.run(ranks, *flags, code=2, timeout=30)
-    assert_one_message(ended, *parts)
-    assert ended.wall_s < 10
+    for job in [launch.start(ranks, *flags) for ranks in (None, 3)]:
+        ended = job.wait(30)
+        assert ended.code == 2, ended
+        assert_one_message(ended, *parts)
+        assert ended.wall_s < 10
     assert snapshot(tmp_path) == before
 
 

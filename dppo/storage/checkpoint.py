@@ -2,16 +2,15 @@
 
     RUN/checkpoints/step_000050176/{state.pt, rank_00001.pt, …, manifest.json}     RUN/checkpoints/latest
 
-Uses torch's file format, loaded with weights_only=True, and files.py; the journal writes, run.py and evaluate.py
-read. A folder is built under another name, every file synced, the manifest (sizes and checksums) written last, then
-renamed.
+Uses torch's file format (torch_file.py), so that torch.load(weights_only=True) opens them, and files.py; the journal
+writes, run.py and evaluate.py read. A folder is built under another name, every file synced, the manifest (sizes and
+checksums) written last, then renamed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
@@ -20,10 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dppo.batch import EnvState
 from dppo.storage.files import fsync_folder, replace_atomically, write_durably
+from dppo.storage.torch_file import from_bytes, to_bytes
 
 FORMAT = 1
 _NAME = re.compile(r"step_(\d+)(\.old)?")
@@ -60,7 +58,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         files[f"rank_{rank:05d}.pt"] = {"rank": rank, "row": row, "envs": [_env_to_dict(e) for e in envs]}
     listed = {}
     for name, content in files.items():
-        data = _to_bytes(content)
+        data = to_bytes(content)
         write_durably(part / name, data)
         listed[name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     manifest = {
@@ -134,9 +132,9 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         if (len(data), hashlib.sha256(data).hexdigest()) != size_and_checksum:
             raise ValueError(f"{name} does not match its checksum in manifest.json")
         try:
-            contents[name] = _from_bytes(data)
-        except Exception as error:  # torch.load raises all kinds; weights_only refuses what would run code
-            raise ValueError(f"{name} cannot be loaded with weights_only=True: {type(error).__name__}") from error
+            contents[name] = from_bytes(data)
+        except Exception as error:  # a damaged pickle raises all kinds; what would run code is refused
+            raise ValueError(f"{name} is no file of plain values and tensors: {type(error).__name__}") from error
     if "state.pt" not in contents:
         raise ValueError("the manifest names no state.pt")
     main = contents.pop("state.pt")
@@ -158,41 +156,6 @@ def newest_valid(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
         except ValueError as error:
             skipped.append(f"{folder.name} is damaged and was skipped: {error}")
     return None, skipped
-
-
-def _to_bytes(content: Any) -> bytes:
-    import torch
-
-    buffer = io.BytesIO()
-    torch.save(_tensors(content), buffer)
-    return buffer.getvalue()
-
-
-def _from_bytes(data: bytes) -> Any:
-    import torch
-
-    return _arrays(torch.load(io.BytesIO(data), weights_only=True))
-
-
-def _tensors(value: Any) -> Any:
-    """Arrays to tensors, all the way down; weights_only refuses arrays."""
-    import torch
-
-    if isinstance(value, dict):
-        return {k: _tensors(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_tensors(v) for v in value]
-    return torch.from_numpy(np.array(value, order="C")) if isinstance(value, np.ndarray) else value
-
-
-def _arrays(value: Any) -> Any:
-    import torch
-
-    if isinstance(value, dict):
-        return {k: _arrays(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_arrays(v) for v in value]
-    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 def _env_to_dict(env: EnvState) -> dict[str, Any]:
