@@ -1,0 +1,51 @@
+"""jobs/train.sbatch on an emulated cluster: it trains over nodes, and is started again when that helps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.rundir import count_lines, latest, metric_lines, summary
+from tests.slurm.conftest import Batch
+
+pytestmark = pytest.mark.timeout(240)
+TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
+SMALL = ("--env", "CartPole-v1", "--num-envs", 2, "--horizon", 32, "--ppo.epochs", 2, "--ppo.minibatches", 2)
+ENDLESS = (*SMALL, "--total-steps", 10**8, "--target-return", 10**6, "--log.no-tensorboard")
+
+Submit = Callable[..., Batch]
+
+
+def test_two_nodes_of_three_ranks_learn_cartpole(sbatch: Submit) -> None:
+    job = sbatch(TWO_BY_THREE, "train.sbatch", name="learn")
+    output = job.wait("COMPLETED", 180)
+    result = summary(job.run_dir)
+    assert (result["exit"], result["world_size"]) == ("target", 6) and result["return_mean_100"] >= 475, output
+    assert "1 server, 5 workers" in output and "done (target)" in output
+    ran_on = json.loads((job.run_dir / "versions.json").read_text())
+    assert (ran_on["job_id"], ran_on["nodes"], ran_on["restart_count"]) == (job.number, ["n1", "n2"], 0)
+    assert ran_on["hosts"] == 3 * ["n1"] + 3 * ["n2"]
+
+
+def test_wrong_use_is_said_and_not_started_again(sbatch: Submit) -> None:
+    job = sbatch(TWO_BY_THREE, "train.sbatch", "--no-such-flag", 3, name="wrong")
+    output = job.wait("FAILED")
+    assert job.fact("ExitCode") == "2:0" and job.fact("Restarts") == "0"
+    assert [line for line in output.splitlines() if line.startswith("dppo: ")] == output.strip().splitlines()
+    assert "no-such-flag" in output
+    assert not job.run_dir.exists()
+
+
+def test_a_signal_to_the_job_saves_and_the_job_comes_back(sbatch: Submit) -> None:
+    job = sbatch(TWO_BY_THREE, "train.sbatch", *ENDLESS, name="signal")
+    job.until(lambda: count_lines(job.run_dir) > 3)
+    job.cluster.on("head", "scancel", "--signal=USR1", "--batch", job.number)
+    job.until(lambda: "was preempted" in job.output, 30)
+    job.until(lambda: job.how() == "running" and int(summary(job.run_dir)["attempt"]) == 2)
+    resumed_at = int(latest(job.run_dir).name.removeprefix("step_"))
+    job.until(lambda: int(metric_lines(job.run_dir)[-1]["env_steps"]) > resumed_at)
+    numbers = [int(line["iteration"]) for line in metric_lines(job.run_dir)]
+    assert numbers == list(range(1, len(numbers) + 1)), "each iteration once"
+    assert f"resumed at {resumed_at:,} steps" in job.output
