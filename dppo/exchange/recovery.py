@@ -26,7 +26,7 @@ from dppo import startup
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
-_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S = 77, 60, 2, 0.3
+_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5.0
 
 # besides the first three, which mean it, Open MPI reports a death in a collective, or among many requests, as these
 _DEATH = frozenset({
@@ -270,12 +270,16 @@ def die() -> NoReturn:
 
 
 def end_job(comm: MPI.Comm, code: int) -> NoReturn:
-    """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to."""
+    """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to. Where it waits
+    for a node that does not answer, it is killed, and the batch system ends what is left there.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     if survives_deaths() and (pid := startup.launcher()) is not None:
         os.kill(pid, signal.SIGTERM)
-        time.sleep(5.0)
+        time.sleep(_LAUNCHER_LEAVES_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         os._exit(code)
     comm.Abort(code)
     raise AssertionError("unreachable")

@@ -20,6 +20,7 @@ SHARED_CORES = {
     # all nodes share this machine's cores, and do not know it: who waits must let others run
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "")
 _OF_A_LAUNCHER = ("OMPI_", "PMIX_", "PRTE_", "SLURM_")
 
 
@@ -90,13 +91,39 @@ class Batch:
 
     def wait(self, state: str, timeout: float = 120.0) -> str:
         """The output of the job, which must end as `state`."""
-        self.until(lambda: self.state not in ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED"), timeout)
+        self.until(lambda: self.state in ENDED, timeout)
         assert self.state == state, f"{self.state} is not {state}\n{self.output}"
         return self.output
 
     def how(self) -> str:
         """`exit` of the run's summary; empty where there is none yet."""
         return str(summary(self.run_dir)["exit"]) if (self.run_dir / "summary.json").exists() else ""
+
+
+class Submit:
+    """Submits scripts of jobs/ and, at its end, cancels what is left."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._jobs: list[Batch] = []
+
+    def __call__(self, options: str, script: str, *arguments: object, name: str, **variables: str) -> Batch:
+        """`sbatch OPTIONS jobs/SCRIPT ARGUMENTS`; the run directory is runs/NAME on the cluster's shared folder."""
+        run_dir = self._cluster.folder / "runs" / name
+        command = ["sbatch", "--parsable", f"--job-name={name}", *options.split(), str(ROOT / "jobs" / script)]
+        number = self._cluster.on("head", *command, *arguments, **({"RUN_DIR": str(run_dir)} | variables)).strip()
+        return self.adopt(number, run_dir)
+
+    def adopt(self, number: str, run_dir: Path) -> Batch:
+        """A job that somebody else has submitted."""
+        self._jobs.append(Batch(self._cluster, number, run_dir))
+        return self._jobs[-1]
+
+    def close(self) -> None:
+        for job in self._jobs:
+            self._cluster.on("head", "scancel", "--quiet", job.number)
+        for job in self._jobs:
+            job.until(lambda job=job: job.state in ENDED, 30)  # type: ignore[misc]
 
 
 @pytest.fixture(scope="session")
@@ -131,17 +158,8 @@ def _cluster(verb: str, nodes: int, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture
-def sbatch(slurm: Cluster) -> Iterator[Callable[..., Batch]]:
-    """Submits a script of jobs/; no job outlives its test."""
-    jobs: list[Batch] = []
-
-    def submit(options: str, script: str, *arguments: object, name: str, **variables: str) -> Batch:
-        command = ["sbatch", "--parsable", f"--job-name={name}", *options.split(), str(ROOT / "jobs" / script)]
-        run_dir = slurm.folder / "runs" / name
-        number = slurm.on("head", *command, *arguments, RUN_DIR=str(run_dir), **variables).strip()
-        jobs.append(Batch(slurm, number, run_dir))
-        return jobs[-1]
-
+def sbatch(slurm: Cluster) -> Iterator[Submit]:
+    """Submits scripts of jobs/; no job outlives its test."""
+    submit = Submit(slurm)
     yield submit
-    for job in jobs:
-        slurm.on("head", "scancel", "--quiet", job.number)
+    submit.close()

@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from tests.rundir import count_lines, latest, metric_lines, summary
-from tests.slurm.conftest import Batch
+from tests.rundir import summary
+from tests.slurm.conftest import Submit
 
 pytestmark = pytest.mark.timeout(240)
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
-SMALL = ("--env", "CartPole-v1", "--num-envs", 2, "--horizon", 32, "--ppo.epochs", 2, "--ppo.minibatches", 2)
-ENDLESS = (*SMALL, "--total-steps", 10**8, "--target-return", 10**6, "--log.no-tensorboard")
-
-Submit = Callable[..., Batch]
 
 
 def test_two_nodes_of_three_ranks_learn_cartpole(sbatch: Submit) -> None:
@@ -36,16 +31,3 @@ def test_wrong_use_is_said_and_not_started_again(sbatch: Submit) -> None:
     assert [line for line in output.splitlines() if line.startswith("dppo: ")] == output.strip().splitlines()
     assert "no-such-flag" in output
     assert not job.run_dir.exists()
-
-
-def test_a_signal_to_the_job_saves_and_the_job_comes_back(sbatch: Submit) -> None:
-    job = sbatch(TWO_BY_THREE, "train.sbatch", *ENDLESS, name="signal")
-    job.until(lambda: count_lines(job.run_dir) > 3)
-    job.cluster.on("head", "scancel", "--signal=USR1", "--batch", job.number)
-    job.until(lambda: "was preempted" in job.output, 30)
-    job.until(lambda: job.how() == "running" and int(summary(job.run_dir)["attempt"]) == 2)
-    resumed_at = int(latest(job.run_dir).name.removeprefix("step_"))
-    job.until(lambda: int(metric_lines(job.run_dir)[-1]["env_steps"]) > resumed_at)
-    numbers = [int(line["iteration"]) for line in metric_lines(job.run_dir)]
-    assert numbers == list(range(1, len(numbers) + 1)), "each iteration once"
-    assert f"resumed at {resumed_at:,} steps" in job.output
