@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dppo import startup
 from dppo.allocation import Allocation, this_allocation
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
@@ -49,10 +50,9 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
       ValueError: with the repair.
     """
     config = resolve(config)
-    _check_launcher(world_size)
     allocation = this_allocation()
     judged_for = world_size
-    if allocation.num_tasks > 1 and world_size == 1:
+    if allocation.num_tasks > 1 and world_size == 1 and not startup.is_launched():
         if config.dry_run:
             judged_for = allocation.num_tasks
             console.line(f"judged for the {judged_for} ranks that this job has room for")
@@ -66,10 +66,17 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     return plan
 
 
-def _check_launcher(world_size: int) -> None:
-    """Where many processes were started, but each is alone, they would train one and the same run many times over."""
+def check_launcher(started: int) -> None:
+    """Where many processes were started, but each is alone, they would train one and the same run many times over.
+
+    Args:
+      started: ranks of MPI's world.
+
+    Raises:
+      ValueError: with the repair; without a text where another process says it.
+    """
     asked = next((n for n in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE") if n in os.environ), None)
-    if world_size > 1 or asked is None or not os.environ[asked].isdigit() or int(os.environ[asked]) <= 1:
+    if started > 1 or asked is None or not os.environ[asked].isdigit() or int(os.environ[asked]) <= 1:
         return
     if os.environ.get("SLURM_PROCID" if asked == "SLURM_STEP_NUM_TASKS" else "PMI_RANK", "0") != "0":
         raise ValueError("")  # process 0 says it

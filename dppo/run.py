@@ -49,7 +49,7 @@ from dppo.exchange.link import MPILink  # noqa: E402
 from dppo.exchange.memory import Memory  # noqa: E402
 from dppo.exchange.recovery import RankFailure, deaths_noticed, survives_deaths  # noqa: E402
 from dppo.journal import Failure, Summary  # noqa: E402
-from dppo.planning import Plan  # noqa: E402
+from dppo.planning import Plan, check_launcher  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
 from dppo.roles import work_together  # noqa: E402
 from dppo.storage.trajectory import DumpError  # noqa: E402
@@ -66,6 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code, the same on every rank."""
     if recovery.is_spawned():
         return opening.EXIT_CODES[_take_a_dead_ones_place().exit]
+    try:
+        check_launcher(MPI.COMM_WORLD.size)
+    except ValueError as error:
+        return _wrong_use(str(error))
     parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
     if isinstance(parsed, int):
         return parsed

@@ -35,9 +35,14 @@ def note_early_signals() -> None:
         signal.signal(number, lambda number, frame: early_signals.append(number))
 
 
+def is_launched() -> bool:
+    """Whether mpirun or srun has started this process."""
+    return any(name in os.environ for name in _LAUNCHED)
+
+
 def die_with_launcher() -> None:
     """A rank that is stuck for ever must not outlive its job: when the launcher has ended, the kernel kills it."""
-    if any(name in os.environ for name in _LAUNCHED) and sys.platform == "linux":
+    if is_launched() and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -160,8 +165,7 @@ def set_mpi_parameters() -> None:
         environ.setdefault(name, value)
     if on_one_node():
         environ.setdefault("OMPI_MCA_pml", "ob1")
-        launched = any(name in environ for name in _LAUNCHED)
-        environ.setdefault("OMPI_MCA_btl", "self,sm,tcp" if launched else "self")
+        environ.setdefault("OMPI_MCA_btl", "self,sm,tcp" if is_launched() else "self")
 
 
 def on_one_node() -> bool:
