@@ -10,8 +10,8 @@ import pytest
 from tests.rundir import count_lines, metric_lines, summary
 from tests.slurm.conftest import Batch, Cluster, Submit
 
-pytestmark = [pytest.mark.timeout(280), pytest.mark.skip(reason="being written: not run yet")]
-ITERATIONS = 60
+pytestmark = pytest.mark.timeout(280)
+ITERATIONS = 150
 # its steps sleep, so that a run lasts some seconds and needs no core
 RUN = (
     "--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 2,

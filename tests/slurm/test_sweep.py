@@ -13,7 +13,7 @@ import pytest
 from tests.rundir import summary
 from tests.slurm.conftest import ROOT, Cluster, Submit, environment
 
-pytestmark = [pytest.mark.timeout(240), pytest.mark.skip(reason="being written: not run yet")]
+pytestmark = pytest.mark.timeout(240)
 SWEEP = """
 [fixed]
 env = "CartPole-v1"
