@@ -14,3 +14,7 @@ export PRTE_MCA_rmaps_default_mapping_policy="${PRTE_MCA_rmaps_default_mapping_p
 export PRTE_MCA_hwloc_default_binding_policy="${PRTE_MCA_hwloc_default_binding_policy-none}"
 # silences a complaint where Slurm has munge and the package from PyPI does not
 export PMIX_MCA_psec="${PMIX_MCA_psec-native}"
+# a node that does not answer any more ends the job after 60 + 3 * 10 s (Open MPI: 8 minutes), and what runs there as well
+export PRTE_MCA_oob_tcp_keepalive_time="${PRTE_MCA_oob_tcp_keepalive_time-60}"
+export PRTE_MCA_oob_tcp_keepalive_intvl="${PRTE_MCA_oob_tcp_keepalive_intvl-10}"
+export PRTE_MCA_oob_tcp_keepalive_probes="${PRTE_MCA_oob_tcp_keepalive_probes-3}"

@@ -13,6 +13,7 @@ import contextlib
 import os
 import pickle
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -26,7 +27,12 @@ from dppo import startup
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
-_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5.0
+_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5
+_KILLER = f"""
+exec 2>/dev/null
+for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0.1; done
+kill -9 {{pid}}
+"""
 
 # besides the first three, which mean it, Open MPI reports a death in a collective, or among many requests, as these
 _DEATH = frozenset({
@@ -276,10 +282,10 @@ def end_job(comm: MPI.Comm, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     if survives_deaths() and (pid := startup.launcher()) is not None:
+        # told to end, it ends this process as well: somebody else must see whether it does
+        subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
         os.kill(pid, signal.SIGTERM)
         time.sleep(_LAUNCHER_LEAVES_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
         os._exit(code)
     comm.Abort(code)
     raise AssertionError("unreachable")
