@@ -78,9 +78,9 @@ class Batch:
 
     @property
     def output(self) -> str:
-        """All that the job has said."""
-        (file,) = self.cluster.folder.glob(f"*-{self.number}.out")
-        return file.read_text()
+        """All that the job, or all tasks of an array, have said."""
+        files = sorted(self.cluster.folder.glob(f"*-{self.number}*.out"))
+        return "".join(file.read_text() for file in files)
 
     def until(self, condition: Callable[[], bool], timeout: float = 90.0) -> None:
         """Waits for something that the job brings about."""

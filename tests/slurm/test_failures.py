@@ -24,7 +24,7 @@ one keeps silent it waits for it for UnkillableStepTimeout and MessageTimeout as
 
 
 def test_a_rank_killed_on_another_node_is_survived(slurm: Cluster, sbatch: Submit) -> None:
-    flags = (*RUN, "--total-steps", 80 * 5 * 32)
+    flags = (*RUN, "--total-steps", 40 * 5 * 32)
     job = sbatch("--nodes=2 --ntasks-per-node=3 --time=10", "train.sbatch", *flags, name="kill")
     job.until(lambda: count_lines(job.run_dir) > 8)
     slurm.on("n2", "bash", "-c", "kill -9 $(pgrep --full 'python -m [d]ppo.run' | tail -1)")
@@ -33,6 +33,14 @@ def test_a_rank_killed_on_another_node_is_survived(slurm: Cluster, sbatch: Submi
     assert (result["exit"], result["attempt"], result["world_size"]) == ("finished", 1, 5), output
     assert job.fact("Restarts") == "0"
     assert metric_lines(job.run_dir)[-1]["ranks_lost"] == "1"
+
+
+def test_a_job_that_its_user_cancels_does_not_come_back(slurm: Cluster, sbatch: Submit) -> None:
+    job = sbatch("--nodes=2 --ntasks-per-node=3 --time=10", "train.sbatch", *RUN, name="cancel")
+    job.until(lambda: count_lines(job.run_dir) > 2)
+    slurm.on("head", "scancel", job.number)
+    job.wait("CANCELLED", 30)
+    assert job.fact("Restarts") == "0"
 
 
 @pytest.fixture(scope="module")
