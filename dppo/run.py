@@ -59,7 +59,7 @@ from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
 _SAID = "said_by_dppo"  # marks an exception that was shown already
-LEAVE_TOGETHER_S = 0.05
+LEAVE_TOGETHER_S, LEAVE_ALONE_S = 0.05, 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
-        return _wrong_use(str(error))
+        return _wrong_use_by_all(str(error))
     parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
     if isinstance(parsed, int):
         return parsed
@@ -113,9 +113,17 @@ def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MP
 
 
 def _wrong_use(message: str) -> int:
-    """Says it, unless it is empty: then another process does."""
-    if message:
-        print(f"dppo: {message}", file=sys.stderr, flush=True)
+    print(f"dppo: {message}", file=sys.stderr, flush=True)
+    return EXIT_USAGE
+
+
+def _wrong_use_by_all(message: str) -> int:
+    """Of processes that cannot talk with each other, the first says it. srun kills the others once one has left, and
+    takes their codes: they all leave a little later.
+    """
+    if startup.is_first():
+        _wrong_use(message)
+    time.sleep(LEAVE_ALONE_S)
     return EXIT_USAGE
 
 

@@ -24,6 +24,7 @@ MPI_PARAMETERS = Path(__file__).with_name("openmpi.sh")
 
 _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
 _PR_SET_PDEATHSIG = 1
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
@@ -38,6 +39,11 @@ def note_early_signals() -> None:
 def is_launched() -> bool:
     """Whether mpirun or srun has started this process."""
     return any(name in os.environ for name in _LAUNCHED)
+
+
+def is_first() -> bool:
+    """Whether the launcher calls this process the first one, be it a rank 0 of MPI or not; so without a launcher."""
+    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
 def die_with_launcher() -> None:

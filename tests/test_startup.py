@@ -1,4 +1,4 @@
-"""Threads and Open MPI's parameters, before anything heavy is imported."""
+"""Threads, Open MPI's parameters, and what launchers say, before anything heavy is imported."""
 
 from __future__ import annotations
 
@@ -135,3 +135,18 @@ def test_scripts_are_told_where_the_parameters_are() -> None:
     command = [sys.executable, "-m", "dppo.startup"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": PATH}).stdout
     assert Path(told.strip()) == startup.MPI_PARAMETERS
+
+
+@pytest.mark.parametrize(
+    ("variables", "first"),
+    [
+        ({}, True),
+        ({"SLURM_PROCID": "0", "PMI_RANK": "0"}, True),
+        ({"SLURM_PROCID": "3"}, False),
+        ({"SLURM_PROCID": "0", "OMPI_COMM_WORLD_RANK": "2"}, False),  # mpirun in a job: Slurm counts mpirun's daemons
+    ],
+    ids=str,
+)
+def test_one_process_is_the_first(environ: dict[str, str], variables: dict[str, str], first: bool) -> None:
+    environ |= variables
+    assert startup.is_first() is first

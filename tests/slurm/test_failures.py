@@ -19,8 +19,7 @@ STALL_ABORT_S = 10
 KEEPALIVE = {"time": 6, "intvl": 2, "probes": 2}
 """Seconds, seconds, number. dppo/openmpi.sh has 60, 10, 3: a silent node is noticed after 90 s, here after 10."""
 BACK_S = 60
-"""Until a job is in the queue again. Slurm looks at silent nodes every few seconds (SlurmdTimeout is 10 s here), and where
-one keeps silent it waits for it for UnkillableStepTimeout and MessageTimeout as well."""
+"""Until a job is in the queue again: Slurm gives a silent node up after SlurmdTimeout, 10 s here, and some more."""
 
 
 def test_a_rank_killed_on_another_node_is_survived(slurm: Cluster, sbatch: Submit) -> None:
@@ -45,9 +44,9 @@ def test_a_job_that_its_user_cancels_does_not_come_back(slurm: Cluster, sbatch: 
 
 @pytest.fixture(scope="module")
 def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
-    """Each runs on one or two nodes, of which it may come back on one; but the one with n3 alone finds n4 then. Then n3 crashes, n4 is cut off from all, and n1
-    from n2, of which Slurm sees nothing. n1 and n2 find each other again when both jobs there have ended, n4 does when
-    Slurm has given it up, n3 stays down.
+    """Each runs on one or two nodes, of which it may come back on one; that with n3 alone then finds n4. Then n3 crashes,
+    n4 is cut off from all, and n1 from n2, of which Slurm sees nothing. When all are in the queue again, the cables are
+    put back; n3 stays down.
     """
     submit = Submit(slurm)
     keepalive = {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}

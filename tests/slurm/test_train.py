@@ -13,8 +13,9 @@ pytestmark = pytest.mark.timeout(240)
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
 
 
-def test_two_nodes_of_three_ranks_learn_cartpole(sbatch: Submit) -> None:
-    job = sbatch(TWO_BY_THREE, "train.sbatch", name="learn")
+@pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch"])
+def test_two_nodes_of_three_ranks_learn_cartpole(script: str, sbatch: Submit) -> None:
+    job = sbatch(TWO_BY_THREE, script, name=f"learn-{script}")
     output = job.wait("COMPLETED", 180)
     result = summary(job.run_dir)
     assert (result["exit"], result["world_size"]) == ("target", 6) and result["return_mean_100"] >= 475, output
@@ -22,6 +23,25 @@ def test_two_nodes_of_three_ranks_learn_cartpole(sbatch: Submit) -> None:
     ran_on = json.loads((job.run_dir / "versions.json").read_text())
     assert (ran_on["job_id"], ran_on["nodes"], ran_on["restart_count"]) == (job.number, ["n1", "n2"], 0)
     assert ran_on["hosts"] == 3 * ["n1"] + 3 * ["n2"]
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch"])
+def test_four_nodes_of_eight_ranks_run(script: str, sbatch: Submit) -> None:
+    job = sbatch("--nodes=4 --ntasks-per-node=8 --time=10", script, "--total-steps", 31 * 1024, name=f"many-{script}")
+    output = job.wait("COMPLETED", 180)
+    result = summary(job.run_dir)
+    assert (result["exit"], result["world_size"]) == ("finished", 32), output
+    hosts = json.loads((job.run_dir / "versions.json").read_text())["hosts"]
+    assert sorted(hosts) == sorted(8 * ["n1", "n2", "n3", "n4"])
+
+
+def test_ranks_that_do_not_find_each_other_are_told_once(sbatch: Submit) -> None:
+    job = sbatch(TWO_BY_THREE, "train-srun.sbatch", name="alone", MPI="none")
+    output = job.wait("FAILED")
+    assert job.fact("ExitCode") == "2:0" and job.fact("Restarts") == "0"
+    (said,) = [line for line in output.splitlines() if line.startswith("dppo: ")]
+    assert "6 processes" in said and "--mpi=pmix" in said
+    assert not job.run_dir.exists()
 
 
 def test_wrong_use_is_said_and_not_started_again(sbatch: Submit) -> None:
