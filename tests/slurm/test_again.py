@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rundir import count_lines, metric_lines, summary
-from tests.slurm.conftest import Batch, Cluster, Submit
+from tests.slurm.emulation import Batch, Cluster, Submit
 
 pytestmark = pytest.mark.timeout(280)
 ITERATIONS = 150

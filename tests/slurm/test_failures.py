@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rundir import count_lines, metric_lines, summary
-from tests.slurm.conftest import Batch, Cluster, Submit
+from tests.slurm.emulation import Batch, Cluster, Submit
 
 pytestmark = pytest.mark.timeout(280)
 RUN = (
@@ -44,9 +44,9 @@ def test_a_job_that_its_user_cancels_does_not_come_back(slurm: Cluster, sbatch: 
 
 @pytest.fixture(scope="module")
 def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
-    """Each runs on one or two nodes, of which it may come back on one; that with n3 alone then finds n4. Then n3 crashes,
-    n4 is cut off from all, and n1 from n2, of which Slurm sees nothing. When all are in the queue again, the cables are
-    put back; n3 stays down.
+    """Each runs on one or two nodes, of which it may come back on one; that with n3 alone then finds n4. Then n3
+    crashes, n4 is cut off from all, and n1 from n2, of which Slurm sees nothing. When all are in the queue again, the
+    cables are put back; n3 stays down.
     """
     submit = Submit(slurm)
     keepalive = {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}

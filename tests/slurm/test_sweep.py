@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.rundir import summary
-from tests.slurm.conftest import ROOT, Cluster, Submit, environment
+from tests.slurm.emulation import ROOT, Cluster, Submit, environment
 
 pytestmark = pytest.mark.timeout(240)
 SWEEP = """

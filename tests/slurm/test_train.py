@@ -7,7 +7,7 @@ import json
 import pytest
 
 from tests.rundir import summary
-from tests.slurm.conftest import Submit
+from tests.slurm.emulation import Submit
 
 pytestmark = pytest.mark.timeout(240)
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
