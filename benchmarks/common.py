@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from importlib import metadata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,19 @@ def train(ranks: int, flags: str, seed: int = 1, timeout_s: float = 1800.0) -> d
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         return summary | {"metrics": [json.loads(line) for line in lines], "run_dir": None}
+
+
+def middle(lines: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:
+    """Of a run's lines of metrics.jsonl those without its first fifth and its last tenth."""
+    return lines[max(1, len(lines) // 5) : -max(1, len(lines) // 10)]
+
+
+def per_second(lines: Sequence[dict[str, Any]], key: str) -> float:
+    """By how much a count of metrics.jsonl grows in a second of training: the median over about eight blocks of lines,
+    as async iterations come in bursts.
+    """
+    ends = lines[:: max(1, len(lines) // 8)]
+    return statistics.median((b[key] - a[key]) / (b["train_s"] - a["train_s"]) for a, b in pairwise(ends))
 
 
 def spread(values: Iterable[float], form: str = ",.1f") -> str:

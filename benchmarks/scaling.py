@@ -8,26 +8,24 @@
 
 Prints tables and writes them to benchmarks/results/scaling.{md,json}, into docs/scaling.md between two markers, and
 as a plot to benchmarks/results/scaling.svg. What is not run again keeps its last result; `--parts` with nothing
-behind it writes the tables anew. Uses cost_model.py.
+behind it writes the tables anew. Uses cost_model.py and drawing.py.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import re
 import statistics
 import tempfile
-from collections.abc import Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, markdown_table, mpirun, save, spread, train
+from common import RESULTS, machine, markdown_table, middle, mpirun, per_second, save, spread, train
 from cost_model import CELLS, Cell, Model, Point, fit, on_cluster
+from drawing import Series, speed_plot
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 CHOICE = {"sync/allreduce": "--exchange allreduce", "sync/p2p": "--exchange p2p", "async": "--mode async"}
@@ -73,14 +71,10 @@ if everyone:
 def weak_point(cell: Cell, workers: int, seconds: float) -> Point:
     """Trains for about `seconds` on `workers` workers; what the iterations in the middle of the run showed."""
     steps = int(workers * seconds / (1.1 * STEP_S))
-    lines = train(workers + 1, f"{WEAK[cell]} --total-steps {steps}")["metrics"]
-    lines = lines[max(1, len(lines) // 5) : -max(1, len(lines) // 10)]
-    ends = lines[:: max(1, len(lines) // 8)]  # blocks: async iterations come in bursts
-    rates = [(b["env_steps"] - a["env_steps"]) / (b["train_s"] - a["train_s"]) for a, b in pairwise(ends)]
-
+    lines = middle(train(workers + 1, f"{WEAK[cell]} --total-steps {steps}")["metrics"])
     keys = ("collect_mean_s", "collect_max_s", "learn_mean_s", "exchange_mean_s")
     mean_s, max_s, learn_s, exchange_s = (statistics.median(line[key] for line in lines) for key in keys)
-    return Point(statistics.median(rates), mean_s, max_s - mean_s, learn_s, exchange_s)
+    return Point(per_second(lines, "env_steps"), mean_s, max_s - mean_s, learn_s, exchange_s)
 
 
 def cpu_s_per_step(ranks: int, flags: str, steps: int) -> tuple[float, float]:
@@ -271,43 +265,16 @@ def report(data: dict[str, Any], models: dict[Cell, Model]) -> str:
 
 
 def plot(data: dict[str, Any], models: dict[Cell, Model]) -> str:
-    """SVG: steps/s over workers, both logarithmic. Filled: measured; rings: what the model predicts."""
-    colours = dict(zip(CELLS, ("#0969da", "#1a7f37", "#bc4c00"), strict=True))
-    measured = {cell: p for cell in CELLS if (p := points(data, cell))}
-    alone = max(p[1].steps_per_s for p in measured.values() if 1 in p)
-    most = max(w for p in measured.values() for w in p)
-
-    def xy(workers: float, rate: float) -> tuple[float, float]:
-        return 70 + 440 * math.log(workers) / math.log(most), 340 - 300 * math.log(rate / alone) / math.log(most)
-
-    def text(x: float, y: float, words: object, anchor: str = "middle") -> str:
-        return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="#1f2328">{words}</text>'
-
-    def line(ends: Sequence[tuple[float, float]], style: str) -> str:
-        return f'<polyline points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in ends)}" fill="none" {style}/>'
-
-    out = [
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 560 400" width="560" height="400" role="img"',
-        ' aria-label="Steps per second over workers" font-family="Helvetica, Arial, sans-serif" font-size="12">',
-        '<rect width="560" height="400" fill="#ffffff"/>',
-    ]
-    for workers in (w for w in WORKERS if w <= most):
-        x, y = xy(workers, alone * workers)
-        out += [line([(x, 340), (x, 30)], 'stroke="#eaeef2"'), line([(70, y), (510, y)], 'stroke="#eaeef2"')]
-        out += [text(x, 358, workers), text(62, y + 4, f"{alone * workers:,.0f}", "end")]
-    out += [text(290, 384, "workers"), text(20, 18, "environment steps/s", "start")]
-    out.append(line([xy(1, alone), xy(most, most * alone)], 'stroke="#656d76" stroke-dasharray="5 4"'))
-    out.append(text(84, 52, "- - ideal; ○ predicted from 1 to 16 workers", "start"))
-    for number, (cell, of_cell) in enumerate(measured.items()):
-        colour = colours[cell]
-        ends = [xy(w, p.steps_per_s) for w, p in of_cell.items()]
-        out.append(line(ends, f'stroke="{colour}" stroke-width="1.8"'))
-        out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in ends]
-        for x, y in [xy(w, models[cell].steps_per_s(w)) for w in of_cell if cell in models and w not in FITTED]:
-            out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="6" fill="none" stroke="{colour}" stroke-width="1.4"/>')
-        out.append(f'<circle cx="90" cy="{68 + 18 * number}" r="4" fill="{colour}"/>')
-        out.append(text(100, 72 + 18 * number, cell, "start"))
-    return "\n".join([*out, "</svg>\n"])
+    """SVG: steps/s over workers. Filled: measured; rings: what the model predicts."""
+    series = []
+    for cell in CELLS:
+        measured = {w: p.steps_per_s for w, p in points(data, cell).items()}
+        predicted = {w: models[cell].steps_per_s(w) for w in measured if cell in models and w not in FITTED}
+        if measured:
+            series.append(Series(cell, measured, predicted))
+    most = max(w for s in series for w in s.measured)
+    ticks = {w: w for w in WORKERS if w <= most}
+    return speed_plot(series, ticks, "workers", f"- - ideal; ○ predicted from {FITTED[0]} to {FITTED[-1]} workers")
 
 
 def main() -> None:
