@@ -54,8 +54,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
     args = list(argv)
     file_values: dict[str, Any] = {}
     notes = []
-    if args and not args[0].startswith("-"):
-        path = Path(args.pop(0))
+    if (place := _file_at(args)) is not None:
+        path = Path(args.pop(place))
         file_values = read_toml(path)
         notes.append(f"settings from {path}")
     _check_flags(args)
@@ -66,6 +66,14 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
         return config, [*preset_note, *notes]
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def _file_at(args: list[str]) -> int | None:
+    """Where CONFIG.toml is: first, or, as in a batch script that has flags of its own, behind a flag's value."""
+    if args and not args[0].startswith("-"):
+        return 0
+    pairs = zip(args, args[1:], strict=False)
+    return next((i for i, (a, b) in enumerate(pairs, 1) if b.endswith(".toml") and not a.startswith("-")), None)
 
 
 def from_values(values: dict[str, Any]) -> Config:

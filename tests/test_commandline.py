@@ -68,6 +68,16 @@ def test_flags_win_over_toml_over_the_preset_over_defaults(tmp_path: Path) -> No
     assert config.ppo.epochs == 3
     assert config.ppo.gamma == Config().ppo.gamma
     assert notes == ["preset Env-v0.ppo.toml", f"settings from {toml}"]
+    behind_a_scripts_flags = [
+        "--log.stall-abort-s",
+        "600",
+        "--run-dir",
+        str(tmp_path / "runs.toml"),
+        toml,
+        "--ppo.lam",
+        "0.93",
+    ]
+    assert parse(behind_a_scripts_flags)[0].ppo == config.ppo
 
 
 @pytest.mark.usefixtures("presets")
