@@ -72,7 +72,7 @@ def _file_at(args: list[str]) -> int | None:
     """Where CONFIG.toml is: first, or, as in a batch script that has flags of its own, behind a flag's value."""
     if args and not args[0].startswith("-"):
         return 0
-    pairs = zip(args, args[1:], strict=False)
+    pairs = itertools.pairwise(args)
     return next((i for i, (a, b) in enumerate(pairs, 1) if b.endswith(".toml") and not a.startswith("-")), None)
 
 

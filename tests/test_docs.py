@@ -25,9 +25,10 @@ DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((R
 SHORT = ("--num-envs", 2, "--horizon", 16, "--total-steps", 64)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FLAGS_OF_OTHERS = {
-    "mpirun": {"bind-to", "hostfile", "map-by", "oversubscribe", "report-bindings", "version", "with-ft"},
-    "sbatch": {"array", "batch", "nodes", "ntasks", "ntasks-per-node", "requeue", "signal", "time"},
-    "srun": {"list", "mpi"},
+    "mpirun": {"bind-to", "host", "hostfile", "map-by", "oversubscribe", "report-bindings", "version", "with-ft"},
+    "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
+    | {"ntasks-per-node", "requeue", "signal", "time"},
+    "srun": {"cpu-bind", "list", "mpi"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"no-binary"},
     "tensorboard": {"logdir"},

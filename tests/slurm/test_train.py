@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
 
 import pytest
 
 from tests.rundir import summary
-from tests.slurm.emulation import Submit
+from tests.slurm.emulation import Cluster, Submit
 
 pytestmark = pytest.mark.timeout(240)
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
@@ -26,13 +30,40 @@ def test_two_nodes_of_three_ranks_learn_cartpole(script: str, sbatch: Submit) ->
 
 
 @pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch"])
-def test_four_nodes_of_eight_ranks_run(script: str, sbatch: Submit) -> None:
-    job = sbatch("--nodes=4 --ntasks-per-node=8 --time=10", script, "--total-steps", 31 * 1024, name=f"many-{script}")
+def test_four_nodes_of_eight_ranks_run(script: str, slurm: Cluster, sbatch: Submit) -> None:
+    """With a TMPDIR that only the login node has; and nothing is written where the job was submitted."""
+    before = {path for path in slurm.folder.iterdir() if path.suffix != ".out"}
+    flags, here = ("--total-steps", 31 * 1024), {"TMPDIR": "/tmp/of-the-login-node"}
+    job = sbatch("--nodes=4 --ntasks-per-node=8 --time=10", script, *flags, name=f"many-{script}", **here)
     output = job.wait("COMPLETED", 180)
     result = summary(job.run_dir)
     assert (result["exit"], result["world_size"]) == ("finished", 32), output
     hosts = json.loads((job.run_dir / "versions.json").read_text())["hosts"]
     assert sorted(hosts) == sorted(8 * ["n1", "n2", "n3", "n4"])
+    assert {path for path in slurm.folder.iterdir() if path.suffix != ".out"} <= {*before, slurm.folder / "runs"}
+
+
+@pytest.fixture(scope="module")
+def mpich(slurm: Cluster) -> Path:
+    """A virtual environment with another MPI, and all else from this one."""
+    folder = slurm.folder / "mpich"
+    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=60)
+    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "mpich==5.0.2"]
+    installed = subprocess.run(install, capture_output=True, text=True, timeout=120, check=False)
+    if installed.returncode:
+        pytest.skip(f"no MPICH to be had: {installed.stderr.strip()[-200:]}")
+    ours, theirs = (sysconfig.get_path("purelib", vars={"base": base}) for base in (sys.prefix, str(folder)))
+    Path(theirs, "ours.pth").write_text(f"{ours}\n")
+    return folder
+
+
+def test_mpich_is_started_by_srun(mpich: Path, sbatch: Submit) -> None:
+    where = {"VENV": str(mpich), "MPI": "pmi2"}
+    job = sbatch(TWO_BY_THREE, "train-srun.sbatch", "--total-steps", 5 * 1024, name="mpich", **where)
+    output = job.wait("COMPLETED")
+    assert summary(job.run_dir)["world_size"] == 6, output
+    ran_on = json.loads((job.run_dir / "versions.json").read_text())
+    assert ran_on["mpi"].startswith("MPICH") and ran_on["hosts"] == 3 * ["n1"] + 3 * ["n2"]
 
 
 def test_ranks_that_do_not_find_each_other_are_told_once(sbatch: Submit) -> None:
