@@ -18,6 +18,7 @@ RUN = (
     "--ppo.minibatches", 2, "--total-steps", ITERATIONS * 5 * 2 * 16, "--log.no-tensorboard", "--ppo.target-kl", 0,
 )  # fmt: skip
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3"
+THERE = "--nodelist=n3,n4"
 INTERRUPTS = {"signal": "scancel --signal=USR1 --batch", "requeue": "scontrol requeue"}
 
 
@@ -33,12 +34,16 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         "signal": submit(long, "train.sbatch", *RUN, name="signal"),
         "limit": submit(short, "train.sbatch", *RUN, name="limit"),
         "srun": submit(short, "train-srun.sbatch", *RUN, name="srun"),
+        "preempted": submit(f"{long} {THERE}", "train.sbatch", *RUN, "--checkpoint.every", 1600, name="preempted"),
+        "preempted-srun": submit(f"{long} {THERE}", "train-srun.sbatch", *RUN, name="preempted-srun"),
         "whole": submit(long, "train.sbatch", *RUN, name="whole"),
     }
-    for name, command in INTERRUPTS.items():
-        job = started[name]
+    for job in started.values():
         job.until(lambda job=job: count_lines(job.run_dir) > 12)  # type: ignore[misc]
-        slurm.on("head", *command.split(), job.number)
+    for name, command in INTERRUPTS.items():
+        slurm.on("head", *command.split(), started[name].number)
+    urgent = f"sbatch --partition=urgent {THERE} --nodes=2 --exclusive --time=1 --output=/dev/null --wrap=true"
+    slurm.on("head", *urgent.split())
     yield started
     submit.close()
 
@@ -52,7 +57,7 @@ def whole(jobs: dict[str, Batch]) -> list[dict[str, str]]:
     return lines
 
 
-@pytest.mark.parametrize("name", ["signal", "requeue", "limit", "srun"])
+@pytest.mark.parametrize("name", ["signal", "requeue", "limit", "srun", "preempted", "preempted-srun"])
 def test_a_job_that_comes_back_has_the_numbers_of_one_that_was_not_interrupted(
     name: str, jobs: dict[str, Batch], whole: list[dict[str, str]]
 ) -> None:
@@ -61,7 +66,7 @@ def test_a_job_that_comes_back_has_the_numbers_of_one_that_was_not_interrupted(
     result = summary(job.run_dir)
     assert result["exit"] == "finished" and result["attempt"] > 1, output
     assert "done (finished)" in output
-    if name != "requeue":  # it leaves a quarter of a second
+    if name not in ("requeue", "preempted"):  # they leave a quarter of a second
         assert "was preempted" in output and "cut short" not in output
     ran_on = json.loads((job.run_dir / "versions.json").read_text())
     assert ran_on["job_id"] == job.number and ran_on["restart_count"] == result["attempt"] - 1
