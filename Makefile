@@ -28,7 +28,12 @@ train: install ## train on RANKS ranks; CartPole-v1 unless ARGS says otherwise
 	$(BIN)/mpirun --with-ft ulfm -n $(RANKS) $(BIN)/python -m dppo.run $(ARGS)
 
 test: install-test ## run the tests; a part of them with ARGS=tests/algo
+ifneq ($(ARGS),)
 	$(BIN)/python -m pytest -q $(ARGS)
+else
+	$(BIN)/python -m pytest -q --ignore=tests/slurm
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile tests/slurm
+endif
 
 check: install-test ## check format, lint and types
 	$(BIN)/python -m ruff format --check .
