@@ -10,7 +10,7 @@ import pytest
 from tests.rundir import count_lines, metric_lines, summary
 from tests.slurm.emulation import Batch, Cluster, Submit
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 ITERATIONS = 150
 # its steps sleep, so that a run lasts some seconds and needs no core
 RUN = (

@@ -10,7 +10,7 @@ import pytest
 from tests.rundir import count_lines, metric_lines, summary
 from tests.slurm.emulation import Batch, Cluster, Submit
 
-pytestmark = pytest.mark.timeout(280)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 RUN = (
     "--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 2,
     "--ppo.minibatches", 2, "--log.no-tensorboard", "--checkpoint.every", 800,

@@ -13,7 +13,7 @@ import pytest
 from tests.rundir import checkpoint, count_lines, differences, metric_lines, summary
 from tests.slurm.emulation import Cluster
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 RUN = (
     "-m", "dppo.run", "--num-envs", 8, "--horizon", 16, "--total-steps", 20 * 256, "--log.no-tensorboard", "--seed", 3
 )  # fmt: skip

@@ -10,7 +10,7 @@ import pytest
 from tests.rundir import summary
 from tests.slurm.emulation import ROOT, Batch, Cluster, Submit
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 FLAGS = (
     "--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 24, "--ppo.epochs", 1,
     "--ppo.minibatches", 2,

@@ -13,7 +13,7 @@ import pytest
 from tests.rundir import summary
 from tests.slurm.emulation import ROOT, Cluster, Submit, environment
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 SWEEP = """
 [fixed]
 env = "CartPole-v1"

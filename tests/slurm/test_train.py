@@ -13,7 +13,7 @@ import pytest
 from tests.rundir import summary
 from tests.slurm.emulation import Cluster, Submit
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
 
 
