@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 ASK_S = 10.0
 """How long an answer from Slurm is waited for: its controller may be busy, or away."""
+_IN_QUEUE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +51,24 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
 
 
 def _asked_end(number: str) -> float | None:
-    command = ["squeue", "--noheader", "--jobs", number, "--format", "%e"]
     try:
-        answer = subprocess.run(
-            command, capture_output=True, text=True, timeout=ASK_S, check=True, stdin=subprocess.DEVNULL,
-            env=os.environ | {"SLURM_TIME_FORMAT": "standard"},
-        ).stdout.strip()  # fmt: skip
-        return time.mktime(time.strptime(answer, "%Y-%m-%dT%H:%M:%S"))
+        return time.mktime(time.strptime(_squeue(number, "%e"), "%Y-%m-%dT%H:%M:%S"))
     except (OSError, subprocess.SubprocessError, ValueError):  # no squeue here, no answer, or no limit
         return None
+
+
+def _squeue(job_id: str, form: str) -> str:
+    return subprocess.run(
+        ["squeue", "--noheader", "--jobs", job_id, "--format", form],
+        capture_output=True, text=True, timeout=ASK_S, check=True, stdin=subprocess.DEVNULL,
+        env=os.environ | {"SLURM_TIME_FORMAT": "standard"},
+    ).stdout.strip()  # fmt: skip
+
+
+def in_queue(job_id: str) -> bool:
+    """Whether Slurm has the job: running, or waiting to. False where nobody can be asked."""
+    try:
+        answer = _squeue(job_id, "%T")
+    except (OSError, subprocess.SubprocessError):  # no squeue here, no answer, or it has forgotten the job
+        return False
+    return any(state in _IN_QUEUE for state in answer.split())

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dppo import startup
-from dppo.allocation import Allocation, this_allocation
+from dppo.allocation import Allocation, in_queue, this_allocation
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.journal import WINDOW, Summary
@@ -113,6 +113,10 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
     run_id = str(read_json(run_dir / "versions.json").get("run_id", "")) or uuid.uuid4().hex
+    if (other := _job_in(run_dir)) is not None:
+        raise ValueError(
+            f"job {other} has {run_dir}, and is still in the queue: wait for its end, or scancel {other} first"
+        )
     saved, skipped = newest_valid(run_dir)
     if saved is None and not skipped and _never_began(run_dir):
         console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")
@@ -128,6 +132,12 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
     return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1, float(before.get("wall_s", 0.0)), run_id)
+
+
+def _job_in(run_dir: Path) -> str | None:
+    """Another batch job that writes, or will write, into the run directory: two would destroy each other's files."""
+    last = str(read_json(run_dir / "versions.json").get("job_id") or "")
+    return last if last and last != this_allocation().job_id and in_queue(last) else None
 
 
 def _never_began(run_dir: Path) -> bool:

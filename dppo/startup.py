@@ -153,7 +153,10 @@ def limit_threads() -> int:
     Returns:
       The share.
     """
-    share = max(1, len(os.sched_getaffinity(0)) // local_ranks())
+    cores, of_job = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
+    # to a part of its own of the job's cores, as by srun; where Slurm counts more than there are, nothing can be told
+    is_bound = of_job.isdigit() and cores < min(int(of_job), os.cpu_count() or 1)
+    share = max(1, cores if is_bound else cores // local_ranks())
     for name in _TORCH_POOLS:
         os.environ.setdefault(name, str(share))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -1,7 +1,8 @@
 """python -m dppo.verdict: after a job's end, whether its run is done, or the job should be started again.
 
 For batch scripts, which cannot trust the launcher's code (mpirun says 0 when it has lost a node). Uses the run
-directory's files; no MPI, and no torch. What it has found at each end is in RUN/starts.jsonl.
+directory's files; no MPI, and no torch. Every start has a line in RUN/starts.jsonl: `--begin` writes it, the verdict
+completes it. Where a start was killed before its verdict, the next one's `--begin` gives it.
 """
 
 from __future__ import annotations
@@ -36,31 +37,42 @@ class Verdict:
     """Starts of this job in a row that brought no new checkpoint, the one that has just ended included."""
 
 
-def judge(
-    summary: dict[str, Any], checkpoint: str | None, before: dict[str, Any], job_id: str | None, starts: int
-) -> Verdict:
+@dataclass(frozen=True)
+class Found:
+    """What a run directory says."""
+
+    summary: dict[str, Any]
+    """Of the run; {} where it has none."""
+    written: int | None
+    """When the summary was, in nanoseconds; tells whether a start came so far as to write it."""
+    checkpoint: str | None
+    """The newest one's name."""
+
+
+def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int, code: int | None = None) -> Verdict:
     """The verdict on the start that has just ended.
 
     Args:
-      summary: of the run; {} where it has none.
-      checkpoint: the newest one's name.
-      before: what was found at the end of the start before; {} for the first.
+      found: at its end.
+      before: the line of `starts.jsonl` of its beginning or, without `--begin`, of the end of the start before.
       job_id: whoever submits a job anew is not held to what happened to the last one.
       starts: so many in a row without a new checkpoint are enough.
+      code: the launcher's; only what cannot be seen in the run directory is taken from it.
     """
-    exit_, where = summary.get("exit"), f"newest checkpoint: {checkpoint or 'none'}"
-    attempt = summary.get("attempt")
-    is_new = attempt is not None and attempt != before.get("attempt")  # else this start did not come so far
-    progressed = checkpoint not in (before.get("checkpoint"), None, FIRST)
+    exit_, where = found.summary.get("exit"), f"newest checkpoint: {found.checkpoint or 'none'}"
+    is_new = found.written is not None and found.written != before.get("written")
+    progressed = found.checkpoint not in (before.get("checkpoint"), None, FIRST)
     fruitless = 0 if progressed else 1 + (before.get("fruitless", 0) if before.get("job_id") == job_id else 0)
-    if exit_ in ("finished", "target"):
-        return Verdict(DONE, f"done ({exit_}) after {summary.get('env_steps', 0):,} steps", 0)
+    if exit_ in ("finished", "target") and (is_new or not code):
+        return Verdict(DONE, f"done ({exit_}) after {found.summary.get('env_steps', 0):,} steps", 0)
+    if code == USAGE and not is_new:
+        return Verdict(USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
     how = "was cut short"
     if is_new and exit_ == "preempted":
         how = "was preempted"
     elif is_new and exit_ == "failed":
-        how = f"{'stalled' if summary.get('stalled') else 'failed'}: {last_line(summary.get('error'))}"
-        if not summary.get("stalled"):
+        how = f"{'stalled' if found.summary.get('stalled') else 'failed'}: {last_line(found.summary.get('error'))}"
+        if not found.summary.get("stalled"):
             return Verdict(FAILED, f"{how}; {where}: not started again", fruitless)
     if fruitless >= starts:
         text = f"{how}; {where}, and no start of {fruitless} has brought a new one: not started again"
@@ -77,12 +89,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m dppo.verdict",
-        description="Says whether the run of a job that has ended is done (code 0), has failed (1), or should be"
-        " started again (75).",
+        description="Says whether the run of a job that has ended is done (code 0), has failed (1), was wrong use (2),"
+        " or should be started again (75).",
     )
     parser.add_argument("run_dir", type=Path, help="the run directory")
     parser.add_argument(
         "--starts", type=int, default=3, help="so many in a row without a new checkpoint are enough (default: 3)"
+    )
+    parser.add_argument("--code", type=int, help="that the launcher has ended with")
+    parser.add_argument(
+        "--begin", action="store_true", help="before a start: code 0, or 1 where the starts before it were enough"
     )
     args = parser.parse_args(argv)
     run_dir: Path = args.run_dir
@@ -91,28 +107,69 @@ def main(argv: Sequence[str] | None = None) -> int:
     if run_dir.exists() and not run_dir.is_dir():
         print(f"dppo: {run_dir} is a file: give a run directory", file=sys.stderr)
         return USAGE
-    summary, checkpoint = read_json(run_dir / "summary.json"), _newest_checkpoint(run_dir)
-    history, allocation = run_dir / "starts.jsonl", this_allocation()
-    ends = _lines(history)
-    verdict = judge(summary, checkpoint, ends[-1] if ends else {}, allocation.job_id, args.starts)
-    end = {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "job_id": allocation.job_id,
-        "restart_count": allocation.restarts,
-        "attempt": summary.get("attempt"),
-        "exit": summary.get("exit"),
-        "checkpoint": checkpoint,
+    lines = _lines(run_dir / "starts.jsonl")
+    verdict = _begin(run_dir, lines, args.starts) if args.begin else _end(run_dir, lines, args.starts, args.code)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        replace_atomically(run_dir / "starts.jsonl", text.encode())
+    except OSError as error:  # without a count it might be started again for ever
+        print(f"dppo: {run_dir}/starts.jsonl cannot be written ({error}): it is not started again", file=sys.stderr)
+        return FAILED if verdict is None or verdict.code == AGAIN else verdict.code
+    if verdict is None:
+        return 0
+    file = sys.stderr if verdict.code in (FAILED, USAGE) else sys.stdout
+    print(f"dppo: {run_dir}: {verdict.text}", file=file, flush=True)
+    return verdict.code
+
+
+def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict | None:
+    """Adds the line of a start. A verdict where there should be none."""
+    allocation, found = this_allocation(), look(run_dir)
+    before = lines[-1] if lines and lines[-1].get("job_id") == allocation.job_id else {}
+    if before and "verdict" not in before:  # killed with its batch script
+        verdict = judge(found, before, allocation.job_id, starts)
+        before |= _ended(found, verdict)
+        if verdict.code == FAILED:
+            return verdict
+    lines.append({
+        "time": _now(), "job_id": allocation.job_id, "restart_count": allocation.restarts, "written": found.written,
+        "checkpoint": found.checkpoint, "fruitless": before.get("fruitless", 0),
+    })  # fmt: skip
+    return None
+
+
+def _end(run_dir: Path, lines: list[dict[str, Any]], starts: int, code: int | None) -> Verdict:
+    """Completes the line of this start, or adds one."""
+    allocation, found = this_allocation(), look(run_dir)
+    before = lines[-1] if lines else {}
+    verdict = judge(found, before, allocation.job_id, starts, code)
+    if not before or "verdict" in before:
+        lines.append({"time": _now(), "job_id": allocation.job_id, "restart_count": allocation.restarts})
+    lines[-1] |= _ended(found, verdict)
+    return verdict
+
+
+def _ended(found: Found, verdict: Verdict) -> dict[str, Any]:
+    return {
+        "ended": _now(),
+        "attempt": found.summary.get("attempt"),
+        "exit": found.summary.get("exit"),
+        "written": found.written,
+        "checkpoint": found.checkpoint,
         "fruitless": verdict.fruitless,
         "verdict": verdict.code,
     }
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        replace_atomically(history, "".join(json.dumps(line) + "\n" for line in [*ends, end]).encode())
-    except OSError as error:  # without a count it might be started again for ever
-        print(f"dppo: {history} cannot be written ({error}): {run_dir} is not started again", file=sys.stderr)
-        return verdict.code if verdict.code != AGAIN else FAILED
-    print(f"dppo: {run_dir}: {verdict.text}", file=sys.stderr if verdict.code == FAILED else sys.stdout, flush=True)
-    return verdict.code
+
+
+def look(run_dir: Path) -> Found:
+    """What is there; a run directory may be empty, or missing."""
+    path = run_dir / "summary.json"
+    return Found(read_json(path), path.stat().st_mtime_ns if path.exists() else None, _newest_checkpoint(run_dir))
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _newest_checkpoint(run_dir: Path) -> str | None:

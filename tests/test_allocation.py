@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.allocation import Allocation, this_allocation
+from dppo.allocation import Allocation, in_queue, this_allocation
 
 
 @pytest.fixture
@@ -61,3 +61,17 @@ def test_numbers_that_are_none_are_left_out(squeue: Path) -> None:
     squeue.write_text("")
     environ = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "many", "SLURM_RESTART_COUNT": ""}
     assert this_allocation(environ) == Allocation("17")
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [("RUNNING\n", True), ("PENDING\n", True), ("COMPLETED\n", False), ("", False)]
+)
+def test_a_job_in_the_queue(squeue: Path, answer: str, expected: bool) -> None:
+    squeue.write_text(answer)
+    assert in_queue("17_3") is expected
+    assert squeue.with_name("asked").read_text() == "--noheader --jobs 17_3 --format %T\n"
+
+
+def test_without_squeue_no_job_is_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    assert not in_queue("17")

@@ -54,6 +54,16 @@ def test_each_rank_gets_its_share_of_the_cores_that_it_may_run_on(
     assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == str(share)
 
 
+@pytest.mark.parametrize(("cores", "of_job", "share"), [(4, "64", 4), (64, "64", 4), (4, "many", 1), (64, "128", 4)])
+def test_cores_that_srun_has_dealt_out_are_not_shared_again(
+    environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, cores: int, of_job: str, share: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(cores)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    environ.update(SLURM_STEP_TASKS_PER_NODE="16(x2)", SLURM_CPUS_ON_NODE=of_job)
+    assert startup.limit_threads() == share
+
+
 def test_numpys_blas_gets_one_thread(environ: dict[str, str]) -> None:
     startup.limit_threads()
     assert environ["OPENBLAS_NUM_THREADS"] == "1"

@@ -9,39 +9,46 @@ from typing import Any
 import pytest
 
 from dppo import verdict
-from dppo.verdict import AGAIN, DONE, FAILED, USAGE, judge
+from dppo.verdict import AGAIN, DONE, FAILED, USAGE, Found, judge
 
 STEP = "step_000050176"
-BEFORE = {"job_id": "7", "attempt": 1, "checkpoint": STEP, "fruitless": 0}
+LATER = "step_000060000"
+BEFORE = {"job_id": "7", "written": 1, "checkpoint": STEP, "fruitless": 0}
 
 
-def of(exit_: str, attempt: int = 2, **more: Any) -> dict[str, Any]:
-    return {"exit": exit_, "attempt": attempt, "env_steps": 50176, **more}
+def of(exit_: str, written: int = 2, **more: Any) -> dict[str, Any]:
+    return {"exit": exit_, "env_steps": 50176, "written": written, **more}
 
 
 @pytest.mark.parametrize(
-    ("summary", "checkpoint", "before", "code", "words", "fruitless"),
+    ("summary", "checkpoint", "before", "launcher", "code", "words", "fruitless"),
     [
-        (of("target"), STEP, {}, DONE, "done (target) after 50,176 steps", 0),
-        (of("finished"), STEP, BEFORE, DONE, "done (finished)", 0),
-        (of("preempted"), "step_000060000", BEFORE, AGAIN, "was preempted; newest checkpoint: step_000060000", 0),
-        (of("preempted"), STEP, BEFORE, AGAIN, "was preempted", 1),
-        (of("running"), "step_000060000", BEFORE, AGAIN, "was cut short", 0),
-        (of("running"), STEP, BEFORE | {"fruitless": 2}, FAILED, "no start of 3 has brought a new one", 3),
-        (of("running"), STEP, BEFORE | {"fruitless": 2, "job_id": "6"}, AGAIN, "was cut short", 1),  # submitted anew
-        ({}, None, {}, AGAIN, "newest checkpoint: none", 1),
-        ({}, None, {"job_id": "7", "checkpoint": None, "fruitless": 2}, FAILED, "not started again", 3),
-        (of("running", 1), "step_000000000", {}, AGAIN, "was cut short", 1),  # nothing was trained
-        (of("failed", error="rank 3 on n2 failed:\nTraceback\nKeyError: 1\n"), STEP, BEFORE, FAILED, "KeyError: 1", 1),
-        (of("failed", error="rank 3: no rollout", stalled=True), "step_000060000", BEFORE, AGAIN, "stalled: rank 3", 0),
-        (of("failed", 1, error="x"), STEP, BEFORE, AGAIN, "was cut short", 1),  # of an earlier start
-        (of("failed", error=None), STEP, {}, FAILED, "no reason was given", 0),
+        (of("target"), STEP, {}, 0, DONE, "done (target) after 50,176 steps", 0),
+        (of("finished"), STEP, BEFORE, 143, DONE, "done (finished)", 0),
+        (of("finished", 1), STEP, BEFORE, 0, DONE, "done (finished)", 0),  # there was nothing to do
+        (of("finished", 1), STEP, BEFORE, 1, AGAIN, "was cut short", 1),  # it should have gone on, and never began
+        (of("finished", 1), STEP, BEFORE, 2, USAGE, "wrong use", 1),
+        (of("preempted"), LATER, BEFORE, 75, AGAIN, f"was preempted; newest checkpoint: {LATER}", 0),
+        (of("preempted"), STEP, BEFORE, None, AGAIN, "was preempted", 1),
+        (of("running"), LATER, BEFORE, 0, AGAIN, "was cut short", 0),
+        (of("running"), LATER, BEFORE, 2, AGAIN, "was cut short", 0),  # not what dppo means by 2
+        (of("running"), STEP, BEFORE | {"fruitless": 2}, 0, FAILED, "no start of 3 has brought a new one", 3),
+        (of("running"), STEP, BEFORE | {"fruitless": 2, "job_id": "6"}, 0, AGAIN, "was cut short", 1),  # submitted anew
+        ({}, None, {}, 1, AGAIN, "newest checkpoint: none", 1),
+        ({}, None, {}, 2, USAGE, "not started again", 1),
+        ({}, None, {"job_id": "7", "checkpoint": None, "fruitless": 2}, 1, FAILED, "not started again", 3),
+        (of("running"), "step_000000000", {}, 0, AGAIN, "was cut short", 1),  # nothing was trained
+        (of("failed", error="rank 3 failed:\nTraceback\nKeyError: 1\n"), STEP, BEFORE, 1, FAILED, "KeyError: 1", 1),
+        (of("failed", error="rank 3: no rollout", stalled=True), LATER, BEFORE, 1, AGAIN, "stalled: rank 3", 0),
+        (of("failed", 1, error="x"), STEP, BEFORE, 0, AGAIN, "was cut short", 1),  # of an earlier start
+        (of("failed", error=None), STEP, {}, 1, FAILED, "no reason was given", 0),
     ],
 )
 def test_verdicts(
-    summary: dict[str, Any], checkpoint: str | None, before: dict[str, Any], code: int, words: str, fruitless: int
-) -> None:
-    found = judge(summary, checkpoint, before, "7", 3)
+    summary: dict[str, Any], checkpoint: str | None, before: dict[str, Any], launcher: int | None, code: int,
+    words: str, fruitless: int,
+) -> None:  # fmt: skip
+    found = judge(Found(summary, summary.get("written"), checkpoint), before, "7", 3, launcher)
     assert (found.code, found.fruitless) == (code, fruitless)
     assert words in found.text
 
@@ -54,6 +61,29 @@ def test_starts_that_bring_nothing_are_counted(tmp_path: Path, capsys: pytest.Ca
     assert "not started again" in said.err
     ends = [json.loads(line) for line in (run_dir / "starts.jsonl").read_text().splitlines()]
     assert [(end["fruitless"], end["verdict"], end["exit"]) for end in ends] == [(1, AGAIN, None), (2, FAILED, None)]
+
+
+def test_starts_that_were_killed_with_their_script_are_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    begin = [str(tmp_path), "--starts", "2", "--begin"]
+    assert [verdict.main(begin) for _ in range(3)] == [0, 0, FAILED]
+    assert "no start of 2 has brought a new one" in capsys.readouterr().err
+    first, second = (json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines())
+    assert (first["verdict"], second["verdict"], second["fruitless"]) == (AGAIN, FAILED, 2)
+
+    monkeypatch.setenv("SLURM_JOB_ID", "8")  # submitted anew
+    assert verdict.main(begin) == 0
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "latest").write_text(STEP)
+    assert verdict.main(begin) == 0
+    lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert [line.get("fruitless") for line in lines] == [1, 2, 0, 0] and "verdict" not in lines[-1]
+    (tmp_path / "summary.json").write_text('{"exit": "finished", "attempt": 1}')
+    assert verdict.main([str(tmp_path), "--code", "137"]) == DONE
+    last = json.loads((tmp_path / "starts.jsonl").read_text().splitlines()[-1])
+    assert last["job_id"] == "8" and last["verdict"] == DONE and last["checkpoint"] == STEP
 
 
 def test_a_torn_line_of_the_record_is_left_out(tmp_path: Path) -> None:
@@ -76,3 +106,4 @@ def test_without_a_record_it_is_not_started_again(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setattr(verdict, "replace_atomically", full)
     assert verdict.main([str(tmp_path / "run")]) == FAILED
+    assert verdict.main([str(tmp_path / "run"), "--begin"]) == FAILED

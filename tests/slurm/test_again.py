@@ -29,22 +29,26 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     """
     submit = Submit(slurm)
     long, short = f"{TWO_BY_THREE} --time=10", f"{TWO_BY_THREE} --time=2"
+    settings = slurm.folder / "settings.toml"
+    settings.write_text("[ppo]\nepochs = 2\n")
     started = {
         "requeue": submit(long, "train.sbatch", *RUN, "--checkpoint.every", 1600, name="requeue"),
-        "signal": submit(long, "train.sbatch", *RUN, name="signal"),
+        "signal": submit(long, "train.sbatch", settings, *RUN, name="signal"),
         "limit": submit(short, "train.sbatch", *RUN, name="limit"),
         "srun": submit(short, "train-srun.sbatch", *RUN, name="srun"),
         "preempted": submit(f"{long} {THERE}", "train.sbatch", *RUN, "--checkpoint.every", 1600, name="preempted"),
         "preempted-srun": submit(f"{long} {THERE}", "train-srun.sbatch", *RUN, name="preempted-srun"),
         "whole": submit(long, "train.sbatch", *RUN, name="whole"),
     }
+    fruitless = submit(long, "train.sbatch", "--env", "odd_envs:odd/Deadly-v0", name="fruitless")
     for job in started.values():
         job.until(lambda job=job: count_lines(job.run_dir) > 12)  # type: ignore[misc]
     for name, command in INTERRUPTS.items():
         slurm.on("head", *command.split(), started[name].number)
+    settings.write_text("# of the next experiment\n[ppo]\nepochs = 7\n")
     urgent = f"sbatch --partition=urgent {THERE} --nodes=2 --exclusive --time=1 --output=/dev/null --wrap=true"
     slurm.on("head", *urgent.split())
-    yield started
+    yield started | {"fruitless": fruitless}
     submit.close()
 
 
@@ -72,3 +76,30 @@ def test_a_job_that_comes_back_has_the_numbers_of_one_that_was_not_interrupted(
     assert ran_on["job_id"] == job.number and ran_on["restart_count"] == result["attempt"] - 1
     assert [attempt["restart_count"] for attempt in ran_on["attempts"]] == list(range(result["attempt"]))
     assert metric_lines(job.run_dir) == whole, output
+    starts = [json.loads(line) for line in (job.run_dir / "starts.jsonl").read_text().splitlines()]
+    assert [start["restart_count"] for start in starts] == list(range(result["attempt"]))
+    assert [start["verdict"] for start in starts] == [75] * (result["attempt"] - 1) + [0]
+
+
+def test_a_job_whose_starts_bring_nothing_ends(jobs: dict[str, Batch]) -> None:
+    job = jobs["fruitless"]
+    output = job.wait("FAILED", 120)
+    assert job.fact("ExitCode") == "1:0" and job.fact("Restarts") == "2"
+    assert "no start of 3 has brought a new one: not started again" in output
+
+
+def test_an_exception_is_not_tried_again(sbatch: Submit) -> None:
+    job = sbatch(TWO_BY_THREE, "train.sbatch", "--env", "odd_envs:odd/BadOnRankTwo-v0", name="exception")
+    output = job.wait("FAILED", 60)
+    assert job.fact("ExitCode") == "1:0" and job.fact("Restarts") == "0"
+    assert "failed: " in output.splitlines()[-1] and "not started again" in output.splitlines()[-1]
+
+
+def test_two_jobs_do_not_get_one_run_directory(slurm: Cluster, sbatch: Submit) -> None:
+    first = sbatch(TWO_BY_THREE, "train.sbatch", *RUN, name="mine")
+    first.until(lambda: count_lines(first.run_dir) > 2)
+    second = sbatch(TWO_BY_THREE, "train.sbatch", *RUN, name="yours", RUN_DIR=str(first.run_dir))
+    output = second.wait("FAILED", 60)
+    assert second.fact("ExitCode") == "2:0"
+    assert f"job {first.number} has {first.run_dir}, and is still in the queue" in output
+    assert first.state == "RUNNING"

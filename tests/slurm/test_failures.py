@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 
@@ -18,6 +19,7 @@ RUN = (
 STALL_ABORT_S = 10
 KEEPALIVE = {"time": 6, "intvl": 2, "probes": 2}
 """Seconds, seconds, number. dppo/openmpi.sh has 60, 10, 3: a silent node is noticed after 90 s, here after 10."""
+KILL = ("bash", "-c", "kill -9 $(pgrep --full 'python -m [d]ppo.run' | tail -1)")
 BACK_S = 60
 """Until a job is in the queue again: Slurm gives a silent node up after SlurmdTimeout, 10 s here, and some more."""
 
@@ -26,7 +28,9 @@ def test_a_rank_killed_on_another_node_is_survived(slurm: Cluster, sbatch: Submi
     flags = (*RUN, "--total-steps", 40 * 5 * 32)
     job = sbatch("--nodes=2 --ntasks-per-node=3 --time=10", "train.sbatch", *flags, name="kill")
     job.until(lambda: count_lines(job.run_dir) > 8)
-    slurm.on("n2", "bash", "-c", "kill -9 $(pgrep --full 'python -m [d]ppo.run' | tail -1)")
+    (idle_s,) = re.findall(r"prted.*keepalive,(\d+)sec", slurm.on("n2", "ss", "--tcp", "-nop", "--no-header"))
+    assert 0 < int(idle_s) <= 60  # of the connection to mpirun; dppo/openmpi.sh
+    slurm.on("n2", *KILL)
     output = job.wait("COMPLETED")
     result = summary(job.run_dir)
     assert (result["exit"], result["attempt"], result["world_size"]) == ("finished", 1, 5), output
@@ -40,6 +44,11 @@ def test_a_job_that_its_user_cancels_does_not_come_back(slurm: Cluster, sbatch: 
     slurm.on("head", "scancel", job.number)
     job.wait("CANCELLED", 30)
     assert job.fact("Restarts") == "0"
+
+
+def ranks_of(slurm: Cluster, run: str) -> list[str]:
+    """Process ids of its ranks on n2, in their order."""
+    return slurm.on("n2", "pgrep", "--full", f"python -m dppo.run.*/runs/{run} ").split()
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +71,12 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         "crash: first node": start("first", "n1,n2,n4", "--total-steps", 100 * 2 * 32),
         "crash: second node": start("second", "n2,n4"),
         "crash: srun": start("srun", "n2,n4", script="train-srun.sbatch"),
+        "killed: srun": start("killed", "n1,n3,n4", script="train-srun.sbatch"),
     }
     for job in started.values():
         job.until(lambda job=job: count_lines(job.run_dir) > 8)  # type: ignore[misc]
     try:
+        slurm.on("n2", "kill", "-9", ranks_of(slurm, "killed")[-1])
         slurm("cut", "n1", "n2")
         slurm("cut", "n4")
         slurm("crash", "n3")
@@ -101,6 +112,7 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         ("crash: first node", (3,)),
         ("crash: second node", (3,)),
         ("crash: srun", (3,)),
+        ("killed: srun", (3,)),
     ],
 )
 def test_a_job_comes_back(name: str, world_sizes: tuple[int, ...], jobs: dict[str, Batch]) -> None:

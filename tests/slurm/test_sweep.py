@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rundir import summary
+from tests.rundir import count_lines, summary
 from tests.slurm.emulation import ROOT, Cluster, Submit, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
@@ -59,6 +59,26 @@ def test_of_six_tasks_one_fails_is_named_and_repeated_alone(slurm: Cluster, sbat
     assert "- task" not in report(slurm, folder)
     names = {json.loads((folder / f"task_00{k}" / "versions.json").read_text())["job_id"] for k in (3, 4)}
     assert names == {f"{job.number}_3", f"{again.number}_4"}
+
+
+def test_a_task_that_is_preempted_comes_back_alone(slurm: Cluster, sbatch: Submit) -> None:
+    """Also where its number is that of the whole array, as one task's is."""
+    sweep, folder = slurm.folder / "slow.toml", slurm.folder / "runs" / "slow"
+    sweep.write_text(
+        '[fixed]\nenv = "dppo.envs.probes:dppo/ProbeSlow-v0"\nnum-envs = 2\nhorizon = 16\ntotal-steps = 4096\n'
+        "log.tensorboard = false\n[grid]\nseed = [1, 2]\n"
+    )
+    where = {"SWEEP": str(sweep), "SWEEP_DIR": str(folder)}
+    job = sbatch("--array=0-1 --ntasks-per-node=2", "sweep.sbatch", name="slow", **where)
+    tasks = {k: sbatch.adopt(f"{job.number}_{k}", folder / f"task_00{k}") for k in (0, 1)}
+    for task in tasks.values():
+        task.until(lambda task=task: count_lines(task.run_dir) > 5)  # type: ignore[misc]
+    same = next(task for task in tasks.values() if task.fact("JobId") == job.number)
+    slurm.on("head", "scancel", "--signal=USR1", "--batch", same.number)
+    for task in tasks.values():
+        task.wait("COMPLETED", 90)
+        assert summary(task.run_dir)["exit"] == "finished"
+        assert task.fact("Restarts") == ("1" if task is same else "0")
 
 
 def test_train_evaluate_export_one_after_another(slurm: Cluster, sbatch: Submit) -> None:

@@ -103,6 +103,13 @@ class Uneven(Numbers):
         return super().step(action)
 
 
+class Deadly(Numbers):
+    """Kills its process at the first step."""
+
+    def step(self, action: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 class FullDisk(Numbers):
     """From step 300 on this process cannot write more than 10 kB into a file."""
 

@@ -1,0 +1,82 @@
+"""python -m dppo.requeue: Slurm starts this batch job, or this task of an array, again: soon, on what nodes there are.
+
+For the scripts in jobs/. Slurm alone would wait for `AuthInfo=cred_expire`, two minutes by default, and for as many
+nodes as before, because it remembers how many tasks there were. Uses scontrol.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+from dppo.allocation import this_allocation
+
+EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
+SOON = "now+10"
+"""Not at once: a node refuses a job that was started in the same second in which it ended there."""
+TRIES, BETWEEN_S, ASK_S = 8, 10.0, 30.0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dppo.requeue",
+        description="Has Slurm start this batch job again, soon, and on what nodes there are; code 75.",
+    )
+    parser.add_argument(
+        "--is-requeued", action="store_true", help="Slurm does already: only see to it that it is soon, if it is true"
+    )
+    args = parser.parse_args(argv)
+    job_id = this_allocation().job_id
+    if job_id is None:
+        print("dppo: this is no batch job of Slurm's: SLURM_JOB_ID is not set", file=sys.stderr)
+        return EXIT_USAGE
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm's, to all processes of a job that is being requeued
+        signal.signal(number, signal.SIG_IGN)
+    if not args.is_requeued and not _requeue(job_id):
+        return EXIT_FAILED
+    for change in changes(os.environ):
+        _scontrol("update", f"JobId={job_id}", change)
+    return EXIT_AGAIN
+
+
+def changes(environ: Mapping[str, str]) -> list[str]:
+    """To be made to the job, for scontrol update."""
+    tasks, nodes, per_node = (
+        environ.get(name, "") for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
+    )
+    counted = all(number.isdigit() for number in (tasks, nodes, per_node))
+    follows = counted and int(tasks) == int(nodes) * int(per_node) > int(per_node)
+    return [f"StartTime={SOON}", *([f"NumTasks={per_node}"] if follows else [])]
+
+
+def _requeue(job_id: str) -> bool:
+    """Slurm's controller may be away for some minutes, or just restarting."""
+    for left in reversed(range(TRIES)):
+        if (error := _scontrol("requeue", job_id)) is None:
+            return True
+        print(f"dppo: job {job_id} could not be requeued: {error}", file=sys.stderr, flush=True)
+        if left:
+            time.sleep(BETWEEN_S)
+    print("dppo: submit it again with RUN_DIR=… of this run, and it goes on", file=sys.stderr)
+    return False
+
+
+def _scontrol(*words: str) -> str | None:
+    """What has gone wrong, or None."""
+    try:
+        ended = subprocess.run(
+            ["scontrol", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ASK_S, check=False
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return str(error)
+    return None if ended.returncode == 0 else ended.stderr.strip() or f"scontrol ended with {ended.returncode}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
