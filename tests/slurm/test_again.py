@@ -18,6 +18,7 @@ RUN = (
     "--ppo.minibatches", 2, "--total-steps", ITERATIONS * 5 * 2 * 16, "--log.no-tensorboard", "--ppo.target-kl", 0,
 )  # fmt: skip
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3"
+BAD = ("--env", "odd_envs:odd/BadOnRankTwo-v0")
 THERE = "--nodelist=n3,n4"
 INTERRUPTS = {"signal": "scancel --signal=USR1 --batch", "requeue": "scontrol requeue"}
 
@@ -89,7 +90,7 @@ def test_a_job_whose_starts_bring_nothing_ends(jobs: dict[str, Batch]) -> None:
 
 
 def test_an_exception_is_not_tried_again(sbatch: Submit) -> None:
-    job = sbatch(TWO_BY_THREE, "train.sbatch", "--env", "odd_envs:odd/BadOnRankTwo-v0", name="exception")
+    job = sbatch(TWO_BY_THREE, "train.sbatch", *BAD, name="exception", FAULT="raise")
     output = job.wait("FAILED", 60)
     assert job.fact("ExitCode") == "1:0" and job.fact("Restarts") == "0"
     assert "failed: " in output.splitlines()[-1] and "not started again" in output.splitlines()[-1]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import time
 from typing import Any
 
@@ -119,6 +120,8 @@ class FullDisk(Numbers):
         return super().step(action)
 
 
-_CLASSES: tuple[Any, ...] = (DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, FullDisk)
+_CLASSES: tuple[Any, ...] = (
+    DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk,
+)  # fmt: skip
 for _class in _CLASSES:
     gymnasium.register(id=f"odd/{_class.__name__}-v0", entry_point=_class, max_episode_steps=30)
