@@ -59,7 +59,7 @@ from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
 _SAID = "said_by_dppo"  # marks an exception that was shown already
-LEAVE_TOGETHER_S, LEAVE_ALONE_S = 0.05, 5.0
+LEAVE_TOGETHER_S, LEAVE_ALONE_S = 0.05, 10.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
