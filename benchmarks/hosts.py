@@ -120,8 +120,8 @@ def cells(row: dict[str, Any]) -> list[str]:
         f"{row['width']} x {row['width']}",
         f"{row['parameters']:,}",
         row["cell"],
-        *(spread(row["rates"][place], ",.0f") for place in PLACES),
-        f"{row['bare']:,.0f}",
+        *(spread(rates, ",.0f" if min(rates) > 20 else ".1f") for rates in row["rates"].values()),
+        f"{row['bare']:,.0f}" if row["bare"] > 20 else f"{row['bare']:.1f}",
     ]
 
 

@@ -29,6 +29,7 @@ FLAGS_OF_OTHERS = {
     "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
     | {"ntasks-per-node", "requeue", "signal", "time"},
     "srun": {"cpu-bind", "list", "mpi"},
+    "dppo.verdict": {"begin"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"no-binary"},
     "tensorboard": {"logdir"},
