@@ -120,6 +120,10 @@ class Batch:
         assert self.state == state, f"{self.state} is not {state}\n{self.output}"
         return self.output
 
+    def ranks(self, node: str) -> list[str]:
+        """Process ids of the run's ranks on a node, in their order."""
+        return self.cluster.on(node, "pgrep", "--full", f"python -m dppo.run .*--run-dir {self.run_dir} ").split()
+
     def how(self) -> str:
         """`exit` of the run's summary; empty where there is none yet."""
         return str(summary(self.run_dir)["exit"]) if (self.run_dir / "summary.json").exists() else ""
@@ -132,7 +136,7 @@ class Submit:
         self._cluster = cluster
         self._jobs: list[Batch] = []
 
-    def __call__(self, options: str, script: str, *arguments: object, name: str, **variables: str) -> Batch:
+    def __call__(self, options: str, script: str | Path, *arguments: object, name: str, **variables: str) -> Batch:
         """`sbatch OPTIONS jobs/SCRIPT ARGUMENTS`; the run directory is runs/NAME on the cluster's shared folder."""
         run_dir = self._cluster.folder / "runs" / name
         command = ["sbatch", "--parsable", f"--job-name={name}", *options.split(), str(ROOT / "jobs" / script)]

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.rundir import count_lines, metric_lines, summary
-from tests.slurm.emulation import Batch, Cluster, Submit
+from tests.slurm.emulation import ROOT, Batch, Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 ITERATIONS = 150
@@ -20,7 +20,8 @@ RUN = (
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3"
 BAD = ("--env", "odd_envs:odd/BadOnRankTwo-v0")
 THERE = "--nodelist=n3,n4"
-INTERRUPTS = {"signal": "scancel --signal=USR1 --batch", "requeue": "scontrol requeue"}
+ASK = "scancel --signal=USR1 --batch"
+INTERRUPTS = {"signal": ASK, "stuck": ASK, "requeue": "scontrol requeue"}
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,9 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     """
     submit = Submit(slurm)
     long, short = f"{TWO_BY_THREE} --time=10", f"{TWO_BY_THREE} --time=2"
+    impatient, patient = slurm.folder / "impatient.sbatch", (ROOT / "jobs" / "train.sbatch").read_text()
+    assert "sleep 90;" in patient
+    impatient.write_text(patient.replace("sleep 90;", "sleep 3;"))
     settings = slurm.folder / "settings.toml"
     settings.write_text("[ppo]\nepochs = 2\n")
     started = {
@@ -39,11 +43,13 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         "srun": submit(short, "train-srun.sbatch", *RUN, name="srun"),
         "preempted": submit(f"{long} {THERE}", "train.sbatch", *RUN, "--checkpoint.every", 1600, name="preempted"),
         "preempted-srun": submit(f"{long} {THERE}", "train-srun.sbatch", *RUN, name="preempted-srun"),
+        "stuck": submit(long, impatient, *RUN, name="stuck"),
         "whole": submit(long, "train.sbatch", *RUN, name="whole"),
     }
     fruitless = submit(long, "train.sbatch", "--env", "odd_envs:odd/Deadly-v0", name="fruitless")
     for job in started.values():
         job.until(lambda job=job: count_lines(job.run_dir) > 12)  # type: ignore[misc]
+    slurm.on("n2", "kill", "-STOP", started["stuck"].ranks("n2")[-1])
     for name, command in INTERRUPTS.items():
         slurm.on("head", *command.split(), started[name].number)
     settings.write_text("# of the next experiment\n[ppo]\nepochs = 7\n")
@@ -62,7 +68,7 @@ def whole(jobs: dict[str, Batch]) -> list[dict[str, str]]:
     return lines
 
 
-@pytest.mark.parametrize("name", ["signal", "requeue", "limit", "srun", "preempted", "preempted-srun"])
+@pytest.mark.parametrize("name", ["signal", "stuck", "requeue", "limit", "srun", "preempted", "preempted-srun"])
 def test_a_job_that_comes_back_has_the_numbers_of_one_that_was_not_interrupted(
     name: str, jobs: dict[str, Batch], whole: list[dict[str, str]]
 ) -> None:
@@ -71,7 +77,7 @@ def test_a_job_that_comes_back_has_the_numbers_of_one_that_was_not_interrupted(
     result = summary(job.run_dir)
     assert result["exit"] == "finished" and result["attempt"] > 1, output
     assert "done (finished)" in output
-    if name not in ("requeue", "preempted"):  # they leave a quarter of a second
+    if name not in ("stuck", "requeue", "preempted"):  # no, or a quarter of a second is left
         assert "was preempted" in output
     ran_on = json.loads((job.run_dir / "versions.json").read_text())
     assert ran_on["job_id"] == job.number and ran_on["restart_count"] == result["attempt"] - 1

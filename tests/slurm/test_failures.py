@@ -19,7 +19,6 @@ RUN = (
 STALL_ABORT_S = 10
 KEEPALIVE = {"time": 6, "intvl": 2, "probes": 2}
 """Seconds, seconds, number. dppo/openmpi.sh has 60, 10, 3: a silent node is noticed after 90 s, here after 10."""
-KILL = ("bash", "-c", "kill -9 $(pgrep --full 'python -m [d]ppo.run' | tail -1)")
 BACK_S = 60
 """Until a job is in the queue again: Slurm gives a silent node up after SlurmdTimeout, 10 s here, and some more."""
 
@@ -30,7 +29,7 @@ def test_a_rank_killed_on_another_node_is_survived(slurm: Cluster, sbatch: Submi
     job.until(lambda: count_lines(job.run_dir) > 8)
     (idle_s,) = re.findall(r"prted.*keepalive,(\d+)sec", slurm.on("n2", "ss", "--tcp", "-nop", "--no-header"))
     assert 0 < int(idle_s) <= 60  # of the connection to mpirun; dppo/openmpi.sh
-    slurm.on("n2", *KILL)
+    slurm.on("n2", "kill", "-9", job.ranks("n2")[-1])
     output = job.wait("COMPLETED")
     result = summary(job.run_dir)
     assert (result["exit"], result["attempt"], result["world_size"]) == ("finished", 1, 5), output
@@ -44,11 +43,6 @@ def test_a_job_that_its_user_cancels_does_not_come_back(slurm: Cluster, sbatch: 
     slurm.on("head", "scancel", job.number)
     job.wait("CANCELLED", 30)
     assert job.fact("Restarts") == "0"
-
-
-def ranks_of(slurm: Cluster, run: str) -> list[str]:
-    """Process ids of its ranks on n2, in their order."""
-    return slurm.on("n2", "pgrep", "--full", f"python -m dppo.run.*/runs/{run} ").split()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +70,7 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     for job in started.values():
         job.until(lambda job=job: count_lines(job.run_dir) > 8)  # type: ignore[misc]
     try:
-        slurm.on("n2", "kill", "-9", ranks_of(slurm, "killed")[-1])
+        slurm.on("n2", "kill", "-9", started["killed: srun"].ranks("n2")[-1])
         slurm("cut", "n1", "n2")
         slurm("cut", "n4")
         slurm("crash", "n3")
