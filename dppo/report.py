@@ -33,6 +33,10 @@ FIGURES = (
 )
 
 
+AT_WORK = ("running", "preempted")
+"""States in which a job has the run, or gets it back: another one must not be submitted before one has looked."""
+
+
 class Problem(NamedTuple):
     """A run that has not ended by itself."""
 
@@ -71,7 +75,8 @@ def make_report(folder: Path) -> Report:
     for setting in settings:
         if silent := len(setting.ended) - len(setting.returns):
             notes.append(f"{setting.label}: in {silent} of the runs that ended no episode did; they have no return")
-    return Report(settings, [_problem(run, tasks.get(run.folder)) for run in runs if not run.ended], notes)
+    problems = [_problem(run, tasks.get(run.folder), folder) for run in runs if not run.ended]
+    return Report(settings, problems, notes)
 
 
 def _sweep_of(folder: Path) -> tuple[Sweep | None, list[str]]:
@@ -94,25 +99,34 @@ def _as_expected(run: Run, sweep: Sweep, task: int | None) -> Run:
         return run._replace(reason=f"its settings are wrong: {error}")
 
 
-def _problem(run: Run, task: int | None) -> Problem:
+def _problem(run: Run, task: int | None, sweep_dir: Path) -> Problem:
     if task is None:
         repair = f"python -m dppo.run --resume --run-dir {shlex.quote(str(run.folder))}, under the mpirun of its start"
         if run.is_damaged:
             repair = "start it again in another --run-dir"
     else:
-        repair = submit_line([task])
+        repair = _submit([task], sweep_dir)
         if run.config is None:
-            repair = f"correct sweep.toml, then {repair}"
+            repair = f"correct {sweep_dir / 'sweep.toml'}, then {repair}"
         elif run.is_damaged:
             repair = f"move {run.folder} away, then {repair}"
+    if run.state == "running":
+        repair = f"look whether its job is still in squeue; only if it is not: {repair}"
+    elif run.state == "preempted":
+        repair = f"its job comes back by itself; only if squeue does not list it: {repair}"
     return Problem(str(run.folder), task, run.state, run.reason, repair)
+
+
+def _submit(tasks: list[int], sweep_dir: Path) -> str:
+    """The line for these tasks of the sweep whose copy is kept in `sweep_dir`."""
+    return submit_line(tasks, sweep_dir / "sweep.toml", sweep_dir)
 
 
 # -- as text --------------------
 
 
-def text_lines(report: Report) -> list[str]:
-    """The report as Markdown that reads well as plain text."""
+def text_lines(report: Report, folder: Path) -> list[str]:
+    """The report on `folder` as Markdown that reads well as plain text."""
     to_target = all(setting.has_target for setting in report.settings)
     header = (
         "setting",
@@ -132,8 +146,10 @@ def text_lines(report: Report) -> list[str]:
     for p in report.problems:
         name = p.run if p.task is None else f"task {p.task}"
         lines.append(f"- {name} is {p.state}: {p.reason}. Repair: {p.repair}")
-    again = [p.task for p in report.problems if p.task is not None and p.state != "running"]
-    return [*lines, "", f"All but those that run: {submit_line(again)}"] if len(again) > 1 else lines
+    again = [p.task for p in report.problems if p.task is not None and p.state not in AT_WORK]
+    if len(again) > 1:
+        lines += ["", f"All but those that run or come back by themselves: {_submit(again, folder)}"]
+    return lines
 
 
 def _row(setting: Setting) -> list[str]:
@@ -213,7 +229,7 @@ def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
 def _write(report: Report, folder: Path, *, with_plot: bool) -> list[str]:
     """report.md and report.svg in `folder`; what is to be said of them."""
     drawn, notes = plot(report, folder / "report.svg") if with_plot else (False, [])
-    text = [f"# {folder.resolve().name}", "", *text_lines(report), "", FIGURES, ""]
+    text = [f"# {folder.resolve().name}", "", *text_lines(report, folder), "", FIGURES, ""]
     if drawn:
         text += ["![Learning curves](report.svg)", ""]
     replace_atomically(folder / "report.md", "\n".join(text).encode())
@@ -236,7 +252,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)
         return EXIT_USAGE
-    print(json.dumps(as_json(report, args.folder)) if args.json else "\n".join(text_lines(report)), flush=True)
+    print(
+        json.dumps(as_json(report, args.folder)) if args.json else "\n".join(text_lines(report, args.folder)),
+        flush=True,
+    )
     try:
         notes = _write(report, args.folder, with_plot=not args.no_plot)
     except OSError as error:

@@ -19,7 +19,7 @@ from dppo.tasks import Sweep, as_text, config_of, numbers, read_sweep, submit_li
 EXIT_USAGE = 2
 
 
-def show(sweep: Sweep) -> int:
+def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
     """Prints the tasks, what is wrong with some, and the line that runs the others; the exit code."""
     if sweep.fixed:
         print("fixed:", ", ".join(f"{key}={as_text(value)}" for key, value in sweep.fixed.items()), end="\n\n")
@@ -36,7 +36,7 @@ def show(sweep: Sweep) -> int:
     good = [task for task in range(len(sweep.varied)) if task not in bad]
     print(f"\n{len(sweep.varied)} task(s)" + (f", {len(bad)} of them wrong" if bad else ""))
     if good:
-        print(submit_line(good))
+        print(submit_line(good, path, sweep_dir))
     sys.stdout.flush()
     for message, tasks in wrong.items():
         print(f"dppo: task {numbers(tasks)}: {message}", file=sys.stderr)
@@ -99,8 +99,8 @@ def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m dppo.sweep",
-        description="Lists the tasks of a sweep; with SWEEP_DIR and TASK prints the flags of dppo.run for that task,"
-        " one flag or value per line.",
+        description="Lists the tasks of a sweep, and the line that submits them; with TASK prints the flags of dppo.run"
+        " for that task, one flag or value per line.",
     )
     parser.add_argument("file", metavar="SWEEP.toml", type=Path, help="what is varied")
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, nargs="?", help="where the run directories go")
@@ -113,10 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = _parser().parse_args(argv)
         sweep = read_sweep(args.file)
-        if args.sweep_dir is None:
-            return show(sweep)
         if args.task is None:
-            raise UsageError("SWEEP_DIR without TASK: give the task's number as well, or SWEEP.toml alone for a list")
+            return show(args.file, sweep, args.sweep_dir)
         flags = prepare(args.file, sweep, args.sweep_dir, args.task)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)

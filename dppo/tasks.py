@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import random
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +19,8 @@ from dppo.config import Config, nearest
 
 TABLES = ("fixed", "grid", "random")
 LAWS = ("uniform", "log", "integer", "choice")
+DEFAULTS = {"SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
+"""Of jobs/sweep.sbatch."""
 DIGITS = 6
 """Of a number that was drawn: it stays readable, and no rounding of another machine's logarithm shows in it."""
 
@@ -114,9 +118,15 @@ def numbers(tasks: Iterable[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def submit_line(tasks: Iterable[int]) -> str:
-    """What runs these tasks, or goes on with them."""
-    return f"sbatch --array={numbers(tasks)} jobs/sweep.sbatch"
+def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None) -> str:
+    """What runs these tasks of the sweep in `file`, or goes on with them; None: in the script's own folder."""
+    given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(DEFAULTS["SWEEP_DIR"])}
+    variables = "".join(
+        f"{name}={shlex.quote(str(path))} "
+        for name, path in given.items()
+        if os.path.normpath(path) != os.path.normpath(DEFAULTS[name])
+    )
+    return f"{variables}sbatch --array={numbers(tasks)} jobs/sweep.sbatch"
 
 
 def task_folder(sweep_dir: Path, task: int) -> Path:

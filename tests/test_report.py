@@ -115,11 +115,31 @@ def test_each_task_that_has_not_ended_is_named(tmp_path: Path, capsys: pytest.Ca
         "- task 0 is missing", "- task 1 is missing", "- task 2 is failed", "- task 3 is running",
         "- task 4 is preempted", "- task 5 is unreadable",
     ]  # fmt: skip
+    sweep = f"SWEEP={folder}/sweep.toml SWEEP_DIR={folder}"
     for task, line in enumerate(said):
-        assert line.endswith(f"sbatch --array={task} jobs/sweep.sbatch")
+        assert line.endswith(f" {sweep} sbatch --array={task} jobs/sweep.sbatch")
+        assert line.endswith(f". Repair: {sweep} sbatch --array={task} jobs/sweep.sbatch") == (task < 3)
+    assert "Repair: look whether its job is still in squeue; only if it is not: SWEEP=" in said[3]
+    assert "Repair: its job comes back by itself; only if squeue does not list it: SWEEP=" in said[4]
     assert "rank 1 on n3: no space. Repair" in said[2] and "Traceback" not in out
-    assert f"move {folder}/task_005 away, then sbatch" in said[5] and "is not valid TOML" in said[5]
-    assert out.endswith("sbatch --array=0-2,4-5 jobs/sweep.sbatch\n")
+    assert f"move {folder}/task_005 away, then SWEEP=" in said[5] and "is not valid TOML" in said[5]
+    summed = f"All but those that run or come back by themselves: {sweep} sbatch --array=0-2,5 jobs/sweep.sbatch\n"
+    assert out.endswith("\n" + summed)
+
+
+def test_of_the_default_folder_the_line_names_the_copy_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    write_sweep(Path("runs/sweep"), without=(1,))
+    line = report(capsys, "runs/sweep", "--no-plot").splitlines()[-1]
+    assert line.endswith("Repair: SWEEP=runs/sweep/sweep.toml sbatch --array=1 jobs/sweep.sbatch")
+
+
+def test_where_all_are_at_work_nothing_is_offered_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = write_sweep(tmp_path / "s", states={0: "running", 1: "preempted", 2: "failed"})
+    assert "All but those" not in report(capsys, folder, "--no-plot")
 
 
 def test_a_task_whose_settings_are_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,16 +148,23 @@ def test_a_task_whose_settings_are_wrong(tmp_path: Path, capsys: pytest.CaptureF
     (folder / "sweep.toml").write_text(SWEEP.replace("[1, 2, 3]", "[1, 2, -3]"))
     (one,) = report_json(capsys, folder)["problems"]
     assert one["reason"] == "its settings are wrong: seed=-3 must lie in [0, 2**63)"
-    assert one["repair"] == "correct sweep.toml, then sbatch --array=5 jobs/sweep.sbatch"
+    file = folder / "sweep.toml"
+    line = f"SWEEP={file} SWEEP_DIR={folder} sbatch --array=5 jobs/sweep.sbatch"
+    assert one["repair"] == f"correct {file}, then {line}"
 
 
 def test_runs_of_no_sweep_are_repaired_by_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a b", exit="preempted")
     write_run(tmp_path / "c")
     (tmp_path / "c" / "config.toml").write_text("[")
-    one, two = report_json(capsys, tmp_path)["problems"]
-    assert one["repair"].startswith(f"python -m dppo.run --resume --run-dir '{tmp_path}/a b'")
-    assert two["repair"] == "start it again in another --run-dir"
+    write_run(tmp_path / "d", exit="failed")
+    write_run(tmp_path / "e", exit=None)
+    preempted, damaged, failed, running = (p["repair"] for p in report_json(capsys, tmp_path)["problems"])
+    resume = f"python -m dppo.run --resume --run-dir '{tmp_path}/a b'"
+    assert preempted.startswith(f"its job comes back by itself; only if squeue does not list it: {resume}")
+    assert damaged == "start it again in another --run-dir"
+    assert failed.startswith(f"python -m dppo.run --resume --run-dir {tmp_path}/d")
+    assert running.startswith("look whether its job is still in squeue; only if it is not: python -m dppo.run --resume")
 
 
 def test_others_in_a_sweeps_folder_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

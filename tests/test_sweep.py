@@ -54,14 +54,22 @@ def test_all_tasks_and_the_line_that_runs_them(file: Path, capsys: pytest.Captur
         "|    3 |    2 |    0.001 |\n"
         "\n"
         "4 task(s)\n"
-        "sbatch --array=0-3 jobs/sweep.sbatch\n",
+        f"SWEEP={file} sbatch --array=0-3 jobs/sweep.sbatch\n",
         "",
     )
 
 
-def test_the_example_has_six_tasks(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(EXAMPLE)]) == 0
+def test_the_example_has_six_tasks(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(EXAMPLE.parent.parent)
+    assert main(["jobs/sweep.toml"]) == 0
     assert capsys.readouterr().out.endswith("\n6 task(s)\nsbatch --array=0-5 jobs/sweep.sbatch\n")
+
+
+def test_the_line_has_the_folder_that_was_given(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(file), str(tmp_path / "a b")]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    assert line == f"SWEEP={file} SWEEP_DIR='{tmp_path}/a b' sbatch --array=0-3 jobs/sweep.sbatch"
+    assert not (tmp_path / "a b").exists()
 
 
 def test_the_examples_random_block_is_right(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -77,7 +85,7 @@ def test_wrong_tasks_are_named_and_the_others_offered(file: Path, capsys: pytest
     file.write_text(SWEEP.replace("1e-3]", "-1.0, 1e-3]"))
     assert main([str(file)]) == 2
     out, err = capsys.readouterr()
-    assert out.endswith("\n6 task(s), 2 of them wrong\nsbatch --array=0,2-3,5 jobs/sweep.sbatch\n")
+    assert out.endswith(f"\n6 task(s), 2 of them wrong\nSWEEP={file} sbatch --array=0,2-3,5 jobs/sweep.sbatch\n")
     assert err == "dppo: task 1,4: optim.lr=-1.0 must be positive\n"
 
 
@@ -134,7 +142,7 @@ def test_one_wrong_task_leaves_the_others(file: Path, tmp_path: Path, capsys: py
 def test_wrong_arguments(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "see python -m dppo.sweep -h" in complaint(capsys)
     assert "invalid int value: 'x'" in complaint(capsys, file, tmp_path, "x")
-    assert "SWEEP_DIR without TASK" in complaint(capsys, file, tmp_path)
+    assert "invalid int value: ''" in complaint(capsys, file, tmp_path, "")  # a job script outside of an array
     assert "cannot be read: No such file" in complaint(capsys, tmp_path / "none.toml")
     assert "choose another SWEEP_DIR" in complaint(capsys, file, file / "below", 0)
 
@@ -143,7 +151,7 @@ def test_the_command(file: Path) -> None:
     """As a job script calls it; how fast it starts is tests/test_layers.py's: it loads neither NumPy nor torch."""
     done = subprocess.run([sys.executable, "-m", "dppo.sweep", file], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.endswith("sbatch --array=0-3 jobs/sweep.sbatch\n")
+    assert done.stdout.endswith(f"SWEEP={file} sbatch --array=0-3 jobs/sweep.sbatch\n")
 
 
 # -- the copy --------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from dppo.commandline import UsageError
-from dppo.tasks import Sweep, as_text, config_of, flatten, numbers, read_sweep, submit_line, task_folder
+from dppo.tasks import DEFAULTS, Sweep, as_text, config_of, flatten, numbers, read_sweep, submit_line, task_folder
 
 
 def sweep_of(tmp_path: Path, text: str) -> Sweep:
@@ -189,7 +189,29 @@ def test_flatten() -> None:
 )
 def test_numbers_as_sbatch_takes_them(tasks: list[int], text: str) -> None:
     assert numbers(tasks) == text
-    assert submit_line(tasks) == f"sbatch --array={text} jobs/sweep.sbatch"
+    assert submit_line(tasks, Path("jobs/sweep.toml")) == f"sbatch --array={text} jobs/sweep.sbatch"
+
+
+@pytest.mark.parametrize(
+    ("file", "folder", "variables"),
+    [
+        ("jobs/sweep.toml", None, ""),
+        ("./jobs//sweep.toml", "runs/../runs/sweep/", ""),
+        ("my.toml", None, "SWEEP=my.toml "),
+        ("my.toml", "runs/sweep", "SWEEP=my.toml "),
+        ("jobs/sweep.toml", "runs/lr", "SWEEP_DIR=runs/lr "),
+        ("/home/me/jobs/sweep.toml", "/tmp/a b", "SWEEP=/home/me/jobs/sweep.toml SWEEP_DIR='/tmp/a b' "),
+    ],
+)
+def test_the_line_names_what_is_not_the_scripts_default(file: str, folder: str | None, variables: str) -> None:
+    line = submit_line([3], Path(file), None if folder is None else Path(folder))
+    assert line == f"{variables}sbatch --array=3 jobs/sweep.sbatch"
+
+
+def test_the_defaults_are_those_of_the_script() -> None:
+    script = (Path(__file__).parent.parent / "jobs" / "sweep.sbatch").read_text()
+    for name, default in DEFAULTS.items():
+        assert f"=${{{name}:-{default}}}\n" in script
 
 
 def test_folders_of_tasks() -> None:

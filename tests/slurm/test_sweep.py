@@ -50,7 +50,8 @@ def test_of_six_tasks_one_fails_is_named_and_repeated_alone(slurm: Cluster, sbat
     assert "task_004" in output.read_text()
     text = report(slurm, folder)
     assert re.findall(r"^- task (\d)", text, re.MULTILINE) == ["4"]
-    assert "sbatch --array=4 jobs/sweep.sbatch" in text
+    line = f"SWEEP={folder}/sweep.toml SWEEP_DIR={folder} sbatch --array=4 jobs/sweep.sbatch"
+    assert line in text
 
     (folder / "task_004").unlink()
     again = sbatch("--array=4 --ntasks-per-node=2", "sweep.sbatch", name="again", **where)
