@@ -29,7 +29,12 @@ def speed_plot(series: Sequence[Series], ticks: Mapping[int, object], x_title: s
       ticks: labels of numbers of workers.
       x_title: below the labels.
       caption: what is said of the line and the rings.
+
+    Raises:
+      ValueError: for more series than there are colours.
     """
+    if len(series) > len(COLOURS):
+        raise ValueError(f"{len(series)} series, but {len(COLOURS)} colours: add to COLOURS, or draw two pictures")
     fewest, most = min(w for s in series for w in s.measured), max(w for s in series for w in s.measured)
     alone = max(s.measured[fewest] for s in series if fewest in s.measured)
     rates = [rate for s in series for rate in s.measured.values()]

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from benchmarks.drawing import Series, speed_plot
+from benchmarks.drawing import COLOURS, Series, speed_plot
 
 
 def dots(svg: str) -> list[tuple[float, float]]:
@@ -32,3 +32,10 @@ def test_who_gets_slower_or_is_faster_than_ideal_stays_in_the_picture() -> None:
 @pytest.mark.parametrize("rates", [{1: 100.0}, {5: 100.0}])
 def test_one_number_of_workers_is_a_point(rates: dict[int, float]) -> None:
     assert dots(speed_plot([Series("weak", rates)], {}, "workers", "")) == [(70, 340)]
+
+
+def test_no_series_is_left_out() -> None:
+    series = [Series(f"s{k}", {1: 100.0, 2: 150.0}) for k in range(len(COLOURS) + 1)]
+    assert len(dots(speed_plot(series[:-1], {}, "workers", ""))) == 2 * len(COLOURS)
+    with pytest.raises(ValueError, match="4 series, but 3 colours"):
+        speed_plot(series, {}, "workers", "")
