@@ -1,4 +1,4 @@
-"""What the batch system says of this job: its number, nodes, restarts, and when it ends.
+"""What the batch system says of this job: its number, room, restarts, and when it ends.
 
 Uses the standard library only; run.py asks on rank 0. How many ranks share a node is in startup.py.
 """
@@ -26,12 +26,10 @@ class Allocation:
     """How often Slurm has started the job again."""
     num_tasks: int = 1
     """Ranks that the job has room for."""
-    ends_at: float | None = None
-    """When it will be killed, in seconds since 1970; None: not known, or never."""
 
 
 def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
-    """What Slurm says. Where it has not put the time limit into the environment (before 23.02) it is asked, once."""
+    """What Slurm has put into the environment; nobody is asked."""
     number = environ.get("SLURM_JOB_ID")
     if number is None:
         return Allocation()
@@ -41,8 +39,18 @@ def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
         job_id,
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
         num_tasks=_number(environ, "SLURM_NTASKS", 1),
-        ends_at=_number(environ, "SLURM_JOB_END_TIME", 0) or _asked_end(number),
     )
+
+
+def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
+    """When this job will be killed, in seconds since 1970; None: not known, or never.
+
+    Where Slurm has not put it into the environment (before 23.02) its controller is asked, which may take `ASK_S`.
+    """
+    number = environ.get("SLURM_JOB_ID")
+    if number is None:
+        return None
+    return _number(environ, "SLURM_JOB_END_TIME", 0) or _asked_end(number)
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

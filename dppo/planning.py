@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from dppo import startup
-from dppo.allocation import Allocation, in_queue, this_allocation
+from dppo.allocation import Allocation, ends_at, in_queue, this_allocation
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.journal import WINDOW, Summary
@@ -41,6 +41,8 @@ class Plan:
     run_id: str = ""
     """One for all attempts."""
     allocation: Allocation = field(default_factory=Allocation)
+    ends_at: float | None = None
+    """When the batch system kills the job, in seconds since 1970; None: not known, or never."""
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
@@ -63,6 +65,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     plan = _plan_resume(config, console) if config.resume else _plan_new(config)
     if isinstance(plan, Plan):
         plan.allocation = allocation
+        plan.ends_at = None if config.dry_run else ends_at()
     return plan
 
 

@@ -195,7 +195,7 @@ def _rank(
     number: int,
 ) -> Rank:
     config = plan.config
-    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.allocation.ends_at)
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at)
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")

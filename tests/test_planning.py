@@ -1,12 +1,15 @@
-"""Ranks that do not find each other are recognised: each would train the same run."""
+"""Ranks that do not find each other are recognised: each would train the same run. What a plan asks Slurm for."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
-from dppo.planning import check_launcher
+from dppo.config import Config
+from dppo.console import Console
+from dppo.planning import Plan, check_launcher, plan_run
 
 ALONE = "processes, but each is an MPI world of its own"
 
@@ -45,3 +48,15 @@ def test_many_processes_that_are_each_alone(
 def test_one_process_that_is_meant_to_be_alone(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", variables)
     check_launcher(1)
+
+
+@pytest.mark.parametrize(("dry_run", "end"), [(False, 1700000000.0), (True, None)])
+def test_the_end_of_the_job_is_asked_for_only_where_something_is_trained(
+    dry_run: bool, end: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr("dppo.planning.ends_at", lambda: asked.append(True) or 1700000000.0)
+    config = Config(env="CartPole-v1", run_dir=str(tmp_path / "run"), dry_run=dry_run)
+    plan = plan_run(config, 1, Console(1.0, enabled=False))
+    assert isinstance(plan, Plan) and plan.ends_at == end
+    assert asked == [True] * (not dry_run)
