@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,37 @@ def test_every_script_says_how_it_is_used() -> None:
         assert re.search(rf"^# +.*jobs/{script.name}", script.read_text(), re.MULTILINE), script.name
 
 
-def test_the_container_is_made_of_files_that_are_there() -> None:
+def test_the_container_holds_all_that_its_installation_needs(tmp_path: Path) -> None:
+    """Copied as Apptainer does it (pkg/build/files/copy.go): `cp -fLr SOURCE DESTINATION`, with the folder above."""
+    image = tmp_path / "image"
+    files, post = (_section_of_container(name) for name in ("files", "post"))
+    for line in files:
+        source, destination = line.split()  # it takes the first two words of a line, and no more
+        assert not set(source) & set("*?[{~$") and destination.startswith("/"), line
+        place = f"{image}{destination}"
+        Path(place if place.endswith("/") else Path(place).parent).mkdir(parents=True, exist_ok=True)
+        subprocess.run(["cp", "-fLr", source, place], cwd=ROOT, check=True)
+
+    assert post[0] == "cd /opt/dppo"
+    top = image / "opt" / "dppo"
+    assert (top / "dppo" / "__init__.py").is_file() and not (top / "dppo" / "dppo").exists()
+    named = re.findall(r"-c (\S+)|install -m 755 (\S+)", "\n".join(post))
+    assert [name for pair in named for name in pair if name] == ["constraints.txt", "scripts/mpirun"]
+    for name in ("constraints.txt", "scripts/mpirun"):
+        assert (top / name).is_file()
+
+    pytest.importorskip("setuptools")
+    build = "from setuptools.build_meta import build_wheel; build_wheel('wheel')"
+    ended = subprocess.run([sys.executable, "-c", build], cwd=top, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    with zipfile.ZipFile(*(top / "wheel").glob("*.whl")) as wheel:
+        packed = {name for name in wheel.namelist() if name.startswith("dppo/")}
+    kept = [p for p in (ROOT / "dppo").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    assert packed == {str(path.relative_to(ROOT)) for path in kept}
+
+
+def _section_of_container(name: str) -> list[str]:
+    """The lines of %NAME in jobs/apptainer.def, without those that are empty."""
     definition = (ROOT / "jobs" / "apptainer.def").read_text()
-    (listed,) = re.findall(r"^%files\n\s+(.*) /opt/dppo/$", definition, re.MULTILINE)
-    needed = {"setup.cfg", "pyproject.toml", "constraints.txt", "README.md", "dppo"}
-    assert needed <= set(listed.split()) and all((ROOT / name).exists() for name in listed.split())
+    (text,) = re.findall(rf"^%{name}\n(.*?)(?=^%|\Z)", definition, re.MULTILINE | re.DOTALL)
+    return [line.strip() for line in text.splitlines() if line.strip()]
