@@ -32,7 +32,7 @@ ifneq ($(ARGS),)
 	$(BIN)/python -m pytest -q $(ARGS)
 else
 	$(BIN)/python -m pytest -q --ignore=tests/slurm
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile tests/slurm
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile tests/slurm
 endif
 
 check: install-test ## check format, lint and types

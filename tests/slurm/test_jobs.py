@@ -1,7 +1,8 @@
-"""The scripts of jobs/ themselves; these tests need no cluster."""
+"""The scripts of jobs/ themselves, and what an emulated cluster needs; these tests start none."""
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -69,3 +70,25 @@ def _section_of_container(name: str) -> list[str]:
     definition = (ROOT / "jobs" / "apptainer.def").read_text()
     (text,) = re.findall(rf"^%{name}\n(.*?)(?=^%|\Z)", definition, re.MULTILINE | re.DOTALL)
     return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def test_of_checks_at_the_same_time_one_installs_the_packages(can_emulate: None, tmp_path: Path) -> None:
+    """Where slurmctld is hidden, and an apt-get brings it back."""
+    apt, log = tmp_path / "apt-get", tmp_path / "log"
+    apt.write_text(f"""#!/bin/bash
+        [[ -e /proc/self/fd/9 ]] && echo "it has the lock" >>{log}
+        echo "$*" >>{log}
+        [[ $* != *install* ]] || {{ sleep 1; umount /usr/sbin; }}
+    """)
+    apt.chmod(0o755)
+    checks = """
+        mount -t tmpfs tmpfs /usr/sbin
+        for _ in 1 2 3; do "$0" check & checks+=($!); done
+        for check in "${checks[@]}"; do wait "$check" || exit; done
+    """
+    command = ["unshare", "--mount", "bash", "-c", checks, str(ROOT / "tests" / "slurm" / "cluster")]
+    environ = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "TMPDIR": str(tmp_path)}
+    ended = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    update, install = log.read_text().splitlines()
+    assert update.endswith(" update") and " install " in install and "DPkg::Lock::Timeout=120" in install
