@@ -36,6 +36,23 @@ def test_every_script_says_how_it_is_used() -> None:
         assert re.search(rf"^# +.*jobs/{script.name}", script.read_text(), re.MULTILINE), script.name
 
 
+@pytest.mark.parametrize("script", ["exit 1", "echo noise; echo noise >&2; exit 1", None])
+def test_a_chain_whose_export_cannot_work_is_not_submitted(script: str | None, tmp_path: Path) -> None:
+    tools, python = tmp_path / "tools", tmp_path / "venv" / "bin" / "python"
+    tools.mkdir()
+    (tools / "sbatch").write_text(f"#!/bin/sh\ntouch {tmp_path}/submitted\n")
+    (tools / "sbatch").chmod(0o755)
+    if script is not None:
+        python.parent.mkdir(parents=True)
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    environ = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "VENV": str(tmp_path / "venv")}
+    ended = subprocess.run([ROOT / "jobs" / "chain"], env=environ, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+    assert ended.stderr.startswith(f"jobs/chain: {python} cannot import Minari, which the export needs (pip install 'd")
+    assert not (tmp_path / "submitted").exists()
+
+
 def test_the_container_holds_all_that_its_installation_needs(tmp_path: Path) -> None:
     """Copied as Apptainer does it (pkg/build/files/copy.go): `cp -fLr SOURCE DESTINATION`, with the folder above."""
     image = tmp_path / "image"
