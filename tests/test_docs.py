@@ -31,7 +31,7 @@ FLAGS_OF_OTHERS = {
     "srun": {"cpu-bind", "list", "mpi"},
     "dppo.verdict": {"begin"},
     "mpi4py": {"mpi-lib-version"},
-    "pip": {"no-binary"},
+    "pip": {"cache-dir", "no-binary"},
     "tensorboard": {"logdir"},
 }
 
