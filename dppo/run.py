@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import contextlib  # noqa: E402
 import os  # noqa: E402
+import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402
@@ -59,7 +60,7 @@ from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
 _SAID = "said_by_dppo"  # marks an exception that was shown already
-LEAVE_TOGETHER_S, LEAVE_ALONE_S = 0.05, 10.0
+LEAVE_TOGETHER_S, LEAVE_ALONE_S = 0.05, 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -118,9 +119,10 @@ def _wrong_use(message: str) -> int:
 
 
 def _wrong_use_by_all(message: str) -> int:
-    """Of processes that cannot talk with each other, the first says it. srun kills the others once one has left, and
-    takes their codes: they all leave a little later.
+    """Of processes that cannot talk with each other, the first says it. srun ends the others once one has left, and takes
+    their codes: they all leave a little later, and with this one.
     """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if startup.is_first():
         _wrong_use(message)
     time.sleep(LEAVE_ALONE_S)

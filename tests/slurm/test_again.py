@@ -80,12 +80,13 @@ def test_a_job_that_comes_back_has_the_numbers_of_one_that_was_not_interrupted(
     if name not in ("stuck", "requeue", "preempted"):  # no, or a quarter of a second is left
         assert "was preempted" in output
     ran_on = json.loads((job.run_dir / "versions.json").read_text())
-    assert ran_on["job_id"] == job.number and ran_on["restart_count"] == result["attempt"] - 1
-    assert [attempt["restart_count"] for attempt in ran_on["attempts"]] == list(range(result["attempt"]))
+    restarts = int(job.fact("Restarts"))
+    assert (ran_on["job_id"], ran_on["restart_count"]) == (job.number, restarts)
+    assert len(ran_on["attempts"]) == result["attempt"] <= 1 + restarts
     assert metric_lines(job.run_dir) == whole, output
     starts = [json.loads(line) for line in (job.run_dir / "starts.jsonl").read_text().splitlines()]
-    assert [start["restart_count"] for start in starts] == list(range(result["attempt"]))
-    assert [start["verdict"] for start in starts] == [75] * (result["attempt"] - 1) + [0]
+    assert [start["restart_count"] for start in starts] == list(range(1 + restarts))
+    assert [start["verdict"] for start in starts] == [75] * restarts + [0]
 
 
 def test_a_job_whose_starts_bring_nothing_ends(jobs: dict[str, Batch]) -> None:

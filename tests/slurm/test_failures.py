@@ -92,7 +92,9 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         for verb, *nodes in (("heal", "n1", "n2"), ("heal", "n4"), ("start", "n3")):
             slurm(verb, *nodes)
         deadline = time.monotonic() + 60
-        while slurm.on("head", "sinfo", "--noheader", "--Node", "--format=%t").split() != 4 * ["idle"]:
+        while slurm.on("head", "sinfo", "--noheader", "--Node", "--partition=all", "--format=%t").split() != 4 * [
+            "idle"
+        ]:
             assert time.monotonic() < deadline, slurm.on("head", "sinfo", "--Node", "--long")
             time.sleep(0.2)
 
