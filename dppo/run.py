@@ -119,8 +119,8 @@ def _wrong_use(message: str) -> int:
 
 
 def _wrong_use_by_all(message: str) -> int:
-    """Of processes that cannot talk with each other, the first says it. srun ends the others once one has left, and takes
-    their codes: they all leave a little later, and with this one.
+    """Of processes that cannot talk with each other, the first says it. srun ends the others once one has left, and
+    takes their codes: they all leave a little later, and with this one.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if startup.is_first():

@@ -89,12 +89,11 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         yield started
     finally:
         submit.close()
-        for verb, *nodes in (("heal", "n1", "n2"), ("heal", "n4"), ("start", "n3")):
-            slurm(verb, *nodes)
+        for verb, *where in (("heal", "n1", "n2"), ("heal", "n4"), ("start", "n3")):
+            slurm(verb, *where)
         deadline = time.monotonic() + 60
-        while slurm.on("head", "sinfo", "--noheader", "--Node", "--partition=all", "--format=%t").split() != 4 * [
-            "idle"
-        ]:
+        nodes = "sinfo --noheader --Node --partition=all --format=%t".split()
+        while slurm.on("head", *nodes).split() != 4 * ["idle"]:
             assert time.monotonic() < deadline, slurm.on("head", "sinfo", "--Node", "--long")
             time.sleep(0.2)
 

@@ -70,9 +70,10 @@ def test_ranks_that_do_not_find_each_other_are_told_once(sbatch: Submit) -> None
     job = sbatch(TWO_BY_THREE, "train-srun.sbatch", name="alone", MPI="none")
     output = job.wait("FAILED")
     assert job.fact("ExitCode") == "2:0" and job.fact("Restarts") == "0"
-    (said,) = [line for line in output.splitlines() if line.startswith("dppo: ")]
+    said, verdict = [line for line in output.splitlines() if line.startswith("dppo: ")]
     assert "6 processes" in said and "--mpi=pmix" in said
-    assert not job.run_dir.exists()
+    assert "wrong use" in verdict and "not started again" in verdict
+    assert [path.name for path in job.run_dir.iterdir()] == ["starts.jsonl"]
 
 
 def test_wrong_use_is_said_and_not_started_again(sbatch: Submit) -> None:
