@@ -15,9 +15,9 @@ ITERATIONS = 150
 # its steps sleep, so that a run lasts some seconds and needs no core
 RUN = (
     "--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 2,
-    "--ppo.minibatches", 2, "--total-steps", ITERATIONS * 5 * 2 * 16, "--log.no-tensorboard", "--ppo.target-kl", 0,
+    "--ppo.minibatches", 2, "--total-steps", ITERATIONS * 3 * 2 * 16, "--log.no-tensorboard", "--ppo.target-kl", 0,
 )  # fmt: skip
-TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3"
+TWO_BY_TWO = "--nodes=2 --ntasks-per-node=2"
 BAD = ("--env", "odd_envs:odd/BadOnRankTwo-v0")
 THERE = "--nodelist=n3,n4"
 ASK = "scancel --signal=USR1 --batch"
@@ -30,18 +30,18 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     signals twice a minute; of the short jobs the signal is due from the start.
     """
     submit = Submit(slurm)
-    long, short = f"{TWO_BY_THREE} --time=10", f"{TWO_BY_THREE} --time=2"
+    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=2"
     impatient, patient = slurm.folder / "impatient.sbatch", (ROOT / "jobs" / "train.sbatch").read_text()
     assert "sleep 90;" in patient
     impatient.write_text(patient.replace("sleep 90;", "sleep 3;"))
     settings = slurm.folder / "settings.toml"
     settings.write_text("[ppo]\nepochs = 2\n")
     started = {
-        "requeue": submit(long, "train.sbatch", *RUN, "--checkpoint.every", 1600, name="requeue"),
+        "requeue": submit(long, "train.sbatch", *RUN, "--checkpoint.every", 960, name="requeue"),
         "signal": submit(long, "train.sbatch", settings, *RUN, name="signal"),
         "limit": submit(short, "train.sbatch", *RUN, name="limit"),
         "srun": submit(short, "train-srun.sbatch", *RUN, name="srun"),
-        "preempted": submit(f"{long} {THERE}", "train.sbatch", *RUN, "--checkpoint.every", 1600, name="preempted"),
+        "preempted": submit(f"{long} {THERE}", "train.sbatch", *RUN, "--checkpoint.every", 960, name="preempted"),
         "preempted-srun": submit(f"{long} {THERE}", "train-srun.sbatch", *RUN, name="preempted-srun"),
         "stuck": submit(long, impatient, *RUN, name="stuck"),
         "whole": submit(long, "train.sbatch", *RUN, name="whole"),
@@ -97,16 +97,16 @@ def test_a_job_whose_starts_bring_nothing_ends(jobs: dict[str, Batch]) -> None:
 
 
 def test_an_exception_is_not_tried_again(sbatch: Submit) -> None:
-    job = sbatch(TWO_BY_THREE, "train.sbatch", *BAD, name="exception", FAULT="raise")
+    job = sbatch(TWO_BY_TWO, "train.sbatch", *BAD, name="exception", FAULT="raise")
     output = job.wait("FAILED", 60)
     assert job.fact("ExitCode") == "1:0" and job.fact("Restarts") == "0"
     assert "failed: " in output.splitlines()[-1] and "not started again" in output.splitlines()[-1]
 
 
 def test_two_jobs_do_not_get_one_run_directory(slurm: Cluster, sbatch: Submit) -> None:
-    first = sbatch(TWO_BY_THREE, "train.sbatch", *RUN, name="mine")
+    first = sbatch(TWO_BY_TWO, "train.sbatch", *RUN, name="mine")
     first.until(lambda: count_lines(first.run_dir) > 2)
-    second = sbatch(TWO_BY_THREE, "train.sbatch", *RUN, name="yours", RUN_DIR=str(first.run_dir))
+    second = sbatch(TWO_BY_TWO, "train.sbatch", *RUN, name="yours", RUN_DIR=str(first.run_dir))
     output = second.wait("FAILED", 60)
     assert second.fact("ExitCode") == "2:0"
     assert f"job {first.number} has {first.run_dir}, and is still in the queue" in output

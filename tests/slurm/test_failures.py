@@ -55,14 +55,14 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     keepalive = {f"PRTE_MCA_oob_tcp_keepalive_{name}": str(value) for name, value in KEEPALIVE.items()}
 
     def start(name: str, others: str, *flags: object, script: str = "train.sbatch", **variables: str) -> Batch:
-        options = f"--nodes=1-2 --ntasks-per-node=3 --time=15 --exclude={others}"
-        return submit(options, script, *RUN, "--total-steps", 100 * 5 * 32, *flags, name=name, **variables)
+        options = f"--nodes=1-2 --ntasks-per-node=2 --time=15 --exclude={others}"
+        return submit(options, script, *RUN, "--total-steps", 100 * 3 * 32, *flags, name=name, **variables)
 
     started = {
         "cable: launcher": start("launcher", "n3,n4", **keepalive),
         "cable: watchdog": start("watchdog", "n3,n4", "--log.stall-abort-s", STALL_ABORT_S),
         "cable: node": start("node", "n2,n3"),
-        "crash: first node": start("first", "n1,n2,n4", "--total-steps", 100 * 2 * 32),
+        "crash: first node": start("first", "n1,n2,n4", "--total-steps", 100 * 1 * 32),
         "crash: second node": start("second", "n2,n4"),
         "crash: srun": start("srun", "n2,n4", script="train-srun.sbatch"),
         "killed: srun": start("killed", "n1,n3,n4", script="train-srun.sbatch"),
@@ -92,7 +92,7 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         for verb, *where in (("heal", "n1", "n2"), ("heal", "n4"), ("start", "n3")):
             slurm(verb, *where)
         deadline = time.monotonic() + 60
-        nodes = "sinfo --noheader --Node --partition=all --format=%t".split()
+        nodes = ("sinfo", "--noheader", "--Node", "--partition=all", "--format=%t")
         while slurm.on("head", *nodes).split() != 4 * ["idle"]:
             assert time.monotonic() < deadline, slurm.on("head", "sinfo", "--Node", "--long")
             time.sleep(0.2)
@@ -101,13 +101,13 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
 @pytest.mark.parametrize(
     "name, world_sizes",
     [
-        ("cable: launcher", (3, 6)),
-        ("cable: watchdog", (3, 6)),
-        ("cable: node", (3, 6)),
-        ("crash: first node", (3,)),
-        ("crash: second node", (3,)),
-        ("crash: srun", (3,)),
-        ("killed: srun", (3,)),
+        ("cable: launcher", (2, 4)),
+        ("cable: watchdog", (2, 4)),
+        ("cable: node", (2, 4)),
+        ("crash: first node", (2,)),
+        ("crash: second node", (2,)),
+        ("crash: srun", (2,)),
+        ("killed: srun", (2,)),
     ],
 )
 def test_a_job_comes_back(name: str, world_sizes: tuple[int, ...], jobs: dict[str, Batch]) -> None:
