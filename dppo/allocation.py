@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 ASK_S = 10.0
 """How long an answer from Slurm is waited for: its controller may be busy, or away."""
-_IN_QUEUE = ("PENDING", "CONFIGURING", "RUNNING", "SUSPENDED", "STOPPED", "COMPLETING", "REQUEUED")
+_ENDED = {
+    "COMPLETED",
+    "FAILED",
+    "CANCELLED",
+    "TIMEOUT",
+    "NODE_FAIL",
+    "OUT_OF_MEMORY",
+    "BOOT_FAIL",
+    "DEADLINE",
+    "REVOKED",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,4 +89,4 @@ def in_queue(job_id: str) -> bool:
         answer = _squeue(job_id, "%T")
     except (OSError, subprocess.SubprocessError):  # no squeue here, no answer, or it has forgotten the job
         return False
-    return any(state in _IN_QUEUE for state in answer.split())
+    return not set(answer.split()) <= _ENDED

@@ -19,7 +19,7 @@ from dppo.allocation import this_allocation
 EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
 SOON = "now+10"
 """Not at once: a node refuses a job that was started in the same second in which it ended there."""
-TRIES, BETWEEN_S, ASK_S = 8, 10.0, 30.0
+PATIENCE_S, BETWEEN_S, ASK_S = 80.0, 10.0, 30.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,9 +36,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job_id is None:
         print("dppo: this is no batch job of Slurm's: SLURM_JOB_ID is not set", file=sys.stderr)
         return EXIT_USAGE
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # Slurm's, to all processes of a job that is being requeued
-        signal.signal(number, signal.SIG_IGN)
-    if not args.is_requeued and not _requeue(job_id):
+    told: list[int] = []  # Slurm ends a job that is being requeued, by SIGTERM, and one that its user cancels
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    if not args.is_requeued and not _requeue(job_id, told):
         return EXIT_FAILED
     for change in changes(os.environ):
         _scontrol("update", f"JobId={job_id}", change)
@@ -55,24 +56,31 @@ def changes(environ: Mapping[str, str]) -> list[str]:
     return [f"StartTime={SOON}", *([f"NumTasks={per_node}"] if follows else [])]
 
 
-def _requeue(job_id: str) -> bool:
-    """Slurm's controller may be away for some minutes, or just restarting."""
-    for left in reversed(range(TRIES)):
-        if (error := _scontrol("requeue", job_id)) is None:
+def _requeue(job_id: str, told: list[int]) -> bool:
+    """Slurm's controller may be away for some minutes, or just restarting. What it ends is not requeued any more: a job
+    that was cancelled would come back.
+    """
+    give_up = time.monotonic() + PATIENCE_S
+    while not told:
+        if (error := _scontrol("requeue", job_id)) is None or told:
             return True
         print(f"dppo: job {job_id} could not be requeued: {error}", file=sys.stderr, flush=True)
-        if left:
-            time.sleep(BETWEEN_S)
-    print("dppo: submit it again with RUN_DIR=… of this run, and it goes on", file=sys.stderr)
-    return False
+        if time.monotonic() > give_up:
+            print("dppo: submit it again with RUN_DIR=… of this run, and it goes on", file=sys.stderr)
+            return False
+        again = time.monotonic() + BETWEEN_S
+        while not told and time.monotonic() < again:
+            time.sleep(0.1)
+    return True
 
 
 def _scontrol(*words: str) -> str | None:
     """What has gone wrong, or None."""
     try:
         ended = subprocess.run(
-            ["scontrol", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ASK_S, check=False
-        )
+            ["scontrol", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ASK_S, check=False,
+            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),  # Slurm tells it as well
+        )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
     return None if ended.returncode == 0 else ended.stderr.strip() or f"scontrol ended with {ended.returncode}"

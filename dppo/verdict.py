@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dppo.allocation import this_allocation
+from dppo.allocation import in_queue, this_allocation
 from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json
 
@@ -54,7 +54,8 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
 
     Args:
       found: at its end.
-      before: the line of `starts.jsonl` of its beginning or, without `--begin`, of the end of the start before.
+      before: the line of `starts.jsonl` of its beginning or, without `--begin`, of the end of the start before, with its
+        verdict.
       job_id: whoever submits a job anew is not held to what happened to the last one.
       starts: so many in a row without a new checkpoint are enough.
       code: the launcher's; only what cannot be seen in the run directory is taken from it.
@@ -63,7 +64,7 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     is_new = found.written is not None and found.written != before.get("written")
     progressed = found.checkpoint not in (before.get("checkpoint"), None, FIRST)
     fruitless = 0 if progressed else 1 + (before.get("fruitless", 0) if before.get("job_id") == job_id else 0)
-    if exit_ in ("finished", "target") and (is_new or not code):
+    if exit_ in ("finished", "target") and (is_new or "verdict" in before):
         return Verdict(DONE, f"done ({exit_}) after {found.summary.get('env_steps', 0):,} steps", 0)
     if code == USAGE and not is_new:
         return Verdict(USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
@@ -107,20 +108,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     if run_dir.exists() and not run_dir.is_dir():
         print(f"dppo: {run_dir} is a file: give a run directory", file=sys.stderr)
         return USAGE
-    lines = _lines(run_dir / "starts.jsonl")
-    verdict = _begin(run_dir, lines, args.starts) if args.begin else _end(run_dir, lines, args.starts, args.code)
     try:
+        lines = _lines(run_dir / "starts.jsonl")
+        if (other := _other(lines)) is not None:
+            print(f"dppo: {run_dir}: {other}", file=sys.stderr)
+            return USAGE
+        verdict = _begin(run_dir, lines, args.starts) if args.begin else _end(run_dir, lines, args.starts, args.code)
         run_dir.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_atomically(run_dir / "starts.jsonl", text.encode())
     except OSError as error:  # without a count it might be started again for ever
-        print(f"dppo: {run_dir}/starts.jsonl cannot be written ({error}): it is not started again", file=sys.stderr)
-        return FAILED if verdict is None or verdict.code == AGAIN else verdict.code
+        print(f"dppo: {run_dir}/starts.jsonl cannot be kept ({error}): not started again", file=sys.stderr)
+        return FAILED
     if verdict is None:
         return 0
     file = sys.stderr if verdict.code in (FAILED, USAGE) else sys.stdout
     print(f"dppo: {run_dir}: {verdict.text}", file=file, flush=True)
     return verdict.code
+
+
+def _other(lines: list[dict[str, Any]]) -> str | None:
+    """A start that has the run directory now, and is not this one."""
+    last, here = lines[-1] if lines else {}, this_allocation()
+    if "verdict" in last or here.job_id is None or not last.get("job_id"):
+        return None
+    if last["job_id"] != here.job_id:
+        taken = in_queue(last["job_id"])
+        text = f"job {last['job_id']} has it, and is still in the queue: wait for its end, or scancel it first"
+        return text if taken else None
+    if last.get("restart_count", 0) > here.restarts:
+        return "Slurm has started this job again elsewhere: this start leaves the run to that one"
+    return None
 
 
 def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict | None:
@@ -174,17 +192,17 @@ def _now() -> str:
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
     try:
-        return (run_dir / "checkpoints" / "latest").read_text().strip() or None
+        return (run_dir / "checkpoints" / "latest").read_text(errors="replace").strip() or None
     except OSError:
         return None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Of a JSON lines file; what cannot be read is left out."""
+    """Of a JSON lines file; what is not understood is left out. Raises OSError where it is there and cannot be read."""
     found: list[dict[str, Any]] = []
     try:
-        text = path.read_text()
-    except OSError:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
         return found
     for line in text.splitlines():
         try:

@@ -67,13 +67,16 @@ def test_what_slurm_requeues_is_not_requeued_twice(scontrol: Path) -> None:
     assert scontrol.read_text().splitlines() == ["update JobId=19 StartTime=now+10"]
 
 
-def test_a_controller_that_is_away_is_waited_for(scontrol: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_controller_that_is_away_is_waited_for(
+    scontrol: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (scontrol.parent / "failures").write_text("\n" * 2)
     assert requeue.main([]) == EXIT_AGAIN
     assert scontrol.read_text().splitlines() == [*3 * ["requeue 19"], "update JobId=19 StartTime=now+10"]
     assert capsys.readouterr().err.count("Unable to contact slurm controller") == 2
 
-    (scontrol.parent / "failures").write_text("\n" * 99)
+    monkeypatch.setattr(requeue, "PATIENCE_S", 0.2)
+    (scontrol.parent / "failures").write_text("\n" * 9999)
     assert requeue.main([]) == EXIT_FAILED
     assert "submit it again with RUN_DIR=" in capsys.readouterr().err
 
@@ -82,3 +85,11 @@ def test_outside_of_a_job(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
     assert requeue.main([]) == EXIT_USAGE
     assert "SLURM_JOB_ID" in capsys.readouterr().err
+
+
+def test_a_job_that_is_cancelled_meanwhile_is_left_alone(scontrol: Path) -> None:
+    program = scontrol.parent / "bin" / "scontrol"
+    (scontrol.parent / "failures").write_text("\n" * 9)
+    program.write_text(program.read_text().replace("exit 1", "kill -TERM $PPID; exit 1"))
+    assert requeue.main([]) == EXIT_AGAIN
+    assert [line.split()[0] for line in scontrol.read_text().splitlines()] == ["requeue", "update"]

@@ -25,7 +25,8 @@ def of(exit_: str, written: int = 2, **more: Any) -> dict[str, Any]:
     [
         (of("target"), STEP, {}, 0, DONE, "done (target) after 50,176 steps", 0),
         (of("finished"), STEP, BEFORE, 143, DONE, "done (finished)", 0),
-        (of("finished", 1), STEP, BEFORE, 0, DONE, "done (finished)", 0),  # there was nothing to do
+        (of("finished", 1), STEP, BEFORE | {"verdict": 0}, None, DONE, "done (finished)", 0),  # asked again
+        (of("finished", 1), STEP, BEFORE, 0, AGAIN, "was cut short", 1),  # mpirun says 0 when it has lost a node
         (of("finished", 1), STEP, BEFORE, 1, AGAIN, "was cut short", 1),  # it should have gone on, and never began
         (of("finished", 1), STEP, BEFORE, 2, USAGE, "wrong use", 1),
         (of("preempted"), LATER, BEFORE, 75, AGAIN, f"was preempted; newest checkpoint: {LATER}", 0),
@@ -86,8 +87,30 @@ def test_starts_that_were_killed_with_their_script_are_counted(
     assert last["job_id"] == "8" and last["verdict"] == DONE and last["checkpoint"] == STEP
 
 
+def test_the_run_directory_of_another_job_is_not_touched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "in_queue", lambda job_id: job_id == "7")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    assert verdict.main([str(tmp_path), "--begin"]) == 0
+    record = (tmp_path / "starts.jsonl").read_text()
+    monkeypatch.setenv("SLURM_JOB_ID", "8")
+    assert verdict.main([str(tmp_path), "--begin"]) == USAGE
+    assert "job 7 has it, and is still in the queue" in capsys.readouterr().err
+
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # Slurm has lost sight of a node, and started the job on another
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert verdict.main([str(tmp_path), "--begin"]) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "0")
+    assert verdict.main([str(tmp_path), "--code", "1"]) == USAGE
+    assert "started this job again elsewhere" in capsys.readouterr().err
+    lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
+    assert lines[0]["verdict"] == AGAIN and json.loads(record)["time"] == lines[0]["time"] and len(lines) == 2
+    assert "verdict" not in lines[1]
+
+
 def test_a_torn_line_of_the_record_is_left_out(tmp_path: Path) -> None:
-    (tmp_path / "starts.jsonl").write_text('{"fruitless": 2, "checkpoint": null, "job_id": null}\n{"frui')
+    (tmp_path / "starts.jsonl").write_bytes(b'{"fruitless": 2, "checkpoint": null, "job_id": null}\n{"frui\xff')
     assert verdict.main([str(tmp_path)]) == FAILED
 
 
