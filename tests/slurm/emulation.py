@@ -122,7 +122,7 @@ class Batch:
 
     def ranks(self, node: str) -> list[str]:
         """Process ids of the run's ranks on a node, in their order."""
-        return self.cluster.on(node, "pgrep", "--full", f"python -m dppo.run .*--run-dir {self.run_dir} ").split()
+        return self.cluster.on(node, "pgrep", "--full", f"python -m dppo.run .*--run-dir {self.run_dir}( |$)").split()
 
     def how(self) -> str:
         """`exit` of the run's summary; empty where there is none yet."""
