@@ -54,7 +54,7 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
 
     Args:
       found: at its end.
-      before: the line of `starts.jsonl` of its beginning or, without `--begin`, that of the start before, with its verdict.
+      before: the line of `starts.jsonl` of its beginning or, without `--begin`, the one before, with a verdict.
       job_id: whoever submits a job anew is not held to what happened to the last one.
       starts: so many in a row without a new checkpoint are enough.
       code: the launcher's; only what cannot be seen in the run directory is taken from it.
