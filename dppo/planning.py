@@ -133,7 +133,7 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     if (reason := _reached(config, saved)) is not None:
         further = {"target": "--target-return", "finished": "--total-steps"}[reason]
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
-        return _final_summary(config, run_dir, before, saved, reason)
+        return _final_summary(run_dir, before, saved, reason)
     return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1, float(before.get("wall_s", 0.0)), run_id)
 
 
@@ -157,19 +157,19 @@ def _reached(config: Config, saved: Checkpoint) -> str | None:
     return "finished" if saved.env_steps >= config.total_steps else None
 
 
-def _final_summary(config: Config, run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:
-    """The summary of a run that stands at its end, as it wrote it, or would have, had it not been killed before. It is
-    written in any case: so python -m dppo.verdict sees that this start came so far.
+def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:
+    """The summary of a run that stands at its end; written only where it was killed before it could write that
+    itself.
     """
     summary = Summary(**{name: before[name] for name in Summary.__dataclass_fields__ if name in before})
-    if summary.exit != reason:
-        books = saved.journal
-        summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
-        summary.episodes, summary.train_s = books["episodes"], books["train_s"]
-        summary.return_mean_100 = float(np.mean(books["returns"])) if books["returns"] else None
-        summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
-    if not config.dry_run:
-        write_json(run_dir / "summary.json", asdict(summary))
+    if summary.exit == reason:
+        return summary
+    books = saved.journal
+    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
+    summary.episodes, summary.train_s = books["episodes"], books["train_s"]
+    summary.return_mean_100 = float(np.mean(books["returns"])) if books["returns"] else None
+    summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
+    write_json(run_dir / "summary.json", asdict(summary))
     return summary
 
 

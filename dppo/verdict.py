@@ -63,7 +63,7 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     is_new = found.written is not None and found.written != before.get("written")
     progressed = found.checkpoint not in (before.get("checkpoint"), None, FIRST)
     fruitless = 0 if progressed else 1 + (before.get("fruitless", 0) if before.get("job_id") == job_id else 0)
-    if exit_ in ("finished", "target") and (is_new or "verdict" in before):
+    if exit_ in ("finished", "target") and (is_new or not code):  # nothing is written where there is nothing to do
         return Verdict(DONE, f"done ({exit_}) after {found.summary.get('env_steps', 0):,} steps", 0)
     if code == USAGE and not is_new:
         return Verdict(USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
@@ -145,7 +145,7 @@ def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict |
     allocation, found = this_allocation(), look(run_dir)
     before = lines[-1] if lines and lines[-1].get("job_id") == allocation.job_id else {}
     if before and "verdict" not in before:  # killed with its batch script
-        verdict = judge(found, before, allocation.job_id, starts)
+        verdict = judge(found, before, allocation.job_id, starts, FAILED)
         before |= _ended(found, verdict)
         if verdict.code == FAILED:
             return verdict

@@ -25,8 +25,7 @@ def of(exit_: str, written: int = 2, **more: Any) -> dict[str, Any]:
     [
         (of("target"), STEP, {}, 0, DONE, "done (target) after 50,176 steps", 0),
         (of("finished"), STEP, BEFORE, 143, DONE, "done (finished)", 0),
-        (of("finished", 1), STEP, BEFORE | {"verdict": 0}, None, DONE, "done (finished)", 0),  # asked again
-        (of("finished", 1), STEP, BEFORE, 0, AGAIN, "was cut short", 1),  # mpirun says 0 when it has lost a node
+        (of("finished", 1), STEP, BEFORE, 0, DONE, "done (finished)", 0),  # there was nothing to do
         (of("finished", 1), STEP, BEFORE, 1, AGAIN, "was cut short", 1),  # it should have gone on, and never began
         (of("finished", 1), STEP, BEFORE, 2, USAGE, "wrong use", 1),
         (of("preempted"), LATER, BEFORE, 75, AGAIN, f"was preempted; newest checkpoint: {LATER}", 0),
@@ -85,6 +84,13 @@ def test_starts_that_were_killed_with_their_script_are_counted(
     assert verdict.main([str(tmp_path), "--code", "137"]) == DONE
     last = json.loads((tmp_path / "starts.jsonl").read_text().splitlines()[-1])
     assert last["job_id"] == "8" and last["verdict"] == DONE and last["checkpoint"] == STEP
+
+
+def test_starts_of_a_finished_run_that_never_go_on_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was submitted again, with more steps."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    (tmp_path / "summary.json").write_text('{"exit": "finished", "attempt": 1}')
+    assert [verdict.main([str(tmp_path), "--begin"]) for _ in range(4)] == [0, 0, 0, FAILED]
 
 
 def test_the_run_directory_of_another_job_is_not_touched(
