@@ -8,6 +8,7 @@ completes it. Where a start was killed before its verdict, the next one's `--beg
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -68,7 +69,7 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     if code == USAGE and not is_new:
         return Verdict(USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
     how = "was cut short"
-    if is_new and exit_ == "preempted":
+    if (is_new and exit_ == "preempted") or (code == AGAIN and not is_new):  # the latter before it had begun
         how = "was preempted"
     elif is_new and exit_ == "failed":
         how = f"{'stalled' if found.summary.get('stalled') else 'failed'}: {last_line(found.summary.get('error'))}"
@@ -113,9 +114,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"dppo: {run_dir}: {other}", file=sys.stderr)
             return USAGE
         verdict = _begin(run_dir, lines, args.starts) if args.begin else _end(run_dir, lines, args.starts, args.code)
+        if verdict is not None and verdict.code == USAGE:
+            lines.pop()  # wrong use leaves nothing behind
         run_dir.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_atomically(run_dir / "starts.jsonl", text.encode())
+        if not lines:
+            _remove(run_dir)
     except OSError as error:  # without a count it might be started again for ever
         print(f"dppo: {run_dir}/starts.jsonl cannot be kept ({error}): not started again", file=sys.stderr)
         return FAILED
@@ -177,6 +182,13 @@ def _ended(found: Found, verdict: Verdict) -> dict[str, Any]:
         "fruitless": verdict.fruitless,
         "verdict": verdict.code,
     }
+
+
+def _remove(run_dir: Path) -> None:
+    """A record without a line; the folder as well, if nothing else is in it."""
+    (run_dir / "starts.jsonl").unlink()
+    with contextlib.suppress(OSError):
+        run_dir.rmdir()
 
 
 def look(run_dir: Path) -> Found:

@@ -8,6 +8,7 @@ what finds them again.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -238,3 +239,17 @@ class Launcher:
         for job in self._jobs:
             job.close()
         self._temporary.cleanup()
+
+
+def train_in_one_start(folder: Path, ranks: int, runs: dict[str, tuple[object, ...]], timeout: float) -> None:
+    """Runs of all those flags, one after another, in folders of their names; starts are what takes the time."""
+    jobs = [
+        {"ranks": ranks, "flags": [str(flag) for flag in (*given, "--run-dir", folder / name)]}
+        for name, given in runs.items()
+    ]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    launcher = Launcher(folder)
+    try:
+        launcher.run(ranks, folder / "jobs.json", program="train_layouts.py", timeout=timeout)
+    finally:
+        launcher.close()

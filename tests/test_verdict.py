@@ -36,6 +36,7 @@ def of(exit_: str, written: int = 2, **more: Any) -> dict[str, Any]:
         (of("running"), STEP, BEFORE | {"fruitless": 2, "job_id": "6"}, 0, AGAIN, "was cut short", 1),  # submitted anew
         ({}, None, {}, 1, AGAIN, "newest checkpoint: none", 1),
         ({}, None, {}, 2, USAGE, "not started again", 1),
+        ({}, None, {}, 75, AGAIN, "was preempted", 1),  # before it had begun
         ({}, None, {"job_id": "7", "checkpoint": None, "fruitless": 2}, 1, FAILED, "not started again", 3),
         (of("running"), "step_000000000", {}, 0, AGAIN, "was cut short", 1),  # nothing was trained
         (of("failed", error="rank 3 failed:\nTraceback\nKeyError: 1\n"), STEP, BEFORE, 1, FAILED, "KeyError: 1", 1),
@@ -113,6 +114,13 @@ def test_the_run_directory_of_another_job_is_not_touched(
     lines = [json.loads(line) for line in (tmp_path / "starts.jsonl").read_text().splitlines()]
     assert lines[0]["verdict"] == AGAIN and json.loads(record)["time"] == lines[0]["time"] and len(lines) == 2
     assert "verdict" not in lines[1]
+
+
+def test_wrong_use_leaves_nothing_behind(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert verdict.main([str(run_dir), "--begin"]) == 0
+    assert verdict.main([str(run_dir), "--code", "2"]) == USAGE
+    assert not run_dir.exists()
 
 
 def test_a_torn_line_of_the_record_is_left_out(tmp_path: Path) -> None:

@@ -70,15 +70,29 @@ def test_nan_from_an_environment_is_traced_to_rank_row_and_environment(launch: L
     assert_failed(ended, run_dir, 2, "observation is not finite in row 50 of environment 2: [nan nan]")
 
 
-@pytest.mark.parametrize(("mode", "victim"), [("allreduce", 2), ("async", 1), ("p2p", 0), ("allreduce", 0)])
-def test_a_killed_rank_ends_the_job_and_a_resume_reaches_the_target(
-    mode: str, victim: int, launch: Launcher, tmp_path: Path
-) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_after_a_killed_rank_a_resume_reaches_the_target(mode: str, launch: Launcher, tmp_path: Path) -> None:
     """Nothing before the last checkpoint is lost."""
     run_dir = tmp_path / "run"
-    flags = (*MODES[mode], *SMALL, "--env", "CartPole-v1", "--checkpoint.every", 500, "--run-dir", run_dir)
-    job = launch.start(3, *flags)
-    job.until(lambda: count_lines(run_dir) > 2 and latest(run_dir).name != "step_000000000")
+    flags = ("--env", "CartPole-v1", "--target-return", 475, "--checkpoint.every", 5000, "--log.no-tensorboard")
+    job = launch.start(3, *MODES[mode], *flags, "--run-dir", run_dir)
+    job.until(lambda: count_lines(run_dir) > 15)
+    os.kill(job.rank_pid(1), signal.SIGKILL)
+    assert job.wait(LIMIT_S).code not in (0, 2, 75)
+    saved = int(latest(run_dir).name.removeprefix("step_"))
+    assert saved > 0
+    ended = launch.run(3, "--resume", "--run-dir", run_dir)
+    assert f"resumed at {saved:,} steps" in ended.stdout
+    assert summary(run_dir)["exit"] == "target"
+    assert [int(line["iteration"]) for line in metric_lines(run_dir)] == list(range(1, count_lines(run_dir) + 1))
+
+
+@pytest.mark.parametrize(("mode", "victim"), [("allreduce", 2), ("async", 1), ("p2p", 0), ("allreduce", 0)])
+def test_a_killed_rank_ends_the_job(mode: str, victim: int, launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = launch.start(3, *MODES[mode], *SMALL, "--env", "CartPole-v1", "--run-dir", run_dir)
+    job.until(lambda: count_lines(run_dir) > 2)
     pid = job.rank_pid(victim)
     os.kill(pid, signal.SIGKILL)
     ended = job.wait(LIMIT_S)
@@ -88,13 +102,6 @@ def test_a_killed_rank_ends_the_job_and_a_resume_reaches_the_target(
     # mpirun sends rank 0 SIGTERM, and SIGKILL 0.25 s later: it may have time to save the next boundary, or not
     assert summary(run_dir)["exit"] in ("running", "preempted")
     assert (latest(run_dir) / "manifest.json").exists()
-
-    saved = int(latest(run_dir).name.removeprefix("step_"))
-    assert saved > 0
-    ended = launch.run(3, "--resume", "--target-return", 100, "--run-dir", run_dir)
-    assert f"resumed at {saved:,} steps" in ended.stdout
-    assert summary(run_dir)["exit"] == "target"
-    assert [int(line["iteration"]) for line in metric_lines(run_dir)] == list(range(1, count_lines(run_dir) + 1))
 
 
 def test_a_hanging_environment_does_not_keep_a_job_from_being_preempted(launch: Launcher, tmp_path: Path) -> None:
@@ -119,10 +126,10 @@ def test_a_hanging_environment_is_shown_by_its_stack_and_ends_the_job_where_aske
 ) -> None:
     """Worker 2 never comes back from its environment, worker 1 waits for it; who hangs where can be read."""
     run_dir = tmp_path / "run"
-    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--log.stall-after-s", 1, "--log.stall-abort-s", 2)
+    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--log.stall-after-s", 1, "--log.stall-abort-s", 3)
     job = launch.start(3, *flags, "--run-dir", run_dir, FAULT="hang")
     job.until(lambda: count_lines(run_dir) == 3)
-    ended = job.wait(2 + LIMIT_S)
+    ended = job.wait(3 + LIMIT_S)
     assert ended.code not in (0, 2, 75), ended
     assert f"rank 2 on {HOST}" in ended.stderr and "no progress for" in ended.stderr, ended
     stack = (run_dir / "stalls" / "rank_00002.txt").read_text()

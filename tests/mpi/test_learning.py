@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dppo.evaluate import main as evaluate
-from tests.launch import Launcher
+from tests.launch import train_in_one_start
 from tests.rundir import metric_lines
 
 CELLS: dict[str, tuple[str, ...]] = {
@@ -32,14 +32,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each cell, all in one start, because starts are what takes the time."""
     folder = tmp_path_factory.mktemp("runs")
     env = ("--env", "dppo.envs.probes:dppo/ProbeContext-v0", "--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
-    jobs = []
-    for cell, cell_flags in CELLS.items():
-        given = (*cell_flags, *env, *(PPO if "ppo" in cell else A3C), "--run-dir", folder / cell)
-        jobs.append({"ranks": 3, "flags": [str(flag) for flag in given]})
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    launcher = Launcher(folder)
-    launcher.run(3, folder / "jobs.json", program="train_layouts.py", timeout=120)
-    launcher.close()
+    runs = {cell: (*flags, *env, *(PPO if "ppo" in cell else A3C)) for cell, flags in CELLS.items()}
+    train_in_one_start(folder, 3, runs, timeout=120)
     return folder
 
 

@@ -69,6 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(f"{name}-whole-one", whole_rollouts(cell), 1, pooled=False, num_envs=10)
     for name, cell_name in LONGS.items():
         job(name, CELLS[cell_name], LONG, pooled=True)
+        job(f"{name}-again", CELLS[cell_name], LONG, pooled=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
     launcher.run(RANKS, "pooled_or_not", folder / "jobs.json", program="on_two_cores.py", timeout=60)
@@ -115,6 +116,12 @@ def test_the_objective_kl_and_the_kl_stop_were_put_to_the_test(runs: Path) -> No
     )
 
 
+@pytest.mark.parametrize("long", LONGS)
+def test_a_pooled_run_repeats_to_the_byte(long: str, runs: Path) -> None:
+    assert count_lines(runs / long) == LONG
+    assert_same(runs / long, runs / f"{long}-again")
+
+
 def pool_files(job: Job) -> set[Path]:
     """Of the shared memory that the workers have mapped, under the names that it had."""
     names = set()
@@ -131,8 +138,7 @@ def pool_files(job: Job) -> set[Path]:
 def test_a_pooled_run_that_was_preempted_ends_as_one_never_stopped(
     rank: int | None, long: str, runs: Path, launch: Launcher, tmp_path: Path
 ) -> None:
-    """SIGUSR1 to mpirun, or to a worker that does not compute. So a pooled run repeats to the byte, too."""
-    assert count_lines(runs / long) == LONG
+    """SIGUSR1 to mpirun, or to a worker that does not compute."""
     run_dir = tmp_path / "run"
     given = flags(settings(CELLS[LONGS[long]], run_dir, LONG))
     job = launch.start(RANKS, "dppo.run", *given, program="on_two_cores.py")

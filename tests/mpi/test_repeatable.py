@@ -46,12 +46,13 @@ def settings(name: str, run_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every run, never stopped; in one start, because starts are what takes the time."""
+    """Every run twice, NAME and NAME-again, never stopped; in one start, because starts are what takes the time."""
     folder = tmp_path_factory.mktemp("whole")
     jobs = []
     for name in (*RUNS, WITHOUT_ANNEALING):
         ranks = RUNS[name][0] if name in RUNS else 3
-        jobs.append({"ranks": ranks, "flags": flags(settings(name, folder / name))})
+        for suffix in ("", "-again"):
+            jobs.append({"ranks": ranks, "flags": flags(settings(name, folder / (name + suffix)))})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
     launcher.run(4, folder / "jobs.json", program="train_layouts.py", timeout=120)
@@ -69,15 +70,19 @@ def assert_same(run_dir: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", RUNS)
+def test_two_identical_runs_are_the_same_to_the_byte(name: str, whole: Path) -> None:
+    assert count_lines(whole / name) == ITERATIONS
+    assert_same(whole / name, whole / f"{name}-again")
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_that_was_killed_and_preempted_ends_as_one_never_stopped(
     name: str, whole: Path, launch: Launcher, tmp_path: Path
 ) -> None:
-    """SIGKILL to all between two checkpoints, then SIGUSR1 to mpirun: lines after the checkpoint come again, once. That
-    the same run repeats to the byte, its first lines show, and those that follow that it does so after stops, too.
-    """
-    assert count_lines(whole / name) == ITERATIONS
+    """SIGKILL to all between two checkpoints, then SIGUSR1 to mpirun: lines after the checkpoint come again, once."""
     ranks = RUNS[name][0] if RUNS[name][0] > 1 else None
     run_dir = tmp_path / "run"
     job = launch.start(ranks, *flags(settings(name, run_dir)))

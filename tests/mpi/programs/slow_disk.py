@@ -1,4 +1,4 @@
-"""dppo.run on a disk that takes 0.1 s for each segment. Lists its checkpoints in RUN/checkpoints.txt."""
+"""dppo.run on a disk that takes 0.2 s for each segment. Lists its checkpoints in RUN/checkpoints.txt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main() -> int:
     write, save = trajectory.write_durably, dppo.journal.write_checkpoint
 
     def slowly(path: Path, *data: Any) -> None:
-        time.sleep(0.1)
+        time.sleep(0.2)
         write(path, *data)
 
     def noted(run_dir: Path, checkpoint: Any, keep: int) -> Path:
