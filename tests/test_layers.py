@@ -24,7 +24,7 @@ LAYERS = (
     ("crew",),
     ("succession", "roles"),
     ("survival",),
-    ("run", "evaluate", "trajectories", "sweep", "report", "verdict", "requeue"),
+    ("run", "evaluate", "trajectories", "sweep", "report", "verdict", "requeue", "job"),
 )
 """Rooms from the ground up: a file, or a folder whose files may import each other."""
 
