@@ -353,8 +353,10 @@ def _reason(error: Exception) -> str:
 def _array_form(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of one observation as one array."""
     if space.shape is None or space.dtype is None:
-        raise ValueError(
-            f"{spec.id} observes {space}, which is not one array: "
-            "register it with gymnasium.wrappers.FlattenObservation around it"
-        )
+        wrapper = "gymnasium.wrappers.FlattenObservation"
+        if not space.is_np_flattenable:  # Sequence and Graph: how long one is is known only when it is there
+            wrapper = (
+                "gymnasium.wrappers.TransformObservation(env, function, box), with a function of yours to one array,"
+            )
+        raise ValueError(f"{spec.id} observes {space}, which is not one array: register it with {wrapper} around it")
     return space.shape, np.dtype(space.dtype)
