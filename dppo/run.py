@@ -181,6 +181,8 @@ def _prepare(
     seats = crew.first_crew(comm)
     opening.introduce(plan, place, comm, console, notes, THREADS)
     if plan.config.dry_run:
+        seen = opening.try_environments(place, comm)
+        console.line(f"  {seen}")
         console.line("dry run: everything is in order; nothing was trained, nothing was written")
         return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
     return plan, place, seats, console
