@@ -241,7 +241,7 @@ def conclude(summary: Summary, console: Console) -> None:
     how = {
         "target": "target reached",
         "finished": "finished",
-        "preempted": "preempted, state saved; run again with --resume",
+        "preempted": f"preempted by {s.preempted_by}, state saved; run again with --resume",
     }
     console.line(
         f"{how[s.exit]}: {reached} after {s.env_steps:,} steps, {s.updates:,} updates, {s.episodes:,} episodes"

@@ -5,6 +5,7 @@ Uses the standard library; run.py arms it, the coordinators on rank 0 and the wo
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -38,12 +39,16 @@ class Preemption:
         self.grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
+        """Who or what has asked."""
         self._first_signal_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
-        ends = [(started or time.monotonic()) + time_limit_s] if time_limit_s else []
+        ends: list[tuple[float, str]] = []
+        if time_limit_s is not None:
+            ends.append(((started or time.monotonic()) + time_limit_s, f"--time-limit-s {time_limit_s:g}"))
         if ends_at is not None:
-            ends.append(time.monotonic() + ends_at - time.time())
-        self._ask_at = min(ends) - grace_s if ends else None
+            ends.append((time.monotonic() + ends_at - time.time(), "the end of the job's allocation"))
+        self._ask_at, self._limit = min(ends) if ends else (math.inf, "")
+        self._ask_at -= grace_s
 
     def install(self) -> None:
         """SIGUSR1, SIGTERM and Ctrl-C become requests."""
@@ -74,8 +79,8 @@ class Preemption:
     @property
     def requested(self) -> bool:
         """Whether it was asked; looks at the time limit as well."""
-        if self.requested_at is None and self._ask_at is not None and time.monotonic() > self._ask_at:
-            self.request("the time limit")
+        if self.requested_at is None and time.monotonic() > self._ask_at:
+            self.request(self._limit)
         return self.requested_at is not None
 
     def past(self, share: float) -> bool:
