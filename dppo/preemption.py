@@ -10,6 +10,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,7 @@ class Preemption:
       time_limit_s: seconds after `started` by which the run must have ended; None: no such limit.
       started: time.monotonic() of the start; None: now.
       ends_at: when the batch system kills the job, in seconds since 1970; the earlier limit counts.
+      leave: ends the process, with a code.
     """
 
     def __init__(
@@ -35,7 +37,9 @@ class Preemption:
         time_limit_s: float | None,
         started: float | None = None,
         ends_at: float | None = None,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
+        self._leave = leave
         self.grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
@@ -68,7 +72,7 @@ class Preemption:
         if self._first_signal_at is None:
             self._first_signal_at = now
         elif now - self._first_signal_at > SECOND_SIGNAL_S:
-            os._exit(128 + number)
+            self._leave(128 + number)
         self.request(signal.Signals(number).name)
 
     def request(self, reason: str) -> None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import time
 
-from dppo import startup
+from dppo import guard, startup
 
 STARTED = time.monotonic()
 THREADS = startup.limit_threads()
 startup.set_mpi_parameters()
 if __name__ == "__main__":
-    startup.note_early_signals()
-    startup.die_with_launcher()
-    guard = startup.StartGuard()
+    startup.note_early_signals(guard.leave_at_once)
+    guard.stand()
+    startup.hide_from_children()
+    startup.let_children_start_afresh()
 
 import contextlib  # noqa: E402
 import os  # noqa: E402
@@ -36,7 +37,7 @@ if startup.survives_deaths():
 from mpi4py import MPI  # noqa: E402
 
 if __name__ == "__main__":
-    guard.end()
+    guard.started()
 
 from dppo import crew, opening, survival  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, parse  # noqa: E402
@@ -199,7 +200,8 @@ def _rank(
     number: int,
 ) -> Rank:
     config = plan.config
-    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at)
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at, guard.leave_at_once)
+    startup.let_children_start_afresh()
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")
@@ -214,7 +216,7 @@ def _rank(
 def _end_by_stall(plan: Plan, number: int) -> None:
     """This rank made no progress for too long, says its watchdog, whose thread calls this."""
     if not survives_deaths():
-        os._exit(EXIT_STALLED)
+        guard.leave_at_once(EXIT_STALLED)
     if plan.config.on_worker_error == "abort":
         with contextlib.suppress(OSError):
             (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).write_text(
@@ -324,6 +326,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         print(f"dppo: the summary could not be written:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     setattr(error, _SAID, True)
     if me.comm.size > 1 and not survives_deaths():
+        guard.announce(EXIT_FAILED)
         me.comm.Abort(EXIT_FAILED)
     if me.comm.size > 1:
         _wait_for_the_last_word(me)
@@ -356,6 +359,7 @@ def _command() -> None:
     sys.stderr.flush()
     if not survives_deaths():
         MPI.COMM_WORLD.Barrier()
+        guard.announce(code)
         sys.exit(code)
     time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
     recovery.leave(code)
