@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from dppo.storage.dataset import Trajectories as Trajectories
     from dppo.storage.dataset import open_trajectories as open_trajectories
 
+__version__ = "0.1.0"
+
 __all__ = ["Config", "Policy", "Summary", "Trajectories", "load_policy", "open_trajectories", "train"]
 
 _HOMES = {
@@ -36,3 +38,7 @@ def __getattr__(name: str) -> Any:
     from importlib import import_module
 
     return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -11,6 +11,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dppo.bounds import digits
+
 ASK_S = 10.0
 """How long an answer from Slurm is waited for: its controller may be busy, or away."""
 _ENDED = {
@@ -61,14 +63,14 @@ def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
     number = environ.get("SLURM_JOB_ID")
     if number is None:
         return None
-    told: float = _number(environ, "SLURM_JOB_END_TIME", 0)
+    told: float = _number(environ, "SLURM_JOB_END_TIME", 0, 10**11)
     end = told if told > time.time() else _asked_end(number)
     return end if end is not None and end > time.time() else None
 
 
-def _number(environ: Mapping[str, str], name: str, default: int) -> int:
-    text = environ.get(name, "")
-    return int(text) if text.isdigit() else default
+def _number(environ: Mapping[str, str], name: str, default: int, most: int = 10**6) -> int:
+    number = digits(environ.get(name, ""), most)
+    return default if number is None else number
 
 
 def _asked_end(number: str) -> float | None:

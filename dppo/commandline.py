@@ -7,22 +7,38 @@ take from it how wrong use is said.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
+import json
+import os
 import re
+import stat
+import sys
 import tomllib
 from collections.abc import Iterator, Sequence
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dppo.config import Config, as_dict, nearest, resolve, updated
+from dppo import __version__
+from dppo.bounds import Range, hints, is_whole, shown, whole_number
+from dppo.config import Config, as_dict, resolve, setting_names, suggestion, updated
 
 RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
 """What may be given anew with --resume."""
 
 PER_START = ("resume", "run_dir", "dry_run")
 """What belongs to one start of the program, not to the run; config.toml leaves it out."""
+
+EXIT_USAGE = 2
+VERSION = f"dppo {__version__}"
+ANSWERED = ("-h", "--help", "--version")
+"""Flags that are answered, whatever else is given, and need no MPI."""
+
+MOST_TOML_BYTES = 2**20
+LONGEST_MESSAGE = 600
 
 USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
 
@@ -34,14 +50,49 @@ class UsageError(ValueError):
 
 
 class HelpShown(Exception):
-    """--help was answered; nothing else is to be done."""
+    """--help or --version was answered; nothing else is to be done."""
 
 
 class Parser(argparse.ArgumentParser):
     """Of the other commands: says what is wrong in one line, as all of them do."""
 
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.add_argument("--version", action="version", version=VERSION, help="show dppo's version")
+
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} -h")
+
+
+def integer(text: str) -> int:
+    """A type for argparse: 1000, 1_000 or 1e3."""
+    number = whole_number(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}")
+    return number
+
+
+def require(flag: str, value: float, bounds: Range) -> None:
+    """Raises UsageError where the value of a flag is out of its range."""
+    if value not in bounds:
+        raise UsageError(f"{flag} {value} {bounds.said}")
+
+
+def answer(argv: Sequence[str], *, is_first: bool) -> int:
+    """--help and --version, before MPI is there; the exit code, of all ranks. The first one speaks."""
+    with contextlib.ExitStack() as silence:
+        if not is_first:
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            parse(argv)
+        except UsageError as error:
+            print(f"dppo: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        except HelpShown:
+            pass
+    return 0
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
@@ -52,6 +103,9 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
       HelpShown: after --help.
     """
     args = list(argv)
+    if "--version" in args:
+        print(VERSION)
+        raise HelpShown
     file_values: dict[str, Any] = {}
     notes = []
     if (place := _file_at(args)) is not None:
@@ -60,6 +114,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
         notes.append(f"settings from {path}")
     _check_flags(args)
     try:
+        if "-h" in args or "--help" in args:
+            _show_help(args, file_values)
         if ("--resume" in args or file_values.get("resume")) and "--no-resume" not in args:
             return _resumed(args, file_values, notes)
         config, preset_note = _new(args, file_values)
@@ -92,19 +148,44 @@ def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str
 def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file's values. Raises UsageError that names the file and what is wrong with it."""
     try:
-        return tomllib.loads(path.read_text())
+        with open(path, "rb", opener=_open_regular) as file:
+            content = file.read(MOST_TOML_BYTES + 1)
     except OSError as error:
-        raise UsageError(f"{path}: cannot be read: {error.strerror}; the first argument names a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is not valid TOML: {error}") from error
+        why = error.strerror or error
+        raise UsageError(f"{path}: cannot be read: {why}; the first argument names a TOML file") from error
+    except ValueError as error:  # a name that no file can have
+        raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
+    if len(content) > MOST_TOML_BYTES:
+        raise UsageError(f"{path}: holds more than {MOST_TOML_BYTES} bytes, too many for settings")
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
+        raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """A pipe that nobody writes to, or a device, would be read for ever."""
+    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(0, "it is no regular file")
+    return descriptor
 
 
 def load_config(run_dir: Path) -> Config:
-    """The stored configuration of a run."""
+    """The stored configuration of a run. Raises UsageError."""
     path = run_dir / "config.toml"
-    if not path.exists():
-        raise UsageError(f"{run_dir} holds no run: there is no config.toml in it")
-    return resolve(updated(Config(), read_toml(path)))
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{run_dir} holds no run: there is no config.toml in it") from error
+    except (OSError, ValueError):
+        pass  # said by what follows
+    values = read_toml(path)
+    try:
+        return resolve(updated(Config(), values))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
 
 
 def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:
@@ -112,7 +193,41 @@ def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> 
     if not run_dir:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
     stored = replace(load_config(Path(str(run_dir))), run_dir=str(run_dir), resume=True)
-    config = resolve(_apply_flags(updated(stored, file_values), args))
+    config = _apply_flags(updated(stored, file_values), args)
+    _require_same(stored, config)
+    return resolve(config), [f"settings from {run_dir}/config.toml", *notes]
+
+
+def resumed(config: Config) -> Config:
+    """What `Config(run_dir=R, resume=True)` means: all settings of the run in R, and what it gives anew. What equals
+    its default cannot be told from what was not given, and is the run's.
+
+    Raises:
+      UsageError: no run is there, or what was given differs from the run's and may not.
+    """
+    if not config.run_dir:
+        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
+    stored = replace(load_config(Path(config.run_dir)), **{name: getattr(config, name) for name in PER_START})
+    given = _given(as_dict(config), as_dict(Config()))
+    try:
+        changed = updated(stored, {name: value for name, value in given.items() if name not in PER_START})
+        _require_same(stored, changed)
+        return resolve(changed)
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is not as it is by default."""
+    return {
+        name: _given(value, defaults[name]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value != defaults.get(name)
+    }
+
+
+def _require_same(stored: Config, config: Config) -> None:
+    """A resumed run keeps its settings. Raises UsageError that names the first that differs."""
     for key, before, now in _differences(as_dict(stored), as_dict(config)):
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(
@@ -120,7 +235,6 @@ def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> 
                 " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew); leave it out,"
                 " or start a new run in another --run-dir"
             )
-    return config, [f"settings from {run_dir}/config.toml", *notes]
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -132,6 +246,11 @@ def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Itera
 
 
 # -- presets --------------------
+
+
+def presets() -> dict[str, Any]:
+    """The files of all presets, by their names: ENV.LOSS.toml."""
+    return {file.name: file for file in (resources.files("dppo") / "presets").iterdir() if file.name.endswith(".toml")}
 
 
 def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
@@ -146,8 +265,8 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
     mode = given("mode") or Config.mode
     loss = given("loss") or ("a3c" if mode == "async" else "ppo")
     name = f"{env}.{loss}.toml"
-    file = resources.files("dppo") / "presets" / name
-    if "/" in str(env) or not file.is_file():
+    file = presets().get(name)
+    if file is None:
         return Config(), [f"no preset for {env} with {loss}: the defaults"]
     values = tomllib.loads(file.read_text())
     if given("total-steps") is not None and given("target-return") is None:
@@ -158,15 +277,9 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
 # -- flags --------------------
 
 
-def flag_names(cls: Any = Config, prefix: str = "") -> list[str]:
+def flag_names() -> list[str]:
     """Every flag without its dashes: total-steps, ppo.clip, …"""
-    names: list[str] = []
-    instance = cls()
-    for f in fields(cls):
-        name = prefix + f.name.replace("_", "-")
-        value = getattr(instance, f.name)
-        names += flag_names(type(value), name + ".") if is_dataclass(value) else [name]
-    return names
+    return [name.replace("_", "-") for name in setting_names()]
 
 
 def _check_flags(args: list[str]) -> None:
@@ -174,7 +287,8 @@ def _check_flags(args: list[str]) -> None:
     for token in args:
         name = token[2:].split("=")[0].replace("_", "-")
         if token.startswith("--") and name != "help" and _positive(name) not in known:
-            raise UsageError(f"--{name}: no such flag{nearest(name, known).replace('mean ', 'mean --')}")
+            meant = suggestion(_positive(name), write=lambda setting: f"--{setting.replace('_', '-')}")
+            raise UsageError(f"--{shortened(name)}: no such flag{meant}")
 
 
 def _positive(name: str) -> str:
@@ -193,6 +307,31 @@ def _as_tyro_wants(token: str) -> str:
     return token
 
 
+def _with_digits(args: list[str]) -> list[str]:
+    """1e6 as 1000000 behind the flags of whole numbers, as tyro knows it."""
+    out: list[str] = []
+    takes_whole_numbers = False
+    for token in args:
+        flag, equals, value = token.partition("=")
+        if token.startswith("--"):
+            takes_whole_numbers = _is_whole_number(flag[2:].replace("-", "_"))
+        else:
+            flag, equals, value = "", "", token
+        number = whole_number(value) if takes_whole_numbers else None
+        out.append(token if number is None else f"{flag}{equals}{number}")
+    return out
+
+
+def _is_whole_number(name: str) -> bool:
+    *sections, last = name.split(".")
+    part: Any = Config
+    for section in sections:
+        part = hints(part).get(section)
+        if not is_dataclass(part):
+            return False
+    return is_whole(hints(part).get(last))
+
+
 def _flag_value(args: list[str], name: str) -> str | None:
     """The last value of --name, before the flags are parsed in earnest."""
     found = None
@@ -203,19 +342,36 @@ def _flag_value(args: list[str], name: str) -> str | None:
     return found
 
 
-def _apply_flags(base: Config, args: list[str]) -> Config:
+def _show_help(args: list[str], file_values: dict[str, Any]) -> NoReturn:
+    """All flags, with the values that they have where they are not given: the defaults or, with an environment, its
+    preset's and the file's.
+    """
+    env = _flag_value(args, "env") or file_values.get("env")
+    if env is None:
+        config, tuned = Config(), sorted({name.rsplit(".", 2)[0] for name in presets()})
+        note = (
+            f"The defaults are shown. {Config.env}, the environment where no other is named, has a preset, which"
+            f" replaces some of them, and so have {', '.join(e for e in tuned if e != Config.env)}; `--env ID --help`"
+            " shows what is set with it."
+        )
+    else:
+        config, notes = _with_preset(args, file_values)
+        config = updated(config, file_values | {"env": env})
+        note = f"What is shown is set with {env} ({'; '.join(notes)})."
+    _apply_flags(config, ["--help"], f"{USAGE} {note}")
+    raise HelpShown
+
+
+def _apply_flags(base: Config, args: list[str], description: str = USAGE) -> Config:
     if not args:
         return base
-    import contextlib
-    import io
-
     import tyro
 
-    args = [_as_tyro_wants(token) for token in args]
+    args = [_as_tyro_wants(token) for token in _with_digits(args)]
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Config, args=args, default=base, description=USAGE, prog="python -m dppo.run")
+            return tyro.cli(Config, args=args, default=base, description=description, prog="python -m dppo.run")
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise HelpShown from None
@@ -229,7 +385,21 @@ def _one_message(complaint: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
     lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
     said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
-    return " ".join(line for line in said if line) or "the flags cannot be understood; see --help"
+    return shortened(" ".join(line for line in said if line)) or "the flags cannot be understood; see --help"
+
+
+def shortened(text: str) -> str:
+    """Somebody else's message, of which a part may be somebody's file."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+
+
+def in_python(message: str) -> str:
+    """A message for those who call `dppo.train`: settings by their names there, not by their flags."""
+    message = re.sub(
+        r"(?<![\w/-])--resume --run-dir (\S+?)(?=[,;.]?(?:\s|$))", r"run_dir='\1' with resume=True", message
+    )
+    message = re.sub(r"(?<![\w/-])--resume(?![\w-])", "resume=True", message)
+    return re.sub(r"(?<![\w/-])--([a-z][a-z0-9.-]*[a-z0-9])", lambda flag: flag[1].replace("-", "_"), message)
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
@@ -265,8 +435,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-        return f'"{escaped}"'
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
     if isinstance(value, list):
         return "[" + ", ".join(_toml_value(v) for v in value) + "]"
     return repr(value)

@@ -18,14 +18,14 @@ from typing import Any, NoReturn
 
 from gymnasium.spaces import Box
 
-from dppo import guard
+from dppo import __version__, guard
 from dppo.console import Console
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory
 from dppo.exchange.recovery import sort, spawn, survives_deaths
 from dppo.journal import Failure, Journal, Losses, Summary
 from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
-from dppo.planning import Plan, version
+from dppo.planning import Plan
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
 from dppo.storage.spaces import space_to_json, spec_to_json
@@ -155,7 +155,7 @@ def begin_dump(me: Rank) -> None:
     labels = Labels(
         me.plan.run_dir, me.plan.run_id, me.plan.attempt, worker + me.first_rank, me.comm.size,
         worker * config.num_envs, json.dumps(asdict(config)), spec_to_json(config.env),
-        space_to_json(envs.observation_space), space_to_json(envs.action_space), version(),
+        space_to_json(envs.observation_space), space_to_json(envs.action_space), __version__,
     )  # fmt: skip
     share = None if settings.max_gb is None else settings.max_gb * 1e9 / max(1, me.num_ranks - 1)
     me.dump = TrajectoryWriter(

@@ -21,8 +21,9 @@ import numpy as np  # noqa: E402
 
 from dppo.algo.losses import METRICS  # noqa: E402
 from dppo.algo.moments import Normaliser  # noqa: E402
-from dppo.commandline import UsageError, load_config  # noqa: E402
-from dppo.config import Config  # noqa: E402
+from dppo.bounds import at_least  # noqa: E402
+from dppo.commandline import Parser, UsageError, integer, load_config, require  # noqa: E402
+from dppo.config import SEED, Config  # noqa: E402
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
 from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator  # noqa: E402
@@ -171,12 +172,10 @@ def _file_name(env_id: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dppo.evaluate", description="Plays episodes with a trained policy."
-    )
+    parser = Parser(prog="python -m dppo.evaluate", description="Plays episodes with a trained policy.")
     parser.add_argument("run_dir", type=Path, help="directory of the run")
-    parser.add_argument("--episodes", type=int, default=100, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: %(default)s)")
+    parser.add_argument("--episodes", type=integer, default=100, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=integer, default=0, help="of the episodes (default: %(default)s)")
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most probable")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--video", type=Path, metavar="DIR", help="record up to three episodes as MP4 files in DIR")
@@ -185,12 +184,10 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    args = _parser().parse_args(argv)
     try:
-        if args.episodes < 1:
-            raise UsageError(f"--episodes {args.episodes} must be at least 1")
-        if not 0 <= args.seed < 2**63:
-            raise UsageError(f"--seed {args.seed} must lie in [0, 2**63)")
+        args = _parser().parse_args(argv)
+        require("--episodes", args.episodes, at_least(1, 1e6))
+        require("--seed", args.seed, SEED)
         policy = load_policy(args.run_dir)
         returns, lengths = evaluate(policy, args.episodes, args.seed, stochastic=args.stochastic)
         videos = []

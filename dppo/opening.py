@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dppo.commandline import UsageError, to_toml
+from dppo.commandline import VERSION, UsageError, resumed, to_toml
 from dppo.config import Config
 from dppo.console import Console
 from dppo.envs.reasons import reason
@@ -20,8 +20,9 @@ from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_ver
 from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths
 from dppo.history import History
 from dppo.journal import WINDOW, Failure, Journal, Summary
-from dppo.planning import Plan, plan_run, version, versions
+from dppo.planning import Plan, plan_run, versions
 from dppo.preemption import Preemption
+from dppo.startup import this_python
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, remove_leftovers
 from dppo.storage.files import replace_atomically
@@ -33,13 +34,21 @@ EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}
 """Of the program, by how the run ended."""
 
 
-def plan(config: Config, comm: Comm, console: Console) -> Plan | Summary:
-    """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk."""
+PYTHON = this_python()  # before an environment changes the working directory
+
+
+def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> Plan | Summary:
+    """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk.
+
+    Args:
+      is_complete: the command line has put a resumed run's settings in already.
+    """
     planned: Plan | Summary | None = None
     error: str | None = None
     if comm.rank == 0:
         try:
-            planned = plan_run(config, comm.size, console)
+            given = config if is_complete or not config.resume else resumed(config)
+            planned = plan_run(given, comm.size, console)
         except (ValueError, OSError) as problem:
             error = str(problem)
     error = from_rank_zero(comm, error)
@@ -114,7 +123,7 @@ def introduce(
     described = next(d for d in description or [] if d is not None)
     role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
     cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
-    console.line(f"dppo {version()}: {config.env}, {cell}; {role}")
+    console.line(f"{VERSION}: {config.env}, {cell}; {role}")
     for note in notes:
         console.line(f"  {note}")
     console.line(f"  {described} per worker; {place.policy.description}; {threads} thread(s) per rank")
@@ -248,4 +257,4 @@ def conclude(summary: Summary, console: Console) -> None:
     )
     speed = f"{s.steps_per_s:,.0f} steps/s on {max(1, s.world_size - 1)} worker(s)"
     console.line(f"  {s.train_s:.1f} s of training, {speed}; {s.wall_s:.1f} s in all")
-    console.line(f"  files: {s.run_dir}   evaluate: python -m dppo.evaluate {shlex.quote(s.run_dir)}")
+    console.line(f"  files: {s.run_dir}   evaluate: {PYTHON} -m dppo.evaluate {shlex.quote(s.run_dir)}")

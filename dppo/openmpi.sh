@@ -18,3 +18,8 @@ export PMIX_MCA_psec="${PMIX_MCA_psec-native}"
 export PRTE_MCA_oob_tcp_keepalive_time="${PRTE_MCA_oob_tcp_keepalive_time-60}"
 export PRTE_MCA_oob_tcp_keepalive_intvl="${PRTE_MCA_oob_tcp_keepalive_intvl-10}"
 export PRTE_MCA_oob_tcp_keepalive_probes="${PRTE_MCA_oob_tcp_keepalive_probes-3}"
+# Open MPI does not start without a home. It reads settings there: never a folder that others may write to
+if [ -z "${HOME-}" ]; then
+    HOME=$(getent passwd "$(id -u)" 2>/dev/null | cut -d: -f6)
+    export HOME="${HOME:-/}"
+fi

@@ -20,6 +20,7 @@ import numpy as np
 
 from dppo import startup
 from dppo.allocation import Allocation, ends_at, in_queue, this_allocation
+from dppo.bounds import digits
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.journal import WINDOW, Summary
@@ -79,7 +80,7 @@ def check_launcher(started: int) -> None:
       ValueError: with the repair.
     """
     asked = next((n for n in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE") if n in os.environ), None)
-    if started > 1 or asked is None or not os.environ[asked].isdigit() or int(os.environ[asked]) <= 1:
+    if started > 1 or asked is None or (digits(os.environ[asked], startup.MOST_RANKS) or 0) <= 1:
         return
     alone = f"{os.environ[asked]} processes, but each is an MPI world of its own"
     if asked == "SLURM_STEP_NUM_TASKS":
@@ -174,14 +175,6 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
     write_json(run_dir / "summary.json", asdict(summary))
     return summary
-
-
-def version() -> str:
-    """Of the installed package."""
-    try:
-        return metadata.version("dppo")
-    except metadata.PackageNotFoundError:
-        return "(not installed)"
 
 
 def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -> dict[str, Any]:

@@ -6,7 +6,6 @@ nodes as before, because it remembers how many tasks there were. Uses scontrol.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -16,6 +15,8 @@ import time
 from collections.abc import Mapping, Sequence
 
 from dppo.allocation import this_allocation
+from dppo.bounds import digits
+from dppo.commandline import Parser, UsageError
 
 EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
 SOON = "now+10"
@@ -25,14 +26,18 @@ PATIENCE_S, BETWEEN_S, ASK_S = 80.0, 10.0, 30.0
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dppo.requeue",
         description="Has Slurm start this batch job again, soon, and on what nodes there are; code 75.",
     )
     parser.add_argument(
         "--is-requeued", action="store_true", help="Slurm does already: only see to it that it is soon, if it is true"
     )
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+    except UsageError as error:
+        print(f"dppo: {error}", file=sys.stderr)
+        return EXIT_USAGE
     job_id = this_allocation().job_id
     reason = "SLURM_JOB_ID is not set" if job_id is None else "there is no scontrol on this machine"
     if job_id is None or shutil.which("scontrol") is None:
@@ -53,8 +58,8 @@ def changes(environ: Mapping[str, str]) -> list[str]:
     tasks, nodes, per_node = (
         environ.get(name, "") for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
     )
-    counted = all(number.isdigit() for number in (tasks, nodes, per_node))
-    follows = counted and int(tasks) == int(nodes) * int(per_node) > int(per_node)
+    counted = [digits(number, 10**9) for number in (tasks, nodes, per_node)]
+    follows = None not in counted and counted[0] == (counted[1] or 0) * (counted[2] or 0) > (counted[2] or 0)
     return [f"StartTime={SOON}", *([f"NumTasks={per_node}"] if follows else [])]
 
 

@@ -15,6 +15,12 @@ STARTED = time.monotonic()
 THREADS = startup.limit_threads()
 startup.set_mpi_parameters()
 if __name__ == "__main__":
+    import sys
+
+    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv):
+        from dppo.commandline import answer
+
+        raise SystemExit(answer(sys.argv[1:], is_first=startup.is_first()))
     startup.note_early_signals(guard.leave_at_once)
     guard.stand()
     startup.hide_from_children()
@@ -28,19 +34,22 @@ import sys  # noqa: E402
 import traceback  # noqa: E402
 from collections.abc import Callable, Sequence  # noqa: E402
 from dataclasses import replace  # noqa: E402
-from typing import TypeVar  # noqa: E402
+from typing import Any, TypeVar  # noqa: E402
 
-import mpi4py  # noqa: E402
+try:
+    import mpi4py
 
-if startup.survives_deaths():
-    mpi4py.rc.finalize = False  # MPI_Finalize may hang once a rank has died
-from mpi4py import MPI  # noqa: E402
+    if startup.survives_deaths():
+        mpi4py.rc.finalize = False  # MPI_Finalize may hang once a rank has died
+    from mpi4py import MPI
+except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, and no MPI
+    startup.without_mpi(error, is_command=__name__ == "__main__")
 
 if __name__ == "__main__":
     guard.started()
 
 from dppo import crew, opening, survival  # noqa: E402
-from dppo.commandline import HelpShown, UsageError, parse  # noqa: E402
+from dppo.commandline import HelpShown, UsageError, in_python, parse  # noqa: E402
 from dppo.config import Config  # noqa: E402
 from dppo.console import Console  # noqa: E402
 from dppo.crew import Rank  # noqa: E402
@@ -61,7 +70,7 @@ from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
 _SAID = "said_by_dppo"  # marks an exception that was shown already
-LEAVE_TOGETHER_S, LEAVE_ALONE_S = 0.05, 5.0
+LEAVE_TOGETHER_S, LEAVE_AFTER_RANK_ZERO_S, LEAVE_ALONE_S = 0.05, 0.5, 5.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,24 +152,30 @@ def train(
     rank that is left.
 
     Args:
-      config: need not be resolved.
+      config: need not be resolved. With `resume` everything is as the run in `run_dir` has it; what differs from the
+        default is given anew, where it may be.
       comm: COMM_WORLD if None; a process without mpirun is a world of one.
       notes: shown before the run.
       quiet: rank 0 prints nothing but warnings.
       is_command: the process ends after it, so signals stay caught.
 
     Raises:
-      UsageError: for impossible settings, a missing environment, a run directory that holds a run; on every rank.
+      UsageError: (a ValueError) for impossible settings, a missing environment, a run directory that holds a run; on
+        every rank.
     """
     started = started or time.monotonic()
     world = MPI.COMM_WORLD if comm is None else comm
     # messages of one run never meet those of the next
     own, _ = _from_a_start(world, lambda comm: comm.Dup())
     try:
-        prepared, own = _from_a_start(own, lambda comm: _prepare(config, comm, notes, quiet=quiet))
-    except UsageError:
+        prepared, own = _from_a_start(
+            own, lambda comm: _prepare(config, comm, notes, quiet=quiet, is_complete=is_command)
+        )
+    except UsageError as error:
         own.Free()
-        raise
+        if is_command:
+            raise
+        raise _in_python(error, world.rank) from None
     if isinstance(prepared, Summary):
         own.Free()
         return prepared
@@ -171,11 +186,11 @@ def train(
 
 
 def _prepare(
-    config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool
+    config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
 ) -> tuple[Plan, Workplace, list[crew.Seat], Console] | Summary:
     """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
-    plan = opening.plan(config, comm, console)
+    plan = opening.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):
         return plan
     place = opening.build(plan.config, comm)
@@ -187,6 +202,22 @@ def _prepare(
         console.line("dry run: everything is in order; nothing was trained, nothing was written")
         return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
     return plan, place, seats, console
+
+
+def _in_python(error: UsageError, rank: int) -> UsageError:
+    """The same in the words of who called `train`, on every rank. Where nobody catches it, rank 0 alone shows it."""
+    said = UsageError(in_python(str(error)))
+    show = sys.excepthook
+
+    def leave_it_to_rank_zero(kind: Any, value: Any, trace: Any) -> None:
+        if value is said:
+            time.sleep(LEAVE_AFTER_RANK_ZERO_S)  # who leaves first with a code has the others killed
+        else:
+            show(kind, value, trace)
+
+    if rank != 0:
+        sys.excepthook = leave_it_to_rank_zero
+    return said
 
 
 def _rank(

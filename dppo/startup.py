@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import pwd
 import re
+import shlex
+import shutil
 import signal
 import socket
 import sys
@@ -19,6 +22,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
+
+from dppo.bounds import digits
 
 early_signals: list[int] = []
 """SIGUSR1 and SIGTERM that came while the program was still starting."""
@@ -29,6 +35,8 @@ _CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 MPI_PARAMETERS = Path(__file__).with_name("openmpi.sh")
 
+MOST_RANKS = 10**6
+"""A launcher's variable that says more is taken for nonsense, and counts as not set."""
 _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
@@ -155,17 +163,23 @@ def children(pid: int) -> list[int]:
 def local_ranks() -> int:
     """Ranks on this node, as the launcher says; 1 where there is none."""
     for name in _LOCAL_RANKS:
-        if os.environ.get(name, "").isdigit():
-            return max(1, int(os.environ[name]))
+        if (ranks := digits(os.environ.get(name, ""), MOST_RANKS)) is not None:
+            return max(1, ranks)
     nodes = tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    number = os.environ.get("SLURM_NODEID", "0")
-    return nodes[int(number)] if number.isdigit() and int(number) < len(nodes) else 1
+    number = digits(os.environ.get("SLURM_NODEID", "0"), MOST_RANKS)
+    return nodes[number] if number is not None and number < len(nodes) else 1
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Slurm's way to write it: `4(x2),3` is [4, 4, 3]."""
-    parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", text)
-    return [int(tasks) for tasks, nodes in parts for _ in range(int(nodes or 1))]
+    """Slurm's way to write it: `4(x2),3` is [4, 4, 3]. What cannot be is [], as if nothing were said."""
+    counted: list[int] = []
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part)
+        tasks, nodes = (digits(number or "1", MOST_RANKS) for number in found.groups()) if found else (None, None)
+        if tasks is None or nodes is None or len(counted) + nodes > MOST_RANKS:
+            return []
+        counted += [tasks] * nodes
+    return counted
 
 
 def limit_threads() -> int:
@@ -177,9 +191,9 @@ def limit_threads() -> int:
     Returns:
       The share.
     """
-    cores, of_job = len(os.sched_getaffinity(0)), os.environ.get("SLURM_CPUS_ON_NODE", "")
+    cores, of_job = len(os.sched_getaffinity(0)), digits(os.environ.get("SLURM_CPUS_ON_NODE", ""), MOST_RANKS)
     # to a part of its own of the job's cores, as by srun; where Slurm counts more than there are, nothing can be told
-    is_bound = of_job.isdigit() and cores < min(int(of_job), os.cpu_count() or 1)
+    is_bound = of_job is not None and cores < min(of_job, os.cpu_count() or 1)
     share = max(1, cores if is_bound else cores // local_ranks())
     for name in _TORCH_POOLS:
         os.environ.setdefault(name, str(share))
@@ -196,9 +210,46 @@ def set_mpi_parameters() -> None:
     environ = os.environ
     for name, value in re.findall(r'^export (\w+)="\$\{\1-(.*)\}"$', MPI_PARAMETERS.read_text(), re.MULTILINE):
         environ.setdefault(name, value)
+    if not environ.get("HOME"):
+        environ["HOME"] = _home()
     if on_one_node():
         environ.setdefault("OMPI_MCA_pml", "ob1")
         environ.setdefault("OMPI_MCA_btl", "self,sm,tcp" if is_launched() else "self")
+
+
+def this_python() -> str:
+    """What a shell in this folder calls the Python that runs: a part of a command that can be pasted there."""
+    path = Path(sys.executable or "python")
+    with contextlib.suppress(OSError):  # a folder that somebody has removed
+        if path.is_relative_to(Path.cwd()):
+            return shlex.quote(str(path.relative_to(Path.cwd())))
+    found = shutil.which("python")
+    # not by the file alone: the Pythons of virtual environments are links to one
+    return "python" if found is not None and Path(found) == path else shlex.quote(str(path))
+
+
+def _home() -> str:
+    """As the system knows it; Open MPI does not start without one. Never a folder that others may write to, for its
+    settings are read from there.
+    """
+    try:
+        return pwd.getpwuid(os.getuid()).pw_dir or "/"
+    except KeyError:  # a user without a name, as in containers
+        return "/"
+
+
+def without_mpi(error: Exception, *, is_command: bool) -> NoReturn:
+    """MPI could not be imported: said once, with what to install; a command ends with code 2."""
+    why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
+    message = (
+        f"MPI cannot be loaded ({why}): pip install 'dppo[mpi]' brings one; on a cluster load your site's MPI first,"
+        " the one that mpi4py was built with"
+    )
+    if not is_command:
+        raise ImportError(message) from error
+    if is_first():
+        print(f"dppo: {message}", file=sys.stderr, flush=True)
+    raise SystemExit(2)
 
 
 def on_one_node() -> bool:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.commandline import Parser, UsageError, as_flags
+from dppo.commandline import Parser, UsageError, as_flags, integer
 from dppo.console import markdown_table
 from dppo.storage.files import fsync_folder, write_durably
 from dppo.tasks import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
@@ -104,7 +104,7 @@ def _parser() -> Parser:
     )
     parser.add_argument("file", metavar="SWEEP.toml", type=Path, help="what is varied")
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, nargs="?", help="where the run directories go")
-    parser.add_argument("task", metavar="TASK", type=int, nargs="?", help="number of a task, from 0")
+    parser.add_argument("task", metavar="TASK", type=integer, nargs="?", help="number of a task, from 0")
     return parser
 
 

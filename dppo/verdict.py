@@ -7,7 +7,6 @@ completes it. Where a start was killed before its verdict, the next one's `--beg
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 import sys
@@ -18,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from dppo.allocation import in_queue, this_allocation
+from dppo.bounds import at_least, within
+from dppo.commandline import Parser, UsageError, integer, require
 from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json
 
@@ -88,23 +89,30 @@ def last_line(error: str | None) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m dppo.verdict",
         description="Says whether the run of a job that has ended is done (code 0), has failed (1), was wrong use (2),"
         " or should be started again (75).",
     )
     parser.add_argument("run_dir", type=Path, help="the run directory")
     parser.add_argument(
-        "--starts", type=int, default=3, help="so many in a row without a new checkpoint are enough (default: 3)"
+        "--starts",
+        type=integer,
+        default=3,
+        help="so many in a row without a new checkpoint are enough (default: 3)",
     )
-    parser.add_argument("--code", type=int, help="that the launcher has ended with")
+    parser.add_argument("--code", type=integer, help="that the launcher has ended with")
     parser.add_argument(
         "--begin", action="store_true", help="before a start: code 0, or 1 where the starts before it were enough"
     )
-    args = parser.parse_args(argv)
+    try:
+        args = parser.parse_args(argv)
+        require("--starts", args.starts, at_least(1, 1e6))
+        require("--code", args.code or 0, within(-255, 255))
+    except UsageError as error:
+        print(f"dppo: {error}", file=sys.stderr)
+        raise SystemExit(USAGE) from error
     run_dir: Path = args.run_dir
-    if args.starts < 1:
-        parser.error(f"--starts {args.starts} must be at least 1")
     if run_dir.exists() and not run_dir.is_dir():
         print(f"dppo: {run_dir} is a file: give a run directory", file=sys.stderr)
         return USAGE

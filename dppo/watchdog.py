@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import math
 import os
 import socket
 import sys
@@ -20,6 +19,8 @@ from types import FunctionType
 EXIT_STALLED = 1
 WAITING = ("exchange",)
 """Phases in which a rank waits for others: it is not what keeps the job, and does not end itself."""
+SHORTEST_S, LONGEST_S = 1e-3, 1e9
+"""Limits beyond these are taken for them: the timer's clock knows neither less nor more."""
 _STDERR = 2
 
 
@@ -45,14 +46,15 @@ class Watchdog:
     def __init__(
         self, folder: Path, rank: int, after_s: float, abort_s: float, *, end: Callable[[], None] = _exit
     ) -> None:
-        self._after_s, self._abort_s, self._end = after_s, abort_s, end
+        self._after_s, self._abort_s = (min(s, LONGEST_S) if s > 0 else 0.0 for s in (after_s, abort_s))
+        self._end = end
         self._who = f"rank {rank} on {socket.gethostname()}, pid {os.getpid()}"
         self._path = folder.absolute() / f"rank_{rank:05d}.txt"  # an environment may change the working directory
         self._last, self._phase = time.monotonic(), "start"
         self._armed_for = self._reported_for = -1.0
         self._stopped, self._watches = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
-        limits = [s for s in (after_s, abort_s) if 0 < s < math.inf]
+        limits = [max(s, SHORTEST_S) for s in (self._after_s, self._abort_s) if s]
         if not limits:
             return
         self._period_s = min(1.0, min(limits) / 4)

@@ -359,7 +359,7 @@ def test_a_resumed_runs_settings_are_written_as_they_were(run: Path) -> None:
         ("optim.lr", 3e-4, ["--optim.lr", "0.0003"]),
         ("optim.lr", 1, ["--optim.lr", "1"]),
         ("target-return", -1e-7, ["--target-return=-1e-07"]),
-        ("time-limit-s", float("inf"), ["--time-limit-s", "inf"]),
+        ("time-limit-s", 1e9, ["--time-limit-s", "1000000000.0"]),
         ("env", "-odd name", ["--env=-odd name"]),
         ("model.hidden", [32, 16], ["--model.hidden", "32", "16"]),
         ("model.hidden", [], ["--model.hidden"]),

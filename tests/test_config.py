@@ -89,7 +89,7 @@ def test_an_unknown_name_is_refused_with_the_nearest(values: dict[str, Any], mes
     ("values", "message"),
     [
         ({"seed": "1"}, "seed='1' must be of type int"),
-        ({"seed": 1.0}, "seed=1.0 must be of type int"),
+        ({"seed": 1.5}, "seed=1.5 must be of type int"),
         ({"seed": True}, "seed=True must be of type int"),
         ({"resume": 1}, "resume=1 must be of type bool"),
         ({"env": 3}, "env=3 must be of type str"),

@@ -86,7 +86,7 @@ def test_wrong_tasks_are_named_and_the_others_offered(file: Path, capsys: pytest
     assert main([str(file)]) == 2
     out, err = capsys.readouterr()
     assert out.endswith(f"\n6 task(s), 2 of them wrong\nSWEEP={file} sbatch --array=0,2-3,5 jobs/sweep.sbatch\n")
-    assert err == "dppo: task 1,4: optim.lr=-1.0 must be positive\n"
+    assert err == "dppo: task 1,4: optim.lr=-1.0 must be positive, and at most 1000\n"
 
 
 def test_where_all_are_wrong_nothing_is_offered(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +135,8 @@ def test_the_run_gets_exactly_these_settings(file: Path, tmp_path: Path, capsys:
 def test_one_wrong_task_leaves_the_others(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file.write_text(SWEEP.replace("1e-3", "-1.0"))
     assert flags(capsys, file, tmp_path / "out", 0)[-1].endswith("task_000")
-    assert complaint(capsys, file, tmp_path / "out", 1) == f"dppo: {file}: task 1: optim.lr=-1.0 must be positive\n"
+    said = complaint(capsys, file, tmp_path / "out", 1)
+    assert said == f"dppo: {file}: task 1: optim.lr=-1.0 must be positive, and at most 1000\n"
     assert complaint(capsys, file, tmp_path / "out", 4) == "dppo: there is no task 4: the sweep has 4, 0 to 3\n"
 
 

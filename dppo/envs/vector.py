@@ -318,7 +318,9 @@ def _find_spec(env_id: str) -> EnvSpec:
         try:
             importlib.import_module(module)
         except Exception as error:  # a user's module may raise anything, and it is the user who can repair it
-            raise ValueError(f"env={env_id!r}: cannot import {module!r}: {reason(error)}") from error
+            raise ValueError(
+                f"env={env_id!r}: cannot import {module!r}: {reason(error)}{_not_its_file(env_id)}"
+            ) from error
     spec = gymnasium.registry.get(name)
     if spec is not None:
         return spec
@@ -332,6 +334,15 @@ def _find_spec(env_id: str) -> EnvSpec:
     else:
         hint = f"if a module of yours registers it, write 'the.module:{name}'"
     raise ValueError(f"env={env_id!r}: no environment {name!r} is registered; {hint}")
+
+
+def _not_its_file(env_id: str) -> str:
+    """What is meant where `folder/module.py:Id` names a file."""
+    file, _, name = env_id.rpartition(":")
+    if not file.endswith(".py"):
+        return ""
+    folder, _, module = file.removesuffix(".py").rpartition("/")
+    return f"; name the module, not its file: {module}:{name}" + (f", with PYTHONPATH={folder}" if folder else "")
 
 
 def _make(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:

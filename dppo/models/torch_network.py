@@ -22,7 +22,9 @@ def module_from_factory(factory: str, observation_size: int, num_outputs: int) -
     try:
         function: Callable[[int, int], torch.nn.Module] = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"model.factory={factory}: cannot be imported: {error}") from error
+        file = module_name.endswith(".py")
+        meant = f"; name the module, not its file: {module_name.removesuffix('.py')}:{function_name}" if file else ""
+        raise ValueError(f"model.factory={factory}: cannot be imported: {error}{meant}") from error
     try:
         module = function(observation_size, num_outputs)
     except Exception as error:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dppo.commandline import UsageError
+from dppo.bounds import Range, shown, within
+from dppo.commandline import UsageError, integer, require
 from dppo.storage.dataset import open_trajectories
 from dppo.storage.export_d4rl import to_d4rl
 from dppo.storage.export_minari import to_minari
@@ -35,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset-id", metavar="ID", help="for Minari: namespace/name-vN (default: dppo/ENV-v0)")
     parser.add_argument("--author", metavar="NAME", help="for Minari: who made the dataset")
     parser.add_argument("--complete-only", action="store_true", help="leave out episodes that are not there as a whole")
-    parser.add_argument("--last", metavar="N", type=int, help="the last N episodes only")
+    parser.add_argument("--last", metavar="N", type=integer, help="the last N episodes only")
     parser.add_argument("--min-return", metavar="R", type=float, help="episodes with at least this return only")
     parser.add_argument("--ranks", metavar="1,2", type=_ranks, help="what these ranks have written only")
 
@@ -45,8 +46,10 @@ def run(args: argparse.Namespace) -> list[str]:
     for name in ("dataset_id", "author"):
         if args.to != "minari" and getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --to minari: leave it out with --to {args.to}")
-    if args.last is not None and args.last < 1:
-        raise UsageError(f"--last {args.last} must be at least 1; leave it out for all episodes")
+    if args.last is not None:
+        require("--last", args.last, Range(1, 1e12, "must be at least 1; leave it out for all episodes"))
+    if args.min_return is not None:
+        require("--min-return", args.min_return, within(-1e300, 1e300))
     if args.output is not None:
         refuse_inside_dump(args.output)
     trajectories = open_trajectories(
@@ -79,6 +82,6 @@ def output_path(text: str) -> Path:
 
 def _ranks(text: str) -> list[int]:
     try:
-        return [int(rank) for rank in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be ranks, such as 1,2") from None
+        return [integer(rank) for rank in text.split(",")]
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"{shown(text)} must be ranks, such as 1,2") from None

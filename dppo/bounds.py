@@ -1,0 +1,188 @@
+"""What a setting may be: its type and its range stand beside it; a value is made plain, or refused by name.
+
+Uses the standard library only; config.py declares ranges with it, the commands give their numbers to it.
+"""
+
+from __future__ import annotations
+
+import numbers
+import operator
+import os
+import re
+from dataclasses import is_dataclass
+from decimal import Decimal, InvalidOperation
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+
+SHOWN = 80
+"""Characters of a value that a message shows at most."""
+LONGEST_TEXT = 4096
+LONGEST_S = 1e9
+"""31 years: what is longer overflows somewhere, and means never."""
+
+
+class Range(NamedTuple):
+    """Numbers from `low` to `high`; NaN is in no range."""
+
+    low: float
+    high: float
+    said: str
+    """How a message goes on behind the name and the value."""
+    open_low: bool = False
+    open_high: bool = False
+
+    def __contains__(self, value: object) -> bool:
+        if not isinstance(value, int | float):
+            return False
+        above = value > self.low if self.open_low else value >= self.low
+        return above and (value < self.high if self.open_high else value <= self.high)
+
+
+def within(low: float, high: float, *, open_low: bool = False, open_high: bool = False) -> Range:
+    left, right = "(" if open_low else "[", ")" if open_high else "]"
+    return Range(low, high, f"must lie in {left}{low:g}, {high:g}{right}", open_low, open_high)
+
+
+def positive(most: float, *, otherwise: str = "") -> Range:
+    """
+    Args:
+      otherwise: what else there is: ", or left out".
+    """
+    return Range(0, most, f"must be positive{otherwise}, and at most {most:g}", open_low=True)
+
+
+def at_least(least: float, most: float) -> Range:
+    return Range(least, most, f"must be at least {least:g}, and at most {most:g}")
+
+
+def not_negative(most: float, *, zero: str = "") -> Range:
+    """
+    Args:
+      zero: what 0 means, where it is more than a number.
+    """
+    said = f"must be 0 ({zero}) or positive" if zero else "must not be negative"
+    return Range(0, most, f"{said}, and at most {most:g}")
+
+
+class Section:
+    """Base of dataclasses of settings: whatever makes one, each value is of its type and in its range."""
+
+    def __post_init__(self) -> None:
+        # PPOConfig is ppo, as a section of Config; Config itself has no name
+        section: Any = type(self)
+        name = section.__name__.removesuffix("Config").lower()
+        for key, hint in hints(section).items():
+            value = settled(hint, getattr(self, key), f"{name}.{key}" if name else key)
+            object.__setattr__(self, key, value)
+
+
+@cache
+def hints(section: Any) -> dict[str, Any]:
+    """The settings of a section, with their types and ranges."""
+    return get_type_hints(section, include_extras=True)
+
+
+def settled(hint: Any, value: Any, name: str) -> Any:
+    """`value` as the plain type that `hint` asks for.
+
+    A whole number is taken for a float and the other way round (1e6 is an int), a list for a tuple, a path for a text;
+    what NumPy and torch call numbers and arrays becomes Python's. Nothing else is converted.
+
+    Raises:
+      ValueError: the type is wrong, or the value is out of its range.
+    """
+    given, bounds = value, None
+    if get_origin(hint) is Annotated:
+        hint, bounds = get_args(hint)
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if value is None and NoneType in options:
+        return None
+    hint = next(o for o in options if o is not NoneType)
+    if is_dataclass(hint):
+        _require(isinstance(value, hint), f"{name}={shown(value)} must be a {hint.__name__}")  # type: ignore
+        return value
+    value = _plain(value)
+    if get_origin(hint) is Literal:
+        choices = get_args(hint)
+        _require(type(value) is str and value in choices, f"{name}={shown(given)} must be one of {', '.join(choices)}")
+        return value
+    if get_origin(hint) is tuple:
+        _require(isinstance(value, list | tuple), f"{name}={shown(given)} must be a list")
+        return tuple(settled(get_args(hint)[0], v, name) for v in value)
+    if hint is int and isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if hint is float and type(value) is int:
+        # what is too large for a float is out of every range
+        value = float(value) if abs(value) < 2**1000 else float("inf")
+    _require(type(value) is hint, f"{name}={shown(given)} must be of type {hint.__name__}")
+    if hint is str:
+        _require_text(value, name)
+    if bounds is not None and value not in bounds:
+        raise ValueError(f"{name}={shown(_plain(given))} {bounds.said}")
+    return value
+
+
+def is_whole(hint: Any) -> bool:
+    """Whether a setting of this type is a whole number, or several."""
+    return hint is int or any(map(is_whole, get_args(hint)))
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's, torch's and other kinds of numbers, texts and lists as Python's own."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if callable(getattr(value, "tolist", None)):  # NumPy's and torch's
+        value = value.tolist()
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, numbers.Integral):
+        return operator.index(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return str.__str__(value) if isinstance(value, str) else value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+def _require_text(value: str, name: str) -> None:
+    """It goes into config.toml and into names of files."""
+    _require(
+        len(value) <= LONGEST_TEXT,
+        f"{name}={shown(value)} is too long: {len(value)} characters, at most {LONGEST_TEXT}",
+    )
+    _require("\0" not in value, f"{name}={shown(value)} holds a NUL character: leave it out")
+    is_text = not any("\ud800" <= character <= "\udfff" for character in value)
+    _require(is_text, f"{name}={shown(value)} holds bytes that are no UTF-8: give it another name")
+
+
+def shown(value: object) -> str:
+    """A value as messages show it: one line of at most `SHOWN` characters, whatever it is."""
+    try:
+        text = repr(value)
+    except Exception:  # integers of thousands of digits, lists in lists in lists …, other people's classes
+        text = f"<{type(value).__name__} that cannot be shown>"
+    return text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
+
+
+def as_name(key: str) -> str:
+    """A key of somebody's file as messages show it."""
+    return key if key.isprintable() and len(key) <= SHOWN else shown(key)
+
+
+def whole_number(text: str) -> int | None:
+    """1000, 1_000 and 1e3 as an int; None: it is none, or one of more than 30 digits."""
+    try:
+        number = Decimal(text.strip())
+        return int(number) if number.is_finite() and number.adjusted() < 30 and number == number.to_integral() else None
+    except InvalidOperation:
+        return None
+
+
+def digits(text: str, most: int) -> int | None:
+    """The number in an environment variable; None where there is none, or one above `most`."""
+    is_number = re.fullmatch("[0-9]{1,18}", text) is not None
+    return int(text) if is_number and int(text) <= most else None
