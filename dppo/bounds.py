@@ -92,35 +92,58 @@ def settled(hint: Any, value: Any, name: str) -> Any:
     Raises:
       ValueError: the type is wrong, or the value is out of its range.
     """
-    given, bounds = value, None
+    kind = _kind(hint)
+    if value is None and kind.is_optional:
+        return None
+    if kind.is_section:
+        if not isinstance(value, kind.plain):
+            raise ValueError(f"{name}={shown(value)} must be a {kind.plain.__name__}")
+        return value
+    given, value = value, _plain(value)
+    if kind.choices:
+        if type(value) is not str or value not in kind.choices:
+            raise ValueError(f"{name}={shown(given)} must be one of {', '.join(kind.choices)}")
+        return value
+    if kind.each is not None:
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{name}={shown(given)} must be a list")
+        return tuple(settled(kind.each, v, name) for v in value)
+    if kind.plain is int and type(value) is float and value.is_integer():
+        value = int(value)
+    if kind.plain is float and type(value) is int:
+        # what is too large for a float is out of every range
+        value = float(value) if abs(value) < 2**1000 else float("inf")
+    if type(value) is not kind.plain:
+        raise ValueError(f"{name}={shown(given)} must be of type {kind.plain.__name__}")
+    if kind.plain is str:
+        _require_text(value, name)
+    if kind.bounds is not None and value not in kind.bounds:
+        raise ValueError(f"{name}={shown(_plain(given))} {kind.bounds.said}")
+    return value
+
+
+class _Kind(NamedTuple):
+    """A type hint, taken apart."""
+
+    plain: Any
+    is_optional: bool
+    is_section: bool
+    choices: tuple[str, ...]
+    each: Any
+    """Of a tuple: the hint of its values."""
+    bounds: Range | None
+
+
+@cache
+def _kind(hint: Any) -> _Kind:
+    bounds = None
     if get_origin(hint) is Annotated:
         hint, bounds = get_args(hint)
     options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if value is None and NoneType in options:
-        return None
-    hint = next(o for o in options if o is not NoneType)
-    if is_dataclass(hint):
-        _require(isinstance(value, hint), f"{name}={shown(value)} must be a {hint.__name__}")  # type: ignore
-        return value
-    value = _plain(value)
-    if get_origin(hint) is Literal:
-        choices = get_args(hint)
-        _require(type(value) is str and value in choices, f"{name}={shown(given)} must be one of {', '.join(choices)}")
-        return value
-    if get_origin(hint) is tuple:
-        _require(isinstance(value, list | tuple), f"{name}={shown(given)} must be a list")
-        return tuple(settled(get_args(hint)[0], v, name) for v in value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if hint is float and type(value) is int:
-        # what is too large for a float is out of every range
-        value = float(value) if abs(value) < 2**1000 else float("inf")
-    _require(type(value) is hint, f"{name}={shown(given)} must be of type {hint.__name__}")
-    if hint is str:
-        _require_text(value, name)
-    if bounds is not None and value not in bounds:
-        raise ValueError(f"{name}={shown(_plain(given))} {bounds.said}")
-    return value
+    plain = next(o for o in options if o is not NoneType)
+    choices = get_args(plain) if get_origin(plain) is Literal else ()
+    each = get_args(plain)[0] if get_origin(plain) is tuple else None
+    return _Kind(plain, NoneType in options, is_dataclass(plain), choices, each, bounds)
 
 
 def is_whole(hint: Any) -> bool:
@@ -130,6 +153,8 @@ def is_whole(hint: Any) -> bool:
 
 def _plain(value: Any) -> Any:
     """NumPy's, torch's and other kinds of numbers, texts and lists as Python's own."""
+    if type(value) in (bool, int, float, str):
+        return value
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if callable(getattr(value, "tolist", None)):  # NumPy's and torch's
@@ -143,20 +168,14 @@ def _plain(value: Any) -> Any:
     return str.__str__(value) if isinstance(value, str) else value
 
 
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
-
-
 def _require_text(value: str, name: str) -> None:
     """It goes into config.toml and into names of files."""
-    _require(
-        len(value) <= LONGEST_TEXT,
-        f"{name}={shown(value)} is too long: {len(value)} characters, at most {LONGEST_TEXT}",
-    )
-    _require("\0" not in value, f"{name}={shown(value)} holds a NUL character: leave it out")
-    is_text = not any("\ud800" <= character <= "\udfff" for character in value)
-    _require(is_text, f"{name}={shown(value)} holds bytes that are no UTF-8: give it another name")
+    if len(value) > LONGEST_TEXT:
+        raise ValueError(f"{name}={shown(value)} is too long: {len(value)} characters, at most {LONGEST_TEXT}")
+    if "\0" in value:
+        raise ValueError(f"{name}={shown(value)} holds a NUL character: leave it out")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ValueError(f"{name}={shown(value)} holds bytes that are no UTF-8: give it another name")
 
 
 def shown(value: object) -> str:

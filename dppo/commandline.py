@@ -42,7 +42,8 @@ LONGEST_MESSAGE = 600
 
 USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
 
-Without arguments it trains CartPole-v1 until the mean return of the last 100 episodes is 475."""
+Without arguments it trains CartPole-v1 until the mean return of the last 100 episodes is 475.
+`--version` says which dppo this is."""
 
 
 class UsageError(ValueError):
@@ -287,7 +288,8 @@ def _check_flags(args: list[str]) -> None:
     for token in args:
         name = token[2:].split("=")[0].replace("_", "-")
         if token.startswith("--") and name != "help" and _positive(name) not in known:
-            meant = suggestion(_positive(name), write=lambda setting: f"--{setting.replace('_', '-')}")
+            no = "" if _positive(name) == name else "no-"
+            meant = suggestion(_positive(name), write=lambda setting: f"--{no}{setting.replace('_', '-')}")  # noqa: B023
             raise UsageError(f"--{shortened(name)}: no such flag{meant}")
 
 
@@ -385,7 +387,9 @@ def _one_message(complaint: str) -> str:
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
     lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
     said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
-    return shortened(" ".join(line for line in said if line)) or "the flags cannot be understood; see --help"
+    # a value out of range is named by the message itself
+    message = re.sub(r"^Error parsing \w+: (?=[\w.]+=)", "", " ".join(line for line in said if line))
+    return shortened(message) or "the flags cannot be understood; see --help"
 
 
 def shortened(text: str) -> str:

@@ -246,7 +246,7 @@ def without_mpi(error: Exception, *, is_command: bool) -> NoReturn:
         " the one that mpi4py was built with"
     )
     if not is_command:
-        raise ImportError(message) from error
+        raise ImportError(message) from None  # two tracebacks would hide it
     if is_first():
         print(f"dppo: {message}", file=sys.stderr, flush=True)
     raise SystemExit(2)

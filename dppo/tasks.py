@@ -14,13 +14,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppo.commandline import PER_START, UsageError, from_values, read_toml
+from dppo.bounds import as_name, shown
+from dppo.commandline import PER_START, UsageError, from_values, read_toml, shortened
 from dppo.config import Config, nearest
 
 TABLES = ("fixed", "grid", "random")
 LAWS = ("uniform", "log", "integer", "choice")
 DEFAULTS = {"SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
 """Of jobs/sweep.sbatch."""
+MOST_TASKS = 10_000
+"""Slurm's arrays end earlier, at 1001 tasks by default."""
 DIGITS = 6
 """Of a number that was drawn: it stays readable, and no rounding of another machine's logarithm shows in it."""
 
@@ -53,9 +56,11 @@ def read_sweep(path: Path) -> Sweep:
     try:
         for name, table in values.items():
             if name not in TABLES:
-                raise UsageError(f"{name}: a sweep has the tables fixed, grid and random only{nearest(name, TABLES)}")
+                raise UsageError(
+                    f"{as_name(name)}: a sweep has the tables fixed, grid and random only{nearest(name, TABLES)}"
+                )
             if not isinstance(table, dict):
-                raise UsageError(f"{name}={table!r} must be a table, [{name}]")
+                raise UsageError(f"{name}={shown(table)} must be a table, [{name}]")
         fixed, grid = flatten(values.get("fixed", {}), "fixed."), flatten(values.get("grid", {}), "grid.")
         samples, seed, laws = _random(values.get("random", {}))
         _refuse_doubles(fixed, grid, laws)
@@ -63,6 +68,7 @@ def read_sweep(path: Path) -> Sweep:
             _check_list(f"grid.{key}", listed, once=True)
         for key, law in laws.items():
             _check_law(f"random.{key}", law)
+        _require_few(samples, [len(listed) for listed in grid.values()])
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     draws = [{key: _draw(law, f"{seed}/{sample}/{key}") for key, law in laws.items()} for sample in range(samples)]
@@ -79,7 +85,7 @@ def config_of(settings: dict[str, Any]) -> Config:
     for key, value in settings.items():
         texts = value if isinstance(value, list) else [value]
         if any(isinstance(text, str) and "\n" in text for text in texts):
-            raise UsageError(f"{key}={value!r} holds a line break")
+            raise UsageError(f"{key}={shown(value)} holds a line break")
     return from_values(_nested(settings))
 
 
@@ -142,9 +148,9 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
         for section in sections:
             table = table.setdefault(section, {})
             if not isinstance(table, dict):
-                raise UsageError(f"{section} is a section, but {table!r} was given")
+                raise UsageError(f"{section} is a section, but {shown(table)} was given")
         if isinstance(table.get(name), dict):
-            raise UsageError(f"{name} is a section, but {value!r} was given")
+            raise UsageError(f"{name} is a section, but {shown(value)} was given")
         table[name] = value
     return out
 
@@ -153,15 +159,24 @@ def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
     """samples, seed, and the law of each key."""
     laws = flatten({k: v for k, v in table.items() if k not in ("samples", "seed")}, "random.", leaves=LAWS)
     samples, seed = table.get("samples", 0 if laws else 1), table.get("seed", 0)
+    samples, seed = (int(n) if isinstance(n, float) and n.is_integer() else n for n in (samples, seed))
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
-        if type(value) is not int or value < least:
+        if type(value) is not int or not least <= value < 2**63:
             raise UsageError(
-                f"random.{name}={value!r} must be a whole number of at least {least}"
+                f"random.{name}={shown(value)} must be a whole number of at least {least}, below 2**63"
                 + (" (it seeds what is drawn; seeds of runs stand in [grid])" if name == "seed" else "")
             )
     if samples > 1 and not laws:
         raise UsageError(f"random.samples={samples} needs something to draw, such as optim.lr = {{log = [1e-4, 1e-2]}}")
     return samples, seed, laws
+
+
+def _require_few(samples: int, lengths: list[int]) -> None:
+    """Before they are made."""
+    tasks = samples * math.prod(lengths)
+    if tasks > MOST_TASKS:
+        parts = [f"{samples} samples"] * (samples > 1) + [f"{length} values" for length in lengths]
+        raise UsageError(f"{shown(tasks)} tasks ({shortened(' x '.join(parts))}), and a sweep has at most {MOST_TASKS}")
 
 
 def _refuse_doubles(*tables: dict[str, Any]) -> None:
@@ -176,15 +191,22 @@ def _refuse_doubles(*tables: dict[str, Any]) -> None:
 
 def _check_list(name: str, listed: Any, *, once: bool = False) -> None:
     if not isinstance(listed, list) or not listed:
-        raise UsageError(f"{name}={listed!r} must be a list of values, [a, b, …]")
-    for place, value in enumerate(listed):
-        if once and value in listed[:place]:
-            raise UsageError(f"{name}={listed!r} holds {value!r} twice: the same runs would be made again")
+        raise UsageError(f"{name}={shown(listed)} must be a list of values, [a, b, …]")
+    if len(listed) > MOST_TASKS:
+        raise UsageError(f"{name} holds {len(listed)} values, and a sweep has at most {MOST_TASKS} tasks")
+    seen: set[Any] = set()
+    for value in listed if once else []:
+        key = str(value) if isinstance(value, list | dict) else value  # 1 and 1.0 are the same
+        if key in seen:
+            raise UsageError(f"{name}={shown(listed)} holds {shown(value)} twice: the same runs would be made again")
+        seen.add(key)
 
 
 def _check_law(name: str, law: Any) -> None:
     if not isinstance(law, dict):
-        raise UsageError(f"{name}={law!r} must say how it is drawn: {{uniform = [a, b]}}, or {', '.join(LAWS[1:])}")
+        raise UsageError(
+            f"{name}={shown(law)} must say how it is drawn: {{uniform = [a, b]}}, or {', '.join(LAWS[1:])}"
+        )
     ((kind, bounds),) = law.items()
     if kind == "choice":
         _check_list(f"{name}.choice", bounds)
@@ -193,7 +215,7 @@ def _check_law(name: str, law: Any) -> None:
     right = len(bounds) == 2 and all(type(b) in types and abs(b) < 2**63 for b in bounds) and bounds[0] <= bounds[1]
     if not right or (kind == "log" and bounds[0] <= 0):
         what = {"integer": "whole numbers", "log": "positive numbers"}.get(kind, "numbers")
-        raise UsageError(f"{name}.{kind}={bounds!r} must be [a, b], two {what}, the smaller one first")
+        raise UsageError(f"{name}.{kind}={shown(bounds)} must be [a, b], two {what}, the smaller one first")
 
 
 def _draw(law: dict[str, Any], stream: str) -> Any:

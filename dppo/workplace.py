@@ -6,10 +6,15 @@ work.
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 import time
 from dataclasses import dataclass
 
+import numpy as np
+
+from dppo import startup
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.batch import EnvState
@@ -20,6 +25,9 @@ from dppo.models.policy import ActorCritic, make_policy, observation_size
 from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.state import TrainingState
+
+NUMBERS_PER_SAMPLE = 12
+"""Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches."""
 
 
 @dataclass(slots=True)
@@ -46,12 +54,29 @@ def build_workplace(config: Config, worker: int | None) -> Workplace:
     seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
     rng = generator(config.seed, Purpose.INIT)
     policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
+    if worker is not None:
+        _require_memory(config, envs, policy)
     normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
     learner = Learner(policy, normaliser, config, number)
     state = TrainingState(policy.flat, normaliser, config)
     if worker is None:
         envs.close()
     return Workplace(None if worker is None else envs, seeds, policy, learner, state, worker)
+
+
+def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
+    """Whether the rollouts of this node's workers fit into its memory. Raises ValueError with the repair."""
+    assert config.horizon is not None, "the configuration is resolved"
+    spaces = (envs.observation_space, envs.action_space)
+    observation, action = (math.prod(s.shape or ()) * np.dtype(s.dtype).itemsize for s in spaces)
+    numbers = observation_size(envs.observation_space) + policy.distribution.head_size + NUMBERS_PER_SAMPLE
+    wanted = config.horizon * config.num_envs * (observation + 2 * action + 4 * numbers)
+    there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), startup.local_ranks()
+    if wanted * max(1, ranks - 1) > there:
+        raise ValueError(
+            f"horizon*num_envs={config.horizon}*{config.num_envs} samples take {wanted / 1e9:,.1f} GB on each of this"
+            f" node's {ranks} rank(s), and it has {there / 1e9:,.1f} GB: lower one of them"
+        )
 
 
 def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:

@@ -5,6 +5,8 @@ Uses the other files of this folder; rollout.py acts with it, the learner differ
 
 from __future__ import annotations
 
+import math
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -14,6 +16,7 @@ from dppo.models.distributions import DiagGaussian, Distribution, make_distribut
 from dppo.models.flat import FlatParameters
 from dppo.models.networks import MLP, Network
 
+MOST_PARAMETERS = 5 * 10**8
 ROWS = 8
 """Acting is done on a multiple of so many rows. BLAS sums in another order for one row or two than for eight, and a
 chaotic simulator (HalfCheetah) makes a difference in the last bit one of order 1 within 60 steps: with it, eight
@@ -103,6 +106,16 @@ def observation_size(space: gymnasium.Space) -> int:
     )
 
 
+def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> None:
+    """Before the parameters are made, which takes memory and time."""
+    number = sum(map(math.prod, shapes.values()))
+    if number > MOST_PARAMETERS:
+        raise ValueError(
+            f"model.hidden={cfg.hidden} makes {number:,} parameters with these spaces, and at most"
+            f" {MOST_PARAMETERS:,} can be trained: choose smaller layers"
+        )
+
+
 def make_policy(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -127,6 +140,8 @@ def make_policy(
     log_std = {"log_std": (outputs,)} if isinstance(distribution, DiagGaussian) else {}
     layers = " x ".join(map(str, cfg.hidden))
     network: Network
+    if cfg.factory is None:
+        _require_trainable(cfg, MLP.shapes(num_inputs, cfg.hidden, outputs))
     if cfg.factory is None and cfg.backend != "torch":
         flat = FlatParameters(MLP.shapes(num_inputs, cfg.hidden, outputs) | log_std, num_sums)
         network = MLP(flat, len(cfg.hidden), cfg.activation)
