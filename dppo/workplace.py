@@ -6,10 +6,14 @@ work.
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from types import FrameType
 
+from dppo import startup
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.batch import EnvState
@@ -20,6 +24,9 @@ from dppo.models.policy import ActorCritic, make_policy, observation_size
 from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.state import TrainingState
+
+CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
+"""How long environments may take to close. After a failure the other ranks wait for it."""
 
 
 @dataclass(slots=True)
@@ -34,6 +41,44 @@ class Workplace:
     worker: int | None
     """Its stable number, which seeds and environments follow; None: a server that steps nothing."""
 
+    def close(self, limit_s: float = CLOSE_S) -> None:
+        """Closes the environments, once."""
+        envs, self.envs = self.envs, None
+        if envs is not None:
+            close_environments(envs, limit_s)
+
+
+def close_environments(envs: VectorEnv, limit_s: float = CLOSE_S) -> None:
+    """Nobody needs them any more: whatever `close` raises is said and does no harm, and it is given up where it does
+    not come back.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _TooLong
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
+    before = signal.signal(signal.SIGALRM, interrupt) if in_main_thread else None
+    try:
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
+        envs.close()
+    except _TooLong:
+        _say_of_close(f"did not come back within {limit_s:g} s")
+    except (Exception, SystemExit) as error:
+        _say_of_close(f"raised {type(error).__name__}: {error}")
+    finally:
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+class _TooLong(BaseException):
+    """No Exception: simulators suppress those."""
+
+
+def _say_of_close(what: str) -> None:
+    print(f"dppo: {startup.rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
+
 
 def build_workplace(config: Config, worker: int | None) -> Workplace:
     """Everything that this worker needs, or a server (None), freshly initialised; the same network on every rank.
@@ -44,14 +89,18 @@ def build_workplace(config: Config, worker: int | None) -> Workplace:
     number = worker or 0
     # a server that steps nothing still needs the spaces, to know the network
     seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
-    rng = generator(config.seed, Purpose.INIT)
-    policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
-    normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
-    learner = Learner(policy, normaliser, config, number)
-    state = TrainingState(policy.flat, normaliser, config)
-    if worker is None:
-        envs.close()
-    return Workplace(None if worker is None else envs, seeds, policy, learner, state, worker)
+    is_needed = False
+    try:
+        rng = generator(config.seed, Purpose.INIT)
+        policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
+        normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
+        learner = Learner(policy, normaliser, config, number)
+        state = TrainingState(policy.flat, normaliser, config)
+        is_needed = worker is not None
+    finally:
+        if not is_needed:
+            close_environments(envs)
+    return Workplace(envs if is_needed else None, seeds, policy, learner, state, worker)
 
 
 def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
