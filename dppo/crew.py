@@ -22,15 +22,16 @@ from dppo import __version__, guard
 from dppo.console import Console
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory
-from dppo.exchange.recovery import sort, spawn, survives_deaths
+from dppo.exchange.recovery import die, end_job, left_mpi, sort, spawn, survives_deaths
 from dppo.journal import Failure, Journal, Losses, Summary
 from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
 from dppo.planning import Plan
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
+from dppo.startup import forks_end_here
 from dppo.storage.spaces import space_to_json, spec_to_json
 from dppo.storage.trajectory import Labels, TrajectoryWriter
-from dppo.watchdog import Watchdog
+from dppo.watchdog import EXIT_STALLED, Watchdog
 from dppo.workplace import Workplace, furnish, make_collector
 
 MAX_RESPAWNS = 3
@@ -130,7 +131,8 @@ def begin_collecting(me: Rank) -> None:
     """A worker, at the start of a run: its environments stand where the checkpoint has them."""
     worker, config = me.seat.worker, me.plan.config
     assert worker is not None
-    me.collector = make_collector(config, me.place, *saved_states(me.plan, worker))
+    with forks_end_here():
+        me.collector = make_collector(config, me.place, *saved_states(me.plan, worker))
     if me.memory is not None:
         histories = saved_histories(me.plan.saved, [worker], config.num_envs)
         me.memory.history = histories.get(worker, me.memory.history)
@@ -186,6 +188,31 @@ def dealt(seats: list[Seat]) -> list[Seat]:
 
 
 # -- leaving --------------------
+
+
+def make_watchdog(plan: Plan, comm: Comm, number: int) -> Watchdog:
+    """Of rank `number`; until the run directory is there, it writes to stderr."""
+    log = plan.config.log
+    watchdog = Watchdog(
+        None, number, log.stall_after_s, log.stall_abort_s,
+        end=lambda: _end_by_stall(plan, comm, number, is_starting=not watchdog.has_folder), is_lost=left_mpi,
+    )  # fmt: skip
+    return watchdog
+
+
+def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> None:
+    """This rank made no progress for too long, says its watchdog, whose thread calls this."""
+    if not survives_deaths():
+        guard.leave_at_once(EXIT_STALLED)
+    if plan.config.on_worker_error == "abort":
+        if is_starting:
+            end_job(comm, EXIT_STALLED)
+        with contextlib.suppress(OSError):
+            (plan.run_dir / "stalls" / ENDED_BY_STALL).write_text(
+                f"rank {number} on {socket.gethostname()} made no progress for {plan.config.log.stall_abort_s:g} s"
+                " (--log.stall-abort-s)"
+            )
+    die()
 
 
 def leave_alone(me: Rank) -> NoReturn:

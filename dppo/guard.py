@@ -21,6 +21,7 @@ import ctypes
 import math
 import mmap
 import os
+import re
 import resource
 import select
 import signal
@@ -36,7 +37,7 @@ LEAVE_S = 20.0
 LAUNCHER_ENDS_S, LAUNCHER_IS_TOLD_S = 30.0, 5.0
 """How long the launcher may stay once its last process has ended, and once it was told to end."""
 _COUNT_PERIOD_S, _COUNT_PATIENCE = 0.5, 6
-_FAMILY_LEAVES_S, _FAMILY_ENDS_S, _FAMILY_DIES_S = 0.1, 0.5, 2.0
+_FAMILY_LEAVES_S, _FAMILY_ENDS_S, _FAMILY_DIES_S = 0.1, 1.0, 2.0
 
 _STARTING, _AT_WORK, _LEAVING, _ENDING_JOB = range(4)
 _STAGE, _CODE, _END = range(3)
@@ -267,15 +268,23 @@ def _end_family(but: int) -> list[str]:
         left, age_s = startup.children(os.getpid()), time.monotonic() - since
         if not left or age_s > _FAMILY_LEAVES_S + _FAMILY_ENDS_S + _FAMILY_DIES_S:
             return list(names.values())
-        # those of Python's multiprocessing clean up, and leave by themselves
         for pid in left if age_s > _FAMILY_LEAVES_S else ():
             number = signal.SIGTERM if age_s < _FAMILY_LEAVES_S + _FAMILY_ENDS_S else signal.SIGKILL
+            if number == signal.SIGTERM and _leaves_by_itself(pid):
+                continue
             if pid != but:
                 names.setdefault(pid, startup.command(pid))
             if (pid, number) not in told:
                 told.add((pid, number))
                 _kill(pid, number)
         time.sleep(0.01)
+
+
+def _leaves_by_itself(pid: int) -> bool:
+    """Whether it is one of the servers of Python's multiprocessing, which clean up once nobody needs them."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        return re.search(rb"from multiprocessing\.(resource_tracker|forkserver) import main", file.read()) is not None
+    return False
 
 
 def _reap(child: int) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,12 @@ from dppo.config import Config
 from dppo.console import Console
 from dppo.envs.reasons import reason
 from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
-from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths
+from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths, wait_asleep
 from dppo.history import History
 from dppo.journal import WINDOW, Failure, Journal, Summary
 from dppo.planning import Plan, plan_run, versions
 from dppo.preemption import Preemption
-from dppo.startup import this_python
+from dppo.startup import forks_end_here, this_python
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, remove_leftovers
 from dppo.storage.files import replace_atomically
@@ -57,18 +57,27 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm) -> Workplace:
-    """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all."""
+def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Workplace:
+    """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all.
+
+    Args:
+      progress: told where this rank is, as an environment may not come back.
+    """
     place, error = None, None
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
+    progress("start: making environments")
     try:
-        place = build_workplace(config, worker)
+        with forks_end_here():
+            place = build_workplace(config, worker)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
         error = f"{config.env} could not be made: {reason(problem)}"
+    wait_asleep(comm, lambda: progress("exchange"))
     error = first_error(comm, error)
     if error is not None:
+        if place is not None:
+            place.close()
         raise UsageError(error)
     assert place is not None
     return place

@@ -20,6 +20,7 @@ from dppo.exchange.recovery import wait_for_all
 from dppo.exchange.server import serve
 from dppo.exchange.waiting import ask_for_longer_turns
 from dppo.journal import Summary
+from dppo.startup import forks_end_here
 from dppo.storage.trajectory import DumpError
 
 
@@ -77,16 +78,14 @@ def work_together(me: Rank) -> Summary:
             )
             sums = Allreduce(computing, survives=memory is not None)
             me.retired.append(sums)
-            _work(me, sums, pool, link)
+            with forks_end_here():
+                _work(me, sums, pool, link)
             link.bye()
         elif coordinator is not None:
             serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
             if coordinator.abandoned:
                 crew.leave_alone(me)
-    summary = _summary(me)
-    if collector is not None:
-        collector.envs.close()
-    return summary
+    return _summary(me)
 
 
 def _coordinator(me: Rank, num_computing: int) -> synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None:

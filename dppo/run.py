@@ -64,8 +64,8 @@ from dppo.planning import Plan, check_launcher  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
 from dppo.roles import work_together  # noqa: E402
 from dppo.storage.trajectory import DumpError  # noqa: E402
-from dppo.watchdog import EXIT_STALLED, Watchdog  # noqa: E402
-from dppo.workplace import Workplace, build_workplace, make_collector  # noqa: E402
+from dppo.watchdog import Watchdog  # noqa: E402
+from dppo.workplace import CLOSE_AFTER_FAILURE_S, CLOSE_S, Workplace, build_workplace, make_collector  # noqa: E402
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
@@ -179,29 +179,33 @@ def train(
     if isinstance(prepared, Summary):
         own.Free()
         return prepared
-    plan, place, seats, console = prepared
-    me = _rank(plan, own, seats, place, console, started, own.size, own.rank)
+    plan, place, seats, console, watchdog = prepared
+    me = _rank(plan, own, seats, place, console, watchdog, started, own.size, own.rank)
     me.quiet = quiet
     return _train(me, is_command=is_command)
 
 
 def _prepare(
     config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
-) -> tuple[Plan, Workplace, list[crew.Seat], Console] | Summary:
+) -> tuple[Plan, Workplace, list[crew.Seat], Console, Watchdog] | Summary:
     """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
     plan = opening.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):
         return plan
-    place = opening.build(plan.config, comm)
-    seats = crew.first_crew(comm)
-    opening.introduce(plan, place, comm, console, notes, THREADS)
-    if plan.config.dry_run:
-        seen = opening.try_environments(place, comm)
-        console.line(f"  {seen}")
-        console.line("dry run: everything is in order; nothing was trained, nothing was written")
-        return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
-    return plan, place, seats, console
+    with contextlib.ExitStack() as unless_it_trains:
+        watchdog = crew.make_watchdog(plan, comm, comm.rank)
+        unless_it_trains.callback(watchdog.stop)
+        place = opening.build(plan.config, comm, watchdog.progress)
+        unless_it_trains.callback(place.close)
+        seats = crew.first_crew(comm)
+        opening.introduce(plan, place, comm, console, notes, THREADS)
+        if not plan.config.dry_run:
+            unless_it_trains.pop_all()
+            return plan, place, seats, console, watchdog
+        console.line(f"  {opening.try_environments(place, comm)}")
+    console.line("dry run: everything is in order; nothing was trained, nothing was written")
+    return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
 
 
 def _in_python(error: UsageError, rank: int) -> UsageError:
@@ -226,6 +230,7 @@ def _rank(
     seats: list[crew.Seat],
     place: Workplace,
     console: Console,
+    watchdog: Watchdog,
     started: float,
     num_ranks: int,
     number: int,
@@ -236,25 +241,9 @@ def _rank(
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")
-    watchdog = Watchdog(
-        plan.run_dir / "stalls", number, config.log.stall_after_s, config.log.stall_abort_s,
-        end=lambda: _end_by_stall(plan, number),
-    )  # fmt: skip
+    watchdog.write_to(plan.run_dir / "stalls")
     memory = Memory() if survives_deaths() and num_ranks > 1 else None
     return Rank(plan, comm, seats, place, console, preemption, watchdog, started, THREADS, num_ranks, memory=memory)
-
-
-def _end_by_stall(plan: Plan, number: int) -> None:
-    """This rank made no progress for too long, says its watchdog, whose thread calls this."""
-    if not survives_deaths():
-        guard.leave_at_once(EXIT_STALLED)
-    if plan.config.on_worker_error == "abort":
-        with contextlib.suppress(OSError):
-            (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).write_text(
-                f"rank {number} on {socket.gethostname()} made no progress for {plan.config.log.stall_abort_s:g} s"
-                " (--log.stall-abort-s)"
-            )
-    recovery.die()
 
 
 def _take_a_dead_ones_place() -> Summary:
@@ -263,11 +252,13 @@ def _take_a_dead_ones_place() -> Summary:
         grown = recovery.joined(MPI.COMM_WORLD)
         start: crew.Start = grown.recv(source=0)
         mine = replace(start.seat, host=socket.gethostname(), pid=os.getpid())
+        watchdog = crew.make_watchdog(start.plan, grown, mine.rank)
+        watchdog.write_to(start.plan.run_dir / "stalls")
         place = build_workplace(start.plan.config, mine.worker)
         comm, seats = crew.take_seats(grown, mine)
         started = time.monotonic() - start.started_s
         console = Console(start.plan.config.log.interval_s, enabled=False)
-        me = _rank(start.plan, comm, seats, place, console, started, start.num_ranks, mine.rank)
+        me = _rank(start.plan, comm, seats, place, console, watchdog, started, start.num_ranks, mine.rank)
         me.collector = make_collector(start.plan.config, place, *start.states)
         if me.memory is not None:
             envs, row, _ = start.states
@@ -284,8 +275,9 @@ def _take_a_dead_ones_place() -> Summary:
 def _train(me: Rank, *, is_command: bool) -> Summary:
     """Trains, with whoever is left, until the run has ended. The recovery loop."""
     failure: RankFailure | None = None
+    summary: Summary | None = None
     try:
-        while True:
+        while summary is None:
             try:
                 with deaths_noticed():
                     if failure is not None:
@@ -294,13 +286,15 @@ def _train(me: Rank, *, is_command: bool) -> Summary:
                     elif me.place.envs is not None and me.collector is None:
                         crew.begin_collecting(me)
                     summary = work_together(me)
-                break
             except RankFailure as noticed:
                 failure = noticed
             except BaseException as error:  # also an environment that calls sys.exit
                 failure = _own_failure(error, me)
     finally:
         me.watchdog.stop()
+        if is_command:  # all is settled: an environment that does not close keeps nobody
+            guard.announce(EXIT_FAILED if summary is None else opening.EXIT_CODES[summary.exit])
+        me.place.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
         if not is_command:  # the command's own last steps stay protected from a late signal
             me.preemption.uninstall()
     if me.comm.rank == 0:
@@ -345,6 +339,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
             else:
                 opening.say_failed(me.plan, failure)
         elif not survives_deaths():
+            me.place.close(CLOSE_AFTER_FAILURE_S)
             # rank 0 says it and ends the job; if it cannot, this rank does
             link = MPILink(me.comm, lambda: False)
             link.failure(text)
@@ -358,6 +353,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     setattr(error, _SAID, True)
     if me.comm.size > 1 and not survives_deaths():
         guard.announce(EXIT_FAILED)
+        me.place.close(CLOSE_AFTER_FAILURE_S)
         me.comm.Abort(EXIT_FAILED)
     if me.comm.size > 1:
         _wait_for_the_last_word(me)
@@ -388,13 +384,13 @@ def _command() -> None:
         code = EXIT_FAILED
     sys.stdout.flush()
     sys.stderr.flush()
-    if not survives_deaths():
+    if survives_deaths():
+        time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
+    else:
         MPI.COMM_WORLD.Barrier()
-        guard.announce(code)
-        sys.exit(code)
-    time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
     recovery.leave(code)
 
 
 if __name__ == "__main__":
+    recovery.keep_running()
     _command()

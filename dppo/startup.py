@@ -19,7 +19,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -80,10 +81,26 @@ def _release_signals() -> None:
 
 
 def _default_handlers() -> None:
+    _held.is_fork = True
     for number in _CAUGHT:
         if str(getattr(signal.getsignal(number), "__module__", "")).partition(".")[0] == "dppo":
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     _release_signals()
+
+
+@contextlib.contextmanager
+def forks_end_here() -> Iterator[None]:
+    """Around an environment's code: an exception in a process that it has forked must not come to what is a rank's, as
+    MPI and the memory that ranks share.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not getattr(_held, "is_fork", False):
+            raise
+        if not isinstance(error, SystemExit):
+            traceback.print_exc()
+        os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
 def hide_from_children() -> None:

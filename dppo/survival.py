@@ -106,7 +106,7 @@ def survive(me: Rank, cause: RankFailure) -> None:
         replace_lost(me)
     me.place.worker = me.seat.worker
     if me.seat.worker is None and me.collector is not None:  # a server steps nothing
-        me.collector.envs.close()
+        me.place.close()
         me.collector = None
 
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import math
 import os
+import signal
 import socket
 import sys
 import threading
@@ -36,38 +38,62 @@ class Watchdog:
     time in a process, for there is one such timer.
 
     Args:
-      folder: RUN/stalls. The timer's file must be open beforehand: it is empty until there is a stall, and removed by
-        `stop` where there was none; a rank that is killed leaves it empty.
+      folder: RUN/stalls; None while there is none: stderr takes the stacks until `write_to`.
       after_s: without progress for so long, the stacks are written, once per stall.
       abort_s: without progress for so long, unless it waits for others, the process ends, and the launcher ends those.
       end: how it ends; with code 1 if not said otherwise.
+      is_lost: why this process can never come back, as far as can be told; "" where it can. It is killed then.
     """
 
     def __init__(
-        self, folder: Path, rank: int, after_s: float, abort_s: float, *, end: Callable[[], None] = _exit
+        self,
+        folder: Path | None,
+        rank: int,
+        after_s: float,
+        abort_s: float,
+        *,
+        end: Callable[[], None] = _exit,
+        is_lost: Callable[[], str] = str,
     ) -> None:
+        self._is_lost, self._end = is_lost, end
         self._after_s, self._abort_s = (min(s, LONGEST_S) if s > 0 else 0.0 for s in (after_s, abort_s))
-        self._end = end
-        self._who = f"rank {rank} on {socket.gethostname()}, pid {os.getpid()}"
-        self._path = folder.absolute() / f"rank_{rank:05d}.txt"  # an environment may change the working directory
+        self._rank, self._who = rank, f"rank {rank} on {socket.gethostname()}, pid {os.getpid()}"
+        self._path: Path | None = None
         self._last, self._phase = time.monotonic(), "start"
         self._armed_for = self._reported_for = -1.0
         self._stopped, self._watches = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         limits = [max(s, SHORTEST_S) for s in (self._after_s, self._abort_s) if s]
+        self._period_s = min(1.0, min(limits) / 4) if limits else math.inf
         if not limits:
             return
-        self._period_s = min(1.0, min(limits) / 4)
         self._timer_s = min(limits) + 2 * self._period_s  # later than the thread, which knows more, would report
         self._timer_file = _STDERR
-        with contextlib.suppress(OSError):  # no shared folder on this node
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._timer_file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        if folder is not None:
+            self.write_to(folder)
         # a forked child has the timer's lock but not its thread, and would wait for it for ever when it exits
         os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
         self._watches.wait()  # from here on no hang goes unseen
+
+    @property
+    def has_folder(self) -> bool:
+        """Whether `write_to` was called."""
+        return self._path is not None
+
+    def write_to(self, folder: Path) -> None:
+        """From here on stacks go to a file in `folder`. The timer's must be open beforehand: it is empty until there is
+        a stall, and removed by `stop` where there was none; a rank that is killed leaves it empty.
+        """
+        path = folder.absolute() / f"rank_{self._rank:05d}.txt"  # an environment may change the working directory
+        self._path = path
+        if not math.isfinite(self._period_s):
+            return
+        with contextlib.suppress(OSError):  # no shared folder on this node
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._timer_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._armed_for = -1.0  # the timer is armed anew, with this file
 
     def progress(self, phase: str) -> None:
         """The rank is alive, and in this phase: collect, update, exchange or checkpoint."""
@@ -81,7 +107,7 @@ class Watchdog:
         self._thread.join()
         self._thread = None
         faulthandler.cancel_dump_traceback_later()
-        if self._timer_file == _STDERR:
+        if self._timer_file == _STDERR or self._path is None:
             return
         with contextlib.suppress(OSError):
             os.close(self._timer_file)
@@ -105,6 +131,9 @@ class Watchdog:
         self._watches.set()
         if self._stopped.wait(self._period_s):
             return
+        if reason := self._is_lost():
+            print(f"dppo: {self._who}: {reason}", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
         last = self._last
         silent_s = time.monotonic() - last
         if 0 < self._abort_s < silent_s and self._phase not in WAITING:
@@ -118,12 +147,16 @@ class Watchdog:
     def _report(self, silent_s: float) -> None:
         faulthandler.cancel_dump_traceback_later()
         told = f"{self._who}: no progress for {silent_s:.0f} s in phase {self._phase}"
-        print(f"dppo: {told}; its stack is in {self._path}", file=sys.stderr, flush=True)
+        print(
+            f"dppo: {told}; its stack {f'is in {self._path}' if self._path else 'follows'}", file=sys.stderr, flush=True
+        )
         try:
+            if self._path is None:
+                raise OSError
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with open(self._path, "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
-        except OSError:  # no shared folder on this node, or a full disk: the limits must hold all the same
+        except OSError:  # no folder yet, none on this node, or a full disk: the limits must hold all the same
             faulthandler.dump_traceback(sys.stderr, all_threads=True)

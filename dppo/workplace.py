@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from types import FrameType
 
 import numpy as np
 
@@ -28,6 +31,8 @@ from dppo.state import TrainingState
 
 NUMBERS_PER_SAMPLE = 12
 """Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches."""
+CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
+"""How long environments may take to close. After a failure the other ranks wait for it."""
 
 
 @dataclass(slots=True)
@@ -42,6 +47,44 @@ class Workplace:
     worker: int | None
     """Its stable number, which seeds and environments follow; None: a server that steps nothing."""
 
+    def close(self, limit_s: float = CLOSE_S) -> None:
+        """Closes the environments, once."""
+        envs, self.envs = self.envs, None
+        if envs is not None:
+            close_environments(envs, limit_s)
+
+
+def close_environments(envs: VectorEnv, limit_s: float = CLOSE_S) -> None:
+    """Nobody needs them any more: whatever `close` raises is said and does no harm, and it is given up where it does
+    not come back.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _TooLong
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
+    before = signal.signal(signal.SIGALRM, interrupt) if in_main_thread else None
+    try:
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
+        envs.close()
+    except _TooLong:
+        _say_of_close(f"did not come back within {limit_s:g} s")
+    except (Exception, SystemExit) as error:
+        _say_of_close(f"raised {type(error).__name__}: {error}")
+    finally:
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+class _TooLong(BaseException):
+    """No Exception: simulators suppress those."""
+
+
+def _say_of_close(what: str) -> None:
+    print(f"dppo: {startup.rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
+
 
 def build_workplace(config: Config, worker: int | None) -> Workplace:
     """Everything that this worker needs, or a server (None), freshly initialised; the same network on every rank.
@@ -52,16 +95,20 @@ def build_workplace(config: Config, worker: int | None) -> Workplace:
     number = worker or 0
     # a server that steps nothing still needs the spaces, to know the network
     seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
-    rng = generator(config.seed, Purpose.INIT)
-    policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
-    if worker is not None:
-        _require_memory(config, envs, policy)
-    normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
-    learner = Learner(policy, normaliser, config, number)
-    state = TrainingState(policy.flat, normaliser, config)
-    if worker is None:
-        envs.close()
-    return Workplace(None if worker is None else envs, seeds, policy, learner, state, worker)
+    is_needed = False
+    try:
+        rng = generator(config.seed, Purpose.INIT)
+        policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
+        if worker is not None:
+            _require_memory(config, envs, policy)
+        normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
+        learner = Learner(policy, normaliser, config, number)
+        state = TrainingState(policy.flat, normaliser, config)
+        is_needed = worker is not None
+    finally:
+        if not is_needed:
+            close_environments(envs)
+    return Workplace(envs if is_needed else None, seeds, policy, learner, state, worker)
 
 
 def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:

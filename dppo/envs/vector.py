@@ -13,6 +13,7 @@ There are three forms behind one interface, because speed and promises differ:
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import math
@@ -151,9 +152,12 @@ class EnvList:
     def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed) -> None:
         self._episode_seed = episode_seed
         # The passive checker is for those who write environments, and costs time in every step.
-        self._envs: list[gymnasium.Env[Any, Any]] = [
-            _make(gymnasium.make, spec, disable_env_checker=True) for _ in range(num_envs)
-        ]
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        with contextlib.ExitStack() as if_one_fails:
+            if_one_fails.callback(self.close)
+            while len(self._envs) < num_envs:
+                self._envs.append(_make(gymnasium.make, spec, disable_env_checker=True))
+            if_one_fails.pop_all()
         self._steps = [env.step for env in self._envs]
         self.num_envs = num_envs
         self.observation_space = self._envs[0].observation_space
@@ -214,8 +218,9 @@ class EnvList:
         return observations, failed
 
     def close(self) -> None:
-        for env in self._envs:
-            env.close()
+        with contextlib.ExitStack() as each:  # also where one raises
+            for env in reversed(self._envs):
+                each.callback(env.close)
 
     def _begin(self, index: int, seed: int) -> np.ndarray:
         observation, _ = self._envs[index].reset(seed=int(seed))

@@ -139,11 +139,15 @@ def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
     Raises:
       MPI.Exception: where one of them has died.
     """
-    if not survives_deaths():
-        return
+    if survives_deaths():
+        wait_asleep(comm, meanwhile)
+
+
+def wait_asleep(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
+    """The same, also where deaths end the job."""
     flag = np.ones(1, np.intc)  # agreed on is nothing: of ULFM's operations it is the one that can be waited for asleep
     pause_s = 1e-4
-    request = comm.Iagree(flag)
+    request = comm.Iagree(flag) if survives_deaths() else comm.Ibarrier()
     while not request.Test():
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.005)
@@ -241,17 +245,37 @@ _SETTINGS = {
 an environment may change them."""
 
 
+def keep_running() -> None:
+    """An environment that ends MPI would wait in that call for the other ranks, which do not come."""
+
+    def refuse() -> NoReturn:
+        raise RuntimeError("MPI.Finalize() was called, but dppo's ranks still work with MPI: leave the call out")
+
+    MPI.Finalize = refuse
+
+
+def left_mpi() -> str:
+    """Why this rank is lost to the others, where its environment has called MPI_Finalize in C."""
+    return "its environment has called MPI_Finalize, which ends its part in the job" if MPI.Is_finalized() else ""
+
+
+_finalize = MPI.Finalize
+
+
 def leave(code: int) -> NoReturn:
-    """Ends this process where ranks may have died: MPI_Finalize could wait for them. A process that was spawned tries
+    """Ends this process. Where ranks may have died MPI_Finalize could wait for them; a process that was spawned tries
     all the same, for a moment: else mpirun complains and says 1, though all went well.
     """
     guard.announce(code)
+    if not survives_deaths():
+        _finalize()  # not at Python's very end: an environment's threads may keep that from coming
+        sys.exit(code)
     _remove_shared_memory()
     if is_spawned():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         time.sleep(_OTHERS_LEAVE_S)  # with them still there it waits for them, who do not come
         signal.alarm(_FINALIZE_LIMIT_S)
-        MPI.Finalize()
+        _finalize()
     os._exit(code)
 
 
