@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import re
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from dppo.config import Config, as_dict, nearest, resolve, updated
+from dppo.reading import TOML_BYTES, RefusedFileError, read_regular
 
 RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
 """What may be given anew with --resume."""
@@ -89,22 +91,33 @@ def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str
     return resolve(_apply_flags(updated(base, file_values), args)), preset_note
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's values. Raises UsageError that names the file and what is wrong with it."""
+def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """A TOML file's values.
+
+    Args:
+      root: the folder that it must lie in, as in `open_regular`.
+
+    Raises:
+      UsageError: that names the file and what is wrong with it.
+    """
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(read_regular(path, root, TOML_BYTES).decode())
+    except RefusedFileError as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read: {error.strerror}; the first argument names a TOML file") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise UsageError(f"{path}: is not valid TOML: it is nested too deeply") from error
+    except ValueError as error:
         raise UsageError(f"{path}: is not valid TOML: {error}") from error
 
 
 def load_config(run_dir: Path) -> Config:
     """The stored configuration of a run."""
     path = run_dir / "config.toml"
-    if not path.exists():
+    if not os.path.lexists(path):
         raise UsageError(f"{run_dir} holds no run: there is no config.toml in it")
-    return resolve(updated(Config(), read_toml(path)))
+    return resolve(updated(Config(), read_toml(path, run_dir)))
 
 
 def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:

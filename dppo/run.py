@@ -178,6 +178,7 @@ def _prepare(
     if isinstance(plan, Summary):
         return plan
     place = opening.build(plan.config, comm)
+    opening.check_saved(plan, place, comm)
     seats = crew.first_crew(comm)
     opening.introduce(plan, place, comm, console, notes, THREADS)
     if plan.config.dry_run:
