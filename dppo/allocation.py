@@ -92,6 +92,6 @@ def in_queue(job_id: str) -> bool:
     """Whether Slurm has the job: running, or waiting to. False where nobody can be asked."""
     try:
         answer = _squeue(job_id, "%T")
-    except (OSError, subprocess.SubprocessError):  # no squeue here, no answer, or it has forgotten the job
+    except (OSError, ValueError, subprocess.SubprocessError):  # no squeue, no answer, no such job
         return False
     return not set(answer.split()) <= _ENDED

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import re
-import stat
 import sys
 import tomllib
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from typing import Any, NoReturn
 from dppo import __version__
 from dppo.bounds import Range, hints, is_whole, shown, whole_number
 from dppo.config import Config, as_dict, resolve, setting_names, suggestion, updated
+from dppo.reading import TOML_BYTES, RefusedFileError, read_regular
 
 RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
 """What may be given anew with --resume."""
@@ -37,7 +37,6 @@ VERSION = f"dppo {__version__}"
 ANSWERED = ("-h", "--help", "--version")
 """Flags that are answered, whatever else is given, and need no MPI."""
 
-MOST_TOML_BYTES = 2**20
 LONGEST_MESSAGE = 600
 
 USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
@@ -146,43 +145,40 @@ def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str
     return resolve(_apply_flags(updated(base, file_values), args)), preset_note
 
 
-def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file's values. Raises UsageError that names the file and what is wrong with it."""
+def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """A TOML file's values.
+
+    Args:
+      root: the folder that it must lie in, as in `open_regular`.
+
+    Raises:
+      UsageError: that names the file and what is wrong with it.
+    """
     try:
-        with open(path, "rb", opener=_open_regular) as file:
-            content = file.read(MOST_TOML_BYTES + 1)
+        content = read_regular(path, root, TOML_BYTES)
+    except RefusedFileError as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
         why = error.strerror or error
         raise UsageError(f"{path}: cannot be read: {why}; the first argument names a TOML file") from error
     except ValueError as error:  # a name that no file can have
         raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
-    if len(content) > MOST_TOML_BYTES:
-        raise UsageError(f"{path}: holds more than {MOST_TOML_BYTES} bytes, too many for settings")
     try:
         return tomllib.loads(content.decode())
     except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
         raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
 
 
-def _open_regular(path: str, flags: int) -> int:
-    """A pipe that nobody writes to, or a device, would be read for ever."""
-    descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(0, "it is no regular file")
-    return descriptor
-
-
 def load_config(run_dir: Path) -> Config:
     """The stored configuration of a run. Raises UsageError."""
     path = run_dir / "config.toml"
     try:
-        os.stat(path)
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{run_dir} holds no run: there is no config.toml in it") from error
     except (OSError, ValueError):
         pass  # said by what follows
-    values = read_toml(path)
+    values = read_toml(path, run_dir)
     try:
         return resolve(updated(Config(), values))
     except ValueError as error:

@@ -6,6 +6,7 @@ Uses the standard library; run.py and the journal write through it, and other co
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import time
@@ -13,17 +14,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 
+def plain(text: object) -> str:
+    """One line that commands nothing: line breaks become spaces, and what cannot be seen (a terminal's codes, marks
+    that reverse the order of letters, bytes that are no text) is spelt out.
+    """
+    line = " ".join(str(text).splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+
+
+def escaped(text: object) -> str:
+    """`plain`, and no Markdown or HTML either: no table cells, emphasis, code, tags, links or images."""
+    return re.sub(r"[\\|<>`*#\[\]&]|~~|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.|@", r"\\\g<0>", plain(text))
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
-    """Lines of a table that reads well as plain text, too; the first `left` columns begin on the left."""
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(3, *map(len, column)) for column in zip(*escaped, strict=True)]
+    """Lines of a table that reads well as plain text, too; the first `left` columns begin on the left.
+
+    Args:
+      rows: of Markdown: names in them are `escaped`.
+    """
+    cells = [[re.sub(r"(\\.)|\|", lambda m: m[1] or r"\|", cell) for cell in row] for row in (header, *rows)]
+    widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
 
     def line(cells: Sequence[str]) -> str:
         placed = (c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True)))
         return f"| {' | '.join(placed)} |"
 
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
-    return [line(escaped[0]), line(rule), *map(line, escaped[1:])]
+    return [line(cells[0]), line(rule), *map(line, cells[1:])]
 
 
 def on_terminal() -> bool:

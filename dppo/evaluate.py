@@ -24,11 +24,13 @@ from dppo.algo.moments import Normaliser  # noqa: E402
 from dppo.bounds import at_least  # noqa: E402
 from dppo.commandline import Parser, UsageError, integer, load_config, require  # noqa: E402
 from dppo.config import SEED, Config  # noqa: E402
+from dppo.console import plain  # noqa: E402
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
 from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator  # noqa: E402
 from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import newest_valid  # noqa: E402
+from dppo.storage.contents import check_state  # noqa: E402
 
 EXIT_USAGE = 2
 
@@ -97,11 +99,11 @@ def load_policy(run_dir: str | Path) -> Policy:
     """
     folder = Path(run_dir)
     config = load_config(folder)
-    saved, skipped = newest_valid(folder)
-    for line in skipped:
-        print(f"dppo: {line}", file=sys.stderr)
+    saved, skipped = newest_valid(folder, lambda checkpoint: check_state(checkpoint.state))
     if saved is None:
         raise UsageError(f"{folder} has no valid checkpoint: {'; '.join(skipped) or 'there is none'}")
+    for line in skipped:
+        print(f"dppo: {plain(line)}", file=sys.stderr)
     try:
         env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
         env.close()
@@ -195,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             count = min(args.episodes, 3)
             videos = record(policy, count, args.seed, args.video, stochastic=args.stochastic)
     except UsageError as error:
-        print(f"dppo: {error}", file=sys.stderr)
+        print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
     figures = {
         "mean": float(np.mean(returns)),
@@ -225,11 +227,13 @@ def _show(policy: Policy, figures: dict[str, float], args: argparse.Namespace, v
     for name in figures:
         table.add_column(name, justify="right")
     table.add_row(*(f"{value:.2f}" for value in figures.values()))
-    console = Console()
-    console.print(f"{policy.config.env}: returns of {args.episodes} {how} episodes, after {policy.env_steps:,} steps")
+    console = Console(markup=False, emoji=False)
+    console.print(
+        f"{plain(policy.config.env)}: returns of {args.episodes} {how} episodes, after {policy.env_steps:,} steps"
+    )
     console.print(table)
     for video in videos:
-        console.print(f"video: {video}", soft_wrap=True)
+        console.print(f"video: {plain(video)}", soft_wrap=True)
 
 
 if __name__ == "__main__":

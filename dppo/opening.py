@@ -25,6 +25,7 @@ from dppo.preemption import Preemption
 from dppo.startup import forks_end_here, this_python
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, remove_leftovers
+from dppo.storage.contents import check_environments
 from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json, write_json
 from dppo.storage.segments import set_aside_orphans
@@ -121,6 +122,25 @@ def _first_step(place: Workplace) -> str:
     )
 
 
+def check_saved(planned: Plan, place: Workplace, comm: Comm) -> None:
+    """Collective over `comm`. What the checkpoint holds is of this network and of these environments."""
+    saved, error = planned.saved, None
+    try:
+        if saved is not None:
+            place.state.check(saved.state)
+        if saved is not None and place.envs is not None:
+            first = (place.worker or 0) * place.envs.num_envs
+            mine = range(first, first + place.envs.num_envs)
+            envs = [e for _, states in saved.ranks.values() for e in states if e.env in mine]
+            check_environments(envs, place.envs.observation_space, place.envs.action_space)
+    except ValueError as problem:
+        name = f"{planned.run_dir}/checkpoints/step_{0 if saved is None else saved.env_steps:09d}"
+        error = f"{name} does not fit to this run: {problem}; move it away, and --resume takes the one before"
+    error = first_error(comm, error)
+    if error is not None:
+        raise UsageError(error)
+
+
 def introduce(
     planned: Plan, place: Workplace, comm: Comm, console: Console, notes: Sequence[str], threads: int
 ) -> None:
@@ -188,9 +208,9 @@ def open_journal(
                 " will differ"
             )
     replace_atomically(planned.run_dir / "config.toml", to_toml(planned.config).encode())
-    before = read_json(planned.run_dir / "versions.json").get("attempts", [])
+    before = read_json(planned.run_dir / "versions.json").get("attempts")
     newest = versions(hosts, threads, mpi_version(), planned.allocation)
-    attempts = {"run_id": planned.run_id, **newest, "attempts": [*before, newest]}
+    attempts = {"run_id": planned.run_id, **newest, "attempts": [*(before if isinstance(before, list) else []), newest]}
     write_json(planned.run_dir / "versions.json", attempts)
     named = {} if saved is None else saved.next_segments
     if moved := set_aside_orphans(planned.run_dir, named, planned.attempt):

@@ -23,8 +23,10 @@ from dppo.allocation import Allocation, ends_at, in_queue, this_allocation
 from dppo.bounds import digits
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
-from dppo.journal import WINDOW, Summary
+from dppo.journal import WINDOW, Losses, Summary
+from dppo.reading import check_run_files, number_in
 from dppo.storage.checkpoint import Checkpoint, newest_valid
+from dppo.storage.contents import check_complete
 from dppo.storage.metrics import read_json, write_json
 from dppo.storage.segments import compression_filter
 
@@ -119,12 +121,13 @@ def _plan_new(config: Config) -> Plan:
 def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
+    check_run_files(run_dir, ("metrics.jsonl", "summary.json", "versions.json"))
     run_id = str(read_json(run_dir / "versions.json").get("run_id", "")) or uuid.uuid4().hex
     if (other := _job_in(run_dir)) is not None:
         raise ValueError(
             f"job {other} has {run_dir}, and is still in the queue: wait for its end, or scancel {other} first"
         )
-    saved, skipped = newest_valid(run_dir)
+    saved, skipped = newest_valid(run_dir, _check_for_resume)
     if saved is None and not skipped and _never_began(run_dir):
         console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")
         return Plan(config, run_dir, None, 1, run_id=run_id)
@@ -138,7 +141,14 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         further = {"target": "--target-return", "finished": "--total-steps"}[reason]
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
-    return Plan(config, run_dir, saved, int(before.get("attempt", 1)) + 1, float(before.get("wall_s", 0.0)), run_id)
+    return Plan(config, run_dir, saved, number_in(before, "attempt", 1) + 1, number_in(before, "wall_s", 0.0), run_id)
+
+
+def _check_for_resume(saved: Checkpoint) -> None:
+    """Raises ValueError where a checkpoint lacks what a resume needs."""
+    check_complete(saved.state, saved.journal, saved.ranks)
+    if unknown := saved.journal.get("losses", {}).keys() - Losses.__dataclass_fields__:
+        raise ValueError(f"journal.losses.{min(unknown)} is not known")
 
 
 def _job_in(run_dir: Path) -> str | None:
@@ -165,15 +175,16 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     """The summary of a run that stands at its end; written only where it was killed before it could write that
     itself.
     """
-    summary = Summary(**{name: before[name] for name in Summary.__dataclass_fields__ if name in before})
-    if summary.exit == reason:
-        return summary
+    numbers = {name: number_in(before, name, default) for name, default in (("attempt", 1), ("world_size", 1))}
+    texts = {name: before[name] for name in ("env", "run_dir") if isinstance(before.get(name), str)}
+    summary = Summary(**numbers, **texts, wall_s=number_in(before, "wall_s", 0.0))
     books = saved.journal
     summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
     summary.episodes, summary.train_s = books["episodes"], books["train_s"]
     summary.return_mean_100 = float(np.mean(books["returns"])) if books["returns"] else None
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
-    write_json(run_dir / "summary.json", asdict(summary))
+    if before.get("exit") != reason:
+        write_json(run_dir / "summary.json", asdict(summary))
     return summary
 
 

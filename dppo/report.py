@@ -11,6 +11,7 @@ startup.limit_threads()
 
 import json  # noqa: E402
 import math  # noqa: E402
+import os  # noqa: E402
 import shlex  # noqa: E402
 import sys  # noqa: E402
 from collections.abc import Sequence  # noqa: E402
@@ -18,7 +19,7 @@ from pathlib import Path  # noqa: E402
 from typing import Any, NamedTuple  # noqa: E402
 
 from dppo.commandline import Parser, UsageError  # noqa: E402
-from dppo.console import markdown_table  # noqa: E402
+from dppo.console import escaped, markdown_table, plain  # noqa: E402
 from dppo.results import Setting, by_setting, learning_curve  # noqa: E402
 from dppo.storage import curves  # noqa: E402
 from dppo.storage.files import replace_atomically  # noqa: E402
@@ -81,10 +82,10 @@ def make_report(folder: Path) -> Report:
 
 def _sweep_of(folder: Path) -> tuple[Sweep | None, list[str]]:
     path = folder / "sweep.toml"
-    if not path.exists():
+    if not os.path.lexists(path):
         return None, []
     try:
-        return read_sweep(path), []
+        return read_sweep(path, folder), []
     except UsageError as error:
         return None, [f"{error}; so nobody knows which tasks are missing"]
 
@@ -139,16 +140,16 @@ def text_lines(report: Report, folder: Path) -> list[str]:
     )
     lines = markdown_table(header, [_row(setting) for setting in report.settings], left=1)
     if report.notes:
-        lines += ["", *(f"- {note}" for note in report.notes)]
+        lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
     if not report.problems:
         return [*lines, "", "All runs have ended by themselves."]
     lines += ["", f"{len(report.problems)} run(s) have not ended by themselves:", ""]
     for p in report.problems:
         name = p.run if p.task is None else f"task {p.task}"
-        lines.append(f"- {name} is {p.state}: {p.reason}. Repair: {p.repair}")
+        lines.append(f"- {escaped(f'{name} is {p.state}: {p.reason}. Repair: {p.repair}')}")
     again = [p.task for p in report.problems if p.task is not None and p.state not in AT_WORK]
     if len(again) > 1:
-        lines += ["", f"All but those that run or come back by themselves: {_submit(again, folder)}"]
+        lines += ["", f"All but those that run or come back by themselves: {escaped(_submit(again, folder))}"]
     return lines
 
 
@@ -156,7 +157,7 @@ def _row(setting: Setting) -> list[str]:
     interval, steps, seconds = setting.interval(), setting.median("env_steps"), setting.median("train_s")
     reached = f" ({setting.reached}/{len(setting.runs)})" if setting.has_target else ""
     return [
-        setting.label,
+        escaped(setting.label),
         f"{len(setting.ended)}/{len(setting.runs)}",
         _number(setting.median_return()),
         _number(setting.iqm()),
@@ -229,7 +230,7 @@ def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
 def _write(report: Report, folder: Path, *, with_plot: bool) -> list[str]:
     """report.md and report.svg in `folder`; what is to be said of them."""
     drawn, notes = plot(report, folder / "report.svg") if with_plot else (False, [])
-    text = [f"# {folder.resolve().name}", "", *text_lines(report, folder), "", FIGURES, ""]
+    text = [f"# {escaped(folder.resolve().name)}", "", *text_lines(report, folder), "", FIGURES, ""]
     if drawn:
         text += ["![Learning curves](report.svg)", ""]
     replace_atomically(folder / "report.md", "\n".join(text).encode())
@@ -250,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         report = make_report(args.folder)
     except UsageError as error:
-        print(f"dppo: {error}", file=sys.stderr)
+        print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
     print(
         json.dumps(as_json(report, args.folder)) if args.json else "\n".join(text_lines(report, args.folder)),
@@ -261,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         notes = [f"report.md and report.svg cannot be written: {error}"]
     for note in notes:
-        print(f"dppo: {note}", file=sys.stderr)
+        print(f"dppo: {plain(note)}", file=sys.stderr)
     return 0
 
 

@@ -198,6 +198,7 @@ def _prepare(
         unless_it_trains.callback(watchdog.stop)
         place = opening.build(plan.config, comm, watchdog.progress)
         unless_it_trains.callback(place.close)
+        opening.check_saved(plan, place, comm)
         seats = crew.first_crew(comm)
         opening.introduce(plan, place, comm, console, notes, THREADS)
         if not plan.config.dry_run:

@@ -122,11 +122,26 @@ class TrainingState:
             "shapes": {name: list(shape) for name, shape in self.flat.shapes.items()},
         }
 
-    def load(self, saved: dict[str, Any]) -> None:
-        """The inverse of `as_dict`. Raises ValueError where the saved network is another one."""
+    def check(self, saved: dict[str, Any]) -> None:
+        """Raises ValueError where the saved network, optimiser or moments are not of this one's shapes."""
         shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
         if shapes != self.flat.shapes or saved["optimizer"].shape != self.optimizer.state.shape:
             raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {self.flat.shapes}")
+        if saved["parameters"].shape != (self.flat.size,) or saved["moments"].shape != (self.normaliser.num_sums,):
+            sizes = len(saved["parameters"]), len(saved["moments"])
+            raise ValueError(
+                f"the checkpoint holds {sizes} parameters and moments, this network has"
+                f" {(self.flat.size, self.normaliser.num_sums)}"
+            )
+        moments, split = saved["moments"], self.normaliser.num_sums - 3
+        size = (split - 1) // 2
+        for count, m2 in ((moments[0], moments[1 + size : split]), (moments[split], moments[split + 2 :])):
+            if count < 0 or (m2 <= -1e-8 * max(count, 1.0)).any():  # a rounding below 0 is as good as 0
+                raise ValueError("the checkpoint holds moments of a negative count or a negative variance")
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """The inverse of `as_dict`. Raises ValueError where the saved network is another one."""
+        self.check(saved)
         for name in COUNTERS:
             setattr(self, name, saved["numbers"][name])
         self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]

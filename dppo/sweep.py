@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.commandline import Parser, UsageError, as_flags, integer
-from dppo.console import markdown_table
+from dppo.console import escaped, markdown_table, plain
+from dppo.reading import TOML_BYTES, read_regular
 from dppo.storage.files import fsync_folder, write_durably
 from dppo.tasks import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
 
@@ -22,10 +23,10 @@ EXIT_USAGE = 2
 def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
     """Prints the tasks, what is wrong with some, and the line that runs the others; the exit code."""
     if sweep.fixed:
-        print("fixed:", ", ".join(f"{key}={as_text(value)}" for key, value in sweep.fixed.items()), end="\n\n")
+        print("fixed:", plain(", ".join(f"{key}={as_text(value)}" for key, value in sweep.fixed.items())), end="\n\n")
     keys = list(sweep.varied[0])
-    rows = [[str(task), *(as_text(varied[key]) for key in keys)] for task, varied in enumerate(sweep.varied)]
-    print("\n".join(markdown_table(["task", *keys], rows)))
+    rows = [[str(task), *(escaped(as_text(varied[key])) for key in keys)] for task, varied in enumerate(sweep.varied)]
+    print("\n".join(markdown_table(["task", *map(escaped, keys)], rows)))
     wrong: dict[str, list[int]] = {}
     for task in range(len(sweep.varied)):
         try:
@@ -39,7 +40,7 @@ def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
         print(submit_line(good, path, sweep_dir))
     sys.stdout.flush()
     for message, tasks in wrong.items():
-        print(f"dppo: task {numbers(tasks)}: {message}", file=sys.stderr)
+        print(f"dppo: task {numbers(tasks)}: {plain(message)}", file=sys.stderr)
     return EXIT_USAGE if wrong else 0
 
 
@@ -62,9 +63,9 @@ def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
 
 
 def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
-    copy, content = sweep_dir / "sweep.toml", path.read_bytes()
+    copy, content = sweep_dir / "sweep.toml", read_regular(path, max_bytes=TOML_BYTES)
     if copy.exists():
-        if copy.read_bytes() == content:
+        if read_regular(copy, sweep_dir, TOML_BYTES) == content:
             return
         _refuse_another(path, sweep, copy)
     sweep_dir.mkdir(parents=True, exist_ok=True)
@@ -117,7 +118,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show(args.file, sweep, args.sweep_dir)
         flags = prepare(args.file, sweep, args.sweep_dir, args.task)
     except UsageError as error:
-        print(f"dppo: {error}", file=sys.stderr)
+        print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
     print("\n".join(flags))
     return 0

@@ -43,7 +43,7 @@ class Sweep(NamedTuple):
         return self.fixed | self.varied[task]
 
 
-def read_sweep(path: Path) -> Sweep:
+def read_sweep(path: Path, root: Path | None = None) -> Sweep:
     """The sweep that a file describes; whether a setting exists and may have its value is left to `config_of`.
 
     Task number = sample · (size of the grid) + place in the grid, whose last key varies fastest. What a sample draws
@@ -52,7 +52,7 @@ def read_sweep(path: Path) -> Sweep:
     Raises:
       UsageError: the file cannot be read, or is no sweep.
     """
-    values = read_toml(path)
+    values = read_toml(path, root)
     try:
         for name, table in values.items():
             if name not in TABLES:

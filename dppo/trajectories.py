@@ -20,9 +20,11 @@ from typing import Any  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dppo.commandline import Parser, UsageError  # noqa: E402
+from dppo.console import plain  # noqa: E402
 from dppo.storage.catalogue import SURPRISES  # noqa: E402
 from dppo.storage.dataset import Trajectories, open_trajectories  # noqa: E402
 from dppo.storage.salvage import HopelessError, recover  # noqa: E402
+from dppo.storage.unsealed import unsealed  # noqa: E402
 from dppo.storage.validation import validate  # noqa: E402
 from dppo.storage.virtual import check_index, write_index  # noqa: E402
 
@@ -59,11 +61,33 @@ def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
         "returns": {name: float(np.quantile(returns, q)) for name, q in QUANTILES.items()} if len(returns) else {},
         "ranks": ranks,
         "attempts": sorted({s.attempt for s in catalogue.segments}),
-        "orphaned": sum(1 for _ in (run_dir / "trajectories" / "orphaned").glob("attempt_*/rank_*/seg_*.h5")),
+        "orphaned": _count_orphans(run_dir),
     }
 
 
+def describe_empty(missing_rows: dict[int, int], run_dir: Path) -> dict[str, Any]:
+    """The same of a dump in which no segment was sealed yet."""
+    nothing = {"segments": 0, "rows": 0, "steps": 0, "bytes": 0}
+    return {
+        "episodes": {"ended": 0, "complete": 0, "unfinished": 0},
+        "steps": 0,
+        "returns": {},
+        "ranks": {rank: nothing | {"missing_rows": rows} for rank, rows in missing_rows.items()},
+        "attempts": [],
+        "orphaned": _count_orphans(run_dir),
+    }
+
+
+def _count_orphans(run_dir: Path) -> int:
+    return sum(1 for _ in (run_dir / "trajectories" / "orphaned").glob("attempt_*/rank_*/seg_*.h5"))
+
+
 def _info(args: argparse.Namespace) -> int:
+    if (empty := unsealed(args.run_dir)) is not None:
+        out = describe_empty(empty.missing_rows, args.run_dir)
+        orphans = f"; {out['orphaned']} orphaned segment(s)" if out["orphaned"] else ""
+        print(json.dumps(out) if args.json else f"{plain(empty.text)}{orphans}")
+        return 0
     out = describe(open_trajectories(args.run_dir), args.run_dir)
     if args.json:
         print(json.dumps(out))
@@ -71,10 +95,10 @@ def _info(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     episodes, ranks = out["episodes"], out["ranks"]
     console.print(
-        f"{args.run_dir}: {episodes['ended']:,} episodes that ended ({episodes['complete']:,} complete), "
+        f"{plain(args.run_dir)}: {episodes['ended']:,} episodes that ended ({episodes['complete']:,} complete), "
         f"{episodes['unfinished']:,} unfinished; {out['steps']:,} steps",
         soft_wrap=True,
     )
@@ -102,8 +126,13 @@ def _validate(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(v) for v in violations]))
         return EXIT_WRONG if violations else 0
     for violation in violations:
-        print(violation)
-    print(f"{len(violations)} violation(s)" if violations else f"{args.run_dir}: the trajectories are sound")
+        print(plain(violation))
+    if violations:
+        print(f"{len(violations)} violation(s)")
+    elif (empty := unsealed(args.run_dir)) is not None:
+        print(plain(empty.text))
+    else:
+        print(f"{plain(args.run_dir)}: the trajectories are sound")
     return EXIT_WRONG if violations else 0
 
 
@@ -111,7 +140,7 @@ def _plot(args: argparse.Namespace) -> int:
     from dppo.storage.plots import plot
 
     plot(open_trajectories(args.run_dir), args.output)
-    print(args.output)
+    print(plain(args.output))
     return 0
 
 
@@ -126,15 +155,17 @@ def _index(args: argparse.Namespace) -> int:
     path, missing = write_index(args.run_dir)
     for name in missing:
         _complain(f"{name}; the index goes on behind that (`validate` says more)")
-    print(path)
+    print(plain(path))
     return 0
 
 
 def _recover(args: argparse.Namespace) -> int:
     salvage = recover(args.file, args.output)
     for line in salvage.lost:
-        print(f"lost: {line}")
-    print(f"{salvage.path}: {salvage.datasets} dataset(s) saved" + ("" if salvage.lost else "; nothing was lost"))
+        print(f"lost: {plain(line)}")
+    print(
+        f"{plain(salvage.path)}: {salvage.datasets} dataset(s) saved" + ("" if salvage.lost else "; nothing was lost")
+    )
     return 0
 
 
@@ -142,7 +173,7 @@ def _export(args: argparse.Namespace) -> int:
     from dppo.storage import export
 
     for line in export.run(args):
-        print(line)
+        print(plain(line))
     return 0
 
 
@@ -203,7 +234,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(what: object) -> None:
     """One line, whatever is in it."""
-    print(f"dppo: {' '.join(str(what).splitlines())}", file=sys.stderr)
+    print(f"dppo: {plain(what)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

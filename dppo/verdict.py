@@ -19,6 +19,8 @@ from typing import Any
 from dppo.allocation import in_queue, this_allocation
 from dppo.bounds import at_least, within
 from dppo.commandline import Parser, UsageError, integer, require
+from dppo.console import plain
+from dppo.reading import RefusedFileError, check_run_files, number_in, parse_json, read_lines, read_regular
 from dppo.storage.files import replace_atomically
 from dppo.storage.metrics import read_json
 
@@ -64,9 +66,9 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     exit_, where = found.summary.get("exit"), f"newest checkpoint: {found.checkpoint or 'none'}"
     is_new = found.written is not None and found.written != before.get("written")
     progressed = found.checkpoint not in (before.get("checkpoint"), None, FIRST)
-    fruitless = 0 if progressed else 1 + (before.get("fruitless", 0) if before.get("job_id") == job_id else 0)
+    fruitless = 0 if progressed else 1 + (number_in(before, "fruitless") if before.get("job_id") == job_id else 0)
     if exit_ in ("finished", "target") and (is_new or not code):  # nothing is written where there is nothing to do
-        return Verdict(DONE, f"done ({exit_}) after {found.summary.get('env_steps', 0):,} steps", 0)
+        return Verdict(DONE, f"done ({exit_}) after {number_in(found.summary, 'env_steps'):,} steps", 0)
     if code == USAGE and not is_new:
         return Verdict(USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
     how = "was cut short"
@@ -82,9 +84,9 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     return Verdict(AGAIN, f"{how}; {where}: start it again", fruitless)
 
 
-def last_line(error: str | None) -> str:
+def last_line(error: object) -> str:
     """Of a text with a traceback: the exception itself."""
-    return (error or "").strip().rpartition("\n")[2] or "no reason was given"
+    return str(error or "").strip().rpartition("\n")[2] or "no reason was given"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -114,12 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise SystemExit(USAGE) from error
     run_dir: Path = args.run_dir
     if run_dir.exists() and not run_dir.is_dir():
-        print(f"dppo: {run_dir} is a file: give a run directory", file=sys.stderr)
+        print(f"dppo: {plain(run_dir)} is a file: give a run directory", file=sys.stderr)
         return USAGE
     try:
+        check_run_files(run_dir, ("summary.json", "starts.jsonl", "checkpoints/latest"))
         lines = _lines(run_dir / "starts.jsonl")
         if (other := _other(lines)) is not None:
-            print(f"dppo: {run_dir}: {other}", file=sys.stderr)
+            print(f"dppo: {plain(run_dir)}: {other}", file=sys.stderr)
             return USAGE
         verdict = _begin(run_dir, lines, args.starts) if args.begin else _end(run_dir, lines, args.starts, args.code)
         if verdict is not None and verdict.code == USAGE:
@@ -129,13 +132,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         replace_atomically(run_dir / "starts.jsonl", text.encode())
         if not lines:
             _remove(run_dir)
+    except RefusedFileError as error:
+        print(f"dppo: {plain(error)}: not started again", file=sys.stderr)
+        return USAGE
     except OSError as error:  # without a count it might be started again for ever
-        print(f"dppo: {run_dir}/starts.jsonl cannot be kept ({error}): not started again", file=sys.stderr)
+        print(
+            f"dppo: {plain(run_dir)}/starts.jsonl cannot be kept ({plain(error)}): not started again", file=sys.stderr
+        )
         return FAILED
     if verdict is None:
         return 0
     file = sys.stderr if verdict.code in (FAILED, USAGE) else sys.stdout
-    print(f"dppo: {run_dir}: {verdict.text}", file=file, flush=True)
+    print(f"dppo: {plain(run_dir)}: {plain(verdict.text)}", file=file, flush=True)
     return verdict.code
 
 
@@ -145,10 +153,10 @@ def _other(lines: list[dict[str, Any]]) -> str | None:
     if "verdict" in last or here.job_id is None or not last.get("job_id"):
         return None
     if last["job_id"] != here.job_id:
-        taken = in_queue(last["job_id"])
+        taken = in_queue(str(last["job_id"]))
         text = f"job {last['job_id']} has it, and is still in the queue: wait for its end, or scancel it first"
         return text if taken else None
-    if last.get("restart_count", 0) > here.restarts:
+    if number_in(last, "restart_count") > here.restarts:
         return "Slurm has started this job again elsewhere: this start leaves the run to that one"
     return None
 
@@ -164,7 +172,7 @@ def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict |
             return verdict
     lines.append({
         "time": _now(), "job_id": allocation.job_id, "restart_count": allocation.restarts, "written": found.written,
-        "checkpoint": found.checkpoint, "fruitless": before.get("fruitless", 0),
+        "checkpoint": found.checkpoint, "fruitless": number_in(before, "fruitless"),
     })  # fmt: skip
     return None
 
@@ -211,7 +219,8 @@ def _now() -> str:
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
     try:
-        return (run_dir / "checkpoints" / "latest").read_text(errors="replace").strip() or None
+        name = read_regular(run_dir / "checkpoints" / "latest", run_dir).decode(errors="replace").strip()
+        return name or None
     except OSError:
         return None
 
@@ -220,14 +229,13 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     """Of a JSON lines file; what is not understood is left out. Raises OSError where it is there and cannot be read."""
     found: list[dict[str, Any]] = []
     try:
-        text = path.read_text(errors="replace")
+        for line in read_lines(path, path.parent):
+            with contextlib.suppress(ValueError):
+                value = parse_json(line)
+                if isinstance(value, dict):
+                    found.append(value)
     except FileNotFoundError:
-        return found
-    for line in text.splitlines():
-        try:
-            found.append(dict(json.loads(line)))
-        except (ValueError, TypeError):
-            continue
+        pass
     return found
 
 

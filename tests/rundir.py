@@ -1,16 +1,18 @@
 """Reads run directories, for tests that compare runs.
 
-Uses torch to open checkpoints; tests/mpi/ and tests/test_run.py use it.
+tests/mpi/ and tests/test_run.py use it.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+
+from dppo.storage.checkpoint import read_checkpoint
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, str]]:
@@ -39,23 +41,17 @@ def latest(run_dir: Path) -> Path:
 
 
 def checkpoint(run_dir: Path) -> dict[str, Any]:
-    """All of the newest checkpoint but clock figures: {file: content}, tensors as arrays."""
-    files = {p.name: _plain(torch.load(p, weights_only=True)) for p in sorted(latest(run_dir).glob("*.pt"))}
-    del files["state.pt"]["journal"]["train_s"]
-    return files
+    """All of the newest checkpoint but clock figures, by part."""
+    saved = read_checkpoint(latest(run_dir))
+    del saved.journal["train_s"]
+    ranks = {f"rank {rank}": [row, *map(asdict, envs)] for rank, (row, envs) in saved.ranks.items()}
+    named = {"next_segments": saved.next_segments, "missing_rows": saved.missing_rows}
+    return {"state": saved.state, "journal": saved.journal, **named, **ranks}
 
 
 def parameters(run_dir: Path) -> np.ndarray:
-    vector: np.ndarray = checkpoint(run_dir)["state.pt"]["state"]["parameters"]
+    vector: np.ndarray = checkpoint(run_dir)["state"]["parameters"]
     return vector
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return value.numpy() if isinstance(value, torch.Tensor) else value
 
 
 def differences(a: Any, b: Any, where: str = "") -> list[str]:

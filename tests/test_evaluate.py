@@ -97,9 +97,9 @@ def test_the_newest_valid_checkpoint_is_taken_and_damage_is_told(
     place = make_workplace(env="CartPole-v1")
     save(place, cartpole, env_steps=5678)
     assert load_policy(cartpole).env_steps == 5678
-    (checkpoint_folders(cartpole)[0] / "state.pt").write_bytes(b"")
+    (checkpoint_folders(cartpole)[0] / "state.safetensors").write_bytes(b"")
     assert load_policy(cartpole).env_steps == 1234
-    assert "step_000005678 is damaged and was skipped: state.pt" in capsys.readouterr().err
+    assert "step_000005678 is damaged and was skipped: state.safetensors" in capsys.readouterr().err
 
 
 # -- episodes --------------------

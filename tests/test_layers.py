@@ -16,7 +16,7 @@ ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
     ("bounds",),
-    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation"),
+    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation", "reading"),
     ("algo", "models", "envs", "commandline", "history", "guard"),
     ("exchange", "storage", "rollout", "state", "tasks"),
     ("learner", "journal", "results"),

@@ -95,7 +95,7 @@ def run_dir(finished: Path, tmp_path: Path) -> Path:
 
 def damage(checkpoint: Path) -> None:
     """Another byte in the middle of its state."""
-    file = checkpoint / "state.pt"
+    file = checkpoint / "state.safetensors"
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)

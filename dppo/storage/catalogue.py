@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.commandline import UsageError
-from dppo.storage.segments import FORMAT, FORMAT_VERSION
+from dppo.reading import RefusedFileError, open_regular
+from dppo.storage.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
+from dppo.storage.segments import FORMAT, FORMAT_VERSION, run_dir_of
 
 if TYPE_CHECKING:
     import h5py
 
-ZSTD = 32015
-"""The number that HDF5 knows the filter by."""
 SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
+    RecursionError,
 )  # fmt: skip
 """What h5py and NumPy raise for damaged files."""
 _HEAD = 2**18
@@ -40,21 +41,19 @@ def opened(path: Path) -> Iterator[h5py.File]:
     Raises:
       UsageError: it is none, or something in it cannot be read.
     """
-    import h5py
-
-    if path.exists() and not path.is_file():  # reading a pipe would never end
-        raise UsageError(f"{path} is no file: move it out of the dump")
     repair = "`python -m dppo.trajectories validate RUN` says what else is damaged, `recover` saves what can be saved"
     try:
         if endless_heaps(path, _HEAD):
             raise ValueError("its texts are damaged")
-        with h5py.File(path, "r", locking=False) as file:
+        with opened_hdf5(path, run_dir_of(path)) as file:
             found = file.attrs.get("format"), file.attrs.get("format_version")
             if found != (FORMAT, FORMAT_VERSION):
                 raise UsageError(f"{path} has format {found}, this dppo reads {(FORMAT, FORMAT_VERSION)}")
             yield file
     except UsageError:
         raise
+    except RefusedFileError as error:
+        raise UsageError(f"{_one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
     except SURPRISES as error:
         raise UsageError(f"{path} cannot be read: {_one_line(error)}; {repair}") from error
 
@@ -105,7 +104,7 @@ def endless_heaps(path: Path, length: int | None = None, size: int | None = None
       length: so much of the file is searched; None: all.
       size: of the file, where zeros are to be thought behind its end.
     """
-    with open(path, "rb") as file:
+    with open_regular(path, max_bytes=FILE_BYTES) as file:
         if length is not None:
             return _endless_heaps(file.read(length), size)
         if not os.fstat(file.fileno()).st_size:
@@ -190,6 +189,9 @@ def _light(file: h5py.File, path: Path, rank: int, number: int) -> tuple[Segment
     table = {name: read(file, f"episodes/{name}") for name in _READ}
     first_env, attempt = int(file.attrs["first_env"]), int(file.attrs["attempt"])
     num_envs = int(file["steps/rewards"].shape[1])
+    for name, most in (("env", num_envs - 1), ("start", len(rows) - 1), ("length", len(rows) - table["start"])):
+        if (table[name] < (name == "length")).any() or (table[name] > most).any():
+            raise ValueError(f"episodes/{name} holds what {len(rows)} rows of {num_envs} environments do not have")
     info = SegmentInfo(
         path, rank, number, attempt, first_env, num_envs, len(rows), int(rows[0]), int(rows[-1]) + 1,
         path.stat().st_size,

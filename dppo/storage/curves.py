@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dppo.console import plain
 from dppo.storage.files import replace_atomically
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -36,6 +37,8 @@ def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
     axes = figure.subplots()
     for number, (label, (steps, line, low, high)) in enumerate(curves):
         style = "-" if number < len(COLOURS) // 2 else "--"
+        # no formula, and not hidden, as Matplotlib hides what begins with an underscore
+        label = f" {plain(label)}".replace("$", r"\$")
         axes.plot(steps, line, style, lw=1.5, color=COLOURS[number], label=label)
         axes.fill_between(steps, low, high, color=COLOURS[number], alpha=0.15, lw=0)
     axes.set_xlabel("environment steps of all ranks")

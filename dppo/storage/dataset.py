@@ -17,6 +17,7 @@ import numpy as np
 from dppo.commandline import UsageError
 from dppo.storage.catalogue import Catalogue, opened, read, read_catalogue
 from dppo.storage.segments import rank_folders, segment_files
+from dppo.storage.unsealed import unsealed
 
 if TYPE_CHECKING:
     import h5py
@@ -147,8 +148,11 @@ class _Dump:
         folders = rank_folders(run_dir)
         self.files = [(r, n, path) for r, folder in folders.items() for n, path in segment_files(folder).items()]
         if not self.files:
+            empty = unsealed(run_dir)
             raise UsageError(
-                f"{run_dir} has no trajectories: no trajectories/rank_*/seg_*.h5; a run writes them with "
+                empty.text
+                if empty is not None
+                else f"{run_dir} has no trajectories: no trajectories/rank_*/seg_*.h5; a run writes them with "
                 "--trajectories.enabled"
             )
         self.ranks = sorted({rank for rank, _, _ in self.files})

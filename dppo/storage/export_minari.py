@@ -6,6 +6,7 @@ Uses Minari (optional), Gymnasium and exported.py; export.py calls it, notebooks
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from dppo.commandline import UsageError
+from dppo.reading import parse_json
 from dppo.storage.catalogue import SURPRISES
 from dppo.storage.dataset import Trajectories
 from dppo.storage.exported import (
@@ -40,6 +42,8 @@ _NAMESPACE_FILE = "namespace_metadata.json"
 _ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+", re.ASCII)
 _MAX_NAME, _MAX_DIGITS = 200, 9
 """Characters of a part of a dataset's id, and digits of its version."""
+_MAX_SIZE = 10**8
+"""Numbers in an observation or an action."""
 
 
 def to_minari(
@@ -62,7 +66,6 @@ def to_minari(
     try:
         import minari
         from minari.dataset.minari_storage import MinariStorage
-        from minari.serialization import deserialize_space
     except ImportError as error:
         raise missing_package("Minari", error) from error
 
@@ -83,8 +86,8 @@ def to_minari(
         try:
             storage = MinariStorage.new(
                 part / "data",
-                observation_space=_parsed(labels, "observation_space", deserialize_space),
-                action_space=_parsed(labels, "action_space", deserialize_space),
+                observation_space=_parsed(labels, "observation_space", _space),
+                action_space=_parsed(labels, "action_space", _space),
                 env_spec=_parsed(labels, "env_spec", _env_spec),
                 jpeg_encoding=False,
             )
@@ -124,6 +127,19 @@ def _parsed(labels: dict[str, str], name: str, make: Callable[[str], T]) -> T:
             f"{name} of the dump's first segment cannot be read: {error!r}; `python -m dppo.trajectories validate RUN`"
             " says what else is damaged"
         ) from error
+
+
+def _space(text: str) -> Any:
+    """A space; refuses one of another size than any trajectory's, before it is made."""
+    from minari.serialization import deserialize_space
+
+    parts = [parse_json(text)]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        if isinstance(part, dict) and isinstance(part.get("shape"), list) and math.prod(part["shape"]) > _MAX_SIZE:
+            raise ValueError(f"a space of shape {part['shape']!r:.60} is too large")
+    return deserialize_space(text)
 
 
 def _env_spec(text: str) -> EnvSpec | None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from dppo.reading import parse_json, read_lines, read_regular
 from dppo.storage.files import replace_atomically
 
 
@@ -24,8 +25,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, last_iteration: int) -> None:
         if path.exists():
-            kept = [line for line in path.read_bytes().splitlines(keepends=True) if _is_kept(line, last_iteration)]
-            replace_atomically(path, b"".join(kept))
+            lines = read_lines(path, path.parent)
+            replace_atomically(path, b"".join(line for line in lines if _is_kept(line, last_iteration)))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, metrics: dict[str, Any]) -> None:
@@ -40,7 +41,7 @@ class MetricsFile:
 
 def _is_kept(line: bytes, last_iteration: int) -> bool:
     try:
-        return line.endswith(b"\n") and json.loads(line)["iteration"] <= last_iteration
+        return line.endswith(b"\n") and bool(parse_json(line)["iteration"] <= last_iteration)
     except (ValueError, KeyError, TypeError):
         return False
 
@@ -58,7 +59,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file, or {} where there is none that can be read."""
     try:
-        value = json.loads(path.read_text())
+        value = parse_json(read_regular(path, path.parent))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

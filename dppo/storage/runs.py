@@ -5,7 +5,6 @@ Uses what metrics.py and config.toml hold, whatever state a killed job has left 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import time
@@ -16,6 +15,7 @@ import numpy as np
 
 from dppo.commandline import load_config
 from dppo.config import Config
+from dppo.reading import RefusedFileError, check_run_files, parse_json, read_lines
 from dppo.storage.metrics import read_json
 
 ENDED = ("finished", "target")
@@ -46,7 +46,7 @@ class Run(NamedTuple):
     def number(self, key: str) -> float | None:
         """A finite number of summary.json, or None."""
         value = self.summary.get(key)
-        right = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        right = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         return float(value) if right else None  # type: ignore[arg-type]
 
 
@@ -63,8 +63,12 @@ def find_runs(folder: Path) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     """How a run stands."""
-    if not any((folder / name).exists() for name in SIGNS):
+    if not any(os.path.lexists(folder / name) for name in SIGNS):
         return Run(folder, "missing", "nothing is there: it waits in the queue, or its job ended before dppo.run began")
+    try:
+        check_run_files(folder, ("summary.json", "metrics.jsonl"))
+    except OSError as error:
+        return Run(folder, "unreadable", str(error), is_damaged=True)
     summary = read_json(folder / "summary.json")
     try:
         config = load_config(folder)
@@ -89,21 +93,25 @@ def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     Returns:
       Both, and how many lines of metrics.jsonl are damaged; a last line that was cut is not.
     """
+    points: list[tuple[float, float]] = []
+    damaged = 0
     try:
-        lines = (folder / "metrics.jsonl").read_bytes().split(b"\n")
+        for line in read_lines(folder / "metrics.jsonl", folder):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                values = parse_json(line)
+                reached = values["return_mean_100"]  # null before the first episode has ended
+                point = float(values["env_steps"]), math.nan if reached is None else float(reached)
+            except (ValueError, KeyError, TypeError, OverflowError):
+                damaged += 1
+                continue
+            if all(map(math.isfinite, point)):
+                points.append(point)
+    except RefusedFileError:
+        damaged += 1
     except OSError:
         return np.empty(0), np.empty(0), 0
-    points, damaged = [], 0
-    for line in lines[:-1]:
-        try:
-            values = json.loads(line)
-            reached = values["return_mean_100"]  # null before the first episode has ended
-            point = float(values["env_steps"]), math.nan if reached is None else float(reached)
-        except (ValueError, KeyError, TypeError):
-            damaged += 1
-            continue
-        if all(map(math.isfinite, point)):
-            points.append(point)
     steps, returns = np.array(sorted(points)).reshape(-1, 2).T
     return steps, returns, damaged
 

@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.commandline import UsageError
+from dppo.reading import RefusedFileError, open_regular
 from dppo.storage.catalogue import SURPRISES, endless_heaps, load_filters
 from dppo.storage.exported import appearing
+from dppo.storage.hdf5 import FILE_BYTES, RAW_BYTES, check_link, check_source
 from dppo.storage.segment_rules import expected_datasets
 from dppo.storage.segments import FORMAT, checksum_problem, compression_filter, write_dataset
 
@@ -97,8 +99,10 @@ def recover(path: Path, out: Path | None = None) -> Salvage:
     import h5py
 
     out = out or path.with_name(path.name + ".recovered.h5")
-    if not path.is_file():
-        raise UsageError(f"{path} is no file")
+    try:
+        open_regular(path, max_bytes=FILE_BYTES).close()
+    except OSError as error:
+        raise UsageError(str(error) if isinstance(error, RefusedFileError) else f"{path} is no file") from error
     if not out.parent.is_dir():
         raise UsageError(f"{out} cannot be written: {out.parent} is no folder: make it, or name another file with -o")
     salvage = Salvage(out)
@@ -249,6 +253,8 @@ def _blocks(dataset: h5py.Dataset, rows: int) -> Iterator[tuple[slice, np.ndarra
 def _leading(dataset: h5py.Dataset, end: int) -> tuple[np.ndarray, str | None]:
     """(the leading rows that can be read, why no more) of a segment's dataset."""
     rows, reason = _intact_rows(dataset, end, all_written=True)
+    if rows > (most := RAW_BYTES // _row_bytes(dataset)):
+        rows, reason = most, "no segment has so much"
     parts = [np.empty((0, *dataset.shape[1:]), dataset.dtype)]
     try:
         for _, values in _blocks(dataset, rows):
@@ -273,10 +279,7 @@ def _copy_group(source: h5py.Group, target: h5py.Group, end: int, salvage: Salva
     for name in names:
         path = f"{source.name.rstrip('/')}/{name}"
         try:
-            link = source.get(name, getlink=True)
-            if not isinstance(link, h5py.HardLink):
-                salvage.lost.append(f"{path}: a link to elsewhere is not followed")
-                continue
+            check_link(source, name)
             item = source[name]
             address = h5py.h5g.get_objinfo(source.id, name.encode()).objno if isinstance(item, h5py.Group) else path
         except SURPRISES as error:
@@ -301,6 +304,7 @@ def _copy_dataset(source: h5py.Dataset, target: h5py.Group, name: str, end: int,
     try:
         if h5py.check_ref_dtype(source.dtype) is not None:
             raise ValueError("references to places in the old file mean nothing in a new one")
+        check_source(source)
         load_filters(source)
         if not source.shape:
             if source.id.get_offset() is not None and source.id.get_offset() + source.id.get_storage_size() > end:
@@ -403,6 +407,7 @@ def _copy_segment(source: h5py.File, target: h5py.File, end: int, salvage: Salva
         try:
             if name not in source:
                 raise ValueError("is missing")
+            check_link(source, name)
             dataset = source[name]
             if not isinstance(dataset, h5py.Dataset):
                 raise ValueError("is no dataset")
@@ -414,11 +419,14 @@ def _copy_segment(source: h5py.File, target: h5py.File, end: int, salvage: Salva
     limits: dict[str, tuple[int, int, str | None]] = {}
     for group, data in groups.items():
         try:
+            check_link(source, group)
             names = list(source[group])
         except SURPRISES:  # some may be found by their names all the same
             names = [path.removeprefix(f"{group}/") for path in expected_datasets() if path.startswith(f"{group}/")]
         for name in names:
             try:
+                check_link(source[group], name)
+                check_source(source[group][name])
                 load_filters(source[group][name])
                 data[name], reason = _leading(source[group][name], end)
                 limits[f"/{group}/{name}"] = len(data[name]), int(source[group][name].shape[0]), reason

@@ -7,7 +7,6 @@ for what a damaged file holds: each surprise is a finding.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,8 +17,10 @@ import numpy as np
 
 from dppo.batch import Standing
 from dppo.commandline import UsageError
+from dppo.reading import parse_json
 from dppo.storage.catalogue import SURPRISES, endless_heaps, load_filters
-from dppo.storage.segments import FORMAT, FORMAT_VERSION, episode_table
+from dppo.storage.hdf5 import opened_hdf5
+from dppo.storage.segments import FORMAT, FORMAT_VERSION, episode_table, run_dir_of
 
 if TYPE_CHECKING:
     import h5py
@@ -111,13 +112,11 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
     Raises:
       UsageError: what it is compressed with is not installed.
     """
-    import h5py
-
     found = Inspected()
     try:
         if endless_heaps(path):
             raise ValueError("its texts are damaged")
-        with h5py.File(path, "r", locking=False) as file:
+        with opened_hdf5(path, run_dir_of(path)) as file:
             _attributes(file, findings, found)
             _labels(file, findings, found)
             data = _datasets(file, findings)
@@ -175,8 +174,8 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
             continue
         if name != "env_spec":
             try:
-                values = json.loads(text)
-            except (ValueError, RecursionError) as error:
+                values = parse_json(text)
+            except ValueError as error:
                 findings.add(name, None, f"is no JSON: {error}")
                 continue
             if name == "config_json" and isinstance(values, dict):

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.batch import Standing
+from dppo.reading import open_regular
 from dppo.storage.files import fsync_folder
+from dppo.storage.hdf5 import FILE_BYTES, opened_hdf5
 
 if TYPE_CHECKING:
     import h5py
@@ -35,6 +37,11 @@ _MB = 2**20
 def rank_folder(run_dir: Path, rank: int) -> Path:
     """Where a worker writes; `rank` is the one that it had at the start of the run."""
     return run_dir / "trajectories" / f"rank_{rank:05d}"
+
+
+def run_dir_of(segment: Path) -> Path:
+    """The run directory of RUN/trajectories/rank_00001/seg_000000.h5."""
+    return segment.parent.parent.parent
 
 
 def segment_path(folder: Path, number: int) -> Path:
@@ -93,12 +100,10 @@ def segments_until(folder: Path, row: int | None) -> tuple[int, int]:
 
 
 def _end_row(path: Path) -> int | None:
-    import h5py
-
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened_hdf5(path, run_dir_of(path)) as file:
             return int(file["steps/row"][-1]) + 1
-    except (OSError, KeyError, ValueError, IndexError):
+    except (OSError, KeyError, ValueError, IndexError, TypeError, RuntimeError):
         return None
 
 
@@ -180,7 +185,7 @@ def seal_image(image: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
 def checksum_problem(path: Path) -> str | None:
     """Why the bytes of a segment are not those that were written; None if they are."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with open_regular(path, max_bytes=FILE_BYTES) as file:
         lines = file.read(USER_BLOCK).split(b"\n")
         while block := file.read(_MB):
             digest.update(block)

@@ -23,6 +23,7 @@ import numpy as np
 
 from dppo.batch import Rollout, Standing
 from dppo.storage.files import fsync_folder, write_durably
+from dppo.storage.hdf5 import RAW_BYTES
 from dppo.storage.segments import (
     FORMAT,
     FORMAT_VERSION,
@@ -59,6 +60,10 @@ class Labels:
     @property
     def folder(self) -> Path:
         return rank_folder(self.run_dir, self.rank)
+
+
+MAX_BYTES = RAW_BYTES * 7 // 8
+"""Of the steps in a segment; what else is in it is smaller by far."""
 
 
 @dataclass(slots=True)
@@ -125,7 +130,8 @@ class TrajectoryWriter:
         import h5py  # noqa: F401  before training: it takes 0.2 s
 
         self._labels, self._seed_of, self._has_raw_actions = labels, seed_of, has_raw_actions
-        self._segment_bytes, self._every, self._required = int(self.FULL * segment_bytes), every, required
+        self._segment_bytes = min(int(self.FULL * segment_bytes), MAX_BYTES // 2)
+        self._every, self._required = every, required
         self._filter = compression_filter(compression)
         self._max_bytes = max_bytes
         self._parts: deque[_Part] = deque()
@@ -269,6 +275,8 @@ class TrajectoryWriter:
         """
         import h5py
 
+        if (size := sum(part.num_bytes for part in parts)) > MAX_BYTES:
+            raise ValueError(f"a rollout of {size:,} bytes is more than readers take: lower --horizon or --num-envs")
         image = io.BytesIO()
         with h5py.File(image, "w", libver=("earliest", "v110")) as file:
             self._write_labels(file, parts)

@@ -6,7 +6,6 @@ it finds. segment_rules.py has what must hold within one segment; here is what h
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from dppo.commandline import UsageError
-from dppo.storage.catalogue import gaps
-from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint
+from dppo.reading import check_regular, parse_json, read_regular
+from dppo.storage.catalogue import SURPRISES, gaps
+from dppo.storage.checkpoint import (
+    OldFormError,
+    checkpoint_folders,
+    numbers_by_rank,
+    read_checkpoint,
+    read_manifest,
+)
+from dppo.storage.hdf5 import FILE_BYTES
 from dppo.storage.segment_rules import Findings, Inspected, Violation, inspect
 from dppo.storage.segments import checksum_problem, rank_folders, segment_files, segment_path
+from dppo.storage.unsealed import unsealed
 
 __all__ = ["Violation", "validate"]
 
@@ -45,8 +53,8 @@ class _Claim:
     """rank -> number of its next segment."""
     rows: dict[int, int] = field(default_factory=dict)
     """rank -> rows that it has seen."""
-    missing: dict[int, int] | None = None
-    """rank -> rows behind its last named segment that are in none; None: an old checkpoint, which does not tell."""
+    missing: dict[int, int] = field(default_factory=dict)
+    """rank -> rows behind its last named segment that are in none."""
     problem: str | None = None
     is_going: bool = False
     """A file of it is not there: it may be being removed."""
@@ -62,7 +70,7 @@ def validate(run_dir: str | Path) -> list[Violation]:
     # before the segments: a run that writes meanwhile makes what a checkpoint names visible first
     claims = list(_claims(run_dir))
     folders = rank_folders(run_dir)
-    if not folders and not any(claim.named for claim in claims):
+    if not folders and not any(claim.named for claim in claims) and unsealed(run_dir) is None:
         raise UsageError(
             f"{run_dir} has no trajectories: no trajectories/rank_*; a run writes them with --trajectories.enabled"
         )
@@ -92,11 +100,12 @@ def _check_rank(
         findings = Findings(str(path.relative_to(run_dir)), violations)
         if number - 1 not in spans:
             before = None
-        if not path.is_file():  # reading a pipe would never end
-            if path.exists() or path.is_symlink():
-                findings.add(None, None, "is no file")
-                spans[number], before = (-1, -1), None
+        if (problem := _refused(run_dir, path)) is not None:
+            findings.add(None, None, problem)
+            spans[number], before = (-1, -1), None
             continue
+        if not path.exists():
+            continue  # a resume has just set it aside
         try:
             if (problem := checksum_problem(path)) is not None:
                 findings.add(None, None, problem)
@@ -114,6 +123,17 @@ def _check_rank(
             spans[number] = -1, -1
         before = found if found.rows is not None and len(found.rows) else None
     return spans
+
+
+def _refused(run_dir: Path, path: Path) -> str | None:
+    """Why a segment is not opened; None where it may be, or has vanished."""
+    if not path.is_file() and (path.exists() or path.is_symlink()):
+        return "is no file"
+    try:
+        check_regular(path, run_dir, FILE_BYTES)
+    except OSError as error:
+        return f"is not read: {error}"
+    return None
 
 
 def _check_place(findings: Findings, found: Inspected, rank: int, number: int) -> None:
@@ -185,29 +205,28 @@ def _claims(run_dir: Path) -> Iterator[_Claim]:
 def _claim(folder: Path) -> _Claim:
     named: dict[int, int] = {}
     try:
-        text = (folder / "manifest.json").read_bytes()
-        manifest = json.loads(text)
-        named = _numbers_by_rank(manifest, "next_segments")
-        missing = _numbers_by_rank(manifest, "missing_rows") if "missing_rows" in manifest else None
-    except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        is_going = isinstance(error, FileNotFoundError)
-        return _Claim(folder, problem=f"cannot be read: {error!r}", is_going=is_going)
+        try:
+            manifest = read_manifest(folder)
+        except OldFormError:  # nobody reads more of it than this, which was JSON even then
+            manifest = parse_json(read_regular(folder / "manifest.json", folder.parent.parent))
+            return _Claim(folder, numbers_by_rank(manifest, "next_segments"))
+        named, missing = numbers_by_rank(manifest, "next_segments"), numbers_by_rank(manifest, "missing_rows")
+    except SURPRISES as error:
+        return _Claim(folder, problem=f"cannot be read: {error}", is_going=_is_missing(error))
     try:
         rows = {rank: row for rank, (row, _) in read_checkpoint(folder).ranks.items()}
-        if (folder / "manifest.json").read_bytes() != text:
+        if read_manifest(folder) != manifest:
             raise ValueError("its manifest changed while it was read")
     except (OSError, ValueError) as error:
-        is_going = isinstance(error, FileNotFoundError) or isinstance(error.__cause__, FileNotFoundError)
-        return _Claim(folder, named, problem=f"the checkpoint is damaged: {error}", is_going=is_going)
+        return _Claim(folder, named, problem=f"the checkpoint is damaged: {error}", is_going=_is_missing(error))
     return _Claim(folder, named, rows, missing)
 
 
-def _numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
-    """Raises ValueError where one is not a whole number of at least 0."""
-    for rank, number in manifest[key].items():
-        if not (rank.isdecimal() and type(number) is int and number >= 0):
-            raise ValueError(f"{key} says {number!r} of rank {rank}; whole numbers of at least 0 are expected")
-    return {int(rank): number for rank, number in manifest[key].items()}
+def _is_missing(error: BaseException | None) -> bool:
+    """Whether it is about a file that is not there."""
+    while error is not None and not isinstance(error, FileNotFoundError):
+        error = error.__cause__
+    return error is not None
 
 
 def _is_removed(folder: Path) -> bool:
@@ -235,16 +254,13 @@ def _check_checkpoints(
             findings.add(None, None, claim.problem)
         for rank, number in claim.named.items():
             _check_named(findings, rank, number, spans.get(rank, {}))
-        if not claim.named and run.is_enabled and claim.missing is None and any(claim.rows.values()):
-            seen = ", ".join(f"{row} of rank {rank}" for rank, row in sorted(claim.rows.items()))
-            findings.add("next_segments", None, f"names no segments, but the checkpoint has seen rows: {seen}")
         for rank, row in claim.rows.items():
             there, number = spans.get(rank, {}), claim.named.get(rank, 0)
             known = len(violations)
             if rank in claim.named or (claim.named and rank in spans):
                 _check_claim(findings, rank, number, row, there)
             is_dumped = bool(claim.named) or run.is_enabled
-            if claim.missing is not None and is_dumped and run.every == 1 and len(violations) == known:
+            if is_dumped and run.every == 1 and len(violations) == known:
                 _check_rows(findings, rank, number, row, claim.missing.get(rank, 0), there)
 
 

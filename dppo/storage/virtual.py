@@ -7,6 +7,7 @@ nothing, so the index can be checked.
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,12 +15,14 @@ from dppo.commandline import UsageError
 from dppo.storage.catalogue import SURPRISES, gaps, opened
 from dppo.storage.exported import temporary_name
 from dppo.storage.files import fsync_folder
+from dppo.storage.hdf5 import opened_hdf5
 from dppo.storage.segments import rank_folders, segment_files, segment_path
 
 if TYPE_CHECKING:
     import h5py
 
 FORMAT = "dppo-trajectories-index"
+_SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
 
 
 def index_path(run_dir: Path) -> Path:
@@ -62,12 +65,8 @@ def write_index(run_dir: Path) -> tuple[Path, list[str]]:
 
 
 def _is_index(path: Path) -> bool:
-    import h5py
-
-    if not path.is_file():
-        return False
     try:
-        with h5py.File(path, "r", locking=False) as file:
+        with opened_hdf5(path, path.parent, is_index=True) as file:
             return bool(file.attrs["format"] == FORMAT)
     except SURPRISES:
         return False
@@ -103,13 +102,11 @@ def check_index(run_dir: Path) -> list[str]:
     Raises:
       UsageError: there is none.
     """
-    import h5py
-
     path = index_path(run_dir)
-    if not path.is_file():
+    if not os.path.lexists(path):
         raise UsageError(f"{path} is not there: write it with `python -m dppo.trajectories index {run_dir}`")
     try:
-        with h5py.File(path, "r", locking=False) as index:
+        with opened_hdf5(path, run_dir, is_index=True) as index:
             wanted: dict[str, dict[str, tuple[int, ...]]] = {}
             for folder in index:
                 for name, data in index[folder]["steps"].items():
@@ -123,6 +120,9 @@ def check_index(run_dir: Path) -> list[str]:
         ) from error
     problems: list[str] = []
     for name, shapes in sorted(wanted.items()):
+        if not _SOURCE.fullmatch(name):
+            problems.append(f"{name} is none of the dump's segments: write it anew")
+            continue
         source_path = path.parent / name
         if not source_path.is_file():
             problems.append(f"{name} is missing: its rows read as fill values")

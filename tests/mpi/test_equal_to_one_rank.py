@@ -52,7 +52,7 @@ def assert_same_run(run_dir: Path, other: Path, tolerance: float) -> None:
         elif line[key] is not None:
             assert float(line[key]) == pytest.approx(float(other_line[key]), rel=tolerance, abs=tolerance), key
     np.testing.assert_allclose(parameters(run_dir), parameters(other), rtol=0, atol=tolerance)
-    moments, other_moments = (checkpoint(d)["state.pt"]["state"]["moments"] for d in (run_dir, other))
+    moments, other_moments = (checkpoint(d)["state"]["moments"] for d in (run_dir, other))
     np.testing.assert_allclose(moments, other_moments, rtol=1e-6, atol=1e-6)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -13,13 +15,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from dppo.batch import EnvState
 from dppo.storage import checkpoint as module
-from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, newest_valid, read_checkpoint, write_checkpoint
+from dppo.storage.checkpoint import (
+    Checkpoint,
+    checkpoint_folders,
+    newest_valid,
+    read_checkpoint,
+    sealed,
+    write_checkpoint,
+)
+from dppo.storage.contents import env_arrays
+from dppo.storage.tensors import to_bytes
 
-FILES = ["manifest.json", "state.pt", "rank_00001.pt", "rank_00002.pt"]
+FILES = ["manifest.json", "state.safetensors", "rank_00001.safetensors", "rank_00002.safetensors"]
 
 
 def env_state(number: int, length: int) -> EnvState:
@@ -165,7 +177,7 @@ def test_a_damaged_checkpoint_is_skipped_and_the_file_is_named(
 
 def test_where_all_are_damaged_each_is_named(tmp_path: Path) -> None:
     for env_steps in (100, 200):
-        flip(write_checkpoint(tmp_path, make_checkpoint(env_steps), keep=3) / "state.pt")
+        flip(write_checkpoint(tmp_path, make_checkpoint(env_steps), keep=3) / "state.safetensors")
     read, skipped = newest_valid(tmp_path)
     assert read is None
     assert [line.split()[0] for line in skipped] == ["step_000000200", "step_000000100"]
@@ -188,29 +200,48 @@ def test_no_damage_of_the_manifest_gets_past_unnoticed_or_raises_anything_else(t
             assert as_plain(read) == as_plain(make_checkpoint(100)), (position, bit)
 
 
-@pytest.mark.parametrize("files", ["3", "[3]", "null", '{"state.pt": 3}', '{"state.pt": {"bytes": 3}}', "{}"])
+Manifest = dict[str, Any]
+
+
+def forge(folder: Path, change: Callable[[Manifest], object], files: dict[str, bytes] | None = None) -> None:
+    """Changes a checkpoint and gives it the checksums of what it holds now."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    for name, data in (files or {}).items():
+        (folder / name).write_bytes(data)
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    change(manifest)
+    (folder / "manifest.json").write_bytes(sealed(manifest))
+
+
+@pytest.mark.parametrize(
+    "files", ["3", "[3]", "null", '{"state.safetensors": 3}', '{"state.safetensors": {"bytes": 3}}', "{}"]
+)
 def test_a_manifest_of_another_shape_is_damage(tmp_path: Path, files: str) -> None:
     folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
-    for content in (f'{{"files": {files}, "env_steps": 100, "iteration": 10, "format": 1}}', files):
-        (folder / "manifest.json").write_text(content)
-        with pytest.raises(ValueError, match="manifest"):
-            read_checkpoint(folder)
+    forge(folder, lambda manifest: manifest.update(files=json.loads(files)))
+    with pytest.raises(ValueError, match="manifest"):
+        read_checkpoint(folder)
+    (folder / "manifest.json").write_text(files)
+    with pytest.raises(ValueError, match="manifest"):
+        read_checkpoint(folder)
 
 
 def test_a_manifest_of_another_checkpoint_is_damage(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"env_steps": 900}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"does not belong to state\.pt"):
+    forge(folder, lambda manifest: manifest.update(env_steps=900))
+    with pytest.raises(ValueError, match="does not belong to its state"):
         read_checkpoint(folder)
 
 
 def test_another_format_is_named(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
-    manifest = json.loads((folder / "manifest.json").read_text()) | {"format": 2}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match="format 2, this dppo reads 1"):
+    forge(folder, lambda manifest: manifest.update(format=3))
+    with pytest.raises(ValueError, match="format 3, this dppo reads 2"):
         read_checkpoint(folder)
+
+
+# -- the old form --------------------
 
 
 class Trap:
@@ -223,22 +254,189 @@ class Trap:
         return os.mkdir, (str(self._path),)
 
 
-@pytest.mark.parametrize("how", ["torch", "pickle"])
-def test_a_forged_checkpoint_runs_nothing(tmp_path: Path, how: str) -> None:
-    """Its checksum is right, its content is a pickle that would make a folder."""
-    folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
-    trap = Trap(tmp_path / "sprung")
-    if how == "torch":
-        torch.save({"state": trap}, folder / "state.pt")
-    else:
-        (folder / "state.pt").write_bytes(pickle.dumps(trap, protocol=2))
+def write_old(run_dir: Path, env_steps: int, *, with_manifest: bool = True) -> Path:
+    """A checkpoint as dppo wrote it before; its pickle would make a folder."""
+    folder = run_dir / "checkpoints" / f"step_{env_steps:09d}"
+    folder.mkdir(parents=True)
+    torch.save({"state": Trap(run_dir / "sprung")}, folder / "state.pt")
     data = (folder / "state.pt").read_bytes()
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["state.pt"] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    listed = {"state.pt": {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}}
+    manifest = {"format": 1, "env_steps": env_steps, "iteration": 1, "files": listed, "next_segments": {}}
+    if with_manifest:
+        (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    return folder
+
+
+@pytest.mark.parametrize("with_manifest", [True, False])
+def test_the_old_form_is_refused_once_and_runs_nothing(tmp_path: Path, with_manifest: bool) -> None:
+    for env_steps in (0, 100, 200):
+        write_old(tmp_path, env_steps, with_manifest=with_manifest)
+    (tmp_path / "versions.json").write_text('{"packages": {"dppo": "0.0.9"}, "git": "abc123"}')
+    read, (line,) = newest_valid(tmp_path)
+    assert read is None and not (tmp_path / "sprung").exists()
+    assert "dppo 0.0.9 (git abc123) wrote it" in line and "finish the run with that version, or start it anew" in line
+
+
+@pytest.mark.parametrize("said", [None, "[]", '{"packages": 3, "git": null}', '{"packages": {"dppo": null}}'])
+def test_who_wrote_the_old_form_may_be_unknown(tmp_path: Path, said: str | None) -> None:
+    write_old(tmp_path, 0)
+    if said is not None:
+        (tmp_path / "versions.json").write_text(said)
+    assert "an earlier dppo wrote it" in newest_valid(tmp_path)[1][0]
+
+
+def test_of_both_forms_the_new_one_is_taken(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
+    write_old(tmp_path, 200)
+    read, (line,) = newest_valid(tmp_path)
+    assert read is not None and read.env_steps == 100
+    assert line.startswith("step_000000200 is of an old form and was skipped")
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_a_pickle_with_the_right_checksum_runs_nothing(tmp_path: Path, protocol: int) -> None:
+    folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
+    data = pickle.dumps(Trap(tmp_path / "sprung"), protocol)
+    forge(folder, lambda manifest: None, {"state.safetensors": data})
     read, skipped = newest_valid(tmp_path)
-    assert read is None and "state.pt" in skipped[0]
+    assert read is None and "state.safetensors" in skipped[0]
     assert not (tmp_path / "sprung").exists()
+
+
+# -- right checksums, wrong contents --------------------
+
+
+def with_arrays(**changes: np.ndarray) -> dict[str, bytes]:
+    """The file of the learner's arrays; those of `make_checkpoint` where they are not given."""
+    state = make_checkpoint(100).state
+    return {"state.safetensors": to_bytes({n: state[n] for n in ("parameters", "moments")} | changes)}
+
+
+def tensors(header: bytes, data: bytes = b"") -> dict[str, bytes]:
+    return {"state.safetensors": len(header).to_bytes(8, "little") + header + data}
+
+
+def set_in(*path: str | int, to: Any) -> Callable[[Manifest], None]:
+    def change(manifest: Manifest) -> None:
+        place: Any = manifest
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = to
+
+    return change
+
+
+ONE = b'"parameters":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+DEEP: Any = functools.reduce(lambda inner, _: [inner], range(400), 0)
+FORGED: dict[str, tuple[Callable[[Manifest], object], dict[str, bytes], str]] = {
+    "NaN": (
+        dict.copy,
+        with_arrays(parameters=np.full(50, np.nan, np.float32)),
+        "parameters holds numbers that are not",
+    ),
+    "type": (dict.copy, with_arrays(parameters=np.zeros(50)), "parameters is an array of float64"),
+    "axes": (dict.copy, with_arrays(parameters=np.zeros((5, 10), np.float32)), "an array of float32 with 1 axes"),
+    "size": (dict.copy, with_arrays(parameters=np.zeros(49, np.float32)), "has 49 numbers, its shapes name 50"),
+    "one more": (dict.copy, with_arrays(more=np.zeros(3)), "holds 'more', which manifest.json does not name"),
+    "one less": (set_in("state", "more", to={"$array": "more"}), {}, "stands for nothing"),
+    "twice": (dict.copy, tensors(b"{" + ONE + b"," + ONE + b"}", b"1234"), "a key is there twice"),
+    "overlap": (dict.copy, tensors(b"{" + ONE + b"," + ONE.replace(b"par", b"pra") + b"}", b"1234"), "invalid offset"),
+    "header": (dict.copy, {"state.safetensors": (2**40).to_bytes(8, "little") + b"{}"}, "its header 1,099,511,627,776"),
+    "deep header": (dict.copy, tensors(b'{"a":' * 100_000), "nested too deeply"),
+    "huge shape": (
+        dict.copy,
+        tensors(b'{"parameters":{"dtype":"F32","shape":[4611686018427387904,0],"data_offsets":[0,0]}}'),
+        "no file of tensors",
+    ),
+    "odd type": (dict.copy, tensors(ONE.join((b"{", b"}")).replace(b"F32", b"F8_E8M0"), b"1234"), "no file of tensors"),
+    "negative": (set_in("state", "numbers", "env_steps", to=-1), {}, r"numbers\['env_steps'\] is -1"),
+    "enormous": (set_in("state", "numbers", "iteration", to=10**30), {}, r"numbers\['iteration'\] is 10000"),
+    "text": (set_in("iteration", to="10"), {}, "iteration is '10'"),
+    "bool": (set_in("iteration", to=True), {}, "iteration is True"),
+    "infinite": (set_in("state", "kl_coef", to={"$float": "inf"}), {}, "kl_coef is inf"),
+    "unknown": (set_in("state", "kl_coef", to={"$code": "x"}), {}, r"\$code is not known"),
+    "not a dict": (set_in("journal", to=[1]), {}, "journal is a list"),
+    "returns": (set_in("journal", "returns", to=["1"]), {}, r"returns\[0\] is '1'"),
+    "axes without end": (set_in("state", "shapes", "x", to=[2**62] * 100_000), {}, "has 100000 axes"),
+    "deep": (set_in("journal", "extra", to=DEEP), {}, ""),
+    "another path": (set_in("files", "../../x", to={"bytes": 1, "sha256": ""}), {}, "none of a checkpoint's"),
+    "rank of no file": (set_in("rows", "7", to=1), {}, "names no file of rank 7"),
+    "negative row": (set_in("rows", "1", to=-1), {}, "rows says -1 of rank 1"),
+    "negative segment": (set_in("next_segments", "1", to=-1), {}, "next_segments says -1 of rank 1"),
+    "envs": (dict.copy, {"rank_00001.safetensors": to_bytes({})}, "rank_00001.safetensors: .* is missing"),
+    "episode": (
+        dict.copy,
+        {"rank_00001.safetensors": to_bytes(env_arrays([dataclasses.replace(env_state(0, 5), episode=-1)]))},
+        "rank_00001.safetensors: episode holds -1",
+    ),
+    "columns": (
+        dict.copy,
+        {"rank_00001.safetensors": to_bytes(env_arrays([env_state(0, 5)]) | {"row": np.zeros(1)})},
+        "rank_00001.safetensors: row is an array of float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_checkpoint_is_named_and_skipped(tmp_path: Path, name: str) -> None:
+    change, files, expected = FORGED[name]
+    write_checkpoint(tmp_path, make_checkpoint(50), keep=3)
+    folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
+    forge(folder, change, files)
+    if name == "deep":
+        assert read_checkpoint(folder).journal["extra"] == DEEP  # within what Python can read
+        return
+    with pytest.raises(ValueError, match=expected):
+        read_checkpoint(folder)
+    read, skipped = newest_valid(tmp_path)
+    assert read is not None and read.env_steps == 50 and len(skipped) == 1
+
+
+@pytest.mark.parametrize("depth", [900, 5000, 100_000])
+def test_a_manifest_that_is_nested_deeply(tmp_path: Path, depth: int) -> None:
+    folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
+    (folder / "manifest.json").write_text('{"format": 2, "a": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        read_checkpoint(folder)
+
+
+def test_a_giant_that_takes_no_room_is_not_read(tmp_path: Path) -> None:
+    for name in FILES:
+        folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
+        os.truncate(folder / name, 10 * 2**30)
+        if name != "manifest.json":
+            forge(folder, set_in("files", name, "bytes", to=10 * 2**30))
+        with pytest.raises(ValueError, match=f"{name} .*plausible"):
+            read_checkpoint(folder)
+        shutil.rmtree(folder)
+
+
+def test_the_values_of_numbers_stay_as_they_are(tmp_path: Path) -> None:
+    """NaN and infinity, which JSON lacks; whole numbers of 63 bits; keys that are no texts."""
+    saved = make_checkpoint(100)
+    values = {"nan": np.nan, "inf": [np.inf, -np.inf], "zero": -0.0, "third": 1 / 3, "tiny": 5e-324, "int": 2**63 - 1}
+    saved.journal |= {
+        "rows": {0: 5, 12: 7},
+        "$x": values,
+        "text": "\ud800 ü\n",
+        "nested": {"a/b": [{}, [], None, True]},
+    }
+    write_checkpoint(tmp_path, saved, keep=3)
+    read, _ = newest_valid(tmp_path)
+    assert read is not None and repr(read.journal) == repr(saved.journal)
+
+
+def test_other_programs_read_it(tmp_path: Path) -> None:
+    """Standard JSON, and tensors for torch."""
+    saved = make_checkpoint(100)
+    saved.journal["odd"] = np.nan
+    folder = write_checkpoint(tmp_path, saved, keep=3)
+    assert safetensors.torch.load_file(folder / "state.safetensors")["parameters"].tolist() == [100.0] * 50
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    json.loads((folder / "manifest.json").read_text(), parse_constant=refuse)
 
 
 # -- kills --------------------
@@ -316,7 +514,7 @@ def test_a_kill_at_any_moment_leaves_a_valid_one(
 def test_a_damaged_one_of_the_same_step_is_replaced(tmp_path: Path) -> None:
     """A resume had to skip it; the run comes by again."""
     write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
-    flip(write_checkpoint(tmp_path, make_checkpoint(200), keep=3) / "state.pt")
+    flip(write_checkpoint(tmp_path, make_checkpoint(200), keep=3) / "state.safetensors")
     write_checkpoint(tmp_path, make_checkpoint(200), keep=3)
     assert_valid(tmp_path, 200)
 
@@ -352,6 +550,6 @@ def test_contents_are_on_disk_before_the_folder_has_its_name(tmp_path: Path, mon
     write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
     part = "step_000000100.part"
     assert order == [
-        "state.pt", "rank_00001.pt", "rank_00002.pt", "manifest.json", part,
+        "state.safetensors", "rank_00001.safetensors", "rank_00002.safetensors", "manifest.json", part,
         f"{part} -> step_000000100", "checkpoints", "latest.part", "checkpoints",
     ]  # fmt: skip

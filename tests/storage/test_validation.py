@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from dppo.storage import validation
-from dppo.storage.checkpoint import Checkpoint, write_checkpoint
+from dppo.storage.checkpoint import Checkpoint, sealed, write_checkpoint
 from dppo.storage.segments import USER_BLOCK
 from dppo.storage.validation import Violation, validate
 from tests.dumps import FakeWorker, edit, replace, write_dump
@@ -296,9 +296,7 @@ def test_a_manifest_that_lies(tmp_path: Path, rows: int, named: int, expected: s
     write_dump(tmp_path)
     save(tmp_path, {1: 4, 2: 4}, {1: 1, 2: 1}, 50)
     folder = save(tmp_path, {1: rows, 2: 11}, {1: 1 if rows == 4 else 2, 2: 2})
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["next_segments"]["1"] = named
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    rewrite(folder, next_segments={"1": named, "2": 2})
     violation = only(tmp_path)
     assert violation.file == "checkpoints/step_000000100/manifest.json"
     assert expected in violation.what
@@ -307,7 +305,8 @@ def test_a_manifest_that_lies(tmp_path: Path, rows: int, named: int, expected: s
 def rewrite(folder: Path, **changes: Any) -> None:
     """Of the manifest; None takes a key out."""
     manifest = json.loads((folder / "manifest.json").read_text()) | changes
-    (folder / "manifest.json").write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+    del manifest["sha256"]
+    (folder / "manifest.json").write_bytes(sealed({k: v for k, v in manifest.items() if v is not None}))
 
 
 def test_rows_that_a_manifest_knows_to_be_missing(tmp_path: Path) -> None:
@@ -320,8 +319,6 @@ def test_rows_that_a_manifest_knows_to_be_missing(tmp_path: Path) -> None:
     assert "end before row 4; the checkpoint has seen 11 rows and knows 6 of them to be" in only(tmp_path).what
     rewrite(folder, missing_rows={"1": 7})
     assert "rank 2 below 0, which end before row 0; the checkpoint has seen 11 rows" in only(tmp_path).what
-    rewrite(folder, missing_rows=None)  # as it was before manifests told
-    assert found(tmp_path) == []
 
 
 def test_one_segment_less_than_the_checkpoint_has_seen(tmp_path: Path) -> None:
@@ -337,11 +334,10 @@ def test_rows_that_were_not_to_be_written_are_not_missing(tmp_path: Path) -> Non
     assert found(tmp_path) == []
 
 
-@pytest.mark.parametrize("missing", [None, {}], ids=["old", "new"])
-def test_a_manifest_that_names_nothing(tmp_path: Path, missing: dict[str, int] | None) -> None:
+def test_a_manifest_that_names_nothing(tmp_path: Path) -> None:
     FakeWorker(tmp_path).go(4).finish()
-    rewrite(save(tmp_path, {1: 0}, {}, 0), missing_rows=missing)
-    rewrite(save(tmp_path, {1: 4}, {}), missing_rows=missing)
+    save(tmp_path, {1: 0}, {}, 0)
+    save(tmp_path, {1: 4}, {})
     violation = only(tmp_path)
     assert violation.file == "checkpoints/step_000000100/manifest.json"
     assert "the checkpoint has seen" in violation.what
@@ -352,7 +348,7 @@ def test_a_manifest_that_names_nothing(tmp_path: Path, missing: dict[str, int] |
     [
         ("next_segments", {"1": -1}), ("next_segments", {"9": -3}), ("next_segments", {"1": 2.7}),
         ("next_segments", {"x": 2}), ("next_segments", [1]), ("next_segments", None), ("missing_rows", {"1": -1}),
-        ("missing_rows", 3),
+        ("missing_rows", 3), ("missing_rows", None),
     ],
 )  # fmt: skip
 def test_a_manifest_of_no_sense(tmp_path: Path, key: str, value: Any) -> None:
@@ -367,19 +363,28 @@ def test_a_manifest_that_names_more_than_can_be_counted(tmp_path: Path) -> None:
     assert only(tmp_path).what.endswith("of rank 1; missing: 2 to 9999999999999")
 
 
+def test_a_checkpoint_of_the_old_form_is_asked_for_the_segments_that_it_names(tmp_path: Path) -> None:
+    folder = write_dump(tmp_path, ranks=[1]) / "checkpoints" / "step_000000100"
+    folder.mkdir(parents=True)
+    (folder / "manifest.json").write_text('{"format": 1, "next_segments": {"1": 2}}')
+    assert found(tmp_path) == []
+    (folder / "manifest.json").write_text('{"format": 1, "next_segments": {"1": 3}}')
+    assert only(tmp_path).what == "names segments 0 to 2 of rank 1; missing: 2"
+
+
 def test_a_checkpoint_that_vanishes_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The run removes its oldest one, file by file, while it is read."""
     write_dump(tmp_path, ranks=[1])
     save(tmp_path, {1: 11}, {1: 2})
     going = save(tmp_path, {1: 4}, {1: 1}, 50)
-    (going / "rank_00001.pt").unlink()
+    (going / "rank_00001.safetensors").unlink()
     remover = threading.Timer(0.3, shutil.rmtree, [going])
     remover.start()
     assert found(tmp_path) == []
     remover.join()
     monkeypatch.setattr(validation, "REMOVAL_S", 0.1)
-    (save(tmp_path, {1: 4}, {1: 1}, 60) / "rank_00001.pt").unlink()
-    assert "the checkpoint is damaged: rank_00001.pt cannot be read" in only(tmp_path).what
+    (save(tmp_path, {1: 4}, {1: 1}, 60) / "rank_00001.safetensors").unlink()
+    assert "the checkpoint is damaged: rank_00001.safetensors cannot be read" in only(tmp_path).what
 
 
 def test_checkpoints_are_read_before_the_segments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -415,11 +420,11 @@ def test_a_rank_that_is_not_named(tmp_path: Path) -> None:
 
 def test_damaged_checkpoints(tmp_path: Path) -> None:
     write_dump(tmp_path)
-    (save(tmp_path, {1: 4}, {1: 1}, 50) / "rank_00001.pt").write_bytes(b"x")
+    (save(tmp_path, {1: 4}, {1: 1}, 50) / "rank_00001.safetensors").write_bytes(b"x")
     (save(tmp_path, {1: 11}, {1: 2}) / "manifest.json").write_text("{")
     first, second = found(tmp_path)
     assert first.startswith("checkpoints/step_000000100/manifest.json: cannot be read")
-    assert "the checkpoint is damaged: rank_00001.pt does not match" in second
+    assert "the checkpoint is damaged: rank_00001.safetensors does not match" in second
 
 
 def test_many_flipped_bits_never_raise(tmp_path: Path) -> None:
