@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
@@ -84,7 +85,9 @@ class Rank:
     retired: list[object] = field(default_factory=list)
     """Buffers that messages of an earlier crew might still reach."""
     respawns: dict[int, int] = field(default_factory=dict)
-    """Times that each worker was replaced, as far as this server knows."""
+    """Times that each worker was replaced; known to all, because any of them may become the server."""
+    given_up: set[int] = field(default_factory=set)
+    """Workers that have died too often, as far as this server has said."""
     replaced: int = 0
     """Ranks, since the start of the run."""
     failure: Failure | None = None
@@ -250,6 +253,8 @@ class Start:
     started_s: float
     """Seconds since the job's start."""
     replaced: int
+    respawns: dict[int, int]
+    """As `Rank` has them."""
     states: Any
     """As `make_collector` takes them."""
 
@@ -273,15 +278,16 @@ def replace_lost(me: Rank) -> None:
         return
     me.others = [grown]
     count = me.comm.size
+    for worker in missing:
+        me.respawns[worker] = me.respawns.get(worker, 0) + 1
     if me.comm.rank == 0:
         assert me.journal is not None
-        free = sorted(set(range(me.num_ranks)) - {seat.rank for seat in me.seats})
-        for i, (worker, rank) in enumerate(zip(missing, free, strict=True)):
-            me.respawns[worker] = me.respawns.get(worker, 0) + 1
+        for i, (worker, rank) in enumerate(free_ranks(missing, me.seats, me.num_ranks)):
             seat = Seat(rank, "", 0, worker)
             states = me.journal.hand_over(worker)
             replaced = me.replaced + len(missing)
-            start = Start(me.plan, seat, me.num_ranks, time.monotonic() - me.started, replaced, states)
+            started_s = time.monotonic() - me.started
+            start = Start(me.plan, seat, me.num_ranks, started_s, replaced, me.respawns, states)
             grown.send(start, dest=count + i)
     mine = replace(me.seat, worker=None) if me.comm.rank == 0 else me.seat
     me.comm, me.seats = take_seats(grown, mine)
@@ -298,10 +304,10 @@ def take_seats(grown: Comm, mine: Seat) -> tuple[Comm, list[Seat]]:
 
 
 def _to_replace(me: Rank) -> list[int]:
-    missing = [w for w in range(me.num_ranks - 1) if w not in me.workers or me.comm.size == 1]
-    wanted = [w for w in missing if me.respawns.get(w, 0) < MAX_RESPAWNS]
-    if len(wanted) < len(missing):
-        me.console.warn(f"workers {sorted(set(missing) - set(wanted))} have died too often to be replaced again")
+    wanted, given_up = to_replace(me.seats, me.num_ranks, me.respawns)
+    if new := sorted(set(given_up) - me.given_up):
+        me.given_up.update(new)
+        me.console.warn(f"workers {new} have died too often to be replaced again")
     if not me.may_respawn:
         return []
     if wanted and me.respawns and len({seat.host for seat in me.seats}) > 1:
@@ -309,6 +315,32 @@ def _to_replace(me: Rank) -> list[int]:
         me.console.warn("on several hosts Open MPI replaces dead ranks only once: from here on, the others go on")
         return []
     return wanted
+
+
+def to_replace(seats: Sequence[Seat], num_ranks: int, respawns: Mapping[int, int]) -> tuple[list[int], list[int]]:
+    """Workers that are missing: those to replace, and those that have died too often. A rank that is left alone becomes
+    a pure server again as soon as somebody works for it: its own worker is missing as well.
+
+    Args:
+      seats: of the ranks that are left, the server's first.
+      num_ranks: at the start of the run.
+      respawns: times that each worker was replaced.
+    """
+    present = {seat.worker for seat in seats} if len(seats) > 1 else set()
+    missing = [w for w in range(num_ranks - 1) if w not in present]
+    wanted = [w for w in missing if respawns.get(w, 0) < MAX_RESPAWNS]
+    return wanted, [w for w in missing if w not in wanted]
+
+
+def free_ranks(workers: Sequence[int], seats: Sequence[Seat], num_ranks: int) -> list[tuple[int, int]]:
+    """(worker, rank) of each replacement: the rank that the worker had at the start where it is free, else that of a
+    server that has died. Ranks of workers that stay dead stay free while there are others.
+    """
+    free = set(range(num_ranks)) - {seat.rank for seat in seats}
+    given = {worker: worker + 1 for worker in workers if worker + 1 in free}
+    rest = sorted(free - set(given.values()))
+    given |= dict(zip((w for w in workers if w not in given), rest, strict=False))
+    return [(worker, given[worker]) for worker in workers]
 
 
 def furnish_alone(me: Rank) -> None:

@@ -260,6 +260,7 @@ def _take_a_dead_ones_place() -> Summary:
         started = time.monotonic() - start.started_s
         console = Console(start.plan.config.log.interval_s, enabled=False)
         me = _rank(start.plan, comm, seats, place, console, watchdog, started, start.num_ranks, mine.rank)
+        me.replaced, me.respawns = start.replaced, start.respawns
         me.collector = make_collector(start.plan.config, place, *start.states)
         if me.memory is not None:
             envs, row, _ = start.states

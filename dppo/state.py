@@ -14,13 +14,15 @@ import numpy as np
 
 from dppo.algo.losses import METRICS, adapted_kl_coef
 from dppo.algo.moments import Normaliser
-from dppo.algo.optim import annealed, clip_scale, make_optimizer
+from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters
 
 COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps")
 NUMBERS = (*COUNTERS, "optimizer_steps")
 ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
+ROUNDING = 1e-5
+"""Relative to the largest entry; a step on a sum that a death has spoilt is beyond it."""
 _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 _SUMMED = len(METRICS)
 
@@ -71,7 +73,7 @@ class TrainingState:
             self._metrics[-1] += 1
             return StepOutcome(stepped=False)
         gradient = summed[:size]
-        norm = mean * math.sqrt(float(np.dot(gradient, gradient)))
+        norm = mean * math.sqrt(squared_norm(gradient))
         self._metrics[_SUMMED] += norm
         scale = mean * clip_scale(norm, self._optim.max_grad_norm)
         self.optimizer.step(self.flat.vector, gradient, self.lr * weight, scale)
@@ -205,6 +207,19 @@ class TrainingState:
     def is_boundary(message: np.ndarray) -> bool:
         """Whether a packed state is between two iterations."""
         return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("ticket")]
+
+    def differ_by_rounding(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two packed states are the same, but for last bits that have come out differently on two CPUs."""
+        (numbers, reals, *arrays), (other_numbers, other_reals, *others) = self._views(one), self._views(other)
+        arrays[1:], others[1:] = (list(a[1].reshape(self.optimizer.state.shape)) for a in (arrays, others))
+        return bool(
+            np.array_equal(numbers, other_numbers)
+            and np.allclose(reals, other_reals, rtol=ROUNDING, equal_nan=True)
+            and all(
+                np.abs(a - b).max() <= ROUNDING * min(np.abs(a).max(), np.abs(b).max())
+                for a, b in zip(arrays, others, strict=True)
+            )
+        )
 
     def unpack_head(self, message: np.ndarray) -> None:
         """The same with the first head_bytes of a message: parameters and optimiser stay."""

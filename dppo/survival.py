@@ -50,11 +50,15 @@ def survive(me: Rank, cause: RankFailure) -> None:
         me.synchronised,
     )  # fmt: skip
 
-    def consult(comm: Comm) -> tuple[list[Word], int, list[Goods]]:
+    def consult(comm: Comm) -> tuple[list[Word], int, list[Goods], bool]:
         words: list[Word] = comm.allgather(word)
         giver, standby = givers(words, all_step=all_step)
         if any(w.failure for w in words):
-            return words, giver, []
+            return words, giver, [], True
+        alike = True
+        if all_step and (apart := drifted(words)):
+            given = comm.bcast(packed, root=giver)
+            alike = all(comm.allgather(word not in apart or state.differ_by_rounding(packed, given)))
         server_lives = any(w.is_server for w in words)
         iteration = words[giver].progress[0]
         goods = Goods(
@@ -62,21 +66,21 @@ def survive(me: Rank, cause: RankFailure) -> None:
             memory.totals, mirror if comm.rank == standby and not server_lives else None,
             None if serving else memory.history, _discarded(me, iteration, comm.rank == 0),
         )  # fmt: skip
-        return words, giver, comm.gather(goods, root=0) or []
+        return words, giver, comm.gather(goods, root=0) or [], alike
 
     def meanwhile() -> None:
         me.watchdog.progress("recovery")
         _end_what_cannot_go_on(me, time.monotonic() - since)
 
     before = me.seats
-    me.comm, (words, giver, goods) = regroup(me.comm, me.others, consult, meanwhile)
+    me.comm, (words, giver, goods, alike) = regroup(me.comm, me.others, consult, meanwhile)
     me.others = []
     failures = [w.failure for w in words if w.failure is not None]
     if failures:
         raise JobFailure(failures[0])
-    if all_step and (apart := drifted(words)):
-        names = ", ".join(str(w.seat) for w in apart)
-        text = f"after a death, the states of {names} differ: --resume goes on from the last checkpoint"
+    apart = ", ".join(str(w.seat) for w in drifted(words)) if all_step else ""
+    if not alike:
+        text = f"after a death, the states of {apart} differ: --resume goes on from the last checkpoint"
         raise JobFailure(Failure(text, stalled=True))
     me.seats = dealt([w.seat for w in words])
     present = {(w.seat.host, w.seat.pid) for w in words}
@@ -99,6 +103,9 @@ def survive(me: Rank, cause: RankFailure) -> None:
         me.dump = None
     if me.comm.rank == 0:
         serve(me, words, giver, goods, lost, time.monotonic() - since)
+        if apart:
+            from_whom = words[giver].seat
+            me.console.warn(f"the states of {apart} differed by rounding: all go on with that of {from_whom}")
         if me.journal is not None:
             for answer in settled:
                 me.journal.sealed(answer)

@@ -7,6 +7,8 @@ the parameters; in a pool one worker goes either way for its neighbours.
 
 from __future__ import annotations
 
+import sys
+import zlib
 from dataclasses import replace
 from typing import Protocol
 
@@ -19,6 +21,9 @@ from dppo.exchange.link import Link
 from dppo.exchange.pooling import Pool, slot_bytes
 from dppo.learner import STATISTICS, Batch, Learner, explained_variance
 from dppo.state import TrainingState
+
+CHECK_EVERY = 32
+"""Iterations of sync/allreduce between two looks at whether the workers' states are equal."""
 
 
 class Exchange(Protocol):
@@ -49,7 +54,7 @@ class Exchange(Protocol):
 
 
 class AllreduceExchange:
-    """Every worker holds the whole state and makes the same step.
+    """Every worker holds the whole state and makes the same step. Now and then they look whether it was.
 
     The lead (worker 0) tells rank 0 of each boundary, and goes on. Whoever hears rank 0's order to stop says so with
     the next statistics, and all leave together; what they had begun since the boundary at which the run ended is given
@@ -59,6 +64,7 @@ class AllreduceExchange:
     def __init__(self, sums: Allreduce, state: TrainingState, link: Link) -> None:
         self._sums, self._state, self._link = sums, state, link
         self._open_boundaries = 0
+        self._said = False
 
     @property
     def waited_s(self) -> float:
@@ -94,15 +100,33 @@ class AllreduceExchange:
         state.version = state.updates
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
         memory = self._link.memory
-        if not (self._sums.is_lead or memory is not None):
+        checks = self._sums.num_ranks > 1 and state.iteration % CHECK_EVERY == 0
+        if not (self._sums.is_lead or memory is not None or checks):
             return
         message = np.empty(state.all_bytes, np.uint8)
         state.pack(message)
+        if checks and not self._sums.agree(zlib.crc32(message.tobytes())):
+            self._take_over_the_leads(message)
         if memory is not None:
             memory.pass_boundary(state.iteration, message, state.head_bytes)
         if self._sums.is_lead:
             self._link.boundary(message)
             self._open_boundaries += 1
+
+    def _take_over_the_leads(self, message: np.ndarray) -> None:
+        """Collective over the workers that compute. States that should be equal are not: a last bit that came out
+        differently on another type of CPU goes on in every later step.
+        """
+        self._sums.take_over(message)
+        self._state.unpack(message)
+        if self._sums.is_lead and not self._said:
+            self._said = True
+            print(
+                "dppo: the workers' states had drifted apart (are their CPUs of different types?): all go on with the first"
+                f" worker's; they are compared every {CHECK_EVERY} iterations",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 class P2PExchange:

@@ -235,3 +235,47 @@ def test_the_first_progress_of_a_resumed_run_is_where_it_stands() -> None:
     place.iterate()
     other.state.load(place.state.as_dict())
     assert other.state.progress == place.state.progress == 0.32
+
+
+# -- replicas --------------------
+
+
+def packed(state: TrainingState) -> np.ndarray:
+    message = np.empty(state.all_bytes, np.uint8)
+    state.pack(message)
+    return message
+
+
+def in_mid_run() -> TrainingState:
+    """With statistics of the optimiser that are much smaller than the parameters."""
+    state = make_workplace().state
+    rng = np.random.default_rng(4)
+    state.flat.vector[:] = rng.normal(0.0, 0.1, state.flat.size)
+    state.optimizer.state[0] = rng.normal(0.0, 1e-3, state.flat.size)
+    state.optimizer.state[1] = rng.uniform(0.0, 1e-6, state.flat.size)
+    state.last_metrics[:] = rng.normal(size=len(state.last_metrics))
+    state.last_metrics[2] = np.nan
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "by_rounding"),
+    [
+        (lambda s: None, True),
+        (lambda s: s.flat.vector.__imul__(np.float32(1 + 1e-6)), True),
+        (lambda s: s.optimizer.state.__imul__(np.float32(1 + 1e-6)), True),
+        (lambda s: s.last_metrics.__imul__(1 + 1e-7), True),
+        (lambda s: s.flat.vector.__setitem__(3, s.flat.vector[3] + 3e-4), False),  # one step of Adam
+        (lambda s: s.optimizer.state[0].__setitem__(3, 0.1), False),
+        (lambda s: s.optimizer.state[1].__setitem__(3, 1e-4), False),  # a gradient of 0.3
+        (lambda s: s.flat.vector.__setitem__(3, np.nan), False),
+        (lambda s: s.optimizer.state.__setitem__((0, 3), np.inf), False),
+        (lambda s: setattr(s, "updates", 1), False),
+        (lambda s: setattr(s, "kl_coef", 2.0), False),
+    ],
+)
+def test_what_is_rounding_and_what_is_not(change: Callable[[TrainingState], object], by_rounding: bool) -> None:
+    state, other = in_mid_run(), in_mid_run()
+    change(other)
+    assert state.differ_by_rounding(packed(state), packed(other)) is by_rounding
+    assert state.differ_by_rounding(packed(other), packed(state)) is by_rounding

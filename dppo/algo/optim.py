@@ -105,6 +105,24 @@ def make_optimizer(size: int, cfg: OptimConfig) -> Optimizer:
     return {"adam": Adam, "rmsprop": RMSProp, "sgd": SGD}[cfg.name](size, cfg)
 
 
+_CHUNK = 16384
+
+
+def squared_norm(vector: np.ndarray) -> float:
+    """Sum of the squares of `vector` [P] float32, in float64: no finite entries overflow it.
+
+    Every replica works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
+    the kernel that BLAS chooses for the CPU; NumPy's products are exactly rounded and its sums have one order anywhere.
+    In pieces that stay in the cache.
+    """
+    total = 0.0
+    for start in range(0, len(vector), _CHUNK):
+        squares = vector[start : start + _CHUNK].astype(np.float64)
+        np.multiply(squares, squares, out=squares)
+        total += float(np.add.reduce(squares))
+    return total
+
+
 def clip_scale(norm: float, max_norm: float) -> float:
     """What a gradient of this norm is multiplied by, so that its norm is at most `max_norm` (0: 1.0, whatever it is).
 

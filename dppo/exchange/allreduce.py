@@ -22,7 +22,8 @@ class Allreduce:
     def __init__(self, comm: MPI.Comm, *, survives: bool = False) -> None:
         self._comm, self._survives = comm, survives
         self._sums: dict[tuple[int, np.dtype], np.ndarray] = {}
-        self.is_lead = comm.rank == 0
+        self._mine, self._most = np.empty(2, np.int64), np.empty(2, np.int64)
+        self.is_lead, self.num_ranks = comm.rank == 0, comm.size
         self.waited_s = 0.0
 
     def add(self, vector: np.ndarray) -> None:
@@ -40,3 +41,15 @@ class Allreduce:
         else:
             self._comm.Allreduce(MPI.IN_PLACE, vector, MPI.SUM)
         self.waited_s += time.monotonic() - since
+
+    def agree(self, fingerprint: int) -> bool:
+        """Collective over `comm`. Whether all ranks have the same; all are told alike."""
+        since = time.monotonic()
+        self._mine[:] = fingerprint, -fingerprint
+        self._comm.Allreduce(self._mine, self._most, MPI.MAX)
+        self.waited_s += time.monotonic() - since
+        return bool(self._most[0] == -self._most[1])
+
+    def take_over(self, message: np.ndarray) -> None:
+        """Collective over `comm`. `message` [n] uint8 becomes the lead's."""
+        self._comm.Bcast([message, MPI.BYTE], root=0)

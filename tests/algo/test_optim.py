@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 
-from dppo.algo.optim import Optimizer, annealed, clip_scale, make_optimizer, staleness_weight
+from dppo.algo.optim import Optimizer, annealed, clip_scale, make_optimizer, squared_norm, staleness_weight
 from dppo.config import OptimConfig
 
 SIZE, STEPS, LR = 17, 12, 0.03
@@ -188,3 +191,39 @@ def test_annealing_is_linear_to_zero_and_no_further(progress: float, rate: float
 )
 def test_staleness_weights_with_a_limit_of_two(policy: str, weights: list[float]) -> None:
     assert [staleness_weight(age, policy, 2) for age in range(5)] == weights
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 16384, 16385, 50_000])
+def test_a_squared_norm_is_a_sum_of_squares_in_float64(size: int) -> None:
+    vector = np.random.default_rng(size).normal(size=size).astype(np.float32)
+    assert squared_norm(vector) == pytest.approx(math.fsum(float(x) ** 2 for x in vector), rel=1e-14)
+
+
+@pytest.mark.parametrize("entry", [1e-30, 1e20, 3e38, -3.4e38])
+def test_no_finite_entry_overflows_or_vanishes(entry: float) -> None:
+    vector = np.full(20_000, entry, np.float32)
+    with np.errstate(all="raise"):
+        assert squared_norm(vector) == pytest.approx(20_000 * float(vector[0]) ** 2, rel=1e-14)
+
+
+def test_what_is_not_finite_stays_so() -> None:
+    assert math.isnan(squared_norm(np.array([1.0, np.nan], np.float32)))
+    assert squared_norm(np.array([1.0, -np.inf], np.float32)) == math.inf
+
+
+def test_a_squared_norm_is_the_same_to_the_bit_on_all_types_of_cpu() -> None:
+    """Whatever kernels BLAS and NumPy choose."""
+    program = (
+        "import numpy as np; from dppo.algo.optim import squared_norm;"
+        "vectors = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9155, 40001)];"
+        "print(*[squared_norm(vector).hex() for vector in vectors])"
+    )
+    emulated = ({}, {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "X86_V3 AVX2 FMA3"})
+    seen = {
+        subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", program],
+            env=os.environ | cpu, capture_output=True, text=True, check=True,
+        ).stdout
+        for cpu in emulated
+    }  # fmt: skip
+    assert len(seen) == 1

@@ -199,6 +199,23 @@ def test_the_dead_are_replaced(cell: str, launch: Launcher, tmp_path: Path) -> N
     assert summary(run_dir)["world_size"] == 4
 
 
+def test_a_replacement_that_becomes_the_server_knows_what_came_before_it(launch: Launcher, tmp_path: Path) -> None:
+    """Rank 1 is replaced; when rank 0 dies, its replacement serves, and goes on with the counts."""
+    run_dir = tmp_path / "run"
+    job = launch.start(
+        3, *CELLS["p2p"], *SMALL, "--total-steps", 10**8, "--respawn", "--run-dir", run_dir, survives=True
+    )
+    job.until(lambda: count_lines(run_dir) > 5)
+    for number, victim in enumerate((1, 0)):
+        kill(job, victim)
+        counted = f'"ranks_replaced": {number + 1},'
+        job.until(lambda counted=counted: counted in (run_dir / "metrics.jsonl").read_text())  # type: ignore[misc]
+    job.send(signal.SIGUSR1, 2)
+    ended = job.wait(20)
+    last = assert_whole(run_dir)[-1]
+    assert (last["workers"], last["ranks_lost"], last["ranks_replaced"]) == ("2", "2", "2"), ended
+
+
 def test_a_run_in_which_nobody_dies_is_the_same_with_and_without(launch: Launcher, tmp_path: Path) -> None:
     for name, survives in (("with", True), ("without", False)):
         launch.run(3, *SMALL, "--total-steps", 2000, "--run-dir", name, survives=survives)

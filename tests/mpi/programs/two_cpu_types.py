@@ -1,0 +1,45 @@
+"""dppo.run on ranks of which the last one takes its CPU for another type, as on a mixed cluster.
+
+Each worker notes a checksum of its state after each iteration in worker_N.txt. With DRIFT in the environment the
+gradient's norm is BLAS's, whose last bits depend on the type; with CHECK_EVERY, workers compare their states so often.
+"""
+
+from __future__ import annotations
+
+import os
+
+if os.environ["OMPI_COMM_WORLD_RANK"] == str(int(os.environ["OMPI_COMM_WORLD_SIZE"]) - 1):
+    os.environ["OPENBLAS_CORETYPE"] = "Prescott"  # before NumPy is there
+
+import dppo.run  # first: it sets threads and MPI's parameters
+
+# isort: split
+import sys
+import zlib
+from typing import Any
+
+import numpy as np
+
+from dppo import state, sync_exchange
+from dppo.sync_exchange import AllreduceExchange
+
+
+def main() -> int:
+    finish = AllreduceExchange.finish_iteration
+
+    def finish_and_note(self: Any, totals: np.ndarray) -> None:
+        finish(self, totals)
+        packed = np.empty(self._state.all_bytes, np.uint8)
+        self._state.pack(packed)
+        with open(f"worker_{os.environ['OMPI_COMM_WORLD_RANK']}.txt", "a") as file:
+            file.write(f"{self._state.iteration} {zlib.crc32(packed.tobytes())}\n")
+
+    AllreduceExchange.finish_iteration = finish_and_note  # type: ignore[method-assign]
+    sync_exchange.CHECK_EVERY = int(os.environ.get("CHECK_EVERY", sync_exchange.CHECK_EVERY))
+    if os.environ.get("DRIFT"):
+        state.squared_norm = lambda vector: float(np.dot(vector, vector))  # type: ignore[attr-defined]
+    return dppo.run.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
