@@ -30,7 +30,7 @@ from dppo.planning import Plan
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
 from dppo.startup import forks_end_here
-from dppo.storage.spaces import space_to_json, spec_to_json
+from dppo.storage.spaces import space_to_json, spec_to_json, write_spaces
 from dppo.storage.trajectory import Labels, TrajectoryWriter
 from dppo.watchdog import EXIT_STALLED, Watchdog
 from dppo.workplace import Workplace, furnish, make_collector
@@ -148,6 +148,7 @@ def begin_books(me: Rank) -> None:
         me.plan, me.place.state, me.workers, hosts, me.preemption, me.console, me.started, me.threads,
         first_rank=me.first_rank,
     )  # fmt: skip
+    write_spaces(me.plan.run_dir, *me.place.spaces)
 
 
 def begin_dump(me: Rank) -> None:

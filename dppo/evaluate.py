@@ -31,6 +31,7 @@ from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator  # noqa: E
 from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import newest_valid  # noqa: E402
 from dppo.storage.contents import check_state  # noqa: E402
+from dppo.storage.spaces import read_spaces  # noqa: E402
 
 EXIT_USAGE = 2
 
@@ -95,7 +96,7 @@ def load_policy(run_dir: str | Path) -> Policy:
     """The policy of a run's newest valid checkpoint.
 
     Raises:
-      UsageError: (a ValueError) where there is no run, no valid checkpoint or no such environment.
+      UsageError: (a ValueError) where there is no run and where it has no valid checkpoint.
     """
     folder = Path(run_dir)
     config = load_config(folder)
@@ -105,9 +106,12 @@ def load_policy(run_dir: str | Path) -> Policy:
     for line in skipped:
         print(f"dppo: {plain(line)}", file=sys.stderr)
     try:
-        env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
-        env.close()
-        return Policy(config, env.observation_space, env.action_space, saved.state)
+        spaces = read_spaces(folder)
+        if spaces is None:  # of a run that an earlier dppo has begun: the environment says it
+            env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
+            env.close()
+            spaces = env.observation_space, env.action_space
+        return Policy(config, *spaces, saved.state)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -199,6 +199,13 @@ def tasks_per_node(text: str) -> list[int]:
     return counted
 
 
+def own_cores() -> frozenset[int]:
+    """Numbers of the cores that this process may run on; all of them where the system does not say which."""
+    if hasattr(os, "sched_getaffinity"):
+        return frozenset(os.sched_getaffinity(0))
+    return frozenset(range(os.cpu_count() or 1))
+
+
 def limit_threads() -> int:
     """Gives this rank's thread pools its share of the cores that it may run on; a setting of the user's stays.
 
@@ -208,7 +215,7 @@ def limit_threads() -> int:
     Returns:
       The share.
     """
-    cores, of_job = len(os.sched_getaffinity(0)), digits(os.environ.get("SLURM_CPUS_ON_NODE", ""), MOST_RANKS)
+    cores, of_job = len(own_cores()), digits(os.environ.get("SLURM_CPUS_ON_NODE", ""), MOST_RANKS)
     # to a part of its own of the job's cores, as by srun; where Slurm counts more than there are, nothing can be told
     is_bound = of_job is not None and cores < min(of_job, os.cpu_count() or 1)
     share = max(1, cores if is_bound else cores // local_ranks())

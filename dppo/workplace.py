@@ -14,7 +14,9 @@ import threading
 import time
 from dataclasses import dataclass
 from types import FrameType
+from typing import Any
 
+import gymnasium
 import numpy as np
 
 from dppo import startup
@@ -46,6 +48,8 @@ class Workplace:
     state: TrainingState
     worker: int | None
     """Its stable number, which seeds and environments follow; None: a server that steps nothing."""
+    spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
+    """Of one environment: what it observes, and how it is acted on."""
 
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Closes the environments, once."""
@@ -108,7 +112,8 @@ def build_workplace(config: Config, worker: int | None) -> Workplace:
     finally:
         if not is_needed:
             close_environments(envs)
-    return Workplace(envs if is_needed else None, seeds, policy, learner, state, worker)
+    spaces = envs.observation_space, envs.action_space
+    return Workplace(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
 
 
 def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:

@@ -18,6 +18,7 @@ from dppo.commandline import UsageError, to_toml
 from dppo.evaluate import evaluate, load_policy, main
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
+from dppo.storage.spaces import write_spaces
 from tests.workplace import Workplace, make_workplace, probe, settle
 
 
@@ -46,6 +47,21 @@ def pendulum(tmp_path: Path) -> Path:
 
 
 # -- the policy --------------------
+
+
+def test_the_policy_is_loaded_where_its_environment_is_not_installed(pendulum: Path) -> None:
+    observations = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
+    actions = load_policy(pendulum).act(observations)
+    env = gymnasium.make("Pendulum-v1")
+    write_spaces(pendulum, env.observation_space, env.action_space)
+    config = pendulum / "config.toml"
+    config.write_text(config.read_text().replace("Pendulum-v1", "a_simulator_that_nobody_has:Plant-v0"))
+    np.testing.assert_array_equal(load_policy(pendulum).act(observations), actions)
+    with pytest.raises(ValueError, match="a_simulator_that_nobody_has"):  # to play in it is another thing
+        evaluate(load_policy(pendulum), 1)
+    (pendulum / "spaces.json").write_text('{"observation_space": {"type": "Box"}}')
+    with pytest.raises(UsageError, match=r"spaces\.json cannot be read"):
+        load_policy(pendulum)
 
 
 def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> None:

@@ -160,3 +160,9 @@ def test_scripts_are_told_where_the_parameters_are() -> None:
 def test_one_process_is_the_first(environ: dict[str, str], variables: dict[str, str], first: bool) -> None:
     environ |= variables
     assert startup.is_first() is first
+
+
+def test_where_the_system_knows_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    assert startup.own_cores() == {0, 1, 2}

@@ -8,7 +8,6 @@ computing one: thirty that wait then leave one thirty-first to the one that work
 from __future__ import annotations
 
 import itertools
-import os
 import socket
 import time
 from collections import Counter
@@ -16,6 +15,7 @@ from collections import Counter
 from mpi4py import MPI
 
 from dppo.exchange.sharing import Counters, share
+from dppo.startup import own_cores
 
 
 class Neighbours:
@@ -25,7 +25,7 @@ class Neighbours:
     """
 
     def __init__(self, comm: MPI.Comm) -> None:
-        mine = socket.gethostname(), frozenset(os.sched_getaffinity(0))
+        mine = socket.gethostname(), own_cores()
         everyone: list[tuple[str, frozenset[int]]] = comm.allgather(mine)
         self.rank = comm.rank
         self.ranks = [rank for rank, (host, _) in enumerate(everyone) if host == mine[0]]
