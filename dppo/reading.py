@@ -7,7 +7,6 @@ gigabytes that takes no room on the disk would fill the memory. Uses the standar
 from __future__ import annotations
 
 import json
-import math
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
@@ -73,7 +72,7 @@ def check_regular(path: Path, root: Path | None = None, max_bytes: int = 2**63) 
 def check_run_files(run_dir: Path, names: Iterable[str]) -> None:
     """Raises RefusedFileError for the first of a run's own files that may not be opened."""
     for name in names:
-        check_regular(run_dir / name, run_dir)
+        check_regular(run_dir / name, run_dir, 2**63 if name.endswith(".jsonl") else JSON_BYTES)
 
 
 def read_regular(path: Path, root: Path | None = None, max_bytes: int = JSON_BYTES) -> bytes:
@@ -118,6 +117,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def number_in(values: Mapping[str, Any], key: str, default: float = 0) -> Any:
     """A number of at least 0 that is finite, of the type that `default` has, or `default` where there is none."""
     value = values.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         return default
-    return type(default)(value) if value < 2**63 else default
+    return type(default)(value)

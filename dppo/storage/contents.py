@@ -35,7 +35,7 @@ def check_count(name: str, value: Any) -> None:
 
 
 def _check_real(name: str, value: Any) -> None:
-    if type(value) not in (int, float) or not math.isfinite(value):
+    if type(value) not in (int, float) or not abs(value) < math.inf or (type(value) is int and abs(value) >= 2**63):
         raise ValueError(f"{name} is {_said(value)}; a finite number is expected")
 
 

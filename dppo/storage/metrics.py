@@ -9,10 +9,11 @@ import json
 import math
 import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dppo.reading import parse_json, read_lines, read_regular
+from dppo.reading import RefusedFileError, parse_json, read_lines, read_regular
 from dppo.storage.files import replace_atomically
 
 
@@ -25,8 +26,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, last_iteration: int) -> None:
         if path.exists():
-            lines = read_lines(path, path.parent)
-            replace_atomically(path, b"".join(line for line in lines if _is_kept(line, last_iteration)))
+            replace_atomically(path, b"".join(_kept_lines(path, last_iteration)))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
 
     def write(self, metrics: dict[str, Any]) -> None:
@@ -37,6 +37,13 @@ class MetricsFile:
     def close(self) -> None:
         """After the last line."""
         self._file.close()
+
+
+def _kept_lines(path: Path, last_iteration: int) -> Iterator[bytes]:
+    try:
+        yield from (line for line in read_lines(path, path.parent) if _is_kept(line, last_iteration))
+    except RefusedFileError:
+        return  # zeros without an end, as the crash of a machine leaves them behind what was written
 
 
 def _is_kept(line: bytes, last_iteration: int) -> bool:

@@ -179,7 +179,7 @@ def _intact_rows(dataset: h5py.Dataset, end: int, *, all_written: bool = False) 
     length = int(dataset.shape[0])
     if dataset.chunks is None:
         offset, size = dataset.id.get_offset(), dataset.id.get_storage_size()
-        if offset is None:  # within the header, or nowhere
+        if offset is None or not size:  # within the header, or nowhere
             import h5py
 
             nowhere = dataset.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS and dataset.size
@@ -362,7 +362,7 @@ def _written_parts(source: h5py.Dataset, rows: int) -> Iterator[tuple[tuple[slic
         import h5py
 
         is_plain = source.id.get_create_plist().get_layout() == h5py.h5d.CONTIGUOUS
-        if is_plain and source.id.get_offset() is None and not source.external:
+        if is_plain and not source.id.get_storage_size():
             return
         step = max(1, _BLOCK_BYTES // _row_bytes(source))
         for start in range(0, rows, step):

@@ -357,6 +357,7 @@ FORGED: dict[str, tuple[Callable[[Manifest], object], dict[str, bytes], str]] = 
     "unknown": (set_in("state", "kl_coef", to={"$code": "x"}), {}, r"\$code is not known"),
     "not a dict": (set_in("journal", to=[1]), {}, "journal is a list"),
     "returns": (set_in("journal", "returns", to=["1"]), {}, r"returns\[0\] is '1'"),
+    "too large for a float": (set_in("journal", "train_s", to=10**400), {}, "train_s is 1000000"),
     "axes without end": (set_in("state", "shapes", "x", to=[2**62] * 100_000), {}, "has 100000 axes"),
     "deep": (set_in("journal", "extra", to=DEEP), {}, ""),
     "another path": (set_in("files", "../../x", to={"bytes": 1, "sha256": ""}), {}, "none of a checkpoint's"),

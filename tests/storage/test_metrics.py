@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -102,3 +103,12 @@ def test_tensorboard_shows_each_point_once_after_a_resume(tmp_path: Path) -> Non
         board.close()
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(e.step, e.value) for e in events.Scalars("loss")] == [(100, 1.0), (200, 1.0), (300, 2.0), (400, 2.0)]
+
+
+def test_zeros_behind_the_lines_are_removed(tmp_path: Path) -> None:
+    """As the crash of a machine leaves them; here so many that they would not fit into memory."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
+    os.truncate(path, 10 * 2**30)
+    MetricsFile(path, 1).close()
+    assert path.read_text() == '{"iteration": 1}\n'
