@@ -183,7 +183,7 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     from dppo.algo.moments import Normaliser
     from dppo.asynchronous import AsyncCoordinator
     from dppo.config import Config, resolve
-    from dppo.exchange.doorbell import Doorbell, Neighbours
+    from dppo.exchange.doorbell import make_doorbell
     from dppo.exchange.link import MPILink
     from dppo.exchange.server import serve
     from dppo.models.flat import FlatParameters
@@ -193,7 +193,7 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     preemption = SimpleNamespace(requested=False, past=lambda share: False, grace_s=30.0)
     journal: Any = SimpleNamespace(pending_rollouts=0, preemption=preemption)
     learner: Any = None
-    doorbell = Doorbell(Neighbours(comm))
+    doorbell = make_doorbell(comm)
 
     def window(state: TrainingState) -> dict[str, float]:
         comm.Barrier()

@@ -57,12 +57,15 @@ def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
 def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
     """When this job will be killed, in seconds since 1970; None: not known, or never.
 
-    Where Slurm has not put it into the environment (before 23.02) its controller is asked, which may take `ASK_S`.
+    Where Slurm has not put it into the environment (before 23.02), or a time that has passed is left over there from
+    another job, its controller is asked, which may take `ASK_S`.
     """
     number = environ.get("SLURM_JOB_ID")
     if number is None:
         return None
-    return _number(environ, "SLURM_JOB_END_TIME", 0, 10**11) or _asked_end(number)
+    told: float = _number(environ, "SLURM_JOB_END_TIME", 0, 10**11)
+    end = told if told > time.time() else _asked_end(number)
+    return end if end is not None and end > time.time() else None
 
 
 def _number(environ: Mapping[str, str], name: str, default: int, most: int = 10**6) -> int:

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from gymnasium.spaces import Box
 
-from dppo import __version__
+from dppo import __version__, guard
 from dppo.console import Console
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory
@@ -199,6 +199,7 @@ def leave_alone(me: Rank) -> NoReturn:
         me.console.warn(f"{me.journal.dumps.problem} (--trajectories.required)")
     me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
     sys.stdout.flush()
+    guard.announce(code)
     if not survives_deaths():
         me.comm.Abort(code)
     for seat in me.seats:  # those on other nodes end with the launcher

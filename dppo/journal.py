@@ -47,6 +47,8 @@ class Summary:
     run_dir: str = ""
     error: str | None = None
     """What went wrong, where exit is failed."""
+    preempted_by: str | None = None
+    """What asked the run to save and leave, where exit is preempted."""
     stalled: bool = False
     """It went wrong because ranks made no progress or did not answer: starting again may help."""
 
@@ -461,6 +463,7 @@ class Journal:
     def _update_summary(self, exit_reason: str) -> None:
         self.summary = self._boundary.summary
         self.summary.exit = exit_reason
+        self.summary.preempted_by = self.preemption.reason if exit_reason == "preempted" else None
         self.summary.wall_s = self._wall_s_before + time.monotonic() - self._started
         self.summary.steps_per_s = (
             self.summary.env_steps / max(self.summary.train_s, 1e-9) if self.summary.train_s else 0.0

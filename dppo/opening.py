@@ -10,9 +10,12 @@ import shlex
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from dppo.commandline import VERSION, UsageError, resumed, to_toml
 from dppo.config import Config
 from dppo.console import Console
+from dppo.envs.reasons import reason
 from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
 from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths
 from dppo.history import History
@@ -63,12 +66,50 @@ def build(config: Config, comm: Comm) -> Workplace:
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
-        error = f"{config.env} could not be made: {type(problem).__name__}: {problem}"
+        error = f"{config.env} could not be made: {reason(problem)}"
     error = first_error(comm, error)
     if error is not None:
         raise UsageError(error)
     assert place is not None
     return place
+
+
+def try_environments(place: Workplace, comm: Comm) -> str:
+    """Collective over `comm`. Resets every worker's environments and steps them once, for a dry run.
+
+    Returns:
+      What the first worker saw, on rank 0; elsewhere "".
+
+    Raises:
+      UsageError: what failed on some rank, on all of them.
+    """
+    seen = error = None
+    try:
+        if place.envs is not None:
+            seen = _first_step(place)
+    except (Exception, SystemExit) as problem:
+        error = f"an environment failed in its first steps: {reason(problem)}"
+    error = first_error(comm, error)
+    if error is not None:
+        raise UsageError(error)
+    told = [text for text in comm.gather(seen, root=0) or [] if text is not None]
+    return told[0] if told else ""
+
+
+def _first_step(place: Workplace) -> str:
+    """Resets and steps the environments of this rank; says what the first of them gave."""
+    assert place.envs is not None
+    observations = place.envs.reset()
+    first = np.array(observations[0])
+    actions = place.policy.greedy(place.learner.normaliser.inputs(observations))
+    step = place.envs.step(place.policy.distribution.to_env(actions))
+    both = np.stack((first, step.observations[0]))
+    span = f"{both.min():.4g} to {both.max():.4g}" if both.size else "nothing"
+    ends = [name for name, flags in (("terminated", step.terminations), ("truncated", step.truncations)) if flags[0]]
+    return (
+        f"the first environment was reset and stepped once: observations {first.dtype} {list(first.shape)} of {span},"
+        f" reward {float(step.rewards[0]):.4g}{''.join(f', {end}' for end in ends)}"
+    )
 
 
 def introduce(
@@ -209,7 +250,7 @@ def conclude(summary: Summary, console: Console) -> None:
     how = {
         "target": "target reached",
         "finished": "finished",
-        "preempted": "preempted, state saved; run again with --resume",
+        "preempted": f"preempted by {s.preempted_by}, state saved; run again with --resume",
     }
     console.line(
         f"{how[s.exit]}: {reached} after {s.env_steps:,} steps, {s.updates:,} updates, {s.episodes:,} episodes"

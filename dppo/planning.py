@@ -84,9 +84,12 @@ def check_launcher(started: int) -> None:
         return
     alone = f"{os.environ[asked]} processes, but each is an MPI world of its own"
     if asked == "SLURM_STEP_NUM_TASKS":
+        if "SLURM_PTY_PORT" in os.environ:  # the shell of srun --pty, from which one rank may be started for a look
+            return
         raise ValueError(
             f"srun started {alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
-            " --mpi=pmi2; srun --mpi=list names what this Slurm has)"
+            " --mpi=pmi2; srun --mpi=list names what this Slurm has). If srun has not started this process,"
+            " SLURM_STEP_NUM_TASKS is left over in its environment: unset it"
         )
     raise ValueError(
         f"mpirun started {alone}: it belongs to another MPI than mpi4py; compare mpirun --version with"

@@ -5,10 +5,12 @@ Uses the standard library; run.py arms it, the coordinators on rank 0 and the wo
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -26,6 +28,7 @@ class Preemption:
       time_limit_s: seconds after `started` by which the run must have ended; None: no such limit.
       started: time.monotonic() of the start; None: now.
       ends_at: when the batch system kills the job, in seconds since 1970; the earlier limit counts.
+      leave: ends the process, with a code.
     """
 
     def __init__(
@@ -34,16 +37,22 @@ class Preemption:
         time_limit_s: float | None,
         started: float | None = None,
         ends_at: float | None = None,
+        leave: Callable[[int], object] = os._exit,
     ) -> None:
+        self._leave = leave
         self.grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
+        """Who or what has asked."""
         self._first_signal_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
-        ends = [(started or time.monotonic()) + time_limit_s] if time_limit_s else []
+        ends: list[tuple[float, str]] = []
+        if time_limit_s is not None:
+            ends.append(((started or time.monotonic()) + time_limit_s, f"--time-limit-s {time_limit_s:g}"))
         if ends_at is not None:
-            ends.append(time.monotonic() + ends_at - time.time())
-        self._ask_at = min(ends) - grace_s if ends else None
+            ends.append((time.monotonic() + ends_at - time.time(), "the end of the job's allocation"))
+        self._ask_at, self._limit = min(ends) if ends else (math.inf, "")
+        self._ask_at -= grace_s
 
     def install(self) -> None:
         """SIGUSR1, SIGTERM and Ctrl-C become requests."""
@@ -63,7 +72,7 @@ class Preemption:
         if self._first_signal_at is None:
             self._first_signal_at = now
         elif now - self._first_signal_at > SECOND_SIGNAL_S:
-            os._exit(128 + number)
+            self._leave(128 + number)
         self.request(signal.Signals(number).name)
 
     def request(self, reason: str) -> None:
@@ -74,8 +83,8 @@ class Preemption:
     @property
     def requested(self) -> bool:
         """Whether it was asked; looks at the time limit as well."""
-        if self.requested_at is None and self._ask_at is not None and time.monotonic() > self._ask_at:
-            self.request("the time limit")
+        if self.requested_at is None and time.monotonic() > self._ask_at:
+            self.request(self._limit)
         return self.requested_at is not None
 
     def past(self, share: float) -> bool:

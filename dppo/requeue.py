@@ -7,6 +7,7 @@ nodes as before, because it remembers how many tasks there were. Uses scontrol.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,8 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dppo: {error}", file=sys.stderr)
         return EXIT_USAGE
     job_id = this_allocation().job_id
-    if job_id is None:
-        print("dppo: this is no batch job of Slurm's: SLURM_JOB_ID is not set", file=sys.stderr)
+    reason = "SLURM_JOB_ID is not set" if job_id is None else "there is no scontrol on this machine"
+    if job_id is None or shutil.which("scontrol") is None:
+        print(f"dppo: this is no batch job of Slurm's: {reason}", file=sys.stderr)
         return EXIT_USAGE
     told: list[int] = []  # Slurm ends a job that is being requeued, by SIGTERM, and one that its user cancels
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)

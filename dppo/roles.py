@@ -13,7 +13,7 @@ from dppo import asynchronous, crew, sync_exchange, synchronous
 from dppo.crew import Rank
 from dppo.exchange.allreduce import Allreduce
 from dppo.exchange.collectives import assert_in_sync, from_rank_zero, total
-from dppo.exchange.doorbell import Doorbell, Neighbours
+from dppo.exchange.doorbell import make_doorbell
 from dppo.exchange.link import Link, LocalLink, MPILink
 from dppo.exchange.pooling import Pool, make_pool
 from dppo.exchange.recovery import wait_for_all
@@ -55,14 +55,11 @@ def work_together(me: Rank) -> Summary:
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
             room = sync_exchange.pool_bytes(place.learner, place.state, config)
             pool, computing = make_pool(workers, room, me.workers, me.others)
-        if pool is not None:
-            at_end.callback(pool.close)
-            if memory is not None:
-                at_end.callback(pool.give_up)
+        if pool is not None and memory is not None:
+            at_end.callback(pool.give_up)
         computes = collector is not None and (pool is None or pool.computes)
         num_computing = total(comm, int(computes))
-        doorbell = Doorbell(Neighbours(comm))
-        at_end.callback(doorbell.close)
+        doorbell = make_doorbell(comm)
         if doorbell.crowded and collector is not None:
             ask_for_longer_turns()
         _remember(me, computes=computes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 
-from dppo import startup
+from dppo import guard, startup
 
 STARTED = time.monotonic()
 THREADS = startup.limit_threads()
@@ -21,9 +21,10 @@ if __name__ == "__main__":
         from dppo.commandline import answer
 
         raise SystemExit(answer(sys.argv[1:], is_first=startup.is_first()))
-    startup.note_early_signals()
-    startup.die_with_launcher()
-    guard = startup.StartGuard()
+    startup.note_early_signals(guard.leave_at_once)
+    guard.stand()
+    startup.hide_from_children()
+    startup.let_children_start_afresh()
 
 import contextlib  # noqa: E402
 import os  # noqa: E402
@@ -45,7 +46,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, a
     startup.without_mpi(error, is_command=__name__ == "__main__")
 
 if __name__ == "__main__":
-    guard.end()
+    guard.started()
 
 from dppo import crew, opening, survival  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, in_python, parse  # noqa: E402
@@ -196,6 +197,8 @@ def _prepare(
     seats = crew.first_crew(comm)
     opening.introduce(plan, place, comm, console, notes, THREADS)
     if plan.config.dry_run:
+        seen = opening.try_environments(place, comm)
+        console.line(f"  {seen}")
         console.line("dry run: everything is in order; nothing was trained, nothing was written")
         return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
     return plan, place, seats, console
@@ -228,7 +231,8 @@ def _rank(
     number: int,
 ) -> Rank:
     config = plan.config
-    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at)
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at, guard.leave_at_once)
+    startup.let_children_start_afresh()
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")
@@ -243,7 +247,7 @@ def _rank(
 def _end_by_stall(plan: Plan, number: int) -> None:
     """This rank made no progress for too long, says its watchdog, whose thread calls this."""
     if not survives_deaths():
-        os._exit(EXIT_STALLED)
+        guard.leave_at_once(EXIT_STALLED)
     if plan.config.on_worker_error == "abort":
         with contextlib.suppress(OSError):
             (plan.run_dir / "stalls" / crew.ENDED_BY_STALL).write_text(
@@ -353,6 +357,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         print(f"dppo: the summary could not be written:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
     setattr(error, _SAID, True)
     if me.comm.size > 1 and not survives_deaths():
+        guard.announce(EXIT_FAILED)
         me.comm.Abort(EXIT_FAILED)
     if me.comm.size > 1:
         _wait_for_the_last_word(me)
@@ -385,6 +390,7 @@ def _command() -> None:
     sys.stderr.flush()
     if not survives_deaths():
         MPI.COMM_WORLD.Barrier()
+        guard.announce(code)
         sys.exit(code)
     time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
     recovery.leave(code)

@@ -1,4 +1,5 @@
-"""What must be settled before torch, NumPy and MPI are imported: threads, and Open MPI's parameters.
+"""What must be settled before torch, NumPy and MPI are imported: threads, Open MPI's parameters,
+and what processes that environments start inherit.
 
 Uses the standard library only; run.py calls it first. `python -m dppo.startup` prints where the file of Open MPI's
 parameters is, for scripts that source it.
@@ -7,7 +8,7 @@ parameters is, for scripts that source it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
+import functools
 import os
 import pwd
 import re
@@ -16,14 +17,21 @@ import shutil
 import signal
 import socket
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from dppo.bounds import digits
 
 early_signals: list[int] = []
 """SIGUSR1 and SIGTERM that came while the program was still starting."""
+
+SECOND_SIGNAL_S = 5.0
+"""mpirun and Slurm send several: one that comes so much later than the first is meant."""
+_CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 MPI_PARAMETERS = Path(__file__).with_name("openmpi.sh")
 
@@ -33,14 +41,58 @@ _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
-_PR_SET_PDEATHSIG = 1
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
-def note_early_signals() -> None:
-    """Until training can save, a signal that asks to is only noted; by default it would kill."""
+def note_early_signals(leave: Callable[[int], object]) -> None:
+    """Until training can save, a signal that asks to is only noted; by default it would kill. One that comes much later
+    than the first means it, and has the process `leave` with a code.
+    """
+    first_at: list[float] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        early_signals.append(number)
+        first_at.append(time.monotonic())
+        if first_at[-1] - first_at[0] > SECOND_SIGNAL_S:
+            leave(128 + number)
+
     for number in (signal.SIGUSR1, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: early_signals.append(number))
+        signal.signal(number, note)
+
+
+@functools.cache  # once in a process
+def let_children_start_afresh() -> None:
+    """What an environment forks has default handlers where this program has its own: nobody could end a simulator that
+    is deaf to SIGTERM. Signals that come in between wait until it has them.
+    """
+    os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_handlers)
+
+
+_held = threading.local()  # what was blocked before this thread forked
+
+
+def _hold_signals() -> None:
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+
+
+def _release_signals() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _held.mask)
+
+
+def _default_handlers() -> None:
+    for number in _CAUGHT:
+        if str(getattr(signal.getsignal(number), "__module__", "")).partition(".")[0] == "dppo":
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    _release_signals()
+
+
+def hide_from_children() -> None:
+    """A process that an environment starts by multiprocessing's spawn or forkserver imports the main module again, as
+    __mp_main__. This program is nothing that it needs, and would start MPI as the same rank.
+    """
+    main = sys.modules["__main__"]
+    main.__spec__ = None
+    main.__dict__.pop("__file__", None)
 
 
 def is_launched() -> bool:
@@ -53,70 +105,43 @@ def is_first() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in _RANKS)
 
 
-def die_with_launcher() -> None:
-    """A rank that is stuck for ever must not outlive its job: when the launcher has ended, the kernel kills it."""
-    if is_launched() and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
+@functools.cache  # an environment may clear os.environ
 def survives_deaths() -> bool:
     """Whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")  # noqa: SIM112
-
-
-class StartGuard:
-    """While MPI starts, under ULFM: if a rank of this node dies before it has begun, nobody would ever notice, and
-    MPI_Init would wait for it for ever. A child process, which is not stopped by that wait, counts the launcher's
-    children and ends the job if some stay missing.
-    """
-
-    PERIOD_S, PATIENCE = 0.5, 6
-
-    def __init__(self) -> None:
-        self._pid = 0
-        # behind a wrapper script the launcher's children are others, and nothing can be told from them
-        if survives_deaths() and launcher() == os.getppid() and local_ranks() > 1:
-            self._pid = os.fork()
-            if self._pid == 0:
-                self._watch()
-
-    def _watch(self) -> NoReturn:
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-        rank = os.getppid()
-        parent, expected, missing = int(_stat(rank)[1]), local_ranks(), 0
-        while os.getppid() == rank:
-            time.sleep(self.PERIOD_S)
-            missing = missing + 1 if len(_children(parent)) < expected else 0
-            if missing == self.PATIENCE:
-                text = (
-                    f"dppo: a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again"
-                )
-                os.write(2, f"{text}\n".encode())
-                os.kill(parent, signal.SIGTERM)
-        os._exit(0)
-
-    def end(self) -> None:
-        """MPI has started."""
-        if self._pid:
-            os.kill(self._pid, signal.SIGKILL)
-            os.waitpid(self._pid, 0)
-            self._pid = 0
 
 
 def launcher() -> int | None:
     """Open MPI's process that has started this one, perhaps through a wrapper script; None where there is none."""
     pid = os.getppid()
     while pid > 1:
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as file:
-            if file.read().strip() in _LAUNCHERS:
-                return pid
-        pid = int((_stat(pid) or ["", "0"])[1])
+        if command(pid) in _LAUNCHERS:
+            return pid
+        pid = int((stat(pid) or ["", "0"])[1])
     return None
 
 
-def _stat(pid: int) -> list[str]:
+def rank_name() -> str:
+    """For messages of a process that does not speak MPI."""
+    rank = next((os.environ[name] for name in _RANKS if name in os.environ), None)
+    job = os.environ.get("PMIX_NAMESPACE", "").rpartition("@")
+    if rank is None:
+        return f"the process on {socket.gethostname()}"
+    if job[1] and job[2] != "1":
+        return f"a replacement for a dead rank on {socket.gethostname()}"
+    return f"rank {rank} on {socket.gethostname()}"
+
+
+def command(pid: int) -> str:
+    """Its short name; "" where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def stat(pid: int) -> list[str]:
     """State, parent, …, as in proc(5) from the third field on; [] where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -125,13 +150,13 @@ def _stat(pid: int) -> list[str]:
         return []
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
     """The living ones."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{thread}/children") as file:
-                found += [child for child in map(int, file.read().split()) if _stat(child)[:1] not in (["Z"], [])]
+                found += [child for child in map(int, file.read().split()) if stat(child)[:1] not in (["Z"], [])]
     return found
 
 

@@ -32,10 +32,10 @@ def test_a_job(squeue: Path) -> None:
         "SLURM_JOB_ID": "17",
         "SLURM_NTASKS": "6",
         "SLURM_RESTART_COUNT": "2",
-        "SLURM_JOB_END_TIME": "1700000000",
+        "SLURM_JOB_END_TIME": "17000000000",
     }
     assert this_allocation(environ) == Allocation("17", restarts=2, num_tasks=6)
-    assert ends_at(environ) == 1700000000
+    assert ends_at(environ) == 17000000000
     assert not squeue.with_name("asked").exists()
 
 
@@ -52,6 +52,17 @@ def test_an_older_slurm_is_asked_when_the_job_ends(squeue: Path) -> None:
     assert not squeue.with_name("asked").exists()  # only a run needs to know when the job ends
     assert ends_at(environ) == end
     assert squeue.with_name("asked").read_text() == "--noheader --jobs 17 --format %e\n"
+
+
+def test_a_time_that_has_passed_is_left_over_from_another_job(squeue: Path) -> None:
+    environ = {"SLURM_JOB_ID": "17", "SLURM_JOB_END_TIME": str(int(time.time()) - 60)}
+    squeue.write_text("")
+    assert ends_at(environ) is None
+    squeue.write_text(time.strftime("%Y-%m-%dT%H:%M:%S\n", time.localtime(1700000000)))
+    assert ends_at(environ) is None
+    end = int(time.time()) + 3600
+    squeue.write_text(time.strftime("%Y-%m-%dT%H:%M:%S\n", time.localtime(end)))
+    assert ends_at(environ) == end
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ ROOT = Path(dppo.__file__).parent
 LAYERS = (
     ("bounds",),
     ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation"),
-    ("algo", "models", "envs", "commandline", "history"),
+    ("algo", "models", "envs", "commandline", "history", "guard"),
     ("exchange", "storage", "rollout", "state", "tasks"),
     ("learner", "journal", "results"),
     ("ending", "planning", "workplace", "sync_exchange"),
@@ -25,7 +25,7 @@ LAYERS = (
     ("crew",),
     ("succession", "roles"),
     ("survival",),
-    ("run", "evaluate", "trajectories", "sweep", "report", "verdict", "requeue"),
+    ("run", "evaluate", "trajectories", "sweep", "report", "verdict", "requeue", "job"),
 )
 """Rooms from the ground up: a file, or a folder whose files may import each other."""
 

@@ -41,6 +41,7 @@ def test_many_processes_that_are_each_alone(
         {"SLURM_STEP_NUM_TASKS": "1"},
         {"SLURM_NTASKS": "6"},  # in an allocation, outside of mpirun and srun: for a look at one's settings
         {"OMPI_COMM_WORLD_SIZE": "1", "SLURM_STEP_NUM_TASKS": "6"},
+        {"SLURM_STEP_NUM_TASKS": "6", "SLURM_PTY_PORT": "41234"},  # a shell of srun --pty
         {"PMI_SIZE": "many"},
     ],
     ids=str,
@@ -50,12 +51,12 @@ def test_one_process_that_is_meant_to_be_alone(variables: dict[str, str], monkey
     check_launcher(1)
 
 
-@pytest.mark.parametrize(("dry_run", "end"), [(False, 1700000000.0), (True, None)])
+@pytest.mark.parametrize(("dry_run", "end"), [(False, 17000000000.0), (True, None)])
 def test_the_end_of_the_job_is_asked_for_only_where_something_is_trained(
     dry_run: bool, end: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    monkeypatch.setattr("dppo.planning.ends_at", lambda: asked.append(True) or 1700000000.0)
+    monkeypatch.setattr("dppo.planning.ends_at", lambda: asked.append(True) or 17000000000.0)
     config = Config(env="CartPole-v1", run_dir=str(tmp_path / "run"), dry_run=dry_run)
     plan = plan_run(config, 1, Console(1.0, enabled=False))
     assert isinstance(plan, Plan) and plan.ends_at == end

@@ -86,7 +86,7 @@ def test_the_time_limit_leaves_the_grace_period() -> None:
     assert not Preemption(grace_s=30.0, time_limit_s=60.0).requested
     late = Preemption(grace_s=30.0, time_limit_s=29.0)
     assert late.requested
-    assert late.reason == "the time limit"
+    assert late.reason == "--time-limit-s 29"
 
 
 def test_without_a_limit_nothing_is_asked() -> None:
@@ -96,7 +96,9 @@ def test_without_a_limit_nothing_is_asked() -> None:
 def test_the_end_of_the_job_is_a_time_limit() -> None:
     end = time.time() + 100
     assert not Preemption(grace_s=10.0, time_limit_s=None, ends_at=end).requested
-    assert Preemption(grace_s=200.0, time_limit_s=None, ends_at=end).requested
+    late = Preemption(grace_s=200.0, time_limit_s=None, ends_at=end)
+    assert late.requested
+    assert late.reason == "the end of the job's allocation"
     assert Preemption(grace_s=200.0, time_limit_s=1000.0, ends_at=end).requested  # the earlier one counts
     assert Preemption(grace_s=200.0, time_limit_s=100.0, ends_at=end + 1000).requested
 

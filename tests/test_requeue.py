@@ -93,3 +93,12 @@ def test_a_job_that_is_cancelled_meanwhile_is_left_alone(scontrol: Path) -> None
     program.write_text(program.read_text().replace("exit 1", "kill -TERM $PPID; exit 1"))
     assert requeue.main([]) == EXIT_AGAIN
     assert [line.split()[0] for line in scontrol.read_text().splitlines()] == ["requeue", "update"]
+
+
+def test_slurms_variables_without_a_slurm_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "19")  # left over, or passed into a container
+    monkeypatch.setenv("PATH", "")
+    assert requeue.main([]) == EXIT_USAGE
+    assert "there is no scontrol on this machine" in capsys.readouterr().err

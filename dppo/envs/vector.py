@@ -17,7 +17,6 @@ import difflib
 import importlib
 import math
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +26,8 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
+
+from dppo.envs.reasons import reason
 
 EpisodeSeed = Callable[[int], int]
 """Called with the local index of an environment; returns the seed of its next episode, and counts it."""
@@ -318,7 +319,7 @@ def _find_spec(env_id: str) -> EnvSpec:
             importlib.import_module(module)
         except Exception as error:  # a user's module may raise anything, and it is the user who can repair it
             raise ValueError(
-                f"env={env_id!r}: cannot import {module!r}: {_reason(error)}{_not_its_file(env_id)}"
+                f"env={env_id!r}: cannot import {module!r}: {reason(error)}{_not_its_file(env_id)}"
             ) from error
     spec = gymnasium.registry.get(name)
     if spec is not None:
@@ -345,27 +346,23 @@ def _not_its_file(env_id: str) -> str:
 
 
 def _make(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:
-    """`make(spec, **kwargs)`; says what is missing, and how to get it, where something cannot be imported."""
+    """`make(spec, **kwargs)`; says why where it fails, and how to get what cannot be imported."""
     try:
         return make(spec, **kwargs)
-    except (ImportError, gymnasium.error.Error) as error:
+    except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
         families = [extra for prefix, extra in _EXTRAS.items() if str(spec.entry_point).startswith(prefix)]
-        install = f" (pip install 'dppo[{families[0]}]')" if families else ""
-        raise ValueError(f"env={spec.id!r} cannot be made: {_reason(error)}{install}") from error
-
-
-def _reason(error: Exception) -> str:
-    """The error and the line elsewhere that raised it, for a message that is shown without its traceback."""
-    frames = [line for line in traceback.extract_tb(error.__traceback__) if "importlib" not in line.filename]
-    where = f" ({frames[-1].filename}:{frames[-1].lineno})" if len(frames) > 1 else ""
-    return f"{type(error).__name__}: {error}{where}"
+        missing = isinstance(error, ImportError | gymnasium.error.Error)
+        install = f" (pip install 'dppo[{families[0]}]')" if families and missing else ""
+        raise ValueError(f"env={spec.id!r} cannot be made: {reason(error)}{install}") from error
 
 
 def _array_form(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Shape and dtype of one observation as one array."""
     if space.shape is None or space.dtype is None:
-        raise ValueError(
-            f"{spec.id} observes {space}, which is not one array: "
-            "register it with gymnasium.wrappers.FlattenObservation around it"
-        )
+        wrapper = "gymnasium.wrappers.FlattenObservation"
+        if not space.is_np_flattenable:  # Sequence and Graph: how long one is is known only when it is there
+            wrapper = (
+                "gymnasium.wrappers.TransformObservation(env, function, box), with a function of yours to one array,"
+            )
+        raise ValueError(f"{spec.id} observes {space}, which is not one array: register it with {wrapper} around it")
     return space.shape, np.dtype(space.dtype)

@@ -1,33 +1,25 @@
 """Where ranks outnumber cores: one worker per core computes the gradients of its neighbours' samples.
 
-Uses mpi4py, the neighbours' sockets and a piece of shared memory; the synchronous loop hands it batches. Taking turns
-on a core for each small update costs more than the update: with 31 workers on 2 cores every turn begins with a cold
-cache, and MPI's waits spin besides. So a worker that has collected puts its samples into shared memory and sleeps until
-the first of its group has made all updates of the iteration. The average by samples is the same; only who computes it
-is another.
+Uses mpi4py and shared memory; the synchronous loop hands it batches. Taking turns on a core for each small update costs
+more than the update: with 31 workers on 2 cores every turn begins with a cold cache, and MPI's waits spin besides. So a
+worker that has collected puts its samples into shared memory and sleeps until the first of its group has made all
+updates of the iteration. The average by samples is the same; only who computes it is another.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
-import os
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import numpy as np
 from mpi4py import MPI
 
-from dppo.exchange.collectives import all_have
-from dppo.exchange.doorbell import Neighbours, bound_socket, set_receive_timeout
+from dppo.exchange.doorbell import Neighbours
 from dppo.exchange.recovery import RankFailure
+from dppo.exchange.sharing import PAGE, Counters, share
 
 _ALIGNMENT = 64
-_OVER = b"!"
 
 
 class Pool:
@@ -38,17 +30,16 @@ class Pool:
 
     Args:
       slots: [workers of the group, bytes] uint8, shared; slot 0 holds the answer.
+      counters: shared; of each worker's puts, for the first of the group of answers, and whether it is given up.
       workers: numbers of the workers of the group, in order.
-      addresses: of their sockets.
       place: which of them this one is.
     """
 
     LOOK_S = 0.05
 
-    def __init__(self, slots: np.ndarray, workers: Sequence[int], addresses: Sequence[str], place: int) -> None:
-        self._slots, self._workers, self._addresses, self._place = slots, workers, addresses, place
-        self._socket = bound_socket(addresses[place])
-        set_receive_timeout(self._socket, self.LOOK_S)
+    def __init__(self, slots: np.ndarray, counters: Counters, workers: Sequence[int], place: int) -> None:
+        self._slots, self._counters, self._workers, self._place = slots, counters, workers, place
+        self._given_up, self._round = len(workers), 0
         self.computes = place == 0
         self.waited_s = 0.0
 
@@ -58,14 +49,14 @@ class Pool:
         slot[:8].view(np.int64)[0] = len(arrays[0])
         for view, array in zip(_views(slot, arrays, len(arrays[0])), arrays, strict=True):
             view[...] = array
-        self._wake(self._addresses[0])
+        self._counters.count_up(self._place)
 
     def take(
         self, like: Sequence[np.ndarray], meanwhile: Callable[[], object] = lambda: None
     ) -> list[tuple[int, list[np.ndarray]]]:
         """(worker, arrays) of every member, in order, of the types and widths of `like`; valid until `answer`."""
-        for _ in self._addresses[1:]:
-            self._sleep(meanwhile)
+        self._round += 1
+        self._wait_for(range(1, len(self._workers)), meanwhile)
         members = zip(self._workers[1:], self._slots[1:], strict=True)
         return [(worker, _views(slot, like, int(slot[:8].view(np.int64)[0]))) for worker, slot in members]
 
@@ -74,46 +65,33 @@ class Pool:
         slot = self._slots[0]
         slot[:8].view(np.int64)[0] = len(message)
         slot[8 : 8 + len(message)] = message
-        for address in self._addresses[1:]:
-            self._wake(address)
+        self._counters.count_up(0)
 
     def wait(self, meanwhile: Callable[[], object] = lambda: None) -> np.ndarray:
         """The answer to what this member has put; a view that is valid until the next `put`."""
-        self._sleep(meanwhile)
+        self._round += 1
+        self._wait_for((0,), meanwhile)
         slot = self._slots[0]
         return slot[8 : 8 + int(slot[:8].view(np.int64)[0])]
 
-    def _sleep(self, meanwhile: Callable[[], object]) -> None:
-        """Until a neighbour wakes this one. `meanwhile` is called first, and each `LOOK_S`: what this rank has sent
-        moves only while it calls MPI, and rank 0 may wait for it.
+    def _wait_for(self, places: Sequence[int], meanwhile: Callable[[], object]) -> None:
+        """Until all of them have counted this round. `meanwhile` is called first, and each `LOOK_S`: what this rank has
+        sent moves only while it calls MPI, and rank 0 may wait for it.
         """
         since = time.monotonic()
         meanwhile()
-        while True:
-            try:
-                if self._socket.recv(1) == _OVER:
+        for place in places:
+            while not self._counters.comes_to(place, self._round, self.LOOK_S):
+                if self._counters[self._given_up]:
                     raise RankFailure("a neighbour has given up the pool")
-                break
-            except BlockingIOError:
                 meanwhile()
         self.waited_s += time.monotonic() - since
 
-    def close(self) -> None:
-        """The memory goes with the last view of it."""
-        self._socket.close()
-
     def give_up(self) -> None:
         """Whoever sleeps in this group is told that nothing will come: all regroup."""
-        for place, address in enumerate(self._addresses):
-            if place != self._place:
-                with contextlib.suppress(OSError):
-                    self._socket.sendto(_OVER, socket.MSG_DONTWAIT, address)
-
-    def _wake(self, address: str) -> None:
-        # refused: it has died, and the launcher ends the job, or all regroup; who failed over it would be named in its
-        # place
-        with contextlib.suppress(ConnectionRefusedError):
-            self._socket.sendto(b"\0", address)
+        self._counters.count_up(self._given_up)
+        for place in range(self._given_up):
+            self._counters.wake(place)
 
 
 def _views(slot: np.ndarray, like: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
@@ -150,11 +128,10 @@ def make_pool(
     if not neighbours.any_crowded:
         return None, workers
     mine = next(group for group in neighbours.groups() if workers.rank in group)
-    opened = [] if opened is None else opened
-    group = workers.Split(color=mine[0], key=workers.rank)
-    opened.append(group)
-    slots = _shared_slots(group, num_bytes)
-    if not all_have(workers, slots):
+    stride = -(-num_bytes // PAGE) * PAGE
+    room_for_counters = -(-4 * (len(mine) + 1) // PAGE) * PAGE
+    memory = share(workers, mine, room_for_counters + len(mine) * stride)
+    if memory is None:
         if workers.rank == 0:
             print(
                 "dppo: workers outnumber cores, and cannot pool their samples, because a node has no shared memory for"
@@ -163,42 +140,11 @@ def make_pool(
                 flush=True,
             )
         return None, workers
-    assert slots is not None
     place = mine.index(workers.rank)
     members = mine if numbers is None else [numbers[rank] for rank in mine]
-    pool = Pool(slots, members, [neighbours.address("pool", rank) for rank in mine], place)
+    slots = memory[room_for_counters:].reshape(len(mine), stride)
+    pool = Pool(slots, Counters(memory[:room_for_counters]), members, place)
     computing = workers.Split(color=int(place > 0), key=workers.rank)
-    opened.append(computing)
+    if opened is not None:
+        opened.append(computing)
     return pool, computing
-
-
-def _shared_slots(group: MPI.Comm, num_bytes: int) -> np.ndarray | None:
-    """Collective over `group`. [ranks, bytes] uint8 that all of them see; None, on all, where that fails.
-
-    A file in /dev/shm, which loses its name as soon as all have opened it: nothing is left however the job ends.
-    """
-    stride = -(-num_bytes // 4096) * 4096
-    path, file = "", -1
-    if group.rank == 0:
-        try:
-            file, path = tempfile.mkstemp(prefix="dppo-", dir="/dev/shm")
-            os.posix_fallocate(file, 0, group.size * stride)  # else a full /dev/shm is a bus error later
-        except OSError:
-            if path:
-                Path(path).unlink()
-            path = ""
-    path = group.bcast(path, root=0)
-    memory: mmap.mmap | None = None
-    try:
-        if path:
-            file = os.open(path, os.O_RDWR) if group.rank else file
-            memory = mmap.mmap(file, group.size * stride)
-    except OSError:
-        pass
-    finally:
-        if file >= 0:
-            os.close(file)
-    complete = all_have(group, memory)
-    if group.rank == 0 and path:
-        Path(path).unlink(missing_ok=True)
-    return np.frombuffer(memory, np.uint8).reshape(group.size, stride) if memory is not None and complete else None

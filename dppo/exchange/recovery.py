@@ -23,7 +23,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from mpi4py import MPI
 
-from dppo import startup
+from dppo import guard, startup
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
@@ -165,9 +165,7 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
     assert isinstance(alone, MPI.Intracomm)
     bridge, refused = MPI.Intracomm(), None
     if comm.rank == 0:
-        start = (
-            f"import os, runpy; os.environ.update({_settings()!r}); runpy.run_module('dppo.run', run_name='__main__')"
-        )
+        start = f"import os, runpy; os.environ.update({_SETTINGS!r}); runpy.run_module('dppo.run', run_name='__main__')"
         try:
             with _limit("starting a process in place of a dead rank", comm):
                 bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)
@@ -233,20 +231,21 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
     return ordered, brought
 
 
-def _settings() -> dict[str, str]:
-    """What a new process must have as this one has it: it would work out another share of the cores."""
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name.endswith("_NUM_THREADS")
-        or name in ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
-    }
+_SETTINGS = {
+    name: value
+    for name, value in os.environ.items()
+    if name.endswith("_NUM_THREADS")
+    or name in ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
+}
+"""What a new process must have as this one has it: it would work out another share of the cores. Noted at the start:
+an environment may change them."""
 
 
 def leave(code: int) -> NoReturn:
     """Ends this process where ranks may have died: MPI_Finalize could wait for them. A process that was spawned tries
     all the same, for a moment: else mpirun complains and says 1, though all went well.
     """
+    guard.announce(code)
     _remove_shared_memory()
     if is_spawned():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -283,9 +282,11 @@ def end_job(comm: MPI.Comm, code: int) -> NoReturn:
     sys.stderr.flush()
     if survives_deaths() and (pid := startup.launcher()) is not None:
         # told to end, it ends this process as well: somebody else must see whether it does
-        subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
-        os.kill(pid, signal.SIGTERM)
+        if not guard.end_job(code):
+            subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
+            os.kill(pid, signal.SIGTERM)
         time.sleep(_LAUNCHER_LEAVES_S)
         os._exit(code)
+    guard.announce(code)
     comm.Abort(code)
     raise AssertionError("unreachable")

@@ -287,5 +287,19 @@ def make_distribution(space: gymnasium.Space) -> Distribution:
         return DiagGaussian(space)
     raise ValueError(
         f"action space {space} is not supported: Discrete, MultiDiscrete, MultiBinary and floating-point Box are;"
-        " flatten others with a gymnasium wrapper"
+        f" {_advice(space)}"
+    )
+
+
+def _advice(space: gymnasium.Space) -> str:
+    """The wrapper that turns `space` into one that is supported."""
+    if isinstance(space, spaces.Box):
+        return (
+            "register the environment with gymnasium.wrappers.TransformAction(env, lambda action:"
+            f" action.astype('{space.dtype}'), MultiDiscrete(high.astype(int) - low.astype(int) + 1,"
+            " start=low.astype(int))) around it, with low and high of its action_space"
+        )
+    return (
+        "register the environment with gymnasium.wrappers.TransformAction(env, function, space) around it: a space of"
+        " these, and a function from its actions to the environment's own"
     )

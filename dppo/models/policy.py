@@ -100,9 +100,10 @@ def observation_size(space: gymnasium.Space) -> int:
     """D, the length of a flattened observation. Raises ValueError for what is not a flat Box."""
     if isinstance(space, spaces.Box) and len(space.shape) <= 1:
         return int(np.prod(space.shape, dtype=int))
-    is_image = isinstance(space, spaces.Box) and len(space.shape) == 3
-    hint = "images come with a later version" if is_image else "wrap the environment with FlattenObservation"
-    raise ValueError(f"observation space {space} is not supported: a flat Box (one axis) is; {hint}")
+    raise ValueError(
+        f"observation space {space} is not supported: a flat Box (one axis) is; register the environment with"
+        " gymnasium.wrappers.FlattenObservation around it"
+    )
 
 
 def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> None:

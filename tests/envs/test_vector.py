@@ -560,6 +560,15 @@ def test_observations_that_do_not_fit_are_explained() -> None:
     box = gymnasium.spaces.Box(0, 1, (3,), np.float32)
     register("Dict-v0", lambda: Shaped(gymnasium.spaces.Dict(a=box), {"a": np.zeros(3)}))
     assert "FlattenObservation" in message_of("Dict-v0")
+    sequence = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(3))
+    register("Sequence-v0", lambda: Shaped(sequence, (1, 2)))
+    assert "TransformObservation(env, function, box)" in message_of("Sequence-v0")
+
+    def whole(env: gymnasium.Env) -> gymnasium.Env:
+        return gymnasium.wrappers.TransformObservation(env, lambda o: np.array([len(o), sum(o), 0], np.float32), box)
+
+    register("SequenceInABox-v0", lambda: whole(Shaped(sequence, (1, 2))))
+    np.testing.assert_array_equal(make_vector_env("SequenceInABox-v0", 1, lambda i: 0).reset(), [[2, 3, 0]])
     # NumPy would have spread this one number over all three.
     register("Short-v0", lambda: Shaped(box, np.zeros(1)))
     assert "shape (1,)" in message_of("Short-v0")

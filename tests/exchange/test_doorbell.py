@@ -6,16 +6,17 @@ import itertools
 import math
 import os
 import socket
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo.exchange.doorbell import Doorbell, Neighbours, bound_socket, set_receive_timeout
+from dppo.exchange.doorbell import Doorbell, Neighbours
+from dppo.exchange.sharing import Counters
 
 HERE, ELSEWHERE = socket.gethostname(), "another-node"
 LONG_S = 30.0
@@ -26,19 +27,16 @@ SOON_S = 10.0
 class Ranks:
     """The communicator of one rank of a job, whose ranks are listed as (node, cores)."""
 
-    def __init__(self, rank: int, everyone: list[tuple[str, set[int]]], job: str) -> None:
-        self.rank, self._job = rank, job
+    def __init__(self, rank: int, everyone: list[tuple[str, set[int]]]) -> None:
+        self.rank = rank
         self._everyone = [(node, frozenset(cores)) for node, cores in everyone]
 
     def allgather(self, mine: tuple[str, frozenset[int]]) -> list[tuple[str, frozenset[int]]]:
         return self._everyone
 
-    def bcast(self, token: str, root: int) -> str:
-        return self._job
 
-
-def neighbours(rank: int, everyone: list[tuple[str, set[int]]], job: str = "job") -> Neighbours:
-    comm: Any = Ranks(rank, everyone, job)
+def neighbours(rank: int, everyone: list[tuple[str, set[int]]]) -> Neighbours:
+    comm: Any = Ranks(rank, everyone)
     return Neighbours(comm)
 
 
@@ -123,59 +121,15 @@ def test_there_are_as_many_groups_as_cores_and_their_sizes_differ_by_one_at_most
         assert max(sizes) == math.ceil(num_ranks / len(groups)) and min(sizes) >= max(sizes) - 1
 
 
-def test_addresses_differ_by_job_purpose_and_rank_and_are_no_files() -> None:
-    jobs = [neighbours(0, [(HERE, {0})], job) for job in ("one", "two")]
-    addresses = [job.address(purpose, rank) for job in jobs for purpose in ("bell", "sum") for rank in (1, 2, 12)]
-    assert len(set(addresses)) == len(addresses)
-    assert all(address.startswith("\0") for address in addresses)
-
-
-def test_all_ranks_of_a_job_find_the_same_address_and_two_jobs_do_not() -> None:
-    everyone = [(HERE, {0}), (HERE, {1})]
-    assert neighbours(0, everyone).address("bell", 1) == neighbours(1, everyone).address("bell", 1)
-    assert Neighbours(MPI.COMM_SELF).address("bell", 0) != Neighbours(MPI.COMM_SELF).address("bell", 0)
-
-
-# -- sockets --------------------
-
-
-def test_an_address_is_free_again_once_its_socket_is_closed() -> None:
-    address = f"\0dppo-test-{os.getpid()}"
-    with bound_socket(address), pytest.raises(OSError, match="in use"):
-        bound_socket(address)
-    bound_socket(address).close()
-
-
-@pytest.mark.parametrize("seconds", [1e-9, 0.02, 0.9999999, 1.0, 2.5])
-def test_the_kernels_timeout_is_what_was_asked_for_and_never_for_ever(seconds: float) -> None:
-    """0 would be for ever. The kernel counts in ticks, of 10 ms at most."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-        set_receive_timeout(sock, seconds)
-        whole, microseconds = struct.unpack("ll", sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, 16))
-        assert sock.gettimeout() is None  # Python's own
-    assert 0 < whole + microseconds / 1e6 == pytest.approx(seconds, abs=0.011)
-
-
 # -- bells --------------------
 
-Bells = Callable[..., list[Doorbell]]
 
-
-@pytest.fixture
-def bells(request: pytest.FixtureRequest) -> Iterator[Bells]:
-    """Makes the bells of a job's ranks on this node, all in this process; `elsewhere` are on another node."""
-    made: list[Doorbell] = []
-
-    def make(ranks: int, elsewhere: tuple[int, ...] = (), job: str = "one") -> list[Doorbell]:
-        everyone = [(ELSEWHERE if rank in elsewhere else HERE, {rank}) for rank in range(ranks)]
-        here = [rank for rank in range(ranks) if rank not in elsewhere]
-        new = [Doorbell(neighbours(rank, everyone, f"{os.getpid()}-{request.node.name}-{job}")) for rank in here]
-        made.extend(new)
-        return new
-
-    yield make
-    for bell in made:
-        bell.close()
+def bells(ranks: int, elsewhere: tuple[int, ...] = ()) -> list[Doorbell]:
+    """Those of a job's ranks on this node, all in this process; `elsewhere` are on another node."""
+    everyone = [(ELSEWHERE if rank in elsewhere else HERE, {rank}) for rank in range(ranks)]
+    here = [rank for rank in range(ranks) if rank not in elsewhere]
+    counters = Counters(np.zeros(4 * len(here), np.uint8))
+    return [Doorbell(neighbours(rank, everyone), counters) for rank in here]
 
 
 def duration_s(what: Callable[[], object]) -> float:
@@ -194,7 +148,7 @@ def duration_s(what: Callable[[], object]) -> float:
     return took[0]
 
 
-def test_a_ring_wakes_who_sleeps(bells: Bells) -> None:
+def test_a_ring_wakes_who_sleeps() -> None:
     ringing, waiting = bells(2)
     alarm = threading.Timer(0.2, ringing.ring, [1])
     alarm.start()
@@ -202,13 +156,13 @@ def test_a_ring_wakes_who_sleeps(bells: Bells) -> None:
     alarm.join()
 
 
-def test_a_ring_that_comes_before_the_wait_is_not_lost(bells: Bells) -> None:
+def test_a_ring_that_comes_before_the_wait_is_not_lost() -> None:
     ringing, waiting = bells(2)
     ringing.ring(1)
     assert duration_s(lambda: waiting.wait(LONG_S)) < SOON_S
 
 
-def test_many_rings_are_one(bells: Bells) -> None:
+def test_many_rings_are_one() -> None:
     """The second wait has its whole length: the first one has taken them all, whoever rang."""
     *ringing, waiting = bells(4)
     for bell in ringing * 2:
@@ -217,51 +171,49 @@ def test_many_rings_are_one(bells: Bells) -> None:
     assert duration_s(lambda: waiting.wait(0.1)) > 0.09
 
 
-def test_a_ring_is_for_one_rank_of_one_job(bells: Bells) -> None:
+def test_a_ring_is_for_one_rank_of_one_job() -> None:
     """Neither the one who rings hears it, nor a third, nor the same rank of another job on the node."""
     ringing, waiting, third = bells(3)
-    _, other_job, _ = bells(3, job="two")
+    _, other_job, _ = bells(3)
     ringing.ring(1)
     for deaf in (ringing, third, other_job):
         assert duration_s(lambda bell=deaf: bell.wait(0.05)) > 0.045  # type: ignore[misc]
     assert duration_s(lambda: waiting.wait(LONG_S)) < SOON_S
 
 
-def test_a_wait_that_nobody_ends_is_as_long_as_was_asked_for_each_time(bells: Bells) -> None:
+def test_a_wait_that_nobody_ends_is_as_long_as_was_asked_for_each_time() -> None:
     (bell,) = bells(1)
     for seconds in (0.02, 0.2, 0.2, 0.02):
         assert 0.9 * seconds < duration_s(lambda s=seconds: bell.wait(s)) < SOON_S  # type: ignore[misc]
 
 
-def test_a_ring_never_waits_for_one_who_does_not_listen(bells: Bells) -> None:
-    """The kernel keeps some ten messages of a socket; after thousands of rings one wait empties it as ever."""
+def test_a_ring_never_waits_for_one_who_does_not_listen() -> None:
+    """After thousands of rings one wait has heard them all."""
     ringing, busy = bells(2)
     assert duration_s(lambda: [ringing.ring(1) for _ in range(5000)]) < SOON_S
     assert duration_s(lambda: busy.wait(LONG_S)) < SOON_S
     assert duration_s(lambda: busy.wait(0.1)) > 0.09
 
 
-def test_a_ring_at_a_bell_that_is_gone_or_never_was_is_harmless(bells: Bells) -> None:
-    ringing, gone, _ = bells(4, elsewhere=(3,))
-    gone.close()
-    for rank in (1, 3, 4, 0):  # closed, on another node, no such rank, oneself
+def test_a_ring_at_a_bell_that_is_not_there_is_harmless() -> None:
+    ringing, _, _ = bells(4, elsewhere=(3,))
+    for rank in (3, 4, 0):  # on another node, no such rank, oneself
         ringing.ring(rank)
     assert duration_s(lambda: ringing.wait(0.05)) > 0.045
 
 
-def test_a_neighbour_that_has_no_bell_yet_is_rung_in_vain() -> None:
-    with_bell = Doorbell(neighbours(0, [(HERE, {0}), (HERE, {1})], f"{os.getpid()}-early"))
-    with_bell.ring(1)
-    with_bell.close()
+def test_where_a_node_has_no_shared_memory_nobody_is_reached_and_waits_are_as_long_as_was_asked_for() -> None:
+    bell = Doorbell(neighbours(0, [(HERE, {0}), (HERE, {1})]), None)
+    bell.ring(1)
+    assert not bell.reaches(1) and not bell.has_rung()
+    assert duration_s(lambda: bell.wait(0.05)) > 0.045
 
 
-def test_a_bell_reaches_the_others_on_its_node(bells: Bells) -> None:
+def test_a_bell_reaches_the_others_on_its_node() -> None:
     bell = bells(4, elsewhere=(2,))[1]
     assert [bell.reaches(rank) for rank in range(5)] == [True, False, False, True, False]
 
 
 def test_a_bell_knows_whether_its_node_is_crowded() -> None:
     for cores, crowded in (({0}, True), ({0, 1}, False)):
-        bell = Doorbell(neighbours(0, [(HERE, cores)] * 2, f"{os.getpid()}-crowded"))
-        assert bell.crowded is crowded
-        bell.close()
+        assert Doorbell(neighbours(0, [(HERE, cores)] * 2), None).crowded is crowded

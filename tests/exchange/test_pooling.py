@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -17,6 +15,8 @@ from mpi4py import MPI
 from dppo.exchange.allreduce import Allreduce
 from dppo.exchange.link import Link
 from dppo.exchange.pooling import Pool, make_pool, slot_bytes
+from dppo.exchange.recovery import RankFailure
+from dppo.exchange.sharing import Counters
 from dppo.sync_exchange import AllreduceExchange, PooledExchange, pool_bytes
 from tests.workplace import make_workplace, probe
 
@@ -44,10 +44,9 @@ def arrays(what: Sequence[tuple[type, tuple[int, ...]]], rows: int, last: int, s
 
 def make_pools(count: int, num_bytes: int, workers: Sequence[int] | None = None) -> list[Pool]:
     """A group of `count` workers on one node; the slots are full of what somebody has left there."""
-    token = f"{os.getpid()}-{uuid.uuid4().hex}"
-    addresses = [f"\0dppo-test-{token}-{i}" for i in range(count)]
     slots = np.full((count, num_bytes), 0xA5, np.uint8)
-    return [Pool(slots, workers or range(count), addresses, place) for place in range(count)]
+    counters = Counters(np.zeros(4 * (count + 1), np.uint8))
+    return [Pool(slots, counters, workers or range(count), place) for place in range(count)]
 
 
 def together(*parts: Callable[[], Any]) -> list[Any]:
@@ -233,8 +232,7 @@ def test_rounds_of_different_lengths_do_not_mix() -> None:
     together(compute, *(lambda m=m, w=w: collect(m, w) for m, w in collecting))
 
 
-def test_more_members_than_the_kernel_keeps_messages_of_do_not_block_for_ever() -> None:
-    """A socket's queue holds 10; twice as many put at once, long before anybody looks."""
+def test_many_members_that_put_long_before_anybody_looks_do_not_wait_for_ever() -> None:
     what = SAMPLES["one"]
     computing, *members = make_pools(22, slot_bytes(arrays(what, 1, 2), 3))
 
@@ -267,6 +265,71 @@ def test_who_finds_a_neighbour_dead_leaves_it_to_the_launcher() -> None:
     assert len(pools[1].wait()) == 5
     del pools[0]
     pools[0].put(arrays(SAMPLES["one"], 1, 1))
+
+
+def test_a_wake_up_that_nothing_stands_behind_changes_nothing() -> None:
+    """Neither many of them, nor one that comes early: what counts is what was put, and how often."""
+    what, rounds = SAMPLES["one"], 20
+    computing, *members = pools = make_pools(3, 1000)
+    waking = True
+
+    def wake_all() -> None:
+        while waking:
+            for pool in pools:
+                for counter in range(4):
+                    pool._counters.wake(counter)
+
+    def compute() -> list[int]:
+        taken = []
+        for number in range(rounds):
+            taken += [int(got[0][0]) for _, got in computing.take(arrays(what, 1, 1))]
+            computing.answer(np.full(1, number, np.uint8))
+        return taken
+
+    def collect(member: Pool, worker: int) -> list[int]:
+        answers = []
+        for number in range(rounds):
+            time.sleep(0.002)
+            member.put([np.full(1, 10 * number + worker, np.float32), np.zeros(1)])
+            answers += member.wait().tolist()
+        return answers
+
+    noise = threading.Thread(target=wake_all, daemon=True)
+    noise.start()
+    taken, *answers = together(compute, *(lambda m=m, w=w: collect(m, w) for w, m in enumerate(members, start=1)))
+    waking = False
+    noise.join(LONG_S)
+    assert taken == [10 * number + worker for number in range(rounds) for worker in (1, 2)]
+    assert answers == [list(range(rounds))] * 2
+
+
+def test_a_wake_up_that_is_lost_delays_by_a_look_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    computing, member = make_pools(2, 1000)
+    monkeypatch.setattr(Pool, "LOOK_S", 0.01)
+    sleeping = threading.Thread(target=member.wait, daemon=True)
+    sleeping.start()
+    time.sleep(0.1)
+    computing._counters._numbers[0] += 1  # as `answer` counts, and nobody is woken
+    sleeping.join(LONG_S)
+    assert not sleeping.is_alive()
+
+
+@pytest.mark.parametrize("sleeper", [0, 1], ids=["computes", "waits"])
+def test_who_sleeps_in_a_pool_that_is_given_up_is_told_but_what_has_come_is_taken_first(sleeper: int) -> None:
+    what = SAMPLES["one"]
+    pools = make_pools(3, 1000)
+
+    def sleep() -> object:
+        return pools[0].take(arrays(what, 1, 1)) if sleeper == 0 else pools[1].wait()
+
+    for member in pools[1:]:
+        member.put(arrays(what, 1, 1))
+    pools[0].answer(np.ones(3, np.uint8))
+    threading.Timer(0.2, pools[2].give_up).start()
+    time.sleep(0.3)
+    together(sleep)
+    with pytest.raises(RankFailure, match="given up"):
+        together(sleep)
 
 
 # -- room --------------------

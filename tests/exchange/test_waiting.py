@@ -6,22 +6,19 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from mpi4py import MPI
 
-from dppo.exchange.doorbell import Doorbell, Neighbours
+from dppo.exchange.doorbell import Doorbell, make_doorbell
 from dppo.exchange.waiting import Backoff
 
 
 @pytest.fixture
-def lonely() -> Iterator[Doorbell]:
+def lonely() -> Doorbell:
     """A bell that nobody rings."""
-    doorbell = Doorbell(Neighbours(MPI.COMM_SELF))
-    yield doorbell
-    doorbell.close()
+    return make_doorbell(MPI.COMM_SELF)
 
 
 @pytest.mark.parametrize("sleeps_on", ["time", "the bell", "the bell of those who all ring"])

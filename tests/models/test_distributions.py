@@ -4,9 +4,11 @@ them.
 
 from __future__ import annotations
 
+import re
 import warnings
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -329,3 +331,27 @@ def test_sizes_fit_together(name: str) -> None:
 def test_other_spaces_are_refused_with_those_that_fit(space: spaces.Space) -> None:
     with pytest.raises(ValueError, match=r"not supported: Discrete, MultiDiscrete, MultiBinary and floating-point Box"):
         make_distribution(space)
+
+
+def test_the_advice_for_a_box_of_integers_works_when_it_is_followed() -> None:
+    class Whole(gymnasium.Env):
+        observation_space = spaces.Box(0, 1, (1,), np.float32)
+        action_space = spaces.Box(np.array([[-2, 0]], np.int8), np.array([[3, 127]], np.int8), dtype=np.int8)
+
+        def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, object]]:
+            assert self.action_space.contains(action)
+            return np.zeros(1, np.float32), 0.0, False, False, {}
+
+    env = Whole()
+    with pytest.raises(ValueError, match="TransformAction") as refused:
+        make_distribution(env.action_space)
+    advice = re.search(r"gymnasium\.wrappers\.TransformAction\(.*\)\)\)", str(refused.value))
+    assert advice is not None
+    names = {"low": env.action_space.low, "high": env.action_space.high, "MultiDiscrete": spaces.MultiDiscrete}
+    wrapped = eval(advice[0], {"gymnasium": gymnasium, "env": env} | names)
+    distribution = make_distribution(wrapped.action_space)
+    rng = np.random.default_rng(0)
+    head = rng.normal(size=(200, distribution.head_size)).astype(np.float32)
+    noise = rng.gumbel(size=head.shape).astype(np.float32)
+    for action in distribution.to_env(distribution.sample(head, noise)):
+        wrapped.step(action)

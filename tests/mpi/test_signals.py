@@ -39,9 +39,10 @@ def test_a_signal_saves_the_next_boundary(
     ended = job.wait(10)
     assert ended.code == EXIT_PREEMPTED, ended
     assert ended.messages == [], ended
-    assert "preempted, state saved; run again with --resume" in ended.stdout
     result, lines = summary(run_dir), metric_lines(run_dir)
     assert result["exit"] == "preempted"
+    assert result["preempted_by"] in (number.name, "a signal to a worker")  # mpirun passes it on to all of them
+    assert f"preempted by {result['preempted_by']}, state saved; run again with --resume" in ended.stdout
     assert result["env_steps"] == int(lines[-1]["env_steps"]) == int(latest(run_dir).name.removeprefix("step_"))
 
     total = result["env_steps"] + 1

@@ -1,0 +1,35 @@
+"""Says in one line why a user's environment failed: the error, and the line of the user's code that raised it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+import gymnasium
+
+_NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent), "<frozen importlib")
+
+
+def reason(error: BaseException) -> str:
+    """`TypeError: bad operand (my_sim.py:12)`. Of several errors, each the cause of the next, the first is told."""
+    chain = list(_causes(error))
+    for cause in reversed(chain):
+        frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
+        if frames:  # the deepest frame of the user's own, rather than of a library that it calls
+            own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+            return f"{_text(cause)} ({own[-1].filename}:{own[-1].lineno})"
+    return _text(error)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, and what it was raised from."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ if error.__cause__ is not None or error.__suppress_context__ else error.__context__
