@@ -1,6 +1,6 @@
 """Makes `import dppo` right from the folder above a clone, where Python takes the clone for the package.
 
-It is in no distribution, and whoever starts within the clone never imports it.
+It is in no wheel, and whoever starts within the clone never imports it.
 """
 
 import importlib.util
