@@ -395,11 +395,14 @@ def shortened(text: str) -> str:
 
 def in_python(message: str) -> str:
     """A message for those who call `dppo.train`: settings by their names there, not by their flags."""
+    start, end = r"(?<![\w/-])", r"(?![\w-])"  # no part of a path
     message = re.sub(
-        r"(?<![\w/-])--resume --run-dir (\S+?)(?=[,;.]?(?:\s|$))", r"run_dir='\1' with resume=True", message
+        rf"{start}--resume --run-dir (\S+?)(?=[,;.]?(\s|$))", r"Config(run_dir='\1', resume=True)", message
     )
-    message = re.sub(r"(?<![\w/-])--resume(?![\w-])", "resume=True", message)
-    return re.sub(r"(?<![\w/-])--([a-z][a-z0-9.-]*[a-z0-9])", lambda flag: flag[1].replace("-", "_"), message)
+    message = re.sub(rf"{start}--resume{end}", "resume=True", message)
+    bare = "|".join(name for name in flag_names() if "-" in name and "." not in name)
+    names = rf"{start}(?:--([a-z][a-z0-9.-]*[a-z0-9])|({bare}){end})"
+    return re.sub(names, lambda found: found[found.lastindex or 0].replace("-", "_"), message)
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:

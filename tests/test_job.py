@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,29 @@ def test_wrong_use_is_one_message(arguments: list[str], capsys: pytest.CaptureFi
     assert main(arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("dppo: ")
+
+
+def moved_elsewhere(folder: Path) -> None:
+    """A virtual environment that was moved: its script still names the place where it was made."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "python").symlink_to(shutil.which("python3") or "python3")
+    (folder / "bin" / "activate").write_text(f"export PATH={folder}-before/bin:$PATH\n")
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "jobs").glob("*.sbatch")), ids=lambda path: path.name)
+def test_a_job_without_its_virtual_environment_is_wrong_use_and_runs_no_other_python(
+    script: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "python").write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    (other / "python").chmod(0o755)
+    moved_elsewhere(tmp_path / "moved")
+    for venv in ("none", "moved"):
+        ended = subprocess.run(
+            ["bash", script], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False,
+            env={"PATH": f"{other}:/usr/bin:/bin", "VENV": str(tmp_path / venv), "RUN_DIR": "runs/it"},
+        )  # fmt: skip
+        assert ended.returncode == 2, ended
+        assert f"dppo: VENV={tmp_path / venv} is no virtual environment with dppo in it" in ended.stderr
+    assert not (tmp_path / "started").exists() and not (tmp_path / "runs").exists()
