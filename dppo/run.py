@@ -17,7 +17,7 @@ startup.set_mpi_parameters()
 if __name__ == "__main__":
     startup.note_early_signals(guard.leave_at_once)
     guard.stand()
-    startup.hide_from_children()
+    startup.rank_name()
     startup.let_children_start_afresh()
 
 import contextlib  # noqa: E402
@@ -38,6 +38,7 @@ from mpi4py import MPI  # noqa: E402
 
 if __name__ == "__main__":
     guard.started()
+    startup.keep_children_out()
 
 from dppo import crew, opening, survival  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, parse  # noqa: E402
