@@ -200,6 +200,7 @@ def make_watchdog(plan: Plan, comm: Comm, number: int) -> Watchdog:
     watchdog = Watchdog(
         None, number, log.stall_after_s, log.stall_abort_s,
         end=lambda: _end_by_stall(plan, comm, number, is_starting=not watchdog.has_folder), is_lost=left_mpi,
+        beat=guard.beat,
     )  # fmt: skip
     return watchdog
 

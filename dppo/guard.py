@@ -21,7 +21,6 @@ import ctypes
 import math
 import mmap
 import os
-import re
 import resource
 import select
 import signal
@@ -40,12 +39,14 @@ _COUNT_PERIOD_S, _COUNT_PATIENCE = 0.5, 6
 _FAMILY_LEAVES_S, _FAMILY_ENDS_S, _FAMILY_DIES_S = 0.1, 1.0, 2.0
 
 _STARTING, _AT_WORK, _LEAVING, _ENDING_JOB = range(4)
-_STAGE, _CODE, _END = range(3)
+_STAGE, _CODE, _END, _BEATS, _SILENCE_S = range(5)
 _BY_SIGNAL = 1000
 """The inner guard's word to the outer one: 1 + code, or this + the number of a signal."""
 
 _SET_PDEATHSIG, _SET_NAME, _SET_CHILD_SUBREAPER = 1, 15, 36
 _STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
+_SILENCE_MARGIN_S, _LONGEST_S = 10.0, 2**16 - 1
+"""Rank 0 knows more, and goes first."""
 _KILLED = 128 + signal.SIGKILL
 
 _word: memoryview | None = None
@@ -94,6 +95,19 @@ def announce(code: int) -> None:
     _tell(_LEAVING, code)
 
 
+def beat(silence_s: float) -> None:
+    """Python runs in this rank. Without another beat for `silence_s`, and a while more, something holds Python's lock:
+    nothing in the rank could notice or end that, so its guard kills it. 0: never.
+    """
+    if _word is None or os.getpid() != _rank_pid:
+        return
+    _word[_BEATS] = (_word[_BEATS] + 1) % 2**16
+    limit_s = math.ceil(min(silence_s, _LONGEST_S))
+    if _word[_SILENCE_S] != limit_s:
+        _word[_SILENCE_S] = limit_s
+        _kill(os.getppid(), signal.SIGCHLD)  # the guard looks
+
+
 def end_job(code: int) -> bool:
     """The inner guard tells the launcher to end, and kills it where it does not. False where there is no such guard."""
     if _word is None or os.getpid() != _rank_pid or startup.launcher() is None:
@@ -114,8 +128,7 @@ def _tell(stage: int, code: int = 0) -> None:
         return
     _word[_CODE] = code
     _word[_STAGE] = stage
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(os.getppid(), signal.SIGCHLD)  # the guard looks
+    _kill(os.getppid(), signal.SIGCHLD)  # the guard looks
 
 
 class _Guard:
@@ -127,6 +140,7 @@ class _Guard:
         self._shares_terminal = not is_launched
         self._launcher = _Launcher(startup.launcher()) if is_launched and is_inner else None
         self._deadline = math.inf
+        self._beats, self._beat_at = 0, time.monotonic()
         # behind a wrapper script the launcher's children are others, and nothing can be told from them
         starts_with_others = startup.survives_deaths() and startup.local_ranks() > 1
         self._counts = is_outer and starts_with_others and startup.launcher() == self._parent
@@ -155,7 +169,8 @@ class _Guard:
     def _pause_s(self) -> float:
         if self._counts:
             return _COUNT_PERIOD_S
-        return min(3600.0, max(0.0, self._deadline - time.monotonic()))
+        longest_s = 1.0 if self._is_inner and _word is not None and _word[_SILENCE_S] else 3600.0
+        return min(longest_s, max(0.0, self._deadline - time.monotonic()))
 
     def _look(self) -> None:
         assert _word is not None
@@ -174,6 +189,8 @@ class _Guard:
             self._deadline = now + (LEAVE_S if stage == _LEAVING else LAUNCHER_IS_TOLD_S)
             if stage == _ENDING_JOB and self._launcher is not None:
                 self._launcher.send(signal.SIGTERM)
+        if self._is_inner and stage == _AT_WORK:
+            self._listen(now)
         if now > self._deadline:
             _kill(self._child, signal.SIGKILL)
 
@@ -187,6 +204,19 @@ class _Guard:
         if self._counts and self._missing == _COUNT_PATIENCE:
             _say(f"a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again")
             _kill(self._parent, signal.SIGTERM)
+
+    def _listen(self, now: float) -> None:
+        assert _word is not None
+        limit_s = _word[_SILENCE_S]
+        if self._beats != _word[_BEATS]:
+            self._beats, self._beat_at = _word[_BEATS], now
+        elif limit_s and now - self._beat_at > limit_s + _SILENCE_MARGIN_S:
+            _say(
+                f"{startup.rank_name()} has not come back to Python for {now - self._beat_at:.0f} s: it is killed"
+                " (--log.stall-abort-s)"
+            )
+            _kill(self._child, signal.SIGKILL)
+            self._beat_at = now
 
     def _end_after(self, status: int) -> int:
         assert _word is not None
@@ -281,10 +311,13 @@ def _end_family(but: int) -> list[str]:
 
 
 def _leaves_by_itself(pid: int) -> bool:
-    """Whether it is one of the servers of Python's multiprocessing, which clean up once nobody needs them."""
+    """Whether it is about to end, or a server of Python's multiprocessing, which cleans up once nobody needs it."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        return re.search(rb"from multiprocessing\.(resource_tracker|forkserver) import main", file.read()) is not None
-    return False
+        text = file.read()
+        return (
+            not text or b"from multiprocessing.resource_tracker" in text or b"from multiprocessing.forkserver" in text
+        )
+    return True
 
 
 def _reap(child: int) -> int | None:

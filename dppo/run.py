@@ -23,7 +23,7 @@ if __name__ == "__main__":
         raise SystemExit(answer(sys.argv[1:], is_first=startup.is_first()))
     startup.note_early_signals(guard.leave_at_once)
     guard.stand()
-    startup.hide_from_children()
+    startup.rank_name()
     startup.let_children_start_afresh()
 
 import contextlib  # noqa: E402
@@ -47,6 +47,7 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, a
 
 if __name__ == "__main__":
     guard.started()
+    startup.keep_children_out()
 
 from dppo import crew, opening, survival  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, in_python, parse  # noqa: E402

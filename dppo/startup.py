@@ -41,6 +41,7 @@ MOST_RANKS = 10**6
 _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
+_TIES = ("PMIX_NAMESPACE", "PMIX_SERVER_URI", "PMI_FD", "PMI_PORT")
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -103,10 +104,13 @@ def forks_end_here() -> Iterator[None]:
         os._exit(error.code if isinstance(error, SystemExit) and isinstance(error.code, int) else 1)
 
 
-def hide_from_children() -> None:
-    """A process that an environment starts by multiprocessing's spawn or forkserver imports the main module again, as
-    __mp_main__. This program is nothing that it needs, and would start MPI as the same rank.
+def keep_children_out() -> None:
+    """Processes that environments start are no ranks. Once MPI has started, they do not get what they would join the
+    job by, as this very rank: one that uses MPI is a world of its own. And by multiprocessing's spawn or forkserver
+    they import the main module again, as __mp_main__: this program is nothing that they need.
     """
+    for name in [name for name in os.environ if name.startswith(_TIES)]:
+        del os.environ[name]
     main = sys.modules["__main__"]
     main.__spec__ = None
     main.__dict__.pop("__file__", None)
@@ -138,6 +142,7 @@ def launcher() -> int | None:
     return None
 
 
+@functools.cache  # what tells a replacement is not for children
 def rank_name() -> str:
     """For messages of a process that does not speak MPI."""
     rank = next((os.environ[name] for name in _RANKS if name in os.environ), None)

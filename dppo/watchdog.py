@@ -43,6 +43,7 @@ class Watchdog:
       abort_s: without progress for so long, unless it waits for others, the process ends, and the launcher ends those.
       end: how it ends; with code 1 if not said otherwise.
       is_lost: why this process can never come back, as far as can be told; "" where it can. It is killed then.
+      beat: called with `abort_s` as long as Python runs, and with 0 by `stop`.
     """
 
     def __init__(
@@ -54,8 +55,9 @@ class Watchdog:
         *,
         end: Callable[[], None] = _exit,
         is_lost: Callable[[], str] = str,
+        beat: Callable[[float], object] = abs,
     ) -> None:
-        self._is_lost, self._end = is_lost, end
+        self._is_lost, self._beat, self._end = is_lost, beat, end
         self._after_s, self._abort_s = (min(s, LONGEST_S) if s > 0 else 0.0 for s in (after_s, abort_s))
         self._rank, self._who = rank, f"rank {rank} on {socket.gethostname()}, pid {os.getpid()}"
         self._path: Path | None = None
@@ -106,6 +108,7 @@ class Watchdog:
             return
         self._thread.join()
         self._thread = None
+        self._beat(0.0)
         faulthandler.cancel_dump_traceback_later()
         if self._timer_file == _STDERR or self._path is None:
             return
@@ -129,6 +132,7 @@ class Watchdog:
             with contextlib.suppress(RuntimeError):  # the system has no thread left for it: watch without
                 faulthandler.dump_traceback_later(self._timer_s, file=self._timer_file)
         self._watches.set()
+        self._beat(self._abort_s)
         if self._stopped.wait(self._period_s):
             return
         if reason := self._is_lost():

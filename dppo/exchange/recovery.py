@@ -10,6 +10,7 @@ Source: Bland et al. 2013, Post-failure recovery of MPI communication capability
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import pickle
 import signal
@@ -47,6 +48,8 @@ HOW_TO_SURVIVE = (
 )
 
 
+_FINALIZE_STARTED = 3
+"""Of Open MPI's ompi_mpi_state_t."""
 _UNREADABLE = pickle.UnpicklingError  # a collective whose peer dies may succeed on a survivor, and bring it nothing
 
 
@@ -256,7 +259,11 @@ def keep_running() -> None:
 
 def left_mpi() -> str:
     """Why this rank is lost to the others, where its environment has called MPI_Finalize in C."""
-    return "its environment has called MPI_Finalize, which ends its part in the job" if MPI.Is_finalized() else ""
+    gone = MPI.Is_finalized()
+    if survives_deaths() and not gone:  # Open MPI says so after it has waited for the others
+        with contextlib.suppress(OSError, ValueError):
+            gone = ctypes.c_int.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state").value >= _FINALIZE_STARTED
+    return "its environment has called MPI_Finalize, which ends its part in the job" if gone else ""
 
 
 _finalize = MPI.Finalize
