@@ -128,9 +128,10 @@ class Collector:
             env_actions.append(env_action)
             try:
                 step = self.envs.step(env_action)
-            except Exception:
+            except Exception as error:
                 # a NaN that the environment gave earlier is the likelier cause than the action that came of it
                 _check_array("observation", observations[: t + 1], first_row, self.first_env)
+                error.add_note(f"in row {first_row + t} of environments {self.first_env}..{self.first_env + n - 1}")
                 raise
             current = step.observations
             rewards[t] = step.rewards

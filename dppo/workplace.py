@@ -132,8 +132,9 @@ def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> Non
 
 
 def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
-    seeds = EpisodeSeeds(config.seed, worker * config.num_envs, num_envs)
-    return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization)
+    first_env = worker * config.num_envs
+    seeds = EpisodeSeeds(config.seed, first_env, num_envs)
+    return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
 
 
 def furnish(place: Workplace, config: Config, worker: int) -> None:

@@ -19,7 +19,7 @@ import importlib
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -29,6 +29,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from dppo.envs.reasons import reason
+from dppo.envs.returned import Returned, numbers, truths
 
 EpisodeSeed = Callable[[int], int]
 """Called with the local index of an environment; returns the seed of its next episode, and counts it."""
@@ -102,7 +103,9 @@ class VectorEnv(Protocol):
     def close(self) -> None: ...
 
 
-def make_vector_env(env_id: str, num_envs: int, episode_seed: EpisodeSeed, vectorization: str = "auto") -> VectorEnv:
+def make_vector_env(
+    env_id: str, num_envs: int, episode_seed: EpisodeSeed, vectorization: str = "auto", first_env: int = 0
+) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
     Args:
@@ -111,6 +114,7 @@ def make_vector_env(env_id: str, num_envs: int, episode_seed: EpisodeSeed, vecto
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
             `auto` a fast form that still keeps every promise of `sync`, where we have one, else `sync`.
+        first_env: global number of the first, for messages.
 
     Raises:
         ValueError: the id, its module, a package that it needs or its vector form is missing, or it does not
@@ -129,7 +133,7 @@ def make_vector_env(env_id: str, num_envs: int, episode_seed: EpisodeSeed, vecto
 
         if cartpole.is_plain_cartpole(spec):
             return cartpole.CartPoleVector(spec, num_envs, episode_seed)
-    return EnvList(spec, num_envs, episode_seed)
+    return EnvList(spec, num_envs, episode_seed, first_env)
 
 
 def _keep_mujoco_quiet(spec: EnvSpec) -> None:
@@ -149,8 +153,8 @@ def _keep_mujoco_quiet(spec: EnvSpec) -> None:
 class EnvList:
     """Environments stepped one after another in this process: right for any, fast for slow ones."""
 
-    def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed) -> None:
-        self._episode_seed = episode_seed
+    def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
+        self._episode_seed, self._first_env = episode_seed, first_env
         # The passive checker is for those who write environments, and costs time in every step.
         self._envs: list[gymnasium.Env[Any, Any]] = []
         with contextlib.ExitStack() as if_one_fails:
@@ -166,13 +170,15 @@ class EnvList:
         self.replayable = not spec.nondeterministic
         self.description = f"{num_envs} x {spec.id}, stepped one after another"
         self._shape, self._dtype = _array_form(spec, self.observation_space)
+        self._returned = Returned(self._shape, self._dtype)
         self._rows = [self._new_row(), self._new_row()]
         self._no_observations = np.empty((0, *self._shape), self._dtype)
 
     def reset(self) -> np.ndarray:
         observations = np.empty((self.num_envs, *self._shape), self._dtype)
         for index in range(self.num_envs):
-            observations[index] = self.begin_episode(index)
+            with self._named(index):
+                observations[index] = self.begin_episode(index)
         return observations
 
     def begin_episode(self, index: int) -> np.ndarray:
@@ -185,10 +191,12 @@ class EnvList:
         truncations.fill(False)
         final_envs: list[int] = []
         final_observations: list[np.ndarray] = []
-        index = 0
+        index, take = 0, self._returned.by_step
+        if actions.ndim > 1:
+            actions = actions.copy()  # an environment that writes to its action must not write to the caller's
         try:
             for index, (step, action) in enumerate(zip(self._steps, actions, strict=True)):
-                observation, rewards[index], terminated, truncated, _ = step(action)
+                observation, rewards[index], terminated, truncated = take(step(action))
                 if terminated or truncated:
                     terminations[index], truncations[index] = terminated, truncated
                     final_envs.append(index)
@@ -196,7 +204,7 @@ class EnvList:
                     observation = self.begin_episode(index)
                 observations[index] = observation
         except Exception as error:
-            error.add_note(f"raised by environment {index} of {self.description}")
+            self._name(error, index)
             raise
         ended, finals = NO_ENVS, self._no_observations
         if final_envs:
@@ -209,12 +217,14 @@ class EnvList:
         observations = np.empty((self.num_envs, *self._shape), self._dtype)
         failed = []
         for index, (seed, history) in enumerate(zip(seeds, actions, strict=True)):
-            observations[index] = self._begin(index, seed)
-            for action in history:
-                observations[index], _, terminated, truncated, _ = self._steps[index](action)
-                if terminated or truncated or time.monotonic() > deadline:
-                    failed.append(index)
-                    break
+            with self._named(index):
+                observations[index] = self._begin(index, seed)
+                for action in history.copy():  # as in `step`
+                    result = self._steps[index](action)
+                    observations[index], _, terminated, truncated = self._returned.by_step(result)
+                    if terminated or truncated or time.monotonic() > deadline:
+                        failed.append(index)
+                        break
         return observations, failed
 
     def close(self) -> None:
@@ -223,14 +233,18 @@ class EnvList:
                 each.callback(env.close)
 
     def _begin(self, index: int, seed: int) -> np.ndarray:
-        observation, _ = self._envs[index].reset(seed=int(seed))
-        observation = np.array(observation, self._dtype)
-        if observation.shape != self._shape:  # else NumPy might broadcast it into its row
-            raise ValueError(
-                f"{self._envs[index]} gave an observation of shape {observation.shape}, "
-                f"but its observation_space says {self._shape}: repair the environment"
-            )
-        return observation
+        return self._returned.by_reset(self._envs[index].reset(seed=int(seed)))
+
+    @contextlib.contextmanager
+    def _named(self, index: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._name(error, index)
+            raise
+
+    def _name(self, error: Exception, index: int) -> None:
+        error.add_note(f"raised by environment {self._first_env + index} of {self.description}")
 
     def _new_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Room for the observations, rewards, terminations and truncations of one row."""
@@ -269,19 +283,22 @@ class NativeVector:
         self.action_space = self._env.single_action_space
         self.description = f"{num_envs} x {spec.id}, its own vector form ({self._mode.value} reset, cannot be replayed)"
         shape, dtype = _array_form(spec, self.observation_space)
+        self._returned, self._one_returned = Returned((num_envs, *shape), dtype), Returned(shape, dtype)
         self._no_observations = np.empty((0, *shape), dtype)
         self._resets_next: np.ndarray | None = None  # [N] bool: those that the next step will only reset
 
     def reset(self) -> np.ndarray:
-        observations, _ = self._env.reset(seed=int(self._episode_seed(0)))
+        observations = self._returned.by_reset(self._env.reset(seed=int(self._episode_seed(0))))
         self._resets_next = None
-        return np.array(observations)
+        return observations
 
     def step(self, actions: np.ndarray) -> Step:
-        raw, rewards, terminations, truncations, infos = self._env.step(actions)
-        # Copies: the form may hand out the same memory each time, or arrays that are not NumPy's.
-        observations, rewards = np.array(raw), np.array(rewards)
-        terminations, truncations = np.array(terminations, bool), np.array(truncations, bool)
+        # Copies: the form may write to its actions, hand out the same memory each time, or arrays that are not NumPy's.
+        raw, raw_rewards, terminated, truncated, infos = self._env.step(actions.copy())
+        observations = np.array(self._returned.observation(raw), self._returned.dtype)
+        rewards = numbers("rewards", raw_rewards, self.num_envs)
+        terminations = truths("terminations", terminated, self.num_envs)
+        truncations = truths("truncations", truncated, self.num_envs)
         valid = None if self._resets_next is None else ~self._resets_next
         self._resets_next = None
         ended = terminations | truncations
@@ -289,16 +306,23 @@ class NativeVector:
         if not len(final_envs):
             return Step(observations, rewards, terminations, truncations, NO_ENVS, self._no_observations, valid)
         if self._mode is AutoresetMode.SAME_STEP:
-            final_observations = np.stack([infos["final_obs"][index] for index in final_envs])
+            final_observations = self._finals(infos, final_envs)
         else:
             final_observations = observations[final_envs]
         if self._mode is AutoresetMode.NEXT_STEP:
             self._resets_next = ended
         elif self._mode is AutoresetMode.DISABLED:
             # Without a seed: it goes on in its own random stream, as the two other modes do.
-            firsts, _ = self._env.reset(options={"reset_mask": ended})
-            observations[final_envs] = np.asarray(firsts)[final_envs]
+            firsts = self._returned.by_reset(self._env.reset(options={"reset_mask": ended}))
+            observations[final_envs] = firsts[final_envs]
         return Step(observations, rewards, terminations, truncations, final_envs, final_observations, valid)
+
+    def _finals(self, infos: dict[str, Any], envs: np.ndarray) -> np.ndarray:
+        """[F, *obs]: the last observations that a form tells of beside the first ones."""
+        if "final_obs" not in infos:
+            raise ValueError("step() has ended an episode, and its infos have no 'final_obs': repair the vector form")
+        finals = [self._one_returned.observation(infos["final_obs"][index]) for index in envs]
+        return np.array(finals, self._one_returned.dtype)
 
     def replay(
         self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf

@@ -573,3 +573,186 @@ def test_observations_that_do_not_fit_are_explained() -> None:
     register("Short-v0", lambda: Shaped(box, np.zeros(1)))
     assert "shape (1,)" in message_of("Short-v0")
     assert "says (3,)" in message_of("Short-v0")
+
+
+# ------------------------------------------------------------------------------ what goes in and what comes out
+
+
+class Faulty(Clock):
+    """Returns `wrong` instead of what is right, at step `at` of each episode; at 0: by reset."""
+
+    def __init__(self, at: int, wrong: Any) -> None:
+        super().__init__()
+        self.at, self.wrong = at, wrong
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        result = super().reset(seed=seed)
+        return self.wrong if self.at == 0 else result
+
+    def step(self, action: int) -> Any:
+        result = super().step(action)
+        return self.wrong if self.time == self.at else result
+
+
+RIGHT = (np.zeros(2, np.float32), 1.0, False, False, {})
+
+
+@pytest.mark.parametrize(
+    ("at", "wrong", "message"),
+    [
+        (0, RIGHT[0], r"reset\(\) returned an array of shape \(2,\) and type float32"),
+        (0, (RIGHT[0][:1], {}), r"an observation has shape \(1,\)"),
+        (1, RIGHT[1:], r"step\(\) returned 4 value"),
+        (1, (RIGHT[0][None], *RIGHT[1:]), r"an observation has shape \(1, 2\)"),
+        (2, (np.float32(0), *RIGHT[1:]), r"an observation has shape \(\)"),
+        (2, (RIGHT[0], np.ones(1), *RIGHT[2:]), r"the reward an array of shape \(1,\)"),
+        (2, (RIGHT[0], 1.0, None, *RIGHT[3:]), "terminated=None"),
+    ],
+    ids=str,
+)
+def test_what_an_environment_returns_is_checked_in_every_row_and_the_environment_is_named(
+    at: int, wrong: Any, message: str
+) -> None:
+    """Of shape (1,) or () it would be spread over the row, in a later row as in the first."""
+    register("Faulty-v0", lambda at, wrong: Faulty(at, wrong), kwargs={"at": at, "wrong": wrong})
+    env = make_vector_env("Faulty-v0", 2, counting_seeds(), first_env=6)
+    with pytest.raises(ValueError, match=message) as error:
+        env.reset()
+        for _ in range(4):
+            env.step(np.zeros(2, np.int64))
+    assert error.value.__notes__ == ["raised by environment 6 of 2 x Faulty-v0, stepped one after another"]
+    assert "repair" in str(error.value)
+    if at > 0:
+        with pytest.raises(ValueError, match=message):
+            env.replay([1, 2], [np.zeros(4, np.int64)] * 2)
+
+
+def test_whole_numbers_and_floats_of_other_widths_stay_what_they_are() -> None:
+    class Wide(Clock):
+        observation_space = gymnasium.spaces.Box(0, 255, (2,), np.uint8)  # type: ignore[assignment]
+
+        def observe(self) -> np.ndarray:
+            return np.array([self.episode, self.time])
+
+    register("Wide-v0", Wide, max_episode_steps=4)
+    env = make_vector_env("Wide-v0", 1, counting_seeds())
+    assert env.reset().tolist() == [[1, 0]]
+    step = env.step(np.zeros(1, np.int64))
+    assert step.observations.tolist() == [[1, 1]] and step.observations.dtype == np.uint8
+
+
+class Greedy(Clock):
+    """Writes to the action that it was given, now and in the next step."""
+
+    def __init__(self, action_space: gymnasium.Space[Any]) -> None:
+        super().__init__()
+        self.action_space, self.before = action_space, None  # type: ignore[assignment]
+
+    def step(self, action: Any) -> Any:
+        self.got = np.array(action)
+        for array in (action, self.before):
+            if isinstance(array, np.ndarray):
+                array[...] = 0
+        self.before = action
+        return super().step(action)
+
+
+class GreedyVector(SyncVectorEnv):
+    """Writes to all actions at once."""
+
+    def step(self, actions: Any) -> Any:
+        result = super().step(np.array(actions))
+        actions[...] = 0
+        return result
+
+
+SPACES = [
+    gymnasium.spaces.Discrete(3, start=1),
+    gymnasium.spaces.MultiDiscrete([3, 4], start=[1, 1]),
+    gymnasium.spaces.MultiBinary(4),
+    gymnasium.spaces.MultiBinary((2, 2)),
+    gymnasium.spaces.Box(1, 2, (3,)),
+]
+
+
+def greedy_vector(num_envs: int, space: gymnasium.Space[Any]) -> GreedyVector:
+    return GreedyVector([lambda: Greedy(space)] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+
+@pytest.mark.parametrize("vectorization", ["sync", "native"])
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_an_environment_that_changes_its_action_changes_nobody_elses(
+    space: gymnasium.Space[Any], vectorization: str
+) -> None:
+    register("Greedy-v0", Greedy, vector_entry_point=greedy_vector)
+    gymnasium.registry["Greedy-v0"].kwargs["action_space" if vectorization == "sync" else "space"] = space
+    env = make_vector_env("Greedy-v0", 2, counting_seeds(), vectorization)
+    env.reset()
+    rows = sample_actions(env, 3) | 1 if space.dtype != np.float32 else sample_actions(env, 3)
+    sent = rows.copy()
+    for row in rows:
+        env.step(row)
+    np.testing.assert_array_equal(rows, sent)
+    if vectorization == "sync":
+        env.replay([1, 2], list(rows[:1].swapaxes(0, 1)))
+        np.testing.assert_array_equal(rows, sent)
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong", "message"),
+    [
+        (0, np.zeros((2, 1), np.float32), r"shape \(2, 1\), but its observation_space says \(2, 2\)"),
+        (0, np.zeros(2, np.float32), r"shape \(2,\), but"),
+        (0, np.zeros((2, 2), complex), "type complex128"),
+        (1, 1.0, "the rewards"),
+        (1, np.ones((2, 1)), "the rewards"),
+        (2, True, "the terminations"),
+        (3, np.array([None, None]), "the truncations"),
+    ],
+    ids=str,
+)
+def test_what_a_vector_form_returns_is_checked(part: int, wrong: Any, message: str) -> None:
+    class Wrong(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            result = list(super().step(actions))
+            result[part] = wrong
+            return tuple(result)
+
+    def make(num_envs: int) -> Wrong:
+        return Wrong([Clock] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    register("WrongVector-v0", Clock, vector_entry_point=make)
+    env = make_vector_env("WrongVector-v0", 2, counting_seeds(), "native")
+    env.reset()
+    with pytest.raises(ValueError, match=message):
+        env.step(np.zeros(2, np.int64))
+
+
+def test_a_vector_form_without_last_observations_is_refused() -> None:
+    class Mute(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            return (*super().step(actions)[:4], {})
+
+    def make(num_envs: int) -> Mute:
+        return Mute([Clock] * num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+
+    register("MuteVector-v0", Clock, vector_entry_point=make)
+    env = make_vector_env("MuteVector-v0", 2, counting_seeds(), "native")
+    env.reset()
+    with pytest.raises(ValueError, match="have no 'final_obs'"):
+        for _ in range(4):
+            env.step(np.zeros(2, np.int64))
+
+
+def test_a_vector_form_of_another_type_is_cast_to_that_of_its_space() -> None:
+    class Double(SyncVectorEnv):
+        def step(self, actions: Any) -> Any:
+            observations, *rest = super().step(actions)
+            return np.asarray(observations, np.float64), *rest
+
+    def make(num_envs: int) -> Double:
+        return Double([Clock] * num_envs, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    register("DoubleVector-v0", Clock, vector_entry_point=make)
+    env = make_vector_env("DoubleVector-v0", 2, counting_seeds(), "native")
+    assert env.reset().dtype == env.step(np.zeros(2, np.int64)).observations.dtype == np.float32
