@@ -282,7 +282,7 @@ class Config:
     horizon: int | None = None
     """Rows (steps of every environment) in a rollout; None: 64 for ppo, 8 for a3c."""
     target_return: float | None = None
-    """The run ends when the mean return of the last 100 episodes reaches it."""
+    """The run ends when the mean return of the last 100 episodes reaches it, once all environments have ended one."""
     run_dir: str | None = None
     """Where the run's files go; None: runs/ENV-MODE-LOSS-SEED-TIME."""
     resume: bool = False

@@ -13,10 +13,11 @@ from typing import Any
 from dppo.commandline import UsageError, to_toml
 from dppo.config import Config
 from dppo.console import Console
+from dppo.counters import WINDOW
 from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
 from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths
 from dppo.history import History
-from dppo.journal import WINDOW, Failure, Journal, Summary
+from dppo.journal import Failure, Journal, Summary
 from dppo.planning import Plan, plan_run, version, versions
 from dppo.preemption import Preemption
 from dppo.state import TrainingState

@@ -16,7 +16,7 @@ ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
     ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation"),
-    ("algo", "models", "envs", "commandline", "history"),
+    ("algo", "models", "envs", "commandline", "history", "counters"),
     ("exchange", "storage", "rollout", "state", "tasks"),
     ("learner", "journal", "results"),
     ("ending", "planning", "workplace", "sync_exchange"),

@@ -83,13 +83,18 @@ class VectorEnv(Protocol):
         ...
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         """Brings environment i to where `seeds[i]` and the actions `actions[i]` [L_i, *act] since then lead.
 
         Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay
         was not done by time.monotonic() `deadline`. Those are not what was saved: their rows mean nothing, and
-        each needs `begin_episode` before the next step. Does not call `episode_seed`. Only where `replayable`.
+        each needs `begin_episode` before the next step. Where `rewards` is given, those that each environment gave,
+        [L_i] float64, are appended to it. Does not call `episode_seed`. Only where `replayable`.
         """
         ...
 
@@ -199,17 +204,24 @@ class EnvList:
         return Step(observations, rewards, terminations, truncations, ended, finals)
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         observations = np.empty((self.num_envs, *self._shape), self._dtype)
         failed = []
         for index, (seed, history) in enumerate(zip(seeds, actions, strict=True)):
             observations[index] = self._begin(index, seed)
-            for action in history:
-                observations[index], _, terminated, truncated, _ = self._steps[index](action)
+            earned = np.zeros(len(history))
+            for t, action in enumerate(history):
+                observations[index], earned[t], terminated, truncated, _ = self._steps[index](action)
                 if terminated or truncated or time.monotonic() > deadline:
                     failed.append(index)
                     break
+            if rewards is not None:
+                rewards.append(earned)
         return observations, failed
 
     def close(self) -> None:
@@ -295,7 +307,11 @@ class NativeVector:
         return Step(observations, rewards, terminations, truncations, final_envs, final_observations, valid)
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         raise NotImplementedError(f"{self.description}: its episodes have no seeds of their own")
 
