@@ -87,6 +87,10 @@ class Rollout:
     standing: Standing
     """Before row 0."""
     episodes: list[Episode] = field(default_factory=list)
+    episodes_cut: list[int] = field(default_factory=list)
+    """Global numbers of environments whose episode could not be restored: it came to nothing, and another began in row
+    0.
+    """
 
     def joined(self, rest: Rollout) -> Rollout:
         """This rollout, which was cut short, and the one that goes on where it was cut."""
@@ -99,7 +103,7 @@ class Rollout:
             if isinstance(mine, np.ndarray):
                 values[name] = np.concatenate((mine, others))
             else:
-                values[name] = mine + others if name == "episodes" else mine
+                values[name] = mine + others if isinstance(mine, list) else mine
         return Rollout(**values)
 
     @property
@@ -183,6 +187,8 @@ class Report:
     moment_means: tuple[np.ndarray, np.ndarray] | None = None
     iteration: int = 0
     """Sync: iterations that were finished when it was begun."""
+    episodes_cut: list[int] = field(default_factory=list)
+    """As in `Rollout`."""
 
 
 @dataclass(slots=True)

@@ -1,15 +1,16 @@
-"""Rank 0's books: counts, the window of 100 episodes, metrics, checkpoints, and whether the run ends.
+"""Rank 0's books: counts, metrics, checkpoints, and whether the run ends.
 
-Uses storage, state and console; the coordinators of both loops hand it reports and close its iterations.
+Uses counters, storage, state and console; the coordinators of both loops hand it reports and close its iterations.
 """
 
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ import numpy as np
 from dppo.batch import EnvState, Report
 from dppo.config import Config
 from dppo.console import Console
+from dppo.counters import WINDOW, EpisodeCounter
 from dppo.history import History
 from dppo.preemption import Preemption
 from dppo.state import TrainingState
@@ -25,8 +27,6 @@ from dppo.storage.checkpoint import Checkpoint, write_checkpoint
 from dppo.storage.dumps import Dumps
 from dppo.storage.metrics import MetricsFile, TensorBoard, write_json
 from dppo.storage.trajectory import Sealed
-
-WINDOW = 100
 
 
 @dataclass(slots=True)
@@ -64,12 +64,13 @@ class Failure(NamedTuple):
 
 @dataclass(slots=True)
 class Losses:
-    """What deaths have cost so far; in every line of metrics.jsonl, and in checkpoints."""
+    """What deaths and resumes have cost so far; in every line of metrics.jsonl, and in checkpoints."""
 
     ranks_lost: int = 0
     ranks_replaced: int = 0
     updates_lost: int = 0
     env_steps_lost: int = 0
+    episodes_cut: int = 0
 
 
 @dataclass(slots=True)
@@ -129,9 +130,8 @@ class Journal:
         self.ended = False
         self._exit, self._concluded = "running", False
         self._pending: list[Report] = []
-        self._window: deque[float] = deque(maxlen=WINDOW)
-        self._lengths: deque[int] = deque(maxlen=WINDOW)
-        self._episodes = 0
+        self._episodes = EpisodeCounter(config.num_envs, books)
+        self._said_cut = self._said_stuck = False
         self._next_episode = 0  # above every episode number that was ever used, also by environments since dropped
         self._train_s_before, self._wall_s_before = 0.0, wall_s
         self._started = started
@@ -151,17 +151,19 @@ class Journal:
         self._update_summary("running")
 
     def _load(self, books: dict[str, Any]) -> None:
-        self._window.extend(books["returns"])
-        self._lengths.extend(books["lengths"])
-        self._episodes, self._train_s_before = books["episodes"], books["train_s"]
-        self._next_episode = books["next_episode"]
+        self._train_s_before, self._next_episode = books["train_s"], books["next_episode"]
         self.losses = Losses(**books.get("losses", {}))
         self._rows = dict(books.get("rows", {}))
 
     # -- while the run goes on --------------------
 
     def start_training(self) -> None:
-        """Just before the first environment step; again, after a regrouping, it changes nothing."""
+        """Just before the first environment step, and again after a regrouping."""
+        self.losses.episodes_cut += self._episodes.wait_for(self.workers, self._state.iteration)
+        self.start_clock()
+
+    def start_clock(self) -> None:
+        """Time counts as training from here on; the first call decides."""
         if self._first_step_at is not None:
             return
         self._first_step_at = time.monotonic()
@@ -181,8 +183,10 @@ class Journal:
         """The books are those of a server that died, which has written on until `line`: what was added since belongs to
         the iterations before.
         """
-        self._count_episodes()
-        self._episodes, self._train_s_before = line["episodes"], line["train_s"]
+        told, self._pending = sorted(self._pending, key=attrgetter("iteration")), []
+        for iteration, reports in groupby(told, attrgetter("iteration")):
+            self._episodes.count(list(reports), iteration + 1)
+        self._episodes.total, self._train_s_before = line["episodes"], line["train_s"]
         self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
         self._boundary = self._snapshot()
 
@@ -224,12 +228,16 @@ class Journal:
 
     def _count_episodes(self) -> tuple[list[Report], int]:
         """(reports, episodes that ended in them) since the last iteration was closed."""
-        reports, self._pending = sorted(self._pending, key=lambda r: r.worker), []
-        episodes = sorted((e for r in reports for e in r.episodes), key=lambda e: (e.row, e.env))
-        self._window.extend(e.episode_return for e in episodes)
-        self._lengths.extend(e.length for e in episodes)
-        self._episodes += len(episodes)
-        return reports, len(episodes)
+        reports, self._pending = sorted(self._pending, key=attrgetter("worker")), []
+        cut = sum(len(r.episodes_cut) for r in reports)
+        self.losses.episodes_cut += cut
+        if cut and not self._said_cut:
+            self._said_cut = True
+            self.console.warn(
+                f"{cut} episode(s) could not be restored and are left out of all figures: from here on the numbers are"
+                " not those of a run that was never stopped"
+            )
+        return reports, self._episodes.count(reports, self._state.iteration)
 
     def close(self, extra: dict[str, Any], *, passing: bool = False) -> str | None:
         """Closes the iteration that the state has just finished: metrics, checkpoint, verdict.
@@ -256,11 +264,24 @@ class Journal:
 
     def _reason(self) -> str | None:
         target = self.config.target_return
-        if target is not None and len(self._window) == WINDOW and np.mean(self._window) >= target:
+        if target is not None and self._episodes.reached(target):
             return "target"
+        if target is not None and (mean := self._episodes.return_mean) is not None and mean >= target:
+            self._name_the_stuck()
         if self._state.env_steps >= self.config.total_steps:
             return "finished"
         return "preempted" if self.preemption.requested else None
+
+    def _name_the_stuck(self) -> None:
+        if (stuck := self._episodes.stuck) is None or self._said_stuck:
+            return
+        self._said_stuck = True
+        env, since = stuck
+        self.console.warn(
+            f"the last {WINDOW} episodes reach --target-return, but environment {env} (worker"
+            f" {env // self.config.num_envs}) has been in one episode since iteration {int(since) + 1}: the target"
+            " counts as reached when that has ended, too; a time limit (max_episode_steps) would end it"
+        )
 
     def _write_metrics(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> None:
         state, now = self._state, time.monotonic()
@@ -270,10 +291,11 @@ class Journal:
             "iteration": state.iteration,
             "env_steps": state.env_steps,
             "updates": state.updates,
-            "episodes": self._episodes,
+            "episodes": self._episodes.total,
             "episodes_ended": ended,
-            "return_mean_100": float(np.mean(self._window)) if self._window else None,
-            "length_mean_100": float(np.mean(self._lengths)) if self._lengths else None,
+            "return_mean_100": self._episodes.return_mean,
+            "return_mean_100_settled": self._episodes.settled_mean,
+            "length_mean_100": self._episodes.length_mean,
             **state.metrics(),
             **extra,
             "rollouts_cut": sum(len(r.env_actions) < (self.config.horizon or 0) for r in reports),
@@ -295,12 +317,14 @@ class Journal:
             self.console.progress(self._progress_text(metrics))
 
     def _progress_text(self, metrics: dict[str, Any]) -> str:
-        mean = metrics["return_mean_100"]
+        mean, last = metrics["return_mean_100"], f"last {min(self._episodes.total, WINDOW)}"
+        if metrics["return_mean_100_settled"] is None:
+            last += ", short ones first"
         parts = [
             f"{metrics['env_steps']:>10,} steps",
             f"{metrics['train_s']:7.1f} s",
             f"{metrics['env_steps'] / max(metrics['train_s'], 1e-9):>9,.0f} steps/s",
-            f"return {mean:9.2f} (last {len(self._window)})" if mean is not None else "no episode has ended yet",
+            f"return {mean:9.2f} ({last})" if mean is not None else "no episode has ended yet",
             f"entropy {metrics['entropy']:.3f}",
             f"kl {metrics['approx_kl']:.4f}",
         ]
@@ -314,9 +338,7 @@ class Journal:
     def _snapshot(self) -> _Boundary:
         now = time.monotonic()
         books = {
-            "returns": list(self._window),
-            "lengths": list(self._lengths),
-            "episodes": self._episodes,
+            **self._episodes.books,
             "next_episode": self._next_episode,
             "train_s": self._train_s(now),
             "losses": asdict(self.losses),
@@ -327,8 +349,8 @@ class Journal:
         histories = {worker: history.copy() for worker, history in self._histories.items()}
         summary = Summary(**asdict(self.summary))
         summary.env_steps, summary.updates = self._state.env_steps, self._state.updates
-        summary.episodes, summary.train_s = self._episodes, self._train_s(now)
-        summary.return_mean_100 = float(np.mean(self._window)) if self._window else None
+        summary.episodes, summary.train_s = self._episodes.total, self._train_s(now)
+        summary.return_mean_100 = self._episodes.return_mean
         limits = {worker: histories[worker].next_row for worker in self.workers if worker in histories}
         return _Boundary(state, books, histories, summary, limits)
 

@@ -15,11 +15,12 @@ import numpy as np
 from dppo.commandline import VERSION, UsageError, resumed, to_toml
 from dppo.config import Config
 from dppo.console import Console
+from dppo.counters import WINDOW
 from dppo.envs.reasons import reason
 from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
 from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths, wait_asleep
 from dppo.history import History
-from dppo.journal import WINDOW, Failure, Journal, Summary
+from dppo.journal import Failure, Journal, Summary
 from dppo.planning import Plan, plan_run, versions
 from dppo.preemption import Preemption
 from dppo.startup import forks_end_here, this_python

@@ -16,14 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dppo import startup
 from dppo.allocation import Allocation, ends_at, in_queue, this_allocation
 from dppo.bounds import digits
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
-from dppo.journal import WINDOW, Losses, Summary
+from dppo.counters import EpisodeCounter
+from dppo.journal import Losses, Summary
 from dppo.reading import check_run_files, number_in
 from dppo.storage.checkpoint import Checkpoint, newest_valid
 from dppo.storage.contents import check_complete
@@ -165,8 +164,8 @@ def _never_began(run_dir: Path) -> bool:
 
 def _reached(config: Config, saved: Checkpoint) -> str | None:
     """Why a run that stands at `saved` needs not go on."""
-    returns = saved.journal["returns"]
-    if config.target_return is not None and len(returns) == WINDOW and np.mean(returns) >= config.target_return:
+    episodes = EpisodeCounter(config.num_envs, saved.journal)
+    if config.target_return is not None and episodes.reached(config.target_return):
         return "target"
     return "finished" if saved.env_steps >= config.total_steps else None
 
@@ -181,7 +180,7 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     books = saved.journal
     summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
     summary.episodes, summary.train_s = books["episodes"], books["train_s"]
-    summary.return_mean_100 = float(np.mean(books["returns"])) if books["returns"] else None
+    summary.return_mean_100 = EpisodeCounter(0, books).return_mean
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
     if before.get("exit") != reason:
         write_json(run_dir / "summary.json", asdict(summary))

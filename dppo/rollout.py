@@ -50,7 +50,7 @@ class Collector:
         self._episode_first_rows = np.zeros(n, np.int64)
         self._discounted_returns = np.zeros(n)
         self._observations: np.ndarray | None = None
-        self._cut: list[Episode] = []  # by a resume that could not restore them; told with the next rollout
+        self._cut: list[int] = []  # environments whose episode could not be restored; told with the next rollout
         self.last: Rollout | None = None
         self.last_iteration = 0
         self._kept: Rollout | None = None
@@ -137,6 +137,7 @@ class Collector:
             rewards[t] = step.rewards
             if step.valid is not None:
                 valid[t] = step.valid
+                rewards[t, ~step.valid] = 0.0  # whatever the environment says: it belongs to no episode
             if len(step.final_envs):
                 terminations[t] = step.terminations
                 truncations[t] = step.truncations
@@ -195,10 +196,11 @@ class Collector:
                 next_values[final_rows, final_envs] = self.policy.value(self.normaliser.inputs(final_observations))
             next_values[terminations] = 0.0
         episodes = self._count_episodes(first_row, rewards, terminations, truncations, valid, final_rows, final_envs)
+        cut, self._cut = self._cut, []
         return Rollout(
             first_row, version, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
             truncations, valid, heads, log_probs, values, next_values, final_rows, final_envs, final_observations,
-            np.full(t, version, np.int64), standing, episodes,
+            np.full(t, version, np.int64), standing, episodes, cut,
         )  # fmt: skip
 
     def _count_episodes(
@@ -212,7 +214,7 @@ class Collector:
         final_envs: np.ndarray,
     ) -> list[Episode]:
         """The episodes that ended, in the order of their last rows; keeps the sums of those that go on."""
-        episodes, self._cut = self._cut, []
+        episodes: list[Episode] = []
         if not len(rewards):
             return episodes
         dones = terminations | truncations
@@ -257,7 +259,7 @@ class Collector:
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), self._episode_first_rows.copy(), self._observations,
             self._episode_returns.copy(), self._episode_lengths.copy(), self._discounted_returns.copy(),
-            collect_s, learn_s, exchange_s, iteration=self.last_iteration,
+            collect_s, learn_s, exchange_s, iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
@@ -275,27 +277,31 @@ class Collector:
         n = self.envs.num_envs
         known = [states.get(self.first_env + i) for i in range(n)]
         self._seeds.episodes[:] = [first_new_episode if s is None else s.episode for s in known]
+        self._episode_first_rows[:] = row
         problems = []
         if not self.envs.replayable:
             self._observations = self.envs.reset()
-            self._episode_first_rows[:] = row
-            self._cut += [
-                Episode(row, s.env, s.episode_return, s.episode_length, truncated=True) for s in known if s is not None
-            ]
+            self._cut += [s.env for s in known if s is not None]
             numbers = f"{self.first_env}..{self.first_env + n - 1}"
             return [f"environments {numbers} cannot be replayed ({self.envs.description}): their episodes are cut here"]
+        rewards: list[np.ndarray] = []
         empty = np.empty((0,), np.int64)
         observations, failed = self.envs.replay(
-            self._seeds.current(), [empty if s is None else s.actions for s in known], deadline
+            self._seeds.current(), [empty if s is None else s.actions for s in known], deadline, rewards
         )
         for i, state in enumerate(known):
-            self._episode_first_rows[i] = row
             if state is None:
                 continue
-            if i in failed or not np.array_equal(observations[i], state.observation):
-                reason = "its episode ended early or time ran out" if i in failed else "another observation came of it"
+            reason = None
+            if i in failed:
+                reason = "its episode ended early or time ran out"
+            elif not np.array_equal(observations[i], state.observation):
+                reason = "another observation came of it"
+            elif not self._earned(rewards[i], state):
+                reason = "other rewards came of it; it remembers what the seed of an episode does not restore"
+            if reason is not None:
                 problems.append(f"environment {state.env} could not be replayed: {reason}; its episode is cut here")
-                self._cut.append(Episode(row, state.env, state.episode_return, state.episode_length, truncated=True))
+                self._cut.append(state.env)
                 observations[i] = self.envs.begin_episode(i)
                 continue
             self._episode_first_rows[i] = row - len(state.actions)
@@ -304,6 +310,17 @@ class Collector:
             self._discounted_returns[i] = state.discounted_return
         self._observations = observations.copy()
         return problems
+
+    def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
+        """Whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the additions. The
+        discounted one tells rewards apart that come in another order.
+        """
+        steps = len(rewards)
+        discounted = rewards.astype(np.float32) * self._gamma ** np.arange(steps - 1.0, -1.0, -1.0)
+        return all(
+            abs(terms.sum() - saved) <= 4 * steps * np.finfo(np.float64).eps * np.abs(terms).sum()
+            for terms, saved in ((rewards, state.episode_return), (discounted, state.discounted_return))
+        )
 
 
 def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -> None:

@@ -194,7 +194,7 @@ def _take_over(
         books=books, histories=histories, first_rank=me.first_rank,
         next_segments=next_segments(plan.run_dir),
     )  # fmt: skip
-    journal.start_training()
+    journal.start_clock()
     if line.get("iteration", 0) > books_iteration:
         for report in told:
             if report.iteration < line["iteration"]:

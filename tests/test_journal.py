@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 
+from dppo import planning
 from dppo.batch import Episode
 from dppo.config import CheckpointConfig, PPOConfig
 from dppo.journal import WINDOW, Failure, Journal
@@ -192,18 +195,58 @@ def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
 # -- how a run ends --------------------
 
 
+def dealt(values: Sequence[float], first: int = 0, row: int = 0) -> list[Episode]:
+    """One episode of each environment from `first` on."""
+    return [episode(value, row, first + i) for i, value in enumerate(values)]
+
+
 def test_the_target_is_reached_by_a_full_window_only(tmp_path: Path) -> None:
-    run = Run(tmp_path, target_return=5.0)
-    assert run.iterate([episode(9.0)] * 99) is None
-    assert run.iterate([episode(9.0)]) == "target"
+    run = Run(tmp_path, target_return=5.0, num_envs=100)
+    assert run.iterate(dealt([9.0] * 99)) is None
+    assert run.iterate(dealt([9.0], 99, row=16)) == "target"
     assert run.summary()["exit"] == "target"
 
 
 def test_a_mean_just_below_the_target_is_not_enough(tmp_path: Path) -> None:
-    run = Run(tmp_path, target_return=5.0)
-    assert run.iterate([episode(4.999)] * 100) is None
-    assert run.iterate([episode(5.05)]) is None
-    assert run.iterate([episode(5.0)] * 99) == "target"
+    run = Run(tmp_path, target_return=5.0, num_envs=100)
+    assert run.iterate(dealt([4.999] * 100)) is None
+    assert run.iterate(dealt([5.05], row=16)) is None
+    assert run.iterate(dealt([5.0] * 99, 1, row=32)) == "target"
+
+
+def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(tmp_path: Path) -> None:
+    """However many the others have ended; of two workers, the last environment of the second is late."""
+    run = Run(tmp_path, target_return=5.0, num_envs=60, workers=2)
+    for number in range(3):
+        for place in run.places:
+            first = place.collector.first_env
+            run.collect(place, dealt([9.0] * (60 - (first > 0)), first, row=16 * number))
+        run.state.finish_iteration(0, 0.0)
+        assert run.journal.close({}) is None
+    assert run.lines()[-1]["return_mean_100"] == 9.0
+    assert run.lines()[-1]["return_mean_100_settled"] is None
+    run.journal.finish("preempted")
+    first = run.saved()
+    assert planning._reached(run.config, first) is None
+    again = Run(tmp_path, target_return=5.0, num_envs=60, workers=2, saved=first)
+    for place in again.places:
+        last = place.collector.first_env > 0
+        again.collect(place, dealt([9.0], 119, row=48) if last else [])
+    again.state.finish_iteration(0, 0.0)
+    assert again.journal.close({}) == "target"
+    assert again.lines()[-1]["return_mean_100_settled"] == 9.0
+    assert planning._reached(again.config, again.saved()) == "target"
+
+
+def test_an_environment_that_never_ends_is_named_where_it_keeps_a_target_from_being_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, target_return=5.0, num_envs=60, total_steps=10**6)
+    for number in range(30):
+        run.iterate(dealt([9.0 if number > 20 else 1.0] * 59, row=16 * number))
+    told = capsys.readouterr().err
+    run.journal.close_files()
+    assert told.count("environment 59 (worker 0) has been in one episode since iteration 1") == 1
 
 
 def test_the_run_ends_at_the_first_boundary_at_or_past_its_steps(tmp_path: Path) -> None:
@@ -218,8 +261,8 @@ def test_the_run_ends_at_the_first_boundary_at_or_past_its_steps(tmp_path: Path)
 
 
 def test_a_target_reached_with_the_last_step_is_a_target(tmp_path: Path) -> None:
-    run = Run(tmp_path, total_steps=32, target_return=1.0)
-    assert run.iterate([episode(2.0)] * 100) == "target"
+    run = Run(tmp_path, total_steps=1600, target_return=1.0, num_envs=100)
+    assert run.iterate(dealt([2.0] * 100)) == "target"
 
 
 def test_a_request_to_leave_is_granted_at_the_next_boundary(run: Run) -> None:
@@ -453,6 +496,60 @@ def test_seconds_of_training_add_up_over_attempts(tmp_path: Path) -> None:
     assert first < again.lines()[-1]["train_s"] < first + 0.05 + again.lines()[-1]["iteration_s"]
     again.journal.finish("preempted")
     assert again.summary()["attempt"] == 2
+
+
+def test_an_episode_that_a_resume_cuts_is_in_no_figure_but_that_of_the_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Episodes of 25 rows, each worth 25; stopped in row 40, of a native form and without time to replay."""
+    for name, vectorization in (("late", "sync"), ("native", "native")):
+        changes: dict[str, Any] = {"env": "Lasting-v0", "vectorization": vectorization, "horizon": 20, "workers": 2}
+        run = Run(tmp_path / name, **changes)
+        for _ in range(2):
+            run.iterate()
+        run.journal.finish("preempted")
+        again = Run(tmp_path / name, saved=run.saved(), restored=False, **changes)
+        for place in again.places:
+            states = {e.env: e for _, envs in run.saved().ranks.values() for e in envs}
+            assert place.collector.restore(states, 40, 10_000, -1.0) != []
+        for _ in range(3):
+            again.iterate()
+        assert [line["return_mean_100"] for line in again.lines()] == [None, 25.0, 25.0, 25.0, 25.0]
+        assert {line["return_mean_100_settled"] for line in again.lines()} == {None, 25.0}
+        assert [line["episodes_cut"] for line in again.lines()] == [0, 0, 4, 4, 4]
+        assert again.lines()[-1]["episodes"] == 4 + 8
+        told = capsys.readouterr().err
+        assert told.count("4 episode(s) could not be restored and are left out of all figures") == 1
+        assert "not those of a run that was never stopped" in told
+        again.journal.close_files()
+
+
+class Lasting(gymnasium.Env[np.ndarray, Any]):
+    """25 steps, each worth 1."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.full(1, self.time / 25, np.float32), 1.0, self.time == 25, False, {}
+
+
+class LastingTogether(gymnasium.vector.SyncVectorEnv):
+    """Its native form: Gymnasium's own, which resets in the step after an end."""
+
+    def __init__(self, num_envs: int = 1) -> None:
+        super().__init__([Lasting] * num_envs)
+
+
+lasting: Any = Lasting
+together: Any = LastingTogether
+gymnasium.register("Lasting-v0", lasting, vector_entry_point=together)
 
 
 def test_iterations_after_the_checkpoint_are_written_again_and_once(tmp_path: Path) -> None:

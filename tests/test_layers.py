@@ -17,7 +17,7 @@ ROOT = Path(dppo.__file__).parent
 LAYERS = (
     ("bounds",),
     ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation", "reading"),
-    ("algo", "models", "envs", "commandline", "history", "guard"),
+    ("algo", "models", "envs", "commandline", "history", "guard", "counters"),
     ("exchange", "storage", "rollout", "state", "tasks"),
     ("learner", "journal", "results"),
     ("ending", "planning", "workplace", "sync_exchange"),

@@ -126,7 +126,11 @@ class NextStep:
         return Step(observations, rewards, ended, np.zeros(2, bool), final, observations[final], ~resets)
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         raise NotImplementedError
 
@@ -139,7 +143,15 @@ class NextStep:
 class Run:
     """Workers, rank 0's journal, and the iterations between them, in one process; worker 0's state is the run's."""
 
-    def __init__(self, run_dir: Path, *, workers: int = 1, saved: Checkpoint | None = None, **changes: Any) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        workers: int = 1,
+        saved: Checkpoint | None = None,
+        restored: bool = True,
+        **changes: Any,
+    ) -> None:
         self.run_dir = run_dir
         run_dir.mkdir(exist_ok=True)
         changes = {"log": LogConfig(tensorboard=False)} | changes
@@ -150,7 +162,7 @@ class Run:
                 place.state.load(saved.state)
             states = {e.env: e for _, envs in saved.ranks.values() for e in envs}
             row = max(row for row, _ in saved.ranks.values())
-            for place in self.places:
+            for place in self.places if restored else ():
                 assert place.collector.restore(states, row, 10_000, time.monotonic() + 60) == []
         self.preemption = Preemption(30.0, None)
         self.journal = Journal(

@@ -84,7 +84,11 @@ class CartPoleVector:
         return Step(observations, self._rewards, terminations, truncations, final_envs, final_observations)
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         # At most 500 rows of all environments at once, milliseconds: the deadline is not looked at. All histories end
         # in the last row; each pole is put into its start state where its own begins.
@@ -107,6 +111,8 @@ class CartPoleVector:
                     failed.update((self._physics.fallen() & begun).nonzero()[0].tolist())
                 self._now += 1
         self._next_time_limit = int(self._time_limits.min())
+        if rewards is not None:
+            rewards += [np.ones(len(history)) for history in actions]
         return self._observe(), sorted(failed)
 
     def close(self) -> None:

@@ -86,13 +86,18 @@ class VectorEnv(Protocol):
         ...
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         """Brings environment i to where `seeds[i]` and the actions `actions[i]` [L_i, *act] since then lead.
 
         Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay
         was not done by time.monotonic() `deadline`. Those are not what was saved: their rows mean nothing, and
-        each needs `begin_episode` before the next step. Does not call `episode_seed`. Only where `replayable`.
+        each needs `begin_episode` before the next step. Where `rewards` is given, those that each environment gave,
+        [L_i] float64, are appended to it. Does not call `episode_seed`. Only where `replayable`.
         """
         ...
 
@@ -212,19 +217,26 @@ class EnvList:
         return Step(observations, rewards, terminations, truncations, ended, finals)
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         observations = np.empty((self.num_envs, *self._shape), self._dtype)
         failed = []
         for index, (seed, history) in enumerate(zip(seeds, actions, strict=True)):
+            earned = np.zeros(len(history))
             with self._named(index):
                 observations[index] = self._begin(index, seed)
-                for action in history.copy():  # as in `step`
+                for t, action in enumerate(history.copy()):  # as in `step`
                     result = self._steps[index](action)
-                    observations[index], _, terminated, truncated = self._returned.by_step(result)
+                    observations[index], earned[t], terminated, truncated = self._returned.by_step(result)
                     if terminated or truncated or time.monotonic() > deadline:
                         failed.append(index)
                         break
+            if rewards is not None:
+                rewards.append(earned)
         return observations, failed
 
     def close(self) -> None:
@@ -325,7 +337,11 @@ class NativeVector:
         return np.array(finals, self._one_returned.dtype)
 
     def replay(
-        self, seeds: Sequence[int], actions: Sequence[np.ndarray], deadline: float = math.inf
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
         raise NotImplementedError(f"{self.description}: its episodes have no seeds of their own")
 

@@ -81,6 +81,22 @@ def _said(value: Any) -> str:
 
 # -- the parts of a checkpoint --------------------
 
+
+def _check_waiting(name: str, value: Any) -> None:
+    _check_list(name, value, _check_real)
+    if len(value) % 3:
+        raise ValueError(f"{name} has {len(value)} numbers; three for each episode are expected")
+
+
+def _check_under_way(name: str, value: Any) -> None:
+    if not isinstance(value, list) or len(value) != 2:
+        raise ValueError(f"{name} is {_said(value)}; two lists are expected")
+    _check_list(f"{name}[0]", value[0], check_count)
+    _check_list(f"{name}[1]", value[1], _check_real)
+    if len(value[0]) != len(value[1]):
+        raise ValueError(f"{name} has {len(value[0])} environments and {len(value[1])} beginnings")
+
+
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "numbers": lambda name, value: _check_dict(name, value, str, check_count),
     "optimizer_steps": check_count,
@@ -91,6 +107,9 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "shapes": lambda name, value: _check_dict(name, value, str, _check_shape),
     "returns": lambda name, value: _check_list(name, value, _check_real),
     "lengths": lambda name, value: _check_list(name, value, check_count),
+    "settled": lambda name, value: _check_list(name, value, _check_real),
+    "waiting": lambda name, value: _check_waiting(name, value),
+    "under_way": lambda name, value: _check_under_way(name, value),
     "episodes": check_count,
     "next_episode": check_count,
     "train_s": _check_size,
