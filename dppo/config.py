@@ -206,12 +206,17 @@ class CheckpointConfig:
     """After a signal to save, seconds until the iteration under way is given up and the previous boundary is saved."""
     replay_s: float = 300.0
     """On resume, seconds that replaying a rank's episodes may take; what is not done by then begins a new episode."""
+    patience_s: float = 600.0
+    """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
+    ends.
+    """
 
     def __post_init__(self) -> None:
         _require(self.every >= 0, f"checkpoint.every={self.every} must be 0 (off) or positive")
         _require(self.keep >= 1, f"checkpoint.keep={self.keep} must be at least 1")
         _require(self.grace_s >= 0, f"checkpoint.grace_s={self.grace_s} must not be negative")
         _require(self.replay_s >= 0, f"checkpoint.replay_s={self.replay_s} must not be negative")
+        _require(self.patience_s >= 0, f"checkpoint.patience_s={self.patience_s} must not be negative")
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,18 @@
 """What rank 0 shows: lines, and one progress line that is redrawn on a terminal and repeated at a sane rate in a file.
 
-Uses the standard library; run.py and the journal write through it, and other commands make their tables with it.
+Uses the standard library; run.py and the journal write through it, and other commands make their tables with it. What
+is shown may go to a file on a disk that is full, or to a reader that has left: no run ends by that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
@@ -23,6 +26,27 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left
 
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return [line(escaped[0]), line(rule), *map(line, escaped[1:])]
+
+
+def say(text: str) -> None:
+    """A line of ours on stderr."""
+    _show(f"dppo: {text}\n", sys.stderr)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the latter where it is closed
+        stream.write(text)
+        stream.flush()
+
+
+def end_output() -> None:
+    """Before the process ends: what cannot be shown must not change its code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # Python flushes once more
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def on_terminal() -> bool:
@@ -57,12 +81,12 @@ class Console:
         """A line that stays."""
         if self._enabled:
             self._clear()
-            print(text, flush=True)
+            _show(f"{text}\n", sys.stdout)
 
     def warn(self, text: str) -> None:
         """A line on stderr that stays."""
         self._clear()
-        print(f"dppo: {text}", file=sys.stderr, flush=True)
+        say(text)
 
     def progress_due(self) -> bool:
         """Whether `progress` would show something now; asks before work is put into a text."""
@@ -73,12 +97,12 @@ class Console:
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            print("\r\x1b[2K" + text[: width - 1], end="", flush=True)
+            _show("\r\x1b[2K" + text[: width - 1], sys.stdout)
             self._drawn = True
         else:
-            print(text, flush=True)
+            _show(f"{text}\n", sys.stdout)
 
     def _clear(self) -> None:
         if self._drawn:
-            print("\r\x1b[2K", end="", flush=True)
+            _show("\r\x1b[2K", sys.stdout)
             self._drawn = False

@@ -11,14 +11,13 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 from gymnasium.spaces import Box
 
-from dppo.console import Console
+from dppo.console import Console, end_output
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory
 from dppo.exchange.recovery import sort, spawn, survives_deaths
@@ -27,6 +26,7 @@ from dppo.opening import EXIT_CODES, conclude, open_journal, saved_histories, sa
 from dppo.planning import Plan, version
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
+from dppo.storage.runfiles import SavingError
 from dppo.storage.spaces import space_to_json, spec_to_json
 from dppo.storage.trajectory import Labels, TrajectoryWriter
 from dppo.watchdog import Watchdog
@@ -161,6 +161,7 @@ def begin_dump(me: Rank) -> None:
         labels, me.place.seeds.of if envs.replayable else None, has_raw_actions=isinstance(envs.action_space, Box),
         segment_bytes=int(settings.segment_mb * 2**20), every=settings.every, compression=settings.compression,
         max_bytes=share, required=settings.required,
+        wait_s=min(10.0, 0.3 * config.checkpoint.grace_s),
     )  # fmt: skip
 
 
@@ -190,14 +191,18 @@ def dealt(seats: list[Seat]) -> list[Seat]:
 def leave_alone(me: Rank) -> NoReturn:
     """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
     assert me.journal is not None
-    me.journal.conclude()
+    try:
+        me.journal.conclude()
+    except SavingError as error:
+        me.console.warn(str(error))
+        me.journal.fail(Failure(str(error)))
     code = EXIT_CODES.get(me.journal.summary.exit, 1)
     if me.journal.summary.exit in EXIT_CODES:
         conclude(me.journal.summary, me.console)
-    elif me.journal.dumps is not None:
+    elif me.journal.dumps is not None and me.journal.dumps.ends_the_run:
         me.console.warn(f"{me.journal.dumps.problem} (--trajectories.required)")
     me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
-    sys.stdout.flush()
+    end_output()
     if not survives_deaths():
         me.comm.Abort(code)
     for seat in me.seats:  # those on other nodes end with the launcher

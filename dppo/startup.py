@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NoReturn
 
 early_signals: list[int] = []
-"""SIGUSR1 and SIGTERM that came while the program was still starting."""
+"""SIGUSR1, SIGTERM and Ctrl-C that came while the program was still starting."""
 
 MPI_PARAMETERS = Path(__file__).with_name("openmpi.sh")
 
@@ -31,8 +31,10 @@ _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def note_early_signals() -> None:
-    """Until training can save, a signal that asks to is only noted; by default it would kill."""
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    """Until training can save, a signal that asks to is only noted; by default it would kill, or end an import with a
+    traceback.
+    """
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: early_signals.append(number))
 
 

@@ -24,10 +24,15 @@ import numpy as np
 from mpi4py import MPI
 
 from dppo import startup
+from dppo.console import end_output, say
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
 _JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5
+_HERE, _REGROUPING = 1, 2
+"""Words of an agreement. MPI pairs agreements by their order: who regroups after an error of its own meets those who
+wait for it at a stage of the start, and must not be taken for one that has come there.
+"""
 _KILLER = f"""
 exec 2>/dev/null
 for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0.1; done
@@ -86,8 +91,8 @@ def regroup(
         _revoke(other)
     while True:
         _revoke(comm)
-        with contextlib.suppress(MPI.Exception):  # it says that somebody has died, which is not new
-            wait_for_all(comm, meanwhile)
+        while _agreed(comm, _REGROUPING, meanwhile)[0] != _REGROUPING:  # some have learnt of it by this agreement
+            pass
         with _limit("regrouping", comm):
             try:
                 comm = comm.Shrink()
@@ -115,7 +120,7 @@ def _limit(what: str, comm: MPI.Comm) -> Iterator[None]:
     """All are here, and it takes milliseconds: should MPI itself wait for ever, the job ends."""
 
     def give_up() -> None:
-        print(f"dppo: {what} did not come to an end: the job ends, --resume goes on with it", file=sys.stderr)
+        say(f"{what} did not come to an end: the job ends, --resume goes on with it")
         end_job(comm, 1)
 
     timer = threading.Timer(_LIMIT_S, give_up)
@@ -137,17 +142,33 @@ def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
     here: a slow one, or one that is just starting, needs the core.
 
     Raises:
-      MPI.Exception: where one of them has died.
+      MPI.Exception: where one of them has died, or regroups instead of coming here; on all alike.
     """
     if not survives_deaths():
         return
-    flag = np.ones(1, np.intc)  # agreed on is nothing: of ULFM's operations it is the one that can be waited for asleep
+    agreed, death = _agreed(comm, _HERE, meanwhile)
+    if death is not None:
+        raise death
+    if agreed != _HERE:
+        raise MPI.Exception(MPI.ERR_REVOKED)
+
+
+def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple[int, MPI.Exception | None]:
+    """Collective over the living of `comm`, also where it is revoked. The bits that the words of all have in common,
+    and what MPI says of the dead; both the same on all ranks. Of ULFM's operations it is the one that can be waited for
+    asleep.
+    """
+    flag = np.array([word], np.intc)
     pause_s = 1e-4
     request = comm.Iagree(flag)
-    while not request.Test():
-        time.sleep(pause_s)
-        pause_s = min(2 * pause_s, 0.005)
-        meanwhile()
+    try:
+        while not request.Test():
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, 0.005)
+            meanwhile()
+    except MPI.Exception as death:  # the living have agreed all the same
+        return int(flag[0]), death
+    return int(flag[0]), None
 
 
 def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
@@ -269,8 +290,7 @@ def die() -> NoReturn:
     """This rank leaves as if it had been killed: survivors go on. An exit with a code would make mpirun end the job, or
     hang.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    end_output()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
@@ -279,8 +299,7 @@ def end_job(comm: MPI.Comm, code: int) -> NoReturn:
     """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to. Where it waits
     for a node that does not answer, it is killed, and the batch system ends what is left there.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    end_output()
     if survives_deaths() and (pid := startup.launcher()) is not None:
         # told to end, it ends this process as well: somebody else must see whether it does
         subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
