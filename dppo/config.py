@@ -201,6 +201,10 @@ class CheckpointConfig(Section):
     """After a signal to save, seconds until the iteration under way is given up and the previous boundary is saved."""
     replay_s: Seconds = 300.0
     """On resume, seconds that replaying a rank's episodes may take; what is not done by then begins a new episode."""
+    patience_s: Seconds = 600.0
+    """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
+    ends.
+    """
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,12 @@
 """What rank 0 shows: lines, and one progress line that is redrawn on a terminal and repeated at a sane rate in a file.
 
-Uses the standard library; run.py and the journal write through it, and other commands make their tables with it.
+Uses the standard library; run.py and the journal write through it, and other commands make their tables with it. What
+is shown may go to a file on a disk that is full, or to a reader that has left: no run ends by that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -12,6 +14,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 
 def plain(text: object) -> str:
@@ -42,6 +45,27 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left
 
     rule = ["-" * w if i < left else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
     return [line(cells[0]), line(rule), *map(line, cells[1:])]
+
+
+def say(text: str) -> None:
+    """A line of ours on stderr."""
+    _show(f"dppo: {text}\n", sys.stderr)
+
+
+def _show(text: str, stream: TextIO) -> None:
+    with contextlib.suppress(OSError, ValueError):  # the latter where it is closed
+        stream.write(text)
+        stream.flush()
+
+
+def end_output() -> None:
+    """Before the process ends: what cannot be shown must not change its code."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with contextlib.suppress(OSError, ValueError):  # Python flushes once more
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def on_terminal() -> bool:
@@ -79,12 +103,12 @@ class Console:
         """A line that stays."""
         if self._enabled:
             self._clear()
-            print(text, flush=True)
+            _show(f"{text}\n", sys.stdout)
 
     def warn(self, text: str) -> None:
         """A line on stderr that stays."""
         self._clear()
-        print(f"dppo: {text}", file=sys.stderr, flush=True)
+        say(text)
 
     def progress_due(self) -> bool:
         """Whether `progress` would show something now; asks before work is put into a text."""
@@ -95,12 +119,12 @@ class Console:
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            print("\r\x1b[2K" + text[: width - 1], end="", flush=True)
+            _show("\r\x1b[2K" + text[: width - 1], sys.stdout)
             self._drawn = True
         else:
-            print(text, flush=True)
+            _show(f"{text}\n", sys.stdout)
 
     def _clear(self) -> None:
         if self._drawn:
-            print("\r\x1b[2K", end="", flush=True)
+            _show("\r\x1b[2K", sys.stdout)
             self._drawn = False

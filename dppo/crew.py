@@ -11,7 +11,6 @@ import json
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,7 +19,7 @@ from typing import Any, NoReturn
 from gymnasium.spaces import Box
 
 from dppo import __version__, guard
-from dppo.console import Console
+from dppo.console import Console, end_output
 from dppo.exchange.collectives import Comm
 from dppo.exchange.memory import Memory
 from dppo.exchange.recovery import die, end_job, left_mpi, sort, spawn, survives_deaths
@@ -30,6 +29,7 @@ from dppo.planning import Plan
 from dppo.preemption import Preemption
 from dppo.rollout import Collector
 from dppo.startup import forks_end_here
+from dppo.storage.runfiles import SavingError
 from dppo.storage.spaces import space_to_json, spec_to_json, write_spaces
 from dppo.storage.trajectory import Labels, TrajectoryWriter
 from dppo.watchdog import EXIT_STALLED, Watchdog
@@ -168,6 +168,7 @@ def begin_dump(me: Rank) -> None:
         labels, me.place.seeds.of if envs.replayable else None, has_raw_actions=isinstance(envs.action_space, Box),
         segment_bytes=int(settings.segment_mb * 2**20), every=settings.every, compression=settings.compression,
         max_bytes=share, required=settings.required,
+        wait_s=min(10.0, 0.3 * config.checkpoint.grace_s),
     )  # fmt: skip
 
 
@@ -223,14 +224,18 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
 def leave_alone(me: Rank) -> NoReturn:
     """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
     assert me.journal is not None
-    me.journal.conclude()
+    try:
+        me.journal.conclude()
+    except SavingError as error:
+        me.console.warn(str(error))
+        me.journal.fail(Failure(str(error)))
     code = EXIT_CODES.get(me.journal.summary.exit, 1)
     if me.journal.summary.exit in EXIT_CODES:
         conclude(me.journal.summary, me.console)
-    elif me.journal.dumps is not None:
+    elif me.journal.dumps is not None and me.journal.dumps.ends_the_run:
         me.console.warn(f"{me.journal.dumps.problem} (--trajectories.required)")
     me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
-    sys.stdout.flush()
+    end_output()
     guard.announce(code)
     if not survives_deaths():
         me.comm.Abort(code)

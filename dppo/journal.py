@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -25,8 +24,11 @@ from dppo.preemption import Preemption
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, write_checkpoint
 from dppo.storage.dumps import Dumps
-from dppo.storage.metrics import MetricsFile, TensorBoard, write_json
+from dppo.storage.runfiles import TRAJECTORIES, RunFiles
 from dppo.storage.trajectory import Sealed
+
+LAST_ATTEMPT = 0.8
+"""Share of the grace period after which a disk that refuses the last checkpoint is not asked again."""
 
 
 @dataclass(slots=True)
@@ -142,10 +144,10 @@ class Journal:
         )
         if books is not None:
             self._load(books)
-        self._metrics = MetricsFile(run_dir / "metrics.jsonl", state.iteration)
-        self._tensorboard = TensorBoard(run_dir / "tensorboard", state.env_steps) if config.log.tensorboard else None
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[Any] | None = None
+        self.files = RunFiles(
+            run_dir, config.checkpoint, console.warn, last_iteration=state.iteration, first_step=state.env_steps,
+            tensorboard=config.log.tensorboard,
+        )  # fmt: skip
         self._next_checkpoint = state.env_steps + config.checkpoint.every
         self._boundary = self._snapshot()
         self._update_summary("running")
@@ -247,6 +249,9 @@ class Journal:
 
         Returns:
           Why the run ends here ("target", "finished", "preempted"), or None.
+
+        Raises:
+          SavingError: the disk has refused a checkpoint for too long.
         """
         reports, num_episodes = self._count_episodes()
         if passing:
@@ -257,10 +262,13 @@ class Journal:
         self._write_metrics(reports, num_episodes, extra)
         if reason is not None:
             self.finish(reason)
-        elif self.config.checkpoint.every and self._state.env_steps >= self._next_checkpoint:
-            self._next_checkpoint = self._state.env_steps + self.config.checkpoint.every
+            return reason
+        every = self.config.checkpoint.every
+        if (every and self._state.env_steps >= self._next_checkpoint) or self.files.owes_checkpoint:
+            self._next_checkpoint = self._state.env_steps + every
             self._save_meanwhile()
-        return reason
+        self.files.look()
+        return None
 
     def _reason(self) -> str | None:
         target = self.config.target_return
@@ -310,9 +318,7 @@ class Journal:
             spent = [getattr(r, name) for r in reports]
             metrics[name.replace("_s", "_max_s")] = max(spent, default=0.0)
             metrics[name.replace("_s", "_mean_s")] = float(np.mean(spent)) if spent else 0.0
-        self._metrics.write(metrics)
-        if self._tensorboard is not None:
-            self._tensorboard.write(state.env_steps, metrics)
+        self.files.log(state.env_steps, metrics)
         if self.console.progress_due():
             self.console.progress(self._progress_text(metrics))
 
@@ -380,23 +386,19 @@ class Journal:
 
     def _write_at_once(self, boundary: _Boundary) -> None:
         self.progress("checkpoint")
-        self._check_writing()
-        try:
-            self._write(boundary)
-        except OSError as error:
-            self.console.warn(f"the state could not be saved at once: {error}; the next boundary tries again")
-            return
-        self._update_summary("preempted")
+        if self.files.save(lambda: self._write(boundary)):
+            self._update_summary("preempted")
+        self.files.tell()
 
     def _save_meanwhile(self) -> None:
         """Writes the last boundary in a thread: nobody waits for the disk."""
-        if self._writing is not None and not self._writing.done():
+        if self.files.is_writing:
             return  # the disk is slower than the interval: the next boundary will do
         if self.dumps is None:
-            self._submit(self._boundary)
+            self._write_meanwhile(self._boundary)
         elif (late := self.dumps.expired()) is not None:
             self.console.warn("a worker does not write its trajectories: a checkpoint is made without its last ones")
-            self._submit(late)
+            self._write_meanwhile(late)
         elif not self.dumps.is_waiting:
             self.dumps.ask(self._boundary, self._boundary.limits)
 
@@ -405,9 +407,8 @@ class Journal:
         self.dumps.give_up()
         self._next_checkpoint = self._state.env_steps
 
-    def _submit(self, boundary: _Boundary) -> None:
-        self._check_writing()
-        self._writing = self._writer.submit(self._write, boundary)
+    def _write_meanwhile(self, boundary: _Boundary) -> None:
+        self.files.save_meanwhile(lambda: self._write(boundary))
 
     def take_seal_orders(self) -> dict[int, int]:
         """{worker: row}: what a checkpoint that waits needs to have written, each once."""
@@ -419,6 +420,9 @@ class Journal:
         known = self.dumps.problem
         waited = self.dumps.is_waiting
         boundary = self.dumps.answer(answer)
+        if answer.refusal is not None:
+            refusal = self.dumps.refusal
+            self.files.hear(TRAJECTORIES, None if refusal is None else OSError(refusal))
         if known is None and self.dumps.problem is not None and not self.dumps.ends_the_run:
             self.console.warn(f"{self.dumps.problem}{'' if self.ended else '; training goes on'}")
         if self.ended:
@@ -430,16 +434,14 @@ class Journal:
         if self.preemption.requested:
             self._write_at_once(boundary)
         else:
-            self._submit(boundary)
-
-    def _check_writing(self) -> None:
-        if self._writing is not None and (error := self._writing.exception()) is not None:
-            self.console.warn(f"a checkpoint could not be written: {error}; training goes on from the one before")
-        self._writing = None
+            self._write_meanwhile(boundary)
 
     def finish(self, reason: str) -> None:
         """The run ends at the last boundary; after it nothing is counted any more. Where trajectories are written,
         `conclude` has to be called once they are.
+
+        Raises:
+          SavingError: as by `conclude`.
         """
         self.ended, self._exit = True, reason
         if self.dumps is None:
@@ -454,20 +456,26 @@ class Journal:
 
     def conclude(self) -> None:
         """Saves the last boundary and says how the run ended; once. Not where trajectories that were required are
-        lost: a resume makes them anew.
+        lost: a resume makes them anew. Waits for a disk that is full as long as that is allowed.
+
+        Raises:
+          SavingError: it was not well in time.
         """
         if self._concluded:
             return
         self._concluded = True
         self.progress("checkpoint")
-        self._check_writing()
-        lost = self.dumps is not None and self.dumps.ends_the_run
-        if not lost:
-            self._write(self._boundary)
-        if lost and self.dumps is not None:
+        if self.dumps is not None and self.dumps.ends_the_run:
             self._boundary.summary.error = self.dumps.problem
-        self._update_summary("failed" if lost else self._exit)
+            self._update_summary("failed")
+        else:
+            save = lambda: self._write(self._boundary)  # noqa: E731
+            self.files.finish(save, lambda: self._update_summary(self._exit), self._may_wait)
         self.close_files()
+
+    def _may_wait(self) -> bool:
+        self.progress("checkpoint")
+        return not self.preemption.past(LAST_ATTEMPT)
 
     def fail(self, failure: Failure) -> None:
         """The run ends by an error: the summary says so, checkpoints stay as they are."""
@@ -477,10 +485,7 @@ class Journal:
 
     def close_files(self) -> None:
         """Everything that was logged is on disk after it."""
-        self._writer.shutdown(wait=True)
-        self._metrics.close()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
+        self.files.close()
 
     def _update_summary(self, exit_reason: str) -> None:
         self.summary = self._boundary.summary
@@ -490,4 +495,4 @@ class Journal:
         self.summary.steps_per_s = (
             self.summary.env_steps / max(self.summary.train_s, 1e-9) if self.summary.train_s else 0.0
         )
-        write_json(self.run_dir / "summary.json", asdict(self.summary))
+        self.files.write_summary(asdict(self.summary))

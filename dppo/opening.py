@@ -6,8 +6,11 @@ Uses planning, workplace and the journal; run.py calls it, and crew.py where a r
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
+import shutil
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +31,8 @@ from dppo.state import TrainingState
 from dppo.storage.checkpoint import Checkpoint, remove_leftovers
 from dppo.storage.contents import check_environments
 from dppo.storage.files import replace_atomically
-from dppo.storage.metrics import read_json, write_json
+from dppo.storage.metrics import read_json, write_json, write_summary
+from dppo.storage.runs import SIGNS
 from dppo.storage.segments import set_aside_orphans
 from dppo.workplace import Workplace, build_workplace
 
@@ -195,7 +199,50 @@ def open_journal(
       workers: their numbers.
       hosts: of all ranks.
       first_rank: of worker 0.
+
+    Raises:
+      OSError: the run directory cannot be written. Of a new run nothing is left then.
     """
+    before = set(os.listdir(planned.run_dir)) if planned.run_dir.is_dir() else set()
+    try:
+        return _open_journal(
+            planned, state, workers, hosts, preemption, console, started, threads, first_rank=first_rank
+        )
+    except OSError:
+        if planned.saved is None:
+            _remove_all_but(planned.run_dir, before)
+        raise
+
+
+def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
+    """Of what an opening writes."""
+    for name in {*SIGNS, "tensorboard"} - kept:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (run_dir / name).unlink()
+
+
+def leave_no_trace(planned: Plan) -> None:
+    """Rank 0: the folders that were made for a run that could not be opened go again; those that hold nothing."""
+    folder = planned.run_dir.absolute()
+    with contextlib.suppress(OSError):
+        while planned.was_there is not None and folder != planned.was_there:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _open_journal(
+    planned: Plan,
+    state: TrainingState,
+    workers: Sequence[int],
+    hosts: list[str],
+    preemption: Preemption,
+    console: Console,
+    started: float,
+    threads: int,
+    *,
+    first_rank: int,
+) -> Journal:
     planned.run_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(planned.run_dir)
     saved = planned.saved
@@ -263,7 +310,7 @@ def say_failed(planned: Plan, failure: Failure) -> None:
     with contextlib.suppress(OSError):
         said = read_json(planned.run_dir / "summary.json")
         if said.get("attempt") == planned.attempt and said.get("exit") not in EXIT_CODES:
-            write_json(
+            write_summary(
                 planned.run_dir / "summary.json",
                 said | {"exit": "failed", "error": failure.text, "stalled": failure.stalled},
             )

@@ -23,11 +23,13 @@ from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.counters import EpisodeCounter
 from dppo.journal import Losses, Summary
-from dppo.reading import check_run_files, number_in
+from dppo.reading import number_in
 from dppo.storage.checkpoint import Checkpoint, newest_valid
 from dppo.storage.contents import check_complete
 from dppo.storage.metrics import read_json, write_json
 from dppo.storage.segments import compression_filter
+
+_FILES = ("metrics.jsonl", "summary.json")
 
 
 @dataclass(slots=True)
@@ -45,6 +47,8 @@ class Plan:
     allocation: Allocation = field(default_factory=Allocation)
     ends_at: float | None = None
     """When the batch system kills the job, in seconds since 1970; None: not known, or never."""
+    was_there: Path | None = None
+    """Of a new run: its directory or, where there is none yet, the innermost folder above it."""
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
@@ -103,24 +107,31 @@ def _plan_new(config: Config) -> Plan:
     env = config.env.split(":")[-1].replace("/", "-")
     name = f"{env}-{config.mode}-{config.exchange}-{config.loss}-s{config.seed}-{stamp}"
     run_dir = Path(config.run_dir or Path("runs") / name)
-    held = [n for n in ("config.toml", "metrics.jsonl", "summary.json", "checkpoints") if (run_dir / n).exists()]
+    held = [name for name in ("config.toml", *_FILES, "checkpoints") if os.path.lexists(run_dir / name)]
     if held:
         raise ValueError(
             f"{run_dir} holds a run already ({', '.join(held)}): go on with it by --resume --run-dir {run_dir},"
             " or choose another --run-dir"
         )
-    parent = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())
-    if not parent.is_dir():
-        raise ValueError(f"--run-dir {run_dir}: {parent} is a file: choose another --run-dir")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise ValueError(f"--run-dir {run_dir}: {parent} cannot be written to: choose another --run-dir")
-    return Plan(config, run_dir, None, 1, run_id=uuid.uuid4().hex)
+    try:
+        there = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())
+    except OSError as error:
+        raise ValueError(f"--run-dir {run_dir}: {error.strerror}: choose another --run-dir") from error
+    if not there.is_dir():
+        raise ValueError(f"--run-dir {run_dir}: {there} is a file: choose another --run-dir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--run-dir {run_dir}: {there} cannot be written to: choose another --run-dir")
+    return Plan(config, run_dir, None, 1, run_id=uuid.uuid4().hex, was_there=there.absolute())
 
 
 def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
-    check_run_files(run_dir, ("metrics.jsonl", "summary.json", "versions.json"))
+    check_run_files(run_dir, _FILES)
+    if os.path.lexists(run_dir / "checkpoints") and not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir / 'checkpoints'} is not a folder: move it away, and put the run's own there")
+    if (run_dir / "checkpoints" / "latest").is_dir():
+        raise ValueError(f"{run_dir / 'checkpoints' / 'latest'} is a folder: move it away, then resume")
     run_id = str(read_json(run_dir / "versions.json").get("run_id", "")) or uuid.uuid4().hex
     if (other := _job_in(run_dir)) is not None:
         raise ValueError(
@@ -128,18 +139,20 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         )
     saved, skipped = newest_valid(run_dir, _check_for_resume)
     if saved is None and not skipped and _never_began(run_dir):
+        _check_writable(run_dir)
         console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")
         return Plan(config, run_dir, None, 1, run_id=run_id)
     if saved is None:
         reasons = "; ".join(skipped) or "there is none"
         raise ValueError(f"{run_dir} has no valid checkpoint to resume from: {reasons}")
-    for line in skipped:
+    for line in [*skipped, *_missing(run_dir)]:
         console.warn(line)
     before = read_json(run_dir / "summary.json")
     if (reason := _reached(config, saved)) is not None:
         further = {"target": "--target-return", "finished": "--total-steps"}[reason]
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
+    _check_writable(run_dir)
     return Plan(config, run_dir, saved, number_in(before, "attempt", 1) + 1, number_in(before, "wall_s", 0.0), run_id)
 
 
@@ -148,6 +161,21 @@ def _check_for_resume(saved: Checkpoint) -> None:
     check_complete(saved.state, saved.journal, saved.ranks)
     if unknown := saved.journal.get("losses", {}).keys() - Losses.__dataclass_fields__:
         raise ValueError(f"journal.losses.{min(unknown)} is not known")
+
+
+def _check_writable(run_dir: Path) -> None:
+    for folder in (run_dir, run_dir / "checkpoints"):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"{folder} cannot be written to: make it writable, or copy {run_dir} and resume the copy")
+
+
+def _missing(run_dir: Path) -> list[str]:
+    """A line on the newest checkpoint, where it is not there."""
+    try:
+        name = (run_dir / "checkpoints" / "latest").read_text(errors="replace").strip()
+    except OSError:
+        return []
+    return [] if (run_dir / "checkpoints" / name).is_dir() else [f"{name!r}, the latest checkpoint, is not there"]
 
 
 def _job_in(run_dir: Path) -> str | None:

@@ -10,6 +10,7 @@ import contextlib
 import numpy as np
 
 from dppo import asynchronous, crew, sync_exchange, synchronous
+from dppo.commandline import UsageError
 from dppo.crew import Rank
 from dppo.exchange.allreduce import Allreduce
 from dppo.exchange.collectives import assert_in_sync, from_rank_zero, total
@@ -27,18 +28,20 @@ from dppo.storage.trajectory import DumpError
 def work_together(me: Rank) -> Summary:
     """Collective over `me.comm`. Rank 0 serves, the others work; one rank alone does both, through a link that is a
     function call.
+
+    Raises:
+      UsageError: the run directory cannot be written; on all ranks alike, and nothing was left there.
     """
     place, comm, memory, config = me.place, me.comm, me.memory, me.plan.config
     alone = comm.size == 1
     wait_for_all(comm, lambda: me.watchdog.progress("start"))  # from here on nobody is at an earlier stage
-    if comm.rank == 0 and me.journal is None and me.ended is None:
-        crew.begin_books(me)
-        with contextlib.suppress(OSError):
-            (me.plan.run_dir / "stalls" / crew.ENDED_BY_STALL).unlink()
-    if alone and me.collector is None and me.ended is None:
+    problem = _open_books(me)
+    if alone and me.collector is None and me.ended is None and problem is None:
         crew.furnish_alone(me)
     journal, collector = me.journal, me.collector
     wait_for_all(comm, lambda: me.watchdog.progress("start"))
+    if (problem := from_rank_zero(comm, problem)) is not None:
+        raise UsageError(problem)
     if journal is not None:
         journal.progress = me.watchdog.progress
     if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
@@ -86,6 +89,19 @@ def work_together(me: Rank) -> Summary:
             if coordinator.abandoned:
                 crew.leave_alone(me)
     return _summary(me)
+
+
+def _open_books(me: Rank) -> str | None:
+    """Rank 0, where nobody has done it: opens the run. Why it cannot, where that is for the user to mend."""
+    if me.comm.rank != 0 or me.journal is not None or me.ended is not None:
+        return None
+    try:
+        crew.begin_books(me)
+    except OSError as error:
+        return f"--run-dir {me.plan.run_dir} cannot be written ({error}): make room there, or choose another --run-dir"
+    with contextlib.suppress(OSError):
+        (me.plan.run_dir / "stalls" / crew.ENDED_BY_STALL).unlink()
+    return None
 
 
 def _coordinator(me: Rank, num_computing: int) -> synchronous.SyncCoordinator | asynchronous.AsyncCoordinator | None:

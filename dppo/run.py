@@ -52,7 +52,7 @@ if __name__ == "__main__":
 from dppo import crew, opening, survival  # noqa: E402
 from dppo.commandline import HelpShown, UsageError, in_python, parse  # noqa: E402
 from dppo.config import Config  # noqa: E402
-from dppo.console import Console  # noqa: E402
+from dppo.console import Console, end_output, say  # noqa: E402
 from dppo.crew import Rank  # noqa: E402
 from dppo.ending import WorkerError  # noqa: E402
 from dppo.exchange import recovery  # noqa: E402
@@ -64,6 +64,7 @@ from dppo.journal import Failure, Summary  # noqa: E402
 from dppo.planning import Plan, check_launcher  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
 from dppo.roles import work_together  # noqa: E402
+from dppo.storage.runfiles import SavingError  # noqa: E402
 from dppo.storage.trajectory import DumpError  # noqa: E402
 from dppo.watchdog import Watchdog  # noqa: E402
 from dppo.workplace import CLOSE_AFTER_FAILURE_S, CLOSE_S, Workplace, build_workplace, make_collector  # noqa: E402
@@ -121,11 +122,11 @@ def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MP
         except RankFailure:
             comm, _ = recovery.regroup(comm, (), lambda comm: None, lambda: None)
             if comm.rank == 0:
-                print(f"dppo: a rank has died at start-up; {comm.size} begin again", file=sys.stderr, flush=True)
+                say(f"a rank has died at start-up; {comm.size} begin again")
 
 
 def _wrong_use(message: str) -> int:
-    print(f"dppo: {message}", file=sys.stderr, flush=True)
+    say(message)
     return EXIT_USAGE
 
 
@@ -183,7 +184,16 @@ def train(
     plan, place, seats, console, watchdog = prepared
     me = _rank(plan, own, seats, place, console, watchdog, started, own.size, own.rank)
     me.quiet = quiet
-    return _train(me, is_command=is_command)
+    try:
+        return _train(me, is_command=is_command)
+    except UsageError:
+        with contextlib.suppress(MPI.Exception):
+            me.comm.Barrier()  # by now no rank's watchdog has a file there
+        if me.comm.rank == 0:
+            opening.leave_no_trace(plan)
+        if not survives_deaths():
+            me.comm.Free()
+        raise
 
 
 def _prepare(
@@ -291,6 +301,8 @@ def _train(me: Rank, *, is_command: bool) -> Summary:
                     summary = work_together(me)
             except RankFailure as noticed:
                 failure = noticed
+            except UsageError:  # of all ranks alike
+                raise
             except BaseException as error:  # also an environment that calls sys.exit
                 failure = _own_failure(error, me)
     finally:
@@ -325,18 +337,20 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         failure = error.failure
     if isinstance(error, DumpError):
         failure = Failure(f"{me.seat}: {error} (--trajectories.required)")
+    if isinstance(error, SavingError):
+        failure = Failure(f"{me.seat}: {error}")
     text = failure.text
     if me.memory is not None and me.comm.size > 1 and not isinstance(error, crew.JobFailure):
         # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
         spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
-            print(f"dppo: {text}", file=sys.stderr, flush=True)
+            say(text)
             recovery.die()
         me.failure = failure
         return RankFailure(text)  # the others hear of it as they would hear of a death
     try:
         if me.comm.rank == 0:
-            print(f"dppo: {text}", file=sys.stderr, flush=True)
+            say(text)
             if me.journal is not None:
                 me.journal.fail(failure)
             else:
@@ -350,9 +364,10 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
             while time.monotonic() < deadline:
                 link.stop_requested()  # lets MPI send
                 time.sleep(0.01)
-            print(f"dppo: {text}", file=sys.stderr, flush=True)
+            say(text)
+            opening.say_failed(me.plan, failure)
     except Exception:  # the first error has been said; whatever follows must not keep the job alive
-        print(f"dppo: the summary could not be written:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+        say(f"the summary could not be written:\n{traceback.format_exc()}")
     setattr(error, _SAID, True)
     if me.comm.size > 1 and not survives_deaths():
         guard.announce(EXIT_FAILED)
@@ -381,12 +396,11 @@ def _command() -> None:
         code = main()
     except BaseException as error:
         if not getattr(error, _SAID, False):
-            print(f"dppo: rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}", file=sys.stderr, flush=True)
+            say(f"rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}")
             if MPI.COMM_WORLD.size > 1:
                 recovery.end_job(MPI.COMM_WORLD, EXIT_FAILED)
         code = EXIT_FAILED
-    sys.stdout.flush()
-    sys.stderr.flush()
+    end_output()
     if survives_deaths():
         time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
     else:

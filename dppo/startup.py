@@ -28,7 +28,7 @@ from typing import NoReturn
 from dppo.bounds import digits
 
 early_signals: list[int] = []
-"""SIGUSR1 and SIGTERM that came while the program was still starting."""
+"""SIGUSR1, SIGTERM and Ctrl-C that came while the program was still starting."""
 
 SECOND_SIGNAL_S = 5.0
 """mpirun and Slurm send several: one that comes so much later than the first is meant."""
@@ -47,8 +47,8 @@ _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def note_early_signals(leave: Callable[[int], object]) -> None:
-    """Until training can save, a signal that asks to is only noted; by default it would kill. One that comes much later
-    than the first means it, and has the process `leave` with a code.
+    """Until training can save, a signal that asks to is only noted; by default it would kill, or end an import with a
+    traceback. One that comes much later than the first means it, and has the process `leave` with a code.
     """
     first_at: list[float] = []
 
@@ -58,7 +58,7 @@ def note_early_signals(leave: Callable[[int], object]) -> None:
         if first_at[-1] - first_at[0] > SECOND_SIGNAL_S:
             leave(128 + number)
 
-    for number in (signal.SIGUSR1, signal.SIGTERM):
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, note)
 
 

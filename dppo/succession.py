@@ -23,6 +23,7 @@ from dppo.opening import EXIT_CODES, saved_histories
 from dppo.state import TrainingState
 from dppo.storage.checkpoint import newest_valid, remove_leftovers
 from dppo.storage.metrics import read_json
+from dppo.storage.runfiles import SavingError
 from dppo.storage.segments import next_segments
 
 MAX_MIRROR_AGE = 10
@@ -108,10 +109,13 @@ def serve(me: Rank, words: list[Word], giver: int, goods: list[Goods], lost: lis
         if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
             me.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
             return
-        if not any(w.synchronised for w in words):  # it died before anyone had the run's state
-            _begin_anew(me, lost)
-            return
-        known_updates, closed = _take_over(me, words, packed, goods, told)
+        try:
+            if not any(w.synchronised for w in words):  # it died before anyone had the run's state
+                _begin_anew(me, lost)
+                return
+            known_updates, closed = _take_over(me, words, packed, goods, told)
+        except OSError as error:
+            raise SavingError(f"after the server's death, {me.plan.run_dir} cannot be taken over: {error}") from error
     else:
         if all_step and me.coordinator is not None:
             told += me.coordinator.unclosed

@@ -7,17 +7,18 @@ over, as at the start of a run.
 
 from __future__ import annotations
 
-import sys
 import time
 import zlib
 
 from dppo.batch import Report
+from dppo.console import say
 from dppo.crew import ENDED_BY_STALL, JobFailure, Rank, dealt, leave_alone, replace_lost
 from dppo.ending import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.exchange.collectives import Comm
 from dppo.exchange.recovery import RankFailure, end_job, regroup
 from dppo.journal import Failure
 from dppo.opening import say_failed
+from dppo.storage.runfiles import SavingError
 from dppo.storage.trajectory import Sealed
 from dppo.succession import Goods, Word, drifted, givers, offered, serve
 from dppo.synchronous import SyncCoordinator
@@ -124,11 +125,16 @@ def _end_what_cannot_go_on(me: Rank, waited_s: float) -> None:
     if 0 < stall_abort_s < waited_s - ABORT_MARGIN_S:
         failure = Failure(f"after a death, a rank did not answer for {waited_s:.0f} s (--log.stall-abort-s)", True)
     if failure is not None:
-        print(f"dppo: {failure.text}", file=sys.stderr, flush=True)
+        say(failure.text)
         say_failed(me.plan, failure)
         end_job(me.comm, 1)
     if me.journal is not None and me.preemption.past(GIVE_UP) and not me.journal.ended:
-        me.journal.finish("preempted")
+        try:
+            me.journal.finish("preempted")
+        except SavingError as error:
+            say(str(error))
+            me.journal.fail(Failure(str(error)))
+            end_job(me.comm, 1)
     if me.journal is not None and me.journal.ended and me.preemption.past(LEAVE):
         leave_alone(me)
 

@@ -76,6 +76,24 @@ def test_progress_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert max(len(row.strip()) for row in rows) <= 40
 
 
+@pytest.mark.parametrize("where", ["/dev/full", "closed"])
+def test_what_cannot_be_shown_ends_nothing(where: str) -> None:
+    """Output may go to a file on a full disk, or to `head`."""
+    program = (
+        PROGRAM
+        + """
+    from dppo.console import end_output, say
+    say("on stderr")
+    end_output()
+    """
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") if where == "closed" else open(where, "w") as file:
+        done = subprocess.run([sys.executable, "-c", program], stdout=file, stderr=file, check=False)
+    assert done.returncode == 0
+
+
 # -- tables --------------------
 
 

@@ -34,7 +34,7 @@ def run(tmp_path: Path) -> Iterator[Run]:
 
 def wait_for_checkpoints(run: Run) -> None:
     """They are written in a thread of their own."""
-    while run.journal._writing is not None and not run.journal._writing.done():
+    while run.journal.files.is_writing:
         time.sleep(0.001)
 
 

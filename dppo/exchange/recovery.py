@@ -25,10 +25,15 @@ import numpy as np
 from mpi4py import MPI
 
 from dppo import guard, startup
+from dppo.console import end_output, say
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
 _JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5
+_HERE, _REGROUPING = 1, 2
+"""Words of an agreement. MPI pairs agreements by their order: who regroups after an error of its own meets those who
+wait for it at a stage of the start, and must not be taken for one that has come there.
+"""
 _KILLER = f"""
 exec 2>/dev/null
 for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0.1; done
@@ -89,8 +94,8 @@ def regroup(
         _revoke(other)
     while True:
         _revoke(comm)
-        with contextlib.suppress(MPI.Exception):  # it says that somebody has died, which is not new
-            wait_for_all(comm, meanwhile)
+        while _agreed(comm, _REGROUPING, meanwhile)[0] != _REGROUPING:  # some have learnt of it by this agreement
+            pass
         with _limit("regrouping", comm):
             try:
                 comm = comm.Shrink()
@@ -118,7 +123,7 @@ def _limit(what: str, comm: MPI.Comm) -> Iterator[None]:
     """All are here, and it takes milliseconds: should MPI itself wait for ever, the job ends."""
 
     def give_up() -> None:
-        print(f"dppo: {what} did not come to an end: the job ends, --resume goes on with it", file=sys.stderr)
+        say(f"{what} did not come to an end: the job ends, --resume goes on with it")
         end_job(comm, 1)
 
     timer = threading.Timer(_LIMIT_S, give_up)
@@ -140,21 +145,45 @@ def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
     here: a slow one, or one that is just starting, needs the core.
 
     Raises:
-      MPI.Exception: where one of them has died.
+      MPI.Exception: where one of them has died, or regroups instead of coming here; on all alike.
     """
-    if survives_deaths():
-        wait_asleep(comm, meanwhile)
+    if not survives_deaths():
+        return
+    agreed, death = _agreed(comm, _HERE, meanwhile)
+    if death is not None:
+        raise death
+    if agreed != _HERE:
+        raise MPI.Exception(MPI.ERR_REVOKED)
 
 
 def wait_asleep(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
     """The same, also where deaths end the job."""
-    flag = np.ones(1, np.intc)  # agreed on is nothing: of ULFM's operations it is the one that can be waited for asleep
+    if survives_deaths():
+        wait_for_all(comm, meanwhile)
+    else:
+        _wait(comm.Ibarrier(), meanwhile)
+
+
+def _wait(request: MPI.Request, meanwhile: Callable[[], object]) -> None:
+    """Mostly asleep."""
     pause_s = 1e-4
-    request = comm.Iagree(flag) if survives_deaths() else comm.Ibarrier()
     while not request.Test():
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, 0.005)
         meanwhile()
+
+
+def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple[int, MPI.Exception | None]:
+    """Collective over the living of `comm`, also where it is revoked. The bits that the words of all have in common,
+    and what MPI says of the dead; both the same on all ranks. Of ULFM's operations it is the one that can be waited for
+    asleep.
+    """
+    flag = np.array([word], np.intc)
+    try:
+        _wait(comm.Iagree(flag), meanwhile)
+    except MPI.Exception as death:  # the living have agreed all the same
+        return int(flag[0]), death
+    return int(flag[0]), None
 
 
 def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
@@ -299,8 +328,7 @@ def die() -> NoReturn:
     """This rank leaves as if it had been killed: survivors go on. An exit with a code would make mpirun end the job, or
     hang.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    end_output()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
 
@@ -309,8 +337,7 @@ def end_job(comm: MPI.Comm, code: int) -> NoReturn:
     """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to. Where it waits
     for a node that does not answer, it is killed, and the batch system ends what is left there.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    end_output()
     if survives_deaths() and (pid := startup.launcher()) is not None:
         # told to end, it ends this process as well: somebody else must see whether it does
         if not guard.end_job(code):

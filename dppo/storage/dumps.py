@@ -44,6 +44,7 @@ class Dumps(Generic[B]):
         self.problem: str | None = None
         """The first that a worker has told of."""
         self._failed = False
+        self._refused: dict[int, str] = {}  # by rank
         self._limits: dict[int, int] = {}
         self._answers: dict[int, Sealed] = {}
         self._orders: dict[int, int] = {}
@@ -60,6 +61,11 @@ class Dumps(Generic[B]):
         """Something could not be written, and that was to end the run."""
         return self._required and self._failed
 
+    @property
+    def refusal(self) -> str | None:
+        """What the disk says to a worker that asks it again."""
+        return next(iter(self._refused.values()), None)
+
     def ask(self, boundary: B, limits: Mapping[int, int]) -> None:
         """`boundary` is to be saved once each worker has sealed its rows before `limits`."""
         self._boundary, self._since = boundary, time.monotonic()
@@ -73,6 +79,10 @@ class Dumps(Generic[B]):
     def answer(self, sealed: Sealed) -> B | None:
         """A worker's answer. The boundary, where it was the last one that was missing."""
         self.problem, self._failed = self.problem or sealed.problem, self._failed or sealed.failed
+        if sealed.refusal:
+            self._refused[sealed.rank] = sealed.refusal
+        elif sealed.refusal is not None:
+            self._refused.pop(sealed.rank, None)
         worker = sealed.rank - self._first_rank
         if sealed.row is None or self._limits.get(worker) != sealed.row or self._boundary is None:
             return None

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dppo.batch import Rollout, Standing
-from dppo.storage.files import fsync_folder, write_durably
+from dppo.storage.files import PASSING, RETRY_S, fsync_folder, write_durably
 from dppo.storage.hdf5 import RAW_BYTES
 from dppo.storage.segments import (
     FORMAT,
@@ -39,6 +42,9 @@ from dppo.storage.segments import (
 
 if TYPE_CHECKING:
     import h5py
+
+LOOK_S = 0.02
+"""How often whoever waits for the disk looks whether it refuses."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,8 @@ class Sealed(NamedTuple):
     """What is not written, and why; told once."""
     failed: bool = False
     """It is an error, not a limit that was set."""
+    refusal: str | None = None
+    """What the disk says, which is asked again; "": it has taken everything."""
 
 
 class TrajectoryWriter:
@@ -106,6 +114,9 @@ class TrajectoryWriter:
       seed_of: (index of an environment, number of an episode) -> its seed; None where it has none.
       has_raw_actions: whether actions as sampled are other than as sent.
       max_bytes: of this worker's folder; None: any.
+      required: the first error counts. Else a segment that a full disk refuses waits in memory, with what comes after
+        it, until that is KEPT_WAITING times a segment.
+      wait_s: so long at most a disk that refuses is waited for in the end.
     """
 
     FULL = 0.7
@@ -114,6 +125,7 @@ class TrajectoryWriter:
     """
     KEPT_OPEN = 2
     """So many of the last rollouts are not sealed for their size: a checkpoint may end before them."""
+    KEPT_WAITING = 4
 
     def __init__(
         self,
@@ -126,6 +138,7 @@ class TrajectoryWriter:
         compression: str = "gzip",
         max_bytes: float | None = None,
         required: bool = False,
+        wait_s: float = 10.0,
     ) -> None:
         import h5py  # noqa: F401  before training: it takes 0.2 s
 
@@ -133,7 +146,7 @@ class TrajectoryWriter:
         self._segment_bytes = min(int(self.FULL * segment_bytes), MAX_BYTES // 2)
         self._every, self._required = every, required
         self._filter = compression_filter(compression)
-        self._max_bytes = max_bytes
+        self._max_bytes, self._wait_s = max_bytes, wait_s
         self._parts: deque[_Part] = deque()
         self._held_bytes = 0
         self._next_row = 0  # that was not added yet
@@ -142,6 +155,9 @@ class TrajectoryWriter:
         self._orders: deque[int] = deque()  # that are answered when the segment on its way is written
         self._stopped = self._told = False
         self._failure: str | None = None
+        self._refusal: str | None = None  # of the segment on its way, which its thread tries again
+        self._refusal_told = self._is_behind = False
+        self._give_up = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
         self._writing: Future[int] | None = None
         self._writing_end = 0
@@ -182,17 +198,34 @@ class TrajectoryWriter:
         """What is done since it was asked last; never waits."""
         if self._writing is None or self._writing.done():
             self._look_at_the_last()
+            if self._orders:  # they have come while the disk refused
+                self._seal_until(self._orders[-1])
+        elif self._refusal is not None:
+            self._tell_refusal(self._refusal)
+            self._answer_orders()
         out, self._answers = list(self._answers), deque()
         return out
 
     def settle(self, row: int | None) -> list[Sealed]:
         """The same as `seal`, but waits; `row` None: everything. It may be asked again, and gives the same answer."""
-        self.seal(self._next_row if row is None else row)
-        self.wait()
+        until, deadline = self._next_row if row is None else row, time.monotonic() + self._wait_s
+        self.seal(until)
+        self._wait_until(deadline)
+        while self._has_parts(until):  # they have waited behind a segment that the disk refused
+            self._seal_until(until)
+            self._wait_until(deadline)
         return self.answers()
 
     def wait(self) -> None:
-        """Until nothing is on its way to the disk."""
+        """Until nothing is on its way to the disk, or the disk has refused it for too long."""
+        self._wait_until(time.monotonic() + self._wait_s)
+
+    def _wait_until(self, deadline: float) -> None:
+        while self._is_refused():
+            if time.monotonic() > deadline:
+                self._give_up.set()
+                break
+            time.sleep(LOOK_S)
         self._look_at_the_last()
 
     def close(self) -> None:
@@ -223,14 +256,39 @@ class TrajectoryWriter:
         return _Part(rollout.first_row, rollout.first_row + rollout.num_rows, num_bytes, rollout.standing, steps, final)
 
     def _seal_until(self, row: int) -> None:
-        """Builds a segment of the rollouts before `row` and has it committed."""
-        parts: list[_Part] = []
-        while self._parts and self._parts[0].end_row <= row:
+        """Builds a segment of the rollouts before `row` and has it committed; several where many have waited."""
+        while self._has_parts(row):
+            if self._is_refused():
+                self._is_behind = True
+                if self._held_bytes <= self.KEPT_WAITING * self._segment_bytes:
+                    return
+                self._give_up.set()  # there is no more room in memory, either
+            self._look_at_the_last()
+            self._seal(self._take(row))
+        self._is_behind = False
+
+    def _is_refused(self) -> bool:
+        """Whether the disk refuses the segment on its way. Waits while it takes its time."""
+        while self._writing is not None and not self._writing.done() and self._refusal is None:
+            wait([self._writing], LOOK_S)
+        return self._writing is not None and not self._writing.done()
+
+    def _has_parts(self, row: int) -> bool:
+        return bool(self._parts) and self._parts[0].end_row <= row
+
+    def _take(self, row: int) -> list[_Part]:
+        """The parts before `row`; where they have waited, so many as make a segment."""
+        parts = [self._parts.popleft()]
+        num_bytes, limit = parts[0].num_bytes, self._segment_bytes if self._is_behind else math.inf
+        while self._has_parts(row) and num_bytes < limit:
             parts.append(self._parts.popleft())
-        self._held_bytes -= sum(p.num_bytes for p in parts)
-        if not parts or self._stopped:
+            num_bytes += parts[-1].num_bytes
+        self._held_bytes -= num_bytes
+        return parts
+
+    def _seal(self, parts: list[_Part]) -> None:
+        if self._stopped:
             return
-        self._look_at_the_last()
         path = segment_path(self._labels.folder, self._next_segment)
         end = parts[-1].end_row
         try:
@@ -244,7 +302,18 @@ class TrajectoryWriter:
             self._tell(f"trajectories: {path} would pass --trajectories.max-gb; no more are written")
             return
         self._writing_end = end
-        self._writing = self._thread.submit(_commit, path, image)
+        self._writing = self._thread.submit(self._commit, path, image)
+
+    def _commit(self, path: Path, image: memoryview) -> int:
+        """In the thread. A disk that is full, or fails, is asked again."""
+        while True:
+            try:
+                return _commit(path, image)
+            except OSError as error:
+                if self._required or error.errno not in PASSING or self._give_up.is_set():
+                    raise
+                self._refusal = f"{path}: {error}"
+            self._give_up.wait(RETRY_S)
 
     def _look_at_the_last(self) -> None:
         """Waits for the segment that is being written, if there is one; whoever asked for it has an answer then."""
@@ -254,11 +323,26 @@ class TrajectoryWriter:
                 self._written_bytes += writing.result()
                 self._next_segment += 1
                 self._sealed_row = self._writing_end
+                self._refusal = None
+                self._tell_refusal("")
         except Exception as error:
+            self._refusal = None
             self._note_failure(segment_path(self._labels.folder, self._next_segment), error)
-        while self._orders:
+        self._give_up.clear()
+        self._answer_orders()
+
+    def _answer_orders(self) -> None:
+        """Those for which all is done that can be done now."""
+        is_stuck = self._writing is not None and self._refusal is not None
+        while self._orders and (is_stuck or not self._has_parts(self._orders[0])):
             row = self._orders.popleft()
             self._answers.append(Sealed(self._labels.rank, row, self._next_segment, self._sealed_row))
+
+    def _tell_refusal(self, text: str) -> None:
+        """When it begins, and when it is over."""
+        if self._refusal_told != bool(text):
+            self._refusal_told = bool(text)
+            self._answers.append(Sealed(self._labels.rank, None, None, refusal=text))
 
     def _note_failure(self, path: Path, error: Exception) -> None:
         self._failure = f"trajectories: {path} could not be written: {str(error) or type(error).__name__}"
@@ -346,7 +430,8 @@ def _commit(path: Path, image: memoryview) -> int:
     """Makes a segment visible. Returns its bytes."""
     head, body = seal_image(image)
     if not path.parent.is_dir():
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.parent.mkdir(exist_ok=True)  # not the run directory, which somebody may have moved
+        path.parent.mkdir(exist_ok=True)
         fsync_folder(path.parent.parent)
     part = path.with_name(path.name + ".part")
     if path.exists():

@@ -90,3 +90,12 @@ def test_of_the_dead_counts_what_is_visible_and_no_further(dumps: Dumps[str], tm
     visible(tmp_path, 3, 16, 32)
     assert dumps.named({1: 16, 3: 31}) == {1: Named(1, 0), 2: Named(5, 0), 3: Named(1, 15)}
     assert dumps.end_row(2) == 32
+
+
+def test_a_disk_refuses_until_it_has_taken_everything_from_every_worker(dumps: Dumps[str]) -> None:
+    seen = []
+    for rank, refusal in ((1, "no space"), (3, "nor here"), (1, ""), (3, "")):
+        dumps.answer(Sealed(rank, None, None, refusal=refusal))
+        seen.append(dumps.refusal)
+    assert seen == ["no space", "no space", "nor here", None]
+    assert dumps.problem is None and not dumps.ends_the_run

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -285,28 +287,127 @@ def test_a_writer_goes_on_behind_what_is_visible(make: Make, place: Workplace, t
 def test_a_write_error_is_told_once_and_the_next_segment_takes_the_number(
     make: Make, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(path: Path, *data: bytes) -> None:
+    """One that no patience helps against."""
+
+    def too_large(path: Path, *data: bytes) -> None:
         path.write_bytes(b"a part")
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.EFBIG, "File too large")
 
     writer = make()
     with monkeypatch.context() as patch:
-        patch.setattr(trajectory, "write_durably", full)
+        patch.setattr(trajectory, "write_durably", too_large)
         for row in (16, 32):
             writer.add(place.rollout()[0])
             writer.seal(row)
-        told = answered(writer)
+        told = told_until(writer, lambda told: any(s.row == 32 for s in told))
     assert [s.problem for s in told if s.problem] == [
-        f"trajectories: {rank_folder(tmp_path, 3)}/seg_000000.h5 could not be written:"
-        " [Errno 28] No space left on device"
+        f"trajectories: {rank_folder(tmp_path, 3)}/seg_000000.h5 could not be written: [Errno 27] File too large"
     ]
-    assert Sealed(3, 32, 0, 0) in [*told, *answered(writer)], "a checkpoint names what there is"
+    assert Sealed(3, 32, 0, 0) in told, "a checkpoint names what there is"
     writer.add(place.rollout()[0])
     writer.settle(None)
     assert rows(files(tmp_path)[0])[0] == 32
     with h5py.File(files(tmp_path)[0]) as file:
         assert file.attrs["skipped_rows"] == 32
     assert not list(tmp_path.rglob("*.part"))
+
+
+class FullDisk:
+    """Refuses every segment until it has room again."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.is_full, self.asked, self._write = True, 0, trajectory.write_durably
+        monkeypatch.setattr(trajectory, "write_durably", self)
+        monkeypatch.setattr(trajectory, "RETRY_S", 0.01)
+
+    def __call__(self, path: Path, *data: bytes) -> None:
+        self.asked += 1
+        if self.is_full:
+            path.write_bytes(b"a part")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self._write(path, *data)
+
+
+def told_until(writer: TrajectoryWriter, condition: Callable[[list[Sealed]], bool]) -> list[Sealed]:
+    """All answers until it holds of them."""
+    told, deadline = list[Sealed](), time.monotonic() + 10
+    while not condition(told) and time.monotonic() < deadline:
+        told += answered(writer)
+    return told
+
+
+def test_a_full_disk_is_asked_again_and_nothing_is_lost(
+    make: Make, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint meanwhile names what is there; every row is there once in the end."""
+    disk, writer = FullDisk(monkeypatch), make()
+    for row in (16, 32, 48):
+        writer.add(place.rollout()[0])
+        writer.seal(row)
+    told = told_until(writer, lambda told: any(s.row == 48 for s in told))
+    assert [s.refusal for s in told if s.refusal is not None] == [
+        f"{rank_folder(tmp_path, 3)}/seg_000000.h5: [Errno 28] No space left on device"
+    ]
+    assert [s[:4] for s in told if s.row is not None] == [(3, row, 0, 0) for row in (16, 32, 48)]
+    disk.is_full = False
+    told = told_until(writer, lambda told: bool(told))
+    writer.add(place.rollout()[0])
+    told += writer.settle(None)
+    assert Sealed(3, 64, len(files(tmp_path)), 64) in told and Sealed(3, None, None, refusal="") in told
+    assert not any(s.problem for s in told) and disk.asked > 3
+    assert [row for path in files(tmp_path) for row in rows(path)] == list(range(64))
+
+
+def test_what_waits_for_a_full_disk_has_a_bound(
+    make: Make, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk, writer = FullDisk(monkeypatch), make(segment_bytes=10_000)
+    most = 0
+    for _ in range(100):
+        writer.add(place.rollout()[0])
+        most = max(most, writer._held_bytes)
+    assert most < 1.5 * writer.KEPT_WAITING * 7000
+    disk.is_full = False
+    told = writer.settle(None)
+    (problem,) = [s.problem for s in told if s.problem]
+    assert problem.endswith("seg_000000.h5 could not be written: [Errno 28] No space left on device")
+    held = [row for path in files(tmp_path) for row in rows(path)]
+    assert held == list(range(held[0], 1600)) and held[0] > 0
+    assert max(len(rows(path)) for path in files(tmp_path)) < 300, "what has waited is not one large segment"
+
+
+def test_in_the_end_a_full_disk_is_not_waited_for_for_ever(
+    make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(monkeypatch)
+    writer = make(segment_bytes=4000, wait_s=0.1)
+    for _ in range(12):
+        writer.add(place.rollout()[0])
+    since = time.monotonic()
+    told = writer.settle(None)
+    assert time.monotonic() - since < 2
+    assert told[-1][:4] == (3, 192, 0, 0) and any(s.failed for s in told)
+    writer.close()
+
+
+def test_where_dumps_are_required_a_full_disk_is_not_asked_again(
+    make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FullDisk(monkeypatch)
+    writer = make(required=True)
+    writer.add(place.rollout()[0])
+    writer.seal(16)
+    assert answered(writer)[0].failed
+    with pytest.raises(DumpError, match="No space left"):
+        writer.add(place.rollout()[0])
+
+
+def test_a_run_directory_that_was_moved_is_not_made_again(make: Make, place: Workplace, tmp_path: Path) -> None:
+    writer = make(wait_s=0.0)
+    writer._labels = replace(writer._labels, run_dir=tmp_path / "gone")
+    writer.add(place.rollout()[0])
+    assert any(s.failed for s in writer.settle(None))
+    assert not (tmp_path / "gone").exists()
 
 
 def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
