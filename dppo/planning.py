@@ -23,7 +23,7 @@ from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.counters import EpisodeCounter
 from dppo.journal import Losses, Summary
-from dppo.reading import number_in
+from dppo.reading import check_run_files, number_in
 from dppo.storage.checkpoint import Checkpoint, newest_valid
 from dppo.storage.contents import check_complete
 from dppo.storage.metrics import read_json, write_json
@@ -127,7 +127,7 @@ def _plan_new(config: Config) -> Plan:
 def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
-    check_run_files(run_dir, _FILES)
+    check_run_files(run_dir, (*_FILES, "versions.json"))
     if os.path.lexists(run_dir / "checkpoints") and not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir / 'checkpoints'} is not a folder: move it away, and put the run's own there")
     if (run_dir / "checkpoints" / "latest").is_dir():
