@@ -15,7 +15,7 @@ import dppo
 ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
-    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation"),
+    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation", "processes"),
     ("algo", "models", "envs", "commandline", "history", "guard"),
     ("exchange", "storage", "rollout", "state", "tasks"),
     ("learner", "journal", "results"),
