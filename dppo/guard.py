@@ -17,7 +17,6 @@ has started has one guard, in the group of its terminal.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import math
 import mmap
 import os
@@ -27,26 +26,26 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from typing import NoReturn
 
-from dppo import startup
+from dppo import processes, startup
 
 LEAVE_S = 20.0
 """How long a rank may take to end after it has said with which code: threads, exit handlers, MPI_Finalize."""
 LAUNCHER_ENDS_S, LAUNCHER_IS_TOLD_S = 30.0, 5.0
 """How long the launcher may stay once its last process has ended, and once it was told to end."""
+SILENCE_MARGIN_S = 10.0
+"""Added to --log.stall-abort-s: rank 0 knows more of a worker that is stuck, and goes first."""
+_LONGEST_SILENCE_S = 2**16 - 1
 _COUNT_PERIOD_S, _COUNT_PATIENCE = 0.5, 6
-_FAMILY_LEAVES_S, _FAMILY_ENDS_S, _FAMILY_DIES_S = 0.1, 1.0, 2.0
 
 _STARTING, _AT_WORK, _LEAVING, _ENDING_JOB = range(4)
 _STAGE, _CODE, _END, _BEATS, _SILENCE_S = range(5)
 _BY_SIGNAL = 1000
 """The inner guard's word to the outer one: 1 + code, or this + the number of a signal."""
 
-_SET_PDEATHSIG, _SET_NAME, _SET_CHILD_SUBREAPER = 1, 15, 36
 _STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
-_SILENCE_MARGIN_S, _LONGEST_S = 10.0, 2**16 - 1
-"""Rank 0 knows more, and goes first."""
 _KILLED = 128 + signal.SIGKILL
 
 _word: memoryview | None = None
@@ -64,19 +63,19 @@ def stand() -> None:
     _word = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("H")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none is lost meanwhile
     if launched:
-        _prctl(_SET_PDEATHSIG, signal.SIGCHLD)  # the guard looks, and ends the rank
+        processes.prctl(processes.SET_PDEATHSIG, signal.SIGCHLD)  # the guard looks, and ends the rank
     for level in range(depth):
         parent = os.getpid()
         try:
             child = os.fork()
         except OSError as error:
             print(f"dppo: a rank starts without its guard: {error}", file=sys.stderr, flush=True)
-            _prctl(_SET_PDEATHSIG, signal.SIGKILL if launched else 0)
+            processes.prctl(processes.SET_PDEATHSIG, signal.SIGKILL if launched else 0)
             break
         if child:
             _Guard(child, is_launched=launched, is_outer=level == 0, is_inner=level == depth - 1).watch()
         is_rank = level == depth - 1
-        _prctl(_SET_PDEATHSIG, signal.SIGKILL if is_rank else signal.SIGCHLD)
+        processes.prctl(processes.SET_PDEATHSIG, signal.SIGKILL if is_rank else signal.SIGCHLD)
         if os.getppid() != parent:
             os._exit(_KILLED)
         if not is_rank:
@@ -102,15 +101,15 @@ def beat(silence_s: float) -> None:
     if _word is None or os.getpid() != _rank_pid:
         return
     _word[_BEATS] = (_word[_BEATS] + 1) % 2**16
-    limit_s = math.ceil(min(silence_s, _LONGEST_S))
+    limit_s = math.ceil(min(silence_s, _LONGEST_SILENCE_S))
     if _word[_SILENCE_S] != limit_s:
         _word[_SILENCE_S] = limit_s
-        _kill(os.getppid(), signal.SIGCHLD)  # the guard looks
+        processes.kill(os.getppid(), signal.SIGCHLD)  # the guard looks
 
 
 def end_job(code: int) -> bool:
     """The inner guard tells the launcher to end, and kills it where it does not. False where there is no such guard."""
-    if _word is None or os.getpid() != _rank_pid or startup.launcher() is None:
+    if _word is None or os.getpid() != _rank_pid or processes.launcher() is None:
         return False
     _tell(_ENDING_JOB, code)
     return True
@@ -128,7 +127,7 @@ def _tell(stage: int, code: int = 0) -> None:
         return
     _word[_CODE] = code
     _word[_STAGE] = stage
-    _kill(os.getppid(), signal.SIGCHLD)  # the guard looks
+    processes.kill(os.getppid(), signal.SIGCHLD)  # the guard looks
 
 
 class _Guard:
@@ -138,19 +137,19 @@ class _Guard:
         self._child, self._is_launched, self._is_outer, self._is_inner = child, is_launched, is_outer, is_inner
         self._parent = os.getppid()
         self._shares_terminal = not is_launched
-        self._launcher = _Launcher(startup.launcher()) if is_launched and is_inner else None
-        self._deadline = math.inf
+        self._launcher = _Launcher(processes.launcher()) if is_launched and is_inner else None
+        self._stage, self._deadline = _STARTING, math.inf
         self._beats, self._beat_at = 0, time.monotonic()
         # behind a wrapper script the launcher's children are others, and nothing can be told from them
         starts_with_others = startup.survives_deaths() and startup.local_ranks() > 1
-        self._counts = is_outer and starts_with_others and startup.launcher() == self._parent
+        self._counts = is_outer and starts_with_others and processes.launcher() == self._parent
         self._missing = 0
 
     def watch(self) -> NoReturn:
         """Until `child` has ended; then this process ends alike."""
         try:
-            _prctl(_SET_CHILD_SUBREAPER, 1)
-            _set_title(f"dppo: guard of {startup.rank_name()}")
+            processes.prctl(processes.SET_CHILD_SUBREAPER, 1)
+            processes.set_title(f"dppo: guard of {startup.rank_name()}")
             heard = signal.valid_signals()
             if self._shares_terminal:  # it stops and continues with its rank
                 heard = heard - _STOPS
@@ -162,8 +161,10 @@ class _Guard:
                     continue
                 if self._shares_terminal and info.si_code > 0:
                     continue  # the terminal sends it to the whole group, the rank included
-                _kill(self._child, info.si_signo)
-        finally:  # whatever goes wrong here
+                processes.kill(self._child, info.si_signo)
+        except Exception:
+            _say(f"the guard of {startup.rank_name()} has failed:\n{traceback.format_exc()}")
+        finally:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _pause_s(self) -> float:
@@ -177,22 +178,24 @@ class _Guard:
         stage, now = _word[_STAGE], time.monotonic()
         if end := _word[_END]:
             _end_like(end)
-        status = _reap(self._child)
+        status = processes.reap(self._child)
         if status is not None:
             self._conclude(self._end_after(status))
         if self._is_launched and os.getppid() != self._parent:
-            _kill(self._child, signal.SIGKILL)
+            processes.kill(self._child, signal.SIGKILL)
             self._conclude(_BY_SIGNAL + signal.SIGKILL, orphan=True)
         if self._counts:
             self._count_ranks()
-        if self._is_inner and stage >= _LEAVING and self._deadline == math.inf:
-            self._deadline = now + (LEAVE_S if stage == _LEAVING else LAUNCHER_IS_TOLD_S)
+        if self._is_inner and stage != self._stage:
+            self._stage = stage
+            self._deadline = now + {_LEAVING: LEAVE_S, _ENDING_JOB: LAUNCHER_IS_TOLD_S}.get(stage, math.inf)
             if stage == _ENDING_JOB and self._launcher is not None:
                 self._launcher.send(signal.SIGTERM)
         if self._is_inner and stage == _AT_WORK:
             self._listen(now)
         if now > self._deadline:
-            _kill(self._child, signal.SIGKILL)
+            processes.kill(self._child, signal.SIGKILL)
+            self._deadline = now + 1.0
 
     def _count_ranks(self) -> None:
         """If a rank of this node dies before it has begun, nobody would ever notice, and MPI_Init would wait for it for
@@ -200,22 +203,22 @@ class _Guard:
         """
         assert _word is not None
         self._counts = _word[_STAGE] == _STARTING
-        self._missing = self._missing + 1 if len(startup.children(self._parent)) < startup.local_ranks() else 0
+        self._missing = self._missing + 1 if len(processes.children(self._parent)) < startup.local_ranks() else 0
         if self._counts and self._missing == _COUNT_PATIENCE:
             _say(f"a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again")
-            _kill(self._parent, signal.SIGTERM)
+            processes.kill(self._parent, signal.SIGTERM)
 
     def _listen(self, now: float) -> None:
         assert _word is not None
         limit_s = _word[_SILENCE_S]
         if self._beats != _word[_BEATS]:
             self._beats, self._beat_at = _word[_BEATS], now
-        elif limit_s and now - self._beat_at > limit_s + _SILENCE_MARGIN_S:
+        elif limit_s and now - self._beat_at > limit_s + SILENCE_MARGIN_S:
             _say(
                 f"{startup.rank_name()} has not come back to Python for {now - self._beat_at:.0f} s: it is killed"
                 " (--log.stall-abort-s)"
             )
-            _kill(self._child, signal.SIGKILL)
+            processes.kill(self._child, signal.SIGKILL)
             self._beat_at = now
 
     def _end_after(self, status: int) -> int:
@@ -237,7 +240,7 @@ class _Guard:
     def _conclude(self, end: int, *, orphan: bool = False) -> NoReturn:
         """The child has ended."""
         assert _word is not None
-        if left := _end_family(but=self._child):
+        if left := processes.end_children(but=self._child):
             _say(
                 f"{startup.rank_name()} has left processes behind ({', '.join(left)}), which are ended now: an"
                 " environment's close() should end what it has started"
@@ -246,7 +249,7 @@ class _Guard:
             _end_like(end)
         if not orphan:
             _word[_END] = end
-            _kill(self._parent, signal.SIGCHLD)
+            processes.kill(self._parent, signal.SIGCHLD)
         if self._launcher is not None:
             self._launcher.outlive(told=_word[_STAGE] == _ENDING_JOB)
         os._exit(_KILLED)
@@ -258,7 +261,7 @@ class _Launcher:
     def __init__(self, pid: int | None) -> None:
         self._pid, self._fd = pid, -1
         if pid is not None:
-            self._is_first = startup.command(pid) != "prted"  # which does what mpirun's node says
+            self._is_first = processes.command(pid) != "prted"  # which does what mpirun's node says
             with contextlib.suppress(OSError, AttributeError):
                 self._fd = os.pidfd_open(pid)
 
@@ -281,56 +284,13 @@ class _Launcher:
         deadline = time.monotonic() + (LAUNCHER_IS_TOLD_S if told else LAUNCHER_ENDS_S)
         while not ended.poll(500):
             if time.monotonic() > deadline:
-                with contextlib.suppress(OSError), open(f"/proc/{self._pid}/fd/2", "w") as its_stderr:
-                    its_stderr.write("dppo: the launcher does not end, though its ranks have: it is killed\n")
+                with contextlib.suppress(OSError):  # its standard error: this process has none any more
+                    os.dup2(os.open(f"/proc/{self._pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), 2)
+                    _say("the launcher does not end, though its ranks have: it is killed")
                 self.send(signal.SIGKILL)
-            elif not told and startup.children(self._pid):
+                return
+            if not told and processes.children(self._pid):
                 deadline = time.monotonic() + LAUNCHER_ENDS_S  # another rank, or another program of the job
-
-
-def _end_family(but: int) -> list[str]:
-    """Ends what the rank has left: orphans have become this process's children. Returns the names of those that had to
-    be ended.
-    """
-    since, names, told = time.monotonic(), dict[int, str](), set[tuple[int, int]]()
-    while True:
-        _reap(but)
-        left, age_s = startup.children(os.getpid()), time.monotonic() - since
-        if not left or age_s > _FAMILY_LEAVES_S + _FAMILY_ENDS_S + _FAMILY_DIES_S:
-            return list(names.values())
-        for pid in left if age_s > _FAMILY_LEAVES_S else ():
-            number = signal.SIGTERM if age_s < _FAMILY_LEAVES_S + _FAMILY_ENDS_S else signal.SIGKILL
-            if number == signal.SIGTERM and _leaves_by_itself(pid):
-                continue
-            if pid != but:
-                names.setdefault(pid, startup.command(pid))
-            if (pid, number) not in told:
-                told.add((pid, number))
-                _kill(pid, number)
-        time.sleep(0.01)
-
-
-def _leaves_by_itself(pid: int) -> bool:
-    """Whether it is about to end, or a server of Python's multiprocessing, which cleans up once nobody needs it."""
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
-        text = file.read()
-        return (
-            not text or b"from multiprocessing.resource_tracker" in text or b"from multiprocessing.forkserver" in text
-        )
-    return True
-
-
-def _reap(child: int) -> int | None:
-    """The status of `child` if it has ended; that of orphans is of no interest."""
-    found = None
-    with contextlib.suppress(ChildProcessError):
-        while True:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if pid == 0:
-                break
-            if pid == child:
-                found = status
-    return found
 
 
 def _end_like(end: int) -> NoReturn:
@@ -346,26 +306,6 @@ def _end_like(end: int) -> NoReturn:
     raise AssertionError("unreachable")
 
 
-def _kill(pid: int, number: int) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(pid, number)
-
-
 def _say(text: str) -> None:
     with contextlib.suppress(OSError):
         os.write(2, f"dppo: {text}\n".encode())
-
-
-def _prctl(option: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(option, value)
-
-
-def _set_title(title: str) -> None:
-    """What ps and /proc show: else a guard could not be told from its rank, whose arguments and variables it has."""
-    ctypes.CDLL(None).prctl(_SET_NAME, b"dppo guard")
-    fields = startup.stat(os.getpid())
-    arguments, after_arguments, variables, after_variables = map(int, fields[45:49])
-    if 0 < arguments < after_arguments <= variables <= after_variables:
-        ctypes.memset(arguments, 0, after_arguments - arguments)
-        ctypes.memset(variables, 0, after_variables - variables)
-        ctypes.memmove(arguments, (text := title.encode()[: after_arguments - arguments - 1]), len(text))

@@ -42,7 +42,6 @@ _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _TIES = ("PMIX_NAMESPACE", "PMIX_SERVER_URI", "PMI_FD", "PMI_PORT")
-_LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -132,16 +131,6 @@ def survives_deaths() -> bool:
     return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")  # noqa: SIM112
 
 
-def launcher() -> int | None:
-    """Open MPI's process that has started this one, perhaps through a wrapper script; None where there is none."""
-    pid = os.getppid()
-    while pid > 1:
-        if command(pid) in _LAUNCHERS:
-            return pid
-        pid = int((stat(pid) or ["", "0"])[1])
-    return None
-
-
 @functools.cache  # what tells a replacement is not for children
 def rank_name() -> str:
     """For messages of a process that does not speak MPI."""
@@ -152,34 +141,6 @@ def rank_name() -> str:
     if job[1] and job[2] != "1":
         return f"a replacement for a dead rank on {socket.gethostname()}"
     return f"rank {rank} on {socket.gethostname()}"
-
-
-def command(pid: int) -> str:
-    """Its short name; "" where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/comm") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
-
-
-def stat(pid: int) -> list[str]:
-    """State, parent, …, as in proc(5) from the third field on; [] where there is no such process."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()
-    except OSError:
-        return []
-
-
-def children(pid: int) -> list[int]:
-    """The living ones."""
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for thread in os.listdir(f"/proc/{pid}/task"):
-            with open(f"/proc/{pid}/task/{thread}/children") as file:
-                found += [child for child in map(int, file.read().split()) if stat(child)[:1] not in (["Z"], [])]
-    return found
 
 
 def local_ranks() -> int:

@@ -16,7 +16,18 @@ ROOT = Path(dppo.__file__).parent
 
 LAYERS = (
     ("bounds",),
-    ("config", "batch", "seeding", "console", "preemption", "startup", "watchdog", "allocation", "reading"),
+    (
+        "config",
+        "batch",
+        "seeding",
+        "console",
+        "preemption",
+        "startup",
+        "watchdog",
+        "allocation",
+        "reading",
+        "processes",
+    ),
     ("algo", "models", "envs", "commandline", "history", "guard", "counters"),
     ("exchange", "storage", "rollout", "state", "tasks"),
     ("learner", "journal", "results"),

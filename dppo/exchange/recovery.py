@@ -24,7 +24,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from mpi4py import MPI
 
-from dppo import guard, startup
+from dppo import guard, processes
 from dppo.console import end_output, say
 from dppo.startup import survives_deaths as survives_deaths
 
@@ -338,7 +338,7 @@ def end_job(comm: MPI.Comm, code: int) -> NoReturn:
     for a node that does not answer, it is killed, and the batch system ends what is left there.
     """
     end_output()
-    if survives_deaths() and (pid := startup.launcher()) is not None:
+    if survives_deaths() and (pid := processes.launcher()) is not None:
         # told to end, it ends this process as well: somebody else must see whether it does
         if not guard.end_job(code):
             subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)

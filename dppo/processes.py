@@ -1,0 +1,122 @@
+"""Processes, as Linux's /proc shows them: who has started this one, who is left below it, and how those are ended.
+
+Uses the standard library; guard.py and the exchange's recovery ask it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+
+SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
+_SET_NAME = 15
+_LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
+_LEAVE_S, _END_S, _DIE_S = 0.1, 1.0, 2.0
+"""What children get to leave by themselves, after SIGTERM, and after SIGKILL."""
+
+
+def launcher() -> int | None:
+    """Open MPI's process that has started this one, perhaps through a wrapper script; None where there is none."""
+    pid = os.getppid()
+    while pid > 1:
+        if command(pid) in _LAUNCHERS:
+            return pid
+        pid = int((stat(pid) or ["", "0"])[1])
+    return None
+
+
+def command(pid: int) -> str:
+    """Its short name; "" where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/comm") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+def stat(pid: int) -> list[str]:
+    """State, parent, …, as in proc(5) from the third field on; [] where there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def children(pid: int) -> list[int]:
+    """The living ones."""
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{thread}/children") as file:
+                found += [child for child in map(int, file.read().split()) if stat(child)[:1] not in (["Z"], [])]
+    return found
+
+
+def kill(pid: int, number: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def end_children(but: int) -> list[str]:
+    """Ends what the rank has left: orphans have become this process's children. Returns the names of those that had to
+    be ended.
+    """
+    since, names, told = time.monotonic(), dict[int, str](), set[tuple[int, int]]()
+    while True:
+        reap(but)
+        left, age_s = children(os.getpid()), time.monotonic() - since
+        if not left or age_s > _LEAVE_S + _END_S + _DIE_S:
+            return list(names.values())
+        for pid in left if age_s > _LEAVE_S else ():
+            number = signal.SIGTERM if age_s < _LEAVE_S + _END_S else signal.SIGKILL
+            if number == signal.SIGTERM and _leaves_by_itself(pid):
+                continue
+            if pid != but:
+                names.setdefault(pid, command(pid))
+            if (pid, number) not in told:
+                told.add((pid, number))
+                kill(pid, number)
+        time.sleep(0.01)
+
+
+def _leaves_by_itself(pid: int) -> bool:
+    """Whether it is about to end, or a server of Python's multiprocessing, which cleans up once nobody needs it."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
+        text = file.read()
+        servers = (b"from multiprocessing.resource_tracker", b"from multiprocessing.forkserver")
+        return not text or any(server in text for server in servers)
+    return True
+
+
+def reap(child: int) -> int | None:
+    """The status of `child` if it has ended; that of orphans is of no interest."""
+    found = None
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if pid == 0:
+                break
+            if pid == child:
+                found = status
+    return found
+
+
+def prctl(option: int, value: int) -> None:
+    ctypes.CDLL(None).prctl(option, value)
+
+
+def set_title(title: str) -> None:
+    """What ps and /proc show: else a guard could not be told from its rank, whose arguments and variables it has."""
+    ctypes.CDLL(None).prctl(_SET_NAME, b"dppo guard")
+    places = [int(field) for field in stat(os.getpid())[45:49]]
+    if len(places) < 4:
+        return
+    arguments, after_arguments, variables, after_variables = places
+    if 0 < arguments < after_arguments <= variables <= after_variables:
+        ctypes.memset(arguments, 0, after_arguments - arguments)
+        ctypes.memset(variables, 0, after_variables - variables)
+        ctypes.memmove(arguments, (text := title.encode()[: after_arguments - arguments - 1]), len(text))
