@@ -105,6 +105,15 @@ def make_optimizer(size: int, cfg: OptimConfig) -> Optimizer:
     return {"adam": Adam, "rmsprop": RMSProp, "sgd": SGD}[cfg.name](size, cfg)
 
 
+def squared_norm(vector: np.ndarray) -> float:
+    """Sum of the squares of `vector` [P] float32; no finite entries overflow it."""
+    square = float(np.vdot(vector, vector))
+    if math.isfinite(square):
+        return square
+    wide = vector.astype(np.float64)
+    return float(np.dot(wide, wide))
+
+
 def clip_scale(norm: float, max_norm: float) -> float:
     """What a gradient of this norm is multiplied by, so that its norm is at most `max_norm` (0: 1.0, whatever it is).
 

@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dppo.config import ModelConfig
-from dppo.models.distributions import DiagGaussian, Distribution, make_distribution
+from dppo.models.distributions import LOG_STD_BOUNDS, DiagGaussian, Distribution, make_distribution
 from dppo.models.flat import FlatParameters
 from dppo.models.networks import MLP, Network
 
@@ -24,7 +24,8 @@ class ActorCritic:
     """pi(a | s) and V(s) of flat observations.
 
     A Box policy has one more parameter than its network, the state-independent log standard deviation; `head` is what
-    parametrises the distribution: the network's outputs, followed by it.
+    parametrises the distribution: the network's outputs, followed by it. Outside of LOG_STD_BOUNDS the bound stands in
+    its place, and its gradient is 0.
     """
 
     def __init__(self, network: Network, distribution: Distribution, flat: FlatParameters, description: str) -> None:
@@ -41,7 +42,10 @@ class ActorCritic:
             head[...] = outputs
         else:
             head[:, : outputs.shape[1]] = outputs
-            head[:, outputs.shape[1] :] = self._log_std
+            low, high = LOG_STD_BOUNDS
+            log_std = head[:, outputs.shape[1] :]
+            np.maximum(self._log_std, low, out=log_std)
+            np.minimum(log_std, high, out=log_std)
         return head
 
     def act(
@@ -90,7 +94,10 @@ class ActorCritic:
             return
         split = d_head.shape[1] - len(self._log_std)
         self.network.backward(d_head[:, :split], d_value)
-        np.sum(d_head[:, split:], axis=0, out=self._d_log_std)
+        d_log_std, (low, high) = self._d_log_std, LOG_STD_BOUNDS
+        assert d_log_std is not None
+        np.sum(d_head[:, split:], axis=0, out=d_log_std)
+        d_log_std *= (self._log_std >= low) & (self._log_std <= high)
 
 
 def observation_size(space: gymnasium.Space) -> int:

@@ -19,7 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dppo.batch import EnvState
+from dppo.models.flat import first_not_finite
 from dppo.storage.files import fsync_folder, replace_atomically, write_durably
 from dppo.storage.torch_file import from_bytes, to_bytes
 
@@ -141,10 +144,22 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     try:
         if numbers != (main["state"]["numbers"]["env_steps"], main["state"]["numbers"]["iteration"]):
             raise ValueError("manifest.json does not belong to state.pt")
+        _check_finite(main["state"])
         ranks = {c["rank"]: (c["row"], [_env_from_dict(e) for e in c["envs"]]) for c in contents.values()}
         return Checkpoint(*numbers, main["state"], main["journal"], ranks, segments)
     except (KeyError, TypeError) as error:
         raise ValueError(f"its files do not hold what this dppo expects: {error!r}") from error
+
+
+def _check_finite(state: dict[str, Any]) -> None:
+    """Raises ValueError where a number of the learner's state is not finite: from it nothing can be learnt any more."""
+    for name, value in state.items():
+        if isinstance(value, float) or (isinstance(value, np.ndarray) and value.dtype.kind == "f"):
+            for row in np.atleast_2d(value):
+                if (
+                    bad := first_not_finite(state["shapes"] if name in ("parameters", "optimizer") else {}, row)
+                ) is not None:
+                    raise ValueError(f"state.pt holds a state that is not finite: {name}, {bad}")
 
 
 def newest_valid(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
