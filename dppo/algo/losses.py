@@ -68,13 +68,14 @@ def approx_kl(log_ratio: np.ndarray, ratio: np.ndarray) -> np.ndarray:
 
 def explained_variance(targets: tuple[float, float], errors: tuple[float, float], count: float) -> float:
     """1 - Var(target - value) / Var(target), from (sum, sum of squares) pairs over `count` samples; 0 where
-    undefined.
+    undefined: targets of one value, whatever its size, but for rounding.
     """
     if count == 0:
         return 0.0
-    variance = targets[1] / count - (targets[0] / count) ** 2
+    mean_square = targets[1] / count
+    variance = mean_square - (targets[0] / count) ** 2
     residual = errors[1] / count - (errors[0] / count) ** 2
-    return 1.0 - residual / variance if variance > 1e-12 else 0.0
+    return 1.0 - residual / variance if variance > 1e-12 * mean_square else 0.0
 
 
 def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.ndarray, np.ndarray]:

@@ -166,8 +166,9 @@ class Normaliser:
         return out
 
     def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
-        """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1]. Where `start_from` was not
-        called, the first sample is what they start from.
+        """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1].
+
+        Where `start_from` was not called, they start from the first sample.
         """
         if not self._has_started and self.observations.count == 0 and len(observations):
             self.start_from(observations[0])

@@ -5,6 +5,10 @@ Uses the other files of this folder; rollout.py acts with it, the learner differ
 
 from __future__ import annotations
 
+import contextlib
+import random
+from collections.abc import Iterator
+
 import gymnasium
 import numpy as np
 from gymnasium import spaces
@@ -109,6 +113,19 @@ def observation_size(space: gymnasium.Space) -> int:
     raise ValueError(f"observation space {space} is not supported: a flat Box (one axis) is; {hint}")
 
 
+@contextlib.contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Python's and NumPy's, seeded for a while: a factory that draws from them makes the same network on every rank."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+
+
 def make_policy(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -143,12 +160,14 @@ def make_policy(
 
         from dppo.models.torch_network import TorchMLP, TorchNetwork, module_from_factory
 
-        torch.manual_seed(int(rng.integers(2**31)))
+        seed = int(rng.integers(2**31))
+        torch.manual_seed(seed)
         if cfg.factory is None:
             module: torch.nn.Module = TorchMLP(num_inputs, cfg.hidden, outputs, cfg.activation)
             description = f"MLP {layers} {cfg.activation}, torch autograd"
         else:
-            module = module_from_factory(cfg.factory, num_inputs, outputs)
+            with _global_generators(seed):
+                module = module_from_factory(cfg.factory, num_inputs, outputs)
             description = f"{cfg.factory}, torch autograd"
         flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
         network = TorchNetwork(flat, module)
