@@ -185,6 +185,7 @@ class Report:
     moment_sums: np.ndarray | None = None
     """Async: sums of the rollout about the means that follow; in sync they travel with the statistics."""
     moment_means: tuple[np.ndarray, np.ndarray] | None = None
+    """In sync only before the first sums are merged: what all workers have taken them about."""
     iteration: int = 0
     """Sync: iterations that were finished when it was begun."""
     episodes_cut: list[int] = field(default_factory=list)

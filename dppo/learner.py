@@ -17,9 +17,13 @@ from dppo.algo import losses, returns
 from dppo.algo.moments import Normaliser
 from dppo.batch import Minibatch, Rollout
 from dppo.config import Config
+from dppo.models.flat import first_not_finite, is_finite
 from dppo.models.policy import ActorCritic
 from dppo.seeding import Purpose, generator
 
+LARGEST_TARGETS = 1e34
+"""Sum of the squares of a rollout's value targets. The loss of larger ones overflows float32 in the sum over all ranks.
+"""
 STATISTICS = ("stop", "samples", "env_steps", "adv", "adv2", "target", "target2", "error", "error2")
 """First entries of a rollout's statistics; the moments' sums follow. `stop` is 1 where a worker knows that the run
 has ended.
@@ -85,6 +89,9 @@ class Learner:
         Args:
           rollout: T rows of N environments; T may be 0 where it was given up.
           discounted_returns: [T, N] float64, of the raw rewards.
+
+        Raises:
+          FloatingPointError: where the value targets are too large for float32, or not finite; it says why.
         """
         t, n = rollout.rewards.shape
         rewards = rollout.rewards * np.float32(self.normaliser.reward_scale)
@@ -110,6 +117,8 @@ class Learner:
         error = target - flat(rollout.values)
         sums = [0.0, len(samples), rollout.num_steps]
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
+        if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
+            raise FloatingPointError(self._too_large(rollout, values))
         moments = self.normaliser.deltas(
             flat(rollout.observations.reshape(t, n, -1)) if t else np.empty((0, len(self.normaliser.frozen_mean))),
             flat(discounted_returns)[:, None],
@@ -172,19 +181,28 @@ class Learner:
         Args:
           kl_coef: the KL penalty's present weight.
           mean_kl: averages (sum of KL, samples) over all ranks; needed where `needs_mean_kl`, so that the hinge is
-          the same
-            under any layout.
+          the same under any layout.
+
+        No samples have a gradient of zero; the network does not see them.
 
         Raises:
-          FloatingPointError: where the loss is not finite.
+          FloatingPointError: where the loss or its gradient is not finite.
         """
         flat, distribution = self.policy.flat, self.policy.distribution
+        if not len(samples):
+            if self.needs_mean_kl and mean_kl is not None:
+                mean_kl(0.0, 0)  # the other ranks wait for it
+            flat.summed[:] = 0.0
+            return
         head, value = self.policy.forward(samples.inputs)
         if self._ppo:
             kl = 0.0
             if self.needs_mean_kl:
                 assert mean_kl is not None
-                kl = mean_kl(losses.kl_sum(distribution, head, samples), len(samples))
+                kl_sum = losses.kl_sum(distribution, head, samples)
+                if not math.isfinite(kl_sum):  # before it spoils the mean of all
+                    raise FloatingPointError(_first_bad(head, value, samples))
+                kl = mean_kl(kl_sum, len(samples))
             loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, kl)
         else:
             loss = losses.a3c(distribution, head, value, samples, self.config.a3c)
@@ -192,13 +210,41 @@ class Learner:
             raise FloatingPointError(_first_bad(head, value, samples))
         self.policy.backward(loss.d_head, loss.d_value)
         flat.sums[:] = loss.sums
+        if not is_finite(flat.summed):
+            names = flat.shapes | {f"the sum of {name}": () for name in losses.METRICS}
+            raise FloatingPointError(
+                f"worker {self._worker}: the gradient is not finite, though the loss is, and is not used:"
+                f" {first_not_finite(names, flat.summed)}; a network that divides by what may be 0, or takes its root,"
+                " does this"
+            )
+
+    def _too_large(self, rollout: Rollout, values: np.ndarray) -> str:
+        """What makes the value targets too large: rewards or critic."""
+        rewards, scale = np.abs(rollout.rewards), self.normaliser.reward_scale
+        row, env = np.unravel_index(int(np.argmax(rewards)), rewards.shape)
+        largest_value = float(np.abs(values).max())
+        if not largest_value < 0.01 * scale * float(rewards[row, env]):
+            return f"the critic's values reach {largest_value:g}: a smaller optim.lr may help"
+        where = f"row {rollout.first_row + row} of environment {self._worker * self.config.num_envs + env}"
+        return (
+            f"rewards are too large: {rollout.rewards[row, env]:g} in {where}, times {scale:g} for their deviation so"
+            " far, gives value targets whose loss float32 cannot hold: have the environment give smaller ones, or a"
+            " wrapper such as gymnasium.wrappers.TransformReward"
+        )
 
 
 def _first_bad(head: np.ndarray, value: np.ndarray, samples: Minibatch) -> str:
-    arrays = {"inputs": samples.inputs, "the network's head": head, "the network's value": value}
-    arrays |= {"value targets": samples.returns, "advantages": samples.advantages}
-    for name, array in arrays.items():
+    rate, reward = "a smaller optim.lr may help", "look at the environment's rewards"
+    # a logit of -inf is an action that a mask rules out
+    arrays = {
+        "inputs": (samples.inputs, "look at the environment's observations"),
+        "the network's head": (np.where(np.isneginf(head), 0.0, head), rate),
+        "the network's value": (value, rate),
+        "value targets": (samples.returns, reward),
+        "advantages": (samples.advantages, reward),
+    }
+    for name, (array, repair) in arrays.items():
         if not np.isfinite(array).all():
             index = np.argwhere(~np.isfinite(array))[0].tolist()
-            return f"the loss is not finite: first bad array is {name}, at {index}; a smaller optim.lr may help"
-    return "the loss is not finite, though its inputs are: a smaller optim.lr may help"
+            return f"the loss is not finite: first bad array is {name}, at {index}; {repair}"
+    return f"the loss is not finite, though its inputs are: {rate}"

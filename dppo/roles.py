@@ -13,7 +13,7 @@ from dppo import asynchronous, crew, sync_exchange, synchronous
 from dppo.commandline import UsageError
 from dppo.crew import Rank
 from dppo.exchange.allreduce import Allreduce
-from dppo.exchange.collectives import assert_in_sync, from_rank_zero, total
+from dppo.exchange.collectives import Comm, assert_in_sync, from_rank_zero, total
 from dppo.exchange.doorbell import make_doorbell
 from dppo.exchange.link import Link, LocalLink, MPILink
 from dppo.exchange.pooling import Pool, make_pool
@@ -82,6 +82,7 @@ def work_together(me: Rank) -> Summary:
             sums = Allreduce(computing, survives=memory is not None)
             me.retired.append(sums)
             with forks_end_here():
+                _begin_moments(me, workers)
                 _work(me, sums, pool, link)
             link.bye()
         elif coordinator is not None:
@@ -162,6 +163,20 @@ def _synchronise(me: Rank) -> None:
     state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
     assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
     me.synchronised = True
+
+
+def _begin_moments(me: Rank, workers: Comm) -> None:
+    """Collective over `workers` in sync. Before the first moments: all take their sums about the same observation, that
+    of the first environment. In async each takes its own, which it sends along.
+    """
+    normaliser, collector = me.place.learner.normaliser, me.collector
+    assert collector is not None
+    if normaliser.observations.count == 0:  # the same on all: they have the same state
+        first = collector.first_observation()
+        if me.plan.config.mode == "sync":
+            wait_for_all(workers, lambda: me.watchdog.progress("collect"))
+            first = from_rank_zero(workers, first)
+        normaliser.start_from(first)
 
 
 def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:

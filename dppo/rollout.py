@@ -86,6 +86,12 @@ class Collector:
         self.last, self.last_iteration = rollout, iteration
         return rollout
 
+    def first_observation(self) -> np.ndarray:
+        """[*obs], the next of the worker's first environment; a run that begins resets its environments here."""
+        if self._observations is None:
+            self._observations = self.envs.reset()
+        return self._observations[0]
+
     def keep_last(self, *, keep: bool = True, as_it_is: bool = False) -> None:
         """Nobody has used the last rollout: the next `collect` gives it again, with the rows that it lacks, unless it
         was told of as it is.
@@ -100,8 +106,8 @@ class Collector:
         least: int,
         enough: Callable[[], bool] | None,
     ) -> Rollout:
-        if self._observations is None:
-            self._observations = self.envs.reset()
+        self.first_observation()
+        assert self._observations is not None
         n, first_row = self.envs.num_envs, self.row
         standing = Standing(self._seeds.episodes.copy(), self._episode_lengths.copy(), self._episode_returns.copy())
         current = self._observations
@@ -327,6 +333,7 @@ def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -
     if array.dtype.kind != "f" or np.isfinite(array).all():
         return
     row, env, *_ = np.argwhere(~np.isfinite(array))[0]
+    too_large = " (float32 holds numbers up to 3.4e38)" if np.isinf(array[row, env]).any() else ""
     raise FloatingPointError(
-        f"{name} is not finite in row {first_row + row} of environment {first_env + env}: {array[row, env]}"
+        f"{name} is not finite in row {first_row + row} of environment {first_env + env}: {array[row, env]}{too_large}"
     )

@@ -331,7 +331,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
     """
     state = me.place.state
-    where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps"
+    where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps and {state.updates:,} updates"
     failure = Failure(f"{me.seat} failed {where}:\n{traceback.format_exc()}")
     if isinstance(error, WorkerError | crew.JobFailure):
         failure = error.failure

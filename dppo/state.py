@@ -16,7 +16,7 @@ from dppo.algo.losses import METRICS, adapted_kl_coef
 from dppo.algo.moments import Normaliser
 from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
-from dppo.models.flat import FlatParameters
+from dppo.models.flat import FlatParameters, is_finite
 
 COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps")
 NUMBERS = (*COUNTERS, "optimizer_steps")
@@ -32,7 +32,9 @@ class StepOutcome:
     """What became of a summed gradient."""
 
     stepped: bool
-    """False: its KL was too large, the parameters are as they were and the iteration's updates are over."""
+    """False: the parameters, the optimiser and the number of updates are as they were."""
+    is_last: bool = False
+    """Its KL was too large: the iteration's updates are over."""
 
 
 class TrainingState:
@@ -61,22 +63,38 @@ class TrainingState:
         """One update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.
 
         The sums become means here, the mean gradient's norm is clipped, and where the mean KL has passed 1.5
-        target_kl the step is not made. `weight` scales the step, as staleness asks for; a scaled gradient would be
-        clipped, and divided by its own size, all the same.
+        target_kl the step is not made. Nor is it where there is no sample. `weight` scales the step, as staleness asks
+        for; a scaled gradient would be clipped, and divided by its own size, all the same.
+
+        Raises:
+          FloatingPointError: where gradient or sums are not finite, or the parameters after the step.
         """
         size = self.flat.size
         sums = summed[size:].astype(np.float64)
+        if not sums[_COUNT]:
+            return StepOutcome(stepped=False)
         mean = 1.0 / max(float(sums[_COUNT]), 1.0)
         self._metrics[:_SUMMED] += sums
         self._last_kl = mean * float(sums[_KL])
         if self._target_kl and self._last_kl > self._target_kl:
             self._metrics[-1] += 1
-            return StepOutcome(stepped=False)
+            return StepOutcome(stepped=False, is_last=True)
         gradient = summed[:size]
-        norm = mean * math.sqrt(squared_norm(gradient))
+        square = squared_norm(gradient)
+        if not math.isfinite(square + self._last_kl):
+            bad = self.flat.first_not_finite(gradient) or "its metric sums are not"
+            raise FloatingPointError(
+                f"update {self.updates + 1} was not made: the gradient summed over all ranks is not finite: {bad}"
+            )
+        norm = mean * math.sqrt(square)
         self._metrics[_SUMMED] += norm
         scale = mean * clip_scale(norm, self._optim.max_grad_norm)
         self.optimizer.step(self.flat.vector, gradient, self.lr * weight, scale)
+        if not is_finite(self.flat.vector):
+            raise FloatingPointError(
+                f"update {self.updates + 1} has left a parameter that is not finite:"
+                f" {self.flat.first_not_finite(self.flat.vector)}; a smaller optim.lr (now {self.lr:g}) may help"
+            )
         self.updates += 1
         self._metrics[_SUMMED + 3] += 1
         return StepOutcome(stepped=True)
@@ -87,7 +105,11 @@ class TrainingState:
         return annealed(self._lr, self.progress, self._optim.anneal)
 
     def finish_iteration(self, env_steps: int, explained_variance: float) -> None:
-        """Ends an iteration in which `env_steps` more transitions were counted: schedules, penalty, metrics."""
+        """Ends an iteration in which `env_steps` more transitions were counted: schedules, penalty, metrics.
+
+        Raises:
+          FloatingPointError: where something of the state is not finite: it must be neither saved nor gone on with.
+        """
         metrics = self._metrics
         count, minibatches = metrics[_COUNT], metrics[_SUMMED + 3]
         metrics[1:_SUMMED] /= max(count, 1.0)
@@ -101,6 +123,20 @@ class TrainingState:
         self.iteration += 1
         self.ticket = 0
         self.set_progress()
+        if (first := self._first_not_finite()) is not None:
+            raise FloatingPointError(f"after update {self.updates} the state is not finite: {first}")
+
+    def _first_not_finite(self) -> str | None:
+        """What of the state is not finite, with the repair; None where all is."""
+        flat, statistics = self.flat, self.optimizer.state
+        if not is_finite(flat.vector):
+            return f"parameter {flat.first_not_finite(flat.vector)}; a smaller optim.lr may help"
+        if not is_finite(statistics.reshape(-1)):
+            first = next(bad for row in statistics if (bad := flat.first_not_finite(row)) is not None)
+            return f"the optimiser's statistics of {first}; a smaller optim.max_grad_norm, or an optim.lr, may help"
+        if not math.isfinite(self.kl_coef):
+            return f"kl_coef is {self.kl_coef}"
+        return self.normaliser.first_not_finite()
 
     def set_progress(self) -> None:
         """Schedules stand still within an iteration: they follow the steps counted at its start."""
@@ -152,6 +188,8 @@ class TrainingState:
         self.flat.vector[:] = saved["parameters"]
         self.optimizer.state[:] = saved["optimizer"]
         self.set_progress()
+        if (first := self._first_not_finite()) is not None:
+            raise ValueError(f"the saved state is not finite: {first}")
 
     # -- one piece: [numbers int64 | reals float64 | parameters float32 | optimiser float32] --------------------
 

@@ -39,7 +39,10 @@ def train_worker(
         rollout = collector.collect(config.horizon, state.version, link.interrupted, iteration, enough)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
-        link.report(collector.report(rollout, collect_s, learn_s, exchange_s), rollout)
+        report = collector.report(rollout, collect_s, learn_s, exchange_s)
+        if learner.normaliser.observations.count == 0:
+            report.moment_means = learner.normaliser.frozen_mean, learner.normaliser.frozen_return_mean
+        link.report(report, rollout)
 
         started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s
         link.progress("exchange")
@@ -123,11 +126,19 @@ class SyncCoordinator(Ending):
             return []
         hurry = self._note_collected(report)
         if not self._allreduce:
+            self._take_start(report)
             self._journal.add(report)
             self._missing_reports -= 1
             return [*hurry, *self._close_when_reported()]
         self._reports[self._place[report.worker]].append(report)
         return [*hurry, *self._close_boundary()]
+
+    def _take_start(self, report: Report) -> None:
+        """Before the first moments: the sums that this worker sends next are about what it says here."""
+        state = self._state
+        match report:
+            case Report(moment_means=(mean, _)) if state.normaliser.observations.count == 0 and state.ticket == 0:
+                state.normaliser.start_from(mean)
 
     def waits_for(self) -> Collection[int]:
         missing = self._present - self._collected
@@ -190,9 +201,9 @@ class SyncCoordinator(Ending):
             return []
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:
-            stepped = self._state.step(closed.total).stepped
+            outcome = self._state.step(closed.total)
             self._state.ticket += 1
-            if not stepped or self._state.ticket > self._last_ticket:
+            if outcome.is_last or self._state.ticket > self._last_ticket:
                 self._waiting = closed.answer
                 return self._close_when_reported()
         return self._reply(closed.answer)

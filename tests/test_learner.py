@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from dataclasses import replace
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
+from dppo import learner as learner_module
 from dppo.algo import losses, returns
 from dppo.batch import Minibatch, Rollout
 from dppo.config import A3CConfig, PPOConfig
@@ -405,6 +408,135 @@ def test_parameters_that_are_not_finite_are_found_by_the_networks_output() -> No
     place.policy.flat.vector[0] = np.nan
     with pytest.raises(FloatingPointError, match=r"the network's head, at .* a smaller optim\.lr may help"):
         place.learner.gradient(batch.samples)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_names_the_first_parameter(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss is finite; a torch network's root of 0 does this."""
+    place = make_workplace(worker=3)
+    _, batch = prepared(place)
+    backward = place.policy.backward
+
+    def spoilt(*arguments: np.ndarray) -> None:
+        backward(*arguments)
+        place.policy.flat.gradients["policy.weight"][2, 1] = bad
+
+    monkeypatch.setattr(place.policy, "backward", spoilt)
+    with pytest.raises(
+        FloatingPointError, match=rf"worker 3: the gradient is not finite.*policy\.weight\[2, 1\] is {bad}"
+    ):
+        place.learner.gradient(batch.samples)
+
+
+def test_a_large_gradient_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its squares are not, in float32."""
+    place = make_workplace()
+    _, batch = prepared(place)
+    backward = place.policy.backward
+
+    def large(*arguments: np.ndarray) -> None:
+        backward(*arguments)
+        place.policy.flat.gradient[:] = 1e30
+
+    monkeypatch.setattr(place.policy, "backward", large)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        place.learner.gradient(batch.samples)
+
+
+def test_a_kl_that_is_not_finite_never_reaches_the_other_ranks() -> None:
+    place = make_workplace(ppo=PPOConfig(objective="kl", minibatches=1))
+    _, batch = prepared(place)
+    place.policy.flat.vector[0] = np.nan
+    with pytest.raises(FloatingPointError, match="the network's head"):
+        place.learner.gradient(batch.samples, 1.0, lambda kl_sum, count: pytest.fail("it was sent"))
+
+
+@pytest.mark.parametrize("objective", ["clip", "kl"])
+def test_no_samples_have_no_gradient_and_the_network_does_not_see_them(
+    objective: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some networks cannot take 0 rows. The other ranks still wait for the sum of its KL."""
+    place = make_workplace(ppo=PPOConfig(objective=objective, minibatches=1))  # type: ignore[arg-type]
+    _, batch = prepared(place)
+    monkeypatch.setattr(place.policy, "forward", lambda inputs: pytest.fail("it was asked"))
+    place.policy.flat.summed[:] = 7.0
+    sent: list[tuple[float, int]] = []
+    place.learner.gradient(batch.samples[:0], 1.0, lambda *pair: sent.append(pair) or 0.3)  # type: ignore[func-returns-value]
+    assert not place.policy.flat.summed.any()
+    assert sent == ([(0.0, 0)] if objective == "kl" else [])
+
+
+def test_a_masked_logit_is_not_what_a_bad_loss_is_blamed_on() -> None:
+    place = make_workplace()
+    _, batch = prepared(place)
+    head, value = place.policy.forward(batch.samples.inputs)
+    head[0, 0], value[3] = -np.inf, np.nan
+    assert "the network's value, at [3]" in learner_module._first_bad(head, value, batch.samples)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("loss", ["ppo", "a3c"])
+@pytest.mark.parametrize("reward", [1e18, -1e20, 1e30, 3e38])
+def test_rewards_that_are_too_large_are_named(reward: float, loss: str) -> None:
+    """By their value, row and environment; it is not the learning rate that is to blame."""
+    place = make_workplace(env=probe("Constant"), worker=1, loss=loss, horizon=8)
+    rollout, discounted = place.rollout()
+    rollout.rewards[5, 1] = reward
+    with pytest.raises(FloatingPointError, match=r"rewards are too large: .* in row 5 of environment 3") as caught:
+        place.learner.prepare(rollout, discounted)
+    assert "lr" not in str(caught.value)
+    assert f"{np.float32(reward):g}" in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("value", [1e20, np.inf, np.nan])
+def test_values_that_are_too_large_are_not_blamed_on_rewards(value: float) -> None:
+    place = make_workplace()
+    rollout, discounted = place.rollout()
+    rollout.values[4, 0] = value
+    with pytest.raises(FloatingPointError, match=r"the critic's values reach .* smaller optim\.lr"):
+        place.learner.prepare(rollout, discounted)
+
+
+@pytest.mark.parametrize("reward", [1e5, 1e10, 1e13])
+def test_large_rewards_are_learnt_from(reward: float) -> None:
+    """Before the first moments they are taken as they are."""
+    place = make_workplace(env=probe("Constant"))
+    rollout, discounted = place.rollout()
+    rollout.rewards[:] *= np.float32(reward)
+    batch = place.learner.prepare(rollout, discounted)
+    place.learner.normalise_advantages(batch, batch.statistics)
+    for samples in place.learner.minibatches(batch, 0):
+        place.learner.gradient(samples)
+        assert place.state.step(place.policy.flat.summed).stepped
+
+
+class InUnits(gymnasium.RewardWrapper):
+    """Rewards in another unit."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], unit: float) -> None:
+        super().__init__(env)
+        self.unit = unit
+
+    def reward(self, reward: Any) -> float:
+        return self.unit * float(reward)
+
+
+def test_rewards_in_any_unit_are_learnt_alike() -> None:
+    shares = {}
+    for unit in (1.0, 1e-8, 1e-5, 1e-3, 1e5):
+        name = f"Units{np.log10(unit):.0f}-v0".replace("-", "m", 1) if unit < 1 else f"Units{np.log10(unit):.0f}-v0"
+        gymnasium.register(name, lambda unit=unit: InUnits(gymnasium.make("dppo/ProbeContext-v0"), unit))
+        place = make_workplace(env=name, num_envs=8, horizon=32, ppo=PPOConfig(epochs=4, minibatches=4))
+        for _ in range(20):
+            place.iterate()
+        earned = [e.episode_return for report in place.reports[-3:] for e in report.episodes]
+        shares[unit] = np.mean(earned) / unit
+        assert place.normaliser.reward_scale * unit == pytest.approx(1.5, abs=0.5)
+    assert shares[1.0] > 0.6
+    assert list(shares.values()) == pytest.approx([shares[1.0]] * len(shares), abs=0.1)
 
 
 # -- one worker and many --------------------

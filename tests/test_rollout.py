@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -396,6 +397,17 @@ def test_nan_in_an_observation_is_named_by_row_and_environment(step: int, messag
 def test_nan_in_a_reward_is_named_by_row_and_environment() -> None:
     place = make_workplace(env="NaNReward-v0", worker=1)
     with pytest.raises(FloatingPointError, match="reward is not finite in row 6 of environment 2: nan"):
+        place.rollout()
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_reward_that_float32_cannot_hold_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = make_workplace(env=probe("Constant"), worker=1)
+    step = place.collector.envs.step
+    monkeypatch.setattr(place.collector.envs, "step", lambda a: replace(step(a), rewards=np.array([1.0, 1e39])))
+    with pytest.raises(
+        FloatingPointError, match=r"reward is not finite in row 0 of environment 3: inf \(float32 holds"
+    ):
         place.rollout()
 
 

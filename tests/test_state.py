@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,113 @@ def test_no_samples_are_a_step_of_zero() -> None:
     before = state.flat.vector.copy()
     state.step(summed(state, 0.0, count=0))
     np.testing.assert_array_equal(state.flat.vector, before)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
+def test_an_update_of_no_samples_is_none(name: Any) -> None:
+    """Momentum and statistics stand still, nothing is counted, and the iteration goes on."""
+    state = make_workplace(optim=OptimConfig(name=name)).state
+    state.step(summed(state, 1.0, count=5, approx_kl=0.05))
+    before = fingerprint(state)
+    for _ in range(3):
+        outcome = state.step(summed(state, 0.0, count=0))
+        assert not outcome.stepped and not outcome.is_last
+    assert fingerprint(state) == before
+    state.finish_iteration(0, 0.0)
+    assert state.metrics()["minibatches"] == 1
+
+
+def test_an_empty_update_says_nothing_of_the_kl() -> None:
+    state = sgd(ppo=PPOConfig(objective="kl", kl_coef=2.0, kl_target=0.01, target_kl=0.0, minibatches=1)).state
+    state.step(summed(state, 1.0, count=10, approx_kl=0.5))
+    state.step(summed(state, 0.0, count=0))
+    state.finish_iteration(0, 0.0)
+    assert state.kl_coef == 3.0
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_gradient_that_is_not_finite_is_not_stepped_with(bad: float) -> None:
+    """The update and the first parameter are named."""
+    state = make_workplace().state
+    for _ in range(2):
+        state.step(summed(state, 1.0, count=1))
+    before, message = fingerprint(state), summed(state, 1.0, count=1)
+    message[[40, 70]] = bad
+    name, shape = next(iter(state.flat.shapes.items()))
+    place = ", ".join(map(str, np.unravel_index(40, shape)))
+    with pytest.raises(
+        FloatingPointError, match=re.escape("update 3 was not made") + f".*{re.escape(f'{name}[{place}]')} is"
+    ):
+        state.step(message)
+    assert fingerprint(state) == before
+
+
+def test_the_norm_of_a_large_gradient_does_not_overflow() -> None:
+    """Entries of 1e20, whose squares float32 cannot hold: clipped like any other."""
+    state = sgd(optim=OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=1.0, anneal=False)).state
+    before, root = state.flat.vector.copy(), np.sqrt(state.flat.size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        state.step(summed(state, 1e20, count=1))
+    np.testing.assert_allclose(before - state.flat.vector, 0.5 / root, rtol=1e-3)
+    state.finish_iteration(0, 0.0)
+    assert state.metrics()["grad_norm"] == pytest.approx(1e20 * root, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
+def test_parameters_that_a_step_makes_infinite_are_never_acted_on(name: Any) -> None:
+    state = make_workplace(optim=OptimConfig(name=name, lr=3e38, anneal=False, max_grad_norm=0.0)).state
+    with pytest.raises(FloatingPointError, match=r"update \d has left a parameter .* smaller optim.lr"):
+        for _ in range(4):
+            state.step(summed(state, 100.0, count=1))
+
+
+def spoil_parameters(state: TrainingState) -> str:
+    state.flat.vector[3] = np.nan
+    return "hidden.0.weight"
+
+
+def spoil_optimizer(state: TrainingState) -> str:
+    state.optimizer.state[1, -1] = np.inf
+    return "optimiser's statistics of value.bias"
+
+
+def spoil_moments(state: TrainingState) -> str:
+    state.normaliser.observations.m2[1] = np.nan
+    return "moments of observation 1"
+
+
+def spoil_returns(state: TrainingState) -> str:
+    state.normaliser.returns.m2[0] = np.inf
+    return "smaller rewards"
+
+
+def spoil_penalty(state: TrainingState) -> str:
+    state.kl_coef = np.inf
+    return "kl_coef"
+
+
+SPOIL = [spoil_parameters, spoil_optimizer, spoil_moments, spoil_returns, spoil_penalty]
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_an_iteration_never_ends_with_a_state_that_is_not_finite(spoil: Callable[[TrainingState], str]) -> None:
+    """Its end is what a checkpoint is made of, and what the next rollout acts with."""
+    place = make_workplace()
+    place.iterate()
+    updates, what = place.state.updates, spoil(place.state)
+    with pytest.raises(FloatingPointError, match=f"after update {updates} the state is not finite: .*{what}"):
+        place.state.finish_iteration(0, 0.0)
+
+
+@pytest.mark.parametrize("spoil", SPOIL)
+def test_a_saved_state_that_is_not_finite_is_refused(spoil: Callable[[TrainingState], str]) -> None:
+    place = make_workplace()
+    place.iterate()
+    what = spoil(place.state)
+    with pytest.raises(ValueError, match=f"the saved state is not finite: .*{what}"):
+        make_workplace().state.load(place.state.as_dict())
 
 
 @pytest.mark.parametrize(("mean_kl", "stepped"), [(0.149, True), (0.151, False)])

@@ -22,6 +22,9 @@ from dppo.config import A3CConfig, PPOConfig
 METRICS = ("count", "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 """What `LossGradient.sums` holds, in this order; it travels in the tail of the gradient's message."""
 
+KL_COEF_BOUNDS = (1e-6, 1e6)
+"""Of the adapted weight of the KL penalty: 34 iterations lead from either back to 1. Unbounded it may reach 0, which no
+factor leads back from, or infinity."""
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any clip range, yet no overflow to inf and then NaN
 
 
@@ -65,13 +68,14 @@ def approx_kl(log_ratio: np.ndarray, ratio: np.ndarray) -> np.ndarray:
 
 def explained_variance(targets: tuple[float, float], errors: tuple[float, float], count: float) -> float:
     """1 - Var(target - value) / Var(target), from (sum, sum of squares) pairs over `count` samples; 0 where
-    undefined.
+    undefined: targets of one value, whatever its size, but for rounding.
     """
     if count == 0:
         return 0.0
-    variance = targets[1] / count - (targets[0] / count) ** 2
+    mean_square = targets[1] / count
+    variance = mean_square - (targets[0] / count) ** 2
     residual = errors[1] / count - (errors[0] / count) ** 2
-    return 1.0 - residual / variance if variance > 1e-12 else 0.0
+    return 1.0 - residual / variance if variance > 1e-12 * mean_square else 0.0
 
 
 def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.ndarray, np.ndarray]:
@@ -178,9 +182,11 @@ def a3c(
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
     """The penalty's weight for the next iteration: 1.5 times more where the KL was above twice the target, 1.5 times
-    less where it was below half of it. Source: Heess et al. 2017, algorithm 1."""
+    less where it was below half of it; within KL_COEF_BOUNDS, but a weight that was set outside of them stays where it
+    is, 0 among them. Source: Heess et al. 2017, algorithm 1; the bounds: ours."""
+    low, high = KL_COEF_BOUNDS
     if kl > 2.0 * target:
-        return kl_coef * 1.5
+        return min(kl_coef * 1.5, max(kl_coef, high))
     if kl < 0.5 * target:
-        return kl_coef / 1.5
+        return max(kl_coef / 1.5, min(kl_coef, low))
     return kl_coef

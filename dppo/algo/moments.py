@@ -5,11 +5,19 @@ Pure NumPy; the learner keeps one for observations and one for discounted return
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 
 from dppo.config import MomentsConfig
+
+LARGE = 1e3
+"""Up to this offset nothing is lost by taking sums about 0, or a mean as float32: what rounding does to a variance is
+smaller than the eps of its root."""
+LEAST_VARIANCE = 1e-26
+"""Of discounted returns: what varies less is noise. A reward of 1 that comes all the same is scaled to 1e13 at most,
+whose square float32 can hold."""
 
 
 @dataclass(slots=True)
@@ -19,7 +27,7 @@ class Moments:
     count: float
     """Samples seen."""
     mean: np.ndarray
-    """[D] float64."""
+    """[D] float64; before the first sample, what its sums are taken about."""
     m2: np.ndarray
     """[D] float64, sum of squared deviations from the mean."""
 
@@ -108,22 +116,43 @@ class Normaliser:
         self.cfg = cfg
         self.observations = Moments.empty(observation_size)
         self.returns = Moments.empty(1)
+        self._has_started = False
         self.freeze()
 
     def freeze(self) -> None:
         """Takes over the moments as they are now."""
         self.frozen_mean = self.observations.mean
         self.frozen_return_mean = self.returns.mean
-        self._shift = self.frozen_mean.astype(np.float32)
+        is_small = np.abs(self.frozen_mean).max(initial=0.0) <= LARGE
+        self._shift = self.frozen_mean.astype(np.float32) if is_small else self.frozen_mean
         self._inverse_std = (1.0 / self.observations.std()).astype(np.float32)
         self.reward_scale = self._reward_scale()
 
     def _reward_scale(self) -> float:
-        """1 where the discounted return does not vary: a constant must not be blown up to the eps of its deviation."""
-        mean, m2, count = float(self.returns.mean[0]), float(self.returns.m2[0]), self.returns.count
-        if not self.cfg.returns or count < 2 or m2 / count <= 1e-8 * max(1.0, mean**2):
+        """1 / deviation of the discounted return, whatever its unit: eps is at most a ten-thousandth of the variance.
+
+        1 where the return does not vary by more than a ten-thousandth of its mean: a constant must not be blown up.
+        """
+        count = self.returns.count
+        if not self.cfg.returns or count < 2:
             return 1.0
-        return float(1.0 / self.returns.std()[0])
+        mean, variance = float(self.returns.mean[0]), float(self.returns.m2[0]) / count
+        if variance <= max(LEAST_VARIANCE, 1e-8 * mean**2):
+            return 1.0
+        return 1.0 / math.sqrt(variance + min(1e-8, 1e-4 * variance))
+
+    def start_from(self, observation: np.ndarray) -> None:
+        """Before the first sample: the first sums are taken about `observation` [*obs] where it is large, else about 0.
+
+        Sums about 0 of samples with a large offset and a small deviation would cancel. All ranks whose sums are added
+        up start from the same one.
+        """
+        assert self.observations.count == 0, "sums are taken about the mean by now"
+        first = np.asarray(observation, np.float64).reshape(-1)
+        is_large = np.isfinite(first) & (np.abs(first) > LARGE)
+        self.observations = Moments(0.0, np.where(is_large, first, 0.0), np.zeros(len(first)))
+        self._has_started = True
+        self.freeze()
 
     def inputs(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """What the network sees: [B, *obs] raw -> [B, D] float32, in `out` if given."""
@@ -137,7 +166,12 @@ class Normaliser:
         return out
 
     def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
-        """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1]."""
+        """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1].
+
+        Where `start_from` was not called, they start from the first sample.
+        """
+        if not self._has_started and self.observations.count == 0 and len(observations):
+            self.start_from(observations[0])
         return np.concatenate((
             deltas(observations, self.frozen_mean),
             deltas(discounted_returns, self.frozen_return_mean),
@@ -167,3 +201,12 @@ class Normaliser:
         split = 1 + 2 * size
         self.observations = Moments(float(packed[0]), packed[1 : 1 + size].copy(), packed[1 + size : split].copy())
         self.returns = Moments(float(packed[split]), packed[split + 1 : split + 2].copy(), packed[split + 2 :].copy())
+
+    def first_not_finite(self) -> str | None:
+        """Which moment is not finite, with the repair; None where all are."""
+        if not np.isfinite(self.returns.m2).all():
+            return "the moments of the discounted returns; have the environment give smaller rewards"
+        if not math.isfinite(self.observations.m2.sum()):
+            bad = int(np.flatnonzero(~np.isfinite(self.observations.m2))[0]) if len(self.observations.m2) else 0
+            return f"the moments of observation {bad}; have the environment, or a wrapper, give smaller ones"
+        return None

@@ -23,6 +23,14 @@ from gymnasium import spaces
 
 LOG_2PI = math.log(2.0 * math.pi)
 
+MAX_LOGIT = 1e30
+"""Logits further than this below the largest of their row, and bits' logits outside of it, count as this: -inf is an
+action that a mask rules out. Its probability is 0, and so are its gradient and its part of entropy and KL: 0 log 0 = 0.
+"""
+
+LOG_STD_BOUNDS = (-20.0, 20.0)
+"""Of a Gaussian's log standard deviation: far outside of them densities overflow float32."""
+
 Pullback = Callable[[np.ndarray, float], np.ndarray]
 """(d_log_prob [B], d_entropy) -> d_head [B, K]."""
 Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
@@ -30,7 +38,7 @@ Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    shifted = np.maximum(logits - logits.max(axis=-1, keepdims=True), -MAX_LOGIT)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
@@ -65,6 +73,7 @@ class Categorical:
         """Of `actions`; d log p_a / dz = onehot(a) - p, dH/dz = -p (log p + H)."""
         log_p = np.array(head.T, order="C")  # [K, B]
         log_p -= np.maximum.reduce(log_p, axis=0)
+        np.maximum(log_p, -MAX_LOGIT, out=log_p)
         p = np.exp(log_p)
         total = np.add.reduce(p, axis=0)
         log_p -= np.log(total)
@@ -157,6 +166,10 @@ class Bernoulli:
     def _sigmoid(logits: np.ndarray) -> np.ndarray:
         return 0.5 * (1.0 + np.tanh(0.5 * logits))
 
+    @staticmethod
+    def _bounded(logits: np.ndarray) -> np.ndarray:
+        return np.minimum(np.maximum(logits, -MAX_LOGIT), MAX_LOGIT)
+
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """[B, M] bits."""
         return (noise < self._sigmoid(head)).astype(np.int8)
@@ -171,6 +184,7 @@ class Bernoulli:
 
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
         """Of `actions`: sums over the bits; d log p / dz = a - p, dH/dz = -z p (1 - p)."""
+        head = self._bounded(head)
         p, softplus = self._sigmoid(head), np.logaddexp(np.float32(0), head)
 
         def pullback(d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
@@ -181,6 +195,7 @@ class Bernoulli:
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
         """[B] KL[old | new]."""
         zero = np.float32(0)
+        old_head, head = self._bounded(old_head), self._bounded(head)
         gap = np.logaddexp(zero, head) - np.logaddexp(zero, old_head)
         return (self._sigmoid(old_head) * (old_head - head) + gap).sum(axis=-1)
 
@@ -190,8 +205,8 @@ class Bernoulli:
 
 
 class DiagGaussian:
-    """Independent normals with a state-independent log standard deviation. head: [B, 2 A], mean then log std;
-    actions: [B, A] float32, not clipped; noise: [B, A] standard normal.
+    """Independent normals with a state-independent log standard deviation. head: [B, 2 A], mean then log std, which
+    policy.py keeps within LOG_STD_BOUNDS; actions: [B, A] float32, not clipped; noise: [B, A] standard normal.
 
     The policy's units: where the Box is bounded, [-1, 1] is mapped on [low, high], so that initial weights and noise
     fit any range; elsewhere the units are the environment's. On the way to the environment actions are clipped to the

@@ -7,6 +7,8 @@ is two or three of them, and "are all ranks equal?" is one hash.
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from math import prod
 
 import numpy as np
@@ -39,3 +41,35 @@ class FlatParameters:
     def fingerprint(self) -> str:
         """A hash of the parameters: equal on two ranks if and only if every bit of them is."""
         return hashlib.sha256(self.vector.tobytes()).hexdigest()[:16]
+
+    def first_not_finite(self, vector: np.ndarray) -> str | None:
+        """As `first_not_finite`, by the names of the parameters that `vector` [P] lies beside."""
+        return first_not_finite(self.shapes, vector)
+
+
+def is_finite(vector: np.ndarray) -> bool:
+    """Whether every entry of `vector` [n] is finite.
+
+    One product tells: whatever is not finite makes it infinite or NaN. It may overflow without one, which vdot does not
+    warn of; then each entry is looked at.
+    """
+    return math.isfinite(np.vdot(vector, vector)) or bool(np.isfinite(vector).all())
+
+
+def first_not_finite(shapes: Mapping[str, tuple[int, ...]], vector: np.ndarray) -> str | None:
+    """Where `vector` [P] is not finite first, such as "policy.weight[3, 1] is nan"; None where all of it is finite.
+
+    Args:
+      shapes: of the parameters, by name, in the order in which they lie in `vector`.
+    """
+    bad = np.flatnonzero(~np.isfinite(vector))
+    if not len(bad):
+        return None
+    start = int(bad[0])
+    value = vector[start]
+    for name, shape in shapes.items():
+        if start < prod(shape):
+            place = ", ".join(map(str, np.unravel_index(start, shape)))
+            return f"{name}[{place}] is {value}" if shape else f"{name} is {value}"
+        start -= prod(shape)
+    return f"entry {bad[0]} is {value}"

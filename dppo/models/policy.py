@@ -5,14 +5,17 @@ Uses the other files of this folder; rollout.py acts with it, the learner differ
 
 from __future__ import annotations
 
+import contextlib
 import math
+import random
+from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
 from gymnasium import spaces
 
 from dppo.config import ModelConfig
-from dppo.models.distributions import DiagGaussian, Distribution, make_distribution
+from dppo.models.distributions import LOG_STD_BOUNDS, DiagGaussian, Distribution, make_distribution
 from dppo.models.flat import FlatParameters
 from dppo.models.networks import MLP, Network
 
@@ -27,7 +30,8 @@ class ActorCritic:
     """pi(a | s) and V(s) of flat observations.
 
     A Box policy has one more parameter than its network, the state-independent log standard deviation; `head` is what
-    parametrises the distribution: the network's outputs, followed by it.
+    parametrises the distribution: the network's outputs, followed by it. Outside of LOG_STD_BOUNDS the bound stands in
+    its place, and its gradient is 0.
     """
 
     def __init__(self, network: Network, distribution: Distribution, flat: FlatParameters, description: str) -> None:
@@ -44,7 +48,10 @@ class ActorCritic:
             head[...] = outputs
         else:
             head[:, : outputs.shape[1]] = outputs
-            head[:, outputs.shape[1] :] = self._log_std
+            low, high = LOG_STD_BOUNDS
+            log_std = head[:, outputs.shape[1] :]
+            np.maximum(self._log_std, low, out=log_std)
+            np.minimum(log_std, high, out=log_std)
         return head
 
     def act(
@@ -93,7 +100,10 @@ class ActorCritic:
             return
         split = d_head.shape[1] - len(self._log_std)
         self.network.backward(d_head[:, :split], d_value)
-        np.sum(d_head[:, split:], axis=0, out=self._d_log_std)
+        d_log_std, (low, high) = self._d_log_std, LOG_STD_BOUNDS
+        assert d_log_std is not None
+        np.sum(d_head[:, split:], axis=0, out=d_log_std)
+        d_log_std *= (self._log_std >= low) & (self._log_std <= high)
 
 
 def observation_size(space: gymnasium.Space) -> int:
@@ -114,6 +124,19 @@ def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> 
             f"model.hidden={cfg.hidden} makes {number:,} parameters with these spaces, and at most"
             f" {MOST_PARAMETERS:,} can be trained: choose smaller layers"
         )
+
+
+@contextlib.contextmanager
+def _global_generators(seed: int) -> Iterator[None]:
+    """Python's and NumPy's, seeded for a while: a factory that draws from them makes the same network on every rank."""
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
 
 
 def make_policy(
@@ -152,12 +175,14 @@ def make_policy(
 
         from dppo.models.torch_network import TorchMLP, TorchNetwork, module_from_factory
 
-        torch.manual_seed(int(rng.integers(2**31)))
+        seed = int(rng.integers(2**31))
+        torch.manual_seed(seed)
         if cfg.factory is None:
             module: torch.nn.Module = TorchMLP(num_inputs, cfg.hidden, outputs, cfg.activation)
             description = f"MLP {layers} {cfg.activation}, torch autograd"
         else:
-            module = module_from_factory(cfg.factory, num_inputs, outputs)
+            with _global_generators(seed):
+                module = module_from_factory(cfg.factory, num_inputs, outputs)
             description = f"{cfg.factory}, torch autograd"
         flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
         network = TorchNetwork(flat, module)

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 
 from dppo.models.flat import FlatParameters
+from dppo.models.torch_checks import check_module
 
 
 def module_from_factory(factory: str, observation_size: int, num_outputs: int) -> torch.nn.Module:
-    """Calls `module:function`; raises ValueError that says what is wrong with it."""
+    """Calls `module:function`; raises ValueError that says what is wrong with it, or with the network that it gives."""
     module_name, _, function_name = factory.partition(":")
     try:
         function: Callable[[int, int], torch.nn.Module] = getattr(importlib.import_module(module_name), function_name)
@@ -31,22 +32,10 @@ def module_from_factory(factory: str, observation_size: int, num_outputs: int) -
         raise ValueError(f"model.factory={factory} raised {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"model.factory={factory} gave a {type(module).__name__}, not a torch.nn.Module")
-    with torch.no_grad():
-        result = module(torch.zeros(2, observation_size))
-    shapes = [tuple(r.shape) for r in result] if isinstance(result, tuple) else type(result).__name__
-    if shapes != [(2, num_outputs), (2,)]:
-        raise ValueError(
-            f"model.factory={factory}: forward of [2, {observation_size}] must give (head [2, {num_outputs}],"
-            f" value [2]), but gave {shapes}"
-        )
-    if any(p.dtype != torch.float32 for p in module.parameters()):
-        raise ValueError(f"model.factory={factory}: all parameters must be float32")
-    if "log_std" in dict(module.named_parameters()):
-        raise ValueError(f"model.factory={factory}: a parameter is called log_std, which is dppo's own: rename it")
-    if any(isinstance(m, torch.nn.modules.dropout._DropoutNd) for m in module.modules()):
-        raise ValueError(f"model.factory={factory}: dropout draws from a stream that no checkpoint holds: leave it out")
-    if any(True for _ in module.buffers()):
-        raise ValueError(f"model.factory={factory}: buffers (batch normalisation) cannot be kept equal over ranks")
+    try:
+        check_module(module, observation_size, num_outputs)
+    except ValueError as error:
+        raise ValueError(f"model.factory={factory}: {error}") from error
     return module
 
 
@@ -78,7 +67,9 @@ class TorchMLP(torch.nn.Module):
 
 
 class TorchNetwork:
-    """Any module with forward([B, D]) -> (outputs [B, K'], value [B])."""
+    """Any module with forward([B, D]) -> (outputs [B, K'], value [B]), each row of which stands for itself. It stays in
+    the mode (train, eval) that it comes in.
+    """
 
     def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
         self._module = module
@@ -112,6 +103,8 @@ class TorchNetwork:
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
         assert self._outputs is not None, "backward before forward"
         self._gradient[...] = 0.0  # autograd adds
-        gradients = [torch.from_numpy(np.ascontiguousarray(d)) for d in (d_outputs, d_value)]
-        torch.autograd.backward(self._outputs, gradients)
+        # a value that is a constant has no gradient
+        pairs = [(out, d) for out, d in zip(self._outputs, (d_outputs, d_value), strict=True) if out.requires_grad]
+        gradients = [torch.from_numpy(np.ascontiguousarray(d)) for _, d in pairs]
+        torch.autograd.backward([out for out, _ in pairs], gradients)
         self._outputs = None

@@ -15,6 +15,7 @@ from dppo.batch import Minibatch
 from dppo.config import A3CConfig, ModelConfig, PPOConfig
 from dppo.models.distributions import Categorical, make_distribution
 from dppo.models.policy import ActorCritic, make_policy
+from dppo.seeding import draw_noise
 from tests import torch_reference as reference
 
 KL_COEF = 0.7
@@ -181,6 +182,27 @@ def test_penalty_grows_above_twice_the_target_and_shrinks_below_half(kl: float, 
     assert losses.adapted_kl_coef(2.0, kl, target=0.01) == pytest.approx(expected)
 
 
+def test_the_penalty_stays_within_bounds_and_comes_back_from_them() -> None:
+    coef = 1.0
+    for _ in range(5000):
+        coef = losses.adapted_kl_coef(coef, 0.0, 0.01)
+    assert coef == 1e-6
+    for _ in range(35):
+        coef = losses.adapted_kl_coef(coef, 1.0, 0.01)
+    assert coef > 1.0
+    for _ in range(5000):
+        coef = losses.adapted_kl_coef(coef, np.inf, 0.01)
+    assert coef == 1e6
+    assert losses.adapted_kl_coef(coef, np.nan, 0.01) == 1e6
+
+
+@pytest.mark.parametrize("coef", [0.0, 1e-9, 1e9])
+def test_a_penalty_that_was_set_outside_of_the_bounds_does_not_run_further(coef: float) -> None:
+    outward = 0.0 if coef < 1 else 1.0
+    assert losses.adapted_kl_coef(coef, outward, 0.01) == coef
+    assert losses.adapted_kl_coef(0.0, 1.0, 0.01) == 0.0  # there is no penalty, and none comes
+
+
 def test_approx_kl_worked_by_hand() -> None:
     ratio = np.array([1.0, 2.0, 0.5])
     np.testing.assert_allclose(losses.approx_kl(np.log(ratio), ratio), [0, 1 - np.log(2), np.log(2) - 0.5])
@@ -203,6 +225,13 @@ def test_explained_variance_worked_by_hand() -> None:
     assert losses.explained_variance(pairs[0], pairs[1], 4) == pytest.approx(1 - error.var() / targets.var())
     assert losses.explained_variance((4.0, 4.0), (0.0, 0.0), 4) == 0.0  # constant targets: undefined
     assert losses.explained_variance((0.0, 0.0), (0.0, 0.0), 0) == 0.0
+
+
+@pytest.mark.parametrize("unit", [1e-9, 1e-3, 1.0, 1e9])
+def test_explained_variance_does_not_depend_on_the_unit(unit: float) -> None:
+    assert losses.explained_variance((0.0, 4 * unit**2), (0.0, unit**2), 4) == pytest.approx(0.75)
+    constant = np.full(999, 0.1 * unit)
+    assert losses.explained_variance((constant.sum(), (constant**2).sum()), (0.0, unit**2), 999) == 0.0
 
 
 # -- values and gradients with respect to the outputs, in float64 --------------------
@@ -309,6 +338,38 @@ def test_gradients_of_float32_outputs_are_float32() -> None:
             result = differentiate(make_distribution(space), head, value, batch, cfg)
             assert result.d_head.dtype == result.d_value.dtype == np.float32
             assert result.sums.dtype == np.float64
+
+
+MASKED = {name: space for name, space in reference.SPACES.items() if name != "Box"}
+
+
+@pytest.mark.filterwarnings("error")
+@every_case
+@pytest.mark.parametrize("space_name", MASKED)
+def test_actions_that_a_mask_rules_out_count_for_nothing(cfg: Config, space_name: str) -> None:
+    """Logits of -inf: the loss is that of the other actions, its gradient the central difference, and 0 there."""
+    distribution, rng = make_distribution(MASKED[space_name]), np.random.default_rng(3)
+    head, value = rng.normal(0.0, 0.7, (40, distribution.head_size)), rng.standard_normal(40)
+    masked = np.zeros(head.shape, bool)
+    masked[::2, 1] = True  # of MultiDiscrete's first part it leaves one
+    old_head = head + rng.normal(0.0, 0.15, head.shape)
+    head[masked] = old_head[masked] = -np.inf
+    noise = draw_noise(rng, distribution.noise_kind, (40, distribution.noise_size))
+    batch = random_batch(MASKED[space_name], np.where(masked, 0.0, head), value, rng)
+    batch.heads, batch.actions = old_head, distribution.sample(old_head, noise)
+    batch.log_probs = distribution.evaluate(old_head, batch.actions)[0]
+    result = differentiate(distribution, head, value, batch, cfg)
+    assert np.isfinite(result.sums).all()
+    assert np.isfinite(result.d_head).all()
+    assert not result.d_head[masked].any()
+    for row, column in list(zip(*np.nonzero(~masked), strict=True))[:30]:
+        ends = []
+        for h in (1e-5, -1e-5):
+            moved = head.copy()
+            moved[row, column] += h
+            ends.append(sums(differentiate(distribution, moved, value, batch, cfg))["loss"])
+        expected = (ends[0] - ends[1]) / 2e-5
+        assert result.d_head[row, column] == pytest.approx(expected, abs=1e-5)
 
 
 def test_wrong_shapes_are_refused_with_both_sides() -> None:

@@ -210,11 +210,145 @@ def test_a_return_that_does_not_vary_scales_nothing() -> None:
     assert 0 < normaliser.reward_scale < 1
 
 
-def test_a_large_offset_does_not_swallow_wide_observations() -> None:
-    """The first batch is summed about 0 and loses its spread; those after it are summed about the mean."""
+@pytest.mark.parametrize("c", [0.0, 1e-8, 1e-5, 1.0, 3.7, 1e5])
+def test_a_constant_of_any_size_is_not_blown_up(c: float) -> None:
+    """Nor what rounding makes of it."""
     normaliser = Normaliser(1, MomentsConfig())
-    observations = 1e8 + np.array([[-1.0], [1.0]] * 50)
-    for _ in range(20):
-        normaliser.merge(normaliser.deltas(observations, np.zeros((100, 1))))
+    for _ in range(5):
+        normaliser.merge(normaliser.deltas(np.zeros((999, 1)), np.full((999, 1), np.float32(c), np.float64)))
         normaliser.freeze()
-    np.testing.assert_allclose(normaliser.inputs(observations[:2]), [[-1], [1]], rtol=0.1)
+        assert normaliser.reward_scale == 1.0
+
+
+@pytest.mark.parametrize("unit", [1e-12, 1e-8, 1e-5, 1e-4, 1e-3, 1.0, 1e5, 1e12])
+def test_rewards_of_any_unit_are_scaled_to_the_same(unit: float) -> None:
+    """That their deviation is below some eps does not matter."""
+    returns = unit * np.random.default_rng(0).normal(1.0, 2.0, (500, 1))
+    normaliser = Normaliser(1, MomentsConfig())
+    normaliser.merge(normaliser.deltas(np.zeros((500, 1)), returns))
+    normaliser.freeze()
+    assert normaliser.reward_scale == pytest.approx(1 / returns.std(), rel=1e-4)
+
+
+def test_the_scale_of_ordinary_rewards_is_baselines_to_the_bit() -> None:
+    """1 / sqrt(variance + 1e-8)."""
+    normaliser, _, _ = filled(MomentsConfig())
+    normaliser.freeze()
+    assert normaliser.reward_scale == float(1.0 / normaliser.returns.std()[0])
+
+
+def test_a_reward_after_a_time_of_noise_is_scaled_to_what_float32_can_square() -> None:
+    normaliser = Normaliser(1, MomentsConfig())
+    for noise in (1e-11, 1e-14, 1e-200):
+        normaliser.returns = Moments.empty(1)
+        normaliser.merge(normaliser.deltas(np.zeros((500, 1)), noise * np.tile([[-1.0], [1.0]], (250, 1))))
+        normaliser.freeze()
+        assert np.isfinite(np.square(np.float32(normaliser.reward_scale)))
+
+
+# -- large offsets --------------------
+
+
+def exact(samples: np.ndarray) -> Moments:
+    """All at once, about the first sample: exact for what is one number apart."""
+    moments = moments_of(samples - samples[0])
+    return Moments(moments.count, moments.mean + samples[0], moments.m2)
+
+
+OFFSETS = [-3e4, 1e6, 1e8, 1e9, 1e12]
+
+
+@pytest.mark.parametrize("offset", OFFSETS)
+def test_the_first_merge_keeps_the_spread_of_samples_with_a_large_offset(offset: float) -> None:
+    """And every later one: what is left is the rounding of the mean itself."""
+    rng = np.random.default_rng(0)
+    samples = offset + np.round(rng.normal(0.0, 1.0, (800, 2)) * 8) / 8 * [1.0, 30.0]
+    rounding = np.finfo(np.float64).eps * abs(offset)
+    normaliser = Normaliser(2, MomentsConfig())
+    for seen in (200, 400, 600, 800):
+        normaliser.freeze()
+        normaliser.merge(normaliser.deltas(samples[seen - 200 : seen], np.zeros((200, 1))))
+        expected = exact(samples[:seen])
+        assert normaliser.observations.count == seen
+        tolerance = 1e-12 if seen == 200 else 1e-9 + 20 * rounding
+        np.testing.assert_allclose(normaliser.observations.m2, expected.m2, rtol=tolerance)
+        np.testing.assert_allclose(normaliser.observations.mean - offset, expected.mean - offset, atol=2 * rounding)
+    normaliser.freeze()
+    normalised = normaliser.inputs(samples)
+    np.testing.assert_allclose(normalised.std(0), 1.0, rtol=5e-3)
+    np.testing.assert_allclose(normalised.mean(0), 0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2, 5])
+def test_ranks_that_start_from_one_observation_are_one_rank_at_any_offset(num_ranks: int) -> None:
+    """The ranks' own first samples differ; one of the observations is small."""
+    rng = np.random.default_rng(1)
+    parts = [rng.normal([1e9 + 1000.0 * rank, 2.0], [1.0, 0.5], (50, 2)) for rank in range(num_ranks)]
+    ranks = [Normaliser(2, MomentsConfig()) for _ in parts]
+    for rank in ranks:
+        rank.start_from(parts[0][0])
+    total = np.sum([r.deltas(part, np.zeros((50, 1))) for r, part in zip(ranks, parts, strict=True)], axis=0)
+    for rank in ranks:
+        rank.merge(total)
+        np.testing.assert_allclose(rank.observations.m2, exact(np.concatenate(parts)).m2, rtol=1e-9)
+
+
+def test_in_async_each_worker_starts_from_its_own() -> None:
+    """The server merges what comes, about the means that come with it."""
+    rng = np.random.default_rng(2)
+    server, seen = Normaliser(1, MomentsConfig()), []
+    for offset in (1e9, 1e9 + 5.0, 1e9 - 7.0):
+        worker = Normaliser(1, MomentsConfig())
+        samples = rng.normal(offset, 1.0, (40, 1))
+        worker.start_from(samples[0])
+        server.merge(worker.deltas(samples, np.zeros((40, 1))), worker.frozen_mean, worker.frozen_return_mean)
+        seen.append(samples)
+    np.testing.assert_allclose(server.observations.m2, exact(np.concatenate(seen)).m2, rtol=1e-6)
+
+
+def test_a_mean_far_from_where_the_environment_has_moved_loses_nothing() -> None:
+    """The spread of all samples is dominated by the move itself."""
+    rng = np.random.default_rng(3)
+    before, after = rng.normal(0.0, 1.0, (5000, 1)), rng.normal(1e9, 1.0, (100, 1))
+    normaliser = Normaliser(1, MomentsConfig())
+    for samples in (before, after, after + 0.5):
+        normaliser.freeze()
+        normaliser.merge(normaliser.deltas(samples, np.zeros((len(samples), 1))))
+    assert_same(normaliser.observations, moments_of(np.concatenate((before, after, after + 0.5))))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64])
+def test_what_was_normalised_is_the_difference_from_the_whole_mean(dtype: type) -> None:
+    """In float32 the mean itself would be rounded to a multiple of 8."""
+    samples = (1e8 + 8 * np.random.default_rng(4).integers(-2, 3, (300, 1))).astype(dtype)
+    normaliser = Normaliser(1, MomentsConfig())
+    normaliser.start_from(samples[0])
+    np.testing.assert_array_equal(normaliser.inputs(samples), np.clip(samples - np.float64(samples[0]), -10, 10))
+    normaliser.merge(normaliser.deltas(samples, np.zeros((300, 1))))
+    normaliser.freeze()
+    wide = samples.astype(np.float64)
+    np.testing.assert_allclose(normaliser.inputs(samples), (wide - wide.mean()) / wide.std(), atol=1e-6)
+
+
+def test_ordinary_observations_and_those_that_are_not_finite_start_from_zero() -> None:
+    """The numbers of ordinary runs are as if nothing had been said."""
+    normaliser = Normaliser(5, MomentsConfig())
+    normaliser.start_from(np.array([3.0, -999.0, np.nan, np.inf, 1001.0]))
+    assert normaliser.frozen_mean.tolist() == [0.0, 0.0, 0.0, 0.0, 1001.0]
+    assert normaliser.observations.count == 0
+
+
+def test_what_was_started_from_travels_with_the_moments() -> None:
+    first, second = Normaliser(2, MomentsConfig()), Normaliser(2, MomentsConfig())
+    first.start_from(np.array([1e9, 0.0]))
+    second.unpack(first.pack())
+    second.freeze()
+    assert second.frozen_mean.tolist() == [1e9, 0.0]
+
+
+def test_moments_that_are_not_finite_are_named() -> None:
+    normaliser = Normaliser(3, MomentsConfig())
+    assert normaliser.first_not_finite() is None
+    with np.errstate(over="ignore", invalid="ignore"):
+        normaliser.merge(normaliser.deltas(np.array([[0.0, 0.0, 1e200], [0.0, 0.0, -1e200]]), np.zeros((2, 1))))
+    assert "observation 2" in str(normaliser.first_not_finite())

@@ -173,6 +173,36 @@ def test_certainty_is_finite(space: spaces.Space) -> None:
     assert np.isfinite(distribution.kl(head, -head)).all()
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_ruled_out_action_has_no_part_in_entropy_and_kl(dtype: type) -> None:
+    """As if it were not there: 0 log 0 = 0."""
+    head = np.array([[0.3, -np.inf, 1.0], [-np.inf, 0.2, -np.inf]], dtype)
+    old = np.array([[0.1, -np.inf, 0.5], [-np.inf, -3.0, -np.inf]], dtype)
+    distribution, without = Categorical(spaces.Discrete(3)), Categorical(spaces.Discrete(2))
+    log_prob, entropy, pullback = distribution.evaluate(head, np.array([2, 1]))
+    expected = without.evaluate(head[:1, [0, 2]], np.array([1]))
+    assert log_prob.tolist() == [expected[0][0], 0.0]
+    assert entropy.tolist() == [expected[1][0], 0.0]
+    assert distribution.kl(old, head).tolist() == [without.kl(old[:1, [0, 2]], head[:1, [0, 2]])[0], 0.0]
+    for gradient in (pullback(np.ones(2, dtype), 0.3), distribution.kl_backward(old, head, 1.0)):
+        assert np.isfinite(gradient).all()
+        assert not gradient[~np.isfinite(head)].any()
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_bit_that_is_ruled_out_or_forced_is_certain() -> None:
+    head = np.array([[-np.inf, np.inf, 0.0]], np.float32)
+    distribution = Bernoulli(spaces.MultiBinary(3))
+    assert (distribution.sample(np.repeat(head, 50, 0), even_noise(50).repeat(3, 1))[:, :2] == [0, 1]).all()
+    log_prob, entropy, pullback = distribution.evaluate(head, np.array([[0, 1, 1]]))
+    assert log_prob.item() == pytest.approx(np.log(0.5))
+    assert entropy.item() == pytest.approx(np.log(2))
+    assert pullback(np.ones(1, np.float32), 0.3).tolist() == [[0.0, 0.0, 0.5]]
+    assert distribution.kl(head, head).item() == 0.0
+    assert distribution.kl_backward(head, head, 1.0).tolist() == [[0.0, 0.0, 0.0]]
+
+
 # -- sampling --------------------
 
 

@@ -107,6 +107,36 @@ def test_the_gradient_of_log_std_is_the_sum_over_samples() -> None:
     np.testing.assert_allclose(policy.flat.gradients["log_std"], d_head[:, 2:].sum(0), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("log_std", "used", "slope"),
+    [
+        (-25.0, -20.0, 0),
+        (-500.0, -20.0, 0),
+        (-20.0, -20.0, 1),
+        (-19.0, -19.0, 1),
+        (3.0, 3.0, 1),
+        (25.0, 20.0, 0),
+        (1e9, 20.0, 0),
+    ],
+)
+def test_a_log_std_outside_of_its_bounds_counts_as_the_bound(log_std: float, used: float, slope: int) -> None:
+    """In acting and learning alike; the gradient is that of a constant there."""
+    policy = make(reference.SPACES["Box"])
+    policy.flat.parameters["log_std"][:] = [log_std, 0.0]
+    inputs, noise = inputs_of(6), noise_of(policy, 6)
+    actions, head = policy.act(inputs, noise)
+    for same in (head, policy.head(inputs), policy.forward(inputs)[0]):
+        np.testing.assert_array_equal(same[:, 2:], np.tile(np.array([used, 0.0], np.float32), (6, 1)))
+    log_prob, entropy, pullback = policy.distribution.evaluate(head, actions)
+    assert np.isfinite(actions).all() and np.isfinite(log_prob).all() and np.isfinite(entropy).all()
+    policy.backward(pullback(np.ones(6, np.float32), 0.5), np.zeros(6, np.float32))
+    assert np.isfinite(policy.flat.gradient).all()
+    z = (actions - head[:, :2]) / np.exp(head[:, 2:])
+    expected = (z * z - 1 + 0.5).sum(0) * [slope, 1]
+    np.testing.assert_allclose(policy.flat.gradients["log_std"], expected, rtol=1e-3, atol=1e-3)
+
+
 def test_room_for_sums_is_behind_the_gradient() -> None:
     policy = make(reference.SPACES["Discrete"])
     assert len(policy.flat.sums) == 2

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -554,3 +555,34 @@ def test_contents_are_on_disk_before_the_folder_has_its_name(tmp_path: Path, mon
         "state.safetensors", "rank_00001.safetensors", "rank_00002.safetensors", "manifest.json", part,
         f"{part} -> step_000000100", "checkpoints", "latest.part", "checkpoints",
     ]  # fmt: skip
+
+
+# -- numbers that nothing can be learnt from --------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "index", "value", "what"),
+    [
+        ("parameters", 12, np.nan, r"parameters, policy\.0\.weight\[2, 2\] is nan"),
+        ("parameters", 0, -np.inf, r"parameters, policy\.0\.weight\[0, 0\] is -inf"),
+        ("optimizer", (1, 49), np.inf, r"optimizer, policy\.0\.weight\[9, 4\] is inf"),
+        ("moments", 2, np.nan, "moments, entry 2 is nan"),
+        ("kl_coef", None, np.inf, "kl_coef, entry 0 is inf"),
+    ],
+)
+def test_a_state_that_is_not_finite_is_skipped_like_a_damaged_one(
+    tmp_path: Path, name: str, index: Any, value: float, what: str
+) -> None:
+    """An older dppo may have written it."""
+    write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
+    spoilt = make_checkpoint(200)
+    spoilt.state["optimizer"] = np.zeros((2, 50), np.float32)
+    if index is None:
+        spoilt.state[name] = value
+    else:
+        spoilt.state[name][index] = value
+    write_checkpoint(tmp_path, spoilt, keep=3)
+    read, skipped = newest_valid(tmp_path)
+    assert read is not None and read.env_steps == 100
+    assert len(skipped) == 1
+    assert re.search(f"step_000000200 is damaged and was skipped: .* not finite: {what}", skipped[0])

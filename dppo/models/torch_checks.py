@@ -1,0 +1,221 @@
+"""What dppo promises of a network, tried out on a user's torch module before anything is trained.
+
+Uses torch; torch_network.py calls it. A sample's outputs depend on nothing but that sample and the parameters: not on
+the rest of its batch, on chance, or on what was computed before. Otherwise ranks would differ from one rank, a resume
+from the run that it goes on with, and the ratio of the first minibatch from 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+ROWS = 6
+ROUNDING = 1e-4
+"""Of the largest output: batches of other sizes are summed up in another order."""
+SHIFT = 0.05
+"""Parameters are also tried this far from where they begin: a last layer of zeros would hide what lies before it."""
+
+Outputs = tuple[torch.Tensor, torch.Tensor]
+
+
+def check_module(module: torch.nn.Module, observation_size: int, num_outputs: int) -> None:
+    """Raises ValueError that says what does not fit, and the repair. Parameters keep their values, in other memory."""
+    trial = _Trial(module, num_outputs)
+    with torch.no_grad():
+        types = [str(out.dtype) for out in trial.run(torch.zeros(2, observation_size))]
+    _check_parameters(module)
+    if types != ["torch.float32"] * 2:
+        raise ValueError(f"forward must give float32, but gave {types}")
+    inputs = _inputs_that_fit(trial, observation_size)
+    _check_outputs(trial, inputs)
+    with _shifted(module):
+        if all(_is_possible(out) for out in trial.run(inputs)):
+            _check_outputs(trial, inputs)
+    _check_gradient(trial, inputs)
+    _check_memory(trial, inputs)
+
+
+def _check_parameters(module: torch.nn.Module) -> None:
+    parameters = dict(module.named_parameters())
+    for name, parameter in parameters.items():
+        if parameter.dtype != torch.float32:
+            raise ValueError(f"all parameters must be float32, and {name} is {parameter.dtype}")
+        if parameter.device.type != "cpu":
+            raise ValueError(f"all parameters must be on the CPU, and {name} is on {parameter.device}")
+    if "log_std" in parameters:
+        raise ValueError("a parameter is called log_std, which is dppo's own: rename it")
+    if not any(p.requires_grad for p in parameters.values()):
+        raise ValueError("no parameter requires a gradient: there is nothing to learn")
+    end, last = 0, ""
+    for start, stop, name in sorted((*_extent(p), name) for name, p in parameters.items() if p.numel()):
+        if start < end:
+            raise ValueError(f"parameters {last} and {name} share memory: use one torch.nn.Parameter for both")
+        end, last = stop, name
+    for name, part in module.named_modules():
+        if isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0 and part.training:
+            raise ValueError(
+                f"dropout ({name or type(part).__name__}) draws from a stream that no checkpoint holds: leave it out"
+            )
+    for name, _ in module.named_buffers():
+        raise ValueError(
+            f"buffers (batch normalisation; here {name}) cannot be kept equal over ranks: leave them out (LayerNorm and"
+            " GroupNorm have none, a constant may be a plain attribute)"
+        )
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """First and last address of its memory."""
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
+
+
+def _check_outputs(trial: _Trial, inputs: torch.Tensor) -> None:
+    kept, random_state = inputs.clone(), torch.get_rng_state()
+    first = trial.run(inputs)
+    if not torch.equal(inputs, kept):
+        raise ValueError("forward changes its argument in place, which is needed again as it was: copy it first")
+    gap = max(_gap(first, trial.run(inputs)) for _ in range(3))
+    if not torch.equal(torch.get_rng_state(), random_state):
+        raise ValueError(
+            "forward draws random numbers (dropout, noise), from a stream that no checkpoint holds: leave that out, or"
+            " set its probability to 0; exploration comes from sampling actions"
+        )
+    if gap > 0:
+        raise ValueError(
+            f"two forwards of the same observations differ, by {gap:.1g} of the largest output: leave out dropout and"
+            " noise (exploration comes from sampling actions), and whatever is kept from one forward to the next"
+        )
+    with torch.no_grad():
+        if (gap := _gap(first, trial.run(inputs))) > ROUNDING:
+            raise ValueError(f"forward gives something else under torch.no_grad(), where acting is done, by {gap:.1g}")
+    alone = [trial.run(inputs[i : i + 1]) for i in range(len(inputs))]
+    together = torch.cat([head for head, _ in alone]), torch.cat([value for _, value in alone])
+    if (gap := _gap(first, together)) > ROUNDING:
+        raise ValueError(
+            f"what an observation gives depends on the others in its batch, by {gap:.1g} of the largest output: leave"
+            " out statistics of the batch (x - x.mean(0)) and attention along it; LayerNorm works on each row alone"
+        )
+
+
+def _check_gradient(trial: _Trial, inputs: torch.Tensor) -> None:
+    if not trial.run(inputs)[0].requires_grad:
+        raise ValueError(
+            "the head depends on no parameter that requires a gradient (is there a detach, or a no_grad?): the policy"
+            " could not learn"
+        )
+    first, again = trial.gradients(inputs), trial.gradients(inputs)
+    for name, gradient in first.items():
+        if not bool(torch.isfinite(gradient).all()):
+            raise ValueError(f"the gradient of {name} is not finite, before anything is learnt")
+        if not torch.equal(gradient, again[name]):
+            raise ValueError(f"two backwards of the same observations differ, in the gradient of {name}")
+
+
+def _check_memory(trial: _Trial, inputs: torch.Tensor) -> None:
+    """The parameters move to the flat vector; what has kept their old memory would never learn."""
+    with _shifted(trial.module):
+        before = trial.run(inputs)
+    for parameter in trial.module.parameters():
+        parameter.data = parameter.detach().clone()
+    with _shifted(trial.module):
+        after = trial.run(inputs)
+    if _gap(before, after) > ROUNDING:
+        raise ValueError("forward uses memory of a parameter that was kept (.data, detach()): use the parameter itself")
+    flat = {name: torch.zeros_like(p) for name, p in trial.module.named_parameters()}
+    for name, parameter in trial.module.named_parameters():
+        parameter.grad = flat[name]
+    expected = trial.gradients(inputs)
+    trial.gradients(inputs, accumulate=True)
+    for name, gradient in expected.items():
+        if not torch.allclose(flat[name], gradient, rtol=1e-3, atol=1e-6):
+            raise ValueError(f"the gradient of {name} does not reach its grad: leave zero_grad and the like to dppo")
+
+
+class _Trial:
+    """A module, and what all of its answers have to be like."""
+
+    def __init__(self, module: torch.nn.Module, num_outputs: int) -> None:
+        self.module, self._num_outputs = module, num_outputs
+
+    def run(self, inputs: torch.Tensor) -> Outputs:
+        """Copies of head and value; they might be written again."""
+        n, k = len(inputs), self._num_outputs
+        try:
+            result = self.module(inputs)
+        except Exception as error:
+            text = f"forward of {list(inputs.shape)} raised {type(error).__name__}: {error}"
+            alone = "; an observation must do without others in its batch" if n == 1 else ""
+            raise ValueError(text + alone) from error
+        is_pair = isinstance(result, tuple) and all(isinstance(r, torch.Tensor) for r in result)
+        shapes = [tuple(r.shape) for r in result] if is_pair else type(result).__name__
+        if shapes != [(n, k), (n,)]:
+            raise ValueError(
+                f"forward of {list(inputs.shape)} must give (head [{n}, {k}], value [{n}]), but gave {shapes}"
+            )
+        head, value = result
+        return head.clone(), value.clone()
+
+    def gradients(self, inputs: torch.Tensor, *, accumulate: bool = False) -> dict[str, torch.Tensor]:
+        """Of the parameters that the outputs depend on, for one direction of the outputs; {} where they are added to
+        the parameters' own.
+        """
+        outputs = [out for out in self.run(inputs) if out.requires_grad]
+        directions = [torch.linspace(-1.0, 2.0, out.numel()).reshape(out.shape) for out in outputs]
+        learnt = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        try:
+            if accumulate:
+                torch.autograd.backward(outputs, directions)
+                return {}
+            found = torch.autograd.grad(outputs, list(learnt.values()), directions, allow_unused=True)
+        except Exception as error:
+            raise ValueError(f"backward raised {type(error).__name__}: {error}") from error
+        return {name: g for name, g in zip(learnt, found, strict=True) if g is not None}
+
+
+def _inputs_that_fit(trial: _Trial, observation_size: int) -> torch.Tensor:
+    """[ROWS, D]: like normalised observations, or, for a module that cannot take those, in [0, 1)."""
+    random = torch.Generator().manual_seed(0)
+    shape = ROWS, observation_size
+    problems = []
+    for inputs in (torch.randn(shape, generator=random), torch.rand(shape, generator=random)):
+        try:
+            if all(_is_possible(out) for out in trial.run(inputs)):
+                return inputs
+            problems.append(ValueError("forward of ordinary observations gives NaN or infinity"))
+        except ValueError as error:
+            problems.append(error)
+    raise problems[0]
+
+
+@contextlib.contextmanager
+def _shifted(module: torch.nn.Module) -> Iterator[None]:
+    """The parameters somewhere else for a while."""
+    kept = [p.detach().clone() for p in module.parameters()]
+    random = torch.Generator().manual_seed(1)
+    try:
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(SHIFT * torch.randn(parameter.shape, generator=random))
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter, value in zip(module.parameters(), kept, strict=True):
+                parameter.copy_(value)
+
+
+def _is_possible(out: torch.Tensor) -> bool:
+    """-inf is what a mask of actions makes of a logit."""
+    return bool((torch.isfinite(out) | torch.isneginf(out)).all())
+
+
+def _gap(one: Outputs, other: Outputs) -> float:
+    """The largest difference, as a share of the largest output of its kind; infinities that are equal are none."""
+    gaps = []
+    for a, b in zip((x.detach() for x in one), (x.detach() for x in other), strict=True):
+        difference = torch.where(a == b, torch.zeros_like(a), (a - b).abs()).nan_to_num(nan=float("inf")).max()
+        size = torch.where(torch.isfinite(a), a, torch.zeros_like(a)).abs().max()
+        gaps.append(float(difference) / max(float(size), 1e-2))
+    return max(gaps)
