@@ -112,10 +112,10 @@ def test_the_norm_of_a_large_gradient_does_not_overflow() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
 def test_parameters_that_a_step_makes_infinite_are_never_acted_on(name: Any) -> None:
-    state = make_workplace(optim=OptimConfig(name=name, lr=3e38, anneal=False, max_grad_norm=0.0)).state
+    state = make_workplace(optim=OptimConfig(name=name, lr=1000.0, anneal=False, max_grad_norm=0.0)).state
     with pytest.raises(FloatingPointError, match=r"update \d has left a parameter .* smaller optim.lr"):
         for _ in range(4):
-            state.step(summed(state, 100.0, count=1))
+            state.step(summed(state, 100.0, count=1), weight=3e35)
 
 
 def spoil_parameters(state: TrainingState) -> str:

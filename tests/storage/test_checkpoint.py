@@ -563,11 +563,11 @@ def test_contents_are_on_disk_before_the_folder_has_its_name(tmp_path: Path, mon
 @pytest.mark.parametrize(
     ("name", "index", "value", "what"),
     [
-        ("parameters", 12, np.nan, r"parameters, policy\.0\.weight\[2, 2\] is nan"),
-        ("parameters", 0, -np.inf, r"parameters, policy\.0\.weight\[0, 0\] is -inf"),
-        ("optimizer", (1, 49), np.inf, r"optimizer, policy\.0\.weight\[9, 4\] is inf"),
-        ("moments", 2, np.nan, "moments, entry 2 is nan"),
-        ("kl_coef", None, np.inf, "kl_coef, entry 0 is inf"),
+        ("parameters", 12, np.nan, "parameters holds numbers that are not finite"),
+        ("parameters", 0, -np.inf, "parameters holds numbers that are not finite"),
+        ("optimizer", (1, 49), np.inf, "optimizer holds numbers that are not finite"),
+        ("moments", 2, np.nan, "moments holds numbers that are not finite"),
+        ("kl_coef", None, np.inf, "kl_coef is inf; a finite number is expected"),
     ],
 )
 def test_a_state_that_is_not_finite_is_skipped_like_a_damaged_one(
@@ -585,4 +585,4 @@ def test_a_state_that_is_not_finite_is_skipped_like_a_damaged_one(
     read, skipped = newest_valid(tmp_path)
     assert read is not None and read.env_steps == 100
     assert len(skipped) == 1
-    assert re.search(f"step_000000200 is damaged and was skipped: .* not finite: {what}", skipped[0])
+    assert re.search(f"step_000000200 is damaged and was skipped: state.{what}", skipped[0])
