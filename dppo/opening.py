@@ -309,11 +309,10 @@ def say_failed(planned: Plan, failure: Failure) -> None:
     """The summary of a run that ends where no rank keeps its books."""
     with contextlib.suppress(OSError):
         said = read_json(planned.run_dir / "summary.json")
-        if said.get("attempt") == planned.attempt and said.get("exit") not in EXIT_CODES:
-            write_summary(
-                planned.run_dir / "summary.json",
-                said | {"exit": "failed", "error": failure.text, "stalled": failure.stalled},
-            )
+        has_ended = said.get("attempt") == planned.attempt and said.get("exit") in EXIT_CODES
+        if said and not has_ended:
+            how = {"exit": "failed", "error": failure.text, "stalled": failure.stalled, "attempt": planned.attempt}
+            write_summary(planned.run_dir / "summary.json", said | how)
 
 
 def conclude(summary: Summary, console: Console) -> None:

@@ -7,7 +7,11 @@ When a rank dies while training, `_train` goes through its recovery loop, the on
 
 from __future__ import annotations
 
+import signal
 import time
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it can be noted: no traceback from amid an import
 
 from dppo import guard, startup
 
@@ -28,7 +32,6 @@ if __name__ == "__main__":
 
 import contextlib  # noqa: E402
 import os  # noqa: E402
-import signal  # noqa: E402
 import socket  # noqa: E402
 import sys  # noqa: E402
 import traceback  # noqa: E402

@@ -17,7 +17,9 @@ from dppo import planning
 from dppo.batch import Episode
 from dppo.config import CheckpointConfig, PPOConfig
 from dppo.journal import WINDOW, Failure, Journal
+from dppo.storage import checkpoint, runfiles
 from dppo.storage.checkpoint import checkpoint_folders
+from dppo.storage.runfiles import SavingError
 from tests.workplace import Run, make_workplace, probe
 
 
@@ -365,6 +367,80 @@ def test_a_disk_that_fails_is_told_and_training_goes_on(
     assert "a checkpoint could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
     assert run.saved().env_steps == 64
     run.journal.close_files()
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """[True] while the disk has no room for a checkpoint."""
+    is_full, write = [True], checkpoint.write_durably
+
+    def write_if(*args: Any) -> None:
+        if is_full[0]:
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "write_durably", write_if)
+    yield is_full
+    is_full[0] = False
+
+
+def test_a_checkpoint_that_the_disk_refused_is_tried_again_before_the_next_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: list[bool]
+) -> None:
+    full[0] = False
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=64))
+    monkeypatch.setattr(runfiles, "RETRY_S", 0.0)
+    full[0] = True
+    for _ in range(2):
+        run.iterate()
+        wait_for_checkpoints(run)
+    full[0] = False
+    run.iterate()
+    wait_for_checkpoints(run)
+    assert run.saved().env_steps == 96
+    run.journal.close_files()
+
+
+def test_without_patience_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, full: list[bool]) -> None:
+    full[0] = False
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=32, patience_s=0))
+    full[0] = True
+    with pytest.raises(SavingError, match="No space left on device") as raised:
+        for _ in range(3):
+            run.iterate()
+            wait_for_checkpoints(run)
+    run.journal.fail(Failure(str(raised.value)))
+    assert run.summary()["exit"] == "failed" and "No space left" in run.summary()["error"]
+    assert [line["iteration"] for line in run.lines()] == list(range(1, run.state.iteration + 1))
+
+
+def test_asked_to_leave_on_a_full_disk_it_fails_within_the_grace_period(tmp_path: Path, full: list[bool]) -> None:
+    full[0] = False
+    run = Run(tmp_path)
+    run.iterate()
+    full[0] = True
+    run.preemption.grace_s = 0.5
+    run.preemption.request("SIGUSR1")
+    since = time.monotonic()
+    run.journal.save_at_once()
+    with pytest.raises(SavingError, match="before it had to leave"):
+        run.iterate()
+    assert time.monotonic() - since < 0.5
+    assert run.summary()["exit"] == "running", "not before it is known how it ends"
+    run.journal.fail(Failure("x"))
+    assert run.summary()["exit"] == "failed"
+
+
+def test_a_run_that_is_done_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: list[bool]
+) -> None:
+    full[0] = False
+    run = Run(tmp_path, total_steps=32)
+    monkeypatch.setattr(runfiles, "RETRY_S", 0.01)
+    full[0] = True
+    run.journal.progress = lambda phase: full.__setitem__(0, False)
+    assert run.iterate() == "finished"
+    assert (run.summary()["exit"], run.saved().env_steps) == ("finished", 32)
 
 
 def test_saved_actions_are_those_since_each_episode_began(tmp_path: Path) -> None:

@@ -99,6 +99,7 @@ class RunFiles:
     @property
     def owes_checkpoint(self) -> bool:
         """Whether one could not be written, and it is time to try again."""
+        self._take_result(wait=False)
         return CHECKPOINT in self._refused and time.monotonic() >= self._refused_at + RETRY_S
 
     def finish(self, write: Callable[[], object], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:

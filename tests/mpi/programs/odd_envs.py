@@ -82,7 +82,12 @@ class SlowLater(Numbers):
 
 
 class BadOnRankTwo(Numbers):
-    """Step 50 goes wrong, on rank 2 only, while the others wait for it; FAULT says how."""
+    """Step 50 goes wrong, on rank 2 only, while the others wait for it; FAULT says how. Or its first reset."""
+
+    def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
+        if RANK == 2 and os.environ["FAULT"] == "reset":
+            raise RuntimeError("simulated bug in reset")
+        return super().reset(**how)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         out = super().step(action)
