@@ -148,24 +148,27 @@ class _Guard:
     def watch(self) -> NoReturn:
         """Until `child` has ended; then this process ends alike."""
         try:
-            processes.prctl(processes.SET_CHILD_SUBREAPER, 1)
-            processes.set_title(f"dppo: guard of {startup.rank_name()}")
-            heard = signal.valid_signals()
-            if self._shares_terminal:  # it stops and continues with its rank
-                heard = heard - _STOPS
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
-            while True:
-                self._look()
-                info = signal.sigtimedwait(heard, self._pause_s())
-                if info is None or info.si_signo == signal.SIGCHLD:
-                    continue
-                if self._shares_terminal and info.si_code > 0:
-                    continue  # the terminal sends it to the whole group, the rank included
-                processes.kill(self._child, info.si_signo)
+            self._watch()
         except Exception:
             _say(f"the guard of {startup.rank_name()} has failed:\n{traceback.format_exc()}")
-        finally:
-            os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("unreachable")
+
+    def _watch(self) -> NoReturn:
+        processes.prctl(processes.SET_CHILD_SUBREAPER, 1)
+        processes.set_title(f"dppo: guard of {startup.rank_name()}")
+        heard = signal.valid_signals()
+        if self._shares_terminal:  # it stops and continues with its rank
+            heard = heard - _STOPS
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
+        while True:
+            self._look()
+            info = signal.sigtimedwait(heard, self._pause_s())
+            if info is None or info.si_signo == signal.SIGCHLD:
+                continue
+            if self._shares_terminal and info.si_code > 0:
+                continue  # the terminal sends it to the whole group, the rank included
+            processes.kill(self._child, info.si_signo)
 
     def _pause_s(self) -> float:
         if self._counts:

@@ -73,7 +73,12 @@ _held = threading.local()  # what was blocked before this thread forked
 
 
 def _hold_signals() -> None:
-    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _CAUGHT)
+    _held.ours = [number for number in _CAUGHT if _is_ours(number)]
+    _held.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _held.ours)
+
+
+def _is_ours(number: int) -> bool:
+    return str(getattr(signal.getsignal(number), "__module__", "")).partition(".")[0] == "dppo"
 
 
 def _release_signals() -> None:
@@ -82,10 +87,11 @@ def _release_signals() -> None:
 
 def _default_handlers() -> None:
     _held.is_fork = True
-    for number in _CAUGHT:
-        if str(getattr(signal.getsignal(number), "__module__", "")).partition(".")[0] == "dppo":
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    for number in _held.ours:
+        signal.signal(number, signal.SIG_DFL)
     _release_signals()
+    if signal.SIGINT in _held.ours:  # not before: nothing can be raised from here
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

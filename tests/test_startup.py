@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing.spawn
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -166,3 +169,127 @@ def test_where_the_system_knows_no_affinity_all_cores_count(monkeypatch: pytest.
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     assert startup.own_cores() == {0, 1, 2}
+
+
+# -- what processes that environments start inherit --------------------
+
+FORKED = """if True:
+    import os, signal, sys, threading, time
+    from dppo import startup
+    from dppo.preemption import Preemption
+    startup.note_early_signals(os._exit)
+    startup.let_children_start_afresh()
+    if sys.argv[1] == "training":
+        Preemption(60.0, None).install()
+    in_main = sys.argv[2] == "main"
+    def fork_and_end():
+        for number in (signal.SIGTERM, signal.SIGUSR1, *[signal.SIGINT] * (sys.argv[1] == "training")):
+            child = os.fork()
+            if child == 0:
+                time.sleep(60)
+                os._exit(0)
+            os.kill(child, number)  # at once: it may not even have come to its first line
+            status = os.waitpid(child, 0)[1]
+            assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == number, (number, status)  # Python's own, too
+    def run():
+        fork_and_end()
+        assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    if in_main:
+        run()
+    else:
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+    os.kill(os.getpid(), signal.SIGTERM)  # is still caught here
+    print("done")
+"""
+
+
+@pytest.mark.parametrize("thread", ["main", "another"])
+@pytest.mark.parametrize("moment", ["starting", "training"])
+def test_a_forked_child_is_not_deaf(moment: str, thread: str) -> None:
+    command = [sys.executable, "-c", FORKED, moment, thread]
+    environ = {"PYTHONPATH": PATH}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert done.stdout == "done\n", done.stderr
+
+
+def test_a_forked_child_keeps_handlers_that_are_not_ours() -> None:
+    code = f"""if True:
+        import os, signal
+        from dppo import startup
+        startup.let_children_start_afresh()
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))
+        child = os.fork()
+        if child == 0:
+            os.kill(os.getpid(), {int(signal.SIGTERM)})
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """
+    subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": PATH}, timeout=20, check=True)
+
+
+@pytest.mark.parametrize(("error", "code"), [("SystemExit(3)", 3), ("SystemExit", 1), ("RuntimeError('x')", 1)])
+def test_an_exception_in_a_forked_child_ends_there(error: str, code: int) -> None:
+    program = f"""if True:
+        import os
+        from dppo import startup
+        startup.let_children_start_afresh()
+        try:
+            with startup.forks_end_here():
+                child = os.fork()
+                if child == 0:
+                    raise {error}
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == {code}
+                raise KeyError
+        except BaseException as error:
+            print(type(error).__name__)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={"PYTHONPATH": PATH},
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+    )
+    assert done.stdout == "KeyError\n"
+
+
+def test_children_do_not_get_what_they_would_join_the_job_by(environ: dict[str, str]) -> None:
+    kept = {"OMPI_COMM_WORLD_RANK": "2", "PMIX_RANK": "2", "PMI_SIZE": "4", "PATH": "/bin"}
+    environ.update(kept, PMIX_NAMESPACE="prterun-vm-1@1", PMIX_SERVER_URI4="…", PMIX_SERVER_URI41="…", PMI_FD="7")
+    main = sys.modules["__main__"]
+    spec, file = main.__spec__, main.__dict__.get("__file__")
+    try:
+        startup.keep_children_out()
+        assert (
+            multiprocessing.spawn.get_preparation_data("child")
+            .keys()
+            .isdisjoint({"init_main_from_name", "init_main_from_path"})
+        )
+    finally:
+        main.__spec__ = spec
+        if file is not None:
+            main.__file__ = file
+    assert environ.items() >= kept.items()
+    assert not [name for name in environ if name.startswith(("PMIX_N", "PMIX_S", "PMI_F"))]
+
+
+@pytest.mark.parametrize(
+    ("variables", "name"),
+    [
+        ({}, "the process on "),
+        ({"OMPI_COMM_WORLD_RANK": "2", "PMIX_NAMESPACE": "prterun-vm-1@1"}, "rank 2 on "),
+        ({"PMIX_RANK": "2", "PMIX_NAMESPACE": "slurm.pmix.7.0"}, "rank 2 on "),
+        ({"OMPI_COMM_WORLD_RANK": "0", "PMIX_NAMESPACE": "prterun-vm-1@2"}, "a replacement for a dead rank on "),
+    ],
+    ids=str,
+)
+def test_a_rank_has_a_name_before_mpi_has_started(
+    environ: dict[str, str], variables: dict[str, str], name: str
+) -> None:
+    environ |= variables
+    startup.rank_name.cache_clear()
+    assert startup.rank_name() == name + socket.gethostname()
+    startup.rank_name.cache_clear()

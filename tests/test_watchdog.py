@@ -175,3 +175,41 @@ def test_a_killed_process_leaves_an_empty_file_which_the_next_attempt_removes(tm
     assert path.read_text() == ""
     Watchdog(path.parent, rank=7, after_s=60.0, abort_s=0.0).stop()
     assert not path.parent.exists()
+
+
+def test_before_there_is_a_folder_stacks_go_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """An environment that does not come back from its import or constructor: nothing may be written yet."""
+    watchdog = Watchdog(None, rank=3, after_s=0.05, abort_s=0.0)
+    watchdog.progress("start: making environments")
+    said, deadline = "", time.monotonic() + 10
+    while "test_watchdog.py" not in said and time.monotonic() < deadline:
+        time.sleep(0.01)
+        said += capfd.readouterr().err
+    assert "rank 3 on " in said and "in phase start: making environments; its stack follows" in said
+    assert not watchdog.has_folder and list(tmp_path.iterdir()) == []
+    watchdog.write_to(tmp_path / "stalls")
+    watchdog.progress("collect")
+    assert "in phase collect" in wait_for(tmp_path / "stalls" / "rank_00003.txt")
+    watchdog.stop()
+
+
+def test_a_process_that_can_never_come_back_is_killed() -> None:
+    code = """if True:
+        import time
+        from dppo.watchdog import Watchdog
+        Watchdog(None, 2, 0.2, 0.0, is_lost=lambda: "its environment has ended MPI")
+        time.sleep(60)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == -9
+    assert "rank 2 on " in done.stderr and "its environment has ended MPI" in done.stderr
+
+
+def test_beats_tell_the_guard_that_python_runs() -> None:
+    beats: list[float] = []
+    watchdog = Watchdog(None, 0, 0.0, 0.4, end=lambda: None, beat=beats.append)
+    for _ in range(50):
+        watchdog.progress("collect")
+        time.sleep(0.01)
+    watchdog.stop()
+    assert len(beats) > 2 and set(beats[:-1]) == {0.4} and beats[-1] == 0.0

@@ -63,6 +63,15 @@ def test_an_environment_that_raises_everywhere_is_reported_once(
     assert_failed(ended, run_dir, rank, "RuntimeError: probe: simulated bug in the environment")
 
 
+@pytest.mark.parametrize("code", [0, 75])
+def test_no_environment_ends_the_job_with_a_code_of_ours(code: int, launch: Launcher, tmp_path: Path) -> None:
+    """For a script, 0 would be a finished run, and 75 one to start again for ever."""
+    flags = ("--env", "odd_envs:odd/BadOnRankTwo-v0")
+    ended = run_that_fails(launch, 3, tmp_path / "run", *flags, FAULT="leave", CODE=str(code))
+    assert ended.code not in (0, 2, 75), ended
+    assert f"rank 2 on {HOST} has left without a word, with exit code {code}," in ended.stderr, ended
+
+
 def test_nan_from_an_environment_is_traced_to_rank_row_and_environment(launch: Launcher, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     ended = run_that_fails(launch, 3, run_dir, "--env", "odd_envs:odd/BadOnRankTwo-v0", FAULT="nan")

@@ -142,6 +142,26 @@ def test_an_exception_is_a_death_where_that_is_asked_for(cell: str, launch: Laun
     assert summary(run_dir)["exit"] == "finished"
 
 
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("leave", "has left without a word, with exit code 7"), ("finalize", "has called MPI_Finalize")],
+)
+def test_a_rank_that_leaves_without_a_word_is_missed(fault: str, said: str, launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--total-steps", 5000, "--run-dir", run_dir)
+    ended = launch.run(4, *flags, survives=True, FAULT=fault, CODE="7", timeout=30)
+    assert_survived(ended, run_dir, 2, ranks=4)
+    assert f"rank 2 on {HOST}" in ended.stderr and said in ended.stderr, ended
+    assert summary(run_dir)["exit"] == "finished"
+
+
+def test_an_environment_may_clear_its_variables(launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    flags = (*SMALL, "--env", "odd_envs:odd/BadOnRankTwo-v0", "--total-steps", 5000, "--run-dir", run_dir)
+    ended = launch.run(3, *flags, survives=True, FAULT="forget", timeout=30)
+    assert ended.messages == [] and summary(run_dir)["exit"] == "finished", ended
+
+
 @pytest.mark.parametrize("cell", MODES)
 def test_an_exception_ends_the_job_by_default(cell: str, launch: Launcher, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 import signal
@@ -94,6 +95,15 @@ class BadOnRankTwo(Numbers):
         if RANK == 2 and self.steps == 50:
             if os.environ["FAULT"] == "raise":
                 raise RuntimeError("simulated bug in the environment")
+            if os.environ["FAULT"] == "leave":
+                os._exit(int(os.environ["CODE"]))
+            if os.environ["FAULT"] == "finalize":
+                from mpi4py import MPI
+
+                ctypes.CDLL(MPI.__file__).MPI_Finalize()
+            if os.environ["FAULT"] == "forget":
+                os.environ.clear()
+                return out
             if os.environ["FAULT"] == "nan":
                 return np.full(2, np.nan, np.float32), *out[1:]
             while True:  # hang

@@ -1,0 +1,134 @@
+"""What a rank builds for itself, and how it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import pytest
+
+from dppo.config import Config, resolve
+from dppo.workplace import build_workplace, close_environments
+
+
+class Environments:
+    """As far as they are closed."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.close = close
+
+
+def hang() -> None:
+    time.sleep(30)
+
+
+def hang_stubbornly() -> None:
+    while True:
+        with contextlib.suppress(Exception):  # as simulators do
+            time.sleep(30)
+
+
+def crash() -> None:
+    raise RuntimeError("the simulator has gone")
+
+
+@pytest.mark.parametrize(
+    ("close", "said"),
+    [
+        (hang, "did not come back within 0.1 s"),
+        (hang_stubbornly, "did not come back within 0.1 s"),
+        (crash, "raised RuntimeError: the simulator has gone"),
+        (lambda: sys.exit(3), "raised SystemExit: 3"),
+        (lambda: None, ""),
+    ],
+)
+def test_a_close_that_goes_wrong_is_said_and_keeps_nobody(
+    close: Callable[[], object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, since = signal.getsignal(signal.SIGALRM), time.monotonic()
+    close_environments(Environments(close), 0.1)  # type: ignore[arg-type]
+    assert time.monotonic() - since < 5
+    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(said) and all(said in line for line in lines)
+
+
+def test_another_thread_may_close_them() -> None:
+    """There, nobody may handle signals."""
+    closed = threading.Event()
+    thread = threading.Thread(target=close_environments, args=(Environments(closed.set), 0.1))
+    thread.start()
+    thread.join()
+    assert closed.is_set()
+
+
+class Counted(gymnasium.Env[Any, Any]):
+    """Counts how many are open; the last of them may be impossible to make, or its spaces of no use."""
+
+    open, makeable = 0, 99
+    observation_space: Any = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        if Counted.open == Counted.makeable:
+            raise RuntimeError("no licence left")
+        Counted.open += 1
+
+    def close(self) -> None:
+        Counted.open -= 1
+
+
+gymnasium.register("Counted-v0", Counted)  # type: ignore[arg-type]
+CONFIG = resolve(Config(env="Counted-v0", num_envs=3))
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "open", 0)
+
+
+def test_environments_are_closed_once() -> None:
+    place = build_workplace(CONFIG, 0)
+    assert Counted.open == 3
+    place.close()
+    place.close()
+    assert Counted.open == 0
+
+
+def test_a_server_keeps_none() -> None:
+    build_workplace(CONFIG, None)
+    assert Counted.open == 0
+
+
+def test_those_that_were_made_before_one_fails_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "makeable", 2)
+    with pytest.raises(RuntimeError, match="no licence left"):
+        build_workplace(CONFIG, 0)
+    assert Counted.open == 0
+
+
+def test_those_of_no_use_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "action_space", gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)]))
+    with pytest.raises(ValueError, match="Tuple"):
+        build_workplace(CONFIG, 0)
+    assert Counted.open == 0
+
+
+def test_all_are_closed_where_one_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def close(self: Counted) -> None:
+        Counted.open -= 1
+        if Counted.open == 1:
+            crash()
+
+    monkeypatch.setattr(Counted, "close", close)
+    build_workplace(CONFIG, 0).close()
+    assert Counted.open == 0
+    assert "the simulator has gone" in capsys.readouterr().err
