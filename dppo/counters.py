@@ -18,8 +18,8 @@ import numpy as np
 from dppo.batch import Episode, Report
 
 WINDOW = 100
-STUCK = 10
-"""A window is stuck once so many times as many episodes have ended beside it as there are environments and places."""
+MANY = 10
+"""Episodes that wait for an older one are many from so many per environment, and per place in the window, on."""
 
 
 class EpisodeCounter:
@@ -31,7 +31,8 @@ class EpisodeCounter:
     The window of the *last* 100 episodes is in the order in which they ended. Where environments begin together, short
     episodes end first, and its mean is theirs. So a target is judged by the *settled* ones as well: in the order in
     which they began, as far as all that began before them, or with them, have ended. The length of an episode has no
-    influence on its place in that order: whatever the lengths, each 100 in a row are an unbiased sample.
+    influence on its place in that order: whatever the lengths, any 100 in a row are a fair sample. Where more settle at
+    once, because a long one has ended that they had waited for, the window holds them all: it among them.
 
     Args:
       num_envs: of each worker.
@@ -44,9 +45,9 @@ class EpisodeCounter:
         self.total: int = books.get("episodes", 0)
         self._returns: deque[float] = deque(books.get("returns", ()), WINDOW)
         self._lengths: deque[int] = deque(books.get("lengths", ()), WINDOW)
-        self._settled: deque[float] = deque(books.get("settled", ()), WINDOW)
+        self._settled: list[float] = list(books.get("settled", ()))
         self._waiting = np.array(books.get("waiting", ())).reshape(-1, 3)  # ended: beginning, environment, return
-        self._prune_at = 10 * WINDOW
+        self._prune_at = 0
         self._began: dict[int, float] = dict(zip(*books.get("under_way", ((), ())), strict=True))  # by environment
         self._settled_at = self.total
 
@@ -80,12 +81,12 @@ class EpisodeCounter:
     def reached(self, target: float) -> bool:
         """Whether both windows are full and their means at `target`, or above."""
         windows = self._returns, self._settled
-        return all(len(window) == WINDOW and np.mean(window) >= target for window in windows)
+        return all(len(window) >= WINDOW and np.mean(window) >= target for window in windows)
 
     @property
     def stuck(self) -> tuple[int, float] | None:
         """The environment whose episode is waited for, and since when, where it takes far longer than all others."""
-        if self.total - self._settled_at <= STUCK * (len(self._began) + WINDOW) or not self._began:
+        if self.total - self._settled_at <= MANY * (len(self._began) + WINDOW) or not self._began:
             return None
         return min(self._began.items(), key=lambda pair: pair[1])
 
@@ -147,19 +148,22 @@ class EpisodeCounter:
         is_settled = self._waiting[:, 0] < min(self._began.values(), default=math.inf)
         if is_settled.any():
             settled = self._waiting[is_settled]
-            order = np.lexsort((settled[:, 1], settled[:, 0]))[-WINDOW:]
-            self._settled.extend(settled[order, 2].tolist())
+            order = np.lexsort((settled[:, 1], settled[:, 0]))
+            kept = max(
+                0, WINDOW - len(settled)
+            )  # all that settle together count: the long one that the others waited for
+            self._settled = self._settled[max(0, len(self._settled) - kept) :] + settled[order, 2].tolist()
             self._waiting = self._waiting[~is_settled]
             self._settled_at = self.total
-        if len(self._waiting) > self._prune_at:
+        if len(self._waiting) > max(self._prune_at, MANY * (WINDOW + len(self._began))):
             self._prune()
 
     def _prune(self) -> None:
-        """Of those that can only settle together, for they began between the same two that are under way, the window
-        will hold the last: it does not need the others. So an environment that never ends costs no memory.
+        """Of those that can only settle together, for they began between the same two that are under way, keeps the
+        newest 100: so an environment that never ends costs no memory.
         """
         self._waiting = self._waiting[np.lexsort((self._waiting[:, 1], self._waiting[:, 0]))]
         groups = np.searchsorted(np.sort(np.array(list(self._began.values()))), self._waiting[:, 0], side="right")
         ends = np.searchsorted(groups, groups, side="right")  # behind the last of each one's group
         self._waiting = self._waiting[ends - np.arange(len(groups)) <= WINDOW]
-        self._prune_at = max(10 * WINDOW, 2 * len(self._waiting))
+        self._prune_at = 2 * len(self._waiting)
