@@ -261,7 +261,7 @@ class Config(Section):
     """Environments per worker."""
     horizon: Annotated[int | None, at_least(1, 1e7)] = None
     """Rows (steps of every environment) in a rollout; None: 64 for ppo, 8 for a3c."""
-    target_return: Annotated[float | None, within(-1e30, 1e30)] = None
+    target_return: Annotated[float | None, within(-1e15, 1e15)] = None
     """The run ends when the mean return of the last 100 episodes reaches it, once all environments have ended one."""
     run_dir: str | None = None
     """Where the run's files go; None: runs/ENV-MODE-LOSS-SEED-TIME."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import tomllib
 from importlib import resources
 from pathlib import Path
@@ -9,18 +11,22 @@ from typing import Any
 
 import pytest
 
+import dppo
 from dppo.commandline import (
     HelpShown,
     Parser,
     UsageError,
+    answer,
     as_flags,
     flag_names,
     from_values,
+    in_python,
     load_config,
     parse,
+    resumed,
     to_toml,
 )
-from dppo.config import Config, as_dict, resolve, updated
+from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig, as_dict, resolve, updated
 
 PRESET = """
 total-steps = 111
@@ -175,6 +181,11 @@ def as_plain(config: Any, name: str) -> Any:
         ("--target-return -200", "target_return", -200.0),
         ("--target-return=-1e2", "target_return", -100.0),
         ("--total_steps 77", "total_steps", 77),
+        ("--total-steps 1e6", "total_steps", 1_000_000),
+        ("--total_steps=2.5e3", "total_steps", 2500),
+        ("--model.hidden 1e2 64", "model.hidden", (100, 64)),
+        ("--horizon 1_0 --ppo.minibatches 1", "horizon", 10),
+        ("--server.max-staleness 1e1", "server.max_staleness", 10),
         ("--vtrace", "vtrace", True),
         ("--no-vtrace", "vtrace", False),
         ("--vtrace=True", "vtrace", True),
@@ -199,6 +210,16 @@ def test_flags_in_all_their_forms(flags: str, name: str, value: Any) -> None:
         ("--horizn 8", "--horizn: no such flag; did you mean --horizon?"),
         ("--ppo.epoch 8", "--ppo.epoch: no such flag; did you mean --ppo.epochs?"),
         ("--epochs 8", "did you mean --ppo.epochs?"),
+        ("--lr 1e-3", "--lr: no such flag; did you mean --optim.lr?"),
+        ("--server.lr 1e-3", "did you mean --optim.lr?"),
+        ("--stall_after_s=3", "did you mean --log.stall-after-s?"),
+        ("--gamma 0.9", "did you mean --ppo.gamma or --a3c.gamma?"),
+        ("--no-tensorboard", "did you mean --no-log.tensorboard?"),
+        ("--total-steps 1.5e0", "--total-steps"),
+        ("--target-return nan", "target_return=nan must lie in"),
+        (f"--num-envs {'9' * 5000}", "--num-envs"),
+        ("--num-envs 1000000000 --ppo.minibatches 7", "num_envs=1000000000 must be at least 1, and at most 100000"),
+        ("--horizon 9999991 --num-envs 10 --ppo.minibatches 7", "the nearest that does is 5"),
         ("--ppo.clp=0.1", "--ppo.clp: no such flag; did you mean --ppo.clip?"),
         ("--no-such-thing", "--no-such-thing: no such flag"),
         ("--seed x", "Error parsing --seed: invalid literal for int() with base 10: 'x'"),
@@ -221,6 +242,45 @@ def test_help_lists_the_flags_and_ends(capsys: pytest.CaptureFixture[str]) -> No
     assert "--total-steps" in shown and "--ppo.clip" in shown
 
 
+def shown_by(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    with pytest.raises(HelpShown):
+        parse(argv)
+    return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def default_of(flag: str, shown: str) -> str:
+    """What help says of a flag behind `default:`."""
+    found = re.search(rf" --{re.escape(flag)} .*?\(default: (.*?)\)", shown)
+    assert found
+    return found[1]
+
+
+def test_help_shows_the_defaults_and_names_the_presets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shown = shown_by(capsys, "--help")
+    assert (default_of("total-steps", shown), default_of("optim.lr", shown)) == (str(Config.total_steps), "None")
+    assert "CartPole-v1, the environment where no other is named, has a preset" in shown and "Pendulum-v1" in shown
+    for how in (["--env", "Pendulum-v1", "--help"], ["-h", "--env=Pendulum-v1"]):
+        shown = shown_by(capsys, *how)
+        assert (default_of("env", shown), default_of("total-steps", shown)) == ("Pendulum-v1", "200000")
+        assert "What is shown is set with Pendulum-v1 (preset Pendulum-v1.ppo.toml)." in shown
+    shown = shown_by(capsys, write(tmp_path / "c.toml", 'env = "Pendulum-v1"\nseed = 9'), "--help", "--resume")
+    assert (default_of("seed", shown), default_of("ppo.gamma", shown)) == ("9", "0.95")
+    assert "no preset for my:X-v0" in shown_by(capsys, "--env", "my:X-v0", "--help")
+
+
+def test_every_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from dppo import evaluate, job, report, requeue, sweep, trajectories, verdict
+
+    for command in (evaluate, job, report, requeue, sweep, trajectories, verdict):
+        with pytest.raises(SystemExit) as ended:
+            command.main(["--version"])
+        assert (ended.value.code, capsys.readouterr().out) == (0, f"dppo {dppo.__version__}\n")
+    assert answer(["--version", "--nonsense"], is_first=True) == 0
+    assert capsys.readouterr().out == f"dppo {dppo.__version__}\n"
+    assert (answer(["--version"], is_first=False), answer(["--horizn", "-h"], is_first=False)) == (0, 2)
+    assert capsys.readouterr() == ("", "")
+
+
 # -- TOML --------------------
 
 
@@ -230,6 +290,23 @@ def test_help_lists_the_flags_and_ends(capsys: pytest.CaptureFixture[str]) -> No
         ("sede = 3", "sede: no such setting; did you mean seed?"),
         ("[ppo]\nclp = 0.1", "ppo.clp: no such setting; did you mean clip?"),
         ("[pppo]\nclip = 0.1", "pppo: no such setting; did you mean ppo?"),
+        ("lr = 1e-3", "lr: no such setting; did you mean optim.lr?"),
+        ("[ppo]\nlr = 1e-3", "ppo.lr: no such setting; did you mean optim.lr?"),
+        ("every = 3", "did you mean checkpoint.every or trajectories.every?"),
+        ("num-envs = 1\nnum_envs = 2", "num_envs is there twice: leave one out"),
+        ("seed = 2026-01-01", "seed=datetime.date(2026, 1, 1) must be of type int"),
+        ("seed = 1.5", "seed=1.5 must be of type int"),
+        ("target-return = nan", "target-return=nan must lie in"),
+        (f"seed = {'9' * 5000}", "is not valid TOML: Exceeds the limit"),
+        (f"seed = {'9' * 4000}", "seed=9999"),
+        (f"seed = {'[' * 5000}{']' * 5000}", "is not valid TOML"),
+        (f"seed.{'a.' * 5000}b = 1", "seed"),
+        (f"{'a.' * 5000}b = 1", "a: no such setting"),
+        (f"{'a' * 5000} = 1", "aaa...: no such setting"),
+        ('"a\\nb" = 1', "'a\\nb': no such setting"),
+        (f"env = '{'x' * 5000}'", "env='xxxxx"),
+        ('env = "\\u0000"', "holds a NUL character"),
+        ("#" * 2**20 + "#", "holds more than 1048576 bytes"),
         ('seed = "3"', "seed='3' must be of type int"),
         ("env = 3", "env=3 must be of type str"),
         ("resume = true\nrun-dir = 3", "3 holds no run"),
@@ -246,6 +323,18 @@ def test_a_wrong_toml_file_gives_one_message(tmp_path: Path, text: str, expected
 def test_a_missing_toml_file_is_named(tmp_path: Path) -> None:
     text = message(str(tmp_path / "none.toml"))
     assert "none.toml: cannot be read: No such file or directory" in text
+
+
+@pytest.mark.timeout(10)
+def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "device.toml").symlink_to("/dev/zero")
+    for name in ("pipe.toml", "folder.toml", "device.toml"):
+        assert f"{name}: cannot be read: " in message(str(tmp_path / name))
+        assert "cannot be read" in message(str(tmp_path / name), "--help")
+    assert "cannot be read" in message("a\0b.toml")
+    assert "cannot be read: File name too long" in message(f"{'x' * 300}.toml")
 
 
 def test_a_toml_file_that_is_not_text_is_named(tmp_path: Path) -> None:
@@ -348,6 +437,72 @@ def test_a_resumed_runs_settings_are_written_as_they_were(run: Path) -> None:
     before = (run / "config.toml").read_text()
     assert to_toml(parse(["--resume", "--run-dir", str(run)])[0]) == before
     assert as_dict(load_config(run)) == as_dict(parse([str(run / "config.toml")])[0])
+
+
+# -- resume from Python --------------------
+
+
+def test_a_resume_from_python_takes_everything_from_the_run(run: Path) -> None:
+    config = resumed(Config(run_dir=str(run), resume=True))
+    assert config == parse(["--resume", "--run-dir", str(run)])[0]
+    assert to_toml(config) == (run / "config.toml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "value"),
+    [
+        (Config(total_steps=200), "total_steps", 200),
+        (Config(target_return=5), "target_return", 5.0),
+        (Config(log=LogConfig(interval_s=1)), "log.interval_s", 1.0),
+        (Config(checkpoint=CheckpointConfig(keep=9)), "checkpoint.keep", 9),
+        (Config(dry_run=True), "dry_run", True),
+        (Config(seed=7, ppo=PPOConfig(clip=0.3)), "ppo.clip", 0.3),  # as they are
+    ],
+    ids=str,
+)
+def test_what_is_no_default_is_given_anew(run: Path, given: Config, name: str, value: Any) -> None:
+    config = resumed(updated(given, {"run_dir": str(run), "resume": True}))
+    assert as_plain(config, name) == value
+    assert (config.seed, config.env, config.ppo.clip) == (7, "X-v0", 0.3)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (Config(seed=8), "--seed=8 differs from the run's 7"),
+        (Config(mode="async"), "--mode=async differs from the run's sync"),
+        (Config(ppo=PPOConfig(clip=0.1)), "--ppo.clip=0.1 differs from the run's 0.3"),
+    ],
+    ids=str,
+)
+def test_what_differs_from_the_run_is_refused(run: Path, given: Config, said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        resumed(updated(given, {"run_dir": str(run), "resume": True}))
+
+
+def test_a_resume_from_python_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs --run-dir"):
+        resumed(Config(resume=True))
+    with pytest.raises(UsageError, match="holds no run"):
+        resumed(Config(resume=True, run_dir=str(tmp_path)))
+    (tmp_path / "config.toml").write_text("seed = nan")
+    with pytest.raises(UsageError, match=r"config.toml: seed=nan must"):
+        resumed(Config(resume=True, run_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("flags", "python"),
+    [
+        ("go on by --resume --run-dir runs/a-b, or", "go on by Config(run_dir='runs/a-b', resume=True), or"),
+        ("--resume needs --run-dir, the", "resume=True needs run_dir, the"),
+        ("--ppo.target-kl=1 (total-steps, log.* anew)", "ppo.target_kl=1 (total_steps, log.* anew)"),
+        ("--run-dir runs/--seed: is a file", "run_dir runs/--seed: is a file"),
+        ("/data/total-steps/x has it", "/data/total-steps/x has it"),
+        ("raise --total-steps.", "raise total_steps."),
+    ],
+)
+def test_messages_speak_python_to_those_who_call_train(flags: str, python: str) -> None:
+    assert in_python(flags) == python
 
 
 # -- for the other commands --------------------

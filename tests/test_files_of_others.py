@@ -69,7 +69,7 @@ def resume(run_dir: Path) -> int:
     """Everything that a resume does before it writes."""
     try:
         config, _ = parse(["--resume", "--run-dir", str(run_dir), "--total-steps", "512"])
-        plan = opening.plan(config, Alone(), Console(60.0))  # type: ignore[arg-type]
+        plan = opening.plan(config, Alone(), Console(60.0), is_complete=True)  # type: ignore[arg-type]
         assert isinstance(plan, planning.Plan)
         place = build_workplace(plan.config, 0)
         opening.check_saved(plan, place, Alone())  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Environments with processes of their own: they work, they do not hear what the job is told, nothing is left of them."""
+"""Environments with processes of their own: they work, hear nothing of what the job is told, and nothing is left."""
 
 from __future__ import annotations
 
