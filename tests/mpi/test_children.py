@@ -1,4 +1,4 @@
-"""Environments with processes of their own: they work, they do not hear what the job is told, nothing is left of them."""
+"""Environments with processes of their own: they work, they hear nothing of the job, and nothing is left of them."""
 
 from __future__ import annotations
 
