@@ -1,4 +1,4 @@
-"""Environments with processes of their own: they work, hear nothing of what the job is told, and nothing is left."""
+"""Environments with processes of their own: they work, they hear nothing of the job, and nothing is left of them."""
 
 from __future__ import annotations
 
