@@ -25,9 +25,10 @@ from dppo.bounds import at_least  # noqa: E402
 from dppo.commandline import Parser, UsageError, integer, load_config, require  # noqa: E402
 from dppo.config import SEED, Config  # noqa: E402
 from dppo.console import plain  # noqa: E402
+from dppo.envs.process import kept_as_it_was  # noqa: E402
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
-from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator  # noqa: E402
+from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators  # noqa: E402
 from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import newest_valid  # noqa: E402
 from dppo.storage.contents import check_state  # noqa: E402
@@ -98,7 +99,7 @@ def load_policy(run_dir: str | Path) -> Policy:
     Raises:
       UsageError: (a ValueError) where there is no run and where it has no valid checkpoint.
     """
-    folder = Path(run_dir)
+    folder = Path(run_dir).absolute()
     config = load_config(folder)
     saved, skipped = newest_valid(folder, lambda checkpoint: check_state(checkpoint.state))
     if saved is None:
@@ -108,7 +109,8 @@ def load_policy(run_dir: str | Path) -> Policy:
     try:
         spaces = read_spaces(folder)
         if spaces is None:  # of a run that an earlier dppo has begun: the environment says it
-            env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
+            with kept_as_it_was():
+                env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
             env.close()
             spaces = env.observation_space, env.action_space
         return Policy(config, *spaces, saved.state)
@@ -128,7 +130,9 @@ def evaluate(
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a native vector form is not what a policy is judged by: its environments cannot be started from a seed
     vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
-    envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    with kept_as_it_was():
+        envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     done: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
@@ -194,12 +198,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         require("--episodes", args.episodes, at_least(1, 1e6))
         require("--seed", args.seed, SEED)
+        folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
         policy = load_policy(args.run_dir)
         returns, lengths = evaluate(policy, args.episodes, args.seed, stochastic=args.stochastic)
         videos = []
-        if args.video is not None:
-            count = min(args.episodes, 3)
-            videos = record(policy, count, args.seed, args.video, stochastic=args.stochastic)
+        if folder is not None:
+            videos = record(policy, min(args.episodes, 3), args.seed, folder, stochastic=args.stochastic)
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE

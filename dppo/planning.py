@@ -70,6 +70,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     compression_filter(config.trajectories.compression)
     plan = _plan_resume(config, console) if config.resume else _plan_new(config)
     if isinstance(plan, Plan):
+        plan.run_dir = plan.run_dir.absolute()  # an environment may change the working directory
         plan.allocation = allocation
         plan.ends_at = None if config.dry_run else ends_at()
     return plan

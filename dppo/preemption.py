@@ -61,6 +61,13 @@ class Preemption:
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._on_signal)
 
+    def asked(self) -> bool:
+        """Whether it was asked. Handlers that an environment has put in the place of these are replaced again."""
+        for number in self._before:
+            if signal.getsignal(number) != self._on_signal:
+                signal.signal(number, self._on_signal)
+        return self.requested_at is not None
+
     def uninstall(self) -> None:
         """Signals mean again what they meant before `install`."""
         while self._before:

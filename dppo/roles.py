@@ -72,7 +72,7 @@ def work_together(me: Rank) -> Summary:
         if journal is not None:
             journal.start_training()
         if collector is not None:
-            asked = lambda: me.preemption.requested_at is not None  # noqa: E731
+            asked = me.preemption.asked
             progress = me.watchdog.progress
             link: Link = (
                 MPILink(comm, asked, progress, doorbell=doorbell, memory=memory, dump=me.dump)

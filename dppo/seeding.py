@@ -1,12 +1,14 @@
 """Independent random streams: one per environment by its global number, one per worker for shuffling.
 
-Uses NumPy only; rollout.py, learner.py and run.py draw from it. A stream is a pure function of (seed, purpose, number,
-block), so nothing of it has to be saved but how far it was read, and no two streams ever share a draw, also after
-resume.
+Uses NumPy only; rollout.py, learner.py and workplace.py draw from it. A stream is a pure function of (seed, purpose,
+number, block), so nothing of it has to be saved but how far it was read, and no two streams ever share a draw, also
+after resume.
 """
 
 from __future__ import annotations
 
+import random
+import sys
 from enum import IntEnum
 
 import numpy as np
@@ -20,11 +22,25 @@ class Purpose(IntEnum):
     ACTIONS = 2
     SHUFFLE = 3
     EVALUATION = 4
+    GLOBAL = 5
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
     """A fresh generator of the stream `key`, spawned from `seed`."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(purpose), *key))))
+
+
+def seed_global_generators(seed: int, *key: int) -> None:
+    """Python's, NumPy's and (where it is imported) torch's own generators, from the stream `key`. Nothing here draws
+    from them, but environments may, and one that has seeded them when it was made would give all workers the same
+    numbers.
+    """
+    words = np.random.SeedSequence(seed, spawn_key=(int(Purpose.GLOBAL), *key)).generate_state(4)
+    number = int.from_bytes(words.tobytes(), "little")
+    random.seed(number)
+    np.random.seed(words)  # noqa: NPY002 (others may draw from it)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(number % 2**63)
 
 
 def draw_noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:

@@ -24,11 +24,12 @@ from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.batch import EnvState
 from dppo.config import Config
+from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import VectorEnv, make_vector_env
 from dppo.learner import Learner
 from dppo.models.policy import ActorCritic, make_policy, observation_size
 from dppo.rollout import Collector
-from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
 from dppo.state import TrainingState
 
 NUMBERS_PER_SAMPLE = 12
@@ -134,7 +135,8 @@ def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> Non
 def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
-    return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
+    with kept_as_it_was():
+        return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
 
 
 def furnish(place: Workplace, config: Config, worker: int) -> None:
@@ -159,6 +161,7 @@ def make_collector(
     """
     envs, worker = place.envs, place.worker
     assert envs is not None and worker is not None
+    seed_global_generators(config.seed, worker, row)  # not before: an environment may seed them when it is made
     first_env = worker * config.num_envs
     distribution = place.policy.distribution
     noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)

@@ -131,3 +131,12 @@ def test_a_latest_checkpoint_that_is_not_there_is_named(run_dir: Path, capsys: p
     (run_dir / "checkpoints" / "latest").write_text("step_000000999\n")
     assert isinstance(resume(run_dir), Plan)
     assert "'step_000000999', the latest checkpoint, is not there" in capsys.readouterr().err
+
+
+def test_a_run_directory_is_absolute_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An environment may change the working directory."""
+    monkeypatch.chdir(tmp_path)
+    for given in ("run", "deep/er/run", "./run", None):
+        plan = plan_run(Config(env="CartPole-v1", run_dir=given), 1, Console(1.0, enabled=False))
+        assert isinstance(plan, Plan)
+        assert plan.run_dir.is_absolute() and plan.run_dir.is_relative_to(tmp_path)

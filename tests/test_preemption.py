@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 
@@ -118,3 +119,23 @@ def test_the_first_reason_counts() -> None:
     preemption.request("one")
     preemption.request("two")
     assert preemption.reason == "one"
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("other", [signal.SIG_IGN, signal.SIG_DFL, lambda number, frame: None], ids=str)
+def test_handlers_of_others_are_replaced_again(other: Any) -> None:
+    """An environment may install its own in its first episode."""
+    preemption = Preemption(30.0, None)
+    preemption.install()
+    for number in REQUESTS:
+        signal.signal(number, other)
+    assert not preemption.asked()
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert preemption.asked() and preemption.reason == "SIGTERM"
+    preemption.uninstall()
+
+
+def test_nothing_is_installed_by_one_that_does_not_catch_signals() -> None:
+    before = [signal.getsignal(number) for number in REQUESTS]
+    assert not Preemption(30.0, None).asked()
+    assert [signal.getsignal(number) for number in REQUESTS] == before

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import random
+import sys
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+import torch
 
-from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, generator
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators
 
 SEED = 42
 
@@ -157,3 +161,40 @@ def test_another_kind_of_noise_is_a_bug() -> None:
 def test_two_environments_are_not_correlated() -> None:
     noise = ActionNoise(SEED, 0, 2, 1, "normal").rows(0, 5000)[:, :, 0]
     assert abs(np.corrcoef(noise.T)[0, 1]) < 0.05
+
+
+# -- generators that are not ours --------------------
+
+
+@pytest.fixture
+def global_generators() -> Iterator[None]:
+    """Puts this process's own back."""
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    random.setstate(kept[0])
+    np.random.set_state(kept[1])  # noqa: NPY002
+    torch.set_rng_state(kept[2])
+
+
+def draws() -> tuple[float, ...]:
+    return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+
+@pytest.mark.usefixtures("global_generators")
+def test_global_generators_repeat_and_differ_by_seed_and_key() -> None:
+    keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (2**40, 3), (2**63 - 1,), (0, 2**40)]
+    drawn = []
+    for key in keys:
+        seed_global_generators(*key)
+        drawn.append(draws())
+        draws()
+        seed_global_generators(*key)
+        assert draws() == drawn[-1]
+    assert all(len(set(one)) == len(keys) for one in zip(*drawn, strict=True))
+
+
+@pytest.mark.usefixtures("global_generators")
+def test_torch_is_not_imported_to_be_seeded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    seed_global_generators(SEED)
+    assert "torch" not in sys.modules

