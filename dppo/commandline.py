@@ -189,7 +189,8 @@ def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> 
     run_dir = _flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
     if not run_dir:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    stored = replace(load_config(Path(str(run_dir))), run_dir=str(run_dir), resume=True)
+    run_dir = os.path.expanduser(str(run_dir))
+    stored = replace(load_config(Path(run_dir)), run_dir=run_dir, resume=True)
     config = _apply_flags(updated(stored, file_values), args)
     _require_same(stored, config)
     return resolve(config), [f"settings from {run_dir}/config.toml", *notes]
@@ -204,7 +205,9 @@ def resumed(config: Config) -> Config:
     """
     if not config.run_dir:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    stored = replace(load_config(Path(config.run_dir)), **{name: getattr(config, name) for name in PER_START})
+    stored = replace(
+        load_config(Path(config.run_dir).expanduser()), **{name: getattr(config, name) for name in PER_START}
+    )
     given = _given(as_dict(config), as_dict(Config()))
     try:
         changed = updated(stored, {name: value for name, value in given.items() if name not in PER_START})

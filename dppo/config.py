@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
@@ -362,6 +363,7 @@ def resolve(config: Config) -> Config:
     complete = replace(
         config,
         loss=loss,
+        run_dir=config.run_dir and os.path.expanduser(config.run_dir),  # bash leaves --run-dir=~/x as it is
         horizon=config.horizon or (64 if loss == "ppo" else 8),
         exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
         vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
