@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from typing import TextIO
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
@@ -38,9 +39,15 @@ def on_terminal() -> bool:
 
 
 class Console:
-    """Prints for rank 0; silent where `enabled` is False."""
+    """Prints for rank 0; silent where `enabled` is False.
 
-    def __init__(self, interval_s: float, *, enabled: bool = True) -> None:
+    Args:
+      interval_s: seconds between two lines of progress, where no person watches.
+      stream: None: standard output.
+    """
+
+    def __init__(self, interval_s: float, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self._stream = stream
         self._enabled = self._terminal = self._drawn = False
         self._interval_s = interval_s
         self._next = 0.0
@@ -49,7 +56,8 @@ class Console:
 
     def enable(self) -> None:
         """This rank is rank 0 now."""
-        self._enabled, self._terminal = True, on_terminal()
+        self._enabled = True
+        self._terminal = on_terminal() if self._stream is None else self._stream.isatty()
         if self._terminal:
             self._interval_s = 0.1
 
@@ -57,7 +65,7 @@ class Console:
         """A line that stays."""
         if self._enabled:
             self._clear()
-            print(text, flush=True)
+            print(text, flush=True, file=self._stream)
 
     def warn(self, text: str) -> None:
         """A line on stderr that stays."""
@@ -73,12 +81,16 @@ class Console:
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            print("\r\x1b[2K" + text[: width - 1], end="", flush=True)
+            print("\r\x1b[2K" + text[: width - 1], end="", flush=True, file=self._stream)
             self._drawn = True
         else:
-            print(text, flush=True)
+            print(text, flush=True, file=self._stream)
+
+    def done(self) -> None:
+        """Takes the progress line away."""
+        self._clear()
 
     def _clear(self) -> None:
         if self._drawn:
-            print("\r\x1b[2K", end="", flush=True)
+            print("\r\x1b[2K", end="", flush=True, file=self._stream)
             self._drawn = False
