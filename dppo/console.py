@@ -84,9 +84,15 @@ def on_terminal() -> bool:
 
 
 class Console:
-    """Prints for rank 0; silent where `enabled` is False."""
+    """Prints for rank 0; silent where `enabled` is False.
 
-    def __init__(self, interval_s: float, *, enabled: bool = True) -> None:
+    Args:
+      interval_s: seconds between two lines of progress, where no person watches.
+      stream: None: standard output.
+    """
+
+    def __init__(self, interval_s: float, *, enabled: bool = True, stream: TextIO | None = None) -> None:
+        self._stream = stream
         self._enabled = self._terminal = self._drawn = False
         self._interval_s = interval_s
         self._next = 0.0
@@ -95,7 +101,8 @@ class Console:
 
     def enable(self) -> None:
         """This rank is rank 0 now."""
-        self._enabled, self._terminal = True, on_terminal()
+        self._enabled = True
+        self._terminal = on_terminal() if self._stream is None else self._stream.isatty()
         if self._terminal:
             self._interval_s = 0.1
 
@@ -103,7 +110,7 @@ class Console:
         """A line that stays."""
         if self._enabled:
             self._clear()
-            _show(f"{text}\n", sys.stdout)
+            _show(f"{text}\n", self._stream)
 
     def warn(self, text: str) -> None:
         """A line on stderr that stays."""
@@ -119,12 +126,16 @@ class Console:
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            _show("\r\x1b[2K" + text[: width - 1], sys.stdout)
+            _show("\r\x1b[2K" + text[: width - 1], self._stream)
             self._drawn = True
         else:
-            _show(f"{text}\n", sys.stdout)
+            _show(f"{text}\n", self._stream)
+
+    def done(self) -> None:
+        """Takes the progress line away."""
+        self._clear()
 
     def _clear(self) -> None:
         if self._drawn:
-            _show("\r\x1b[2K", sys.stdout)
+            _show("\r\x1b[2K", self._stream)
             self._drawn = False

@@ -12,20 +12,28 @@ startup.limit_threads()
 import argparse  # noqa: E402
 import json  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+import time  # noqa: E402
+import warnings  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
-from typing import Any  # noqa: E402
+from typing import Any, NamedTuple  # noqa: E402
 
 import gymnasium  # noqa: E402
 import numpy as np  # noqa: E402
 
 from dppo.algo.losses import METRICS  # noqa: E402
 from dppo.algo.moments import Normaliser  # noqa: E402
+<<<<<<< HEAD
 from dppo.bounds import at_least  # noqa: E402
 from dppo.commandline import Parser, UsageError, integer, load_config, require  # noqa: E402
 from dppo.config import SEED, Config  # noqa: E402
 from dppo.console import plain  # noqa: E402
 from dppo.envs.process import kept_as_it_was  # noqa: E402
+=======
+from dppo.commandline import UsageError, load_config  # noqa: E402
+from dppo.config import Config  # noqa: E402
+from dppo.console import Console  # noqa: E402
+>>>>>>> h1
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
 from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators  # noqa: E402
@@ -35,6 +43,31 @@ from dppo.storage.contents import check_state  # noqa: E402
 from dppo.storage.spaces import read_spaces  # noqa: E402
 
 EXIT_USAGE = 2
+MAX_STEPS = 30_000
+"""Of an episode: a little more than Atari's games last, whose limit is the longest of those that are in use."""
+_MOST_STEPS = 10**9
+_SILENT_S, _INTERVAL_S = 2.0, 10.0
+"""Short evaluations show no progress; long ones, where no person watches, a line so often."""
+
+
+class Played(NamedTuple):
+    """An episode of an evaluation."""
+
+    episode_return: float
+    length: int
+    ended: bool
+    """False: it was cut at the limit of steps, and the return is that until there."""
+
+
+class Progress(NamedTuple):
+    """Where an evaluation stands."""
+
+    played: int
+    """Episodes."""
+    steps: int
+    """In all environments."""
+    longest: int
+    """Steps of the longest episode under way."""
 
 
 class Policy:
@@ -119,11 +152,30 @@ def load_policy(run_dir: str | Path) -> Policy:
 
 
 def evaluate(
-    policy: Policy, episodes: int, seed: int = 0, *, stochastic: bool = False
+    policy: Policy, episodes: int, seed: int = 0, *, stochastic: bool = False, max_steps: int = MAX_STEPS
 ) -> tuple[list[float], list[int]]:
-    """Returns and lengths of whole episodes, in a fixed order; the same for the same seed.
+    """Returns and lengths of whole episodes, in a fixed order; the same for the same seed. Those that had to be cut after
+    `max_steps` are not among them, and are warned of.
+    """
+    played = play_episodes(policy, episodes, seed, stochastic=stochastic, max_steps=max_steps)
+    if cut := sum(not p.ended for p in played):
+        warnings.warn(f"{cut} of {episodes} episodes did not end within {max_steps:,} steps: left out", stacklevel=2)
+    return [p.episode_return for p in played if p.ended], [p.length for p in played if p.ended]
 
-    Each of several environments plays its share, so that short episodes do not push long ones out of the sample.
+
+def play_episodes(
+    policy: Policy,
+    episodes: int,
+    seed: int = 0,
+    *,
+    stochastic: bool = False,
+    max_steps: int = MAX_STEPS,
+    progress: Callable[[Progress], None] = lambda now: None,
+) -> list[Played]:
+    """Plays episodes, each to its end or for `max_steps`, in a fixed order; the same for the same seed.
+
+    Each of several environments plays its share, a fixed number of episodes, however long they take: were it the first
+    that end, short episodes would push long ones out of the sample.
     """
     policy.seed(seed)
     num_envs = min(episodes, 20)
@@ -134,25 +186,38 @@ def evaluate(
         envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
     seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
-    done: list[list[tuple[float, int]]] = [[] for _ in range(num_envs)]
+    done: list[list[Played]] = [[] for _ in range(num_envs)]
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     observations = envs.reset()
-    while any(len(d) < q for d, q in zip(done, quota, strict=True)):
+    num_played = steps = 0
+    while num_played < episodes:
         step = envs.step(policy.act(observations, stochastic=stochastic))
         observations = step.observations
         returns += step.rewards
         lengths += 1
-        for i in step.final_envs:
+        steps += num_envs
+        longest = int(lengths.max())
+        over = np.flatnonzero(lengths >= max_steps) if longest >= max_steps else ()
+        for i in dict.fromkeys((*step.final_envs, *over)):
+            ended = i in step.final_envs
             if len(done[i]) < quota[i]:
-                done[i].append((float(returns[i]), int(lengths[i])))
+                done[i].append(Played(float(returns[i]), int(lengths[i]), ended))
+                num_played += 1
             returns[i], lengths[i] = 0.0, 0
+            if not ended:
+                observations = observations.copy()
+                observations[i] = envs.begin_episode(int(i))
+        progress(Progress(num_played, steps, longest))
     envs.close()
-    listed = [pair for d in done for pair in d]
-    return [r for r, _ in listed], [length for _, length in listed]
+    return [played for d in done for played in d]
 
 
-def record(policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic: bool) -> list[Path]:
-    """Plays `episodes` before Gymnasium's own recorder; MP4 files, named after the environment, in `folder`."""
+def record(
+    policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic: bool, max_steps: int = MAX_STEPS
+) -> list[Path]:
+    """Plays `episodes`, of `max_steps` at most, before Gymnasium's own recorder; MP4 files, named after the
+    environment, in `folder`.
+    """
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
     try:
         env = gymnasium.make(policy.config.env, render_mode="rgb_array")
@@ -166,11 +231,11 @@ def record(policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic
         seeds = EpisodeSeeds(seed, 0, 1, Purpose.EVALUATION)
         for _ in range(episodes):
             observation, _ = recorder.reset(seed=seeds.next(0))
-            ended = False
-            while not ended:
+            for _ in range(max_steps):
                 action = policy.act(observation, stochastic=stochastic)
                 observation, _, terminated, truncated, _ = recorder.step(action)
-                ended = terminated or truncated
+                if terminated or truncated:
+                    break
         recorder.close()
     except (gymnasium.error.Error, TypeError) as error:  # TypeError: it knows no render_mode
         raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
@@ -184,8 +249,19 @@ def _file_name(env_id: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m dppo.evaluate", description="Plays episodes with a trained policy.")
     parser.add_argument("run_dir", type=Path, help="directory of the run")
+<<<<<<< HEAD
     parser.add_argument("--episodes", type=integer, default=100, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=integer, default=0, help="of the episodes (default: %(default)s)")
+=======
+    parser.add_argument("--episodes", type=int, default=100, help="how many (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: %(default)s)")
+    parser.add_argument(
+        "--max-steps",
+        type=int,
+        default=MAX_STEPS,
+        help="of an episode; one that has not ended by then is cut, and reported apart (default: %(default)s)",
+    )
+>>>>>>> h1
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most probable")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--video", type=Path, metavar="DIR", help="record up to three episodes as MP4 files in DIR")
@@ -195,50 +271,103 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
+<<<<<<< HEAD
         args = _parser().parse_args(argv)
         require("--episodes", args.episodes, at_least(1, 1e6))
         require("--seed", args.seed, SEED)
         folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
+=======
+        if args.episodes < 1:
+            raise UsageError(f"--episodes {args.episodes} must be at least 1")
+        if not 0 <= args.seed < 2**63:
+            raise UsageError(f"--seed {args.seed} must lie in [0, 2**63)")
+        if not 1 <= args.max_steps <= _MOST_STEPS:
+            raise UsageError(f"--max-steps {args.max_steps} must lie in [1, {_MOST_STEPS}]")
+>>>>>>> h1
         policy = load_policy(args.run_dir)
-        returns, lengths = evaluate(policy, args.episodes, args.seed, stochastic=args.stochastic)
+        played = _play_and_tell(policy, args)
         videos = []
+<<<<<<< HEAD
         if folder is not None:
             videos = record(policy, min(args.episodes, 3), args.seed, folder, stochastic=args.stochastic)
+=======
+        if args.video is not None:
+            limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
+            videos = record(policy, min(args.episodes, 3), args.seed, args.video, **limits)
+>>>>>>> h1
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
-    figures = {
-        "mean": float(np.mean(returns)),
-        "median": float(np.median(returns)),
-        "min": float(np.min(returns)),
-        "max": float(np.max(returns)),
-    }
+    returns = [p.episode_return for p in played if p.ended]
+    cut = [p.episode_return for p in played if not p.ended]
+    figures = {name: _figure(name, returns) for name in ("mean", "median", "min", "max")}
+    if cut:
+        print(
+            f"dppo: {len(cut)} of {args.episodes} episodes did not end within {args.max_steps:,} steps (--max-steps):"
+            f" they are not in the figures; their mean return until there is {np.mean(cut):.2f}",
+            file=sys.stderr,
+        )
     if args.json:
-        out = figures | {
-            "std": float(np.std(returns)),
+        out: dict[str, Any] = figures | {
+            "std": _figure("std", returns),
             "episodes": args.episodes,
-            "length_mean": float(np.mean(lengths)),
+            "ended": len(returns),
+            "length_mean": _figure("mean", [p.length for p in played if p.ended]),
+            "cut": len(cut),
+            "cut_return_mean": _figure("mean", cut),
+            "max_steps": args.max_steps,
         }
         out |= {"seed": args.seed, "env": policy.config.env, "env_steps": policy.env_steps}
         print(json.dumps(out | ({"videos": [str(v) for v in videos]} if args.video else {})))
         return 0
-    _show(policy, figures, args, videos)
+    _show(policy, figures, len(returns), args, videos)
     return 0
 
 
-def _show(policy: Policy, figures: dict[str, float], args: argparse.Namespace, videos: list[Path]) -> None:
-    from rich.console import Console
+def _play_and_tell(policy: Policy, args: argparse.Namespace) -> list[Played]:
+    """Shows on standard error how far it is, where it takes a while: an episode may never end."""
+    console, loud_from = Console(_INTERVAL_S, stream=sys.stderr), time.monotonic() + _SILENT_S
+
+    def progress(now: Progress) -> None:
+        if time.monotonic() >= loud_from and console.progress_due():
+            console.progress(
+                f"{now.played} of {args.episodes} episodes, {now.steps:,} steps; the longest under way has"
+                f" {now.longest:,}, at {args.max_steps:,} it is cut (--max-steps)"
+            )
+
+    played = play_episodes(
+        policy, args.episodes, args.seed, stochastic=args.stochastic, max_steps=args.max_steps, progress=progress
+    )
+    console.done()
+    return played
+
+
+def _figure(name: str, values: Sequence[float]) -> float | None:
+    """NumPy's `name` of them; None of none."""
+    return float(getattr(np, name)(values)) if values else None
+
+
+def _show(
+    policy: Policy, figures: dict[str, float | None], ended: int, args: argparse.Namespace, videos: list[Path]
+) -> None:
+    from rich.console import Console as RichConsole
     from rich.table import Table
 
     how = "stochastic" if args.stochastic else "greedy"
     table = Table()
     for name in figures:
         table.add_column(name, justify="right")
+<<<<<<< HEAD
     table.add_row(*(f"{value:.2f}" for value in figures.values()))
     console = Console(markup=False, emoji=False)
     console.print(
         f"{plain(policy.config.env)}: returns of {args.episodes} {how} episodes, after {policy.env_steps:,} steps"
     )
+=======
+    table.add_row(*("-" if value is None else f"{value:.2f}" for value in figures.values()))
+    console = RichConsole()
+    console.print(f"{policy.config.env}: returns of {ended} {how} episodes, after {policy.env_steps:,} steps")
+>>>>>>> h1
     console.print(table)
     for video in videos:
         console.print(f"video: {plain(video)}", soft_wrap=True)

@@ -306,7 +306,7 @@ def test_every_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> N
         ('"a\\nb" = 1', "'a\\nb': no such setting"),
         (f"env = '{'x' * 5000}'", "env='xxxxx"),
         ('env = "\\u0000"', "holds a NUL character"),
-        ("#" * 2**20 + "#", "holds more than 1048576 bytes"),
+        ("#" * 2**20 + "#", "has 1,048,577 bytes, at most 1,048,576 are plausible"),
         ('seed = "3"', "seed='3' must be of type int"),
         ("env = 3", "env=3 must be of type str"),
         ("resume = true\nrun-dir = 3", "3 holds no run"),
@@ -331,8 +331,8 @@ def test_what_is_no_regular_file_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "folder.toml").mkdir()
     (tmp_path / "device.toml").symlink_to("/dev/zero")
     for name in ("pipe.toml", "folder.toml", "device.toml"):
-        assert f"{name}: cannot be read: " in message(str(tmp_path / name))
-        assert "cannot be read" in message(str(tmp_path / name), "--help")
+        assert f"{name} is no file but " in message(str(tmp_path / name))
+        assert f"{name} is no file but " in message(str(tmp_path / name), "--help")
     assert "cannot be read" in message("a\0b.toml")
     assert "cannot be read: File name too long" in message(f"{'x' * 300}.toml")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 import dppo
 from dppo.commandline import UsageError, to_toml
-from dppo.evaluate import evaluate, load_policy, main
+from dppo.evaluate import MAX_STEPS, Played, evaluate, load_policy, main, play_episodes
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
 from dppo.storage.spaces import write_spaces
@@ -148,6 +150,107 @@ def test_the_same_seed_gives_the_same_episodes(cartpole: Path, stochastic: bool)
     assert first == again != other
 
 
+# -- episodes that do not end --------------------
+
+
+class Seldom(gymnasium.Env[np.ndarray, Any]):
+    """-1 a step. Every second episode ends after 5 steps, the others never."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+    episode = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time, self.episode = 0, self.episode + 1
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.zeros(1, np.float32), -1.0, self.time == 5 and self.ends(), False, {}
+
+    def ends(self) -> bool:
+        return self.episode % 2 == 1
+
+
+class Never(Seldom):
+    def ends(self) -> bool:
+        return False
+
+
+seldom: Any = Seldom
+never: Any = Never
+gymnasium.register("Seldom-v0", seldom)
+gymnasium.register("Never-v0", never)
+
+
+def run_of(env: str, folder: Path) -> Path:
+    return save(make_workplace(env=env), folder)
+
+
+def test_an_episode_that_does_not_end_is_cut_and_reported_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(run_of("Seldom-v0", tmp_path / "run"))
+    assert main([folder, "--episodes", "50", "--max-steps", "40", "--json"]) == 0
+    told = capsys.readouterr()
+    out = json.loads(told.out)
+    assert (out["mean"], out["min"], out["max"], out["length_mean"]) == (-5, -5, -5, 5)
+    assert {k: out[k] for k in ("episodes", "ended", "cut", "cut_return_mean", "max_steps")} == {
+        "episodes": 50, "ended": 30, "cut": 20, "cut_return_mean": -40, "max_steps": 40,
+    }  # fmt: skip
+    assert "20 of 50 episodes did not end within 40 steps (--max-steps)" in told.err and "-40.00" in told.err
+    policy = load_policy(folder)
+    with pytest.warns(UserWarning, match="20 of 50 episodes did not end within 40 steps"):
+        assert evaluate(policy, 50, max_steps=40) == ([-5.0] * 30, [5] * 30)
+    assert play_episodes(policy, 3, max_steps=40) == [Played(-5.0, 5, True)] * 3
+
+
+def test_an_episode_that_ends_at_the_limit_has_ended(cartpole: Path) -> None:
+    policy = load_policy(cartpole)
+    free = play_episodes(policy, 30)
+    limit = sorted(p.length for p in free)[15]
+    expected = [p if p.length <= limit else Played(limit, limit, ended=False) for p in free]
+    assert play_episodes(policy, 30, max_steps=limit) == expected
+    assert {p.ended for p in expected} == {True, False}
+
+
+def test_where_none_ends_there_are_no_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(run_of("Never-v0", tmp_path / "run"))
+    assert main([folder, "--episodes", "3", "--max-steps", "40", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert (out["mean"], out["std"], out["ended"], out["cut"]) == (None, None, 0, 3)
+    assert main([folder, "--episodes", "3", "--max-steps", "40"]) == 0
+    told = capsys.readouterr()
+    assert "returns of 0 greedy episodes" in told.out and "3 of 3 episodes did not end" in told.err
+
+
+def test_the_limit_has_a_default_that_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert f"(default: {MAX_STEPS})" in " ".join(capsys.readouterr().out.split())
+
+
+def test_whoever_waits_sees_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a file a line every 10 s, from the third second on; standard output stays as it is."""
+    now = [0.0]
+
+    def later() -> float:
+        now[0] += 0.1
+        return now[0]
+
+    folder = str(run_of("Never-v0", tmp_path / "run"))
+    monkeypatch.setattr(time, "monotonic", later)
+    assert main([folder, "--episodes", "2", "--max-steps", "300", "--json"]) == 0
+    told = capsys.readouterr()
+    lines = told.err.splitlines()[:-1]
+    assert 3 <= len(lines) <= now[0] / 10 + 1
+    assert all(line.startswith("0 of 2 episodes, ") and "at 300 it is cut (--max-steps)" in line for line in lines)
+    assert told.out.count("\n") == 1
+
+
 # -- the command --------------------
 
 
@@ -180,6 +283,8 @@ def test_without_json_it_is_a_table(cartpole: Path, capsys: pytest.CaptureFixtur
     [
         (["--episodes", "0"], "--episodes 0 must be at least 1"),
         (["--seed", "-1"], "--seed -1 must lie in"),
+        (["--max-steps", "0"], "--max-steps 0 must lie in [1, 1000000000]"),
+        (["--max-steps", str(10**10)], "must lie in [1, 1000000000]"),
         (["--seed", str(2**63)], "must lie in"),
     ],
     ids=str,
