@@ -23,17 +23,11 @@ import numpy as np  # noqa: E402
 
 from dppo.algo.losses import METRICS  # noqa: E402
 from dppo.algo.moments import Normaliser  # noqa: E402
-<<<<<<< HEAD
-from dppo.bounds import at_least  # noqa: E402
+from dppo.bounds import at_least, within  # noqa: E402
 from dppo.commandline import Parser, UsageError, integer, load_config, require  # noqa: E402
 from dppo.config import SEED, Config  # noqa: E402
-from dppo.console import plain  # noqa: E402
+from dppo.console import Console, plain  # noqa: E402
 from dppo.envs.process import kept_as_it_was  # noqa: E402
-=======
-from dppo.commandline import UsageError, load_config  # noqa: E402
-from dppo.config import Config  # noqa: E402
-from dppo.console import Console  # noqa: E402
->>>>>>> h1
 from dppo.envs.vector import make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
 from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators  # noqa: E402
@@ -249,19 +243,14 @@ def _file_name(env_id: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m dppo.evaluate", description="Plays episodes with a trained policy.")
     parser.add_argument("run_dir", type=Path, help="directory of the run")
-<<<<<<< HEAD
     parser.add_argument("--episodes", type=integer, default=100, help="how many (default: %(default)s)")
     parser.add_argument("--seed", type=integer, default=0, help="of the episodes (default: %(default)s)")
-=======
-    parser.add_argument("--episodes", type=int, default=100, help="how many (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the episodes (default: %(default)s)")
     parser.add_argument(
         "--max-steps",
-        type=int,
+        type=integer,
         default=MAX_STEPS,
         help="of an episode; one that has not ended by then is cut, and reported apart (default: %(default)s)",
     )
->>>>>>> h1
     parser.add_argument("--stochastic", action="store_true", help="sample actions instead of taking the most probable")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output")
     parser.add_argument("--video", type=Path, metavar="DIR", help="record up to three episodes as MP4 files in DIR")
@@ -271,30 +260,17 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
-<<<<<<< HEAD
         args = _parser().parse_args(argv)
         require("--episodes", args.episodes, at_least(1, 1e6))
         require("--seed", args.seed, SEED)
+        require("--max-steps", args.max_steps, within(1, _MOST_STEPS))
         folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
-=======
-        if args.episodes < 1:
-            raise UsageError(f"--episodes {args.episodes} must be at least 1")
-        if not 0 <= args.seed < 2**63:
-            raise UsageError(f"--seed {args.seed} must lie in [0, 2**63)")
-        if not 1 <= args.max_steps <= _MOST_STEPS:
-            raise UsageError(f"--max-steps {args.max_steps} must lie in [1, {_MOST_STEPS}]")
->>>>>>> h1
         policy = load_policy(args.run_dir)
         played = _play_and_tell(policy, args)
         videos = []
-<<<<<<< HEAD
         if folder is not None:
-            videos = record(policy, min(args.episodes, 3), args.seed, folder, stochastic=args.stochastic)
-=======
-        if args.video is not None:
             limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
-            videos = record(policy, min(args.episodes, 3), args.seed, args.video, **limits)
->>>>>>> h1
+            videos = record(policy, min(args.episodes, 3), args.seed, folder, **limits)
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
@@ -357,17 +333,9 @@ def _show(
     table = Table()
     for name in figures:
         table.add_column(name, justify="right")
-<<<<<<< HEAD
-    table.add_row(*(f"{value:.2f}" for value in figures.values()))
-    console = Console(markup=False, emoji=False)
-    console.print(
-        f"{plain(policy.config.env)}: returns of {args.episodes} {how} episodes, after {policy.env_steps:,} steps"
-    )
-=======
     table.add_row(*("-" if value is None else f"{value:.2f}" for value in figures.values()))
-    console = RichConsole()
-    console.print(f"{policy.config.env}: returns of {ended} {how} episodes, after {policy.env_steps:,} steps")
->>>>>>> h1
+    console = RichConsole(markup=False, emoji=False)
+    console.print(f"{plain(policy.config.env)}: returns of {ended} {how} episodes, after {policy.env_steps:,} steps")
     console.print(table)
     for video in videos:
         console.print(f"video: {plain(video)}", soft_wrap=True)
