@@ -110,7 +110,7 @@ class Console:
         """A line that stays."""
         if self._enabled:
             self._clear()
-            _show(f"{text}\n", self._stream)
+            _show(f"{text}\n", self._stream or sys.stdout)
 
     def warn(self, text: str) -> None:
         """A line on stderr that stays."""
@@ -126,10 +126,10 @@ class Console:
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
             width = shutil.get_terminal_size().columns
-            _show("\r\x1b[2K" + text[: width - 1], self._stream)
+            _show("\r\x1b[2K" + text[: width - 1], self._stream or sys.stdout)
             self._drawn = True
         else:
-            _show(f"{text}\n", self._stream)
+            _show(f"{text}\n", self._stream or sys.stdout)
 
     def done(self) -> None:
         """Takes the progress line away."""
@@ -137,5 +137,5 @@ class Console:
 
     def _clear(self) -> None:
         if self._drawn:
-            _show("\r\x1b[2K", self._stream)
+            _show("\r\x1b[2K", self._stream or sys.stdout)
             self._drawn = False
