@@ -165,7 +165,9 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     if summary.exit == reason:
         return summary
     books = saved.journal
-    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
+    numbers = saved.state["numbers"]
+    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, numbers["updates"]
+    summary.steps_learnt_from = numbers["steps_learnt_from"]
     summary.episodes, summary.train_s = books["episodes"], books["train_s"]
     summary.return_mean_100 = float(np.mean(books["returns"])) if books["returns"] else None
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)

@@ -122,8 +122,8 @@ class AllreduceExchange:
         if self._sums.is_lead and not self._said:
             self._said = True
             print(
-                "dppo: the workers' states had drifted apart (are their CPUs of different types?): all go on with the first"
-                f" worker's; they are compared every {CHECK_EVERY} iterations",
+                "dppo: the workers' states had drifted apart (are their CPUs of different types?): all go on with the"
+                f" first worker's; they are compared every {CHECK_EVERY} iterations",
                 file=sys.stderr,
                 flush=True,
             )
