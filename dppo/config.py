@@ -185,7 +185,8 @@ class ServerConfig(Section):
     """async: a gradient older than max_staleness is dropped; scale: besides, each is weighted by 1/(1+staleness);
     none: all are applied as they are."""
     max_staleness: Annotated[int | None, not_negative(1e9)] = None
-    """async: in versions of the parameters, of which each update makes one; None: 4 times the number of workers."""
+    """async: in versions of the parameters, of which each update makes one; None: 4 times what is usual for the worker
+    that sends it, and at least 4 times the number of workers."""
     mirror_every: Annotated[int, not_negative(1e9, zero="none")] = 50
     """p2p, where deaths can be survived: updates between copies of the server's state to a standby rank; 0: none."""
 

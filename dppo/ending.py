@@ -152,6 +152,10 @@ class Ending:
         self._heard_at[place] = time.monotonic()
         self._told_of.discard(place)
 
+    def name(self, place: int) -> str:
+        """A worker's rank, and its host."""
+        return self._names[place] if self._names else f"rank {place}"
+
     def waits_for(self) -> Collection[int]:
         """Whose rollouts are missing before the run can go on."""
         raise NotImplementedError

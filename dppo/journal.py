@@ -36,6 +36,7 @@ class Summary:
     """What a run came to; RUN/summary.json holds the same."""
 
     env_steps: int = 0
+    steps_learnt_from: int = 0
     updates: int = 0
     episodes: int = 0
     return_mean_100: float | None = None
@@ -298,6 +299,7 @@ class Journal:
         metrics: dict[str, Any] = {
             "iteration": state.iteration,
             "env_steps": state.env_steps,
+            "steps_learnt_from": state.steps_learnt_from,
             "updates": state.updates,
             "episodes": self._episodes.total,
             "episodes_ended": ended,
@@ -355,6 +357,7 @@ class Journal:
         histories = {worker: history.copy() for worker, history in self._histories.items()}
         summary = Summary(**asdict(self.summary))
         summary.env_steps, summary.updates = self._state.env_steps, self._state.updates
+        summary.steps_learnt_from = self._state.steps_learnt_from
         summary.episodes, summary.train_s = self._episodes.total, self._train_s(now)
         summary.return_mean_100 = self._episodes.return_mean
         limits = {worker: histories[worker].next_row for worker in self.workers if worker in histories}

@@ -207,7 +207,9 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     texts = {name: before[name] for name in ("env", "run_dir") if isinstance(before.get(name), str)}
     summary = Summary(**numbers, **texts, wall_s=number_in(before, "wall_s", 0.0))
     books = saved.journal
-    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, saved.state["numbers"]["updates"]
+    numbers = saved.state["numbers"]
+    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, numbers["updates"]
+    summary.steps_learnt_from = numbers["steps_learnt_from"]
     summary.episodes, summary.train_s = books["episodes"], books["train_s"]
     summary.return_mean_100 = EpisodeCounter(0, books).return_mean
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)

@@ -18,7 +18,7 @@ from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
 
-COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps")
+COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps", "steps_learnt_from")
 NUMBERS = (*COUNTERS, "optimizer_steps")
 ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
 ROUNDING = 1e-5
@@ -37,10 +37,35 @@ class StepOutcome:
     """Its KL was too large: the iteration's updates are over."""
 
 
+class Usage:
+    """Of a rollout, or of the rollouts of an iteration: how many transitions updates were made from. It is the most
+    that one epoch has used, because each epoch sees every transition once.
+    """
+
+    def __init__(self, minibatches_per_epoch: int) -> None:
+        self._per_epoch = minibatches_per_epoch
+        self.begin()
+
+    def begin(self) -> None:
+        """Another rollout."""
+        self._seen = self._in_epoch = self.most = 0
+
+    def add(self, samples: int, *, used: bool) -> int:
+        """The next minibatch. Returns the transitions that were not learnt from before."""
+        if self._seen % self._per_epoch == 0:
+            self._in_epoch = 0
+        self._seen += 1
+        self._in_epoch += samples * used
+        new = max(0, self._in_epoch - self.most)
+        self.most += new
+        return new
+
+
 class TrainingState:
     """The learner's state. `step` and `finish_iteration` are the only ways in which training changes it.
 
-    numbers: version (rounds closed), iteration and ticket (round within it), updates (steps made), env_steps.
+    numbers: version (rounds closed), iteration and ticket (round within it), updates (steps made), env_steps,
+    steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
     """
 
     def __init__(self, flat: FlatParameters, normaliser: Normaliser, config: Config) -> None:
@@ -52,7 +77,8 @@ class TrainingState:
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
-        self.version = self.iteration = self.ticket = self.updates = self.env_steps = 0
+        self.version = self.iteration = self.ticket = self.updates = self.env_steps = self.steps_learnt_from = 0
+        self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
         self.progress = 0.0
         self._last_kl = 0.0
@@ -72,11 +98,16 @@ class TrainingState:
         size = self.flat.size
         sums = summed[size:].astype(np.float64)
         if not sums[_COUNT]:
+            if self._usage is not None:
+                self._usage.add(0, used=False)
             return StepOutcome(stepped=False)
         mean = 1.0 / max(float(sums[_COUNT]), 1.0)
         self._metrics[:_SUMMED] += sums
         self._last_kl = mean * float(sums[_KL])
-        if self._target_kl and self._last_kl > self._target_kl:
+        stops = 0 < self._target_kl < self._last_kl
+        if self._usage is not None:
+            self._usage.add(int(sums[_COUNT]), used=not stops)
+        if stops:
             self._metrics[-1] += 1
             return StepOutcome(stepped=False, is_last=True)
         gradient = summed[:size]
@@ -120,6 +151,9 @@ class TrainingState:
             self.kl_coef = adapted_kl_coef(self.kl_coef, self._last_kl, self._kl_target)
         self.last_metrics, self._metrics = metrics, np.zeros(len(ITERATION_METRICS))
         self.env_steps += env_steps
+        if self._usage is not None:
+            self.steps_learnt_from += self._usage.most
+            self._usage.begin()
         self.iteration += 1
         self.ticket = 0
         self.set_progress()
@@ -275,6 +309,8 @@ class TrainingState:
     def forget_unfinished(self) -> None:
         """The iteration under way is given up: its metrics are."""
         self._metrics[:] = 0.0
+        if self._usage is not None:
+            self._usage.begin()
 
     def _views(self, message: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         a = 8 * len(NUMBERS)

@@ -18,6 +18,7 @@ from dppo.config import Config
 from dppo.ending import Ending
 from dppo.exchange.link import Link
 from dppo.exchange.server import Answer, ParameterServer, Tag
+from dppo.exchange.staleness import ShutOut
 from dppo.journal import Journal
 from dppo.learner import STATISTICS, Learner, explained_variance
 from dppo.rollout import Collector
@@ -96,11 +97,12 @@ class SyncCoordinator(Ending):
         self._server = ParameterServer(
             num_workers, max(1, num_computing - config.server.drop), lambda staleness: float(staleness == 0)
         )
-        self._drops = config.server.drop > 0  # without it, only a worker that has regrouped joins within an iteration
+        self._drops = config.server.drop  # without it, only a worker that has regrouped joins within an iteration
         self._reports_per_iteration = 0 if self._drops else num_workers
         self._missing_reports = self._reports_per_iteration
         self._waiting: Sequence[int] = ()  # for this iteration's last reports
         self._server.version = state.version
+        self._took_part, self._shut_out = set[int](), ShutOut(num_workers)
         self.totals = np.zeros(learner.num_statistics) if totals is None else totals.copy()
         self._kl_totals = np.zeros(2)
         self._reports: list[deque[Report]] = [deque() for _ in range(num_workers)]
@@ -185,7 +187,7 @@ class SyncCoordinator(Ending):
             return []
         if self._state.ticket and len(vector) == len(self.totals):
             # this iteration's statistics are closed, however new the worker's version: it joins at the present update
-            self._server.late += self._drops
+            self._server.late += self._drops > 0
             return self._reply((worker,))
         closed = self._server.handle(worker, version, vector, is_gradient=False)
         if closed.total is not None:
@@ -202,11 +204,15 @@ class SyncCoordinator(Ending):
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:
             outcome = self._state.step(closed.total)
+            self._took_part.update(closed.answer)
             self._state.ticket += 1
             if outcome.is_last or self._state.ticket > self._last_ticket:
                 self._waiting = closed.answer
                 return self._close_when_reported()
         return self._reply(closed.answer)
+
+    def on_fetch(self, worker: int) -> list[Answer]:
+        raise AssertionError("synchronous workers get the state with what they wait for")
 
     def _close_when_reported(self) -> list[Answer]:
         """Ends an iteration whose updates are over. The report of a pool's member may come after them; with `drop`,
@@ -227,7 +233,17 @@ class SyncCoordinator(Ending):
         state.version = self._server.version
         state.finish_iteration(self._journal.pending_env_steps, explained_variance(self.totals))
         late, self._server.late = self._server.late, 0
+        if self._drops:
+            self._say_who_is_shut_out()
         return self._journal.close({"late": late})
+
+    def _say_who_is_shut_out(self) -> None:
+        took_part, self._took_part = self._took_part, set[int]()
+        for place in sorted(self._present):
+            if (found := self._shut_out.note(place, used=place in took_part)) is not None:
+                unused, last = found
+                text = f"late in {unused} of the last {last} iterations, of which none of its gradients was used"
+                self._journal.console.warn(f"{self.name(place)}: {text} (--server.drop {self._drops})")
 
     def _reply(self, workers: Sequence[int]) -> list[Answer]:
         if not workers:

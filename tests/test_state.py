@@ -13,7 +13,7 @@ import pytest
 
 from dppo.algo.losses import METRICS
 from dppo.config import OptimConfig, PPOConfig
-from dppo.state import NUMBERS, TrainingState
+from dppo.state import NUMBERS, TrainingState, Usage
 from dppo.storage.checkpoint import Checkpoint, newest_valid, write_checkpoint
 from tests.workplace import Workplace, make_workplace
 
@@ -344,6 +344,51 @@ def test_the_first_progress_of_a_resumed_run_is_where_it_stands() -> None:
     place.iterate()
     other.state.load(place.state.as_dict())
     assert other.state.progress == place.state.progress == 0.32
+
+
+# -- what was learnt from --------------------
+
+
+@pytest.mark.parametrize(
+    ("minibatches", "used", "most"),
+    [
+        ((10, 10), [1, 1], 20),
+        ((10, 10), [1, 1, 1, 1], 20),  # a second epoch brings nothing new
+        ((10, 10), [0, 1, 1, 1], 20),
+        ((10, 10), [0, 1, 1, 0], 10),  # it may have been another ten; nobody has looked
+        ((10, 10), [1], 10),  # the KL stop
+        ((10, 9, 9), [0, 0, 1, 0, 1, 1, 0, 0, 0], 18),
+        ((7,), [0, 0, 1], 7),
+        ((7,), [0, 0], 0),
+        ((7,), [], 0),
+    ],
+)
+def test_a_transition_is_learnt_from_once_however_many_epochs(
+    minibatches: tuple[int, ...], used: list[int], most: int
+) -> None:
+    usage = Usage(len(minibatches))
+    for _ in range(2):
+        new = [usage.add(minibatches[i % len(minibatches)], used=bool(u)) for i, u in enumerate(used)]
+        assert (sum(new), usage.most) == (most, most)
+        usage.begin()
+
+
+def test_steps_are_learnt_from_with_each_iteration() -> None:
+    """2 epochs of 2 minibatches; the second iteration stops by its KL after one."""
+    state = sgd(ppo=PPOConfig(epochs=2, minibatches=2, target_kl=0.01)).state
+    for _ in range(4):
+        state.step(summed(state, 0.0, count=16))
+    assert state.steps_learnt_from == 0
+    state.finish_iteration(32, 0.0)
+    assert (state.env_steps, state.steps_learnt_from) == (32, 32)
+    state.step(summed(state, 0.0, count=16))
+    assert not state.step(summed(state, 0.0, count=16, approx_kl=16.0)).stepped
+    state.finish_iteration(32, 0.0)
+    assert (state.env_steps, state.steps_learnt_from) == (64, 48)
+    state.step(summed(state, 0.0, count=16))
+    state.forget_unfinished()
+    state.finish_iteration(0, 0.0)
+    assert state.steps_learnt_from == 48
 
 
 # -- replicas --------------------

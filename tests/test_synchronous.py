@@ -168,3 +168,38 @@ def test_with_dropping_no_report_is_waited_for() -> None:
         assert send(0, version) == []
         assert send(1, version) == [0, 1]
     assert server.state.iteration == 1
+
+
+def iterate(server: Server, workers: tuple[int, ...]) -> None:
+    """An iteration in which these make both updates; each gradient counts one sample."""
+    for round_ in range(3):
+        version = server.state.version
+        for worker in workers:
+            if round_:
+                server.gradient(worker, version)
+            else:
+                server.sums(worker, version)
+
+
+def test_samples_of_dropped_gradients_are_not_learnt_from() -> None:
+    server = Server(num_workers=3)
+    for iteration in (1, 2):
+        iterate(server, (0, 1))
+        server.sums(2, version=0)  # late
+        assert server.state.steps_learnt_from == iteration * 2 * 2  # minibatches of the epoch, workers
+
+
+def test_a_straggler_of_which_nothing_is_used_is_named_once() -> None:
+    server = Server(num_workers=3)
+    said: list[str] = []
+    server.coordinator._journal.console = SimpleNamespace(warn=said.append)  # type: ignore[assignment]
+    server.coordinator._names = ["rank 1 on a", "rank 2 on b", "rank 3 on c"]
+    for _ in range(20):
+        iterate(server, (0, 2))
+    assert said == [
+        "rank 2 on b: late in 8 of the last 8 iterations, of which none of its gradients was used (--server.drop 1)"
+    ]
+    said.clear()
+    for i in range(60):  # who takes turns in being late is none
+        iterate(server, ((0, 1), (1, 2), (0, 2))[i % 3])
+    assert said == []

@@ -136,7 +136,7 @@ def annealed(lr: float, progress: float, anneal: bool) -> float:
     return lr * max(0.0, 1.0 - progress) if anneal else lr
 
 
-def staleness_weight(staleness: int, policy: str, max_staleness: int) -> float:
+def staleness_weight(staleness: int, policy: str, max_staleness: float) -> float:
     """What becomes of a gradient that is `staleness` versions old: its weight, 0 where it is dropped.
 
     drop: 1 up to `max_staleness`, then 0; scale: besides, 1/(1+staleness); none: always 1.

@@ -146,6 +146,10 @@ class Link:
         message[-8:] = np.array([version], np.int64).view(np.uint8)
         self._send(Tag.GRADIENT, message)
 
+    def fetch(self) -> None:
+        """Asks for the server's present state; it comes as a reply."""
+        self._send(Tag.FETCH, NOTHING)
+
     def reply(self, *, wait: bool) -> np.ndarray | None:
         """The server's next reply; None where there is none yet (wait=False) or the run has ended."""
         if wait:

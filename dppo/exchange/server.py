@@ -34,6 +34,7 @@ class Tag(IntEnum):
     SIGNAL = 6
     BYE = 7
     SEALED = 8
+    FETCH = 9
 
     REPLY = 11
     CONTINUE = 12
@@ -67,6 +68,7 @@ class Coordinator(Protocol):
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]: ...
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]: ...
     def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]: ...
+    def on_fetch(self, worker: int) -> list[Answer]: ...
     def on_failure(self, worker: int, text: str) -> list[Answer]: ...
     def on_signal(self) -> list[Answer]: ...
     def on_bye(self, worker: int) -> list[Answer]: ...
@@ -183,6 +185,8 @@ def dispatch(coordinator: Coordinator, worker: int, tag: Tag, message: np.ndarra
         return coordinator.on_gradient(worker, version, message[:-8].view(np.float32))
     if tag == Tag.BOUNDARY:
         return coordinator.on_boundary(worker, message)
+    if tag == Tag.FETCH:
+        return coordinator.on_fetch(worker)
     if tag == Tag.FAILURE:
         return coordinator.on_failure(worker, message.tobytes().decode(errors="replace"))
     if tag == Tag.SIGNAL:

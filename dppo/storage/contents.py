@@ -17,7 +17,7 @@ from dppo.batch import EnvState
 if TYPE_CHECKING:
     import gymnasium
 
-COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps")
+COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps", "steps_learnt_from")
 STATE = ("numbers", "optimizer_steps", "kl_coef", "moments", "parameters", "optimizer", "shapes")
 JOURNAL = ("returns", "lengths", "episodes", "next_episode", "train_s")
 """What a resume needs."""

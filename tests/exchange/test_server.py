@@ -203,6 +203,9 @@ class Recorder:
     def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
         return self._hear("boundary", worker, message.tolist())
 
+    def on_fetch(self, worker: int) -> list[Answer]:
+        return self._hear("fetch", worker)
+
     def on_failure(self, worker: int, text: str) -> list[Answer]:
         return self._hear("failure", worker, text)
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 
 if os.environ["OMPI_COMM_WORLD_RANK"] == str(int(os.environ["OMPI_COMM_WORLD_SIZE"]) - 1):
-    os.environ["OPENBLAS_CORETYPE"] = "Prescott"  # before NumPy is there
+    os.environ["OPENBLAS_CORETYPE"] = "Prescott"  # before NumPy is there, which has kernels of its own besides
+    os.environ["NPY_DISABLE_CPU_FEATURES"] = "X86_V3 AVX2 FMA3"
 
 import dppo.run  # first: it sets threads and MPI's parameters
 
