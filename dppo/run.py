@@ -340,6 +340,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         say(f"the summary could not be written:\n{traceback.format_exc()}")
     setattr(error, _SAID, True)
     if me.comm.size > 1 and not survives_deaths():
+        time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
         me.comm.Abort(EXIT_FAILED)
     if me.comm.size > 1:
         _wait_for_the_last_word(me)
