@@ -375,6 +375,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     if me.comm.size > 1 and not survives_deaths():
         guard.announce(EXIT_FAILED)
         me.place.close(CLOSE_AFTER_FAILURE_S)
+        time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
         me.comm.Abort(EXIT_FAILED)
     if me.comm.size > 1:
         _wait_for_the_last_word(me)

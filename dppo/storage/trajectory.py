@@ -161,6 +161,8 @@ class TrajectoryWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
         self._writing: Future[int] | None = None
         self._writing_end = 0
+        with contextlib.suppress(OSError):  # later it is not made again: it was moved, then
+            labels.run_dir.mkdir(parents=True, exist_ok=True)
         visible = segment_files(labels.folder)
         self._next_segment = max(visible, default=-1) + 1
         self._sealed_row = end_row(labels.folder)
@@ -430,7 +432,7 @@ def _commit(path: Path, image: memoryview) -> int:
     """Makes a segment visible. Returns its bytes."""
     head, body = seal_image(image)
     if not path.parent.is_dir():
-        path.parent.parent.mkdir(exist_ok=True)  # not the run directory, which somebody may have moved
+        path.parent.parent.mkdir(exist_ok=True)
         path.parent.mkdir(exist_ok=True)
         fsync_folder(path.parent.parent)
     part = path.with_name(path.name + ".part")

@@ -115,7 +115,7 @@ def test_a_disk_that_stays_full_ends_the_run_and_the_summary_says_so(disk: Path,
     fill(job, run_dir)
     ended = job.wait(LIMIT_S)
     assert ended.code == 1, str(ended)
-    assert sum("--checkpoint.patience-s" in line for line in ended.messages) == 1, str(ended)
+    assert ended.stderr.count("(--checkpoint.patience-s)") == 1, str(ended)
     assert "Traceback" not in ended.stderr
     assert summary(run_dir)["exit"] == "failed" and "No space left" in summary(run_dir)["error"]
 
@@ -129,7 +129,7 @@ def test_a_run_directory_that_was_moved_ends_the_run_and_stays_away(launch: Laun
     run_dir.rename(tmp_path / "moved")
     ended = job.wait(LIMIT_S)
     assert ended.code == 1, ended
-    assert sum("--checkpoint.patience-s" in line and "was moved" in line for line in ended.messages) == 1, ended
+    assert ended.stderr.count("(--checkpoint.patience-s)") == 1 and "metrics.jsonl was moved" in ended.stderr, ended
     assert not run_dir.exists()
 
 

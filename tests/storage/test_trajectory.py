@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -402,12 +401,13 @@ def test_where_dumps_are_required_a_full_disk_is_not_asked_again(
         writer.add(place.rollout()[0])
 
 
-def test_a_run_directory_that_was_moved_is_not_made_again(make: Make, place: Workplace, tmp_path: Path) -> None:
-    writer = make(wait_s=0.0)
-    writer._labels = replace(writer._labels, run_dir=tmp_path / "gone")
+def test_a_run_directory_that_was_moved_is_not_made_again(place: Workplace, tmp_path: Path) -> None:
+    labels = Labels(tmp_path / "run", "id", 1, 3, 4, 0, "{}", "{}", "{}", "{}", "0.1")
+    writer = TrajectoryWriter(labels, None, has_raw_actions=False, segment_bytes=10**9, wait_s=0.0)
+    (tmp_path / "run").rename(tmp_path / "moved")
     writer.add(place.rollout()[0])
     assert any(s.failed for s in writer.settle(None))
-    assert not (tmp_path / "gone").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
