@@ -117,8 +117,9 @@ def end_job(code: int) -> bool:
 
 def leave_at_once(code: int) -> NoReturn:
     """Ends this process. Under ULFM that is a death, which the others survive: nobody would notice an exit code."""
-    if not startup.survives_deaths():
-        announce(code)
+    if startup.survives_deaths():
+        os.kill(os.getpid(), signal.SIGKILL)
+    announce(code)
     os._exit(code)
 
 
