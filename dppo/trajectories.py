@@ -87,7 +87,7 @@ def _info(args: argparse.Namespace) -> int:
         out = describe_empty(empty.missing_rows, args.run_dir)
         orphans = f"; {out['orphaned']} orphaned segment(s)" if out["orphaned"] else ""
         print(json.dumps(out) if args.json else f"{plain(empty.text)}{orphans}")
-        return 0
+        return EXIT_WRONG if empty.is_lost else 0
     out = describe(open_trajectories(args.run_dir), args.run_dir)
     if args.json:
         print(json.dumps(out))

@@ -435,6 +435,14 @@ def test_a_run_that_was_killed_before_its_first_segment(run_dir: Path, capsys: p
     assert code == 2 and "no segment has been sealed yet" in err
 
 
+def test_a_dump_that_was_removed(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run_dir / "trajectories")
+    code, out, _ = call("info", run_dir, capsys)
+    assert code == 1 and "the segments that step_000000256 names are gone: 2 of rank 0" in out
+    code, out, _ = call("validate", run_dir, capsys)
+    assert code == 1 and "names segments 0 to 1 of rank 0; missing: 0 to 1" in out
+
+
 def test_names_that_are_no_names(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     odd = run_dir.parent / "[red]<img src=x>\x1b[31m|`x`\n[a](http:evil)"
     shutil.copytree(run_dir, odd / "run")

@@ -22,6 +22,8 @@ class Unsealed(NamedTuple):
     """All that is known, in one line."""
     missing_rows: dict[int, int]
     """rank -> rows that the newest checkpoint has seen, and that are in no segment."""
+    is_lost: bool = False
+    """There were segments, and somebody has removed them."""
 
 
 def unsealed(run_dir: Path) -> Unsealed | None:
@@ -39,8 +41,13 @@ def unsealed(run_dir: Path) -> Unsealed | None:
         try:
             manifest = read_manifest(folder)
             rows, missing = numbers_by_rank(manifest, "rows"), numbers_by_rank(manifest, "missing_rows")
+            named = {rank: n for rank, n in numbers_by_rank(manifest, "next_segments").items() if n}
         except SURPRISES:
             continue
+        if named:
+            gone = ", ".join(f"{n} of rank {rank}" for rank, n in named.items())
+            text = f"trajectories are enabled, but the segments that {folder.name} names are gone: {gone}"
+            return Unsealed(f"{run_dir}: {text}", rows, is_lost=True)
         lost = ", ".join(f"rank {rank}: {n:,} rows of {config.num_envs} environments" for rank, n in missing.items())
         seen, steps = sum(rows.values()) * config.num_envs, sum(missing.values()) * config.num_envs
         what = f"its newest checkpoint, {folder.name}, has seen {seen:,} steps, {steps:,} of them are missing"
