@@ -71,6 +71,8 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
         _require_few(samples, [len(listed) for listed in grid.values()])
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: its tables lie in one another too deeply") from error
     draws = [{key: _draw(law, f"{seed}/{sample}/{key}") for key, law in laws.items()} for sample in range(samples)]
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
     return Sweep(fixed, [drawn | cell for drawn in draws for cell in cells])

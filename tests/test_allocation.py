@@ -27,6 +27,15 @@ def test_without_a_batch_system_there_is_nothing_to_say() -> None:
     assert ends_at({}) is None
 
 
+@pytest.mark.parametrize("text", ["", "many", "-1", "²", "1e3", "9" * 5000, str(10**18)])
+def test_nonsense_counts_as_not_said(squeue: Path, text: str) -> None:
+    squeue.write_text("no such job")
+    names = ("SLURM_NTASKS", "SLURM_RESTART_COUNT", "SLURM_JOB_END_TIME")
+    environ = {"SLURM_JOB_ID": "17", **dict.fromkeys(names, text)}
+    assert this_allocation(environ) == Allocation("17", restarts=0, num_tasks=1)
+    assert ends_at(environ) is None
+
+
 def test_a_job(squeue: Path) -> None:
     environ = {
         "SLURM_JOB_ID": "17",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -124,3 +125,19 @@ def test_the_packages_names_are_there() -> None:
     assert dppo.Config.__module__ == "dppo.config"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dppo.nothing  # noqa: B018
+
+
+def test_the_packages_names_are_listed() -> None:
+    assert {*dppo.__all__, "__version__", "__doc__"} <= set(dir(dppo))
+    assert {name for name in dir(dppo) if not name.startswith("_")} == set(dppo.__all__)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", dppo.__version__)
+
+
+def test_the_folder_above_a_clone_imports_the_package_and_not_the_clone(tmp_path: Path) -> None:
+    (tmp_path / "dppo").symlink_to(ROOT.parent)
+    code = "import dppo, dppo.storage; from dppo import Config; print(dppo.__file__, dppo.__path__, *dir(dppo))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    inner = tmp_path / "dppo" / "dppo"
+    assert done.stdout.split()[:2] == [f"{inner}/__init__.py", f"['{inner}']"] and "train" in done.stdout
+    command = [sys.executable, "-m", "dppo.sweep", "dppo/jobs/sweep.toml"]
+    assert "6 task(s)" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True).stdout

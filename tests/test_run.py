@@ -37,6 +37,7 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown flag of a section": (("--ppo.clp", 0.1), ("--ppo.clp", "did you mean --ppo.clip?")),
     "value of another type": (("--seed", "many"), ("seed", "many")),
     "value out of range": (("--ppo.gamma", 1.5), ("ppo.gamma=1.5", "[0, 1]")),
+    "no number": (("--target-return", "nan"), ("target_return=nan", "must lie in")),
     "no such choice": (("--mode", "both"), ("both", "sync", "async")),
     "missing file": (("nothing.toml",), ("nothing.toml", "cannot be read")),
     "unknown key in a file": (("key.toml",), ("ppo.epoch", "did you mean epochs?")),
@@ -201,6 +202,34 @@ def test_an_environment_that_one_rank_cannot_make_ends_all_with_its_rank(launch:
     ended = launch.run(3, "--env", "odd_envs:odd/Unmakeable-v0", "--run-dir", "run", code=2, timeout=30)
     assert_one_message(ended, "rank 2 on ", "no licence left on this node")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_second_run_from_python_is_one_error_that_speaks_python(launch: Launcher, run_dir: Path) -> None:
+    """Alone, under mpirun, and where ranks may die, all at the same time; every rank leaves, with a code."""
+    program = run_dir.with_name("train_it.py")
+    program.write_text(f"import dppo\ndppo.train(dppo.Config(run_dir={str(run_dir)!r}))\n")
+    before = snapshot(run_dir)
+    ways: list[tuple[int | None, bool]] = [(None, False), (3, False), (3, True)]
+    for job in [launch.start(ranks, program=str(program), survives=survives) for ranks, survives in ways]:
+        ended = job.wait(30)
+        assert ended.code != 0, ended
+        assert ended.stderr.count("Traceback") == ended.stderr.count("holds a run already") == 1, ended
+        assert f"Config(run_dir='{run_dir}', resume=True)" in ended.stderr and "--" not in ended.stderr.split("---")[0]
+    assert snapshot(run_dir) == before
+
+
+@pytest.mark.parametrize("ranks", RANKS)
+def test_a_resume_from_python_goes_on_with_the_runs_settings(
+    ranks: int | None, launch: Launcher, run_dir: Path
+) -> None:
+    settings = (run_dir / "config.toml").read_text()
+    program = run_dir.with_name("go_on.py")
+    program.write_text(
+        f"import dppo\nprint(dppo.train(dppo.Config(run_dir={str(run_dir)!r}, resume=True, total_steps=64 * 7)).exit)\n"
+    )
+    assert "finished" in launch.run(ranks, program=str(program)).stdout
+    assert (run_dir / "config.toml").read_text() == settings.replace("total-steps = 320", "total-steps = 448")
+    assert summary(run_dir)["env_steps"] == 448
 
 
 @pytest.mark.parametrize("ranks", RANKS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.spawn
 import os
+import pwd
 import signal
 import socket
 import subprocess
@@ -37,6 +38,11 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}, 4),  # mpirun inside an allocation
         ({"SLURM_STEP_TASKS_PER_NODE": "many"}, 1),
         ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 1),
+        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "9" * 5000, "MPI_LOCALNRANKS": "²", "MV2_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x1000000000)"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "4(x999999),4(x999999)"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2,x", "SLURM_NODEID": "1"}, 1),
+        ({"SLURM_STEP_TASKS_PER_NODE": "2,3", "SLURM_NODEID": "9" * 5000}, 1),
     ],
     ids=str,
 )
@@ -57,7 +63,10 @@ def test_each_rank_gets_its_share_of_the_cores_that_it_may_run_on(
     assert environ["OMP_NUM_THREADS"] == environ["MKL_NUM_THREADS"] == str(share)
 
 
-@pytest.mark.parametrize(("cores", "of_job", "share"), [(4, "64", 4), (64, "64", 4), (4, "many", 1), (64, "128", 4)])
+@pytest.mark.parametrize(
+    ("cores", "of_job", "share"),
+    [(4, "64", 4), (64, "64", 4), (4, "many", 1), (64, "128", 4), (4, "9" * 5000, 1), (4, "²", 1)],
+)
 def test_cores_that_srun_has_dealt_out_are_not_shared_again(
     environ: dict[str, str], monkeypatch: pytest.MonkeyPatch, cores: int, of_job: str, share: int
 ) -> None:
@@ -293,3 +302,70 @@ def test_a_rank_has_a_name_before_mpi_has_started(
     startup.rank_name.cache_clear()
     assert startup.rank_name() == name + socket.gethostname()
     startup.rank_name.cache_clear()
+
+
+def test_open_mpi_finds_a_home_where_there_is_none(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    known = pwd.getpwuid(os.getuid()).pw_dir
+    for variables in ({}, {"HOME": ""}):
+        environ.clear()
+        environ.update(variables)
+        startup.set_mpi_parameters()
+        assert environ["HOME"] == known
+        command = ["/bin/sh", "-c", f'. {startup.MPI_PARAMETERS}; printf %s "$HOME"']
+        shells = subprocess.run(
+            command, env=variables | {"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+        )
+        assert shells.stdout == known
+    environ["HOME"] = "/mine"
+    startup.set_mpi_parameters()
+    assert environ["HOME"] == "/mine"
+
+    def nobody(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr(pwd, "getpwuid", nobody)
+    environ["HOME"] = ""
+    startup.set_mpi_parameters()
+    assert environ["HOME"] == "/"  # never a folder that others may write to
+
+
+def test_the_python_that_runs_is_named_as_a_shell_here_finds_it(
+    environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in (tmp_path / ".venv" / "bin", tmp_path / "a b" / "bin"):
+        folder.mkdir(parents=True)
+        (folder / "python").symlink_to(sys.executable)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    assert startup.this_python() == ".venv/bin/python"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    environ["PATH"] = f"{tmp_path}/a b/bin"
+    assert startup.this_python() == f"{tmp_path}/.venv/bin/python"  # the other is a link to the same Python
+    environ["PATH"] = f"{tmp_path}/.venv/bin"
+    assert startup.this_python() == "python"
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "a b" / "bin" / "python"))
+    assert startup.this_python() == f"'{tmp_path}/a b/bin/python'"
+
+
+@pytest.mark.parametrize("flags", [["--dry-run"], ["--help"], ["--version"]], ids=str)
+def test_without_an_mpi_library_one_message_says_what_to_install(tmp_path: Path, flags: list[str]) -> None:
+    command = [sys.executable, "-m", "dppo.run", *flags]
+    variables = {"PYTHONPATH": PATH, "MPI4PY_LIBMPI": str(tmp_path / "none.so")}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    if flags == ["--dry-run"]:
+        assert (ended.returncode, ended.stdout) == (2, "")
+        (line,) = ended.stderr.splitlines()
+        assert line.startswith("dppo: MPI cannot be loaded (") and "pip install 'dppo[mpi]'" in line
+    else:
+        assert (ended.returncode, ended.stderr) == (0, "")
+        assert "dppo" in ended.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_import_without_an_mpi_library_says_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ImportError, match=r"MPI cannot be loaded \(no luck\): pip install 'dppo\[mpi\]'"):
+        startup.without_mpi(RuntimeError("no luck\nat all"), is_command=False)
+    assert capsys.readouterr().err == ""

@@ -141,6 +141,15 @@ def test_bounds_that_meet_are_exact(tmp_path: Path) -> None:
         ("[random]\nsamples = 3\nppo.epochs = {integer = [1, 2.0]}", "must be [a, b], two whole numbers"),
         ("[random]\nsamples = 3\nppo.epochs = {choice = []}", "random.ppo.epochs.choice=[] must be a list of values"),
         ("[grid", "is not valid TOML"),
+        (f"[grid]\nseed = {list(range(3000))}\nppo.epochs = [1, 2, 3, 4]", "12000 tasks (3000 values x 4 values)"),
+        ("[random]\nsamples = 1_000_000_000\nppo.clip = {uniform = [0, 1]}", "1000000000 tasks (1000000000 samples)"),
+        ("[random]\nsamples = 5001\nppo.clip = {uniform = [0, 1]}\n[grid]\nseed = [1, 2]", "a sweep has at most 10000"),
+        (f"[random]\nsamples = {10**30}\nppo.clip = {{uniform = [0, 1]}}", "a whole number of at least 1, below"),
+        (f"[random]\nseed = {2**63}", "must be a whole number of at least 0, below 2**63"),
+        (f"[grid]\nseed = {[1] * 20_000}", "grid.seed holds 20000 values, and a sweep has at most 10000 tasks"),
+        (f"[grid]\nseed = {[*range(9000), 8999.0]}", "holds 8999.0 twice"),
+        (f"[grid]\n{'a.' * 5000}b = [1]", "too deeply"),
+        (f"[fixed]\nseed = {'[' * 5000}{']' * 5000}", "is not valid TOML"),
     ],
 )  # fmt: skip
 def test_the_file_is_refused_with_the_repair(tmp_path: Path, text: str, said: str) -> None:

@@ -58,6 +58,20 @@ def test_a_stall_is_reported_with_rank_phase_and_stack(tmp_path: Path, capfd: py
     assert "no progress for" in said and "rank_00003.txt" in said
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("limit", [1e10, 1e300, float("inf"), 1e-300, 1e-9])
+def test_a_limit_that_no_clock_knows_does_not_end_the_watch(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], limit: float
+) -> None:
+    watchdog = Watchdog(tmp_path / "stalls", rank=0, after_s=limit, abort_s=0.0)
+    if limit < 1:
+        wait_for(tmp_path / "stalls" / "rank_00000.txt")
+    time.sleep(0.05)
+    assert any(thread.name == "watchdog" for thread in threading.enumerate())
+    watchdog.stop()
+    assert "Traceback" not in capfd.readouterr().err
+
+
 def test_a_stall_is_reported_once(tmp_path: Path) -> None:
     watchdog = Watchdog(tmp_path / "stalls", rank=0, after_s=0.04, abort_s=0.0)
     wait_for(tmp_path / "stalls" / "rank_00000.txt")

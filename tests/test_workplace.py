@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import sys
@@ -16,7 +17,8 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.config import Config, resolve
+from dppo.config import Config, ModelConfig, resolve, updated
+from dppo.models.policy import make_policy
 from dppo.workplace import build_workplace, close_environments, make_collector
 
 
@@ -188,3 +190,28 @@ def test_workers_see_numbers_of_their_own_and_a_run_repeats() -> None:
     for other in (observations(1), observations(0, seed=4), observations(0, row=8)):
         assert not np.isin(other, first).any()
     np.testing.assert_array_equal(observations(1), observations(1))
+
+
+# -- what cannot fit --------------------
+
+PROBE = "dppo.envs.probes:dppo/ProbeConstant-v0"
+
+
+def test_rollouts_that_are_larger_than_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(updated(Config(env=PROBE), {"num_envs": 4, "horizon": 10**6, "ppo": {"minibatches": 1}}))
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**5}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    build_workplace(config, 0).envs.close()  # type: ignore[union-attr]
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
+    with pytest.raises(
+        ValueError, match=r"horizon\*num_envs=1000000\*4 samples take .* GB on each .* 4 rank\(s\), and it"
+    ):
+        build_workplace(config, 0)
+    build_workplace(config, None)  # a server that steps nothing
+
+
+def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:
+    observations = gymnasium.spaces.Box(-1, 1, (10**6,), np.float32)
+    cfg, rng = ModelConfig(hidden=(8192,)), np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"makes 16,[0-9,]+ parameters with these spaces, and at most 500,000,000"):
+        make_policy(observations, gymnasium.spaces.Discrete(2), cfg, rng)
