@@ -148,8 +148,8 @@ def load_policy(run_dir: str | Path) -> Policy:
 def evaluate(
     policy: Policy, episodes: int, seed: int = 0, *, stochastic: bool = False, max_steps: int = MAX_STEPS
 ) -> tuple[list[float], list[int]]:
-    """Returns and lengths of whole episodes, in a fixed order; the same for the same seed. Those that were cut after
-    `max_steps` are not among them, and are warned of.
+    """Returns and lengths of whole episodes, in a fixed order; the same for the same seed. Those that had to be cut
+    after `max_steps` are not among them, and are warned of.
     """
     played = play_episodes(policy, episodes, seed, stochastic=stochastic, max_steps=max_steps)
     if cut := sum(not p.ended for p in played):
