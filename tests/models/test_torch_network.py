@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dppo.config import ModelConfig
 from dppo.models.flat import FlatParameters
 from dppo.models.policy import ActorCritic, make_policy
 from dppo.models.torch_network import TorchMLP, TorchNetwork
+from tests.models import networks_of_others
 
 FACTORIES = '''
 import torch
@@ -167,3 +169,54 @@ def test_a_factory_that_does_not_fit_is_refused_with_the_reason(factory: str, pr
 
 def test_a_factorys_policy_says_where_it_comes_from() -> None:
     assert make("factories:Shared").description.startswith("factories:Shared, torch autograd")
+
+
+# -- networks of others --------------------
+
+
+def make_of_others(network: type[torch.nn.Module]) -> ActorCritic:
+    return make(f"{networks_of_others.__name__}:{network.__name__}")
+
+
+@pytest.mark.parametrize("network", networks_of_others.REFUSED, ids=lambda network: network.__name__)
+def test_a_network_that_breaks_a_promise_is_refused_with_the_reason(network: type[torch.nn.Module]) -> None:
+    with pytest.raises(
+        ValueError, match=f"model.factory=.*{network.__name__}: .*({networks_of_others.REFUSED[network]})"
+    ):
+        make_of_others(network)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("network", networks_of_others.TRAINABLE, ids=lambda network: network.__name__)
+def test_a_network_whose_rows_stand_for_themselves_is_trained(network: type[torch.nn.Module]) -> None:
+    """The parameters are those that it was made with, and the flat gradient is autograd's."""
+    torch.manual_seed(int(np.random.default_rng(0).integers(2**31)))
+    np.random.seed(int(np.random.default_rng(0).integers(2**31)))  # noqa: NPY002
+    module, policy = network(5, 3), make_of_others(network)
+    for name, parameter in module.named_parameters():
+        np.testing.assert_array_equal(policy.flat.parameters[name], parameter.detach())
+    inputs = np.abs(inputs_of(4))
+    head, _ = policy.forward(inputs)
+    expected = module(torch.from_numpy(inputs))
+    np.testing.assert_allclose(head, expected[0].detach(), rtol=1e-5, atol=1e-6)
+    policy.flat.gradient[:] = 7.0  # of the minibatch before
+    policy.backward(np.ones((4, 3), np.float32), np.ones(4, np.float32))
+    sum(out.sum() for out in expected if out.requires_grad).backward()  # type: ignore[union-attr]
+    for name, parameter in module.named_parameters():
+        gradient = np.zeros(parameter.shape) if parameter.grad is None else parameter.grad
+        np.testing.assert_allclose(policy.flat.gradients[name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_ranks_make_the_same_network_whatever_they_have_drawn_before() -> None:
+    """Also what it draws from Python's and NumPy's generators, which go on as they were."""
+    heads, states = [], []
+    for seed in (1, 2):
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        torch.manual_seed(seed)
+        heads.append(make_of_others(networks_of_others.ConstantFromNumPy).head(inputs_of()).copy())
+        states.append((random.random(), np.random.random()))  # noqa: NPY002
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        assert states[-1] == (random.random(), np.random.random())  # noqa: NPY002
+    np.testing.assert_array_equal(heads[0], heads[1])

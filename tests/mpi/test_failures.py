@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dppo.storage.checkpoint import newest_valid
 from tests.launch import Ended, Launcher
 from tests.rundir import count_lines, latest, metric_lines, summary
 
@@ -51,6 +52,20 @@ def test_an_exception_in_one_worker_ends_the_job(mode: str, launch: Launcher, tm
     run_dir = tmp_path / "run"
     ended = run_that_fails(launch, 3, run_dir, *MODES[mode], "--env", "odd_envs:odd/BadOnRankTwo-v0", FAULT="raise")
     assert_failed(ended, run_dir, 2, "RuntimeError: simulated bug in the environment")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_gradient_that_is_not_finite_is_named_and_never_stepped_with(
+    mode: str, launch: Launcher, tmp_path: Path
+) -> None:
+    """By rank, update and parameter; whatever was saved is finite."""
+    run_dir = tmp_path / "run"
+    env = ("--env", "odd_envs:odd/SpoilsGradients-v0", "--checkpoint.every", 1)
+    ended = run_that_fails(launch, 3, run_dir, *MODES[mode], *env)
+    parts = ("the gradient is not finite, though the loss is", "value.weight[1, 0] is nan", "updates:")
+    assert_failed(ended, run_dir, 2, "worker 1: ", *parts)
+    saved, skipped = newest_valid(run_dir)
+    assert saved is not None and saved.iteration > 0 and skipped == []
 
 
 @pytest.mark.parametrize("ranks", [None, 3])

@@ -18,6 +18,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dppo.models.networks import MLP
+
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 
 
@@ -158,8 +160,33 @@ class Rude(Numbers):
         return super().reset(seed=seed)
 
 
+class FarAway(Numbers):
+    """Shows a number far from 0, by turns one more and one less: in an even number of rows its deviation is 1."""
+
+    observation_space: spaces.Space[Any] = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def observe(self) -> Any:
+        return np.array([1e9, 0.0]) + (1.0 if self.steps % 2 else -1.0)
+
+
+class SpoilsGradients(Numbers):
+    """From step 300 on rank 2's network has a gradient that is NaN, though its outputs are finite."""
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if self.steps == 300 and RANK == 2:
+            backward = MLP.backward
+
+            def spoilt(network: MLP, *arguments: np.ndarray) -> None:
+                backward(network, *arguments)
+                network._value.d_weight[1, 0] = np.nan
+
+            MLP.backward = spoilt  # type: ignore[method-assign]
+        return super().step(action)
+
+
 _CLASSES: tuple[Any, ...] = (
-    DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk, Rude,
+    DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk, Rude, FarAway,
+    SpoilsGradients,
 )  # fmt: skip
 for _class in _CLASSES:
     gymnasium.register(id=f"odd/{_class.__name__}-v0", entry_point=_class, max_episode_steps=30)
