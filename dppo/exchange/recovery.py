@@ -242,7 +242,8 @@ def _settings() -> dict[str, str]:
         name: value
         for name, value in os.environ.items()
         if name.endswith("_NUM_THREADS")
-        or name in ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
+        or name.startswith("OMPI_MCA_btl")
+        or name in ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
     }
 
 
