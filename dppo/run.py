@@ -58,7 +58,7 @@ from dppo.config import Config  # noqa: E402
 from dppo.console import Console, end_output, say  # noqa: E402
 from dppo.crew import Rank  # noqa: E402
 from dppo.ending import WorkerError  # noqa: E402
-from dppo.exchange import recovery  # noqa: E402
+from dppo.exchange import ports, recovery  # noqa: E402
 from dppo.exchange.collectives import from_rank_zero  # noqa: E402
 from dppo.exchange.link import MPILink  # noqa: E402
 from dppo.exchange.memory import Memory  # noqa: E402
@@ -71,6 +71,9 @@ from dppo.storage.runfiles import SavingError  # noqa: E402
 from dppo.storage.trajectory import DumpError  # noqa: E402
 from dppo.watchdog import Watchdog  # noqa: E402
 from dppo.workplace import CLOSE_AFTER_FAILURE_S, CLOSE_S, Workplace, build_workplace, make_collector  # noqa: E402
+
+if startup.is_kept_to_this_node():
+    ports.keep_to_this_node(startup.launcher() if startup.is_first() else None)
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")

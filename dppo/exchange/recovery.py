@@ -276,7 +276,8 @@ _SETTINGS = {
     name: value
     for name, value in os.environ.items()
     if name.endswith("_NUM_THREADS")
-    or name in ("OMPI_MCA_pml", "OMPI_MCA_btl", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
+    or name.startswith("OMPI_MCA_btl")
+    or name in ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
 }
 """What a new process must have as this one has it: it would work out another share of the cores. Noted at the start:
 an environment may change them."""
