@@ -13,7 +13,7 @@ import time
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it can be noted: no traceback from amid an import
 
-from dppo import guard, startup
+from dppo import guard, processes, startup
 
 STARTED = time.monotonic()
 THREADS = startup.limit_threads()
@@ -73,7 +73,7 @@ from dppo.watchdog import Watchdog  # noqa: E402
 from dppo.workplace import CLOSE_AFTER_FAILURE_S, CLOSE_S, Workplace, build_workplace, make_collector  # noqa: E402
 
 if startup.is_kept_to_this_node():
-    ports.keep_to_this_node(startup.launcher() if startup.is_first() else None)
+    ports.keep_to_this_node(processes.launcher() if startup.is_first() else None)
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
