@@ -38,6 +38,9 @@ class ActorCritic:
         self.network, self.distribution, self.flat, self.description = network, distribution, flat, description
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
+        # arrays: a number would be made one in every row
+        size = 0 if self._log_std is None else len(self._log_std)
+        self._low, self._high = (np.full(size, bound, np.float32) for bound in LOG_STD_BOUNDS)
         self._padded = np.empty((0, 0), np.float32)
 
     def _head(self, outputs: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -48,10 +51,9 @@ class ActorCritic:
             head[...] = outputs
         else:
             head[:, : outputs.shape[1]] = outputs
-            low, high = LOG_STD_BOUNDS
             log_std = head[:, outputs.shape[1] :]
-            np.maximum(self._log_std, low, out=log_std)
-            np.minimum(log_std, high, out=log_std)
+            np.maximum(self._log_std, self._low, out=log_std)
+            np.minimum(log_std, self._high, out=log_std)
         return head
 
     def act(
@@ -100,10 +102,10 @@ class ActorCritic:
             return
         split = d_head.shape[1] - len(self._log_std)
         self.network.backward(d_head[:, :split], d_value)
-        d_log_std, (low, high) = self._d_log_std, LOG_STD_BOUNDS
+        d_log_std = self._d_log_std
         assert d_log_std is not None
         np.sum(d_head[:, split:], axis=0, out=d_log_std)
-        d_log_std *= (self._log_std >= low) & (self._log_std <= high)
+        d_log_std *= (self._log_std >= self._low) & (self._log_std <= self._high)
 
 
 def observation_size(space: gymnasium.Space) -> int:
