@@ -240,7 +240,7 @@ def test_a_run_leaves_the_files_that_are_promised(ranks: int | None, launch: Lau
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("CartPole-v1-sync-allreduce-ppo-s6-")
     assert {p.name for p in folder.iterdir()} == {
-        "config.toml", "versions.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard",
+        "config.toml", "versions.json", "spaces.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard",
     }  # fmt: skip
     config = tomllib.loads((folder / "config.toml").read_text())
     assert (config["seed"], config["horizon"], config["ppo"]["minibatches"]) == (6, 16, 2)

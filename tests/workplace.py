@@ -197,5 +197,5 @@ class Run:
 
     def saved(self) -> Checkpoint:
         checkpoint, skipped = newest_valid(self.run_dir)
-        assert checkpoint is not None and skipped == []
+        assert checkpoint is not None and skipped == [], skipped
         return checkpoint

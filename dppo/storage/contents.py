@@ -184,8 +184,9 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
         column = arrays[name]
         if column.dtype != dtype or column.shape != (count,):
             raise ValueError(f"{name} is {_said(column)}; {count} numbers of {np.dtype(dtype)} are expected")
-        if dtype is np.int64 and (column < 0).any():
-            raise ValueError(f"{name} holds {column.min()}; it cannot be negative")
+        least = -1 if name == "episode" else 0  # of a native vector form, whose episodes have no seeds of their own
+        if dtype is np.int64 and (column < least).any():
+            raise ValueError(f"{name} holds {column.min()}; it cannot be below {least}")
         if not np.isfinite(column).all():
             raise ValueError(f"{name} holds numbers that are not finite")
     columns: dict[str, list[Any]] = {name: arrays[name].tolist() for name in _COLUMNS}

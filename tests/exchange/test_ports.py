@@ -27,8 +27,8 @@ def listener(family: int, host: str) -> socket.socket:
 
 
 def in_a_process(work: Any, pipe: Connection) -> None:
-    """`work` in a process of its own. It must not touch the sockets of the tests' process, which may speak MPI: one that
-    both have open, and one shuts down, is shut down for the other as well.
+    """`work` in a process of its own. It must not touch the sockets of the tests' process, which may speak MPI: what
+    one shuts down is shut down for both.
     """
     for name in os.listdir("/proc/self/fd"):
         if int(name) > 2 and int(name) != pipe.fileno():
