@@ -72,8 +72,8 @@ from dppo.storage.trajectory import DumpError  # noqa: E402
 from dppo.watchdog import Watchdog  # noqa: E402
 from dppo.workplace import CLOSE_AFTER_FAILURE_S, CLOSE_S, Workplace, build_workplace, make_collector  # noqa: E402
 
-if startup.is_kept_to_this_node():
-    ports.keep_to_this_node(processes.launcher() if startup.is_first() else None)
+if startup.is_first() and startup.on_one_node() and (_launcher := processes.launcher()) is not None:
+    ports.keep_to_this_node(_launcher)
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -42,10 +42,6 @@ _LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD
 _LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
 _TIES = ("PMIX_NAMESPACE", "PMIX_SERVER_URI", "PMI_FD", "PMI_PORT")
-LOOPBACK = {"OMPI_MCA_btl_tcp_if_include": "lo"} | {
-    f"OMPI_MCA_btl_tcp_port_{name}": value  # any port, as exchange/ports.py needs it
-    for name, value in (("min_v4", "0"), ("range_v4", "1"), ("min_v6", "0"), ("range_v6", "1"))
-}
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -204,8 +200,9 @@ def limit_threads() -> int:
 def set_mpi_parameters() -> None:
     """Open MPI parameters that the user need not know; a setting of the user's stays.
 
-    Besides those of `openmpi.sh`: on one node ob1 over shared memory starts twice as fast as the search for a network,
-    and TCP, which joins processes that replace dead ranks, is for this node only.
+    In addition to those of `openmpi.sh`: on one node ob1 over shared memory starts twice as fast as the search for a
+    network. TCP, which opens a port on every network, is left out, except where it may have to join processes that
+    replace dead ranks.
     A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for ever.
     """
     environ = os.environ
@@ -215,21 +212,16 @@ def set_mpi_parameters() -> None:
         environ["HOME"] = _home()
     if on_one_node():
         environ.setdefault("OMPI_MCA_pml", "ob1")
-        environ.setdefault("OMPI_MCA_btl", "self,sm,tcp" if is_launched() else "self")
-        if is_launched() and not _may_spread():
-            for name, value in LOOPBACK.items():
-                environ.setdefault(name, value)
+        transports = "self" if not is_launched() else "self,sm,tcp" if may_replace(sys.argv) else "self,sm"
+        environ.setdefault("OMPI_MCA_btl", transports)
 
 
-def is_kept_to_this_node() -> bool:
-    """Whether TCP ports of MPI are for this node only."""
-    return LOOPBACK.items() <= os.environ.items()
-
-
-def _may_spread() -> bool:
-    """Whether replacements may come to another node, or this is one: what holds for the others holds for it."""
-    number = os.environ.get("PMIX_NAMESPACE", "").rpartition("@")[2]
-    return number not in ("", "1") or os.environ.get("SLURM_JOB_NUM_NODES", "1") != "1"
+def may_replace(argv: Sequence[str]) -> bool:
+    """Whether --respawn may be asked for: by a flag, by a settings file, by the run that is resumed, or by a program of
+    the user's own.
+    """
+    is_command = bool(argv) and Path(argv[0]).parts[-2:] == ("dppo", "run.py")
+    return not is_command or any("respawn" in arg or arg.endswith(".toml") or arg == "--resume" for arg in argv[1:])
 
 
 def this_python() -> str:

@@ -141,31 +141,30 @@ def test_a_network_is_left_to_open_mpi_where_there_is_one(
     assert (environ.get("OMPI_MCA_pml") == "ob1") == ("OMPI_MCA_btl" in environ) == one
 
 
+RUN_PY = "/somewhere/site-packages/dppo/run.py"
+
+
 @pytest.mark.parametrize(
-    ("variables", "kept"),
+    ("argv", "tcp"),
     [
-        ({}, False),  # nobody has launched it: it opens nothing
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "prterun-n1-7@1"}, True),
-        ({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "PMIX_NAMESPACE": "prterun-n1-7@1"}, False),
-        # a replacement may join ranks on other nodes
-        ({"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "1", "PMIX_NAMESPACE": "prterun-n1-7@2"}, False),
-        # or come to another node of the allocation
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_JOB_NUM_NODES": "2"}, False),
-        ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "SLURM_JOB_NUM_NODES": "1"}, True),
-        (
-            {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_LOCAL_SIZE": "2", "OMPI_MCA_btl_tcp_if_include": "eth0"},
-            False,
-        ),
+        ([RUN_PY, "--env", "CartPole-v1"], False),
+        ([RUN_PY, "--respawn"], True),
+        ([RUN_PY, "--no-respawn"], True),
+        ([RUN_PY, "mine.toml"], True),  # which may ask for it
+        ([RUN_PY, "--resume", "--run-dir", "runs/1"], True),
+        (["train_it.py"], True),
+        (["-c"], True),  # a replacement
+        ([], True),
     ],
     ids=str,
 )
-def test_ports_are_kept_to_a_node_where_all_ranks_are_on_one(
-    environ: dict[str, str], variables: dict[str, str], kept: bool
+def test_ranks_of_one_node_open_ports_only_where_dead_ones_may_be_replaced(
+    environ: dict[str, str], argv: list[str], tcp: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    environ.update(variables)
+    monkeypatch.setattr(sys, "argv", argv)
+    environ.update({"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_SIZE": "4"})
     startup.set_mpi_parameters()
-    assert startup.is_kept_to_this_node() == kept
-    assert (environ.get("OMPI_MCA_btl_tcp_if_include") == "lo") == kept
+    assert ("tcp" in environ["OMPI_MCA_btl"]) == tcp
 
 
 def test_python_and_shell_read_the_same_parameters(environ: dict[str, str], tmp_path: Path) -> None:

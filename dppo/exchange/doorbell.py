@@ -77,9 +77,9 @@ class Doorbell:
 
     def wait(self, longest_s: float) -> None:
         """Sleeps until somebody rings, or for `longest_s`."""
-        if self._bells is None:
+        if not self._others:  # nobody can ring
             time.sleep(longest_s)
-        elif not self.has_rung():
+        elif self._bells is not None and not self.has_rung():
             self._bells.sleep(self._mine, self._seen, longest_s)
             self._seen = self._bells[self._mine]
 

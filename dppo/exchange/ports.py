@@ -1,7 +1,7 @@
-"""On one node nobody outside it has to reach the ports that Open MPI opens on all of its networks.
+"""On one node nobody outside it has to reach the port that Open MPI's launcher opens on all of its networks.
 
-Uses the standard library and Linux; run.py calls it once MPI has started. Open MPI listens on all interfaces whatever
-it is told, and has no setting against it.
+Uses the standard library and Linux; run.py calls it once MPI has started. The launcher listens on all interfaces
+whatever it is told, and has no setting against it. Ranks of one node open no port: startup.py leaves TCP out.
 """
 
 from __future__ import annotations
@@ -14,21 +14,15 @@ import stat
 from collections.abc import Iterator
 
 _PIDFD_GETFD = 438
-_EVERYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
-def keep_to_this_node(launcher: int | None) -> None:
-    """What this process has opened to everybody listens on the loopback addresses afterwards. What `launcher` has is
-    tied to the loopback device, where the kernel lets one process do that for another: it waits for connections in a
-    thread, which would complain of a socket that is taken away for a moment.
+def keep_to_this_node(launcher: int) -> None:
+    """Ties what `launcher` has opened to everybody to the loopback device, where the kernel lets one process do that
+    for another. The socket goes on listening all the while.
     """
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError), _listening(os.dup(int(name))) as found:
-            _listen_locally(found)
-    if launcher is not None:
-        for file in _files_of(launcher):
-            with contextlib.suppress(OSError), _listening(file) as found:
-                found.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+    for file in _files_of(launcher):
+        with contextlib.suppress(OSError), _listening(file) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
 
 
 @contextlib.contextmanager
@@ -41,22 +35,9 @@ def _listening(file: int) -> Iterator[socket.socket]:
         is_tcp = found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM
         if not is_tcp or not found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
             raise OSError
-        if found.getsockname()[0] not in _EVERYWHERE:
+        if found.getsockname()[0] not in ("0.0.0.0", "::"):
             raise OSError
         yield found
-
-
-def _listen_locally(found: socket.socket) -> None:
-    """The same socket under the same port of the loopback address. Another one holds the port meanwhile."""
-    host, port = found.getsockname()[:2]
-    address = (_EVERYWHERE[host], port)
-    with socket.socket(found.family, socket.SOCK_STREAM) as holder:
-        for each in (found, holder):
-            each.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        holder.bind(address)
-        found.shutdown(socket.SHUT_RDWR)
-        found.bind(address)
-        found.listen(128)
 
 
 def _files_of(pid: int) -> Iterator[int]:

@@ -22,7 +22,9 @@ from mpi4py import MPI
 from dppo.exchange.collectives import all_have
 
 PAGE = mmap.PAGESIZE
-_FUTEX = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}.get(platform.machine())
+_NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
+_FUTEX = _NUMBERS.get(platform.machine(), 0)
+"""The system call's number; 0 where it is not known."""
 _WAIT, _WAKE, _WAKE_OP = 0, 1, 5
 _ADD_ONE = 1 << 28 | 1 << 12
 _EVERYONE = 2**31 - 1
@@ -52,6 +54,9 @@ class Counters:
         self._numbers = memory.view(np.uint32)
         self._view = self._numbers.data  # several times as fast to read
         self._address = self._numbers.ctypes.data
+        # kept: after a sleep all caches are cold, and each object that is made costs many times what it does otherwise
+        self._limit, self._limit_s = _Timespec(), 0.0
+        self._limit_at = ctypes.byref(self._limit)
 
     def __getitem__(self, index: int) -> int:
         number: int = self._view[index]
@@ -60,17 +65,18 @@ class Counters:
     def count_up(self, index: int) -> None:
         """Wakes all who sleep on it. The kernel does it: it is atomic, and seen after whatever was written before."""
         at = self._address + 4 * index
-        _call(_FUTEX or 0, at, _WAKE_OP, _EVERYONE, None, at, _ADD_ONE)
+        _call(_FUTEX, at, _WAKE_OP, _EVERYONE, None, at, _ADD_ONE)
 
     def wake(self, index: int) -> None:
         """Whoever sleeps on it looks."""
-        _call(_FUTEX or 0, self._address + 4 * index, _WAKE, _EVERYONE, None, None, 0)
+        _call(_FUTEX, self._address + 4 * index, _WAKE, _EVERYONE, None, None, 0)
 
     def sleep(self, index: int, seen: int, longest_s: float) -> None:
         """Until it is another number than `seen`, or somebody says `wake`, or a signal comes, or for `longest_s`."""
-        whole = int(longest_s)
-        limit = _Timespec(whole, int(1e9 * (longest_s - whole)))
-        _call(_FUTEX or 0, self._address + 4 * index, _WAIT, seen, ctypes.byref(limit), None, 0)
+        if longest_s != self._limit_s:
+            self._limit_s, self._limit.s = longest_s, int(longest_s)
+            self._limit.ns = int(1e9 * (longest_s - self._limit.s))
+        _call(_FUTEX, self._address + 4 * index, _WAIT, seen, self._limit_at, None, 0)
 
     def comes_to(self, index: int, number: int, longest_s: float) -> bool:
         """Whether it has been counted up to `number`, or further. If not, it sleeps until that may have changed."""
@@ -90,7 +96,7 @@ def share(comm: MPI.Comm, ranks: Sequence[int], num_bytes: int) -> np.ndarray | 
     """
     path, file = "", -1
     memory: mmap.mmap | None = None
-    if comm.rank == ranks[0] and _FUTEX is not None:
+    if comm.rank == ranks[0] and _FUTEX:
         with contextlib.suppress(OSError):
             file, path = tempfile.mkstemp(prefix="dppo-", dir="/dev/shm")
     try:

@@ -1,4 +1,4 @@
-"""Ports that were open to everybody are open to this node only, and connections to them still come in."""
+"""Ports of a launcher that were open to everybody are open to this node only."""
 
 from __future__ import annotations
 
@@ -50,72 +50,6 @@ def outcome(work: Any) -> Any:
     if isinstance(result, BaseException):
         raise result
     return result
-
-
-def connect(family: int, host: str, port: int) -> None:
-    with socket.socket(family, socket.SOCK_STREAM) as client:
-        client.settimeout(10.0)
-        client.connect((host, port))
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_what_listens_everywhere_listens_on_loopback_under_the_same_port(family: int) -> None:
-    everywhere, local = ("0.0.0.0", "127.0.0.1") if family == socket.AF_INET else ("::", "::1")
-
-    def work() -> None:
-        with listener(family, everywhere) as found:
-            port = found.getsockname()[1]
-            ports.keep_to_this_node(None)
-            assert found.getsockname()[:2] == (local, port)
-            for _ in range(3):
-                connect(family, local, port)
-                found.accept()[0].close()
-            for other in addresses(family):
-                with pytest.raises(ConnectionRefusedError):
-                    connect(family, other, port)
-
-    outcome(work)
-
-
-def addresses(family: int) -> list[str]:
-    """Of this machine, besides loopback; what a packet to the outside would carry."""
-    outside = "192.0.2.99" if family == socket.AF_INET else "2001:db8::1"
-    with socket.socket(family, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
-        probe.connect((outside, 9))
-        return [probe.getsockname()[0]]
-    return []
-
-
-def test_all_else_stays() -> None:
-    def work() -> None:
-        with (
-            listener(socket.AF_INET, "127.0.0.1") as local,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams,
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as bound,
-            socket.socketpair()[0],
-            socket.create_connection(local.getsockname()[:2]) as connected,
-        ):
-            for one in (datagrams, bound):
-                one.bind(("0.0.0.0", 0))
-            kept = [one.getsockname() for one in (local, datagrams, bound, connected)]
-            ports.keep_to_this_node(None)
-            assert [one.getsockname() for one in (local, datagrams, bound, connected)] == kept
-            local.accept()[0].close()
-
-    outcome(work)
-
-
-def test_a_port_is_never_free_for_others_meanwhile() -> None:
-    """However many there are."""
-
-    def work() -> None:
-        with contextlib.ExitStack() as stack:
-            found = [stack.enter_context(listener(socket.AF_INET, "0.0.0.0")) for _ in range(100)]
-            before = [one.getsockname()[1] for one in found]
-            ports.keep_to_this_node(None)
-            assert [one.getsockname() for one in found] == [("127.0.0.1", port) for port in before]
-
-    outcome(work)
 
 
 def test_no_file_is_left_open() -> None:

@@ -64,7 +64,7 @@ def test_no_name_is_left_where_somebody_dies_meanwhile() -> None:
 
 
 def test_a_machine_of_which_the_kernels_call_is_not_known_shares_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sharing, "_FUTEX", None)
+    monkeypatch.setattr(sharing, "_FUTEX", 0)
     assert share(MPI.COMM_SELF, [0], 5000) is None
 
 

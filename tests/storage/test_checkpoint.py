@@ -368,8 +368,8 @@ FORGED: dict[str, tuple[Callable[[Manifest], object], dict[str, bytes], str]] = 
     "envs": (dict.copy, {"rank_00001.safetensors": to_bytes({})}, "rank_00001.safetensors: .* is missing"),
     "episode": (
         dict.copy,
-        {"rank_00001.safetensors": to_bytes(env_arrays([dataclasses.replace(env_state(0, 5), episode=-1)]))},
-        "rank_00001.safetensors: episode holds -1",
+        {"rank_00001.safetensors": to_bytes(env_arrays([dataclasses.replace(env_state(0, 5), episode=-2)]))},
+        "rank_00001.safetensors: episode holds -2",
     ),
     "columns": (
         dict.copy,
