@@ -157,7 +157,7 @@ class Watchdog:
         try:
             if self._path is None:
                 raise OSError
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.parent.mkdir(exist_ok=True)  # in a run directory that was removed it is not made anew
             with open(self._path, "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}\n")
                 file.flush()
