@@ -21,6 +21,8 @@ from gymnasium import spaces
 from dppo.models.networks import MLP
 
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
+FAULT = os.environ.get("FAULT", "")
+"""Of some; read before one of them clears the variables."""
 
 
 class Numbers(gymnasium.Env[Any, Any]):
@@ -90,25 +92,25 @@ class BadOnRankTwo(Numbers):
     """Step 50 goes wrong, on rank 2 only, while the others wait for it; FAULT says how. Or its first reset."""
 
     def reset(self, **how: Any) -> tuple[Any, dict[str, Any]]:
-        if RANK == 2 and os.environ["FAULT"] == "reset":
+        if RANK == 2 and FAULT == "reset":
             raise RuntimeError("simulated bug in reset")
         return super().reset(**how)
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         out = super().step(action)
         if RANK == 2 and self.steps == 50:
-            if os.environ["FAULT"] == "raise":
+            if FAULT == "raise":
                 raise RuntimeError("simulated bug in the environment")
-            if os.environ["FAULT"] == "leave":
+            if FAULT == "leave":
                 os._exit(int(os.environ["CODE"]))
-            if os.environ["FAULT"] == "finalize":
+            if FAULT == "finalize":
                 from mpi4py import MPI
 
                 ctypes.CDLL(MPI.__file__).MPI_Finalize()
-            if os.environ["FAULT"] == "forget":
+            if FAULT == "forget":
                 os.environ.clear()
                 return out
-            if os.environ["FAULT"] == "nan":
+            if FAULT == "nan":
                 return np.full(2, np.nan, np.float32), *out[1:]
             while True:  # hang
                 time.sleep(1.0)
