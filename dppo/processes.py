@@ -69,7 +69,7 @@ def end_children(but: int) -> list[str]:
     while True:
         reap(but)
         left, age_s = children(os.getpid()), time.monotonic() - since
-        if not left or age_s > _LEAVE_S + _END_S + _DIE_S:
+        if not _has_children() or age_s > _LEAVE_S + _END_S + _DIE_S:
             return list(names.values())
         for pid in left if age_s > _LEAVE_S else ():
             number = signal.SIGTERM if age_s < _LEAVE_S + _END_S else signal.SIGKILL
@@ -81,6 +81,15 @@ def end_children(but: int) -> list[str]:
                 told.add((pid, number))
                 kill(pid, number)
         time.sleep(0.01)
+
+
+def _has_children() -> bool:
+    """Asks the kernel: while some end, the list in /proc may lack others."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return False
+    return True
 
 
 def _leaves_by_itself(pid: int) -> bool:
