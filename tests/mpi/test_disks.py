@@ -36,7 +36,7 @@ def test_where_a_run_cannot_be_opened_nothing_is_left(launch: Launcher, tmp_path
     flags = ("--env", "CartPole-v1", *SMALL, "--run-dir", "new/run")
     ended = launch.run(3, *flags, code=2, timeout=LIMIT_S, survives=True, program="no_room.py")
     (message,) = ended.messages
-    assert "new/run cannot be written ([Errno 28] No space left on device)" in message
+    assert f"--run-dir {tmp_path}/new/run cannot be written ([Errno 28] No space left on device)" in message
     assert not (tmp_path / "new").exists()
 
 

@@ -119,7 +119,7 @@ def test_an_environment_that_takes_the_process_for_its_own_changes_neither_place
     ended = job.wait(10)
     assert ended.code == EXIT_PREEMPTED, ended
     assert ended.messages == [], ended
-    assert f"files in {run_dir}" in ended.stdout and "state saved" in ended.stdout
+    assert f"files in {run_dir}" in ended.stdout and "preempted by SIGTERM, state saved" in ended.stdout
     assert summary(run_dir)["exit"] == "preempted" and (run_dir / "metrics.jsonl").stat().st_mode & 0o400
     launch.run(None, "--resume", "--run-dir", "run", "--total-steps", 1)
     assert summary(run_dir)["exit"] == "finished"
