@@ -72,7 +72,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(f"{name}-again", CELLS[cell_name], LONG, pooled=True)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
-    launcher.run(RANKS, "pooled_or_not", folder / "jobs.json", program="on_two_cores.py", timeout=150)
+    launcher.run(RANKS, "pooled_or_not", folder / "jobs.json", program="on_two_cores.py", timeout=60)
     launcher.close()
     return folder
 
