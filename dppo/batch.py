@@ -141,7 +141,9 @@ class Minibatch:
 
     def __getitem__(self, index: np.ndarray | slice) -> Minibatch:
         """The samples `index`, copied; views of a slice."""
-        return Minibatch(*(array[index] for array in self.arrays()))
+        if isinstance(index, slice):
+            return Minibatch(*[array[index] for array in self.arrays()])
+        return Minibatch(*[array.take(index, axis=0) for array in self.arrays()])
 
     def arrays(self) -> list[np.ndarray]:
         """The fields, in their order; `Minibatch(*arrays)` is the inverse."""

@@ -82,7 +82,8 @@ class TrainingState:
         self.kl_coef = config.ppo.kl_coef
         self.progress = 0.0
         self._last_kl = 0.0
-        self._metrics = np.zeros(len(ITERATION_METRICS))
+        self._scratch = np.empty(flat.size, np.float32)
+        self._metrics = [0.0] * len(ITERATION_METRICS)
         self.last_metrics = np.zeros(len(ITERATION_METRICS))
 
     def step(self, summed: np.ndarray, weight: float = 1.0) -> StepOutcome:
@@ -96,29 +97,32 @@ class TrainingState:
           FloatingPointError: where gradient or sums are not finite, or the parameters after the step.
         """
         size = self.flat.size
-        sums = summed[size:].astype(np.float64)
-        if not sums[_COUNT]:
+        sums = summed[size:].tolist()
+        count = sums[_COUNT]
+        if not count:
             if self._usage is not None:
                 self._usage.add(0, used=False)
             return StepOutcome(stepped=False)
-        mean = 1.0 / max(float(sums[_COUNT]), 1.0)
-        self._metrics[:_SUMMED] += sums
-        self._last_kl = mean * float(sums[_KL])
+        mean = 1.0 / max(count, 1.0)
+        metrics = self._metrics
+        for i, value in enumerate(sums):
+            metrics[i] += value
+        self._last_kl = mean * sums[_KL]
         stops = 0 < self._target_kl < self._last_kl
         if self._usage is not None:
-            self._usage.add(int(sums[_COUNT]), used=not stops)
+            self._usage.add(int(count), used=not stops)
         if stops:
-            self._metrics[-1] += 1
+            metrics[-1] += 1
             return StepOutcome(stepped=False, is_last=True)
         gradient = summed[:size]
-        square = squared_norm(gradient)
+        square = squared_norm(gradient, self._scratch)
         if not math.isfinite(square + self._last_kl):
             bad = self.flat.first_not_finite(gradient) or "its metric sums are not"
             raise FloatingPointError(
                 f"update {self.updates + 1} was not made: the gradient summed over all ranks is not finite: {bad}"
             )
         norm = mean * math.sqrt(square)
-        self._metrics[_SUMMED] += norm
+        metrics[_SUMMED] += norm
         scale = mean * clip_scale(norm, self._optim.max_grad_norm)
         self.optimizer.step(self.flat.vector, gradient, self.lr * weight, scale)
         if not is_finite(self.flat.vector):
@@ -126,8 +130,9 @@ class TrainingState:
                 f"update {self.updates + 1} has left a parameter that is not finite:"
                 f" {self.flat.first_not_finite(self.flat.vector)}; a smaller optim.lr (now {self.lr:g}) may help"
             )
+        self.flat.keep_within_bounds()
         self.updates += 1
-        self._metrics[_SUMMED + 3] += 1
+        metrics[_SUMMED + 3] += 1
         return StepOutcome(stepped=True)
 
     @property
@@ -141,7 +146,7 @@ class TrainingState:
         Raises:
           FloatingPointError: where something of the state is not finite: it must be neither saved nor gone on with.
         """
-        metrics = self._metrics
+        metrics = np.array(self._metrics)
         count, minibatches = metrics[_COUNT], metrics[_SUMMED + 3]
         metrics[1:_SUMMED] /= max(count, 1.0)
         metrics[_SUMMED] /= max(minibatches, 1.0)
@@ -149,7 +154,7 @@ class TrainingState:
         metrics[_SUMMED + 2] = explained_variance
         if self._adapts_kl and count:
             self.kl_coef = adapted_kl_coef(self.kl_coef, self._last_kl, self._kl_target)
-        self.last_metrics, self._metrics = metrics, np.zeros(len(ITERATION_METRICS))
+        self.last_metrics, self._metrics = metrics, [0.0] * len(ITERATION_METRICS)
         self.env_steps += env_steps
         if self._usage is not None:
             self.steps_learnt_from += self._usage.most
@@ -308,7 +313,7 @@ class TrainingState:
 
     def forget_unfinished(self) -> None:
         """The iteration under way is given up: its metrics are."""
-        self._metrics[:] = 0.0
+        self._metrics = [0.0] * len(ITERATION_METRICS)
         if self._usage is not None:
             self._usage.begin()
 

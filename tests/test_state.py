@@ -51,6 +51,16 @@ def test_clipping_comes_after_averaging() -> None:
     assert state.metrics()["grad_norm"] == pytest.approx(2 * root, rel=1e-5)
 
 
+@pytest.mark.parametrize(("gradient", "kept"), [(-500.0, 20.0), (500.0, -20.0), (1.0, -0.5)])
+def test_a_step_leaves_the_log_std_within_its_bounds(gradient: float, kept: float) -> None:
+    state = sgd(env="Pendulum-v1").state
+    before = state.flat.vector.copy()
+    state.step(summed(state, gradient, count=1))
+    np.testing.assert_array_equal(state.flat.parameters["log_std"], [np.float32(kept)])
+    others = state.flat.size - 1
+    np.testing.assert_allclose(state.flat.vector[:others], before[:others] - 0.5 * gradient, rtol=1e-5, atol=1e-5)
+
+
 def test_no_samples_are_a_step_of_zero() -> None:
     state = sgd().state
     before = state.flat.vector.copy()

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,16 @@ def wait_for(path: Path, text: str = "test_watchdog.py") -> str:
         assert time.monotonic() < deadline, "no report was written"
         time.sleep(0.01)
     return path.read_text()
+
+
+@contextmanager
+def stderr_in(folder: Path) -> Iterator[Path]:
+    """A file that takes what is said on stderr. capfd empties its own after it has read it: what a thread writes
+    between the two is lost.
+    """
+    path = folder / "stderr"
+    with path.open("w") as file, redirect_stderr(file):
+        yield path
 
 
 @contextmanager
@@ -145,15 +155,13 @@ def test_without_limits_there_is_no_thread(tmp_path: Path) -> None:
     watchdog.stop()
 
 
-def test_a_folder_that_cannot_be_made_is_no_reason_to_fail(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_cannot_be_made_is_no_reason_to_fail(tmp_path: Path) -> None:
     (tmp_path / "stalls").write_text("a file")
-    watchdog = Watchdog(tmp_path / "stalls", rank=3, after_s=0.05, abort_s=0.0)
-    said, deadline = "", time.monotonic() + 10
-    while "test_watchdog.py" not in said and time.monotonic() < deadline:
-        time.sleep(0.01)
-        said += capfd.readouterr().err
-    watchdog.stop()
-    assert "rank 3 on " in said and "test_watchdog.py" in said
+    with stderr_in(tmp_path) as stderr:
+        watchdog = Watchdog(tmp_path / "stalls", rank=3, after_s=0.05, abort_s=0.0)
+        said = wait_for(stderr)
+        watchdog.stop()
+    assert "rank 3 on " in said
     assert (tmp_path / "stalls").read_text() == "a file"
 
 
@@ -191,20 +199,18 @@ def test_a_killed_process_leaves_an_empty_file_which_the_next_attempt_removes(tm
     assert not path.parent.exists()
 
 
-def test_before_there_is_a_folder_stacks_go_to_stderr(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_before_there_is_a_folder_stacks_go_to_stderr(tmp_path: Path) -> None:
     """An environment that does not come back from its import or constructor: nothing may be written yet."""
-    watchdog = Watchdog(None, rank=3, after_s=0.05, abort_s=0.0)
-    watchdog.progress("start: making environments")
-    said, deadline = "", time.monotonic() + 10
-    while "test_watchdog.py" not in said and time.monotonic() < deadline:
-        time.sleep(0.01)
-        said += capfd.readouterr().err
+    with stderr_in(tmp_path) as stderr:
+        watchdog = Watchdog(None, rank=3, after_s=0.05, abort_s=0.0)
+        watchdog.progress("start: making environments")
+        said = wait_for(stderr)
+        assert not watchdog.has_folder and list(tmp_path.iterdir()) == [stderr]
+        watchdog.write_to(tmp_path / "stalls")
+        watchdog.progress("collect")
+        assert "in phase collect" in wait_for(tmp_path / "stalls" / "rank_00003.txt")
+        watchdog.stop()
     assert "rank 3 on " in said and "in phase start: making environments; its stack follows" in said
-    assert not watchdog.has_folder and list(tmp_path.iterdir()) == []
-    watchdog.write_to(tmp_path / "stalls")
-    watchdog.progress("collect")
-    assert "in phase collect" in wait_for(tmp_path / "stalls" / "rank_00003.txt")
-    watchdog.stop()
 
 
 def test_a_process_that_can_never_come_back_is_killed() -> None:

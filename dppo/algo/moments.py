@@ -204,9 +204,12 @@ class Normaliser:
 
     def first_not_finite(self) -> str | None:
         """Which moment is not finite, with the repair; None where all are."""
-        if not np.isfinite(self.returns.m2).all():
+        returns, observations = float(self.returns.m2[0]), self.observations.m2
+        if math.isfinite(returns + float(np.add.reduce(observations))):
+            return None
+        if not math.isfinite(returns):
             return "the moments of the discounted returns; have the environment give smaller rewards"
-        if not math.isfinite(self.observations.m2.sum()):
-            bad = int(np.flatnonzero(~np.isfinite(self.observations.m2))[0]) if len(self.observations.m2) else 0
-            return f"the moments of observation {bad}; have the environment, or a wrapper, give smaller ones"
-        return None
+        bad = np.flatnonzero(~np.isfinite(observations))
+        if not len(bad):  # only their sum is too large
+            return None
+        return f"the moments of observation {bad[0]}; have the environment, or a wrapper, give smaller ones"

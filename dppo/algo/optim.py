@@ -105,22 +105,20 @@ def make_optimizer(size: int, cfg: OptimConfig) -> Optimizer:
     return {"adam": Adam, "rmsprop": RMSProp, "sgd": SGD}[cfg.name](size, cfg)
 
 
-_CHUNK = 16384
+_LEAST_SAFE, _MOST_SAFE = 1e-20, 1e37
+"""Between these a sum of squares in float32 neither overflows nor has lost anything that counts to an underflow."""
 
 
-def squared_norm(vector: np.ndarray) -> float:
-    """Sum of the squares of `vector` [P] float32, in float64: no finite entries overflow it.
+def squared_norm(vector: np.ndarray, scratch: np.ndarray) -> float:
+    """Sum of the squares of `vector` [P] float32, to 6 digits; no finite entries overflow it. `scratch` [P] is lost.
 
     Every replica works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
     the kernel that BLAS chooses for the CPU; NumPy's products are exactly rounded and its sums have one order anywhere.
-    In pieces that stay in the cache.
+    The dot product only tells whether float32 holds the sum; else it is taken in float64.
     """
-    total = 0.0
-    for start in range(0, len(vector), _CHUNK):
-        squares = vector[start : start + _CHUNK].astype(np.float64)
-        np.multiply(squares, squares, out=squares)
-        total += float(np.add.reduce(squares))
-    return total
+    if _LEAST_SAFE < float(np.vdot(vector, vector)) < _MOST_SAFE:
+        return float(np.add.reduce(np.multiply(vector, vector, out=scratch)))
+    return float(np.add.reduce(np.square(vector, dtype=np.float64)))
 
 
 def clip_scale(norm: float, max_norm: float) -> float:

@@ -29,7 +29,9 @@ action that a mask rules out. Its probability is 0, and so are its gradient and 
 """
 
 LOG_STD_BOUNDS = (-20.0, 20.0)
-"""Of a Gaussian's log standard deviation: far outside of them densities overflow float32."""
+"""Of a Gaussian's log standard deviation, a parameter: far outside of them densities overflow float32."""
+
+_LEAST_LOGIT = np.array(-MAX_LOGIT, np.float32)  # an array: a number would be made one at each call
 
 Pullback = Callable[[np.ndarray, float], np.ndarray]
 """(d_log_prob [B], d_entropy) -> d_head [B, K]."""
@@ -73,23 +75,23 @@ class Categorical:
         """Of `actions`; d log p_a / dz = onehot(a) - p, dH/dz = -p (log p + H)."""
         log_p = np.array(head.T, order="C")  # [K, B]
         log_p -= np.maximum.reduce(log_p, axis=0)
-        np.maximum(log_p, -MAX_LOGIT, out=log_p)
+        np.maximum(log_p, _LEAST_LOGIT, out=log_p)
         p = np.exp(log_p)
         total = np.add.reduce(p, axis=0)
         log_p -= np.log(total)
         p /= total
-        chosen = (actions, np.arange(len(actions)))
+        chosen = actions * len(actions) + np.arange(len(actions))  # in log_p as it lies in memory
         p_log_p = p * log_p
         entropy = -np.add.reduce(p_log_p, axis=0)
 
         def pullback(d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
             d_head = p * -d_log_prob
-            d_head[chosen] += d_log_prob
+            d_head.reshape(-1)[chosen] += d_log_prob
             if d_entropy:
                 d_head -= d_entropy * (p_log_p + p * entropy)
             return d_head.T
 
-        return log_p[chosen], entropy, pullback
+        return log_p.take(chosen), entropy, pullback
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
         """[B] KL[old | new]."""
@@ -206,7 +208,7 @@ class Bernoulli:
 
 class DiagGaussian:
     """Independent normals with a state-independent log standard deviation. head: [B, 2 A], mean then log std, which
-    policy.py keeps within LOG_STD_BOUNDS; actions: [B, A] float32, not clipped; noise: [B, A] standard normal.
+    every step keeps within LOG_STD_BOUNDS; actions: [B, A] float32, not clipped; noise: [B, A] standard normal.
 
     The policy's units: where the Box is bounded, [-1, 1] is mapped on [low, high], so that initial weights and noise
     fit any range; elsewhere the units are the environment's. On the way to the environment actions are clipped to the

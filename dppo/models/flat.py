@@ -30,6 +30,18 @@ class FlatParameters:
         self.sums = self.summed[self.size :]
         self.parameters = self._views(self.vector)
         self.gradients = self._views(self.gradient)
+        self._bounds: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+
+    def bound(self, name: str, low: float, high: float) -> None:
+        """From here on `keep_within_bounds` keeps the parameter `name` in [low, high]."""
+        # arrays: a number would be made one at each call
+        self._bounds.append((self.parameters[name], np.array(low, np.float32), np.array(high, np.float32)))
+
+    def keep_within_bounds(self) -> None:
+        """Moves what the last step has carried out of its bounds back to them."""
+        for values, low, high in self._bounds:
+            np.maximum(values, low, out=values)
+            np.minimum(values, high, out=values)
 
     def _views(self, buffer: np.ndarray) -> dict[str, np.ndarray]:
         views, start = {}, 0

@@ -73,6 +73,7 @@ class MLP:
             "value": [(layer.weight[1], layer.bias[1]) for layer in self._hidden],
         }
         self._buffers: dict[tuple[str, int], list[np.ndarray]] = {}
+        self._ones = np.ones((1, 0), np.float32)
         self._activations: list[np.ndarray] = []
 
     @staticmethod
@@ -137,7 +138,10 @@ class MLP:
         return self._buffers[key]
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
-        activations, ones = self._activations, np.ones((1, len(d_value)), np.float32)
+        activations = self._activations
+        if self._ones.shape[1] != len(d_value):
+            self._ones = np.ones((1, len(d_value)), np.float32)
+        ones = self._ones
         assert activations, "backward overwrites what forward has kept: one backward for each forward"
         self._activations = []
         last, d_values = activations[-1], d_value[:, None]

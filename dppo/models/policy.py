@@ -30,17 +30,13 @@ class ActorCritic:
     """pi(a | s) and V(s) of flat observations.
 
     A Box policy has one more parameter than its network, the state-independent log standard deviation; `head` is what
-    parametrises the distribution: the network's outputs, followed by it. Outside of LOG_STD_BOUNDS the bound stands in
-    its place, and its gradient is 0.
+    parametrises the distribution: the network's outputs, followed by it.
     """
 
     def __init__(self, network: Network, distribution: Distribution, flat: FlatParameters, description: str) -> None:
         self.network, self.distribution, self.flat, self.description = network, distribution, flat, description
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
-        # arrays: a number would be made one in every row
-        size = 0 if self._log_std is None else len(self._log_std)
-        self._low, self._high = (np.full(size, bound, np.float32) for bound in LOG_STD_BOUNDS)
         self._padded = np.empty((0, 0), np.float32)
 
     def _head(self, outputs: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -51,9 +47,7 @@ class ActorCritic:
             head[...] = outputs
         else:
             head[:, : outputs.shape[1]] = outputs
-            log_std = head[:, outputs.shape[1] :]
-            np.maximum(self._log_std, self._low, out=log_std)
-            np.minimum(log_std, self._high, out=log_std)
+            head[:, outputs.shape[1] :] = self._log_std
         return head
 
     def act(
@@ -102,10 +96,7 @@ class ActorCritic:
             return
         split = d_head.shape[1] - len(self._log_std)
         self.network.backward(d_head[:, :split], d_value)
-        d_log_std = self._d_log_std
-        assert d_log_std is not None
-        np.sum(d_head[:, split:], axis=0, out=d_log_std)
-        d_log_std *= (self._log_std >= self._low) & (self._log_std <= self._high)
+        np.add.reduce(d_head[:, split:], axis=0, out=self._d_log_std)
 
 
 def observation_size(space: gymnasium.Space) -> int:
@@ -190,4 +181,5 @@ def make_policy(
         network = TorchNetwork(flat, module)
     if log_std:
         flat.parameters["log_std"][...] = cfg.log_std_init
+        flat.bound("log_std", *LOG_STD_BOUNDS)
     return ActorCritic(network, distribution, flat, f"{description}, {flat.size} parameters")

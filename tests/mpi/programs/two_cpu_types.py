@@ -38,7 +38,7 @@ def main() -> int:
     AllreduceExchange.finish_iteration = finish_and_note  # type: ignore[method-assign]
     sync_exchange.CHECK_EVERY = int(os.environ.get("CHECK_EVERY", sync_exchange.CHECK_EVERY))
     if os.environ.get("DRIFT"):
-        state.squared_norm = lambda vector: float(np.dot(vector, vector))  # type: ignore[attr-defined]
+        state.squared_norm = lambda vector, _: float(np.dot(vector, vector))  # type: ignore[attr-defined]
     return dppo.run.main()
 
 
