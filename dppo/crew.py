@@ -20,7 +20,7 @@ from gymnasium.spaces import Box
 
 from dppo import __version__, guard
 from dppo.console import Console, end_output
-from dppo.exchange.collectives import Comm
+from dppo.exchange.collectives import Comm, from_rank_zero, gather_all
 from dppo.exchange.memory import Memory
 from dppo.exchange.recovery import die, end_job, left_mpi, sort, spawn, survives_deaths
 from dppo.journal import Failure, Journal, Losses, Summary
@@ -127,7 +127,7 @@ class JobFailure(Exception):
 def first_crew(comm: Comm) -> list[Seat]:
     """Collective over `comm`."""
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
-    return comm.allgather(Seat(comm.rank, socket.gethostname(), os.getpid(), worker))
+    return gather_all(comm, Seat(comm.rank, socket.gethostname(), os.getpid(), worker))
 
 
 def begin_collecting(me: Rank) -> None:
@@ -271,7 +271,7 @@ def replace_lost(me: Rank) -> None:
     missing: list[int] = []
     if me.comm.rank == 0:
         missing = [] if me.journal is None or me.journal.ended else _to_replace(me)
-    missing = me.comm.bcast(missing, root=0)
+    missing = from_rank_zero(me.comm, missing)
     if not missing:
         return
     me.fruitless = 0  # those that die before they have a seat are missed by nobody

@@ -20,7 +20,7 @@ from dppo.config import Config
 from dppo.console import Console
 from dppo.counters import WINDOW
 from dppo.envs.reasons import reason
-from dppo.exchange.collectives import Comm, first_error, from_rank_zero, mpi_version
+from dppo.exchange.collectives import Comm, first_error, from_rank_zero, gather_at_zero, mpi_version
 from dppo.exchange.recovery import HOW_TO_SURVIVE, survives_deaths, wait_asleep
 from dppo.history import History
 from dppo.journal import Failure, Journal, Summary
@@ -107,7 +107,7 @@ def try_environments(place: Workplace, comm: Comm) -> str:
     error = first_error(comm, error)
     if error is not None:
         raise UsageError(error)
-    told = [text for text in comm.gather(seen, root=0) or [] if text is not None]
+    told = [text for text in gather_at_zero(comm, seen) if text is not None]
     return told[0] if told else ""
 
 
@@ -150,7 +150,7 @@ def introduce(
     planned: Plan, place: Workplace, comm: Comm, console: Console, notes: Sequence[str], threads: int
 ) -> None:
     """Collective over `comm`. The first lines of output."""
-    description = comm.gather(None if place.envs is None else place.envs.description, root=0)
+    description = gather_at_zero(comm, None if place.envs is None else place.envs.description)
     if comm.rank != 0:
         return
     config, workers = planned.config, max(1, comm.size - 1)

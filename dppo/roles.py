@@ -13,7 +13,7 @@ from dppo import asynchronous, crew, sync_exchange, synchronous
 from dppo.commandline import UsageError
 from dppo.crew import Rank
 from dppo.exchange.allreduce import Allreduce
-from dppo.exchange.collectives import Comm, assert_in_sync, from_rank_zero, total
+from dppo.exchange.collectives import Comm, assert_in_sync, from_rank_zero, gather_at_zero, total
 from dppo.exchange.doorbell import make_doorbell
 from dppo.exchange.link import Link, LocalLink, MPILink
 from dppo.exchange.pooling import Pool, make_pool
@@ -138,7 +138,7 @@ def _summary(me: Rank) -> Summary:
         worker, settled = me.seat.worker, []
         if me.dump is not None and limits is not None and worker in limits:  # as a rule it is on disk since the goodbye
             settled = me.dump.settle(limits[worker])
-        for answer in [answer for answers in comm.gather(settled, root=0) or [] for answer in answers]:
+        for answer in [answer for answers in gather_at_zero(comm, settled) for answer in answers]:
             if journal is not None:
                 journal.sealed(answer)
         if journal is not None:

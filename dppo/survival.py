@@ -14,7 +14,7 @@ from dppo.batch import Report
 from dppo.console import say
 from dppo.crew import ENDED_BY_STALL, JobFailure, Rank, dealt, leave_alone, replace_lost
 from dppo.ending import ABORT_MARGIN_S, GIVE_UP, LEAVE
-from dppo.exchange.collectives import Comm
+from dppo.exchange.collectives import Comm, from_rank, gather_all, gather_at_zero
 from dppo.exchange.recovery import RankFailure, end_job, regroup
 from dppo.journal import Failure
 from dppo.opening import say_failed
@@ -52,14 +52,14 @@ def survive(me: Rank, cause: RankFailure) -> None:
     )  # fmt: skip
 
     def consult(comm: Comm) -> tuple[list[Word], int, list[Goods], bool]:
-        words: list[Word] = comm.allgather(word)
+        words = gather_all(comm, word)
         giver, standby = givers(words, all_step=all_step)
         if any(w.failure for w in words):
             return words, giver, [], True
         alike = True
         if all_step and (apart := drifted(words)):
-            given = comm.bcast(packed, root=giver)
-            alike = all(comm.allgather(word not in apart or state.differ_by_rounding(packed, given)))
+            given = from_rank(comm, giver, packed)
+            alike = all(gather_all(comm, word not in apart or state.differ_by_rounding(packed, given)))
         server_lives = any(w.is_server for w in words)
         iteration = words[giver].progress[0]
         goods = Goods(
@@ -67,7 +67,7 @@ def survive(me: Rank, cause: RankFailure) -> None:
             memory.totals, mirror if comm.rank == standby and not server_lives else None,
             None if serving else memory.history, _discarded(me, iteration, comm.rank == 0),
         )  # fmt: skip
-        return words, giver, comm.gather(goods, root=0) or [], alike
+        return words, giver, gather_at_zero(comm, goods), alike
 
     def meanwhile() -> None:
         me.watchdog.progress("recovery")

@@ -17,6 +17,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from dppo import evaluate, opening, planning, report, trajectories, verdict
 from dppo.commandline import UsageError, parse
@@ -53,26 +54,14 @@ def run_dir(sound: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-class Alone:
-    """A communicator of one rank."""
-
-    rank, size = 0, 1
-
-    def allgather(self, value: Any) -> list[Any]:
-        return [value]
-
-    def bcast(self, value: Any, root: int) -> Any:
-        return value
-
-
 def resume(run_dir: Path) -> int:
     """Everything that a resume does before it writes."""
     try:
         config, _ = parse(["--resume", "--run-dir", str(run_dir), "--total-steps", "512"])
-        plan = opening.plan(config, Alone(), Console(60.0), is_complete=True)  # type: ignore[arg-type]
+        plan = opening.plan(config, MPI.COMM_SELF, Console(60.0), is_complete=True)
         assert isinstance(plan, planning.Plan)
         place = build_workplace(plan.config, 0)
-        opening.check_saved(plan, place, Alone())  # type: ignore[arg-type]
+        opening.check_saved(plan, place, MPI.COMM_SELF)
         opening.saved_histories(plan.saved, [0], plan.config.num_envs)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)

@@ -122,7 +122,9 @@ def test_the_first_reason_counts() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
-@pytest.mark.parametrize("other", [signal.SIG_IGN, signal.SIG_DFL, lambda number, frame: None], ids=str)
+@pytest.mark.parametrize(
+    "other", [signal.SIG_IGN, signal.SIG_DFL, lambda number, frame: None], ids=["ignore", "default", "own"]
+)
 def test_handlers_of_others_are_replaced_again(other: Any) -> None:
     """An environment may install its own in its first episode."""
     preemption = Preemption(30.0, None)

@@ -14,6 +14,7 @@ from collections import Counter
 
 from mpi4py import MPI
 
+from dppo.exchange.collectives import gather_all
 from dppo.exchange.sharing import Counters, share
 from dppo.startup import own_cores
 
@@ -26,7 +27,7 @@ class Neighbours:
 
     def __init__(self, comm: MPI.Comm) -> None:
         mine = socket.gethostname(), own_cores()
-        everyone: list[tuple[str, frozenset[int]]] = comm.allgather(mine)
+        everyone = gather_all(comm, mine)
         self.rank = comm.rank
         self.ranks = [rank for rank, (host, _) in enumerate(everyone) if host == mine[0]]
         cores = {host: _cores(everyone, host) for host, _ in everyone}

@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import pickle
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from mpi4py import MPI
 
 from dppo import guard, processes
 from dppo.console import end_output, say
+from dppo.exchange.collectives import UNREADABLE, from_rank_zero, gather_all
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
@@ -57,7 +57,6 @@ HOW_TO_SURVIVE = (
 
 _FINALIZE_STARTED = 3
 """Of Open MPI's ompi_mpi_state_t."""
-_UNREADABLE = pickle.UnpicklingError  # a collective whose peer dies may succeed on a survivor, and bring it nothing
 
 
 class RankFailure(Exception):
@@ -69,7 +68,7 @@ def deaths_noticed() -> Iterator[None]:
     """Inside it, a dead peer in any MPI call is one `RankFailure`."""
     try:
         yield
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if not survives_deaths():
             raise
         raise RankFailure(f"a message that cannot be read: {error}") from error
@@ -109,7 +108,7 @@ def regroup(
             try:
                 result = consult(comm)
                 went_well = True
-            except (MPI.Exception, _UNREADABLE):
+            except (MPI.Exception, UNREADABLE):
                 went_well = False
                 _revoke(comm)  # who still waits in `consult` comes to the agreement, too
             try:
@@ -214,7 +213,7 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
             refused = str(error.Get_error_string())
     try:
         wait_for_all(comm, meanwhile)
-        refused = comm.bcast(refused, root=0)
+        refused = from_rank_zero(comm, refused)
         if refused is not None:
             return refused
         with _limit("replacing a dead rank", comm):
@@ -262,8 +261,8 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
     try:
         ordered = comm.Split(0, key)
         ordered.Set_errhandler(MPI.ERRORS_RETURN)
-        brought = ordered.allgather(mine)
-    except (MPI.Exception, _UNREADABLE):
+        brought = gather_all(ordered, mine)
+    except (MPI.Exception, UNREADABLE):
         _revoke(comm)  # who still waits in either
         if ordered != MPI.COMM_NULL:
             _revoke(ordered)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from mpi4py import MPI
 
-from dppo.exchange.collectives import all_have
+from dppo.exchange.collectives import all_have, gather_all
 
 PAGE = mmap.PAGESIZE
 _NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
@@ -104,7 +104,7 @@ def share(comm: MPI.Comm, ranks: Sequence[int], num_bytes: int) -> np.ndarray | 
             if path:
                 os.posix_fallocate(file, 0, num_bytes)  # else a full /dev/shm is a bus error later
                 memory = mmap.mmap(file, num_bytes)
-        path = comm.allgather(path if memory is not None else "")[ranks[0]] or path
+        path = gather_all(comm, path if memory is not None else "")[ranks[0]] or path
         with contextlib.suppress(OSError):
             if path and comm.rank != ranks[0]:
                 file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)

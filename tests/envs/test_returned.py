@@ -25,6 +25,11 @@ class Info(dict[str, Any]):
     pass
 
 
+def named(value: Any) -> str:
+    """The same in every process."""
+    return str(value.dtype) if isinstance(value, Returned) else repr(value)
+
+
 # -- what is right --------------------
 
 
@@ -47,7 +52,7 @@ class Info(dict[str, Any]):
         (ONE, np.int32(7)),
         (ONE, np.array(7, np.uint8)),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_an_observation_that_fits_is_taken(form: Returned, observation: Any) -> None:
     expected = np.array([float(x) for x in np.ravel(observation)]).reshape(form.shape)
@@ -104,7 +109,7 @@ def test_lists_and_kinds_of_dict_are_taken_as_tuples_and_dicts() -> None:
         (ONE, 7.5, ["type float64", "says int64"]),
         (ONE, np.zeros(1, np.int64), ["shape (1,)", "says ()"]),
     ],
-    ids=repr,
+    ids=named,
 )
 def test_an_observation_that_does_not_fit_is_refused(form: Returned, observation: Any, parts: list[str]) -> None:
     for give in (

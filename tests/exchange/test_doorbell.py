@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
+from dppo.exchange import doorbell
 from dppo.exchange.doorbell import Doorbell, Neighbours
 from dppo.exchange.sharing import Counters
 
@@ -31,13 +33,14 @@ class Ranks:
         self.rank = rank
         self._everyone = [(node, frozenset(cores)) for node, cores in everyone]
 
-    def allgather(self, mine: tuple[str, frozenset[int]]) -> list[tuple[str, frozenset[int]]]:
+    def gather_all(self, mine: tuple[str, frozenset[int]]) -> list[tuple[str, frozenset[int]]]:
         return self._everyone
 
 
 def neighbours(rank: int, everyone: list[tuple[str, set[int]]]) -> Neighbours:
     comm: Any = Ranks(rank, everyone)
-    return Neighbours(comm)
+    with patch.object(doorbell, "gather_all", Ranks.gather_all):
+        return Neighbours(comm)
 
 
 # -- neighbours --------------------

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo.exchange import sharing
+from dppo.exchange import collectives, sharing
 from dppo.exchange.sharing import Counters, share
 
 LONG_S = 20.0
@@ -27,7 +27,7 @@ class Alone:
     def __init__(self) -> None:
         self.seen: list[os.stat_result] = []
 
-    def allgather(self, mine: Any) -> list[Any]:
+    def gather_all(self, mine: Any) -> list[Any]:
         if isinstance(mine, str):
             self.seen.append(os.stat(mine))
         return [mine]
@@ -43,6 +43,14 @@ def left_in_shared_memory() -> set[Path]:
     return {path for path in Path("/dev/shm").glob("dppo-*") if path.stat().st_uid == os.geteuid()}
 
 
+@pytest.fixture
+def gathers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The communicators of this file say themselves what all have told."""
+    for module in (sharing, collectives):
+        monkeypatch.setattr(module, "gather_all", lambda comm, mine: comm.gather_all(mine))
+
+
+@pytest.mark.usefixtures("gathers")
 def test_the_memory_is_zeros_that_its_owner_alone_could_open_and_has_no_name_any_more() -> None:
     before, comm = left_in_shared_memory(), Alone()
     memory = share(comm, [0], 5000)  # type: ignore[arg-type]
@@ -52,9 +60,10 @@ def test_the_memory_is_zeros_that_its_owner_alone_could_open_and_has_no_name_any
     assert left_in_shared_memory() <= before
 
 
+@pytest.mark.usefixtures("gathers")
 def test_no_name_is_left_where_somebody_dies_meanwhile() -> None:
     class Dies(Alone):
-        def allgather(self, mine: Any) -> list[Any]:
+        def gather_all(self, mine: Any) -> list[Any]:
             raise MPI.Exception(MPI.ERR_PROC_FAILED)
 
     before = left_in_shared_memory()
