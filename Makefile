@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+ALONE := tests/exchange tests/mpi tests/benchmarks # whose ranks need the cores for themselves
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install install-test train test check format clean
@@ -31,7 +32,8 @@ test: install-test ## run the tests; a part of them with ARGS=tests/algo
 ifneq ($(ARGS),)
 	$(BIN)/python -m pytest -q $(ARGS)
 else
-	$(BIN)/python -m pytest -q --ignore=tests/slurm
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=tests/slurm tests
+	$(BIN)/python -m pytest -q $(ALONE)
 	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile tests/slurm
 endif
 

@@ -182,7 +182,7 @@ class ServerConfig(Section):
     drop: Annotated[int, not_negative(1e6)] = 0
     """sync p2p: an update is made when all but this many workers have sent their gradient (Heess et al. 2017)."""
     staleness: Literal["drop", "scale", "none"] = "drop"
-    """async: a gradient older than max_staleness is dropped; scale: besides, each is weighted by 1/(1+staleness);
+    """async: a gradient older than max_staleness is dropped; scale: those that are not are weighted by 1/(1+staleness);
     none: all are applied as they are."""
     max_staleness: Annotated[int | None, not_negative(1e9)] = None
     """async: in versions of the parameters, of which each update makes one; None: 4 times what is usual for the worker

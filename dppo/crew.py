@@ -81,7 +81,7 @@ class Rank:
     journal: Journal | None = None
     coordinator: Any = None
     others: list[Comm] = field(default_factory=list)
-    """Communicators of the present crew besides `comm`."""
+    """The present crew's other communicators."""
     retired: list[object] = field(default_factory=list)
     """Buffers that messages of an earlier crew might still reach."""
     respawns: dict[int, int] = field(default_factory=dict)

@@ -81,7 +81,7 @@ class Ending:
         return self._seal_orders() + [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
 
     def aside(self) -> list[Answer]:
-        """What goes out besides the answer to a message, and before it."""
+        """What goes out before the answer to a message, in addition to it."""
         return [*self.mirror(), *self._seal_orders()]
 
     def _seal_orders(self) -> list[Answer]:

@@ -226,7 +226,7 @@ class Journal:
 
     @property
     def books(self) -> dict[str, Any]:
-        """What a server that takes over has to know besides the state; as of the last boundary."""
+        """What a server that takes over has to know in addition to the state; as of the last boundary."""
         return self._boundary.journal
 
     def _count_episodes(self) -> tuple[list[Report], int]:

@@ -137,7 +137,7 @@ def annealed(lr: float, progress: float, anneal: bool) -> float:
 def staleness_weight(staleness: int, policy: str, max_staleness: float) -> float:
     """What becomes of a gradient that is `staleness` versions old: its weight, 0 where it is dropped.
 
-    drop: 1 up to `max_staleness`, then 0; scale: besides, 1/(1+staleness); none: always 1.
+    drop: 1 up to `max_staleness`, then 0; scale: the same, times 1/(1+staleness); none: always 1.
     Source: Zhang et al. 2016 (staleness-aware async-SGD), eq. 6, with 1 + staleness so that a fresh gradient counts
     fully.
     """

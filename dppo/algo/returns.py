@@ -2,7 +2,7 @@
 
 Pure NumPy on [T, N] arrays; the learner and the collector use it on whole rollouts.
 
-All three take the value of what truly came next, `next_values`, besides the value of each row's own observation. A
+All three take the value of what truly came next, `next_values`, and the value of each row's own observation. A
 time limit is not a termination: where an episode was truncated, `next_values` holds the value of its final
 observation; only a terminal state makes it 0. `dones` (either kind of end) only stops the sum from running into the
 next episode.

@@ -40,7 +40,7 @@ for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0
 kill -9 {{pid}}
 """
 
-# besides the first three, which mean it, Open MPI reports a death in a collective, or among many requests, as these
+# the first three mean it; Open MPI also reports a death in a collective, or among many requests, as these
 _DEATH = frozenset({
     MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED,
     MPI.ERR_OTHER, MPI.ERR_IN_STATUS, MPI.ERR_PENDING, MPI.ERR_INTERN, MPI.ERR_UNKNOWN,
