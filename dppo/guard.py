@@ -58,7 +58,7 @@ def stand() -> None:
     global _word, _rank_pid
     if sys.platform != "linux":
         return
-    launched = startup.is_launched()
+    launched, above = startup.is_launched(), os.getppid()
     depth = 2 if launched else 1
     _word = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("H")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none is lost meanwhile
@@ -66,20 +66,23 @@ def stand() -> None:
         processes.prctl(processes.SET_PDEATHSIG, signal.SIGCHLD)  # the guard looks, and ends the rank
     for level in range(depth):
         parent = os.getpid()
+        processes.prctl(processes.SET_CHILD_SUBREAPER, 1)  # before there is anybody to leave orphans
         try:
             child = os.fork()
         except OSError as error:
             print(f"dppo: a rank starts without its guard: {error}", file=sys.stderr, flush=True)
             processes.prctl(processes.SET_PDEATHSIG, signal.SIGKILL if launched else 0)
+            processes.prctl(processes.SET_CHILD_SUBREAPER, 0)
             break
         if child:
-            _Guard(child, is_launched=launched, is_outer=level == 0, is_inner=level == depth - 1).watch()
+            _Guard(child, above, is_launched=launched, is_outer=level == 0, is_inner=level == depth - 1).watch()
         is_rank = level == depth - 1
         processes.prctl(processes.SET_PDEATHSIG, signal.SIGKILL if is_rank else signal.SIGCHLD)
         if os.getppid() != parent:
             os._exit(_KILLED)
         if not is_rank:
             os.setpgid(0, 0)
+            above = parent
     _rank_pid = os.getpid()
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -132,11 +135,14 @@ def _tell(stage: int, code: int = 0) -> None:
 
 
 class _Guard:
-    """A process that waits for `child`: the rank, or the inner guard."""
+    """A process that waits for `child`: the rank, or the inner guard.
 
-    def __init__(self, child: int, *, is_launched: bool, is_outer: bool, is_inner: bool) -> None:
+    `parent` has started it, and may be dead by now.
+    """
+
+    def __init__(self, child: int, parent: int, *, is_launched: bool, is_outer: bool, is_inner: bool) -> None:
         self._child, self._is_launched, self._is_outer, self._is_inner = child, is_launched, is_outer, is_inner
-        self._parent = os.getppid()
+        self._parent = parent
         self._shares_terminal = not is_launched
         self._launcher = _Launcher(processes.launcher()) if is_launched and is_inner else None
         self._stage, self._deadline = _STARTING, math.inf
@@ -156,7 +162,6 @@ class _Guard:
         raise AssertionError("unreachable")
 
     def _watch(self) -> NoReturn:
-        processes.prctl(processes.SET_CHILD_SUBREAPER, 1)
         processes.set_title(f"dppo: guard of {startup.rank_name()}")
         heard = signal.valid_signals()
         if self._shares_terminal:  # it stops and continues with its rank

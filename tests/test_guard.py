@@ -28,8 +28,14 @@ BEGIN = """if True:
 """
 
 
-def program(text: str) -> list[str]:
-    return [sys.executable, "-c", BEGIN + "\n".join(f"    {line}" for line in text.splitlines())]
+SLOW_GUARDS = "guard._Guard.__new__ = lambda cls, *_, **__: (time.sleep(0.5), object.__new__(cls))[1]"
+"""What has forked goes on long after what it has forked."""
+
+
+def program(text: str, before: str = "pass") -> list[str]:
+    """`before` is done before the guards part from their rank."""
+    begin = BEGIN.replace("guard.stand()", f"{before or 'pass'}\n    guard.stand()")
+    return [sys.executable, "-c", begin + "\n".join(f"    {line}" for line in text.splitlines())]
 
 
 def run(text: str, *, launched: bool = True) -> tuple[int, str]:
@@ -53,10 +59,15 @@ def wait_until_gone(*pids: int) -> None:
 
 
 @contextlib.contextmanager
-def running(text: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
+def running(text: str, before: str = "") -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
     """A launched program, and the numbers in its first line of output."""
     with subprocess.Popen(
-        program(text), env=LAUNCHED, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        program(text, before),
+        env=LAUNCHED,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     ) as process:
         try:
             assert process.stdout is not None
@@ -134,8 +145,9 @@ def test_those_who_leave_by_themselves_are_not_named() -> None:
     assert run(f"guard.started()\n{tracker}\nguard.announce(0)\nos._exit(0)") == (0, "")
 
 
+@pytest.mark.parametrize("slow", ["", SLOW_GUARDS], ids=["", "guards begin late"])
 @pytest.mark.parametrize("victim", [0, 1, 2])
-def test_whichever_is_killed_all_end(victim: int) -> None:
+def test_whichever_is_killed_all_end(victim: int, slow: str) -> None:
     """The outer guard, the inner one, or the rank; with a child that has left their session."""
     with running(
         """guard.started()
@@ -143,7 +155,8 @@ child = subprocess.Popen(['sleep', '1000'], start_new_session=True)
 inner = os.getppid()
 outer = int(open(f'/proc/{inner}/stat').read().rpartition(')')[2].split()[1])
 print(outer, inner, os.getpid(), child.pid, flush=True)
-time.sleep(60)"""
+time.sleep(60)""",
+        slow,
     ) as (process, pids):
         assert pids[0] == process.pid
         os.kill(pids[victim], signal.SIGKILL)
