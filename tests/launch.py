@@ -90,12 +90,14 @@ class Job:
     def rank_pid(self, rank: int) -> int:
         """The process of a rank of an mpirun job."""
         wanted = f"OMPI_COMM_WORLD_RANK={rank}".encode()
-        for pid in sorted(self._pids()):  # a rank's own children have its variables, too
-            try:
-                if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
-                    return pid
-            except OSError:
-                continue
+        for seconds in (0.05, 0.0):  # its guard may have given its variables up before the rank was there to be seen
+            for pid in sorted(self._pids()):  # a rank's own children have its variables, too
+                try:
+                    if wanted in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+                        return pid
+                except OSError:
+                    continue
+            time.sleep(seconds)
         raise AssertionError(f"rank {rank} is not running\n{self._output()}")
 
     def has_rank(self, rank: int) -> bool:
