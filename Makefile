@@ -34,7 +34,7 @@ ifneq ($(ARGS),)
 else
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=tests/slurm tests
 	$(BIN)/python -m pytest -q $(ALONE)
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile tests/slurm
+	$(BIN)/python -m pytest -q -rs tests/slurm
 endif
 
 check: install-test ## check format, lint and types

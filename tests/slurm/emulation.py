@@ -6,6 +6,7 @@ The tests of this folder and benchmarks/hosts.py use it.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -104,7 +105,8 @@ class Batch:
     @property
     def output(self) -> str:
         """All that the job, or all tasks of an array, have said."""
-        files = sorted(self.cluster.folder.glob(f"*-{self.number}*.out"))
+        mine = re.compile(rf".*-{self.number}(_\d+)?\.out")  # job 1's is not that of job 10
+        files = sorted(path for path in self.cluster.folder.iterdir() if mine.fullmatch(path.name))
         return "".join(file.read_text() for file in files)
 
     def until(self, condition: Callable[[], bool], timeout: float = 90.0) -> None:

@@ -11,7 +11,7 @@ from tests.rundir import count_lines, metric_lines, summary
 from tests.slurm.emulation import ROOT, Batch, Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
-ITERATIONS = 150
+ITERATIONS = 240
 # its steps sleep, so that a run lasts some seconds and needs no core
 RUN = (
     "--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 2,
@@ -26,35 +26,40 @@ INTERRUPTS = {"signal": ASK, "stuck": ASK, "requeue": "scontrol requeue"}
 
 @pytest.fixture(scope="module")
 def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
-    """All at once: mostly they wait, for Slurm or for their environments. Slurm looks at time limits and advance
-    signals twice a minute; of the short jobs the signal is due from the start.
+    """All at once, but for their starts, which need the cores: mostly they wait, for Slurm or for their environments.
+    Slurm looks at time limits and advance signals twice a minute; of the short jobs the signal is due once they train.
     """
     submit = Submit(slurm)
-    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=2"
+    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=2 --signal=B:USR1@100"
     impatient, patient = slurm.folder / "impatient.sbatch", (ROOT / "jobs" / "train.sbatch").read_text()
     assert "sleep 90;" in patient
     impatient.write_text(patient.replace("sleep 90;", "sleep 3;"))
     settings = slurm.folder / "settings.toml"
     settings.write_text("[ppo]\nepochs = 2\n")
-    started = {
-        "requeue": submit(long, "train.sbatch", *RUN, "--checkpoint.every", 960, name="requeue"),
-        "signal": submit(long, "train.sbatch", settings, *RUN, name="signal"),
-        "limit": submit(short, "train.sbatch", *RUN, name="limit"),
-        "srun": submit(short, "train-srun.sbatch", *RUN, name="srun"),
-        "preempted": submit(f"{long} {THERE}", "train.sbatch", *RUN, "--checkpoint.every", 960, name="preempted"),
-        "preempted-srun": submit(f"{long} {THERE}", "train-srun.sbatch", *RUN, name="preempted-srun"),
-        "stuck": submit(long, impatient, *RUN, name="stuck"),
-        "whole": submit(long, "train.sbatch", *RUN, name="whole"),
-    }
-    fruitless = submit(long, "train.sbatch", "--env", "odd_envs:odd/Deadly-v0", name="fruitless")
-    for job in started.values():
+    train, train_srun = "train.sbatch", "train-srun.sbatch"
+    often = ("--checkpoint.every", 960)
+    started: dict[str, Batch] = {}
+    for name, options, script, flags in (
+        ("limit", short, train, RUN),
+        ("srun", short, train_srun, RUN),
+        ("whole", long, train, RUN),
+        ("requeue", long, train, (*RUN, *often)),
+        ("signal", long, train, (settings, *RUN)),
+        ("stuck", long, impatient, RUN),
+        ("preempted", f"{long} {THERE}", train, (*RUN, *often)),
+        ("preempted-srun", f"{long} {THERE}", train_srun, RUN),
+    ):
+        started[name] = job = submit(options, script, *flags, name=name)
         job.until(lambda job=job: count_lines(job.run_dir) > 12)  # type: ignore[misc]
-    slurm.on("n2", "kill", "-STOP", started["stuck"].ranks("n2")[-1])
-    for name, command in INTERRUPTS.items():
-        slurm.on("head", *command.split(), started[name].number)
-    settings.write_text("# of the next experiment\n[ppo]\nepochs = 7\n")
+        if name == "signal":
+            settings.write_text("# of the next experiment\n[ppo]\nepochs = 7\n")
+        if name == "stuck":
+            slurm.on("n2", "kill", "-STOP", job.ranks("n2")[-1])
+        if name in INTERRUPTS:
+            slurm.on("head", *INTERRUPTS[name].split(), job.number)
     urgent = f"sbatch --partition=urgent {THERE} --nodes=2 --exclusive --time=1 --output=/dev/null --wrap=true"
     slurm.on("head", *urgent.split())
+    fruitless = submit(long, "train.sbatch", "--env", "odd_envs:odd/Deadly-v0", name="fruitless")
     yield started | {"fruitless": fruitless}
     submit.close()
 
