@@ -76,7 +76,7 @@ def on_terminal() -> bool:
         return sys.stdout.isatty()
     try:
         parent = os.getppid()
-        while Path(f"/proc/{parent}/comm").read_text() == "dppo guard\n":  # guard.py's, between it and the rank
+        while Path(f"/proc/{parent}/comm").read_text() == "dppo-guard\n":  # guard.py's, between it and the rank
             parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
         return os.readlink(f"/proc/{parent}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
