@@ -120,7 +120,7 @@ def prctl(option: int, value: int) -> None:
 
 def set_title(title: str) -> None:
     """What ps and /proc show: else a guard could not be told from its rank, whose arguments and variables it has."""
-    # without a space: Slurm's proctrack/linuxproc cannot read such a line of /proc/PID/stat, and signals nobody below it
+    # without a space: Slurm's proctrack/linuxproc cannot read such a line of /proc/PID/stat, and signals nobody below
     ctypes.CDLL(None).prctl(_SET_NAME, b"dppo-guard")
     places = [int(field) for field in stat(os.getpid())[45:49]]
     if len(places) < 4:

@@ -221,6 +221,6 @@ def test_guards_are_told_from_their_rank() -> None:
             deadline = time.monotonic() + 10  # it may not have come to that yet
             while Path(f"/proc/{pid}/comm").read_text() != "dppo-guard\n" and time.monotonic() < deadline:
                 time.sleep(0.01)
-            assert Path(f"/proc/{pid}/comm").read_text() == "dppo-guard\n"
+            assert Path(f"/proc/{pid}/comm").read_text() == "dppo-guard\n"  # without a space, which Slurm cannot read
             assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").startswith(b"dppo: guard of rank 3 on ")
             assert b"PMIX_RANK" not in Path(f"/proc/{pid}/environ").read_bytes()
