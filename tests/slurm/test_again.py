@@ -11,7 +11,7 @@ from tests.rundir import count_lines, metric_lines, summary
 from tests.slurm.emulation import ROOT, Batch, Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
-ITERATIONS = 240
+ITERATIONS = 300
 # its steps sleep, so that a run lasts some seconds and needs no core
 RUN = (
     "--env", "dppo.envs.probes:dppo/ProbeSlow-v0", "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 2,
@@ -30,7 +30,7 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     Slurm looks at time limits and advance signals twice a minute; of the short jobs the signal is due once they train.
     """
     submit = Submit(slurm)
-    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=2 --signal=B:USR1@100"
+    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=2 --signal=B:USR1@80"
     impatient, patient = slurm.folder / "impatient.sbatch", (ROOT / "jobs" / "train.sbatch").read_text()
     assert "sleep 90;" in patient
     impatient.write_text(patient.replace("sleep 90;", "sleep 3;"))
