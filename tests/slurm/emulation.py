@@ -139,8 +139,11 @@ class Submit:
         self._jobs: list[Batch] = []
 
     def __call__(self, options: str, script: str | Path, *arguments: object, name: str, **variables: str) -> Batch:
-        """`sbatch OPTIONS jobs/SCRIPT ARGUMENTS`; the run directory is runs/NAME on the cluster's shared folder."""
+        """`sbatch OPTIONS jobs/SCRIPT ARGUMENTS`; the run directory is runs/NAME on the cluster's shared folder, so that
+        no two tests may give the same name.
+        """
         run_dir = self._cluster.folder / "runs" / name
+        assert not run_dir.exists(), f"another test has a job of the name {name}"
         command = ["sbatch", "--parsable", f"--job-name={name}", *options.split(), str(ROOT / "jobs" / script)]
         number = self._cluster.on("head", *command, *arguments, **({"RUN_DIR": str(run_dir)} | variables)).strip()
         return self.adopt(number, run_dir)

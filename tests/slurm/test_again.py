@@ -27,10 +27,11 @@ INTERRUPTS = {"signal": ASK, "stuck": ASK, "requeue": "scontrol requeue"}
 @pytest.fixture(scope="module")
 def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     """All at once, but for their starts, which need the cores: mostly they wait, for Slurm or for their environments.
-    Slurm looks at time limits and advance signals twice a minute; of the short jobs the signal is due once they train.
+    Slurm looks at advance signals twice a minute and sends them up to half a minute early: the scripts' own, two minutes
+    before the end, reaches a job of three minutes 30 to 60 seconds after its start, when it trains.
     """
     submit = Submit(slurm)
-    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=2 --signal=B:USR1@80"
+    long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=3"
     impatient, patient = slurm.folder / "impatient.sbatch", (ROOT / "jobs" / "train.sbatch").read_text()
     assert "sleep 90;" in patient
     impatient.write_text(patient.replace("sleep 90;", "sleep 3;"))

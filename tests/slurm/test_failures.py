@@ -59,13 +59,13 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
         return submit(options, script, *RUN, "--total-steps", 100 * 3 * 32, *flags, name=name, **variables)
 
     started = {
-        "cable: launcher": start("launcher", "n3,n4", **keepalive),
-        "cable: watchdog": start("watchdog", "n3,n4", "--log.stall-abort-s", STALL_ABORT_S),
-        "cable: node": start("node", "n2,n3"),
-        "crash: first node": start("first", "n1,n2,n4", "--total-steps", 100 * 1 * 32),
-        "crash: second node": start("second", "n2,n4"),
-        "crash: srun": start("srun", "n2,n4", script="train-srun.sbatch"),
-        "killed: srun": start("killed", "n1,n3,n4", script="train-srun.sbatch"),
+        "cable: launcher": start("cable-launcher", "n3,n4", **keepalive),
+        "cable: watchdog": start("cable-watchdog", "n3,n4", "--log.stall-abort-s", STALL_ABORT_S),
+        "cable: node": start("cable-node", "n2,n3"),
+        "crash: first node": start("crash-first", "n1,n2,n4", "--total-steps", 100 * 1 * 32),
+        "crash: second node": start("crash-second", "n2,n4"),
+        "crash: srun": start("crash-srun", "n2,n4", script="train-srun.sbatch"),
+        "killed: srun": start("killed-srun", "n1,n3,n4", script="train-srun.sbatch"),
     }
     for job in started.values():
         job.until(lambda job=job: count_lines(job.run_dir) > 8)  # type: ignore[misc]
