@@ -36,6 +36,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.job_names: set[str] = set()
 
     def __call__(self, verb: str, *arguments: object, timeout: float = 60.0) -> str:
         """`tests/slurm/cluster VERB FOLDER ARGUMENTS`; its output."""
@@ -143,7 +144,8 @@ class Submit:
         no two tests may give the same name.
         """
         run_dir = self._cluster.folder / "runs" / name
-        assert not run_dir.exists(), f"another test has a job of the name {name}"
+        assert name not in self._cluster.job_names, f"another job of this cluster has the name {name}"
+        self._cluster.job_names.add(name)
         command = ["sbatch", "--parsable", f"--job-name={name}", *options.split(), str(ROOT / "jobs" / script)]
         number = self._cluster.on("head", *command, *arguments, **({"RUN_DIR": str(run_dir)} | variables)).strip()
         return self.adopt(number, run_dir)
