@@ -140,8 +140,9 @@ class Submit:
         self._jobs: list[Batch] = []
 
     def __call__(self, options: str, script: str | Path, *arguments: object, name: str, **variables: str) -> Batch:
-        """`sbatch OPTIONS jobs/SCRIPT ARGUMENTS`; the run directory is runs/NAME on the cluster's shared folder, so that
-        no two tests may give the same name.
+        """`sbatch OPTIONS jobs/SCRIPT ARGUMENTS`; the run directory is runs/NAME on the cluster's shared folder.
+
+        No two tests may give the same name.
         """
         run_dir = self._cluster.folder / "runs" / name
         assert name not in self._cluster.job_names, f"another job of this cluster has the name {name}"

@@ -27,8 +27,8 @@ INTERRUPTS = {"signal": ASK, "stuck": ASK, "requeue": "scontrol requeue"}
 @pytest.fixture(scope="module")
 def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     """All at once, but for their starts, which need the cores: mostly they wait, for Slurm or for their environments.
-    Slurm looks at advance signals twice a minute and sends them up to half a minute early: the scripts' own, two minutes
-    before the end, reaches a job of three minutes 30 to 60 seconds after its start, when it trains.
+    Slurm looks at advance signals twice a minute and sends them up to half a minute early: the scripts' own, two
+    minutes before the end, reaches a job of three minutes 30 to 60 seconds after its start, when it trains.
     """
     submit = Submit(slurm)
     long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=3"
