@@ -27,7 +27,7 @@ def plain(text: object) -> str:
 
 def escaped(text: object) -> str:
     """`plain`, and no Markdown or HTML either: no table cells, emphasis, code, tags, links or images."""
-    return re.sub(r"[\\|<>`*#\[\]&]|~~|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.|@", r"\\\g<0>", plain(text))
+    return re.sub(r"[\\|<>`*#\[\]&~$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.|@", r"\\\g<0>", plain(text))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:

@@ -30,11 +30,15 @@ LEAVE_S = 5.0
 
 
 class WorkerError(RuntimeError):
-    """A worker cannot go on; the text is its own account, with rank and host."""
+    """A worker cannot go on; the text is its own account, with rank and host.
 
-    def __init__(self, text: str, *, stalled: bool = False) -> None:
+    Args:
+      worker: its place among the workers, where it has said so itself; it closes its environments meanwhile.
+    """
+
+    def __init__(self, text: str, *, stalled: bool = False, worker: int | None = None) -> None:
         super().__init__(text)
-        self.failure = Failure(text, stalled)
+        self.failure, self.worker = Failure(text, stalled), worker
 
 
 class Ending:
@@ -114,7 +118,7 @@ class Ending:
 
     def on_failure(self, worker: int, text: str) -> list[Answer]:
         """A worker cannot go on, so nobody can."""
-        raise WorkerError(text)
+        raise WorkerError(text, worker=worker)
 
     def on_signal(self) -> list[Answer]:
         """A worker was asked to save and leave: that holds for all."""

@@ -28,13 +28,14 @@ from dppo.commandline import Parser, UsageError, integer, load_config, require  
 from dppo.config import SEED, Config  # noqa: E402
 from dppo.console import Console, plain  # noqa: E402
 from dppo.envs.process import kept_as_it_was  # noqa: E402
-from dppo.envs.vector import make_vector_env  # noqa: E402
+from dppo.envs.vector import VectorEnv, make_vector_env  # noqa: E402
 from dppo.models.policy import make_policy, observation_size  # noqa: E402
 from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators  # noqa: E402
 from dppo.state import TrainingState  # noqa: E402
 from dppo.storage.checkpoint import newest_valid  # noqa: E402
 from dppo.storage.contents import check_state  # noqa: E402
 from dppo.storage.spaces import read_spaces  # noqa: E402
+from dppo.workplace import close_environments  # noqa: E402
 
 EXIT_USAGE = 2
 MAX_STEPS = 30_000
@@ -81,8 +82,22 @@ class Policy:
         state = TrainingState(self._policy.flat, self._normaliser, config)
         state.load(saved)
         self._shape = observation_space.shape or ()
+        self._spaces = observation_space, action_space
         self.seed(config.seed)
         self.config, self.env_steps = config, state.env_steps
+
+    def require(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
+        """Raises UsageError where these are not the spaces that the policy was trained with, but for their bounds."""
+        for verb, trained, here in zip(
+            ("observes", "takes"), self._spaces, (observation_space, action_space), strict=True
+        ):
+            if (type(here), here.shape, getattr(here, "n", None)) != (
+                type(trained), trained.shape, getattr(trained, "n", None)
+            ):  # fmt: skip
+                raise UsageError(
+                    f"{self.config.env} {verb} {here} here, and the policy was trained where it {verb} {trained}: use"
+                    " the version of the environment that it was trained with"
+                )
 
     def seed(self, seed: int) -> None:
         """Starts the randomness of stochastic actions anew."""
@@ -138,7 +153,7 @@ def load_policy(run_dir: str | Path) -> Policy:
         if spaces is None:  # of a run that an earlier dppo has begun: the environment says it
             with kept_as_it_was():
                 env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
-            env.close()
+            close_environments(env)
             spaces = env.observation_space, env.action_space
         return Policy(config, *spaces, saved.state)
     except ValueError as error:
@@ -170,14 +185,38 @@ def play_episodes(
 
     Each of several environments plays its share, a fixed number of episodes, however long they take: were it the first
     that end, short episodes would push long ones out of the sample.
+
+    Raises:
+      UsageError: the environment cannot be made, or is another than the one that the policy was trained in.
     """
     policy.seed(seed)
     num_envs = min(episodes, 20)
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a native vector form is not what a policy is judged by: its environments cannot be started from a seed
     vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
-    with kept_as_it_was():
-        envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    try:
+        with kept_as_it_was():
+            envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        policy.require(envs.observation_space, envs.action_space)
+        return _play(policy, envs, episodes, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
+    finally:
+        close_environments(envs)
+
+
+def _play(
+    policy: Policy,
+    envs: VectorEnv,
+    episodes: int,
+    seed: int,
+    *,
+    stochastic: bool,
+    max_steps: int,
+    progress: Callable[[Progress], None],
+) -> list[Played]:
+    num_envs = envs.num_envs
     seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     done: list[list[Played]] = [[] for _ in range(num_envs)]
@@ -202,7 +241,6 @@ def play_episodes(
                 observations = observations.copy()
                 observations[i] = envs.begin_episode(int(i))
         progress(Progress(num_played, steps, longest))
-    envs.close()
     return [played for d in done for played in d]
 
 
@@ -213,6 +251,7 @@ def record(
     environment, in `folder`.
     """
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
+    env = None
     try:
         env = gymnasium.make(policy.config.env, render_mode="rgb_array")
         recorder = gymnasium.wrappers.RecordVideo(
@@ -230,9 +269,12 @@ def record(
                 observation, _, terminated, truncated, _ = recorder.step(action)
                 if terminated or truncated:
                     break
-        recorder.close()
+        env = recorder  # its close() completes the last file
     except (gymnasium.error.Error, TypeError) as error:  # TypeError: it knows no render_mode
         raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
+    finally:
+        if env is not None:
+            close_environments(env)
     return sorted(set(folder.glob("*.mp4")) - before)
 
 

@@ -119,9 +119,13 @@ def end_job(code: int) -> bool:
 
 
 def leave_at_once(code: int) -> NoReturn:
-    """Ends this process. Under ULFM that is a death, which the others survive: nobody would notice an exit code."""
+    """Ends this process; with the code that was announced, where one was. Under ULFM that is a death, which the others
+    survive: nobody would notice an exit code.
+    """
     if startup.survives_deaths():
         os.kill(os.getpid(), signal.SIGKILL)
+    if _word is not None and _word[_STAGE] == _LEAVING:
+        code = _word[_CODE]
     announce(code)
     os._exit(code)
 

@@ -426,6 +426,7 @@ class Journal:
         if answer.refusal is not None:
             refusal = self.dumps.refusal
             self.files.hear(TRAJECTORIES, None if refusal is None else OSError(refusal))
+        self.files.lacks_steps = self.dumps.problem is not None
         if known is None and self.dumps.problem is not None and not self.dumps.ends_the_run:
             self.console.warn(f"{self.dumps.problem}{'' if self.ended else '; training goes on'}")
         if self.ended:

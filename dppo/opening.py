@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dppo import guard
 from dppo.commandline import VERSION, UsageError, resumed, to_toml
 from dppo.config import Config
 from dppo.console import Console
@@ -36,6 +37,7 @@ from dppo.storage.runs import SIGNS
 from dppo.storage.segments import set_aside_orphans
 from dppo.workplace import Workplace, build_workplace
 
+EXIT_USAGE = 2
 EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}
 """Of the program, by how the run ended."""
 
@@ -55,8 +57,14 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
         try:
             given = config if is_complete or not config.resume else resumed(config)
             planned = plan_run(given, comm.size, console)
-        except (ValueError, OSError) as problem:
+        except ValueError as problem:
             error = str(problem)
+        except OSError as problem:
+            error = str(problem)
+            if problem.filename is not None:
+                error = (
+                    f"{problem.filename}: {problem.strerror}: this user must be able to read and write the run's files"
+                )
     error = from_rank_zero(comm, error)
     if error is not None:
         raise UsageError(error)
@@ -82,6 +90,7 @@ def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Workpl
     wait_asleep(comm, lambda: progress("exchange"))
     error = first_error(comm, error)
     if error is not None:
+        guard.announce(EXIT_USAGE)  # whatever they do while they are closed
         if place is not None:
             place.close()
         raise UsageError(error)

@@ -18,16 +18,16 @@ from typing import Any
 
 from dppo import startup
 from dppo.allocation import Allocation, ends_at, in_queue, this_allocation
-from dppo.bounds import digits
+from dppo.bounds import digits, shown
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
 from dppo.counters import EpisodeCounter
 from dppo.journal import Losses, Summary
-from dppo.reading import check_run_files, number_in
-from dppo.storage.checkpoint import Checkpoint, newest_valid
+from dppo.reading import check_run_files, number_in, read_regular
+from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, newest_valid
 from dppo.storage.contents import check_complete
 from dppo.storage.metrics import read_json, write_json
-from dppo.storage.segments import compression_filter
+from dppo.storage.segments import compression_filter, refuse_links
 
 _FILES = ("metrics.jsonl", "summary.json")
 
@@ -122,6 +122,7 @@ def _plan_new(config: Config) -> Plan:
         raise ValueError(f"--run-dir {run_dir}: {there} is a file: choose another --run-dir")
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--run-dir {run_dir}: {there} cannot be written to: choose another --run-dir")
+    refuse_links(run_dir)
     return Plan(config, run_dir, None, 1, run_id=uuid.uuid4().hex, was_there=there.absolute())
 
 
@@ -129,6 +130,7 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
     check_run_files(run_dir, (*_FILES, "versions.json"))
+    refuse_links(run_dir)
     if os.path.lexists(run_dir / "checkpoints") and not (run_dir / "checkpoints").is_dir():
         raise ValueError(f"{run_dir / 'checkpoints'} is not a folder: move it away, and put the run's own there")
     if (run_dir / "checkpoints" / "latest").is_dir():
@@ -168,15 +170,19 @@ def _check_writable(run_dir: Path) -> None:
     for folder in (run_dir, run_dir / "checkpoints"):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{folder} cannot be written to: make it writable, or copy {run_dir} and resume the copy")
+    for file in (run_dir / name for name in _FILES):
+        if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+            raise ValueError(f"{file} cannot be written to: make it writable, or copy {run_dir} and resume the copy")
 
 
 def _missing(run_dir: Path) -> list[str]:
     """A line on the newest checkpoint, where it is not there."""
     try:
-        name = (run_dir / "checkpoints" / "latest").read_text(errors="replace").strip()
-    except OSError:
+        name = read_regular(run_dir / "checkpoints" / "latest", run_dir).decode(errors="replace").strip()
+    except FileNotFoundError:
         return []
-    return [] if (run_dir / "checkpoints" / name).is_dir() else [f"{name!r}, the latest checkpoint, is not there"]
+    there = {folder.name for folder in checkpoint_folders(run_dir)}
+    return [] if name in there else [f"{shown(name)}, the latest checkpoint, is not there"]
 
 
 def _job_in(run_dir: Path) -> str | None:

@@ -84,19 +84,26 @@ def read_regular(path: Path, root: Path | None = None, max_bytes: int = JSON_BYT
     return data
 
 
-def read_lines(path: Path, root: Path | None = None) -> Iterator[bytes]:
+def read_lines(path: Path, root: Path | None = None, *, skip_long: bool = False) -> Iterator[bytes]:
     """The lines of a file of any length, with their ends; the last one may have none.
+
+    Args:
+      skip_long: lines that are too long are left out.
 
     Raises:
       RefusedFileError: it is no regular file, or a line in it has more than LINE_BYTES.
     """
     with open_regular(path, root, 2**63) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
-            if len(line) > LINE_BYTES:
+            if len(line) <= LINE_BYTES:
+                yield line
+            elif skip_long:
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LINE_BYTES)
+            else:
                 raise RefusedFileError(
                     f"{path} holds no lines of text: line {number} has more than {LINE_BYTES:,} bytes"
                 )
-            yield line
 
 
 def parse_json(text: bytes | str) -> Any:

@@ -16,6 +16,8 @@ if __name__ == "__main__":
 from dppo import guard, processes, startup
 
 STARTED = time.monotonic()
+if startup.is_imported_by_child():
+    startup.leave_job()
 THREADS = startup.limit_threads()
 startup.set_mpi_parameters()
 if __name__ == "__main__":
@@ -63,6 +65,7 @@ from dppo.exchange.collectives import from_rank_zero  # noqa: E402
 from dppo.exchange.link import MPILink  # noqa: E402
 from dppo.exchange.memory import Memory  # noqa: E402
 from dppo.exchange.recovery import RankFailure, deaths_noticed, survives_deaths  # noqa: E402
+from dppo.exchange.server import Tag  # noqa: E402
 from dppo.journal import Failure, Summary  # noqa: E402
 from dppo.planning import Plan, check_launcher  # noqa: E402
 from dppo.preemption import Preemption  # noqa: E402
@@ -70,10 +73,19 @@ from dppo.roles import work_together  # noqa: E402
 from dppo.storage.runfiles import SavingError  # noqa: E402
 from dppo.storage.trajectory import DumpError  # noqa: E402
 from dppo.watchdog import Watchdog  # noqa: E402
-from dppo.workplace import CLOSE_AFTER_FAILURE_S, CLOSE_S, Workplace, build_workplace, make_collector  # noqa: E402
+from dppo.workplace import (  # noqa: E402
+    CLOSE_AFTER_FAILURE_S,
+    CLOSE_S,
+    LAST_S,
+    Workplace,
+    build_workplace,
+    make_collector,
+)
 
-if startup.is_first() and startup.on_one_node() and (_launcher := processes.launcher()) is not None:
-    ports.keep_to_this_node(_launcher)
+if startup.on_one_node():
+    ports.keep_to_this_node(os.getpid())  # of MPI's TCP, which joins processes that replace dead ranks
+    if startup.is_first() and (_launcher := processes.launcher()) is not None:
+        ports.keep_to_this_node(_launcher)
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
@@ -222,6 +234,8 @@ def _prepare(
             unless_it_trains.pop_all()
             return plan, place, seats, console, watchdog
         console.line(f"  {opening.try_environments(place, comm)}")
+        if is_complete:
+            guard.announce(EXIT_FINISHED)  # whatever they do while they are closed
     console.line("dry run: everything is in order; nothing was trained, nothing was written")
     return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
 
@@ -362,14 +376,14 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
             else:
                 opening.say_failed(me.plan, failure)
         elif not survives_deaths():
-            me.place.close(CLOSE_AFTER_FAILURE_S)
-            # rank 0 says it and ends the job; if it cannot, this rank does
+            guard.announce(EXIT_FAILED)  # whatever its environments do while they are closed
+            # rank 0 says it, waits until they are closed, and ends the job; if it cannot, this rank does
             link = MPILink(me.comm, lambda: False)
             link.failure(text)
-            deadline = time.monotonic() + survival.FAILURE_NOTICE_S
-            while time.monotonic() < deadline:
-                link.stop_requested()  # lets MPI send
-                time.sleep(0.01)
+            _let_mpi_send(link, LEAVE_TOGETHER_S)
+            me.place.close(CLOSE_AFTER_FAILURE_S)
+            link.closed()
+            _let_mpi_send(link, survival.FAILURE_NOTICE_S)
             say(text)
             opening.say_failed(me.plan, failure)
     except Exception:  # the first error has been said; whatever follows must not keep the job alive
@@ -378,11 +392,27 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     if me.comm.size > 1 and not survives_deaths():
         guard.announce(EXIT_FAILED)
         me.place.close(CLOSE_AFTER_FAILURE_S)
+        if isinstance(error, WorkerError) and error.worker is not None:
+            _let_it_close(me.comm, rank=1 + error.worker)
         time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
         me.comm.Abort(EXIT_FAILED)
     if me.comm.size > 1:
         _wait_for_the_last_word(me)
     raise error
+
+
+def _let_mpi_send(link: MPILink, for_s: float) -> None:
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        link.keep_moving()
+        time.sleep(0.01)
+
+
+def _let_it_close(comm: MPI.Comm, rank: int) -> None:
+    """Rank 0: MPI_Abort would end the rank that has failed before its environments are closed."""
+    deadline = time.monotonic() + CLOSE_AFTER_FAILURE_S + LAST_S
+    while time.monotonic() < deadline and not comm.Iprobe(rank, Tag.BYE):
+        time.sleep(0.01)
 
 
 def _wait_for_the_last_word(me: Rank) -> None:
@@ -411,8 +441,20 @@ def _command() -> None:
     if survives_deaths():
         time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
     else:
-        MPI.COMM_WORLD.Barrier()
+        _wait_for_others(CLOSE_S + LAST_S)
     recovery.leave(code)
+
+
+def _wait_for_others(limit_s: float) -> None:
+    """Collective over all ranks, but for one whose environment has ended MPI, or never closes: all leave together."""
+    deadline = time.monotonic() + limit_s
+
+    def meanwhile() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    with contextlib.suppress(TimeoutError):
+        recovery.wait_asleep(MPI.COMM_WORLD, meanwhile)
 
 
 if __name__ == "__main__":

@@ -114,11 +114,27 @@ def keep_children_out() -> None:
     job by, as this very rank: one that uses MPI is a world of its own. And by multiprocessing's spawn or forkserver
     they import the main module again, as __mp_main__: this program is nothing that they need.
     """
-    for name in [name for name in os.environ if name.startswith(_TIES)]:
-        del os.environ[name]
+    leave_job()
     main = sys.modules["__main__"]
     main.__spec__ = None
     main.__dict__.pop("__file__", None)
+
+
+def is_imported_by_child() -> bool:
+    """Whether multiprocessing has this process import its parent's main module: one that a user's own environment has
+    started, by spawn or forkserver, from a program that imports dppo. It is no rank.
+    """
+    modules = sys.modules
+    if "multiprocessing" not in modules:
+        return False
+    child = modules["multiprocessing"]
+    return child.parent_process() is not None or getattr(child.current_process(), "_inheriting", False)
+
+
+def leave_job() -> None:
+    """What would make this process join the job, as the very rank that has started it, is forgotten."""
+    for name in [name for name in os.environ if name.startswith(_TIES)]:
+        del os.environ[name]
 
 
 def is_launched() -> bool:

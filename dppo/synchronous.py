@@ -54,6 +54,8 @@ def train_worker(
             learner.normalise_advantages(batch, batch.statistics)
             for number, samples in enumerate(learner.minibatches(batch, iteration)):
                 link.progress("update")
+                if link.ends_here():
+                    return
                 if exchange.is_past(number):
                     continue
                 learner.gradient(samples, state.kl_coef, exchange.mean_kl)

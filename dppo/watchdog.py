@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -30,6 +31,20 @@ def _exit() -> None:
     os._exit(EXIT_STALLED)
 
 
+def open_to_append(path: Path) -> int:
+    """A descriptor of a regular file, which is made where there is none; no pipe is waited for, no link is followed.
+
+    Raises:
+      OSError: something else is in its place.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(f"{path} is no file")
+    return descriptor
+
+
 class Watchdog:
     """A thread that compares the time of the last progress with two limits, in seconds; 0 switches a limit off.
 
@@ -42,7 +57,8 @@ class Watchdog:
       after_s: without progress for so long, the stacks are written, once per stall.
       abort_s: without progress for so long, unless it waits for others, the process ends, and the launcher ends those.
       end: how it ends; with code 1 if not said otherwise.
-      is_lost: why this process can never come back, as far as can be told; "" where it can. It is killed then.
+      is_lost: why this process can never come back, as far as can be told; "" where it can. It is killed then, also
+        where both limits are off.
       beat: called with `abort_s` as long as Python runs, and with 0 by `stop`.
     """
 
@@ -54,7 +70,7 @@ class Watchdog:
         abort_s: float,
         *,
         end: Callable[[], None] = _exit,
-        is_lost: Callable[[], str] = str,
+        is_lost: Callable[[], str] | None = None,
         beat: Callable[[float], object] = abs,
     ) -> None:
         self._is_lost, self._beat, self._end = is_lost, beat, end
@@ -66,10 +82,11 @@ class Watchdog:
         self._stopped, self._watches = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         limits = [max(s, SHORTEST_S) for s in (self._after_s, self._abort_s) if s]
-        self._period_s = min(1.0, min(limits) / 4) if limits else math.inf
-        if not limits:
+        self._period_s = min([1.0, *(limit / 4 for limit in limits)])
+        # later than the thread, which knows more, would report
+        self._timer_s = min(limits, default=math.inf) + 2 * self._period_s
+        if not limits and is_lost is None:
             return
-        self._timer_s = min(limits) + 2 * self._period_s  # later than the thread, which knows more, would report
         self._timer_file = _STDERR
         if folder is not None:
             self.write_to(folder)
@@ -90,11 +107,11 @@ class Watchdog:
         """
         path = folder.absolute() / f"rank_{self._rank:05d}.txt"  # an environment may change the working directory
         self._path = path
-        if not math.isfinite(self._period_s):
+        if not math.isfinite(self._timer_s):
             return
-        with contextlib.suppress(OSError):  # no shared folder on this node
+        with contextlib.suppress(OSError):  # no shared folder on this node, or something else in the file's place
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._timer_file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+            self._timer_file = open_to_append(path)
         self._armed_for = -1.0  # the timer is armed anew, with this file
 
     def progress(self, phase: str) -> None:
@@ -127,7 +144,8 @@ class Watchdog:
 
     def _look(self) -> None:
         """Waits for one period, with the timer armed, and compares."""
-        if self._armed_for != self._last:  # a stall that was reported is not written again by the timer
+        if self._armed_for != self._last and math.isfinite(self._timer_s):
+            # a stall that was reported is not written again by the timer
             self._armed_for = self._last
             with contextlib.suppress(RuntimeError):  # the system has no thread left for it: watch without
                 faulthandler.dump_traceback_later(self._timer_s, file=self._timer_file)
@@ -135,7 +153,7 @@ class Watchdog:
         self._beat(self._abort_s)
         if self._stopped.wait(self._period_s):
             return
-        if reason := self._is_lost():
+        if self._is_lost is not None and (reason := self._is_lost()):
             print(f"dppo: {self._who}: {reason}", file=sys.stderr, flush=True)
             os.kill(os.getpid(), signal.SIGKILL)
         last = self._last
@@ -158,7 +176,7 @@ class Watchdog:
             if self._path is None:
                 raise OSError
             self._path.parent.mkdir(exist_ok=True)  # in a run directory that was removed it is not made anew
-            with open(self._path, "a") as file:
+            with open(open_to_append(self._path), "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)

@@ -14,12 +14,12 @@ import threading
 import time
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium
 import numpy as np
 
-from dppo import startup
+from dppo import guard, startup
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.batch import EnvState
@@ -36,6 +36,14 @@ NUMBERS_PER_SAMPLE = 12
 """Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches."""
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
 """How long environments may take to close. After a failure the other ranks wait for it."""
+LAST_S = 2.0
+"""How much longer, where they cannot be interrupted: C code that waits lets no signal through."""
+
+
+class Closable(Protocol):
+    """Environments, or one."""
+
+    def close(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -59,9 +67,9 @@ class Workplace:
             close_environments(envs, limit_s)
 
 
-def close_environments(envs: VectorEnv, limit_s: float = CLOSE_S) -> None:
+def close_environments(envs: Closable, limit_s: float = CLOSE_S) -> None:
     """Nobody needs them any more: whatever `close` raises is said and does no harm, and it is given up where it does
-    not come back.
+    not come back. Where it cannot even be interrupted, this process ends.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -69,6 +77,9 @@ def close_environments(envs: VectorEnv, limit_s: float = CLOSE_S) -> None:
 
     in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
     before = signal.signal(signal.SIGALRM, interrupt) if in_main_thread else None
+    last = threading.Timer(limit_s + LAST_S, _leave)
+    last.daemon = True
+    last.start()
     try:
         if in_main_thread:
             signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
@@ -78,6 +89,7 @@ def close_environments(envs: VectorEnv, limit_s: float = CLOSE_S) -> None:
     except (Exception, SystemExit) as error:
         _say_of_close(f"raised {type(error).__name__}: {error}")
     finally:
+        last.cancel()
         if in_main_thread:
             signal.setitimer(signal.ITIMER_REAL, 0)
             signal.signal(signal.SIGALRM, before)
@@ -85,6 +97,11 @@ def close_environments(envs: VectorEnv, limit_s: float = CLOSE_S) -> None:
 
 class _TooLong(BaseException):
     """No Exception: simulators suppress those."""
+
+
+def _leave() -> None:
+    _say_of_close("does not come back, and cannot be interrupted: its process ends")
+    guard.leave_at_once(1)
 
 
 def _say_of_close(what: str) -> None:

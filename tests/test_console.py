@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-from dppo.console import Console, markdown_table
+from dppo.console import Console, escaped, markdown_table
 
 PROGRAM = """if True:
-    from dppo.console import Console, markdown_table
+    from dppo.console import Console, escaped, markdown_table
     console = Console(interval_s=60.0)
     console.line("first")
     for i in range(3):
@@ -108,3 +108,7 @@ def test_a_table_is_markdown_and_reads_well() -> None:
 
 def test_a_table_of_no_rows() -> None:
     assert markdown_table(["a"], []) == ["|   a |", "| --: |"]
+
+
+def test_markdown_of_all_kinds_is_escaped() -> None:
+    assert escaped("a~t~ $x$ *b* _c_ [d](e) <f>") == (r"a\~t\~ \$x\$ \*b\* \_c\_ \[d\](e) \<f\>")

@@ -314,6 +314,77 @@ def test_an_environment_that_is_gone_or_has_changed_is_said(cartpole: Path) -> N
             load_policy(cartpole)
 
 
+@pytest.mark.parametrize(
+    ("env", "message"),
+    [
+        ("Gone-v0", "no environment 'Gone-v0'"),
+        ("no_such_module:Gone-v0", "cannot import 'no_such_module'"),
+        ("Pendulum-v1", "Pendulum-v1 observes"),
+    ],
+)
+def test_an_environment_that_cannot_be_played_is_one_message_and_code_2(
+    env: str, message: str, cartpole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run has the spaces that its policy was trained with."""
+    trained = gymnasium.make("CartPole-v1")
+    write_spaces(cartpole, trained.observation_space, trained.action_space)
+    (cartpole / "config.toml").write_text(to_toml(replace(make_workplace(env="CartPole-v1").config, env=env)))
+    assert main([str(cartpole), "--episodes", "2"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+class ClosesBadly(gymnasium.Env[Any, Any]):
+    """Its episodes have one step; `closing` says what comes of close()."""
+
+    observation_space = spaces.Box(-1, 1, (4,), np.float32)
+    action_space = spaces.Discrete(2)
+    closing, closed, bug = "", 0, False
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if ClosesBadly.bug:
+            raise RuntimeError("a bug")
+        return np.zeros(4, np.float32), 1.0, True, False, {}
+
+    def close(self) -> None:
+        ClosesBadly.closed += 1
+        if ClosesBadly.closing == "raises":
+            raise RuntimeError("the simulator has gone")
+        while ClosesBadly.closing == "hangs":
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("closing", ["raises", "hangs"])
+def test_what_was_played_is_shown_whatever_closing_does(
+    closing: str, cartpole: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gymnasium.register("ClosesBadly-v0", ClosesBadly)  # type: ignore[arg-type]
+    monkeypatch.setattr(ClosesBadly, "closing", closing)
+    monkeypatch.setattr("dppo.workplace.CLOSE_S", 0.2)
+    config = replace(make_workplace(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
+    (cartpole / "config.toml").write_text(to_toml(config))
+    assert main([str(cartpole), "--episodes", "1", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["mean"] == 1.0 and "close() of an environment" in err
+    del gymnasium.registry["ClosesBadly-v0"]
+
+
+def test_environments_are_closed_after_an_exception(cartpole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gymnasium.register("ClosesBadly-v0", ClosesBadly)  # type: ignore[arg-type]
+    config = replace(make_workplace(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
+    (cartpole / "config.toml").write_text(to_toml(config))
+    monkeypatch.setattr(ClosesBadly, "bug", True)
+    policy = load_policy(cartpole)
+    monkeypatch.setattr(ClosesBadly, "closed", 0)
+    with pytest.raises(RuntimeError, match="a bug"):
+        play_episodes(policy, 3)
+    assert ClosesBadly.closed == 3
+    del gymnasium.registry["ClosesBadly-v0"]
+
+
 def test_a_video_is_recorded_by_gymnasium(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("moviepy")
     pytest.importorskip("pygame")

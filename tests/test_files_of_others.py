@@ -91,7 +91,8 @@ READERS: dict[str, list[str]] = {
     "summary.json": ["report", "verdict", "resume"],
     "versions.json": ["resume"],
     "starts.jsonl": ["verdict", "begin"],
-    "checkpoints/latest": ["verdict"],
+    "checkpoints/latest": ["verdict", "resume"],
+    "spaces.json": ["evaluate"],
     CHECKPOINT + "manifest.json": ["resume", "validate"],
     CHECKPOINT + "state.safetensors": ["evaluate", "resume"],
     CHECKPOINT + "rank_00000.safetensors": ["resume", "validate"],
@@ -318,6 +319,48 @@ def test_a_segment_that_leads_elsewhere_or_is_a_bomb(
         with h5py.File(recovered) as file:
             assert "rewards" not in file["steps"] or file["steps/rewards"].size < 10**6
     assert not list(run_dir.glob("*.csv"))
+
+
+@pytest.mark.usefixtures("limited")
+def test_an_index_that_leads_to_a_pipe(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    index, pipe = run_dir / "trajectories/index.h5", run_dir.parent / "pipe"
+    os.mkfifo(pipe)
+    with h5py.File(index, "r+") as file:
+        del file["rank_00000"]
+        file["rank_00000"] = h5py.ExternalLink(str(pipe), "/")
+    code, _, err = call("check", run_dir, capsys)
+    assert code == 2 and "index.h5" in err
+    code, _, err = call("index", run_dir, capsys)
+    assert code == 2 and "index.h5 is no index that dppo has written" in err
+
+
+@pytest.mark.parametrize(
+    "name, values",
+    [
+        ("steps/rewards", np.full((8, 2), "a", h5py.string_dtype())),
+        ("steps/observations", np.zeros((8, 2, 4), "S3")),
+        ("steps/terminations", np.zeros((8, 2))),
+        ("steps/values", np.zeros(8, np.float32)),
+        ("episodes/return", np.zeros((3, 2))),
+    ],
+)
+def test_a_segment_of_wrong_types_is_one_message(
+    name: str, values: np.ndarray, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(run_dir / SEGMENT, "r+") as file:
+        del file[name]
+        file[name] = values
+    for command in ("info", "export", "plot"):
+        code, _, err = call(command, run_dir, capsys)
+        assert code == 2 and name.split("/")[1] in err, (command, err)
+
+
+def test_a_space_that_is_none_is_found(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with h5py.File(run_dir / SEGMENT, "r+") as file:
+        del file["observation_space"]
+        file["observation_space"] = '{"type": "Box"}'
+    code, out, _ = call("validate", run_dir, capsys)
+    assert code == 1 and "observation_space: no space" in out
 
 
 def test_an_index_whose_sources_lie_elsewhere(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:

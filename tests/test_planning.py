@@ -123,6 +123,30 @@ def test_a_part_of_another_kind_is_refused_by_its_name(name: str, how: str, run_
         resume(run_dir)
 
 
+@pytest.mark.parametrize("name", ["trajectories", "trajectories/rank_00000"])
+@pytest.mark.parametrize("is_new", [True, False])
+def test_trajectories_that_would_lead_out_of_the_run_directory_are_refused(
+    is_new: bool, name: str, run_dir: Path, tmp_path: Path
+) -> None:
+    """Readers would not follow: the dump would be of no use."""
+    if is_new:
+        run_dir = tmp_path / "new"
+    link = run_dir / name
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match=rf"{link} is a link, .*--run-dir on that other disk"):
+        plan(replace(SMALL, run_dir=str(run_dir), resume=not is_new))
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
+def test_where_a_resume_cannot_write_a_file_it_says_so(
+    name: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != name)
+    with pytest.raises(ValueError, match=rf"{run_dir / name} cannot be written to: make it writable"):
+        resume(run_dir)
+
+
 def test_where_a_resume_cannot_write_it_says_so(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere else
     with pytest.raises(ValueError, match=rf"{run_dir} cannot be written to: make it writable"):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 
@@ -213,11 +214,12 @@ def test_before_there_is_a_folder_stacks_go_to_stderr(tmp_path: Path) -> None:
     assert "rank 3 on " in said and "in phase start: making environments; its stack follows" in said
 
 
-def test_a_process_that_can_never_come_back_is_killed() -> None:
-    code = """if True:
+@pytest.mark.parametrize("after_s", [0.2, 0.0])
+def test_a_process_that_can_never_come_back_is_killed(after_s: float) -> None:
+    code = f"""if True:
         import time
         from dppo.watchdog import Watchdog
-        Watchdog(None, 2, 0.2, 0.0, is_lost=lambda: "its environment has ended MPI")
+        Watchdog(None, 2, {after_s}, 0.0, is_lost=lambda: "its environment has ended MPI")
         time.sleep(60)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
@@ -233,3 +235,14 @@ def test_beats_tell_the_guard_that_python_runs() -> None:
         time.sleep(0.01)
     watchdog.stop()
     assert len(beats) > 2 and set(beats[:-1]) == {0.4} and beats[-1] == 0.0
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/full")], ids=["pipe", "link"])
+def test_what_lies_in_the_place_of_its_file_is_left_alone(make: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "stalls").mkdir()
+    make(tmp_path / "stalls" / "rank_00000.txt")
+    with stderr_in(tmp_path) as stderr:
+        watchdog = Watchdog(None, rank=0, after_s=0.05, abort_s=0.0)
+        watchdog.write_to(tmp_path / "stalls")
+        assert "no progress for" in wait_for(stderr)
+        watchdog.stop()

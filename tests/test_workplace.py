@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -123,6 +124,31 @@ def test_those_of_no_use_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="Tuple"):
         build_workplace(CONFIG, 0)
     assert Counted.open == 0
+
+
+def test_those_whose_observations_cannot_be_taken_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "observation_space", gymnasium.spaces.Text(5))
+    with pytest.raises(ValueError, match="Text"):
+        build_workplace(CONFIG, 0)
+    assert Counted.open == 0
+
+
+def test_where_nothing_can_interrupt_a_close_the_process_ends() -> None:
+    """It waits in C for a lock that nobody gives back."""
+    code = """if True:
+        import ctypes
+        from dppo import workplace
+        class Stuck:
+            def close(self):
+                lock = ctypes.create_string_buffer(64)
+                pthreads = ctypes.CDLL(None)
+                pthreads.pthread_mutex_lock(lock)
+                pthreads.pthread_mutex_lock(lock)
+        workplace.LAST_S = 0.2
+        workplace.close_environments(Stuck(), 0.2)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1 and "close() of an environment does not come back" in done.stderr, done
 
 
 def test_all_are_closed_where_one_cannot_be(

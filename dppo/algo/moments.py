@@ -196,10 +196,11 @@ class Normaliser:
         return np.concatenate([part for m in both for part in ([m.count], m.mean, m.m2)])
 
     def unpack(self, packed: np.ndarray) -> None:
-        """The inverse of `pack`; does not freeze."""
+        """The inverse of `pack`; does not freeze. Where no sample is in what was packed, this one's own start stays."""
         size = len(self.observations.mean)
         split = 1 + 2 * size
-        self.observations = Moments(float(packed[0]), packed[1 : 1 + size].copy(), packed[1 + size : split].copy())
+        if packed[0] or not self._has_started:
+            self.observations = Moments(float(packed[0]), packed[1 : 1 + size].copy(), packed[1 + size : split].copy())
         self.returns = Moments(float(packed[split]), packed[split + 1 : split + 2].copy(), packed[split + 2 :].copy())
 
     def first_not_finite(self) -> str | None:

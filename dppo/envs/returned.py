@@ -36,10 +36,7 @@ class Returned:
         try:
             observation, reward, terminated, truncated, info = result
         except (TypeError, ValueError):
-            raise ValueError(
-                f"step() returned {show(result)}; expected (observation, reward, terminated, truncated, info):"
-                f" {_REPAIR}"
-            ) from None
+            observation, reward, terminated, truncated, info = five(result)
         if (
             observation.__class__ is not np.ndarray
             or observation.dtype is not self.dtype
@@ -75,6 +72,19 @@ class Returned:
         if own == "f":
             return kind in "fiub"
         return own in "iub" and kind in "iub" and np.array_equal(array.astype(self.dtype), array)
+
+
+def five(result: Any) -> Any:
+    """What a step returns, of one environment or of a vector form."""
+    try:
+        observation, reward, terminated, truncated, info = result
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"step() returned {show(result)}; expected (observation, reward, terminated, truncated, info): {_REPAIR}"
+        ) from None
+    if not isinstance(info, dict):
+        raise ValueError(f"step() returned the info {show(info)}; expected a dict: {_REPAIR}")
+    return observation, reward, terminated, truncated, info
 
 
 def numbers(what: str, value: Any, count: int) -> np.ndarray:

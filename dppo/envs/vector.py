@@ -29,7 +29,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from dppo.envs.reasons import reason
-from dppo.envs.returned import Returned, numbers, truths
+from dppo.envs.returned import Returned, five, numbers, truths
 
 EpisodeSeed = Callable[[int], int]
 """Called with the local index of an environment; returns the seed of its next episode, and counts it."""
@@ -166,15 +166,15 @@ class EnvList:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
                 self._envs.append(_make(gymnasium.make, spec, disable_env_checker=True))
+            self.observation_space = self._envs[0].observation_space
+            self.action_space = self._envs[0].action_space
+            self._shape, self._dtype = _array_form(spec, self.observation_space)
             if_one_fails.pop_all()
         self._steps = [env.step for env in self._envs]
         self.num_envs = num_envs
-        self.observation_space = self._envs[0].observation_space
-        self.action_space = self._envs[0].action_space
         # Such an environment says itself that a seed does not fix it: to replay it would be work for nothing.
         self.replayable = not spec.nondeterministic
         self.description = f"{num_envs} x {spec.id}, stepped one after another"
-        self._shape, self._dtype = _array_form(spec, self.observation_space)
         self._returned = Returned(self._shape, self._dtype)
         self._rows = [self._new_row(), self._new_row()]
         self._no_observations = np.empty((0, *self._shape), self._dtype)
@@ -284,17 +284,15 @@ class NativeVector:
         self._env: gymnasium.vector.VectorEnv[Any, Any, Any] = _make(
             gymnasium.make_vec, spec, num_envs=num_envs, vectorization_mode="vector_entry_point"
         )
-        if "autoreset_mode" not in self._env.metadata:
-            raise ValueError(
-                f"the vector form of {spec.id} has no metadata['autoreset_mode'], which says how it resets; "
-                "last observations cannot be told from first ones without it: use vectorization='sync'"
-            )
-        self._mode = AutoresetMode(self._env.metadata["autoreset_mode"])
         self.num_envs = num_envs
-        self.observation_space = self._env.single_observation_space
-        self.action_space = self._env.single_action_space
+        with contextlib.ExitStack() as if_it_fails:
+            if_it_fails.callback(self.close)
+            self._mode = _autoreset_mode(spec, self._env.metadata)
+            self.observation_space = self._env.single_observation_space
+            self.action_space = self._env.single_action_space
+            shape, dtype = _array_form(spec, self.observation_space)
+            if_it_fails.pop_all()
         self.description = f"{num_envs} x {spec.id}, its own vector form ({self._mode.value} reset, cannot be replayed)"
-        shape, dtype = _array_form(spec, self.observation_space)
         self._returned, self._one_returned = Returned((num_envs, *shape), dtype), Returned(shape, dtype)
         self._no_observations = np.empty((0, *shape), dtype)
         self._resets_next: np.ndarray | None = None  # [N] bool: those that the next step will only reset
@@ -306,7 +304,7 @@ class NativeVector:
 
     def step(self, actions: np.ndarray) -> Step:
         # Copies: the form may write to its actions, hand out the same memory each time, or arrays that are not NumPy's.
-        raw, raw_rewards, terminated, truncated, infos = self._env.step(actions.copy())
+        raw, raw_rewards, terminated, truncated, infos = five(self._env.step(actions.copy()))
         observations = np.array(self._returned.observation(raw), self._returned.dtype)
         rewards = numbers("rewards", raw_rewards, self.num_envs)
         terminations = truths("terminations", terminated, self.num_envs)
@@ -399,6 +397,19 @@ def _make(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:
         missing = isinstance(error, ImportError | gymnasium.error.Error)
         install = f" (pip install 'dppo[{families[0]}]')" if families and missing else ""
         raise ValueError(f"env={spec.id!r} cannot be made: {reason(error)}{install}") from error
+
+
+def _autoreset_mode(spec: EnvSpec, metadata: dict[str, Any]) -> AutoresetMode:
+    """How a vector form begins the next episodes. Raises ValueError where it does not say so."""
+    try:
+        return AutoresetMode(metadata["autoreset_mode"])
+    except (KeyError, ValueError) as error:
+        said = metadata.get("autoreset_mode", "not there")
+        raise ValueError(
+            f"the vector form of {spec.id} does not say how it resets (metadata['autoreset_mode'] is {said!r:.80}):"
+            " last observations cannot be told from first ones; give it one of gymnasium.vector.AutoresetMode, or use"
+            " vectorization='sync'"
+        ) from error
 
 
 def _array_form(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:

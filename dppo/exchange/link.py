@@ -176,6 +176,10 @@ class Link:
             self._take_all()
         return self.stopped
 
+    def ends_here(self) -> bool:
+        """Whether the run has ended amid an iteration, and this rank may leave it by itself; asked between updates."""
+        return False
+
     def interrupted(self) -> bool:
         """The same, before each row of a rollout. A death is another reason to stop there, and raises with the report:
         so no environment is lost between two rows.
@@ -211,6 +215,10 @@ class Link:
     def failure(self, text: str) -> None:
         """Tells rank 0 that this worker cannot go on."""
         self._send(Tag.FAILURE, np.frombuffer(text.encode(), np.uint8))
+
+    def closed(self) -> None:
+        """Tells rank 0 that the environments of this worker, which has failed, are closed."""
+        self._send(Tag.BYE, NOTHING)
 
     def bye(self) -> None:
         """The last word, once rank 0's order to stop has come; everything sent before it has arrived when this
@@ -295,6 +303,9 @@ class LocalLink(Link):
     def _send(self, tag: Tag, message: np.ndarray) -> None:
         for answer in dispatch(self._coordinator, 0, tag, message.copy()):
             self._take(answer.tag, answer.message)
+
+    def ends_here(self) -> bool:
+        return self.stop_requested()
 
     def _poll(self) -> bool:
         answers = self._coordinator.idle()

@@ -82,7 +82,8 @@ class Pool:
         meanwhile()
         for place in places:
             while not self._counters.comes_to(place, self._round, self.LOOK_S):
-                if self._counters[self._given_up]:
+                # who has counted may give the pool up, and leave: what was counted before counts
+                if self._counters[self._given_up] and not self._counters.is_at(place, self._round):
                     raise RankFailure("a neighbour has given up the pool")
                 meanwhile()
         self.waited_s += time.monotonic() - since

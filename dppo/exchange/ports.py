@@ -1,7 +1,8 @@
-"""On one node nobody outside it has to reach the port that Open MPI's launcher opens on all of its networks.
+"""On one node nobody outside it has to reach the ports that Open MPI opens on all networks.
 
 Uses the standard library and Linux; run.py calls it once MPI has started. The launcher listens on all interfaces
-whatever it is told, and has no setting against it. Ranks of one node open no port: startup.py leaves TCP out.
+whatever it is told, and has no setting against it. Ranks of one node open ports only where dead ones may have to be
+replaced: else startup.py leaves TCP out.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from collections.abc import Iterator
 _PIDFD_GETFD = 438
 
 
-def keep_to_this_node(launcher: int) -> None:
-    """Ties what `launcher` has opened to everybody to the loopback device, where the kernel lets one process do that
+def keep_to_this_node(process: int) -> None:
+    """Ties what a process has opened to everybody to the loopback device, where the kernel lets one process do that
     for another. The socket goes on listening all the while.
     """
-    for file in _files_of(launcher):
+    for file in _files_of(process):
         with contextlib.suppress(OSError), _listening(file) as found:
             found.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
 

@@ -310,6 +310,8 @@ def leave(code: int) -> NoReturn:
     guard.announce(code)
     if not survives_deaths():
         _finalize()  # not at Python's very end: an environment's threads may keep that from coming
+        for child in sys.modules["multiprocessing"].active_children() if "multiprocessing" in sys.modules else ():
+            child.terminate()  # Python would wait for those that no close() has ended
         sys.exit(code)
     _remove_shared_memory()
     if is_spawned():

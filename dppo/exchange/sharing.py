@@ -78,8 +78,12 @@ class Counters:
             self._limit.ns = int(1e9 * (longest_s - self._limit.s))
         _call(_FUTEX, self._address + 4 * index, _WAIT, seen, self._limit_at, None, 0)
 
+    def is_at(self, index: int, number: int) -> bool:
+        """Whether it has been counted up to `number`, or further."""
+        return (self[index] - number) % 2**32 < 2**31
+
     def comes_to(self, index: int, number: int, longest_s: float) -> bool:
-        """Whether it has been counted up to `number`, or further. If not, it sleeps until that may have changed."""
+        """The same. If it has not, this sleeps until that may have changed."""
         seen = self[index]
         if (seen - number) % 2**32 < 2**31:
             return True

@@ -20,7 +20,7 @@ import numpy as np
 from dppo.commandline import UsageError
 from dppo.reading import RefusedFileError, open_regular
 from dppo.storage.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
-from dppo.storage.segments import FORMAT, FORMAT_VERSION, run_dir_of
+from dppo.storage.segments import FORMAT, FORMAT_VERSION, check_types, run_dir_of
 
 if TYPE_CHECKING:
     import h5py
@@ -185,6 +185,7 @@ def read_catalogue(files: Sequence[tuple[int, int, Path]]) -> Catalogue:
 
 
 def _light(file: h5py.File, path: Path, rank: int, number: int) -> tuple[SegmentInfo, dict[str, np.ndarray]]:
+    check_types(file)
     rows, versions = read(file, "steps/row"), read(file, "steps/policy_version")
     table = {name: read(file, f"episodes/{name}") for name in _READ}
     first_env, attempt = int(file.attrs["first_env"]), int(file.attrs["attempt"])

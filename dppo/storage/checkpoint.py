@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from dppo.batch import EnvState
+from dppo.console import plain
 from dppo.reading import MB, open_regular, parse_json, read_regular
 from dppo.storage.contents import check_count, check_values, env_arrays, envs_of
 from dppo.storage.files import fsync_folder, replace_atomically, write_durably
@@ -261,8 +262,8 @@ def _who_reads(run_dir: Path) -> str:
     said = read_json(run_dir / "versions.json")
     packages, git = said.get("packages"), said.get("git")
     version = packages.get("dppo") if isinstance(packages, dict) else None
-    writer = f"dppo {version}" if isinstance(version, str) else "an earlier dppo"
-    writer += f" (git {git})" if isinstance(git, str) else ""
+    writer = f"dppo {plain(version)[:40]}" if isinstance(version, str) else "an earlier dppo"
+    writer += f" (git {plain(git)[:60]})" if isinstance(git, str) else ""
     return (
         f"{writer} wrote it, this dppo reads safetensors only: finish the run with that version, or start it anew in"
         " another --run-dir"

@@ -27,8 +27,10 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, *data: bytes | memoryview) -> None:
-    """Writes and syncs; for a file in a folder that becomes visible later."""
-    with open(path, "wb") as file:
+    """Writes and syncs a new file, in the place of one that is there; for one that becomes visible later."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()  # a link there is not followed, nor a pipe waited for
+    with open(path, "xb") as file:
         for piece in data:
             file.write(piece)
         file.flush()

@@ -26,7 +26,7 @@ _RATIOS = {_DEFLATE: 1100, ZSTD: 2**16}
 """The most that a filter can make of a byte: zeros."""
 _ANY_BYTES = 2**16
 """A dataset of so little is not worth a look at how it is stored."""
-_MAX_OBJECTS, _MAX_DEPTH = 1000, 4
+_MAX_OBJECTS, _MAX_INDEXED, _MAX_DEPTH = 1000, 10**6, 4
 
 
 @contextmanager
@@ -45,26 +45,25 @@ def opened_hdf5(path: Path, root: Path | None, *, is_index: bool = False) -> Ite
 
     open_regular(path, root, FILE_BYTES).close()
     with h5py.File(path, "r", locking=False) as file:
-        if not is_index:
-            _check_file(file)
+        _check_file(file, is_index=is_index)
         yield file
 
 
-def _check_file(file: h5py.File) -> None:
+def _check_file(file: h5py.File, *, is_index: bool) -> None:
     import h5py
 
     for name in file.attrs:
         if h5py.h5a.open(file.id, name.encode()).shape != ():
             raise ValueError(f"its attribute {name} is no single value")
-    objects = total = 0
+    objects, total, most = 0, 0, _MAX_INDEXED if is_index else _MAX_OBJECTS
     groups: list[tuple[h5py.Group, int]] = [(file, 0)]
     while groups:
         group, depth = groups.pop()
         for name in group:
             objects += 1
             place = f"{group.name.rstrip('/')}/{name}"
-            if objects > _MAX_OBJECTS or depth > _MAX_DEPTH:
-                raise ValueError(f"{place}: more than {_MAX_OBJECTS} objects, or one in another too deeply")
+            if objects > most or depth > _MAX_DEPTH:
+                raise ValueError(f"{place}: more than {most:,} objects, or one in another too deeply")
             try:
                 check_link(group, name)
             except ValueError as error:
@@ -72,6 +71,9 @@ def _check_file(file: h5py.File) -> None:
             item = group[name]
             if isinstance(item, h5py.Group):
                 groups.append((item, depth + 1))
+            elif isinstance(item, h5py.Dataset) and is_index:
+                if not item.is_virtual:
+                    raise ValueError(f"{place} is not made of other datasets, as all in an index are")
             elif isinstance(item, h5py.Dataset):
                 check_source(item)
                 total += _checked_bytes(item)

@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dppo.reading import RefusedFileError, parse_json, read_lines, read_regular
+from dppo.reading import open_regular, parse_json, read_lines, read_regular
 from dppo.storage.files import AppendedFile, MovedError, overwrite, replace_atomically
 
 ERROR_CHARS = 1000
@@ -34,14 +34,14 @@ class MetricsFile(AppendedFile):
 
     def __init__(self, path: Path, last_iteration: int) -> None:
         if path.exists():
-            lines: list[tuple[bytes, bool]] = []
-            with contextlib.suppress(RefusedFileError):  # zeros without an end: a crash of the machine leaves them
-                lines += ((line, _is_kept(line, last_iteration)) for line in read_lines(path, path.parent))
-            kept = [line for line, is_kept in lines if is_kept]
-            if not all(is_kept for _, is_kept in lines[: len(kept)]):
-                replace_atomically(path, b"".join(kept))
-            elif path.stat().st_size > (size := sum(map(len, kept))):  # a full disk has no room for a copy
-                os.truncate(path, size)
+            # one that is too long is none of ours: zeros without an end, which a crash of the machine leaves
+            kept = [line for line in read_lines(path, path.parent, skip_long=True) if _is_kept(line, last_iteration)]
+            size = sum(map(len, kept))
+            if path.stat().st_size > size:
+                if _begins_with(path, kept):  # a full disk has no room for a copy
+                    os.truncate(path, size)
+                else:
+                    replace_atomically(path, b"".join(kept))
         super().__init__(path, durable=True)
 
     def put(self, metrics: dict[str, Any]) -> None:
@@ -52,6 +52,11 @@ class MetricsFile(AppendedFile):
         """Appends a line and flushes it."""
         self.put(metrics)
         self.flush()
+
+
+def _begins_with(path: Path, lines: list[bytes]) -> bool:
+    with open_regular(path, path.parent, 2**63) as file:
+        return all(file.read(len(line)) == line for line in lines)
 
 
 def _is_kept(line: bytes, last_iteration: int) -> bool:

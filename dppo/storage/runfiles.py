@@ -62,6 +62,8 @@ class RunFiles:
         self._refused_at, self._said = 0.0, False
         self._late_since: float | None = None  # a checkpoint that was due
         self._closed = False
+        self.lacks_steps = False
+        """Of trajectories, some were given up."""
 
     # -- writing --------------------
 
@@ -108,7 +110,7 @@ class RunFiles:
         Raises:
           SavingError: the disk has refused them for too long.
         """
-        saved = False
+        saved, since = False, None
         while True:
             saved = saved or self.save(write)
             if saved:
@@ -117,7 +119,7 @@ class RunFiles:
             left = [what for what in (CHECKPOINT, METRICS, SUMMARY) if what in self._refused]
             if not left:
                 return
-            self._late_since = self._late_since or self._refused_at
+            self._late_since = since = since or self._late_since or self._refused_at
             self.look()
             until = time.monotonic() + RETRY_S
             while time.monotonic() < until:
@@ -178,7 +180,10 @@ class RunFiles:
     def _tell_well(self) -> None:
         if self._said:
             self._said = False
-            self._warn(f"{self._run_dir} can be written again; what had waited is there")
+            waited = (
+                "what had waited is there, but for trajectories" if self.lacks_steps else "what had waited is there"
+            )
+            self._warn(f"{self._run_dir} can be written again; {waited}")
 
     def _reason(self, what: str) -> str:
         error = self._refused[what]

@@ -23,8 +23,7 @@ from dppo.reading import RefusedFileError, open_regular
 from dppo.storage.catalogue import SURPRISES, endless_heaps, load_filters
 from dppo.storage.exported import appearing
 from dppo.storage.hdf5 import FILE_BYTES, RAW_BYTES, check_link, check_source
-from dppo.storage.segment_rules import expected_datasets
-from dppo.storage.segments import FORMAT, checksum_problem, compression_filter, write_dataset
+from dppo.storage.segments import FORMAT, checksum_problem, compression_filter, expected_datasets, write_dataset
 
 if TYPE_CHECKING:
     import h5py

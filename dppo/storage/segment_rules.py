@@ -20,7 +20,8 @@ from dppo.commandline import UsageError
 from dppo.reading import parse_json
 from dppo.storage.catalogue import SURPRISES, endless_heaps, load_filters
 from dppo.storage.hdf5 import opened_hdf5
-from dppo.storage.segments import FORMAT, FORMAT_VERSION, episode_table, run_dir_of
+from dppo.storage.segments import EPISODES, FORMAT, FORMAT_VERSION, episode_table, expected_datasets, run_dir_of
+from dppo.storage.spaces import space_from_json
 
 if TYPE_CHECKING:
     import h5py
@@ -84,19 +85,6 @@ _NUMBERS = (
 )  # fmt: skip
 _TEXTS = ("format", "run_id", "dppo_version")
 _ROOT = ("config_json", "env_spec", "observation_space", "action_space")
-_I, _F, _D, _B = (np.dtype(t) for t in (np.int64, np.float32, np.float64, bool))
-_STEPS: dict[str, tuple[np.dtype[Any] | None, int | None]] = {
-    "row": (_I, 1), "observations": (None, None), "actions": (None, None), "rewards": (_F, 2), "terminations": (_B, 2),
-    "truncations": (_B, 2), "valid": (_B, 2), "log_probs": (_F, 2), "values": (_F, 2), "policy_version": (_I, 1),
-}  # fmt: skip
-"""Type and number of axes; None: any, of at least two."""
-_FINAL: dict[str, tuple[np.dtype[Any] | None, int | None]] = {
-    "row": (_I, 1), "env": (_I, 1), "observations": (None, None),
-}  # fmt: skip
-_EPISODES = {
-    "id": _I, "env": _I, "start": _I, "length": _I, "offset": _I, "return": _D, "terminated": _B, "truncated": _B,
-    "complete": _B, "seed": _I,
-}  # fmt: skip
 _FINITE = (
     "steps/observations", "steps/rewards", "steps/log_probs", "steps/values", "steps/actions", "steps/actions_raw",
     "final/observations", "episodes/return",
@@ -178,16 +166,14 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
             except ValueError as error:
                 findings.add(name, None, f"is no JSON: {error}")
                 continue
+            if name.endswith("_space"):
+                try:
+                    space_from_json(text)
+                except ValueError as error:
+                    findings.add(name, None, str(error))
             if name == "config_json" and isinstance(values, dict):
                 section = values.get("trajectories")
                 found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
-
-
-def expected_datasets() -> dict[str, tuple[np.dtype[Any] | None, int | None]]:
-    """{path: (type, number of axes)} of all groups; None: any type, at least two axes."""
-    steps = {f"steps/{name}": how for name, how in _STEPS.items()} | {"steps/actions_raw": (_F, None)}
-    final = {f"final/{name}": how for name, how in _FINAL.items()}
-    return steps | final | {f"episodes/{name}": (dtype, 1) for name, dtype in _EPISODES.items()}
 
 
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
@@ -306,7 +292,7 @@ def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected,
     rewards, terminations, truncations, valid, rows = (
         data[f"steps/{name}"] for name in ("rewards", "terminations", "truncations", "valid", "row")
     )
-    table = {name: data[f"episodes/{name}"] for name in _EPISODES}
+    table = {name: data[f"episodes/{name}"] for name in EPISODES}
     known = before
     if before is None and len(rows) and not rows[0]:  # the beginning of everything
         num_envs = rewards.shape[1]

@@ -107,6 +107,54 @@ def _end_row(path: Path) -> int | None:
         return None
 
 
+def refuse_links(run_dir: Path) -> None:
+    """Raises ValueError where trajectories would be written to where no reader follows: out of the run directory."""
+    for folder in (run_dir / "trajectories", *rank_folders(run_dir).values()):
+        if folder.is_symlink():
+            raise ValueError(
+                f"{folder} is a link, and what reads a run stays in its directory: put a folder there, or give a"
+                " --run-dir on that other disk"
+            )
+
+
+# -- what is in it --------------------
+
+_I, _F, _D, _B = (np.dtype(t) for t in (np.int64, np.float32, np.float64, bool))
+_STEPS: dict[str, tuple[np.dtype[Any] | None, int | None]] = {
+    "row": (_I, 1), "observations": (None, None), "actions": (None, None), "rewards": (_F, 2), "terminations": (_B, 2),
+    "truncations": (_B, 2), "valid": (_B, 2), "log_probs": (_F, 2), "values": (_F, 2), "policy_version": (_I, 1),
+}  # fmt: skip
+"""Type and number of axes; None: any, of at least two."""
+_FINAL: dict[str, tuple[np.dtype[Any] | None, int | None]] = {
+    "row": (_I, 1), "env": (_I, 1), "observations": (None, None),
+}  # fmt: skip
+EPISODES = {
+    "id": _I, "env": _I, "start": _I, "length": _I, "offset": _I, "return": _D, "terminated": _B, "truncated": _B,
+    "complete": _B, "seed": _I,
+}  # fmt: skip
+
+
+def expected_datasets() -> dict[str, tuple[np.dtype[Any] | None, int | None]]:
+    """{path: (type, number of axes)} of all groups; None: any type, at least two axes."""
+    steps = {f"steps/{name}": how for name, how in _STEPS.items()} | {"steps/actions_raw": (_F, None)}
+    final = {f"final/{name}": how for name, how in _FINAL.items()}
+    return steps | final | {f"episodes/{name}": (dtype, 1) for name, dtype in EPISODES.items()}
+
+
+def check_types(file: h5py.File) -> None:
+    """Raises ValueError for the first dataset that is missing, or not of its type and number of axes."""
+    for name, (dtype, ndim) in expected_datasets().items():
+        if name not in file:
+            if name == "steps/actions_raw":
+                continue
+            raise ValueError(f"{name} is missing")
+        found = file[name]
+        if found.dtype.kind not in "biuf" or (dtype is not None and found.dtype != dtype):
+            raise ValueError(f"{name} is of type {found.dtype}{'' if dtype is None else f', not {dtype}'}")
+        if found.ndim != ndim if ndim is not None else found.ndim < 1:
+            raise ValueError(f"{name} has the shape {found.shape}; {ndim or 'one or more'} axes are expected")
+
+
 # -- one file --------------------
 
 

@@ -346,6 +346,20 @@ def test_what_was_started_from_travels_with_the_moments() -> None:
     assert second.frozen_mean.tolist() == [1e9, 0.0]
 
 
+def test_a_start_of_ones_own_stays_until_there_are_samples() -> None:
+    """In async a worker may get the server's state, which has none yet, between its start and its first rollout."""
+    worker, server = Normaliser(2, MomentsConfig()), Normaliser(2, MomentsConfig())
+    worker.start_from(np.array([1e9, 0.0]))
+    worker.unpack(server.pack())
+    worker.freeze()
+    assert worker.frozen_mean.tolist() == [1e9, 0.0]
+    mean = np.array([5e8, 0.0])
+    server.merge(np.append(deltas(np.array([[5e8, 1.0], [5e8, 3.0]]), mean), np.zeros(3)), mean)
+    worker.unpack(server.pack())
+    worker.freeze()
+    assert worker.frozen_mean.tolist() == [5e8, 2.0]
+
+
 def test_moments_that_are_not_finite_are_named() -> None:
     normaliser = Normaliser(3, MomentsConfig())
     assert normaliser.first_not_finite() is None

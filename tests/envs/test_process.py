@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 
@@ -26,6 +28,8 @@ CHANGES: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
     "the mode of files": (lambda: os.umask(0o777), umask),
     "stdout": (lambda: setattr(sys, "stdout", None), lambda: sys.stdout),
     "stderr": (lambda: setattr(sys, "stderr", sys.stdout), lambda: sys.stderr),
+    "torch's gradients": (lambda: torch.set_grad_enabled(False), torch.is_grad_enabled),
+    "torch's floats": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
     "torch's threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 3), torch.get_num_threads),
 }
 
@@ -61,3 +65,18 @@ def test_where_torch_is_imported_meanwhile_it_gets_this_ranks_share(monkeypatch:
         torch.set_num_threads(7)
     assert torch.get_num_threads() == 3
     torch.set_num_threads(before)
+
+
+def test_children_of_what_cannot_be_made_are_ended() -> None:
+    """Python would wait for them before it ends."""
+    context = multiprocessing.get_context("fork")
+    before = context.Process(target=time.sleep, args=(60,))
+    before.start()
+    with pytest.raises(ZeroDivisionError), kept_as_it_was():
+        started = context.Process(target=time.sleep, args=(60,))
+        started.start()
+        raise ZeroDivisionError
+    started.join(10)
+    assert not started.is_alive() and before.is_alive()
+    before.terminate()
+    before.join(10)

@@ -332,6 +332,22 @@ def test_who_sleeps_in_a_pool_that_is_given_up_is_told_but_what_has_come_is_take
         together(sleep)
 
 
+def test_who_is_woken_only_when_the_pool_is_given_up_takes_what_was_counted_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """At the end of a run: the one that computes answers, and leaves at once, before this member gets the core."""
+    what = SAMPLES["one"]
+    pools = make_pools(2, 1000)
+    pools[1].put(arrays(what, 1, 1))
+
+    def sleep(counters: Counters, *arguments: object) -> None:
+        pools[0].answer(np.ones(3, np.uint8))
+        pools[0].give_up()
+
+    monkeypatch.setattr(Counters, "sleep", sleep)
+    assert pools[1].wait().tolist() == [1, 1, 1]
+
+
 # -- room --------------------
 
 

@@ -52,3 +52,12 @@ def test_a_constructor_that_blocks_is_caught_by_the_stall_limits(
     assert f"rank 1 on {socket.gethostname()}" in ended.stderr and "child_envs.py" in ended.stderr, ended
     assert "rank 2" not in ended.stderr, "who waits is not to blame"
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("kind", "survives"), [("spawn", False), ("forkserver", True)])
+def test_a_program_of_the_users_own_may_have_environments_with_children(
+    kind: str, survives: bool, launch: Launcher
+) -> None:
+    """They import it, and dppo with it, under the same launcher: they are no ranks all the same."""
+    ended = launch.run(3, program="own_program.py", survives=survives, timeout=30, KIND=kind)
+    assert "the run has finished" in ended.stdout, ended

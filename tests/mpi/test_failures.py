@@ -54,6 +54,41 @@ def test_an_exception_in_one_worker_ends_the_job(mode: str, launch: Launcher, tm
     assert_failed(ended, run_dir, 2, "RuntimeError: simulated bug in the environment")
 
 
+@pytest.mark.parametrize("survives", [False, True], ids=["plain", "ulfm"])
+@pytest.mark.parametrize("close", ["stuck", "leave", "finalize"])
+def test_the_reason_is_said_whatever_comes_of_closing_the_environments(
+    close: str, survives: bool, launch: Launcher, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    env = ("--env", "odd_envs:odd/ClosesBadly-v0")
+    job = launch.start(3, *env, *SMALL, "--run-dir", run_dir, survives=survives, FAULT="raise", CLOSE=close)
+    job.until((run_dir / "summary.json").exists)
+    ended = job.wait(LIMIT_S)
+    assert_failed(ended, run_dir, 2, "RuntimeError: simulated bug in the environment")
+
+
+@pytest.mark.parametrize(
+    ("close", "flags", "survives"),
+    [
+        ("stuck", ("--total-steps", 1), False),
+        ("stuck", ("--dry-run",), True),
+        ("finalize", ("--total-steps", 1), False),
+        ("finalize", ("--dry-run",), False),
+    ],
+)
+def test_a_run_that_is_done_ends_whatever_comes_of_closing_the_environments(
+    close: str, flags: tuple[object, ...], survives: bool, launch: Launcher, tmp_path: Path
+) -> None:
+    env = ("--env", "odd_envs:odd/ClosesBadly-v0")
+    job = launch.start(
+        3, *env, *SMALL, *flags, "--run-dir", tmp_path / "run", survives=survives, FAULT="none", CLOSE=close
+    )
+    ended = job.wait(60)
+    assert "Traceback" not in ended.stderr, ended
+    if flags != ("--dry-run",):
+        assert summary(tmp_path / "run")["exit"] == "finished"
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_gradient_that_is_not_finite_is_named_and_never_stepped_with(
     mode: str, launch: Launcher, tmp_path: Path

@@ -123,3 +123,15 @@ def test_an_environment_that_takes_the_process_for_its_own_changes_neither_place
     assert summary(run_dir)["exit"] == "preempted" and (run_dir / "metrics.jsonl").stat().st_mode & 0o400
     launch.run(None, "--resume", "--run-dir", "run", "--total-steps", 1)
     assert summary(run_dir)["exit"] == "finished"
+
+
+def test_one_rank_alone_listens_between_its_updates(launch: Launcher, tmp_path: Path) -> None:
+    """They would go on for minutes."""
+    run_dir = tmp_path / "run"
+    flags = ("--ppo.epochs", 10_000, "--ppo.minibatches", 64, "--ppo.target-kl", 0, "--checkpoint.grace-s", 1)
+    job = launch.start(None, *CARTPOLE, *flags, "--run-dir", run_dir)
+    job.until((run_dir / "metrics.jsonl").exists)
+    time.sleep(1.0)
+    job.send(signal.SIGTERM)
+    assert job.wait(10).code == 75
+    assert summary(run_dir)["exit"] == "preempted"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -181,3 +182,14 @@ def test_after_a_stale_handle_the_file_is_opened_again(log: AppendedFile, monkey
     monkeypatch.setattr(os, "fstat", stale)
     write(log, b"two\n")
     assert content(log) == b"one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    "make", [os.mkfifo, lambda path: path.symlink_to(path.parent / "victim")], ids=["pipe", "link"]
+)
+def test_what_lies_in_the_way_of_a_part_is_replaced(make: Callable[[Path], None], tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("somebody's")
+    make(tmp_path / "file.part")
+    replace_atomically(tmp_path / "file", b"ours")
+    assert (tmp_path / "file").read_bytes() == b"ours" and not (tmp_path / "file").is_symlink()
+    assert (tmp_path / "victim").read_text() == "somebody's"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from dppo.reading import LINE_BYTES
 from dppo.storage.metrics import MetricsFile, TensorBoard, read_json, write_json
 
 
@@ -112,3 +113,10 @@ def test_zeros_behind_the_lines_are_removed(tmp_path: Path) -> None:
     os.truncate(path, 10 * 2**30)
     MetricsFile(path, 1).close()
     assert path.read_text() == '{"iteration": 1}\n'
+
+
+def test_good_lines_behind_a_bad_one_are_kept(path: Path) -> None:
+    lines = [f'{{"iteration": {number}}}\n' for number in range(1, 6)]
+    path.write_text(lines[0] + lines[1] + "x" * (3 * LINE_BYTES) + "\n" + lines[2] + "{\n" + lines[3] + lines[4])
+    MetricsFile(path, 4).close()
+    assert path.read_text() == "".join(lines[:4])

@@ -194,6 +194,23 @@ def test_the_last_checkpoint_waits_for_the_disk(make: Make, disk: Disk, tmp_path
     assert json.loads((tmp_path / "summary.json").read_text()) == {"exit": "finished"}
 
 
+def test_a_summary_alone_that_cannot_be_written_is_not_waited_for_without_end(make: Make, tmp_path: Path) -> None:
+    these = make(patience_s=0.1)
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(SavingError, match=r"patience-s\): summary.json could not be written"):
+        these.finish(lambda: save(tmp_path), lambda: these.write_summary({"exit": "finished"}), lambda: True)
+
+
+def test_what_was_lost_is_not_said_to_be_there(make: Make, disk: Disk, said: list[str]) -> None:
+    these = make()
+    disk.fail()
+    iterate(these, 1)
+    disk.error, these.lacks_steps = None, True
+    time.sleep(0.02)
+    iterate(these, 2, 3)
+    assert said[-1].endswith("can be written again; what had waited is there, but for trajectories")
+
+
 def test_whoever_has_to_leave_does_not_wait_for_the_disk(make: Make, disk: Disk, tmp_path: Path) -> None:
     these = make()
     disk.fail()

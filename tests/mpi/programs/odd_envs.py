@@ -23,6 +23,7 @@ from dppo.models.networks import MLP
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 FAULT = os.environ.get("FAULT", "")
 """Of some; read before one of them clears the variables."""
+CLOSE = os.environ.get("CLOSE", "")
 
 
 class Numbers(gymnasium.Env[Any, Any]):
@@ -112,9 +113,30 @@ class BadOnRankTwo(Numbers):
                 return out
             if FAULT == "nan":
                 return np.full(2, np.nan, np.float32), *out[1:]
+            if FAULT == "none":
+                return out
             while True:  # hang
                 time.sleep(1.0)
         return out
+
+
+class ClosesBadly(BadOnRankTwo):
+    """On rank 2, CLOSE says what comes of closing it; step 50 goes wrong where FAULT says so, else episodes end."""
+
+    def close(self) -> None:
+        if RANK != 2:
+            return
+        if CLOSE == "stuck":  # in C, where no signal comes through
+            lock = ctypes.create_string_buffer(64)
+            pthreads = ctypes.CDLL(None)
+            pthreads.pthread_mutex_lock(lock)
+            pthreads.pthread_mutex_lock(lock)
+        if CLOSE == "leave":
+            os._exit(7)
+        if CLOSE == "finalize":
+            from mpi4py import MPI
+
+            ctypes.CDLL(MPI.__file__).MPI_Finalize()
 
 
 class Uneven(Numbers):
@@ -188,7 +210,7 @@ class SpoilsGradients(Numbers):
 
 _CLASSES: tuple[Any, ...] = (
     DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk, Rude, FarAway,
-    SpoilsGradients,
+    SpoilsGradients, ClosesBadly,
 )  # fmt: skip
 for _class in _CLASSES:
     gymnasium.register(id=f"odd/{_class.__name__}-v0", entry_point=_class, max_episode_steps=30)
