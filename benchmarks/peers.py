@@ -233,7 +233,7 @@ def run_study(study: str, rows: list[Row], books: Books, args: argparse.Namespac
                     books.add(study, row.name, "return", figures)
 
 
-def table(study: str, data: dict[str, Any]) -> str:
+def table(study: str, data: dict[str, Any], machine: str) -> str:
     """Medians over runs [least, most], how dppo compares, and what else a reader must know, in Markdown."""
 
     def values(name: str, measure: str, key: str) -> list[float]:
@@ -284,8 +284,8 @@ def table(study: str, data: dict[str, Any]) -> str:
         notes.append(f"- {ENVIRONMENT}: {common.spread(alone, ',.0f')} steps/s; dppo learns at {share} of that.\n")
     repeats = max((len(book.get("speed", [])) for book in data.values()), default=0)
     seeds = max((len(book.get(m, [])) for book in data.values() for m in ("target", "return")), default=0)
-    title = f"## {study}\n\nSteps/s: {STEPS[study]['speed']:,} steps, {repeats} runs. Learning: {seeds} seeds.\n\n"
-    return f"{title}{common.markdown_table(head, lines)}\n{''.join(notes)}"
+    title = f"## {study}\n\nSteps/s: {STEPS[study]['speed']:,} steps, {repeats} runs. Learning: {seeds} seeds."
+    return f"{title} On {machine}.\n\n{common.markdown_table(head, lines)}\n{''.join(notes)}"
 
 
 def main() -> None:
@@ -308,9 +308,10 @@ def main() -> None:
                     rows.remove(row)
             run_study(study, rows, books, args)
     finally:
-        books.data["machine"] = common.machine()
-        head = f"Medians over runs [least, most], on {books.data['machine']}.\n\n"
-        text = head + "\n".join(table(study, books.data[study]) for study in ROWS if study in books.data)
+        machines = books.data.setdefault("machines", {})
+        machines |= dict.fromkeys(args.study, common.machine())
+        tables = [table(study, books.data[study], machines[study]) for study in ROWS if study in books.data]
+        text = "Medians over runs [least, most].\n\n" + "\n".join(tables)
         if args.smoke:
             print(text)
         else:
