@@ -153,6 +153,27 @@ class Minibatch:
 
 
 @dataclass(slots=True)
+class LastEpisodes:
+    """Of N environments, the episodes before their current ones; what a resume compares where those have no step yet.
+
+    first_rows: [N] int64, row in which each began; -1: there is none, or it is not known.
+    returns: [N] float64.
+    last_rewards: [N] float64, of their last steps.
+    """
+
+    first_rows: np.ndarray
+    returns: np.ndarray
+    last_rewards: np.ndarray
+
+    @classmethod
+    def unknown(cls, num_envs: int) -> LastEpisodes:
+        return cls(np.full(num_envs, -1, np.int64), np.zeros(num_envs), np.zeros(num_envs))
+
+    def copy(self) -> LastEpisodes:
+        return LastEpisodes(self.first_rows.copy(), self.returns.copy(), self.last_rewards.copy())
+
+
+@dataclass(slots=True)
 class Report:
     """What a worker tells rank 0 of a rollout: counts, episodes, and where its environments stand after it.
 
@@ -179,6 +200,8 @@ class Report:
     """[N] int64, so far."""
     discounted_returns: np.ndarray
     """[N] float64, the running discounted return."""
+    last_episodes: LastEpisodes
+    """Of the environments, before their current ones."""
     collect_s: float
     learn_s: float
     """Of the iteration before."""
@@ -211,3 +234,9 @@ class EnvState:
     episode_return: float
     episode_length: int
     discounted_return: float
+    last_actions: np.ndarray
+    """[K, *act]: where the episode has no step yet, those of the one before, but for its last; else empty."""
+    last_return: float
+    """Of that episode; 0 where none is compared."""
+    last_reward: float
+    """Of its last step."""

@@ -39,10 +39,16 @@ class History:
         """Adds a rollout; one that is held already, because it was told twice, changes nothing."""
         if self.last is not None and report.first_row < self.next_row:
             return
-        oldest = int(report.episode_first_rows.min())
+        oldest = int(np.where(self._compared(report), report.last_episodes.first_rows, report.episode_first_rows).min())
         chunks = (*self.chunks, (report.first_row, report.env_actions))
         self.chunks = tuple((row, a) for row, a in chunks if len(a) and row + len(a) > oldest)
         self.last = report
+
+    @staticmethod
+    def _compared(report: Report) -> np.ndarray:
+        """[N] bool: environments that have not made a step in their episode, and the one before is known."""
+        next_row = report.first_row + len(report.env_actions)
+        return (report.episode_first_rows == next_row) & (report.last_episodes.first_rows >= 0)
 
     def start_from(self, row: int, envs: list[EnvState]) -> None:
         """Takes over what a checkpoint held: one chunk that ends at `row`, as long as the longest episode."""
@@ -62,22 +68,29 @@ class History:
         if report is None:
             return self._saved
         row = report.first_row + len(report.env_actions)
+        last, compared = report.last_episodes, self._compared(report)
         return row, [
             EnvState(
                 report.first_env + i,
                 row,
                 int(report.episode_numbers[i]),
-                self._actions(i, int(report.episode_first_rows[i])),
+                self._actions(i, int(report.episode_first_rows[i]), row),
                 np.asarray(report.observations[i]),
                 float(report.episode_returns[i]),
                 int(report.episode_lengths[i]),
                 float(report.discounted_returns[i]),
+                self._actions(i, int(last.first_rows[i]) if compared[i] else row, row - 1),
+                float(last.returns[i] * compared[i]),
+                float(last.last_rewards[i] * compared[i]),
             )
             for i in range(len(report.episode_numbers))
         ]
 
-    def _actions(self, i: int, first_row: int) -> np.ndarray:
-        parts = [a[max(0, first_row - row) :, i] for row, a in self.chunks if row + len(a) > first_row]
+    def _actions(self, i: int, first_row: int, end_row: int) -> np.ndarray:
+        """[L, *act] of environment `i`, from row `first_row` up to before `end_row`."""
+        parts = [
+            a[max(0, first_row - row) : max(0, end_row - row), i] for row, a in self.chunks if row + len(a) > first_row
+        ]
         if parts:
             return np.concatenate(parts)
         return self.chunks[0][1][:0, i] if self.chunks else np.empty((0,), np.int64)

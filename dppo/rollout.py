@@ -7,16 +7,19 @@ Log-probabilities and values are computed for the whole rollout at once, afterwa
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dppo.algo.moments import Normaliser
 from dppo.algo.returns import sums_behind
-from dppo.batch import EnvState, Episode, Report, Rollout, Standing
+from dppo.batch import EnvState, Episode, LastEpisodes, Report, Rollout, Standing
 from dppo.envs.vector import VectorEnv
 from dppo.models.policy import ActorCritic
 from dppo.seeding import ActionNoise, EpisodeSeeds
+
+OTHER_REWARDS = "other rewards came of it; it remembers what the seed of an episode does not restore"
 
 
 class Collector:
@@ -49,6 +52,7 @@ class Collector:
         self._episode_lengths = np.zeros(n, np.int64)
         self._episode_first_rows = np.zeros(n, np.int64)
         self._discounted_returns = np.zeros(n)
+        self._last_episodes = LastEpisodes.unknown(n)
         self._observations: np.ndarray | None = None
         self._cut: list[int] = []  # environments whose episode could not be restored; told with the next rollout
         self.last: Rollout | None = None
@@ -229,9 +233,12 @@ class Collector:
         for row, env in zip(final_rows.tolist(), final_envs.tolist(), strict=True):
             ended = first_row + row, self.first_env + env, float(returns[row, env]), int(lengths[row, env])
             episodes.append(Episode(*ended, truncated=not terminations[row, env]))
+            last = self._last_episodes
+            last.first_rows[env], last.returns[env] = self._episode_first_rows[env], ended[2]
+            last.last_rewards[env] = rewards[row, env]
+            self._episode_first_rows[env] = first_row + row + 1
         goes_on = ~dones[-1]
         self._episode_returns, self._episode_lengths = returns[-1] * goes_on, (lengths[-1] * goes_on).astype(np.int64)
-        self._episode_first_rows[final_envs] = first_row + final_rows + 1  # of several in one environment, the last
         return episodes
 
     def _check_finite(self, rollout: Rollout) -> None:
@@ -265,11 +272,13 @@ class Collector:
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), self._episode_first_rows.copy(), self._observations,
             self._episode_returns.copy(), self._episode_lengths.copy(), self._discounted_returns.copy(),
-            collect_s, learn_s, exchange_s, iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
+            self._last_episodes.copy(), collect_s, learn_s, exchange_s,
+            iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
         """Brings every environment back to where `states` (by global number) has it: reset, then replay of its actions.
+        Where it stands between two episodes, the one before is replayed: it tells whether it remembers anything.
 
         Args:
           row: rows of noise that were drawn so far.
@@ -292,19 +301,30 @@ class Collector:
             return [f"environments {numbers} cannot be replayed ({self.envs.description}): their episodes are cut here"]
         rewards: list[np.ndarray] = []
         empty = np.empty((0,), np.int64)
-        observations, failed = self.envs.replay(
-            self._seeds.current(), [empty if s is None else s.actions for s in known], deadline, rewards
-        )
+        between = [s is not None and len(s.last_actions) > 0 for s in known]
+        self._seeds.episodes -= between
+        actions = [
+            empty if s is None else s.last_actions if is_between else s.actions
+            for s, is_between in zip(known, between, strict=True)
+        ]
+        observations, failed = self.envs.replay(self._seeds.current(), actions, deadline, rewards)
+        is_late = time.monotonic() > deadline
         for i, state in enumerate(known):
             if state is None:
                 continue
             reason = None
-            if i in failed:
+            if between[i]:
+                observations[i] = self.envs.begin_episode(i)
+                if i in failed:
+                    reason = None if is_late else "its last episode ended early"
+                elif not self._earned_last(rewards[i], state):
+                    reason = OTHER_REWARDS
+            elif i in failed:
                 reason = "its episode ended early or time ran out"
-            elif not np.array_equal(observations[i], state.observation):
+            if reason is None and not np.array_equal(observations[i], state.observation):
                 reason = "another observation came of it"
-            elif not self._earned(rewards[i], state):
-                reason = "other rewards came of it; it remembers what the seed of an episode does not restore"
+            if reason is None and not between[i] and not self._earned(rewards[i], state):
+                reason = OTHER_REWARDS
             if reason is not None:
                 problems.append(f"environment {state.env} could not be replayed: {reason}; its episode is cut here")
                 self._cut.append(state.env)
@@ -317,16 +337,24 @@ class Collector:
         self._observations = observations.copy()
         return problems
 
+    @staticmethod
+    def _earned_last(rewards: np.ndarray, state: EnvState) -> bool:
+        """Whether `rewards` [K] float64 of a replay, with the last one, add up to the saved return, as in `_earned`."""
+        terms = np.append(rewards, state.last_reward)
+        return bool(_are_same(terms, state.last_return))
+
     def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
         """Whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the additions. The
         discounted one tells rewards apart that come in another order.
         """
         steps = len(rewards)
         discounted = rewards.astype(np.float32) * self._gamma ** np.arange(steps - 1.0, -1.0, -1.0)
-        return all(
-            abs(terms.sum() - saved) <= 4 * steps * np.finfo(np.float64).eps * np.abs(terms).sum()
-            for terms, saved in ((rewards, state.episode_return), (discounted, state.discounted_return))
-        )
+        return _are_same(rewards, state.episode_return) and _are_same(discounted, state.discounted_return)
+
+
+def _are_same(terms: np.ndarray, total: float) -> bool:
+    """Whether they add up to it, but for the order of the additions."""
+    return bool(abs(terms.sum() - total) <= 4 * len(terms) * np.finfo(np.float64).eps * np.abs(terms).sum())
 
 
 def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -> None:

@@ -16,6 +16,7 @@ from gymnasium import spaces
 from dppo.batch import EnvState, Rollout
 from dppo.config import ModelConfig
 from dppo.envs import probes
+from dppo.history import History
 from dppo.seeding import EpisodeSeeds
 from tests.workplace import NextStep, Workplace, make_workplace, probe, settle
 
@@ -422,22 +423,11 @@ def test_an_environments_error_comes_through_with_its_number() -> None:
 
 
 def states(place: Workplace) -> dict[int, EnvState]:
-    """Where the environments of `place` stand, by their global numbers; the actions from all it has sent."""
-    report, row = place.reports[-1], place.collector.row
-    sent = np.concatenate([r.env_actions for r in place.reports])
-    return {
-        report.first_env + i: EnvState(
-            report.first_env + i,
-            row,
-            int(report.episode_numbers[i]),
-            sent[report.episode_first_rows[i] - place.reports[0].first_row :, i],
-            report.observations[i],
-            report.episode_returns[i],
-            report.episode_lengths[i],
-            report.discounted_returns[i],
-        )
-        for i in range(place.config.num_envs)
-    }
+    """Where the environments of `place` stand, by their global numbers."""
+    history = History()
+    for report in place.reports:
+        history.extend(report)
+    return {state.env: state for state in history.states()[1]}
 
 
 def go_on(place: Workplace, saved: dict[int, EnvState], deadline: float = math.inf) -> tuple[Workplace, list[str]]:
@@ -512,6 +502,50 @@ def test_an_environment_that_remembers_across_episodes_is_named(env: str, rows: 
     assert rollout.episodes == []
     assert (other.reports[-1].episodes_cut, other.reports[-1].episode_lengths.tolist()) == ([2, 3], [4, 4])
     assert other.reports[-1].discounted_returns == pytest.approx(other.collector._discounted_returns)
+
+
+@pytest.mark.parametrize(("env", "rows"), [("Level-v0", 20), ("NormalisedPendulum-v0", 400)])
+def test_between_two_episodes_the_one_before_tells_whether_it_remembers(env: str, rows: int) -> None:
+    """There, a checkpoint has no step to compare: with a horizon that divides an episode's length each one is so."""
+    place = make_workplace(env=env, worker=1)
+    place.rollout(rows)
+    assert place.reports[-1].episode_lengths.tolist() == [0, 0]
+    saved = states(place)
+    assert [len(state.actions) for state in saved.values()] == [0, 0]
+    other, problems = go_on(place, saved)
+    assert [line.split(";")[0] for line in problems] == [
+        f"environment {e} could not be replayed: other rewards came of it" for e in (2, 3)
+    ]
+    other.rollout(4)
+    assert other.reports[-1].episodes_cut == [2, 3]
+
+
+@pytest.mark.parametrize(("env", "length"), [("Pendulum-v1", 200), (probe("Truncation"), None)])
+@pytest.mark.parametrize("pieces", [1, 3])
+def test_between_two_episodes_an_honest_environment_goes_on_to_the_bit(
+    env: str, length: int | None, pieces: int
+) -> None:
+    place = make_workplace(env=env, worker=2)
+    if length is None:
+        length = int(place.rollout(200)[0].episodes[0].length)
+        place = make_workplace(env=env, worker=2)
+    for _ in range(pieces):
+        place.rollout(length)
+    saved = states(place)
+    other, problems = go_on(place, saved)
+    assert problems == []
+    assert_same_rollouts(place, other)
+    assert go_on(place, saved, deadline=-math.inf)[1] == []
+
+
+def test_of_the_episode_before_nothing_is_kept_once_the_next_has_a_step() -> None:
+    place, history = make_workplace(env="Pendulum-v1", worker=2), History()
+    for rows, held in ((200, 200), (1, 1), (199, 200), (200, 200)):
+        place.rollout(rows)
+        history.extend(place.reports[-1])
+        assert sum(len(chunk) for _, chunk in history.chunks) == held
+        last_actions = [len(state.last_actions) for state in history.states()[1]]
+        assert last_actions == ([0, 0] if rows == 1 else [199, 199])
 
 
 @pytest.mark.parametrize(("env", "rows"), [("Level-v0", 7), ("NormalisedPendulum-v0", 150)])

@@ -204,8 +204,9 @@ def check_environments(
                 f"the observation of environment {env.env} is {_said(env.observation)}; the environment observes"
                 f" {observation_space}"
             )
-        if len(env.actions) and not _are_actions(env.actions, action_space):
-            raise ValueError(f"the actions of environment {env.env} are none of {action_space}: {_said(env.actions)}")
+        for actions in (env.actions, env.last_actions):
+            if len(actions) and not _are_actions(actions, action_space):
+                raise ValueError(f"the actions of environment {env.env} are none of {action_space}: {_said(actions)}")
 
 
 def _are_actions(actions: np.ndarray, space: gymnasium.Space[Any]) -> bool:

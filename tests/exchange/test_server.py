@@ -12,7 +12,7 @@ import pytest
 from mpi4py import MPI
 
 from dppo.algo.optim import staleness_weight
-from dppo.batch import Report
+from dppo.batch import LastEpisodes, Report
 from dppo.exchange import link as link_module
 from dppo.exchange.link import CROWDED_POLL_S, NOTHING, POLL_S, LocalLink, MPILink
 from dppo.exchange.server import Answer, ParameterServer, Tag, serve
@@ -261,7 +261,7 @@ def test_a_sent_gradient_does_not_change_with_the_next_one(recorder: Recorder, l
 def test_a_report_arrives_whole(recorder: Recorder, link: LocalLink) -> None:
     numbers = np.arange(3)
     report = Report(
-        0, 8, 100, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers,
+        0, 8, 100, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers, LastEpisodes.unknown(3),
         collect_s=0.5, learn_s=0.25, exchange_s=0.125,
     )  # fmt: skip
     link.report(report, cast(Any, None))

@@ -46,6 +46,9 @@ def env_state(number: int, length: int) -> EnvState:
         episode_return=1.5 * number,
         episode_length=length,
         discounted_return=0.1 + 0.2,
+        last_actions=rng.integers(0, 2, 3),
+        last_return=0.1 * number,
+        last_reward=1 / 3,
     )
 
 
