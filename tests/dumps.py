@@ -13,6 +13,7 @@ from dppo.batch import Rollout, Standing
 from dppo.storage.segments import USER_BLOCK, seal_image
 from dppo.storage.trajectory import Labels, Sealed, TrajectoryWriter
 
+SPACE = '{"type": "Discrete", "n": 2, "start": 0}'
 CONFIG = '{"env": "Fake-v0", "trajectories": {"enabled": true}}'
 
 
@@ -32,7 +33,7 @@ class FakeWorker:
         compression: str = "gzip",
     ) -> None:  # fmt: skip
         self.lengths, self.first_env, self.row, self.resets, self.raw = np.array(lengths), first_env, row, resets, raw
-        labels = Labels(run_dir, run_id, attempt, rank, 3, first_env, CONFIG, '{"id": "Fake-v0"}', "{}", "{}", "0.1")
+        labels = Labels(run_dir, run_id, attempt, rank, 3, first_env, CONFIG, '{"id": "Fake-v0"}', SPACE, SPACE, "0.1")
         self.folder = labels.folder
         seed_of = None if resets else lambda env, episode: 1000 * (first_env + env) + episode
         self.writer = TrajectoryWriter(
