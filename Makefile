@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
-ALONE := tests/exchange tests/mpi tests/benchmarks # whose ranks need the cores for themselves
+ALONE := tests/comm tests/mpi tests/benchmarks # whose ranks need the cores for themselves
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install install-test train test check format clean

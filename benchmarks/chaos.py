@@ -39,8 +39,8 @@ from typing import Any
 from common import MPIRUN, RESULTS, machine, markdown_table, save
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint
-from dppo.storage.metrics import read_json
+from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
+from dppo.rundir.recorders import read_json
 from tests.launch import LEFT_BEHIND_S, Job
 from tests.rundir import count_lines
 

@@ -31,8 +31,8 @@ import numpy as np
 from common import MPIRUN, RESULTS, machine, markdown_table, save, spread
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from dppo.storage.segments import rank_folders, segment_files
-from dppo.storage.validation import validate
+from dppo.trajectories.format import rank_folders, segment_files
+from dppo.trajectories.validate import validate
 from tests.launch import Job
 from tests.rundir import count_lines, summary
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import numpy as np
     from mpi4py import MPI
 
-    from dppo.exchange.server import Answer
+    from dppo.seams import Answer
 
 RANKS = (2, 4, 8, 16, 32)
 WORKERS = (1, 2, 4, 8, 16, 31)
@@ -49,10 +49,11 @@ def world() -> MPI.Comm:
     """Of ranks that are set up as dppo.run sets them up. Everything else is imported after it."""
     from dppo import startup
 
-    startup.limit_threads()
-    startup.set_mpi_parameters()
-    from mpi4py import MPI
+    startup.prepare()
+    from dppo.comm.mpi import MPI
+    from dppo.run.command import start_mpi
 
+    start_mpi()
     return MPI.COMM_WORLD
 
 
@@ -84,7 +85,7 @@ def allreduce(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     from mpi4py import MPI
 
     from dppo.algo.losses import METRICS
-    from dppo.exchange.allreduce import Allreduce
+    from dppo.comm.allreduce import Allreduce
     from dppo.models.flat import FlatParameters
 
     workers = Allreduce(comm)
@@ -102,9 +103,10 @@ def p2p(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     import numpy as np
 
     from dppo.algo.losses import METRICS
-    from dppo.exchange.link import MPILink
-    from dppo.exchange.server import Answer, Tag, serve
+    from dppo.comm.link import MPILink
+    from dppo.comm.server import serve
     from dppo.models.flat import FlatParameters
+    from dppo.seams import Answer, Tag
 
     class Echo:
         """A coordinator that answers as many gradients as there are round trips, and does nothing with them."""
@@ -181,13 +183,13 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
 
     from dppo.algo.losses import METRICS
     from dppo.algo.moments import Normaliser
-    from dppo.asynchronous import AsyncCoordinator
+    from dppo.comm.link import MPILink
+    from dppo.comm.server import serve
+    from dppo.comm.wakeup import make_doorbell
     from dppo.config import Config, resolve
-    from dppo.exchange.doorbell import make_doorbell
-    from dppo.exchange.link import MPILink
-    from dppo.exchange.server import serve
     from dppo.models.flat import FlatParameters
-    from dppo.state import TrainingState
+    from dppo.training.async_loop import AsyncCoordinator
+    from dppo.training.state import TrainingState
 
     config = resolve(Config(mode="async"))
     preemption = SimpleNamespace(requested=False, past=lambda share: False, grace_s=30.0)

@@ -35,12 +35,12 @@ from common import RESULTS, machine, markdown_table, mpirun, save, spread, train
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal
 
-from dppo.batch import Minibatch
-from dppo.commandline import parse
 from dppo.config import Config, ModelConfig, OptimConfig, PPOConfig, resolve
+from dppo.data import Minibatch
 from dppo.envs.vector import make_vector_env
 from dppo.seeding import ActionNoise, EpisodeSeeds
-from dppo.workplace import build_workplace, make_collector
+from dppo.settings.flags import parse
+from dppo.training.build import build_workplace, make_collector
 
 HEADS = {"Categorical, 4 to 2": "CartPole-v1", "DiagGaussian, 17 to 6": "HalfCheetah-v5"}
 HIDDEN = (64, 128, 256)
@@ -291,7 +291,7 @@ def random_program(env: str, num_envs: str, seconds: float = 2.0) -> None:
     """On every rank at the same time; prints their steps per second, added up. Actions were drawn before."""
     from dppo import startup
 
-    startup.set_mpi_parameters()
+    startup.prepare()
     from mpi4py import MPI
 
     comm, n = MPI.COMM_WORLD, int(num_envs)

@@ -25,12 +25,12 @@ from typing import Any, NamedTuple
 from common import markdown_table, middle, per_second, spread
 from drawing import Series, speed_plot
 
-from dppo.allocation import this_allocation
-from dppo.commandline import Parser, UsageError, parse
+from dppo.cluster.slurm import this_allocation
 from dppo.config import Config, check_world
-from dppo.storage.files import replace_atomically
-from dppo.storage.metrics import read_json, write_json
-from dppo.storage.runs import read_run
+from dppo.files import replace_atomically
+from dppo.rundir.recorders import read_json, write_json
+from dppo.rundir.runs import read_run
+from dppo.settings.flags import Parser, UsageError, parse
 
 EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 FEWEST_ITERATIONS = 4  # middle() leaves two of them

@@ -71,7 +71,7 @@ HALFWAY = {"stopped and resumed": "3000"}
 PARAMETERS = """
 import hashlib, sys
 from pathlib import Path
-from dppo.storage.checkpoint import newest_valid
+from dppo.rundir.checkpoint import newest_valid
 saved, _ = newest_valid(Path(sys.argv[1]))
 print(hashlib.sha256(saved.state["parameters"].tobytes()).hexdigest()[:16])
 """

@@ -52,7 +52,11 @@ MESSAGE_BYTES = 36_000  # the default network's 9,000 parameters
 LATENCY_S, BYTES_PER_S = 2e-6, 10e9  # assumed of a cluster's network
 CPU_PROGRAM = """
 import json, sys, time
-from dppo.run import MPI, main
+from dppo import startup
+startup.prepare()
+from dppo.comm.mpi import MPI
+from dppo.run.command import main, start_mpi
+start_mpi()
 spent = []
 for flags in json.loads(sys.argv[1]):
     MPI.COMM_WORLD.Barrier()

@@ -28,6 +28,9 @@ from dppo.bounds import (
     within,
 )
 
+VERSION = "0.1.0"
+"""Of this package."""
+
 C = TypeVar("C")
 
 MOST_STEPS = 1e15

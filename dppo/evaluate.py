@@ -5,37 +5,34 @@ Uses checkpoints, the policy and the environments; it needs no MPI.
 
 from __future__ import annotations
 
-from dppo import startup
+import argparse
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-startup.limit_threads()
+import gymnasium
+import numpy as np
 
-import argparse  # noqa: E402
-import json  # noqa: E402
-import sys  # noqa: E402
-import time  # noqa: E402
-import warnings  # noqa: E402
-from collections.abc import Callable, Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
-
-import gymnasium  # noqa: E402
-import numpy as np  # noqa: E402
-
-from dppo.algo.losses import METRICS  # noqa: E402
-from dppo.algo.moments import Normaliser  # noqa: E402
-from dppo.bounds import at_least, within  # noqa: E402
-from dppo.commandline import Parser, UsageError, integer, load_config, require  # noqa: E402
-from dppo.config import SEED, Config  # noqa: E402
-from dppo.console import Console, plain  # noqa: E402
-from dppo.envs.process import kept_as_it_was  # noqa: E402
-from dppo.envs.vector import VectorEnv, make_vector_env  # noqa: E402
-from dppo.models.policy import make_policy, observation_size  # noqa: E402
-from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators  # noqa: E402
-from dppo.state import TrainingState  # noqa: E402
-from dppo.storage.checkpoint import newest_valid  # noqa: E402
-from dppo.storage.contents import check_state  # noqa: E402
-from dppo.storage.spaces import read_spaces  # noqa: E402
-from dppo.workplace import close_environments  # noqa: E402
+from dppo.algo.losses import METRICS
+from dppo.algo.moments import Normaliser
+from dppo.bounds import at_least, within
+from dppo.config import SEED, Config
+from dppo.console import Console, plain
+from dppo.envs.process import kept_as_it_was
+from dppo.envs.vector import make_vector_env
+from dppo.models.policy import make_policy, observation_size
+from dppo.rundir.checkpoint import newest_valid
+from dppo.rundir.contents import check_state
+from dppo.seams import VectorEnv
+from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators
+from dppo.settings.flags import Parser, UsageError, integer, load_config, require
+from dppo.training.build import close_environments
+from dppo.training.state import TrainingState
+from dppo.trajectories.spaces import read_spaces
 
 EXIT_USAGE = 2
 MAX_STEPS = 30_000

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.commandline import Parser, UsageError
+from dppo.settings.flags import Parser, UsageError
 
 SCRIPTS = Path(__file__).with_name("jobs")
 """In a checkout a link to its `jobs/`, in an installed package a folder."""

@@ -5,26 +5,22 @@ Uses results.py for its figures, tasks.py for what a sweep should hold, and stor
 
 from __future__ import annotations
 
-from dppo import startup
+import json
+import math
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-startup.limit_threads()
-
-import json  # noqa: E402
-import math  # noqa: E402
-import os  # noqa: E402
-import shlex  # noqa: E402
-import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
-from pathlib import Path  # noqa: E402
-from typing import Any, NamedTuple  # noqa: E402
-
-from dppo.commandline import Parser, UsageError  # noqa: E402
-from dppo.console import escaped, markdown_table, plain  # noqa: E402
-from dppo.results import Setting, by_setting, learning_curve  # noqa: E402
-from dppo.storage import curves  # noqa: E402
-from dppo.storage.files import replace_atomically  # noqa: E402
-from dppo.storage.runs import Run, find_runs, read_curve, read_run  # noqa: E402
-from dppo.tasks import Sweep, config_of, read_sweep, submit_line, task_folder  # noqa: E402
+from dppo.console import escaped, markdown_table, plain
+from dppo.files import replace_atomically
+from dppo.rundir.runs import Run, find_runs, read_curve, read_run
+from dppo.settings.flags import Parser, UsageError
+from dppo.study import curves
+from dppo.study.results import Setting, by_setting, learning_curve
+from dppo.study.spec import Sweep, config_of, read_sweep, submit_line, task_folder
 
 EXIT_USAGE = 2
 FIGURES = (
@@ -219,7 +215,7 @@ def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
     try:
         curves.draw(path, drawn)
     except ImportError as error:
-        from dppo.storage.exported import missing_package
+        from dppo.trajectories.export.selection import missing_package
 
         return False, [*notes, f"no plot: {missing_package('Matplotlib', error)}"]
     if len(report.settings) > len(drawn):

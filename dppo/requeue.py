@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from dppo.allocation import this_allocation
 from dppo.bounds import digits
-from dppo.commandline import Parser, UsageError
+from dppo.cluster.slurm import this_allocation
+from dppo.settings.flags import Parser, UsageError
 
 EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
 SOON = "now+10"

@@ -23,7 +23,6 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
 
 from dppo.bounds import digits
 
@@ -34,7 +33,7 @@ SECOND_SIGNAL_S = 5.0
 """mpirun and Slurm send several: one that comes so much later than the first is meant."""
 _CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
-MPI_PARAMETERS = Path(__file__).with_name("openmpi.sh")
+MPI_PARAMETERS = Path(__file__).parent / "cluster" / "openmpi.sh"
 
 MOST_RANKS = 10**6
 """A launcher's variable that says more is taken for nonsense, and counts as not set."""
@@ -194,6 +193,23 @@ def own_cores() -> frozenset[int]:
     return frozenset(range(os.cpu_count() or 1))
 
 
+@functools.cache  # an environment may clear os.environ
+def prepare() -> int:
+    """Settles threads and Open MPI's parameters, in the environment, before NumPy, torch and MPI are imported; where
+    NumPy is there already, its threads are limited now. Returns this rank's threads.
+    """
+    if is_imported_by_child():
+        leave_job()
+    set_mpi_parameters()
+    is_late = "numpy" in sys.modules and "OPENBLAS_NUM_THREADS" not in os.environ
+    threads = limit_threads()
+    if is_late:
+        from threadpoolctl import threadpool_limits
+
+        threadpool_limits(1, user_api="blas")
+    return threads
+
+
 def limit_threads() -> int:
     """Gives this rank's thread pools its share of the cores that it may run on; a setting of the user's stays.
 
@@ -236,7 +252,7 @@ def may_replace(argv: Sequence[str]) -> bool:
     """Whether --respawn may be asked for: by a flag, by a settings file, by the run that is resumed, or by a program of
     the user's own.
     """
-    is_command = bool(argv) and Path(argv[0]).parts[-2:] == ("dppo", "run.py")
+    is_command = bool(argv) and Path(argv[0]).parts[-3:] == ("dppo", "run", "__main__.py")
     return not is_command or any("respawn" in arg or arg.endswith(".toml") or arg == "--resume" for arg in argv[1:])
 
 
@@ -261,18 +277,24 @@ def _home() -> str:
         return "/"
 
 
-def without_mpi(error: Exception, *, is_command: bool) -> NoReturn:
-    """MPI could not be imported: said once, with what to install; a command ends with code 2."""
+class NoMPIError(ImportError):
+    """There is no MPI that can be loaded; the message says what to install."""
+
+
+def no_mpi(error: Exception) -> NoMPIError:
+    """What an import of mpi4py that has failed means."""
     why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
-    message = (
+    return NoMPIError(
         f"MPI cannot be loaded ({why}): pip install 'dppo[mpi]' brings one; on a cluster load your site's MPI first,"
         " the one that mpi4py was built with"
     )
-    if not is_command:
-        raise ImportError(message) from None  # two tracebacks would hide it
+
+
+def say_no_mpi(error: NoMPIError) -> int:
+    """The first process says it; the exit code."""
     if is_first():
-        print(f"dppo: {message}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+        print(f"dppo: {error}", file=sys.stderr, flush=True)
+    return 2
 
 
 def on_one_node() -> bool:

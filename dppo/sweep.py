@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.commandline import Parser, UsageError, as_flags, integer
 from dppo.console import escaped, markdown_table, plain
-from dppo.reading import TOML_BYTES, read_regular
-from dppo.storage.files import fsync_folder, write_durably
-from dppo.tasks import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
+from dppo.files import TOML_BYTES, fsync_folder, read_regular, write_durably
+from dppo.settings.flags import Parser, UsageError, as_flags, integer
+from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
 
 EXIT_USAGE = 2
 

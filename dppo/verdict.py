@@ -16,13 +16,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dppo.allocation import in_queue, this_allocation
 from dppo.bounds import at_least, within
-from dppo.commandline import Parser, UsageError, integer, require
+from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.console import plain
-from dppo.reading import RefusedFileError, check_run_files, number_in, parse_json, read_lines, read_regular
-from dppo.storage.files import replace_atomically
-from dppo.storage.metrics import read_json
+from dppo.files import (
+    RefusedFileError,
+    check_run_files,
+    number_in,
+    parse_json,
+    read_lines,
+    read_regular,
+    replace_atomically,
+)
+from dppo.rundir.recorders import read_json
+from dppo.settings.flags import Parser, UsageError, integer, require
 
 DONE, FAILED, USAGE, AGAIN = 0, 1, 2, 75
 """Exit codes, the same as of dppo.run."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mpi4py import MPI  # noqa: F401 (starts MPI, as an import of dppo does not)
 
 from tests.launch import Launcher
 

@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dppo.batch import Rollout, Standing
-from dppo.storage.segments import USER_BLOCK, seal_image
-from dppo.storage.trajectory import Labels, Sealed, TrajectoryWriter
+from dppo.data import Rollout, Standing
+from dppo.trajectories.format import USER_BLOCK, seal_image
+from dppo.trajectories.writer import Labels, Sealed, TrajectoryWriter
 
 SPACE = '{"type": "Discrete", "n": 2, "start": 0}'
 CONFIG = '{"env": "Fake-v0", "trajectories": {"enabled": true}}'

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dppo.commandline import from_values, to_toml
-from dppo.storage.metrics import write_json
+from dppo.rundir.recorders import write_json
+from dppo.settings.flags import from_values, to_toml
 
 CURVE = ((1000, None), (2000, 20.0), (3000, 40.0))
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from dppo.storage.checkpoint import read_checkpoint
+from dppo.rundir.checkpoint import read_checkpoint
 
 
 def metric_lines(run_dir: Path) -> list[dict[str, str]]:

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dppo.bounds import Section, as_name, digits, shown, whole_number, within
-from dppo.commandline import UsageError, as_flags, load_config, parse, to_toml
 from dppo.config import Config, ModelConfig, as_dict, resolve, updated
+from dppo.settings.flags import UsageError, as_flags, load_config, parse, to_toml
 
 
 class Setting(NamedTuple):

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from dppo.commandline import flag_names
 from dppo.evaluate import _parser as evaluate_parser
 from dppo.report import _parser as report_parser
-from dppo.trajectories import _parser as trajectories_parser
+from dppo.settings.flags import flag_names
+from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.launch import Launcher
 
 ROOT = Path(__file__).parent.parent

@@ -15,8 +15,8 @@ from typing import NamedTuple
 import pytest
 
 from dppo import evaluate, report, sweep, trajectories
-from dppo.commandline import HelpShown, parse, to_toml
 from dppo.config import Config, resolve
+from dppo.settings.flags import HelpShown, parse, to_toml
 from tests.test_docs import DOCUMENTS, README, ROOT, each_document
 
 LANGUAGES = ("", "python", "sh", "toml")

@@ -16,11 +16,11 @@ import pytest
 from gymnasium import spaces
 
 import dppo
-from dppo.commandline import UsageError, to_toml
 from dppo.evaluate import MAX_STEPS, Played, evaluate, load_policy, main, play_episodes
+from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
 from dppo.seeding import EpisodeSeeds, Purpose
-from dppo.storage.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
-from dppo.storage.spaces import write_spaces
+from dppo.settings.flags import UsageError, to_toml
+from dppo.trajectories.spaces import write_spaces
 from tests.workplace import Workplace, make_workplace, probe, settle
 
 
@@ -363,7 +363,7 @@ def test_what_was_played_is_shown_whatever_closing_does(
 ) -> None:
     gymnasium.register("ClosesBadly-v0", ClosesBadly)  # type: ignore[arg-type]
     monkeypatch.setattr(ClosesBadly, "closing", closing)
-    monkeypatch.setattr("dppo.workplace.CLOSE_S", 0.2)
+    monkeypatch.setattr("dppo.training.build.CLOSE_S", 0.2)
     config = replace(make_workplace(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
     (cartpole / "config.toml").write_text(to_toml(config))
     assert main([str(cartpole), "--episodes", "1", "--json"]) == 0

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo import evaluate, opening, planning, report, trajectories, verdict
-from dppo.commandline import UsageError, parse
+from dppo import evaluate, report, verdict
 from dppo.console import Console
-from dppo.workplace import build_workplace
+from dppo.run import preflight, setup
+from dppo.settings.flags import UsageError, parse
+from dppo.training.build import build_workplace
+from dppo.trajectories import __main__ as trajectories
 from tests.launch import Launcher
 
 SECONDS = 2.0
@@ -58,11 +60,11 @@ def resume(run_dir: Path) -> int:
     """Everything that a resume does before it writes."""
     try:
         config, _ = parse(["--resume", "--run-dir", str(run_dir), "--total-steps", "512"])
-        plan = opening.plan(config, MPI.COMM_SELF, Console(60.0), is_complete=True)
-        assert isinstance(plan, planning.Plan)
+        plan = setup.plan(config, MPI.COMM_SELF, Console(60.0), is_complete=True)
+        assert isinstance(plan, preflight.Plan)
         place = build_workplace(plan.config, 0)
-        opening.check_saved(plan, place, MPI.COMM_SELF)
-        opening.saved_histories(plan.saved, [0], plan.config.num_envs)
+        setup.check_saved(plan, place, MPI.COMM_SELF)
+        setup.saved_histories(plan.saved, [0], plan.config.num_envs)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)
         return 2
@@ -395,7 +397,7 @@ def forged(run_dir: Path, **changes: Any) -> None:
     """The newest checkpoint with other values in its environments."""
     from dataclasses import replace
 
-    from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint, write_checkpoint
+    from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint, write_checkpoint
 
     saved = read_checkpoint(checkpoint_folders(run_dir)[0])
     saved.ranks = {
@@ -450,7 +452,7 @@ def test_a_run_of_an_earlier_dppo(run_dir: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_a_run_that_was_killed_before_its_first_segment(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint, write_checkpoint
+    from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint, write_checkpoint
 
     shutil.rmtree(run_dir / "trajectories")
     saved = read_checkpoint(checkpoint_folders(run_dir)[0])

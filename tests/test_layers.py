@@ -15,33 +15,20 @@ import dppo
 
 ROOT = Path(dppo.__file__).parent
 
-LAYERS = (
+FLOORS = (
     ("bounds",),
-    (
-        "config",
-        "batch",
-        "seeding",
-        "console",
-        "preemption",
-        "startup",
-        "watchdog",
-        "allocation",
-        "reading",
-        "processes",
-    ),
-    ("algo", "models", "envs", "commandline", "history", "guard", "counters"),
-    ("exchange", "storage", "rollout", "state", "tasks"),
-    ("learner", "journal", "results"),
-    ("ending", "planning", "workplace", "sync_exchange"),
-    ("synchronous", "asynchronous", "opening"),
-    ("crew",),
-    ("succession", "roles"),
-    ("survival",),
-    ("run", "evaluate", "trajectories", "sweep", "report", "verdict", "requeue", "job"),
+    ("config", "data", "seeding", "console", "startup", "files"),
+    ("seams",),
+    ("cluster", "settings", "algo", "models", "envs"),
+    ("comm", "rundir"),
+    ("trajectories",),
+    ("training",),
+    ("run", "study"),
+    ("evaluate", "report", "sweep", "verdict", "requeue", "job"),
 )
-"""Rooms from the ground up: a file, or a folder whose files may import each other."""
+"""From the ground up. Files and folders import lower floors only; files of one folder may import each other."""
 
-LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
+LEVEL = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 ROOMS = [path for path in FILES if path != Path("__init__.py")]  # that one is lazy, and belongs to the users
 
@@ -77,9 +64,45 @@ def test_imports_point_downward_only(path: Path) -> None:
         assert LEVEL[room] < LEVEL[own], f"{path} (layer {LEVEL[own]}) imports {room} (layer {LEVEL[room]})"
 
 
-def test_only_the_exchange_and_run_know_mpi() -> None:
-    speakers = {room_of(path) for path in FILES if any(name.split(".")[0] == "mpi4py" for name in imports(path))}
-    assert speakers == {"exchange", "run"}
+def test_files_of_a_folder_do_not_import_each_other_in_circles() -> None:
+    asked = {path: {name for name in imports(path) if name.split(".")[0] == "dppo"} for path in ROOMS}
+    names = {".".join(("dppo", *path.with_suffix("").parts)): path for path in ROOMS}
+    above: dict[Path, set[Path]] = {}
+    for path, wanted in asked.items():
+        parts = {name.rpartition(".")[0] for name in wanted} | wanted
+        above[path] = {names[part] for part in parts if part in names and names[part] != path}
+
+    def look(path: Path, way: tuple[Path, ...]) -> None:
+        assert path not in way, " -> ".join(map(str, (*way, path)))
+        if path not in seen:
+            for other in above[path]:
+                look(other, (*way, path))
+            seen.add(path)
+
+    seen: set[Path] = set()
+    for path in ROOMS:
+        look(path, ())
+
+
+METHODS = frozenset({
+    "Allgather", "Allgatherv", "Allreduce", "Barrier", "Bcast", "Gather", "Gatherv", "Iprobe", "Irecv", "Isend", "Recv",
+    "Send", "Shrink", "Agree", "Iagree", "Revoke", "Spawn", "Split", "Dup", "Free", "Abort", "Test", "Testsome", "Wait",
+    "Merge", "Create_intercomm", "Ibarrier",
+})  # fmt: skip
+
+
+def test_only_comm_and_run_speak_mpi() -> None:
+    """By the methods that they call, and by what they import."""
+    speakers = set()
+    for path in FILES:
+        nodes = list(ast.walk(ast.parse((ROOT / path).read_text())))
+        calls = {
+            node.func.attr for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        }
+        if calls & METHODS or any(name.split(".")[0] == "mpi4py" for name in imports(path)):
+            speakers.add(room_of(path))
+    assert speakers == {"comm", "run"}
+    assert [p for p in FILES if any(n.split(".")[0] == "mpi4py" for n in imports(p))] == [Path("comm/mpi.py")]
 
 
 def test_only_run_says_comm_world() -> None:
@@ -89,7 +112,7 @@ def test_only_run_says_comm_world() -> None:
         nodes = ast.walk(ast.parse((ROOT / path).read_text()))
         if any(isinstance(n, ast.Attribute) and n.attr in ("COMM_WORLD", "COMM_SELF") for n in nodes):
             speakers.add(path.name)
-    assert speakers == {"run.py"}
+    assert speakers == {"command.py"}
 
 
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p) == "algo"], ids=str)
@@ -102,16 +125,38 @@ def test_the_mathematics_is_pure(path: Path) -> None:
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
     for path in ROOMS:
         if LEVEL[room_of(path)] <= LEVEL["config"]:
-            outside = {name.split(".")[0] for name in imports(path)} - {"numpy", "dppo"}
+            outside = {name.split(".")[0] for name in imports(path)} - {"numpy", "dppo", "threadpoolctl"}
             assert outside <= set(sys.stdlib_module_names), path
 
 
-@pytest.mark.parametrize("module", ["dppo", "dppo.startup", "dppo.config", "dppo.commandline", "dppo.sweep"])
+@pytest.mark.parametrize(
+    "module", ["dppo", "dppo.startup", "dppo.config", "dppo.settings.flags", "dppo.sweep", "dppo.cluster.guard"]
+)
 def test_light_modules_load_neither_numpy_nor_torch_nor_mpi(module: str) -> None:
     """Threads and Open MPI's parameters must be set before these are imported."""
     code = f"import sys, {module}; print(*sorted({{'numpy', 'torch', 'mpi4py'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []
+
+
+MODULES = sorted(".".join(("dppo", *path.with_suffix("").parts)) for path in ROOMS if path.name != "__init__.py")
+
+
+def test_no_import_has_a_side_effect() -> None:
+    """No threads limited, no variable set, no MPI started, no handler of a signal."""
+    code = f"""if True:
+        import importlib, os, signal, sys, threading
+        handlers = lambda: [signal.getsignal(number) for number in sorted(signal.valid_signals())]
+        os.environ["PYGAME_HIDE_SUPPORT_PROMPT"] = "hide"  # Gymnasium sets it
+        before = dict(os.environ), handlers()
+        for module in {MODULES!r}:
+            importlib.import_module(module)
+            assert (dict(os.environ), handlers()) == before, module
+            assert threading.active_count() == 1, module
+            mpi = sys.modules.get("mpi4py.MPI")
+            assert mpi is None or not mpi.Is_initialized(), module
+    """
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_report_loads_neither_torch_nor_mpi() -> None:
@@ -121,7 +166,7 @@ def test_a_report_loads_neither_torch_nor_mpi() -> None:
 
 
 def test_the_packages_names_are_there() -> None:
-    assert set(dppo.__all__) == set(dppo._HOMES)
+    assert set(dppo.__all__) == {*dppo._HOMES, "train"}
     assert dppo.Config.__module__ == "dppo.config"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dppo.nothing  # noqa: B018
@@ -135,7 +180,7 @@ def test_the_packages_names_are_listed() -> None:
 
 def test_the_folder_above_a_clone_imports_the_package_and_not_the_clone(tmp_path: Path) -> None:
     (tmp_path / "dppo").symlink_to(ROOT.parent)
-    code = "import dppo, dppo.storage; from dppo import Config; print(dppo.__file__, dppo.__path__, *dir(dppo))"
+    code = "import dppo, dppo.rundir; from dppo import Config; print(dppo.__file__, dppo.__path__, *dir(dppo))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     inner = tmp_path / "dppo" / "dppo"
     assert done.stdout.split()[:2] == [f"{inner}/__init__.py", f"['{inner}']"] and "train" in done.stdout

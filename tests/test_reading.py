@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.reading import (
+from dppo.files import (
     LINE_BYTES,
     RefusedFileError,
     check_regular,

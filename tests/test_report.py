@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from dppo.files import replace_atomically
 from dppo.report import main, make_report
-from dppo.storage.files import replace_atomically
 from tests.fakeruns import CURVE, write_run
 
 SWEEP = "[fixed]\nenv = 'Env-v0'\n[grid]\nseed = [1, 2, 3]\noptim.lr = [3e-4, 1e-3]\n"

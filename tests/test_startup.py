@@ -211,7 +211,7 @@ def test_where_the_system_knows_no_affinity_all_cores_count(monkeypatch: pytest.
 FORKED = """if True:
     import os, signal, sys, threading, time
     from dppo import startup
-    from dppo.preemption import Preemption
+    from dppo.cluster.signals import Preemption
     startup.note_early_signals(os._exit)
     startup.let_children_start_afresh()
     if sys.argv[1] == "training":

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dppo.commandline import parse
+from dppo.settings.flags import parse
 from dppo.sweep import main
 
 EXAMPLE = Path(__file__).parent.parent / "jobs" / "sweep.toml"

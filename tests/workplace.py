@@ -15,19 +15,20 @@ from gymnasium import spaces
 
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
-from dppo.batch import Episode, Report, Rollout
+from dppo.cluster.signals import Preemption
 from dppo.config import Config, LogConfig, ModelConfig, PPOConfig, resolve
 from dppo.console import Console
-from dppo.envs.vector import NO_ENVS, Step, VectorEnv, make_vector_env
-from dppo.journal import Journal
-from dppo.learner import Batch, Learner
+from dppo.data import NO_ENVS, Batch, Episode, Report, Rollout, Step
+from dppo.envs.vector import make_vector_env
 from dppo.models.policy import ActorCritic, make_policy, observation_size
-from dppo.opening import saved_histories
-from dppo.preemption import Preemption
-from dppo.rollout import Collector
+from dppo.run.setup import saved_histories
+from dppo.rundir.checkpoint import Checkpoint, newest_valid
+from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
-from dppo.state import TrainingState
-from dppo.storage.checkpoint import Checkpoint, newest_valid
+from dppo.training.collector import Collector
+from dppo.training.learner import Learner
+from dppo.training.state import TrainingState
+from dppo.training.tracker import Journal
 
 SMALL = Config(
     num_envs=2, horizon=16, total_steps=10_000, model=ModelConfig(hidden=(8,)), ppo=PPOConfig(epochs=2, minibatches=2)

@@ -1,0 +1,1 @@
+"""The mathematics: losses, returns, moments, optimisers."""

@@ -10,14 +10,13 @@ count of all samples gives the average by samples.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
-from dppo.batch import Minibatch
 from dppo.config import A3CConfig, PPOConfig
+from dppo.data import Minibatch
+from dppo.seams import Distribution
 
 METRICS = ("count", "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
 """What `LossGradient.sums` holds, in this order; it travels in the tail of the gradient's message."""
@@ -26,21 +25,6 @@ KL_COEF_BOUNDS = (1e-6, 1e6)
 """Of the adapted weight of the KL penalty: 34 iterations lead from either back to 1. Unbounded it may reach 0, which no
 factor leads back from, or infinity."""
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any clip range, yet no overflow to inf and then NaN
-
-
-class Distribution(Protocol):
-    """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
-
-    def evaluate(
-        self, head: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, float], np.ndarray]]:
-        """[B] log-probabilities of `actions`, [B] entropies, and (d_log_prob [B], d_entropy) -> d_head [B, K]."""
-
-    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """[B] KL[old | new]."""
-
-    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
-        """[B, K] gradient of weight * sum of `kl` with respect to `head`."""
 
 
 @dataclass(slots=True)

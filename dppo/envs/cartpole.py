@@ -17,7 +17,8 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 
-from dppo.envs.vector import NO_ENVS, EpisodeSeed, Step
+from dppo.data import NO_ENVS, Step
+from dppo.seams import EpisodeSeed
 
 
 def is_plain_cartpole(spec: EnvSpec) -> bool:

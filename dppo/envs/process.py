@@ -1,6 +1,6 @@
 """What of this process the making of environments must not change: numbers, speed and messages rest on it.
 
-Uses NumPy only; `dppo.workplace` and `dppo.evaluate` make environments inside it.
+Uses NumPy only; `dppo.training.build` and `dppo.evaluate` make environments inside it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Steps N environments as one, begins their next episodes, and hands out the true last observation of each.
 
-Uses NumPy and Gymnasium only; `dppo.rollout` steps these environments, checkpoints replay them.
+Uses NumPy and Gymnasium only; `dppo.training.collector` steps these environments, checkpoints replay them.
 
 There are three forms behind one interface, because speed and promises differ:
 
@@ -20,92 +20,17 @@ import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
+from dppo.data import NO_ENVS, Step
+from dppo.envs.checks import Returned, five, numbers, truths
 from dppo.envs.reasons import reason
-from dppo.envs.returned import Returned, five, numbers, truths
-
-EpisodeSeed = Callable[[int], int]
-"""Called with the local index of an environment; returns the seed of its next episode, and counts it."""
-
-NO_ENVS = np.empty(0, np.intp)
-NO_ENVS.setflags(write=False)  # shared by every row in which nothing ended
-
-
-@dataclass(slots=True)
-class Step:
-    """One row of N environments: what came of one action in each.
-
-    The arrays are not for the caller to write to. They outlive the next `step` and are overwritten by the one
-    after that: "this observation" and "the next" may be held together, a whole rollout of them may not.
-    `final_*` are never overwritten.
-    """
-
-    observations: np.ndarray
-    """[N, *obs], the space's dtype: those to act on next. Where an episode ended, already the first of the
-    next one (in a native NEXT_STEP environment still the last of the old one: the next row is its reset)."""
-    rewards: np.ndarray
-    """[N] float32 or float64."""
-    terminations: np.ndarray
-    """[N] bool: the episode reached an end of the task; nothing is to be earned after it."""
-    truncations: np.ndarray
-    """[N] bool: the episode was cut, as a rule by a time limit; its value goes on. Both can be true."""
-    final_envs: np.ndarray
-    """[F] intp, ascending: the environments whose episode ended in this row. Nearly always empty."""
-    final_observations: np.ndarray
-    """[F, *obs]: their true last observations."""
-    valid: np.ndarray | None = None
-    """[N] bool, None for all: false where a NEXT_STEP environment was reset instead: not a transition."""
-
-
-class VectorEnv(Protocol):
-    """N environments of one kind that a worker steps together."""
-
-    num_envs: int
-    observation_space: gymnasium.Space[Any]
-    """Of one environment."""
-    action_space: gymnasium.Space[Any]
-    """Of one environment."""
-    replayable: bool
-    """Every episode begins with a seed of its own, so that seed and actions restore it."""
-    description: str
-    """A short phrase for the log."""
-
-    def reset(self) -> np.ndarray:
-        """Begins an episode in every environment, seeded by `episode_seed`. Returns [N, *obs]."""
-        ...
-
-    def step(self, actions: np.ndarray) -> Step:
-        """Takes `actions` [N, *act], as the environment wants them. Begins the next of ended episodes."""
-        ...
-
-    def replay(
-        self,
-        seeds: Sequence[int],
-        actions: Sequence[np.ndarray],
-        deadline: float = math.inf,
-        rewards: list[np.ndarray] | None = None,
-    ) -> tuple[np.ndarray, list[int]]:
-        """Brings environment i to where `seeds[i]` and the actions `actions[i]` [L_i, *act] since then lead.
-
-        Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay
-        was not done by time.monotonic() `deadline`. Those are not what was saved: their rows mean nothing, and
-        each needs `begin_episode` before the next step. Where `rewards` is given, those that each environment gave,
-        [L_i] float64, are appended to it. Does not call `episode_seed`. Only where `replayable`.
-        """
-        ...
-
-    def begin_episode(self, index: int) -> np.ndarray:
-        """Gives up an environment's episode, begins its next. Returns [*obs]. Only where `replayable`."""
-        ...
-
-    def close(self) -> None: ...
+from dppo.seams import EpisodeSeed, VectorEnv
 
 
 def make_vector_env(
@@ -134,7 +59,7 @@ def make_vector_env(
     if vectorization == "native":
         return NativeVector(spec, num_envs, episode_seed)
     if vectorization == "auto":
-        from dppo.envs import cartpole  # only here: it builds on this module's Step
+        from dppo.envs import cartpole
 
         if cartpole.is_plain_cartpole(spec):
             return cartpole.CartPoleVector(spec, num_envs, episode_seed)

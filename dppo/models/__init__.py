@@ -1,0 +1,1 @@
+"""Policies: distributions, networks, and the flat buffer that holds their parameters."""

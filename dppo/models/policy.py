@@ -17,7 +17,8 @@ from gymnasium import spaces
 from dppo.config import ModelConfig
 from dppo.models.distributions import LOG_STD_BOUNDS, DiagGaussian, Distribution, make_distribution
 from dppo.models.flat import FlatParameters
-from dppo.models.networks import MLP, Network
+from dppo.models.mlp import MLP
+from dppo.seams import Network
 
 MOST_PARAMETERS = 5 * 10**8
 ROWS = 8

@@ -11,8 +11,8 @@ from gymnasium import spaces
 
 from dppo.algo import losses
 from dppo.algo.losses import METRICS, LossGradient
-from dppo.batch import Minibatch
 from dppo.config import A3CConfig, ModelConfig, PPOConfig
+from dppo.data import Minibatch
 from dppo.models.distributions import Categorical, make_distribution
 from dppo.models.policy import ActorCritic, make_policy
 from dppo.seeding import draw_noise

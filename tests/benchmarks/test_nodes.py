@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.storage.metrics import write_json
+from dppo.rundir.recorders import write_json
 from tests.fakeruns import write_run
 
 ROOT = Path(__file__).parents[2]

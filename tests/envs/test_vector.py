@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from dppo.data import Step
 from dppo.envs.cartpole import CartPoleVector, is_plain_cartpole
-from dppo.envs.vector import EnvList, EpisodeSeed, NativeVector, Step, VectorEnv, make_vector_env
+from dppo.envs.vector import EnvList, NativeVector, make_vector_env
+from dppo.seams import EpisodeSeed, VectorEnv
 
 
 def counting_seeds() -> EpisodeSeed:

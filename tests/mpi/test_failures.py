@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.storage.checkpoint import newest_valid
+from dppo.rundir.checkpoint import newest_valid
 from tests.launch import Ended, Launcher
 from tests.rundir import count_lines, latest, metric_lines, summary
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.exchange import ports
+from dppo.cluster import ports
 from tests.launch import Job, Launcher
 from tests.rundir import count_lines
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.storage.checkpoint import checkpoint_folders, read_checkpoint
+from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
 from tests.launch import Ended, Job, Launcher
 from tests.rundir import count_lines, latest, metric_lines, parameters, summary
 

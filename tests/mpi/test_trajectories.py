@@ -14,9 +14,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dppo.storage.dataset import open_trajectories
-from dppo.storage.segments import checksum_problem, rank_folders, segment_files
-from dppo.storage.validation import validate
+from dppo.trajectories.format import checksum_problem, rank_folders, segment_files
+from dppo.trajectories.reader import open_trajectories
+from dppo.trajectories.validate import validate
 from tests.launch import Launcher
 from tests.rundir import count_lines, metric_lines, summary
 

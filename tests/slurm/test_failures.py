@@ -18,7 +18,7 @@ RUN = (
 )  # fmt: skip
 STALL_ABORT_S = 10
 KEEPALIVE = {"time": 6, "intvl": 2, "probes": 2}
-"""Seconds, seconds, number. dppo/openmpi.sh has 60, 10, 3: a silent node is noticed after 90 s, here after 10."""
+"""Seconds, seconds, number. cluster/openmpi.sh has 60, 10, 3: a silent node is noticed after 90 s, here after 10."""
 BACK_S = 60
 """Until a job is in the queue again: Slurm gives a silent node up after SlurmdTimeout, 10 s here, and some more."""
 
@@ -28,7 +28,7 @@ def test_a_rank_killed_on_another_node_is_survived(slurm: Cluster, sbatch: Submi
     job = sbatch("--nodes=2 --ntasks-per-node=3 --time=10", "train.sbatch", *flags, name="kill")
     job.until(lambda: count_lines(job.run_dir) > 8)
     (idle_s,) = re.findall(r"prted.*keepalive,(\d+)sec", slurm.on("n2", "ss", "--tcp", "-nop", "--no-header"))
-    assert 0 < int(idle_s) <= 60  # of the connection to mpirun; dppo/openmpi.sh
+    assert 0 < int(idle_s) <= 60  # of the connection to mpirun; dppo/cluster/openmpi.sh
     slurm.on("n2", "kill", "-9", job.ranks("n2")[-1])
     output = job.wait("COMPLETED")
     result = summary(job.run_dir)

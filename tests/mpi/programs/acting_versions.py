@@ -5,7 +5,7 @@ Lines of JSON in the working directory: server.txt [version, fingerprint], worke
 
 from __future__ import annotations
 
-import dppo.run  # first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
 import json
@@ -13,8 +13,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dppo.asynchronous import AsyncCoordinator
-from dppo.rollout import Collector
+from dppo.run import command
+from dppo.training.async_loop import AsyncCoordinator
+from dppo.training.collector import Collector
 
 
 def note(name: str, *values: object) -> None:
@@ -41,7 +42,7 @@ def main() -> int:
     AsyncCoordinator.__init__ = begin_and_note  # type: ignore[method-assign]
     AsyncCoordinator.on_gradient = apply_and_note  # type: ignore[method-assign]
     Collector._collect = collect_and_note  # type: ignore[method-assign]
-    return dppo.run.main()
+    return command.main()
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ mpirun -n R python first_rollout.py ENV TOTAL_ENVS HORIZON OUT.npz
 
 from __future__ import annotations
 
-import dppo.run  # noqa: F401  first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
 import sys
@@ -19,8 +19,8 @@ from dppo.algo.moments import Normaliser
 from dppo.config import Config
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import make_policy, observation_size
-from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.training.collector import Collector
 
 FIELDS = ("observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations")
 COMPUTED = ("heads", "log_probs", "values", "next_values")

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import dppo.run  # first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
+import time
 from pathlib import Path
 from typing import Any
 
-import dppo.storage.checkpoint
+import dppo.rundir.checkpoint
+from dppo.run import command
 
 
 def refuse(path: Path, *data: Any) -> None:
@@ -16,5 +18,5 @@ def refuse(path: Path, *data: Any) -> None:
 
 
 if __name__ == "__main__":
-    dppo.storage.checkpoint.write_durably = refuse
-    dppo.run._command()
+    dppo.rundir.checkpoint.write_durably = refuse
+    command.run(time.monotonic())

@@ -18,7 +18,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dppo.models.networks import MLP
+from dppo.models.mlp import MLP
 
 RANK = int(os.environ.get("OMPI_COMM_WORLD_RANK", "0"))
 FAULT = os.environ.get("FAULT", "")

@@ -8,7 +8,7 @@ That workers were pooled, or were not, is checked.
 
 from __future__ import annotations
 
-import dppo.run  # first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
 import json
@@ -17,9 +17,10 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-import dppo.roles
-from dppo.commandline import parse
-from dppo.exchange.pooling import Pool, make_pool
+import dppo.run.session
+from dppo.comm.learner_groups import Pool, make_pool
+from dppo.run import command
+from dppo.settings.flags import parse
 
 Made = tuple[Pool | None, MPI.Comm]
 
@@ -41,11 +42,11 @@ def main() -> None:
             made.append(pool is not None)
             return pool, computing
 
-        dppo.roles.make_pool = make  # type: ignore[attr-defined]
+        dppo.run.session.make_pool = make  # type: ignore[attr-defined]
         comm = world.Split(0 if world.rank < job["ranks"] else MPI.UNDEFINED, world.rank)
         if comm != MPI.COMM_NULL:
             config, _ = parse(job["flags"])
-            dppo.run.train(config, comm, quiet=True)
+            command.train(config, comm, quiet=True)
             assert made == [job["pooled"] and comm.rank > 0]
             comm.Free()
         world.Barrier()

@@ -20,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 from mpi4py import MPI
 
-from dppo.exchange.pooling import Pool, make_pool
+from dppo.comm.learner_groups import Pool, make_pool
 
 CASES = {
     "nothing": ("", 0),

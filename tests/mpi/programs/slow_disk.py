@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dppo.run  # first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
 import sys
@@ -10,12 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dppo.journal
-import dppo.storage.trajectory as trajectory
+import dppo.training.tracker
+import dppo.trajectories.writer as trajectory
+from dppo.run import command
 
 
 def main() -> int:
-    write, save = trajectory.write_durably, dppo.journal.write_checkpoint
+    write, save = trajectory.write_durably, dppo.training.tracker.write_checkpoint
 
     def slowly(path: Path, *data: Any) -> None:
         time.sleep(0.2)
@@ -27,8 +28,8 @@ def main() -> int:
         return save(run_dir, checkpoint, keep)
 
     trajectory.write_durably = slowly
-    dppo.journal.write_checkpoint = noted
-    return dppo.run.main()
+    dppo.training.tracker.write_checkpoint = noted
+    return command.main()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from mpi4py import MPI
 
-from dppo.commandline import parse
-from dppo.run import train
+from dppo import train
+from dppo.settings.flags import parse
 
 
 def main() -> None:

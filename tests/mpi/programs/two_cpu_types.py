@@ -12,7 +12,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] == str(int(os.environ["OMPI_COMM_WORLD_SIZ
     os.environ["OPENBLAS_CORETYPE"] = "Prescott"  # before NumPy is there, which has kernels of its own besides
     os.environ["NPY_DISABLE_CPU_FEATURES"] = "X86_V3 AVX2 FMA3"
 
-import dppo.run  # first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
 import sys
@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from dppo import state, sync_exchange
-from dppo.sync_exchange import AllreduceExchange
+from dppo.run import command
+from dppo.training import state, sync_exchange
+from dppo.training.sync_exchange import AllreduceExchange
 
 
 def main() -> int:
@@ -39,7 +40,7 @@ def main() -> int:
     sync_exchange.CHECK_EVERY = int(os.environ.get("CHECK_EVERY", sync_exchange.CHECK_EVERY))
     if os.environ.get("DRIFT"):
         state.squared_norm = lambda vector, _: float(np.dot(vector, vector))  # type: ignore[attr-defined]
-    return dppo.run.main()
+    return command.main()
 
 
 if __name__ == "__main__":

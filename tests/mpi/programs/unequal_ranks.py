@@ -9,7 +9,7 @@ gradient descent with rate 1, so that parameters before minus parameters after a
 
 from __future__ import annotations
 
-import dppo.run  # noqa: F401  first: it sets threads and MPI's parameters
+import first  # noqa: F401
 
 # isort: split
 import sys
@@ -19,22 +19,22 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from dppo import sync_exchange, synchronous
 from dppo.algo import returns
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
-from dppo.batch import Minibatch, Report, Rollout
+from dppo.cluster.signals import Preemption
+from dppo.comm.allreduce import Allreduce
+from dppo.comm.link import MPILink
+from dppo.comm.server import serve
 from dppo.config import Config, OptimConfig, PPOConfig, resolve
+from dppo.data import Minibatch, Report, Rollout
 from dppo.envs.vector import make_vector_env
-from dppo.exchange.allreduce import Allreduce
-from dppo.exchange.link import MPILink
-from dppo.exchange.server import serve
-from dppo.learner import Learner
 from dppo.models.policy import make_policy, observation_size
-from dppo.preemption import Preemption
-from dppo.rollout import Collector
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
-from dppo.state import TrainingState
+from dppo.training import sync_exchange, sync_loop
+from dppo.training.collector import Collector
+from dppo.training.learner import Learner
+from dppo.training.state import TrainingState
 
 ITERATIONS = 2
 
@@ -110,7 +110,7 @@ def main() -> None:
     if comm.rank == 0:
         journal = FakeJournal(rank.state, Preemption(1e9, None), after)
         num_workers = comm.size - 1
-        coordinator = synchronous.SyncCoordinator(
+        coordinator = sync_loop.SyncCoordinator(
             journal,
             rank.state,
             rank.learner,
@@ -131,7 +131,7 @@ def main() -> None:
             way = sync_exchange.AllreduceExchange(Allreduce(workers), rank.state, link)
         else:
             way = sync_exchange.P2PExchange(rank.state, link, rank.learner)
-        synchronous.train_worker(collector, rank.learner, rank.state, way, link, config)
+        sync_loop.train_worker(collector, rank.learner, rank.state, way, link, config)
         link.bye()
         rollouts = collector.__dict__["rollouts"]
     gathered = comm.gather(rollouts)

@@ -1,0 +1,1 @@
+"""The machine and its batch system: launcher, Slurm, signals, guards, watchdog."""

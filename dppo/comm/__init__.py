@@ -1,0 +1,1 @@
+"""What ranks say to each other. Besides dppo/run, only this folder calls MPI."""

@@ -1,0 +1,304 @@
+"""A worker's end of the conversation with rank 0.
+
+Uses mpi4py and the server's messages; the two training loops talk through it. With one rank, worker and server share a
+process and `LocalLink` calls the coordinator directly; nothing else differs.
+"""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from dppo.comm.mpi import MPI
+from dppo.comm.server import dispatch
+from dppo.comm.waiting import Backoff
+from dppo.comm.wakeup import Doorbell
+from dppo.data import Report, Rollout
+from dppo.models.flat import FlatParameters
+from dppo.seams import Coordinator, Dump, Standby, Tag
+
+NOTHING = np.empty(0, np.uint8)
+
+POLL_S, CROWDED_POLL_S = 0.002, 0.02
+"""How often a worker looks for rank 0's word while it collects."""
+
+
+class Link:
+    """A worker's end of the conversation with rank 0. What comes in is sorted: replies, verdicts, the order to stop.
+
+    Args:
+      asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
+      progress: told of every row and every update, with the phase.
+      memory: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
+      dump: where trajectories are written.
+    """
+
+    def __init__(
+        self,
+        asked_to_leave: Callable[[], bool],
+        progress: Callable[[str], None] = lambda phase: None,
+        memory: Standby | None = None,
+        dump: Dump | None = None,
+    ) -> None:
+        self.stopped = False
+        self.memory, self._dump = memory, dump
+        self.hurried_in = -1
+        """The iteration in which enough workers have finished their rollouts: the others may stop."""
+        self.may_be_hurried = False
+        self._broken: MPI.Exception | None = None
+        self.progress = progress
+        self.waited_s = 0.0
+        self._asked_to_leave, self._signalled = asked_to_leave, False
+        self._replies: deque[np.ndarray] = deque()
+        self._verdicts = 0
+        self._poll_s, self._next_poll = POLL_S, 0.0
+
+    def _send(self, tag: Tag, message: np.ndarray) -> None:
+        """Starts sending uint8 `message`, which the caller does not write again before the next answer."""
+        raise NotImplementedError
+
+    def _poll(self) -> bool:
+        """Takes in one message if there is one; never waits."""
+        raise NotImplementedError
+
+    def _take_all(self) -> None:
+        """Takes in what there is; never waits."""
+        while self._poll():
+            pass
+
+    def _look(self) -> None:
+        """The same, where an answer is hoped for."""
+        self._take_all()
+
+    def _has_rung(self) -> bool:
+        """Whether rank 0 has sent something, as far as it can say so at once."""
+        return False
+
+    def _take(self, tag: Tag, message: np.ndarray) -> None:
+        if tag == Tag.STOP:
+            self.stopped = True
+        elif tag == Tag.CONTINUE:
+            self._verdicts += 1
+        elif tag == Tag.HURRY:
+            self.hurried_in = int(message.view(np.int64)[0])
+        elif tag == Tag.SEAL:
+            if self._dump is not None:
+                self._dump.seal(int(message.view(np.int64)[0]))
+        elif tag == Tag.MIRROR:
+            if self.memory is not None:
+                self.memory.keep_mirror(message)
+        else:
+            assert tag == Tag.REPLY, tag
+            self._replies.append(message)
+
+    def _backoff(self) -> Backoff:
+        return Backoff(None, longest_s=0.002)
+
+    def _wait_for(self, there: Callable[[], object]) -> None:
+        self.progress("exchange")
+        since = time.monotonic()
+        backoff = self._backoff()
+        while not there() and not self.stopped:
+            if not self._poll():
+                backoff.pause()
+        self.waited_s += time.monotonic() - since
+
+    def report(self, report: Report, rollout: Rollout) -> None:
+        """Tells rank 0 of a rollout, and has it written where trajectories are; nobody waits.
+
+        Raises:
+          MPI.Exception: where a death has cut the rollout short; it was not told of, and can be gone on with.
+        """
+        if self._broken is not None:
+            raise self._broken
+        if self.memory is not None:
+            self.memory.add_report(report)
+        if self._dump is not None:
+            self._dump.add(rollout)
+        self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
+
+    def boundary(self, message: np.ndarray) -> None:
+        """Tells rank 0 the state at an iteration's end (allreduce, one worker); nobody waits."""
+        self._send(Tag.BOUNDARY, message)
+
+    def sums(self, version: int, vector: np.ndarray) -> None:
+        """Sends float64 sums to be added up by the server."""
+        self._send(Tag.SUMS, np.concatenate(([float(version)], vector)).view(np.uint8))
+
+    def gradient(self, version: int, flat: FlatParameters) -> None:
+        """Sends the flat gradient with its metric sums, computed from parameters `version`."""
+        message = np.empty(flat.summed.nbytes + 8, np.uint8)
+        message[:-8] = flat.summed.view(np.uint8)
+        message[-8:] = np.array([version], np.int64).view(np.uint8)
+        self._send(Tag.GRADIENT, message)
+
+    def fetch(self) -> None:
+        """Asks for the server's present state; it comes as a reply."""
+        self._send(Tag.FETCH, NOTHING)
+
+    def reply(self, *, wait: bool) -> np.ndarray | None:
+        """The server's next reply; None where there is none yet (wait=False) or the run has ended."""
+        if wait:
+            self._wait_for(lambda: self._replies)
+        else:
+            self._look()
+        return self._replies.popleft() if self._replies else None
+
+    def verdict(self) -> bool:
+        """Waits for rank 0's word on the last boundary: True where the run ends there."""
+        self._wait_for(lambda: self._verdicts)
+        self._verdicts -= not self.stopped
+        return self.stopped
+
+    def stop_requested(self) -> bool:
+        """Whether rank 0 has ended the run; it looks only now and then: where ranks outnumber cores, each look at MPI's
+        queues gives the core away.
+        """
+        self.progress("update")
+        now = time.monotonic()
+        if now >= self._next_poll:
+            self._next_poll = now + self._poll_s
+            self._pass_on()
+            self._take_all()
+        return self.stopped
+
+    def ends_here(self) -> bool:
+        """Whether the run has ended amid an iteration, and this rank may leave it by itself; asked between updates."""
+        return False
+
+    def interrupted(self) -> bool:
+        """The same, before each row of a rollout. A death is another reason to stop there, and raises with the report:
+        so no environment is lost between two rows.
+        """
+        self.progress("collect")
+        now = time.monotonic()
+        rung = self.may_be_hurried and self._has_rung()
+        if rung or now >= self._next_poll:
+            self._next_poll = now + self._poll_s
+            try:
+                self._pass_on()
+                if rung:
+                    self._poll()  # Iprobe moves what the next one sees
+                self._take_all()
+            except MPI.Exception as error:
+                self._broken = error
+        return self.stopped or self._broken is not None
+
+    def keep_moving(self) -> None:
+        """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
+        self.progress("exchange")
+        self._pass_on()
+        self._take_all()
+
+    def _pass_on(self) -> None:
+        """What has come up in this process: a signal, segments that are on disk."""
+        for answer in self._dump.answers() if self._dump is not None else ():
+            self._send(Tag.SEALED, np.frombuffer(pickle.dumps(answer, protocol=5), np.uint8))
+        if self._asked_to_leave() and not self._signalled:
+            self._signalled = True
+            self._send(Tag.SIGNAL, NOTHING)
+
+    def failure(self, text: str) -> None:
+        """Tells rank 0 that this worker cannot go on."""
+        self._send(Tag.FAILURE, np.frombuffer(text.encode(), np.uint8))
+
+    def closed(self) -> None:
+        """Tells rank 0 that the environments of this worker, which has failed, are closed."""
+        self._send(Tag.BYE, NOTHING)
+
+    def bye(self) -> None:
+        """The last word, once rank 0's order to stop has come; everything sent before it has arrived when this
+        returns.
+        """
+        self._wait_for(lambda: False)
+        if self._dump is not None:
+            self.progress("checkpoint")
+            self._dump.wait()
+            self._pass_on()
+        self._send(Tag.BYE, NOTHING)
+
+
+class MPILink(Link):
+    """To another process."""
+
+    def __init__(
+        self,
+        comm: MPI.Comm,
+        asked_to_leave: Callable[[], bool],
+        progress: Callable[[str], None] = lambda phase: None,
+        server: int = 0,
+        doorbell: Doorbell | None = None,
+        memory: Standby | None = None,
+        dump: Dump | None = None,
+    ) -> None:
+        super().__init__(asked_to_leave, progress, memory, dump)
+        self._comm, self._server, self._doorbell = comm, server, doorbell
+        if doorbell is not None and doorbell.crowded:
+            self._poll_s = CROWDED_POLL_S
+        self._status = MPI.Status()
+        self._sent: list[tuple[MPI.Request, np.ndarray]] = []
+
+    def _send(self, tag: Tag, message: np.ndarray) -> None:
+        self._sent = [(r, m) for r, m in self._sent if not r.Test()]
+        self._sent.append((self._comm.Isend([message, MPI.BYTE], self._server, int(tag)), message))
+        if self._doorbell is not None:
+            self._doorbell.ring(self._server)
+
+    def _backoff(self) -> Backoff:
+        rings = self._doorbell is not None and self._doorbell.reaches(self._server)
+        return Backoff(self._doorbell, all_ring=rings, longest_s=0.002)
+
+    def _look(self) -> None:
+        # a look at MPI's queues that finds nothing gives the core away, and to come back to it costs a cold cache
+        if self._doorbell is not None and self._doorbell.crowded and self._doorbell.reaches(self._server):
+            if not self._doorbell.has_rung():
+                return
+            self._poll()  # Iprobe moves what the next one sees
+        super()._look()
+
+    def _has_rung(self) -> bool:
+        return self._doorbell is not None and self._doorbell.has_rung()
+
+    def _poll(self) -> bool:
+        if not self._comm.Iprobe(self._server, MPI.ANY_TAG, self._status):
+            return False
+        message = np.empty(self._status.Get_count(MPI.BYTE), np.uint8)
+        self._comm.Recv([message, MPI.BYTE], self._server, self._status.Get_tag())
+        self._take(Tag(self._status.Get_tag()), message)
+        return True
+
+    def bye(self) -> None:
+        super().bye()
+        for request, _ in self._sent:
+            request.Wait()
+
+
+class LocalLink(Link):
+    """To a coordinator in this process: the one rank that is server and worker at once."""
+
+    def __init__(
+        self,
+        coordinator: Coordinator,
+        asked_to_leave: Callable[[], bool],
+        progress: Callable[[str], None] = lambda phase: None,
+        dump: Dump | None = None,
+    ) -> None:
+        super().__init__(asked_to_leave, progress, dump=dump)
+        self._coordinator = coordinator
+
+    def _send(self, tag: Tag, message: np.ndarray) -> None:
+        for answer in dispatch(self._coordinator, 0, tag, message.copy()):
+            self._take(answer.tag, answer.message)
+
+    def ends_here(self) -> bool:
+        return self.stop_requested()
+
+    def _poll(self) -> bool:
+        answers = self._coordinator.idle()
+        for answer in answers:
+            self._take(answer.tag, answer.message)
+        return bool(answers)

@@ -1,0 +1,122 @@
+"""Memory that some ranks of a node share, and counters in it: who waits for one sleeps until it is counted up.
+
+Uses mpi4py and Linux; the doorbell and the pool are built on it. Nobody else can open the memory, and there is nothing
+to write to from outside: other users of the node can neither wake a rank nor keep it asleep. What decides is the
+counter; a wake-up only says: look at it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import platform
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dppo.comm.collectives import all_have, gather_all
+from dppo.comm.mpi import MPI
+
+PAGE = mmap.PAGESIZE
+_NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
+_FUTEX = _NUMBERS.get(platform.machine(), 0)
+"""The system call's number; 0 where it is not known."""
+_WAIT, _WAKE, _WAKE_OP = 0, 1, 5
+_ADD_ONE = 1 << 28 | 1 << 12
+_EVERYONE = 2**31 - 1
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = [("s", ctypes.c_long), ("ns", ctypes.c_long)]
+
+
+_call = ctypes.CDLL(None).syscall
+_call.restype = ctypes.c_long
+_call.argtypes = (
+    ctypes.c_long, ctypes.c_void_p, ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_ulong,
+)  # fmt: skip
+
+
+class Counters:
+    """Numbers modulo 2^32 in shared memory, all 0 at first.
+
+    Args:
+      memory: uint8, shared, a multiple of 4 bytes.
+
+    Source: Linux, futex(2).
+    """
+
+    def __init__(self, memory: np.ndarray) -> None:
+        self._numbers = memory.view(np.uint32)
+        self._view = self._numbers.data  # several times as fast to read
+        self._address = self._numbers.ctypes.data
+        # kept: after a sleep all caches are cold, and each object that is made costs many times what it does otherwise
+        self._limit, self._limit_s = _Timespec(), 0.0
+        self._limit_at = ctypes.byref(self._limit)
+
+    def __getitem__(self, index: int) -> int:
+        number: int = self._view[index]
+        return number
+
+    def count_up(self, index: int) -> None:
+        """Wakes all who sleep on it. The kernel does it: it is atomic, and seen after whatever was written before."""
+        at = self._address + 4 * index
+        _call(_FUTEX, at, _WAKE_OP, _EVERYONE, None, at, _ADD_ONE)
+
+    def wake(self, index: int) -> None:
+        """Whoever sleeps on it looks."""
+        _call(_FUTEX, self._address + 4 * index, _WAKE, _EVERYONE, None, None, 0)
+
+    def sleep(self, index: int, seen: int, longest_s: float) -> None:
+        """Until it is another number than `seen`, or somebody says `wake`, or a signal comes, or for `longest_s`."""
+        if longest_s != self._limit_s:
+            self._limit_s, self._limit.s = longest_s, int(longest_s)
+            self._limit.ns = int(1e9 * (longest_s - self._limit.s))
+        _call(_FUTEX, self._address + 4 * index, _WAIT, seen, self._limit_at, None, 0)
+
+    def is_at(self, index: int, number: int) -> bool:
+        """Whether it has been counted up to `number`, or further."""
+        return (self[index] - number) % 2**32 < 2**31
+
+    def comes_to(self, index: int, number: int, longest_s: float) -> bool:
+        """The same. If it has not, this sleeps until that may have changed."""
+        seen = self[index]
+        if (seen - number) % 2**32 < 2**31:
+            return True
+        self.sleep(index, seen, longest_s)
+        return False
+
+
+def share(comm: MPI.Comm, ranks: Sequence[int], num_bytes: int) -> np.ndarray | None:
+    """Collective over `comm`. Zeros, [num_bytes] uint8, that this rank shares with `ranks`, of its node, itself among
+    them; None, on all of `comm`, where one of them cannot have it.
+
+    It is a file in /dev/shm of mode 0600, which loses its name as soon as all have opened it: nothing is left however
+    the job ends.
+    """
+    path, file = "", -1
+    memory: mmap.mmap | None = None
+    if comm.rank == ranks[0] and _FUTEX:
+        with contextlib.suppress(OSError):
+            file, path = tempfile.mkstemp(prefix="dppo-", dir="/dev/shm")
+    try:
+        with contextlib.suppress(OSError):
+            if path:
+                os.posix_fallocate(file, 0, num_bytes)  # else a full /dev/shm is a bus error later
+                memory = mmap.mmap(file, num_bytes)
+        path = gather_all(comm, path if memory is not None else "")[ranks[0]] or path
+        with contextlib.suppress(OSError):
+            if path and comm.rank != ranks[0]:
+                file = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+                memory = mmap.mmap(file, num_bytes)
+        complete = all_have(comm, memory)
+    finally:
+        if file >= 0:
+            os.close(file)
+        if path:
+            Path(path).unlink(missing_ok=True)
+    return np.frombuffer(memory, np.uint8) if memory is not None and complete else None

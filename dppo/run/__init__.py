@@ -1,0 +1,1 @@
+"""python -m dppo.run: how a run starts, goes on after deaths, and ends."""

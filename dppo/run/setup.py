@@ -1,0 +1,346 @@
+"""How a run opens and closes: what is built and said before training, the run directory, and the last lines.
+
+Uses planning, workplace and the journal; run.py calls it, and crew.py where a rank takes rank 0's place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo.cluster import guard
+from dppo.cluster.signals import Preemption
+from dppo.comm.collectives import first_error, from_rank_zero, gather_at_zero, mpi_version
+from dppo.comm.mpi import Comm
+from dppo.comm.ulfm import HOW_TO_SURVIVE, survives_deaths, wait_asleep
+from dppo.config import Config
+from dppo.console import Console
+from dppo.envs.reasons import reason
+from dppo.files import replace_atomically
+from dppo.run.preflight import Plan, plan_run, versions
+from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
+from dppo.rundir.contents import check_environments
+from dppo.rundir.recorders import read_json, write_json, write_summary
+from dppo.rundir.runs import SIGNS
+from dppo.settings.flags import VERSION, UsageError, resumed, to_toml
+from dppo.startup import forks_end_here, this_python
+from dppo.training.build import Workplace, build_workplace
+from dppo.training.counters import WINDOW
+from dppo.training.replay import History
+from dppo.training.state import TrainingState
+from dppo.training.tracker import Failure, Journal, Summary
+from dppo.trajectories.format import set_aside_orphans
+
+EXIT_USAGE = 2
+EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}
+"""Of the program, by how the run ended."""
+
+
+PYTHON = this_python()  # before an environment changes the working directory
+
+
+def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> Plan | Summary:
+    """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk.
+
+    Args:
+      is_complete: the command line has put a resumed run's settings in already.
+    """
+    planned: Plan | Summary | None = None
+    error: str | None = None
+    if comm.rank == 0:
+        try:
+            given = config if is_complete or not config.resume else resumed(config)
+            planned = plan_run(given, comm.size, console)
+        except ValueError as problem:
+            error = str(problem)
+        except OSError as problem:
+            error = str(problem)
+            if problem.filename is not None:
+                error = (
+                    f"{problem.filename}: {problem.strerror}: this user must be able to read and write the run's files"
+                )
+    error = from_rank_zero(comm, error)
+    if error is not None:
+        raise UsageError(error)
+    return from_rank_zero(comm, planned)
+
+
+def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Workplace:
+    """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all.
+
+    Args:
+      progress: told where this rank is, as an environment may not come back.
+    """
+    place, error = None, None
+    worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
+    progress("start: making environments")
+    try:
+        with forks_end_here():
+            place = build_workplace(config, worker)
+    except ValueError as problem:
+        error = str(problem)
+    except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
+        error = f"{config.env} could not be made: {reason(problem)}"
+    wait_asleep(comm, lambda: progress("exchange"))
+    error = first_error(comm, error)
+    if error is not None:
+        guard.announce(EXIT_USAGE)  # whatever they do while they are closed
+        if place is not None:
+            place.close()
+        raise UsageError(error)
+    assert place is not None
+    return place
+
+
+def try_environments(place: Workplace, comm: Comm) -> str:
+    """Collective over `comm`. Resets every worker's environments and steps them once, for a dry run.
+
+    Returns:
+      What the first worker saw, on rank 0; elsewhere "".
+
+    Raises:
+      UsageError: what failed on some rank, on all of them.
+    """
+    seen = error = None
+    try:
+        if place.envs is not None:
+            seen = _first_step(place)
+    except (Exception, SystemExit) as problem:
+        error = f"an environment failed in its first steps: {reason(problem)}"
+    error = first_error(comm, error)
+    if error is not None:
+        raise UsageError(error)
+    told = [text for text in gather_at_zero(comm, seen) if text is not None]
+    return told[0] if told else ""
+
+
+def _first_step(place: Workplace) -> str:
+    """Resets and steps the environments of this rank; says what the first of them gave."""
+    assert place.envs is not None
+    observations = place.envs.reset()
+    first = np.array(observations[0])
+    actions = place.policy.greedy(place.learner.normaliser.inputs(observations))
+    step = place.envs.step(place.policy.distribution.to_env(actions))
+    both = np.stack((first, step.observations[0]))
+    span = f"{both.min():.4g} to {both.max():.4g}" if both.size else "nothing"
+    ends = [name for name, flags in (("terminated", step.terminations), ("truncated", step.truncations)) if flags[0]]
+    return (
+        f"the first environment was reset and stepped once: observations {first.dtype} {list(first.shape)} of {span},"
+        f" reward {float(step.rewards[0]):.4g}{''.join(f', {end}' for end in ends)}"
+    )
+
+
+def check_saved(planned: Plan, place: Workplace, comm: Comm) -> None:
+    """Collective over `comm`. What the checkpoint holds is of this network and of these environments."""
+    saved, error = planned.saved, None
+    try:
+        if saved is not None:
+            place.state.check(saved.state)
+        if saved is not None and place.envs is not None:
+            first = (place.worker or 0) * place.envs.num_envs
+            mine = range(first, first + place.envs.num_envs)
+            envs = [e for _, states in saved.ranks.values() for e in states if e.env in mine]
+            check_environments(envs, place.envs.observation_space, place.envs.action_space)
+    except ValueError as problem:
+        name = f"{planned.run_dir}/checkpoints/step_{0 if saved is None else saved.env_steps:09d}"
+        error = f"{name} does not fit to this run: {problem}; move it away, and --resume takes the one before"
+    error = first_error(comm, error)
+    if error is not None:
+        raise UsageError(error)
+
+
+def introduce(
+    planned: Plan, place: Workplace, comm: Comm, console: Console, notes: Sequence[str], threads: int
+) -> None:
+    """Collective over `comm`. The first lines of output."""
+    description = gather_at_zero(comm, None if place.envs is None else place.envs.description)
+    if comm.rank != 0:
+        return
+    config, workers = planned.config, max(1, comm.size - 1)
+    described = next(d for d in description or [] if d is not None)
+    role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
+    cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
+    console.line(f"{VERSION}: {config.env}, {cell}; {role}")
+    for note in notes:
+        console.line(f"  {note}")
+    console.line(f"  {described} per worker; {place.policy.description}; {threads} thread(s) per rank")
+    if config.time_limit_s is not None and config.time_limit_s <= config.checkpoint.grace_s:
+        console.warn(
+            f"--time-limit-s {config.time_limit_s:g} leaves nothing before --checkpoint.grace-s"
+            f" {config.checkpoint.grace_s:g}: the run will save and leave after its first iteration"
+        )
+    until = f"{config.total_steps:,} steps"
+    if config.target_return is not None:
+        until = f"a mean return of {config.target_return:g} over 100 episodes, at most {until}"
+    console.line(f"  until {until}; files in {planned.run_dir}")
+    if comm.size > 1:
+        console.line(f"  {'ranks may die: the others go on' if survives_deaths() else HOW_TO_SURVIVE}")
+    if (config.respawn or config.on_worker_error == "continue") and not (comm.size > 1 and survives_deaths()):
+        why = "there is only one" if comm.size == 1 else "without ULFM a dead rank ends the job"
+        console.warn(f"--respawn and --on-worker-error continue have no effect here: {why}")
+    if config.mode == "async" and comm.size <= 2:
+        console.line(
+            "  async with one worker: no gradient is ever older than its own successor; sync does the same with less"
+        )
+
+
+def open_journal(
+    planned: Plan,
+    state: TrainingState,
+    workers: Sequence[int],
+    hosts: list[str],
+    preemption: Preemption,
+    console: Console,
+    started: float,
+    threads: int,
+    *,
+    first_rank: int,
+) -> Journal:
+    """Rank 0: makes the run directory, or goes on in it, and saves step 0.
+
+    Args:
+      workers: their numbers.
+      hosts: of all ranks.
+      first_rank: of worker 0.
+
+    Raises:
+      OSError: the run directory cannot be written. Of a new run nothing is left then.
+    """
+    before = set(os.listdir(planned.run_dir)) if planned.run_dir.is_dir() else set()
+    try:
+        return _open_journal(
+            planned, state, workers, hosts, preemption, console, started, threads, first_rank=first_rank
+        )
+    except OSError:
+        if planned.saved is None:
+            _remove_all_but(planned.run_dir, before)
+        raise
+
+
+def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
+    """Of what an opening writes."""
+    for name in {*SIGNS, "tensorboard"} - kept:
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            (run_dir / name).unlink()
+
+
+def leave_no_trace(planned: Plan) -> None:
+    """Rank 0: the folders that were made for a run that could not be opened go again; those that hold nothing."""
+    folder = planned.run_dir.absolute()
+    with contextlib.suppress(OSError):
+        while planned.was_there is not None and folder != planned.was_there:
+            folder.rmdir()
+            folder = folder.parent
+
+
+def _open_journal(
+    planned: Plan,
+    state: TrainingState,
+    workers: Sequence[int],
+    hosts: list[str],
+    preemption: Preemption,
+    console: Console,
+    started: float,
+    threads: int,
+    *,
+    first_rank: int,
+) -> Journal:
+    planned.run_dir.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(planned.run_dir)
+    saved = planned.saved
+    if saved is not None:
+        state.load(saved.state)
+        console.line(f"  resumed at {saved.env_steps:,} steps, iteration {saved.iteration}, attempt {planned.attempt}")
+        if len(saved.ranks) != len(workers):
+            console.warn(
+                f"the checkpoint is of {len(saved.ranks)} worker(s), this run has {len(workers)}: environments are"
+                " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers"
+                " will differ"
+            )
+    replace_atomically(planned.run_dir / "config.toml", to_toml(planned.config).encode())
+    before = read_json(planned.run_dir / "versions.json").get("attempts")
+    newest = versions(hosts, threads, mpi_version(), planned.allocation)
+    attempts = {"run_id": planned.run_id, **newest, "attempts": [*(before if isinstance(before, list) else []), newest]}
+    write_json(planned.run_dir / "versions.json", attempts)
+    named = {} if saved is None else saved.next_segments
+    if moved := set_aside_orphans(planned.run_dir, named, planned.attempt):
+        console.line(f"  {moved} trajectory segment(s) newer than the checkpoint were moved to trajectories/orphaned")
+    journal = Journal(
+        planned.run_dir, planned.config, state, preemption, console,
+        workers=workers, world_size=len(hosts), attempt=planned.attempt, started=started,
+        wall_s=planned.wall_s,
+        books=None if saved is None else saved.journal,
+        histories=saved_histories(saved, workers, planned.config.num_envs),
+        first_rank=first_rank, next_segments=named,
+    )  # fmt: skip
+    if saved is None:
+        journal.save_start()
+    return journal
+
+
+def saved_histories(saved: Checkpoint | None, workers: Sequence[int], num_envs: int) -> dict[int, History]:
+    """Of a checkpoint's environments, by worker; with some of them missing, a worker's begins with its first report."""
+    out: dict[int, History] = {}
+    if saved is None:
+        return out
+    envs = {e.env: e for _, states in saved.ranks.values() for e in states}
+    for worker in workers:
+        mine = [envs[g] for g in range(worker * num_envs, (worker + 1) * num_envs) if g in envs]
+        if len(mine) == num_envs:
+            out[worker] = History()
+            out[worker].start_from(_next_row(saved, worker, num_envs), mine)
+    return out
+
+
+def saved_states(planned: Plan, worker: int) -> tuple[Any, int, int]:
+    """Where the checkpoint has the environments, as `make_collector` takes it; (None, 0, 0) where the run begins."""
+    saved = planned.saved
+    if saved is None or not saved.ranks:
+        return None, 0, 0
+    states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
+    return states, _next_row(saved, worker, planned.config.num_envs), saved.journal["next_episode"]
+
+
+def _next_row(saved: Checkpoint, worker: int, num_envs: int) -> int:
+    """Where a worker goes on: beyond every row that was counted, lest new rollouts be taken for those."""
+    rows = [row for row, states in saved.ranks.values() if any(e.env // num_envs == worker for e in states)]
+    return max((*rows, saved.journal.get("rows", {}).get(worker, 0)))
+
+
+def say_failed(planned: Plan, failure: Failure) -> None:
+    """The summary of a run that ends where no rank keeps its books."""
+    with contextlib.suppress(OSError):
+        said = read_json(planned.run_dir / "summary.json")
+        has_ended = said.get("attempt") == planned.attempt and said.get("exit") in EXIT_CODES
+        if said and not has_ended:
+            how = {"exit": "failed", "error": failure.text, "stalled": failure.stalled, "attempt": planned.attempt}
+            write_summary(planned.run_dir / "summary.json", said | how)
+
+
+def conclude(summary: Summary, console: Console) -> None:
+    """The last lines of output."""
+    s = summary
+    reached = (
+        "no episode has ended"
+        if s.return_mean_100 is None
+        else f"mean return {s.return_mean_100:.2f} (last {min(s.episodes, WINDOW)} episodes)"
+    )
+    how = {
+        "target": "target reached",
+        "finished": "finished",
+        "preempted": f"preempted by {s.preempted_by}, state saved; run again with --resume",
+    }
+    console.line(
+        f"{how[s.exit]}: {reached} after {s.env_steps:,} steps, {s.updates:,} updates, {s.episodes:,} episodes"
+    )
+    speed = f"{s.steps_per_s:,.0f} steps/s on {max(1, s.world_size - 1)} worker(s)"
+    console.line(f"  {s.train_s:.1f} s of training, {speed}; {s.wall_s:.1f} s in all")
+    console.line(f"  files: {s.run_dir}   evaluate: {PYTHON} -m dppo.evaluate {shlex.quote(s.run_dir)}")

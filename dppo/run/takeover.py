@@ -1,0 +1,250 @@
+"""What rank 0 does after a death: it takes over the newest state that is left and, where the server itself has died,
+its books.
+
+Uses the journal, the exchange's memories and storage; survival.py brings what the survivors have told each other.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo.data import Report
+from dppo.run.members import Rank, Seat, begin_books, count_ranks
+from dppo.run.setup import EXIT_CODES, saved_histories
+from dppo.rundir.checkpoint import newest_valid, remove_leftovers
+from dppo.rundir.recorders import read_json
+from dppo.rundir.runfiles import SavingError
+from dppo.training.replay import History
+from dppo.training.standby import Mirror
+from dppo.training.state import TrainingState
+from dppo.training.tracker import Failure, Journal, Summary
+from dppo.trajectories.format import next_segments
+
+MAX_MIRROR_AGE = 10
+"""In copies that should have come since."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """What a survivor tells all others."""
+
+    seat: Seat
+    is_server: bool
+    progress: tuple[int, int]
+    """(iteration, version) of the state that it can give."""
+    checksum: int
+    """Of that state."""
+    updates_seen: int
+    mirror: tuple[int, int] | None
+    """(iteration, updates) of the copy that it holds."""
+    failure: Failure | None
+    synchronised: bool
+
+
+@dataclass(frozen=True)
+class Goods:
+    """What it gives to the new server."""
+
+    reports: list[Report]
+    heads: dict[int, np.ndarray]
+    state: np.ndarray | None
+    totals: np.ndarray | None
+    mirror: Mirror | None
+    history: History | None
+    discarded: int
+    """Transitions that this rank will not use."""
+
+
+def givers(words: Sequence[Word], *, all_step: bool) -> tuple[int, int]:
+    """Who gives the state, and who the copy of a dead server's books.
+
+    The server's own state is the newest where only it steps (p2p, async). Where it has died, or every worker steps
+    (allreduce), it is that of whoever is furthest.
+    """
+    places = range(len(words))
+    state = max(places, key=lambda i: (not all_step and words[i].is_server, words[i].progress, words[i].is_server))
+    return state, max(places, key=lambda i: words[i].mirror or (-1, -1))
+
+
+def drifted(words: Sequence[Word]) -> list[Word]:
+    """sync/allreduce: those whose states are as far as the furthest but not the same. A sum that a death has spoilt on
+    one of them would show here.
+    """
+    workers = [w for w in words if not w.is_server]
+    furthest = max((w.progress for w in workers), default=None)
+    there = [w for w in workers if w.progress == furthest]
+    return there if len({w.checksum for w in there}) > 1 else []
+
+
+def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> np.ndarray:
+    """The newest state that a rank can give, packed: its own, or that of a copy whose reply to the workers was never
+    sent.
+    """
+    own = np.empty(state.all_bytes, np.uint8)
+    state.pack(own)
+    if is_server or mirror is None or not len(mirror.state):
+        return own
+    own_at, copy_at = state.progress_of(own), state.progress_of(mirror.state)
+    same_round = copy_at[0] == own_at[0] and state.ticket > 0  # else the iteration's statistics would be those before
+    return mirror.state if copy_at > own_at and (same_round or state.is_boundary(mirror.state)) else own
+
+
+def serve(me: Rank, words: list[Word], giver: int, goods: list[Goods], lost: list[Seat], took_s: float) -> None:
+    """Rank 0: has the newest state after it, and the books."""
+    state, all_step = me.place.state, me.plan.config.exchange == "allreduce"
+    packed = goods[giver].state
+    assert packed is not None and me.memory is not None
+    told = [report for g in goods for report in g.reports]
+    took_over = me.journal is None
+    if not me.quiet:
+        me.console.enable()
+    if took_over:
+        said = read_json(me.plan.run_dir / "summary.json")
+        if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
+            me.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
+            return
+        try:
+            if not any(w.synchronised for w in words):  # it died before anyone had the run's state
+                _begin_anew(me, lost)
+                return
+            known_updates, closed = _take_over(me, words, packed, goods, told)
+        except OSError as error:
+            raise SavingError(f"after the server's death, {me.plan.run_dir} cannot be taken over: {error}") from error
+    else:
+        if all_step and me.coordinator is not None:
+            told += me.coordinator.unclosed
+        closed, known_updates = state.iteration, state.updates
+    journal = me.journal
+    assert journal is not None
+    if journal.ended:
+        state.unpack(packed)
+    elif all_step:
+        _close_passed(journal, state, closed, packed, [g.heads for g in goods], told)
+        known_updates = state.updates
+    else:
+        for report in told:
+            if journal.add(report) and report.moment_sums is not None and report.moment_means and not took_over:
+                state.normaliser.merge(report.moment_sums, *report.moment_means)
+        me.memory.totals = goods[giver].totals
+    _count_losses(me, words, goods, lost, known_updates)
+    me.coordinator = me.memory.boundary = None  # from here on this rank has the newest state
+    for seat in lost:
+        me.console.warn(f"{seat} has died in iteration {state.iteration + 1}")
+    server = f"; {me.seat} is the server now" if took_over else ""
+    me.console.warn(f"{me.comm.size} rank(s) go on after {took_s:.2f} s{server}")
+
+
+def _begin_anew(me: Rank, lost: list[Seat]) -> None:
+    begin_books(me)
+    count_ranks(me)
+    for seat in lost:
+        me.console.warn(f"{seat} has died at the start")
+
+
+def _count_losses(me: Rank, words: list[Word], goods: list[Goods], lost: list[Seat], known_updates: int) -> None:
+    config = me.plan.config
+    assert me.journal is not None and config.horizon is not None
+    losses = me.journal.losses
+    losses.updates_lost += max(0, max(w.updates_seen for w in words) - known_updates)
+    losses.env_steps_lost += sum(g.discarded for g in goods)
+    losses.env_steps_lost += config.horizon * config.num_envs * sum(seat.worker is not None for seat in lost)
+    count_ranks(me)
+
+
+def _take_over(
+    me: Rank, words: list[Word], packed: np.ndarray, goods: list[Goods], told: list[Report]
+) -> tuple[int, int]:
+    """Makes the journal. Returns the updates that the optimiser's statistics know of, and the iteration of the last
+    line of metrics.
+    """
+    config, state, plan = me.plan.config, me.place.state, me.plan
+    state.unpack(packed)
+    state.forget_unfinished()
+    mirror = next((g.mirror for g in goods if g.mirror is not None), None)
+    if mirror is not None and _is_old(mirror, me):
+        mirror = None  # of a rank that was a standby once: the last checkpoint is newer
+    saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
+    if mirror is None and saved is None:  # the server died before it had opened the run
+        begin_books(me)
+        return state.updates, 0
+    remove_leftovers(plan.run_dir)
+    updates = state.updates
+    histories: dict[int, History] = {}
+    if mirror is not None:
+        books, books_iteration = mirror.books, mirror.iteration
+        if len(mirror.state):
+            state.unpack_optimizer(mirror.state)
+            updates = mirror.updates
+    else:
+        assert saved is not None
+        books, books_iteration = saved.journal, saved.iteration
+        histories = saved_histories(saved, range(max(1, me.num_ranks - 1)), config.num_envs)
+        if config.exchange != "allreduce":
+            state.optimizer.steps, state.optimizer.state[:] = saved.state["optimizer_steps"], saved.state["optimizer"]
+            updates = saved.state["numbers"]["updates"]
+    for w, g in zip(words, goods, strict=True):
+        if w.seat.worker is not None and g.history is not None and not g.history.is_empty:
+            histories[w.seat.worker] = g.history
+    line = last_line(plan.run_dir / "metrics.jsonl", state.iteration)
+    me.journal = journal = Journal(
+        plan.run_dir, config, state, me.preemption, me.console,
+        workers=me.workers, world_size=me.comm.size, attempt=plan.attempt, started=me.started, wall_s=plan.wall_s,
+        books=books, histories=histories, first_rank=me.first_rank,
+        next_segments=next_segments(plan.run_dir),
+    )  # fmt: skip
+    journal.start_clock()
+    if line.get("iteration", 0) > books_iteration:
+        for report in told:
+            if report.iteration < line["iteration"]:
+                journal.add(report)
+        journal.catch_up(line)
+    return updates, int(line.get("iteration", 0))
+
+
+def _is_old(mirror: Mirror, me: Rank) -> bool:
+    state = me.place.state
+    if me.plan.config.exchange == "allreduce":
+        return state.iteration - mirror.iteration > MAX_MIRROR_AGE
+    return state.updates - mirror.updates > MAX_MIRROR_AGE * max(1, me.plan.config.server.mirror_every)
+
+
+def last_line(path: Path, iteration: int) -> dict[str, Any]:
+    """Of metrics.jsonl, up to this iteration; {} where there is none."""
+    last: dict[str, Any] = {}
+    for text in path.read_bytes().splitlines(keepends=True)[::-1] if path.exists() else ():
+        try:
+            last = json.loads(text) if text.endswith(b"\n") else {}
+        except ValueError:
+            continue
+        if last and last["iteration"] <= iteration:
+            return last
+    return {}
+
+
+def _close_passed(
+    journal: Journal,
+    state: TrainingState,
+    closed: int,
+    packed: np.ndarray,
+    heads: list[dict[int, np.ndarray]],
+    told: list[Report],
+) -> None:
+    """sync/allreduce: the workers were ahead of the books, which follow here."""
+    state.unpack(packed)
+    newest = state.iteration
+    for iteration in range(closed + 1, newest + 1):
+        for report in told:
+            if report.iteration == iteration - 1:
+                journal.add(report)
+        head = next((h[iteration] for h in heads if iteration in h), None)
+        if head is not None and iteration < newest:
+            state.unpack_head(head)
+        elif iteration == newest:
+            state.unpack(packed)
+        journal.close({}, passing=iteration < newest)

@@ -1,0 +1,1 @@
+"""The run directory: checkpoints, metrics, summaries; no MPI, and no pickle."""

@@ -1,0 +1,269 @@
+"""Checkpoints: atomic, complete, resumable.
+
+    RUN/checkpoints/step_000050176/{manifest.json, state.safetensors, rank_00001.safetensors, …}
+    RUN/checkpoints/latest
+
+Arrays are in the safetensors files, all else is JSON in the manifest (tensors.py); nothing is a pickle. A folder is
+built under another name, every file synced, the manifest (sizes and checksums) written last, then renamed. What is read
+is checked as a file of others': reading.py says what may be opened, contents.py what the values must be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo.console import plain
+from dppo.data import EnvState
+from dppo.files import MB, fsync_folder, open_regular, parse_json, read_regular, replace_atomically, write_durably
+from dppo.rundir.contents import check_count, check_values, env_arrays, envs_of
+from dppo.rundir.recorders import read_json
+from dppo.rundir.tensors import check_head, from_bytes, join, split, to_bytes, to_json
+
+FORMAT, OLD_FORMAT = 2, 1
+MANIFEST_BYTES, FILE_BYTES = 16 * MB, 4096 * MB
+"""What these files may have at most; a run whose own are larger is told so by its first checkpoint."""
+_NAME = re.compile(r"step_(\d+)(\.old)?")
+_STATE, _RANK = "state.safetensors", re.compile(r"rank_(\d{5,9})\.safetensors")
+
+
+class OldFormError(ValueError):
+    """A checkpoint of an earlier dppo, which kept pickles."""
+
+
+@dataclass(slots=True)
+class Checkpoint:
+    """What a run needs to go on. `state` and `journal` hold plain values and NumPy arrays."""
+
+    env_steps: int
+    iteration: int
+    state: dict[str, Any]
+    """The learner's: parameters, optimiser, moments, counters."""
+    journal: dict[str, Any]
+    """Rank 0's books: the window of episodes, counts, seconds."""
+    ranks: dict[int, tuple[int, list[EnvState]]]
+    """rank -> (rows of noise drawn, its environments)."""
+    next_segments: dict[int, int] = field(default_factory=dict)
+    """rank -> number of its next trajectory segment: those below hold what this checkpoint has seen."""
+    missing_rows: dict[int, int] = field(default_factory=dict)
+    """rank -> rows behind those segments that are in none; a rank that has none is not there."""
+
+
+def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes `checkpoint`, points `latest` at it and removes all but the `keep` newest. Returns its folder."""
+    root = run_dir / "checkpoints"
+    root.mkdir(parents=True, exist_ok=True)
+    folder = root / f"step_{checkpoint.env_steps:09d}"
+    part = root / (folder.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    arrays: dict[str, np.ndarray] = {}
+    manifest: dict[str, Any] = {
+        "format": FORMAT,
+        "env_steps": checkpoint.env_steps,
+        "iteration": checkpoint.iteration,
+        "next_segments": {str(rank): number for rank, number in sorted(checkpoint.next_segments.items())},
+        "missing_rows": {str(rank): number for rank, number in sorted(checkpoint.missing_rows.items())},
+        "rows": {str(rank): row for rank, (row, _) in sorted(checkpoint.ranks.items())},
+        "state": split(checkpoint.state, arrays),
+        "journal": split(checkpoint.journal, arrays, "journal"),
+        "files": {},
+    }
+    files = {_STATE: arrays}
+    files |= {f"rank_{rank:05d}.safetensors": env_arrays(envs) for rank, (_, envs) in checkpoint.ranks.items()}
+    for name, content in files.items():
+        data = to_bytes(content)
+        if len(data) > FILE_BYTES:
+            raise OSError(f"{name} would have {len(data):,} bytes; a checkpoint's files may have {FILE_BYTES:,}")
+        write_durably(part / name, data)
+        manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    write_durably(part / "manifest.json", sealed(manifest))
+    fsync_folder(part)
+    before = root / (folder.name + ".old")
+    if folder.exists():  # a damaged one that a resume had to skip, or the same boundary saved twice
+        shutil.rmtree(before, ignore_errors=True)
+        os.rename(folder, before)  # where it still counts, should this process be killed now
+    os.rename(part, folder)
+    fsync_folder(root)
+    replace_atomically(root / "latest", (folder.name + "\n").encode())
+    shutil.rmtree(before, ignore_errors=True)
+    others = [p for p in checkpoint_folders(run_dir) if p != folder]
+    # newer ones were damaged, or of a future that a resume has undone: they must not push out what is whole
+    dead = [p for p in others if p.name.removesuffix(".old") > folder.name]
+    for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :], *root.glob("*.removed")):
+        _remove(surplus)
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first: whoever is killed meanwhile leaves nothing that looks like a damaged checkpoint."""
+    doomed = folder if folder.suffix == ".removed" else folder.with_name(folder.name + ".removed")
+    with contextlib.suppress(OSError):
+        os.rename(folder, doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def remove_leftovers(run_dir: Path) -> None:
+    """What a killed write left half done; called when a run opens, before anything writes."""
+    for pattern in ("*.part", "*.removed"):
+        for leftover in (run_dir / "checkpoints").glob(pattern):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def checkpoint_folders(run_dir: Path) -> list[Path]:
+    """Complete checkpoints, newest first."""
+    root = run_dir / "checkpoints"
+    if not root.is_dir():
+        return []
+    found = {p: _NAME.fullmatch(p.name) for p in root.iterdir() if p.is_dir()}
+    ages = {p: (int(match[1]), match[2] is None) for p, match in found.items() if match}
+    return sorted(ages, key=lambda p: ages[p], reverse=True)
+
+
+def sealed(manifest: dict[str, Any]) -> bytes:
+    """The file of a manifest: one key a line, the last one is the checksum of all others."""
+    lines = [f"{json.dumps(key)}: {to_json(value).decode()}" for key, value in manifest.items()]
+    checksum = hashlib.sha256(to_json(manifest)).hexdigest()
+    return ("{\n" + ",\n".join([*lines, f'"sha256": "{checksum}"']) + "\n}\n").encode()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint of this form.
+
+    Raises:
+      OldFormError: it is of an earlier one.
+      ValueError: it is damaged.
+    """
+    try:
+        manifest = parse_json(read_regular(folder / "manifest.json", folder.parent.parent, MANIFEST_BYTES))
+        if not isinstance(manifest, dict):
+            raise ValueError("it holds no table")
+    except (OSError, ValueError) as error:
+        if (folder / "state.pt").exists():
+            raise OldFormError("it has a state.pt and no manifest.json that can be read") from error
+        raise ValueError(f"manifest.json cannot be read: {error}") from error
+    if manifest.get("format") == OLD_FORMAT:
+        raise OldFormError("its manifest.json has format 1")
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"manifest.json has format {manifest.get('format')!r:.40}, this dppo reads {FORMAT}")
+    checksum = manifest.pop("sha256", None)
+    if checksum != hashlib.sha256(json.dumps(manifest, separators=(",", ":")).encode()).hexdigest():
+        raise ValueError("manifest.json does not match its checksum")
+    return manifest
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Reads one. Raises ValueError that says which file is damaged or what in it is wrong; OldFormError is one."""
+    try:
+        manifest = read_manifest(folder)
+        return _checkpoint_of(folder, manifest)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"manifest.json does not hold what this dppo expects: {error!r:.200}") from error
+
+
+def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
+    for name in ("env_steps", "iteration"):
+        check_count(name, manifest[name])
+    listed = dict(manifest["files"])
+    if _STATE not in listed:
+        raise ValueError(f"manifest.json names no {_STATE}")
+    arrays = _arrays(folder, _STATE, listed.pop(_STATE))
+    state, journal = join(manifest["state"], arrays), join(manifest["journal"], arrays)
+    if arrays:
+        raise ValueError(f"{_STATE} holds {min(arrays)!r:.60}, which manifest.json does not name")
+    check_values(state, journal)
+    numbers = state["numbers"]["env_steps"], state["numbers"]["iteration"]
+    if numbers != (manifest["env_steps"], manifest["iteration"]):
+        raise ValueError("manifest.json does not belong to its state")
+    rows, segments, missing = (numbers_by_rank(manifest, key) for key in ("rows", "next_segments", "missing_rows"))
+    ranks: dict[int, tuple[int, list[EnvState]]] = {}
+    for name, entry in listed.items():
+        found = _RANK.fullmatch(name)
+        if found is None or int(found[1]) not in rows:
+            raise ValueError(f"manifest.json names a file {name!r:.60}, which is none of a checkpoint's")
+        try:
+            ranks[int(found[1])] = rows[int(found[1])], envs_of(_arrays(folder, name, entry))
+        except ValueError as error:
+            raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+    if len(ranks) < len(rows):
+        raise ValueError(f"manifest.json names no file of rank {min(set(rows) - set(ranks))}")
+    return Checkpoint(*numbers, state, journal, ranks, segments, missing)
+
+
+def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
+    """One of the manifest's tables. Raises ValueError where a number in it is not a whole one of at least 0."""
+    table = manifest[key]
+    if not isinstance(table, dict):
+        raise ValueError(f"{key} is no table")
+    for rank, number in table.items():
+        if not (rank.isascii() and rank.isdecimal() and len(rank) < 10 and type(number) is int and 0 <= number < 2**63):
+            raise ValueError(f"{key} says {number!r:.40} of rank {rank:.40}; whole numbers of at least 0 are expected")
+    return {int(rank): number for rank, number in table.items()}
+
+
+def _arrays(folder: Path, name: str, entry: Any) -> dict[str, np.ndarray]:
+    """The arrays of a file, after its size and checksum, which manifest.json lists, were found right."""
+    size, checksum = entry["bytes"], entry["sha256"]
+    try:
+        with open_regular(folder / name, folder.parent.parent, FILE_BYTES) as file:
+            head = file.read(8)
+            if os.fstat(file.fileno()).st_size != size:
+                raise ValueError("does not match its checksum in manifest.json: it has another size")
+            check_head(head, size)  # before a file that takes no room on the disk takes all of the memory
+            data = head + file.read(size)
+        if (len(data), hashlib.sha256(data).hexdigest()) != (size, checksum):
+            raise ValueError("does not match its checksum in manifest.json")
+        return from_bytes(data)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} {error}") from error
+
+
+def newest_valid(
+    run_dir: Path, check: Callable[[Checkpoint], None] | None = None
+) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that was skipped, with the reason.
+
+    Args:
+      check: raises ValueError for one that is whole, and of no use to the caller all the same.
+    """
+    skipped: list[str] = []
+    old = 0
+    for folder in checkpoint_folders(run_dir):
+        try:
+            checkpoint = read_checkpoint(folder)
+            if check is not None:
+                check(checkpoint)
+            return checkpoint, skipped
+        except OldFormError as error:
+            old += 1
+            skipped.append(f"{folder.name} is of an old form and was skipped: {error}; {_who_reads(run_dir)}")
+        except ValueError as error:
+            skipped.append(f"{folder.name} is damaged and was skipped: {error}")
+    if old and old == len(skipped):
+        return None, [f"its checkpoints are of an old form (state.pt, a pickle); {_who_reads(run_dir)}"]
+    return None, skipped
+
+
+def _who_reads(run_dir: Path) -> str:
+    """What to do with a checkpoint of the old form."""
+    said = read_json(run_dir / "versions.json")
+    packages, git = said.get("packages"), said.get("git")
+    version = packages.get("dppo") if isinstance(packages, dict) else None
+    writer = f"dppo {plain(version)[:40]}" if isinstance(version, str) else "an earlier dppo"
+    writer += f" (git {plain(git)[:60]})" if isinstance(git, str) else ""
+    return (
+        f"{writer} wrote it, this dppo reads safetensors only: finish the run with that version, or start it anew in"
+        " another --run-dir"
+    )

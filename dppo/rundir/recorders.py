@@ -1,0 +1,208 @@
+"""What a run writes about itself: metrics.jsonl, summary.json, versions.json, TensorBoard events.
+
+Uses files.py; the journal on rank 0 calls it. docs/metrics.md explains every key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import math
+import os
+import socket
+import struct
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dppo.files import (
+    AppendedFile,
+    MovedError,
+    open_regular,
+    overwrite,
+    parse_json,
+    read_lines,
+    read_regular,
+    replace_atomically,
+)
+
+ERROR_CHARS = 1000
+"""Of an error, where there is no room for more."""
+
+
+class MetricsFile(AppendedFile):
+    """RUN/metrics.jsonl: one line per iteration, each iteration once, also after a crash and a resume.
+
+    Args:
+      last_iteration: lines of later iterations, and a torn last line, are removed first: they will come again.
+    """
+
+    def __init__(self, path: Path, last_iteration: int) -> None:
+        if path.exists():
+            # one that is too long is none of ours: zeros without an end, which a crash of the machine leaves
+            kept = [line for line in read_lines(path, path.parent, skip_long=True) if _is_kept(line, last_iteration)]
+            size = sum(map(len, kept))
+            if path.stat().st_size > size:
+                if _begins_with(path, kept):  # a full disk has no room for a copy
+                    os.truncate(path, size)
+                else:
+                    replace_atomically(path, b"".join(kept))
+        super().__init__(path, durable=True)
+
+    def put(self, metrics: dict[str, Any]) -> None:
+        """A line for the next `flush`; NaN, which JSON lacks, becomes null."""
+        self.add((json.dumps({k: _json_value(v) for k, v in metrics.items()}) + "\n").encode())
+
+    def write(self, metrics: dict[str, Any]) -> None:
+        """Appends a line and flushes it."""
+        self.put(metrics)
+        self.flush()
+
+
+def _begins_with(path: Path, lines: list[bytes]) -> bool:
+    with open_regular(path, path.parent, 2**63) as file:
+        return all(file.read(len(line)) == line for line in lines)
+
+
+def _is_kept(line: bytes, last_iteration: int) -> bool:
+    try:
+        return line.endswith(b"\n") and bool(parse_json(line)["iteration"] <= last_iteration)
+    except (ValueError, KeyError, TypeError):
+        return False
+
+
+def _json_value(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replaces a JSON file in one step."""
+    replace_atomically(path, _to_json(value))
+
+
+def _to_json(value: dict[str, Any]) -> bytes:
+    return (json.dumps({k: _json_value(v) for k, v in value.items()}, indent=2) + "\n").encode()
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Replaces RUN/summary.json; where the disk has no room for a second file, the one that is there is overwritten, if
+    need be with the end of a long error only.
+    """
+    try:
+        write_json(path, summary)
+    except OSError as refused:
+        error = summary.get("error")
+        for shorter in (summary, summary | {"error": error and error[-ERROR_CHARS:]}):
+            with contextlib.suppress(OSError):
+                overwrite(path, _to_json(shorter))
+                return
+        raise refused
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file, or {} where there is none that can be read."""
+    try:
+        value = parse_json(read_regular(path, path.parent))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+class TensorBoard:
+    """Scalars over environment steps, in tensorboard's form: torch is not needed for it. Nobody waits for the disk: a
+    thread writes, now and then, and what it cannot write it tries again.
+
+    Args:
+      first_step: where this attempt starts; TensorBoard then hides what an earlier attempt wrote beyond it.
+    """
+
+    FLUSH_S = 2.0
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog, SourceMetadata
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._event, self._summary, self._folder = Event, Summary, folder
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tensorboard")
+        self._flushing: Future[None] | None = None
+        self._next_flush = 0.0
+        self._problem: BaseException | None = None
+        self._file: AppendedFile | None = None
+        self._opening = Event(
+            wall_time=time.time(), file_version="brain.Event:2", source_metadata=SourceMetadata(writer="dppo")
+        ).SerializeToString()
+        self._waiting: deque[bytes] = deque()
+        if first_step:
+            start = SessionLog(status=SessionLog.START)
+            # what stands at or beyond this step is hidden; the point at first_step itself stays
+            self._add(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
+
+    def _add(self, event: Any) -> None:
+        self._waiting.append(event.SerializeToString())
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None:
+        """Adds every number in `metrics`.
+
+        Raises:
+          OSError: what came before could not be written so far; it is tried again.
+        """
+        values = [
+            self._summary.Value(tag=name, simple_value=float(value))
+            for name, value in metrics.items()
+            if isinstance(value, int | float) and name not in ("iteration", "env_steps")
+        ]
+        self._add(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))
+        if self._flushing is not None and self._flushing.done():
+            self._problem, self._flushing = self._flushing.exception(), None
+        if self._flushing is None and time.monotonic() >= self._next_flush:
+            self._next_flush = time.monotonic() + self.FLUSH_S
+            self._flushing = self._thread.submit(self._flush)
+        if self._problem is not None:
+            raise self._problem
+
+    def close(self) -> None:
+        """Writes what waits.
+
+        Raises:
+          OSError: it is lost.
+        """
+        last = self._thread.submit(self._flush)
+        self._thread.shutdown()
+        last.result()
+        if self._file is not None:
+            self._file.close()
+
+    def _flush(self) -> None:
+        """In the thread: the checksums, too, take their time."""
+        if self._file is None:
+            self._begin_file()
+        assert self._file is not None
+        while self._waiting:
+            self._file.add(_tensorboard_record(self._waiting[0]))
+            self._waiting.popleft()
+        try:
+            self._file.flush()
+        except MovedError:  # somebody has made room
+            self._begin_file()
+            self._file.flush()
+
+    def _begin_file(self) -> None:
+        self._folder.mkdir(exist_ok=True)  # not where the run directory is gone
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}"
+        file = AppendedFile(self._folder / name, durable=False)
+        file.add(_tensorboard_record(self._opening))
+        self._file = file
+
+
+_FILES = itertools.count()
+
+
+def _tensorboard_record(event: bytes) -> bytes:
+    """Length and content, each with its checksum."""
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+
+    length = struct.pack("<Q", len(event))
+    return b"".join((length, struct.pack("<I", masked_crc32c(length)), event, struct.pack("<I", masked_crc32c(event))))

@@ -1,0 +1,231 @@
+"""What rank 0 writes while it trains, on a disk that may be full, or fail, for a while: metrics.jsonl, TensorBoard's
+events, checkpoints and summary.json.
+
+Uses metrics.py; the journal says what is written. Whatever the disk refuses is kept and tried again. That is said once,
+and once more when all is written. A checkpoint that has been due for too long ends the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from dppo.config import CheckpointConfig
+from dppo.files import RETRY_S, MovedError
+from dppo.rundir.checkpoint import remove_leftovers
+from dppo.rundir.recorders import MetricsFile, TensorBoard, write_summary
+
+METRICS, CHECKPOINT, SUMMARY, EVENTS = "metrics.jsonl", "a checkpoint", "summary.json", "TensorBoard's events"
+TRAJECTORIES = "trajectories"
+LOOK_S = 0.1
+"""How often whoever waits for the disk looks up."""
+
+
+class SavingError(Exception):
+    """What the run has come to cannot be saved, and the run ends with that."""
+
+
+class RunFiles:
+    """The files of a run that rank 0 keeps.
+
+    Args:
+      warn: shows a line.
+      last_iteration: lines of metrics.jsonl beyond it come again.
+      first_step: where this attempt starts.
+      tensorboard: whether there are events.
+
+    Raises:
+      OSError: metrics.jsonl cannot be opened.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: CheckpointConfig,
+        warn: Callable[[str], None],
+        *,
+        last_iteration: int,
+        first_step: int,
+        tensorboard: bool,
+    ) -> None:
+        self._run_dir, self._patience_s, self._warn = run_dir, config.patience_s, warn
+        self._metrics = MetricsFile(run_dir / "metrics.jsonl", last_iteration)
+        self._tensorboard = TensorBoard(run_dir / "tensorboard", first_step) if tensorboard else None
+        self._summary: dict[str, Any] | None = None  # that was not written yet
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
+        self._refused: dict[str, Exception] = {}
+        self._refused_at, self._said = 0.0, False
+        self._late_since: float | None = None  # a checkpoint that was due
+        self._closed = False
+        self.lacks_steps = False
+        """Of trajectories, some were given up."""
+
+    # -- writing --------------------
+
+    def log(self, step: int, metrics: dict[str, Any]) -> None:
+        """An iteration's line, and what else waits."""
+        self._metrics.put(metrics)
+        self._flush()
+        if self._tensorboard is not None:
+            with self._noted(EVENTS):
+                self._tensorboard.write(step, metrics)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Replaces summary.json, now or later."""
+        self._summary = summary
+        with self._noted(SUMMARY):
+            self._write_summary()
+
+    def save(self, write: Callable[[], object]) -> bool:
+        """Has a checkpoint written now. Returns whether it is."""
+        self._take_result(wait=True)
+        with self._noted(CHECKPOINT):
+            self._save(write)
+        return CHECKPOINT not in self._refused
+
+    def save_meanwhile(self, write: Callable[[], object]) -> None:
+        """The same, in a thread: nobody waits for the disk."""
+        self._take_result(wait=True)
+        self._writing = self._writer.submit(self._save, write)
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a checkpoint is under way."""
+        return self._writing is not None and not self._writing.done()
+
+    @property
+    def owes_checkpoint(self) -> bool:
+        """Whether one could not be written, and it is time to try again."""
+        self._take_result(wait=False)
+        return CHECKPOINT in self._refused and time.monotonic() >= self._refused_at + RETRY_S
+
+    def finish(self, write: Callable[[], object], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:
+        """Writes the last checkpoint, and then the last summary. Waits for the disk while it may.
+
+        Raises:
+          SavingError: the disk has refused them for too long.
+        """
+        saved, since = False, None
+        while True:
+            saved = saved or self.save(write)
+            if saved:
+                summary()
+            self._flush()
+            left = [what for what in (CHECKPOINT, METRICS, SUMMARY) if what in self._refused]
+            if not left:
+                return
+            self._late_since = since = since or self._late_since or self._refused_at
+            self.look()
+            until = time.monotonic() + RETRY_S
+            while time.monotonic() < until:
+                if not may_wait():
+                    raise SavingError(f"the run could not be saved before it had to leave: {self._reason(left[0])}")
+                time.sleep(LOOK_S)
+
+    def close(self) -> None:
+        """A last attempt; what is still missing then is said."""
+        if self._closed:
+            return
+        self._closed = True
+        self._take_result(wait=True)
+        self._writer.shutdown()
+        self._flush()
+        if self._tensorboard is not None:
+            with self._noted(EVENTS):
+                self._tensorboard.close()
+        self._metrics.close()
+        if missing := [self._reason(what) for what in (METRICS, SUMMARY, EVENTS) if what in self._refused]:
+            self._warn(f"{'; '.join(missing)}: what it lacks is lost")
+        elif CHECKPOINT not in self._refused:
+            self._tell_well()
+
+    def hear(self, what: str, error: Exception | None) -> None:
+        """What the disk says to others that write into the run directory."""
+        with self._noted(what):
+            if error is not None:
+                raise error
+
+    # -- what the disk says --------------------
+
+    def look(self) -> None:
+        """Says how the disk is, where that has changed.
+
+        Raises:
+          SavingError: no checkpoint could be written for too long.
+        """
+        self._take_result(wait=False)
+        now = time.monotonic()
+        if self._late_since is not None and now - self._late_since >= self._patience_s:
+            what = next(w for w in (CHECKPOINT, METRICS, *self._refused) if w in self._refused)
+            raise SavingError(
+                f"nothing could be saved for {now - self._late_since:.0f} s (--checkpoint.patience-s):"
+                f" {self._reason(what)}"
+            )
+        if self._refused:
+            self.tell()
+        elif now - self._refused_at >= RETRY_S:
+            self._tell_well()
+
+    def tell(self) -> None:
+        """Says what the disk refuses, unless that has been said."""
+        if self._refused and not self._said:
+            self._said = True
+            self._warn(f"{self._reason(next(iter(self._refused)))}; it is tried again")
+
+    def _tell_well(self) -> None:
+        if self._said:
+            self._said = False
+            waited = (
+                "what had waited is there, but for trajectories" if self.lacks_steps else "what had waited is there"
+            )
+            self._warn(f"{self._run_dir} can be written again; {waited}")
+
+    def _reason(self, what: str) -> str:
+        error = self._refused[what]
+        return f"{what} could not be written: {str(error) or type(error).__name__}"
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Any:
+        """Keeps in mind whether it could be written."""
+        try:
+            yield
+        except Exception as error:  # what a thread has brought may be of any kind
+            self._refused[what], self._refused_at = error, time.monotonic()
+        else:
+            self._refused.pop(what, None)
+        is_late = CHECKPOINT in self._refused or isinstance(self._refused.get(METRICS), MovedError)
+        self._late_since = (self._late_since or self._refused_at) if is_late else None
+
+    def _flush(self) -> None:
+        with self._noted(METRICS):
+            self._metrics.flush()
+        if self._summary is not None:
+            with self._noted(SUMMARY):
+                self._write_summary()
+
+    def _write_summary(self) -> None:
+        assert self._summary is not None
+        write_summary(self._run_dir / "summary.json", self._summary)
+        self._summary = None
+
+    def _save(self, write: Callable[[], object]) -> None:
+        """Not before the lines that it has seen: a resume would miss them. Nor where the run directory is another."""
+        self._metrics.flush()
+        self._metrics.sync()
+        try:
+            write()
+        except OSError:
+            remove_leftovers(self._run_dir)  # others lack the room
+            raise
+
+    def _take_result(self, *, wait: bool) -> None:
+        if self._writing is None or not (wait or self._writing.done()):
+            return
+        writing, self._writing = self._writing, None
+        with self._noted(CHECKPOINT):
+            writing.result()

@@ -1,0 +1,136 @@
+"""Run directories, read: where they are, how each stands, and its learning curve.
+
+Uses what metrics.py and config.toml hold, whatever state a killed job has left them in; report.py calls it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dppo.config import Config
+from dppo.files import RefusedFileError, check_run_files, parse_json, read_lines
+from dppo.rundir.recorders import read_json
+from dppo.settings.flags import load_config
+
+ENDED = ("finished", "target")
+STATES = (*ENDED, "preempted", "failed", "running")
+SIGNS = ("config.toml", "versions.json", "metrics.jsonl", "summary.json", "checkpoints")
+"""What a run writes; two of them make a folder a run, as a file of one of these names may lie anywhere."""
+
+
+class Run(NamedTuple):
+    """A run as it stands on disk."""
+
+    folder: Path
+    state: str
+    """summary.json's `exit`; running: also where there is no summary.json yet; unreadable: that or config.toml is
+    damaged; missing: nothing is there."""
+    reason: str = ""
+    """Of a state that is not the end, as far as it is known."""
+    config: Config | None = None
+    summary: dict[str, Any] = {}  # noqa: RUF012 (never written to)
+    is_damaged: bool = False
+    """Its settings cannot be read: --resume cannot go on with it."""
+
+    @property
+    def ended(self) -> bool:
+        """It went on to its own end."""
+        return self.state in ENDED
+
+    def number(self, key: str) -> float | None:
+        """A finite number of summary.json, or None."""
+        value = self.summary.get(key)
+        right = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+        return float(value) if right else None  # type: ignore[arg-type]
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Run directories at any depth, `folder` itself included; none lies within another."""
+    found = []
+    for place, below, files in os.walk(folder):
+        below.sort()
+        if sum(name in SIGNS for name in (*below, *files)) >= 2:
+            found.append(Path(place))
+            below.clear()
+    return found
+
+
+def read_run(folder: Path) -> Run:
+    """How a run stands."""
+    if not any(os.path.lexists(folder / name) for name in SIGNS):
+        return Run(folder, "missing", "nothing is there: it waits in the queue, or its job ended before dppo.run began")
+    try:
+        check_run_files(folder, ("summary.json", "metrics.jsonl"))
+    except OSError as error:
+        return Run(folder, "unreadable", str(error), is_damaged=True)
+    summary = read_json(folder / "summary.json")
+    try:
+        config = load_config(folder)
+    except ValueError as error:
+        return Run(folder, "unreadable", f"its settings: {_first_line(error)}", None, summary, is_damaged=True)
+    state = summary.get("exit")
+    if not (folder / "summary.json").exists():
+        state, summary = "running", {}
+    if state not in STATES:
+        return Run(folder, "unreadable", "its summary.json is damaged", config, summary)
+    reason = {
+        "running": f"its last sign of life is {_age(folder)} old; if it is in no queue, it was killed",
+        "preempted": "its state is saved",
+        "failed": _cause(str(summary.get("error") or "its job's output has the traceback")),
+    }.get(state, "")
+    return Run(folder, state, reason, config, summary)
+
+
+def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+    """A run's learning curve: env_steps [I] and return_mean_100 [I], float64, of the iterations that have a return.
+
+    Returns:
+      Both, and how many lines of metrics.jsonl are damaged; a last line that was cut is not.
+    """
+    points: list[tuple[float, float]] = []
+    damaged = 0
+    try:
+        for line in read_lines(folder / "metrics.jsonl", folder):
+            if not line.endswith(b"\n"):
+                break
+            try:
+                values = parse_json(line)
+                reached = values["return_mean_100"]  # null before the first episode has ended
+                point = float(values["env_steps"]), math.nan if reached is None else float(reached)
+            except (ValueError, KeyError, TypeError, OverflowError):
+                damaged += 1
+                continue
+            if all(map(math.isfinite, point)):
+                points.append(point)
+    except RefusedFileError:
+        damaged += 1
+    except OSError:
+        return np.empty(0), np.empty(0), 0
+    steps, returns = np.array(sorted(points)).reshape(-1, 2).T
+    return steps, returns, damaged
+
+
+def _first_line(what: object) -> str:
+    return (str(what).strip().splitlines() or [""])[0].rstrip(":. ")
+
+
+def _cause(error: str) -> str:
+    """Where it failed; of a traceback also the exception, the first line after the last frames that is not indented."""
+    frames = error.rpartition("\nTraceback (most recent call last):\n")[2] if "\nTraceback " in error else ""
+    exception = [line for line in frames.splitlines() if line and not line.startswith(" ")]
+    return ": ".join(map(_first_line, [error, *exception[:1]]))
+
+
+def _age(folder: Path) -> str:
+    times = [(folder / name).stat().st_mtime for name in SIGNS if (folder / name).exists()]
+    seconds = max(0.0, time.time() - max(times))
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} seconds"

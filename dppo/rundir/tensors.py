@@ -1,0 +1,106 @@
+"""Values of a checkpoint as JSON and arrays: what JSON holds exactly stays in it, arrays go to a safetensors file.
+
+Uses safetensors, which torch, NumPy and JAX read; nothing here is a pickle, and torch is not needed.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+
+from dppo.files import MB, parse_json
+
+HEADER_BYTES = 64 * MB
+_ARRAY, _FLOAT, _PAIRS = "$array", "$float", "$pairs"
+"""Keys of an object that stands for an array, for a number that is not finite, for a dict whose keys are no texts."""
+
+
+def split(value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
+    """`value`, of dicts, lists, tuples, texts, numbers, None and arrays, as JSON can hold it; tuples become lists.
+
+    Args:
+      arrays: gets the arrays of it, under the path that leads to them.
+      where: that path, so far.
+
+    Raises:
+      TypeError: for anything else.
+    """
+    if value is None or isinstance(value, bool | str | int):
+        return value
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
+    if isinstance(value, np.ndarray):
+        assert where not in arrays, f"two arrays are called {where}"
+        arrays[where] = value
+        return {_ARRAY: where}
+    if isinstance(value, list | tuple):
+        return [split(element, arrays, f"{where}/{i}") for i, element in enumerate(value)]
+    if isinstance(value, dict):
+        parts = {key: split(part, arrays, f"{where}/{key}" if where else str(key)) for key, part in value.items()}
+        if all(isinstance(key, str) and not key.startswith("$") for key in parts):
+            return parts
+        return {_PAIRS: [[split(key, {}), part] for key, part in parts.items()]}
+    raise TypeError(f"a {type(value).__name__} has no place in a checkpoint: {value!r}")
+
+
+def join(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
+    """The inverse of `split`. Takes the arrays that it finds out of `arrays`. Raises ValueError for what it did not
+    write.
+    """
+    if isinstance(plain, list):
+        return [join(element, arrays) for element in plain]
+    if not isinstance(plain, dict):
+        return plain
+    if len(plain) != 1 or not next(iter(plain)).startswith("$"):
+        return {key: join(part, arrays) for key, part in plain.items()}
+    ((kind, content),) = plain.items()
+    try:
+        if kind == _ARRAY:
+            return arrays.pop(content)
+        if kind == _FLOAT:
+            return {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}[content]
+        if kind == _PAIRS:
+            return {key: join(part, arrays) for key, part in content}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{kind} stands for nothing: {error!r}") from error
+    raise ValueError(f"{kind} is not known")
+
+
+def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """A safetensors file. Raises TypeError for a type of numbers that it cannot hold."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save
+
+    try:
+        # it reads the memory as it lies there
+        return save({name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()})
+    except SafetensorError as error:
+        raise TypeError(f"an array has no place in a checkpoint: {error}") from error
+
+
+def from_bytes(data: bytes) -> dict[str, np.ndarray]:
+    """The arrays of a safetensors file. Raises ValueError where it is damaged or forged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    check_head(data[:8], len(data))
+    try:
+        parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the library takes the last of two equal names
+        return load(data)
+    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        raise ValueError(f"is no file of tensors: {error}") from error
+
+
+def check_head(head: bytes, size: int) -> None:
+    """Raises ValueError where the first 8 bytes are not those of a safetensors file of `size` bytes."""
+    length = int.from_bytes(head, "little")
+    if len(head) < 8 or not 2 <= length <= min(HEADER_BYTES, size - 8):
+        raise ValueError(f"is no file of tensors: it has {size:,} bytes, its header {length:,}")
+
+
+def to_json(value: Any) -> bytes:
+    """Standard JSON; `value` is of `split`."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

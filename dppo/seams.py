@@ -1,0 +1,216 @@
+"""Every seam of the package on one page: what each side may rely on, and where each is made.
+
+| seam | made in |
+|---|---|
+| `VectorEnv` | envs/vector.py, envs/cartpole.py |
+| `Distribution`, `Network` | models/ |
+| `Exchange` | training/sync_exchange.py |
+| `Coordinator` | training/sync_loop.py, training/async_loop.py |
+| `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+
+from dppo.data import Batch, Report, Rollout, Step
+
+if TYPE_CHECKING:
+    import gymnasium
+
+# -- environments --------------------
+
+EpisodeSeed = Callable[[int], int]
+"""Called with the local index of an environment; returns the seed of its next episode, and counts it."""
+
+
+class Closable(Protocol):
+    """Environments, or one."""
+
+    def close(self) -> None: ...
+
+
+class VectorEnv(Protocol):
+    """N environments of one kind that a worker steps together."""
+
+    num_envs: int
+    observation_space: gymnasium.Space[Any]
+    """Of one environment."""
+    action_space: gymnasium.Space[Any]
+    """Of one environment."""
+    replayable: bool
+    """Every episode begins with a seed of its own, so that seed and actions restore it."""
+    description: str
+    """A short phrase for the log."""
+
+    def reset(self) -> np.ndarray:
+        """Begins an episode in every environment, seeded by `episode_seed`. Returns [N, *obs]."""
+        ...
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Takes `actions` [N, *act], as the environment wants them. Begins the next of ended episodes."""
+        ...
+
+    def replay(
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, list[int]]:
+        """Brings environment i to where `seeds[i]` and the actions `actions[i]` [L_i, *act] since then lead.
+
+        Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay
+        was not done by time.monotonic() `deadline`. Those are not what was saved: their rows mean nothing, and
+        each needs `begin_episode` before the next step. Where `rewards` is given, those that each environment gave,
+        [L_i] float64, are appended to it. Does not call `episode_seed`. Only where `replayable`.
+        """
+        ...
+
+    def begin_episode(self, index: int) -> np.ndarray:
+        """Gives up an environment's episode, begins its next. Returns [*obs]. Only where `replayable`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+# -- policies --------------------
+
+
+class Distribution(Protocol):
+    """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
+
+    def evaluate(
+        self, head: np.ndarray, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, float], np.ndarray]]:
+        """[B] log-probabilities of `actions`, [B] entropies, and (d_log_prob [B], d_entropy) -> d_head [B, K]."""
+
+    def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """[B] KL[old | new]."""
+
+    def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
+        """[B, K] gradient of weight * sum of `kl` with respect to `head`."""
+
+
+class Network(Protocol):
+    """Maps normalised observations to the policy's outputs and to values; its parameters lie in a FlatParameters."""
+
+    def policy(self, inputs: np.ndarray) -> np.ndarray:
+        """[B, D] -> [B, K'] the policy's outputs alone; nothing is kept for `backward`. Valid until the next call."""
+
+    def value(self, inputs: np.ndarray) -> np.ndarray:
+        """[B, D] -> [B] values alone; nothing is kept for `backward`. Valid until the next call."""
+
+    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Both, and what `backward` needs is kept."""
+
+    def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
+        """Writes (not adds) the gradient of the last `forward` into the flat gradient."""
+
+
+# -- what ranks say to each other --------------------
+
+
+class Tag(IntEnum):
+    """Kinds of messages; the first group goes to rank 0, the second comes from it."""
+
+    REPORT = 1
+    SUMS = 2
+    GRADIENT = 3
+    BOUNDARY = 4
+    FAILURE = 5
+    SIGNAL = 6
+    BYE = 7
+    SEALED = 8
+    FETCH = 9
+
+    REPLY = 11
+    CONTINUE = 12
+    STOP = 13
+    MIRROR = 14
+    HURRY = 15
+    SEAL = 16
+
+
+class Answer(NamedTuple):
+    """A message from the server to a worker."""
+
+    worker: int
+    tag: Tag
+    message: np.ndarray
+    """uint8; shared between answers of a round, never written again."""
+
+
+class Coordinator(Protocol):
+    """What rank 0 does with messages; one for each mode. All are called in rank 0's one thread."""
+
+    @property
+    def done(self) -> bool:
+        """The run has ended, and every worker has said goodbye or was abandoned."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Some workers did not leave in time."""
+
+    def on_report(self, report: Report) -> list[Answer]: ...
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]: ...
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]: ...
+    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]: ...
+    def on_fetch(self, worker: int) -> list[Answer]: ...
+    def on_failure(self, worker: int, text: str) -> list[Answer]: ...
+    def on_signal(self) -> list[Answer]: ...
+    def on_bye(self, worker: int) -> list[Answer]: ...
+    def on_sealed(self, answer: Any) -> list[Answer]: ...
+    def idle(self) -> list[Answer]:
+        """Called between messages: clocks and signals."""
+
+
+class Exchange(Protocol):
+    """How the sums and gradients of an iteration meet."""
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds spent in waiting for other ranks, since the start."""
+
+    def meet(self, batch: Batch) -> Batch | None:
+        """The samples whose gradients this worker computes, with the statistics of all workers; None where the run has
+        ended. If the iteration has passed meanwhile, there is nothing to compute.
+        """
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        """Mean over the samples of all ranks."""
+
+    def is_past(self, minibatch: int) -> bool:
+        """Whether this update of the iteration was made without this worker."""
+
+    def step(self) -> bool:
+        """Averages the flat gradient over ranks by samples and makes the update; False: the iteration's updates are
+        over.
+        """
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        """Merges moments, moves counters and schedules, tells rank 0."""
+
+
+class Dump(Protocol):
+    """A worker's trajectory writer, as far as rank 0 has to do with it."""
+
+    def add(self, rollout: Rollout) -> None: ...
+    def seal(self, row: int) -> None: ...
+    def wait(self) -> None: ...
+    def answers(self) -> Sequence[object]: ...
+
+
+class Standby(Protocol):
+    """What a worker keeps for the case that others die: training/standby.py."""
+
+    totals: np.ndarray | None
+
+    def add_report(self, report: Report) -> None: ...
+    def keep_mirror(self, message: np.ndarray) -> None: ...
+    def pass_boundary(self, iteration: int, state: np.ndarray, head_bytes: int) -> None: ...

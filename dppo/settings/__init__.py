@@ -1,0 +1,1 @@
+"""From flags, TOML files and presets to a Config."""

@@ -1,0 +1,451 @@
+"""From the command line to a Config: presets, TOML and flags, each winning over the one before.
+
+Uses tyro and config.py; run.py calls it on rank 0 only, so that there is one message and one truth. The other commands
+take from it how wrong use is said.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import os
+import re
+import sys
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, NoReturn
+
+from dppo.bounds import Range, hints, is_whole, shown, whole_number
+from dppo.config import VERSION as NUMBER
+from dppo.config import Config, as_dict, resolve, setting_names, suggestion, updated
+from dppo.files import TOML_BYTES, RefusedFileError, read_regular
+
+RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
+"""What may be given anew with --resume."""
+
+PER_START = ("resume", "run_dir", "dry_run")
+"""What belongs to one start of the program, not to the run; config.toml leaves it out."""
+
+EXIT_USAGE = 2
+VERSION = f"dppo {NUMBER}"
+ANSWERED = ("-h", "--help", "--version")
+"""Flags that are answered, whatever else is given, and need no MPI."""
+
+LONGEST_MESSAGE = 600
+
+USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
+
+Without arguments it trains CartPole-v1 until the mean return of the last 100 episodes is 475.
+`--version` says which dppo this is."""
+
+
+class UsageError(ValueError):
+    """Wrong use: one message, exit code 2."""
+
+
+class HelpShown(Exception):
+    """--help or --version was answered; nothing else is to be done."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the other commands: says what is wrong in one line, as all of them do."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.add_argument("--version", action="version", version=VERSION, help="show dppo's version")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} -h")
+
+
+def integer(text: str) -> int:
+    """A type for argparse: 1000, 1_000 or 1e3."""
+    number = whole_number(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}")
+    return number
+
+
+def require(flag: str, value: float, bounds: Range) -> None:
+    """Raises UsageError where the value of a flag is out of its range."""
+    if value not in bounds:
+        raise UsageError(f"{flag} {value} {bounds.said}")
+
+
+def answer(argv: Sequence[str], *, is_first: bool) -> int:
+    """--help and --version, before MPI is there; the exit code, of all ranks. The first one speaks."""
+    with contextlib.ExitStack() as silence:
+        if not is_first:
+            nowhere = silence.enter_context(open(os.devnull, "w"))
+            silence.enter_context(contextlib.redirect_stdout(nowhere))
+            silence.enter_context(contextlib.redirect_stderr(nowhere))
+        try:
+            parse(argv)
+        except UsageError as error:
+            print(f"dppo: {error}", file=sys.stderr)
+            return EXIT_USAGE
+        except HelpShown:
+            pass
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
+    """The complete configuration, and lines that say where it comes from.
+
+    Raises:
+      UsageError: for anything wrong, with the repair.
+      HelpShown: after --help.
+    """
+    args = list(argv)
+    if "--version" in args:
+        print(VERSION)
+        raise HelpShown
+    file_values: dict[str, Any] = {}
+    notes = []
+    if (place := _file_at(args)) is not None:
+        path = Path(args.pop(place))
+        file_values = read_toml(path)
+        notes.append(f"settings from {path}")
+    _check_flags(args)
+    try:
+        if "-h" in args or "--help" in args:
+            _show_help(args, file_values)
+        if ("--resume" in args or file_values.get("resume")) and "--no-resume" not in args:
+            return _resumed(args, file_values, notes)
+        config, preset_note = _new(args, file_values)
+        return config, [*preset_note, *notes]
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def _file_at(args: list[str]) -> int | None:
+    """Where CONFIG.toml is: first, or, as in a batch script that has flags of its own, behind a flag's value."""
+    if args and not args[0].startswith("-"):
+        return 0
+    pairs = itertools.pairwise(args)
+    return next((i for i, (a, b) in enumerate(pairs, 1) if b.endswith(".toml") and not a.startswith("-")), None)
+
+
+def from_values(values: dict[str, Any]) -> Config:
+    """The complete configuration that a TOML file with these values alone would give. Raises UsageError."""
+    try:
+        return _new([], values)[0]
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
+    base, preset_note = _with_preset(args, file_values)
+    return resolve(_apply_flags(updated(base, file_values), args)), preset_note
+
+
+def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """A TOML file's values.
+
+    Args:
+      root: the folder that it must lie in, as in `open_regular`.
+
+    Raises:
+      UsageError: that names the file and what is wrong with it.
+    """
+    try:
+        content = read_regular(path, root, TOML_BYTES)
+    except RefusedFileError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"{path}: cannot be read: {why}; the first argument names a TOML file") from error
+    except ValueError as error:  # a name that no file can have
+        raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
+        raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
+
+
+def load_config(run_dir: Path) -> Config:
+    """The stored configuration of a run. Raises UsageError."""
+    path = run_dir / "config.toml"
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{run_dir} holds no run: there is no config.toml in it") from error
+    except (OSError, ValueError):
+        pass  # said by what follows
+    values = read_toml(path, run_dir)
+    try:
+        return resolve(updated(Config(), values))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:
+    run_dir = _flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
+    if not run_dir:
+        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
+    run_dir = os.path.expanduser(str(run_dir))
+    stored = replace(load_config(Path(run_dir)), run_dir=run_dir, resume=True)
+    config = _apply_flags(updated(stored, file_values), args)
+    _require_same(stored, config)
+    return resolve(config), [f"settings from {run_dir}/config.toml", *notes]
+
+
+def resumed(config: Config) -> Config:
+    """What `Config(run_dir=R, resume=True)` means: all settings of the run in R, and what it gives anew. What equals
+    its default cannot be told from what was not given, and is the run's.
+
+    Raises:
+      UsageError: no run is there, or what was given differs from the run's and may not.
+    """
+    if not config.run_dir:
+        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
+    stored = replace(
+        load_config(Path(config.run_dir).expanduser()), **{name: getattr(config, name) for name in PER_START}
+    )
+    given = _given(as_dict(config), as_dict(Config()))
+    try:
+        changed = updated(stored, {name: value for name, value in given.items() if name not in PER_START})
+        _require_same(stored, changed)
+        return resolve(changed)
+    except ValueError as error:
+        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is not as it is by default."""
+    return {
+        name: _given(value, defaults[name]) if isinstance(value, dict) else value
+        for name, value in values.items()
+        if value != defaults.get(name)
+    }
+
+
+def _require_same(stored: Config, config: Config) -> None:
+    """A resumed run keeps its settings. Raises UsageError that names the first that differs."""
+    for key, before, now in _differences(as_dict(stored), as_dict(config)):
+        if key.split(".")[0] not in RESUMABLE:
+            raise UsageError(
+                f"--{key.replace('_', '-')}={now} differs from the run's {before}: a resumed run keeps its settings"
+                " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew); leave it out,"
+                " or start a new run in another --run-dir"
+            )
+
+
+def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    for key in {**a, **b}:
+        if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
+            yield from _differences(a[key], b[key], f"{where}{key}.")
+        elif a.get(key) != b.get(key):
+            yield where + key, a.get(key), b.get(key)
+
+
+# -- presets --------------------
+
+
+def presets() -> dict[str, Any]:
+    """The files of all presets, by their names: ENV.LOSS.toml."""
+    return {
+        file.name: file
+        for file in (resources.files("dppo.settings") / "presets").iterdir()
+        if file.name.endswith(".toml")
+    }
+
+
+def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
+    """The defaults with the preset of environment and loss. A preset's stopping rule is a whole: total-steps given by
+    the user replaces its target-return as well."""
+
+    def given(name: str) -> Any:
+        value = _flag_value(args, name)
+        return value if value is not None else file_values.get(name, file_values.get(name.replace("-", "_")))
+
+    env = given("env") or Config.env
+    mode = given("mode") or Config.mode
+    loss = given("loss") or ("a3c" if mode == "async" else "ppo")
+    name = f"{env}.{loss}.toml"
+    file = presets().get(name)
+    if file is None:
+        return Config(), [f"no preset for {env} with {loss}: the defaults"]
+    values = tomllib.loads(file.read_text())
+    if given("total-steps") is not None and given("target-return") is None:
+        values.pop("target-return", None)
+    return updated(Config(), values), [f"preset {name}"]
+
+
+# -- flags --------------------
+
+
+def flag_names() -> list[str]:
+    """Every flag without its dashes: total-steps, ppo.clip, …"""
+    return [name.replace("_", "-") for name in setting_names()]
+
+
+def _check_flags(args: list[str]) -> None:
+    known = flag_names()
+    for token in args:
+        name = token[2:].split("=")[0].replace("_", "-")
+        if token.startswith("--") and name != "help" and _positive(name) not in known:
+            no = "" if _positive(name) == name else "no-"
+            meant = suggestion(_positive(name), write=lambda setting: f"--{no}{setting.replace('_', '-')}")  # noqa: B023
+            raise UsageError(f"--{shortened(name)}: no such flag{meant}")
+
+
+def _positive(name: str) -> str:
+    """A flag's name without its negation: --no-log.tensorboard and --log.no-tensorboard are both --log.tensorboard."""
+    section, dot, last = name.removeprefix("no-").rpartition(".")
+    return section + dot + last.removeprefix("no-")
+
+
+def _as_tyro_wants(token: str) -> str:
+    """A switch in the form that tyro knows: --no-log.tensorboard becomes --log.no-tensorboard."""
+    if token in ("--vtrace", "--no-vtrace"):
+        return f"--vtrace={token == '--vtrace'}"
+    if token.startswith("--no-") and "." in token:
+        section, _, last = token.removeprefix("--no-").rpartition(".")
+        return f"--{section}.no-{last}"
+    return token
+
+
+def _with_digits(args: list[str]) -> list[str]:
+    """1e6 as 1000000 behind the flags of whole numbers, as tyro knows it."""
+    out: list[str] = []
+    takes_whole_numbers = False
+    for token in args:
+        flag, equals, value = token.partition("=")
+        if token.startswith("--"):
+            takes_whole_numbers = _is_whole_number(flag[2:].replace("-", "_"))
+        else:
+            flag, equals, value = "", "", token
+        number = whole_number(value) if takes_whole_numbers else None
+        out.append(token if number is None else f"{flag}{equals}{number}")
+    return out
+
+
+def _is_whole_number(name: str) -> bool:
+    *sections, last = name.split(".")
+    part: Any = Config
+    for section in sections:
+        part = hints(part).get(section)
+        if not is_dataclass(part):
+            return False
+    return is_whole(hints(part).get(last))
+
+
+def _flag_value(args: list[str], name: str) -> str | None:
+    """The last value of --name, before the flags are parsed in earnest."""
+    found = None
+    for i, token in enumerate(args):
+        key, equals, value = token.replace("_", "-", token.split("=")[0].count("_")).partition("=")
+        if key == f"--{name}":
+            found = value if equals else args[i + 1] if i + 1 < len(args) else None
+    return found
+
+
+def _show_help(args: list[str], file_values: dict[str, Any]) -> NoReturn:
+    """All flags, with the values that they have where they are not given: the defaults or, with an environment, its
+    preset's and the file's.
+    """
+    env = _flag_value(args, "env") or file_values.get("env")
+    if env is None:
+        config, tuned = Config(), sorted({name.rsplit(".", 2)[0] for name in presets()})
+        note = (
+            f"The defaults are shown. {Config.env}, the environment where no other is named, has a preset, which"
+            f" replaces some of them, and so have {', '.join(e for e in tuned if e != Config.env)}; `--env ID --help`"
+            " shows what is set with it."
+        )
+    else:
+        config, notes = _with_preset(args, file_values)
+        config = updated(config, file_values | {"env": env})
+        note = f"What is shown is set with {env} ({'; '.join(notes)})."
+    _apply_flags(config, ["--help"], f"{USAGE} {note}")
+    raise HelpShown
+
+
+def _apply_flags(base: Config, args: list[str], description: str = USAGE) -> Config:
+    if not args:
+        return base
+    import tyro
+
+    args = [_as_tyro_wants(token) for token in _with_digits(args)]
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(Config, args=args, default=base, description=description, prog="python -m dppo.run")
+    except SystemExit as leaving:
+        if leaving.code in (0, None):
+            raise HelpShown from None
+        raise UsageError(_one_message(complaint.getvalue())) from None
+
+
+def _one_message(complaint: str) -> str:
+    """What tyro's framed message says, without its frame, its title, the help below its first rule, and the colours
+    that it has under mpirun, on a pseudo-terminal.
+    """
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
+    lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
+    said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
+    # a value out of range is named by the message itself
+    message = re.sub(r"^Error parsing \w+: (?=[\w.]+=)", "", " ".join(line for line in said if line))
+    return shortened(message) or "the flags cannot be understood; see --help"
+
+
+def shortened(text: str) -> str:
+    """Somebody else's message, of which a part may be somebody's file."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+
+
+def in_python(message: str) -> str:
+    """A message for those who call `dppo.train`: settings by their names there, not by their flags."""
+    start, end = r"(?<![\w/-])", r"(?![\w-])"  # no part of a path
+    message = re.sub(
+        rf"{start}--resume --run-dir (\S+?)(?=[,;.]?(\s|$))", r"Config(run_dir='\1', resume=True)", message
+    )
+    message = re.sub(rf"{start}--resume{end}", "resume=True", message)
+    bare = "|".join(name for name in flag_names() if "-" in name and "." not in name)
+    names = rf"{start}(?:--([a-z][a-z0-9.-]*[a-z0-9])|({bare}){end})"
+    return re.sub(names, lambda found: found[found.lastindex or 0].replace("-", "_"), message)
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """The arguments that give these settings, by flag's name: {"ppo.clip": 0.1} becomes --ppo.clip, 0.1."""
+    args: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            args.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list | tuple):
+            args += [f"--{name}", *map(str, value)]
+        elif str(value).startswith("-"):  # on its own it would be taken for a flag
+            args.append(f"--{name}={value}")
+        else:
+            args += [f"--{name}", str(value)]
+    return args
+
+
+# -- config.toml --------------------
+
+
+def to_toml(config: Config) -> str:
+    """Everything that is set, as a TOML file that `python -m dppo.run FILE` reads."""
+    values = {k: v for k, v in as_dict(config).items() if k not in PER_START}
+    lines = [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in values.items() if not isinstance(v, dict)]
+    for section, content in values.items():
+        if isinstance(content, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in content.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return repr(value)

@@ -1,0 +1,1 @@
+"""Many runs: what a sweep varies, and what came of it."""

@@ -1,0 +1,50 @@
+"""The picture of a report: learning curves of several settings, with their bands.
+
+Uses Matplotlib, which is imported where it is needed; report.py calls it.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dppo.console import plain
+from dppo.files import replace_atomically
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+"""Told apart by people with any kind of colour vision; Okabe and Ito 2008."""
+
+
+def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
+    """Draws `path`, an SVG, in one step.
+
+    Args:
+      curves: at most as many as there are colours; of each its label, and [4, K]: steps, line, lower and upper end of
+      the band.
+
+    Raises:
+      ImportError: Matplotlib is missing.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    if len(curves) > len(COLOURS):
+        raise ValueError(f"expected at most {len(COLOURS)} curves, got {len(curves)}")
+    figure = Figure(figsize=(9, 5.5), layout="constrained")
+    axes = figure.subplots()
+    for number, (label, (steps, line, low, high)) in enumerate(curves):
+        style = "-" if number < len(COLOURS) // 2 else "--"
+        # no formula, and not hidden, as Matplotlib hides what begins with an underscore
+        label = f" {plain(label)}".replace("$", r"\$")
+        axes.plot(steps, line, style, lw=1.5, color=COLOURS[number], label=label)
+        axes.fill_between(steps, low, high, color=COLOURS[number], alpha=0.15, lw=0)
+    axes.set_xlabel("environment steps of all ranks")
+    axes.set_ylabel("mean return of the last 100 episodes")
+    axes.legend(fontsize="small", title="IQM over runs, 95% bootstrap", title_fontsize="small")
+    image = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "dppo"}):  # the same picture again has the same bytes
+        figure.savefig(image, format="svg", metadata={"Date": None})
+    replace_atomically(path, image.getvalue())

@@ -1,0 +1,236 @@
+"""The tasks of a sweep: which settings each run of a sweep.toml has, the same ones on every machine and each time.
+
+Uses commandline.py for what a setting may be, and the standard library; sweep.py lists them, report.py expects them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import random
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from dppo.bounds import as_name, shown
+from dppo.config import Config, nearest
+from dppo.settings.flags import PER_START, UsageError, from_values, read_toml, shortened
+
+TABLES = ("fixed", "grid", "random")
+LAWS = ("uniform", "log", "integer", "choice")
+DEFAULTS = {"SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
+"""Of jobs/sweep.sbatch."""
+MOST_TASKS = 10_000
+"""Slurm's arrays end earlier, at 1001 tasks by default."""
+DIGITS = 6
+"""Of a number that was drawn: it stays readable, and no rounding of another machine's logarithm shows in it."""
+
+
+class Sweep(NamedTuple):
+    """Settings by flag's name ("ppo.clip"), as the file has them."""
+
+    fixed: dict[str, Any]
+    """The same in every task."""
+    varied: list[dict[str, Any]]
+    """Of each task."""
+
+    def settings(self, task: int) -> dict[str, Any]:
+        """Everything that is given of a task. Raises UsageError where there is no such task."""
+        if not 0 <= task < len(self.varied):
+            raise UsageError(f"there is no task {task}: the sweep has {len(self.varied)}, 0 to {len(self.varied) - 1}")
+        return self.fixed | self.varied[task]
+
+
+def read_sweep(path: Path, root: Path | None = None) -> Sweep:
+    """The sweep that a file describes; whether a setting exists and may have its value is left to `config_of`.
+
+    Task number = sample · (size of the grid) + place in the grid, whose last key varies fastest. What a sample draws
+    for a key depends on `random.seed`, the sample and the key alone.
+
+    Raises:
+      UsageError: the file cannot be read, or is no sweep.
+    """
+    values = read_toml(path, root)
+    try:
+        for name, table in values.items():
+            if name not in TABLES:
+                raise UsageError(
+                    f"{as_name(name)}: a sweep has the tables fixed, grid and random only{nearest(name, TABLES)}"
+                )
+            if not isinstance(table, dict):
+                raise UsageError(f"{name}={shown(table)} must be a table, [{name}]")
+        fixed, grid = flatten(values.get("fixed", {}), "fixed."), flatten(values.get("grid", {}), "grid.")
+        samples, seed, laws = _random(values.get("random", {}))
+        _refuse_doubles(fixed, grid, laws)
+        for key, listed in grid.items():
+            _check_list(f"grid.{key}", listed, once=True)
+        for key, law in laws.items():
+            _check_law(f"random.{key}", law)
+        _require_few(samples, [len(listed) for listed in grid.values()])
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    except RecursionError as error:
+        raise UsageError(f"{path}: its tables lie in one another too deeply") from error
+    draws = [{key: _draw(law, f"{seed}/{sample}/{key}") for key, law in laws.items()} for sample in range(samples)]
+    cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
+    return Sweep(fixed, [drawn | cell for drawn in draws for cell in cells])
+
+
+def config_of(settings: dict[str, Any]) -> Config:
+    """What a task with these settings is run with, its preset included.
+
+    Raises:
+      UsageError: for a setting that does not exist, or cannot have its value, alone or with the others.
+    """
+    for key, value in settings.items():
+        texts = value if isinstance(value, list) else [value]
+        if any(isinstance(text, str) and "\n" in text for text in texts):
+            raise UsageError(f"{key}={shown(value)} holds a line break")
+    return from_values(_nested(settings))
+
+
+def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = ()) -> dict[str, Any]:
+    """{"ppo": {"target_kl": 1}} and {"ppo.target_kl": 1} as {"ppo.target-kl": 1}.
+
+    Args:
+      where: before the names in messages.
+      leaves: a table with one of these keys as its only one, and a list in it, is a value.
+    """
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        name = key.replace("_", "-")
+        inner = {name: value}
+        if isinstance(value, dict) and [k in leaves and type(v) is list for k, v in value.items()] != [True]:
+            inner = {f"{name}.{k}": v for k, v in flatten(value, f"{where}{name}.", leaves=leaves).items()}
+        if twice := out.keys() & inner:
+            raise UsageError(f"{where}{min(twice)} is there twice")
+        out |= inner
+    return out
+
+
+def as_text(value: Any) -> str:
+    """A setting's value as a person writes it on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def numbers(tasks: Iterable[int]) -> str:
+    """As sbatch --array takes them: 0-3,7."""
+    parts: list[list[int]] = []
+    for task in sorted(tasks):
+        if parts and parts[-1][-1] == task - 1:
+            parts[-1] = [parts[-1][0], task]
+        else:
+            parts.append([task])
+    return ",".join("-".join(map(str, part)) for part in parts)
+
+
+def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None) -> str:
+    """What runs these tasks of the sweep in `file`, or goes on with them; None: in the script's own folder."""
+    given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(DEFAULTS["SWEEP_DIR"])}
+    variables = "".join(
+        f"{name}={shlex.quote(str(path))} "
+        for name, path in given.items()
+        if os.path.normpath(path) != os.path.normpath(DEFAULTS[name])
+    )
+    return f"{variables}sbatch --array={numbers(tasks)} jobs/sweep.sbatch"
+
+
+def task_folder(sweep_dir: Path, task: int) -> Path:
+    """The run directory of a task."""
+    return sweep_dir / f"task_{task:03}"
+
+
+def _nested(settings: dict[str, Any]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, name = key.split(".")
+        table = out
+        for section in sections:
+            table = table.setdefault(section, {})
+            if not isinstance(table, dict):
+                raise UsageError(f"{section} is a section, but {shown(table)} was given")
+        if isinstance(table.get(name), dict):
+            raise UsageError(f"{name} is a section, but {shown(value)} was given")
+        table[name] = value
+    return out
+
+
+def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
+    """samples, seed, and the law of each key."""
+    laws = flatten({k: v for k, v in table.items() if k not in ("samples", "seed")}, "random.", leaves=LAWS)
+    samples, seed = table.get("samples", 0 if laws else 1), table.get("seed", 0)
+    samples, seed = (int(n) if isinstance(n, float) and n.is_integer() else n for n in (samples, seed))
+    for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
+        if type(value) is not int or not least <= value < 2**63:
+            raise UsageError(
+                f"random.{name}={shown(value)} must be a whole number of at least {least}, below 2**63"
+                + (" (it seeds what is drawn; seeds of runs stand in [grid])" if name == "seed" else "")
+            )
+    if samples > 1 and not laws:
+        raise UsageError(f"random.samples={samples} needs something to draw, such as optim.lr = {{log = [1e-4, 1e-2]}}")
+    return samples, seed, laws
+
+
+def _require_few(samples: int, lengths: list[int]) -> None:
+    """Before they are made."""
+    tasks = samples * math.prod(lengths)
+    if tasks > MOST_TASKS:
+        parts = [f"{samples} samples"] * (samples > 1) + [f"{length} values" for length in lengths]
+        raise UsageError(f"{shown(tasks)} tasks ({shortened(' x '.join(parts))}), and a sweep has at most {MOST_TASKS}")
+
+
+def _refuse_doubles(*tables: dict[str, Any]) -> None:
+    for (one, a), (two, b) in itertools.combinations(zip(TABLES, tables, strict=True), 2):
+        if twice := a.keys() & b.keys():
+            raise UsageError(f"{min(twice)} is both in [{one}] and in [{two}]: leave one out")
+    for own in PER_START:
+        name = own.replace("_", "-")
+        if any(name in table for table in tables):
+            raise UsageError(f"{name} is not for a sweep, whose tasks have run directories of their own: leave it out")
+
+
+def _check_list(name: str, listed: Any, *, once: bool = False) -> None:
+    if not isinstance(listed, list) or not listed:
+        raise UsageError(f"{name}={shown(listed)} must be a list of values, [a, b, …]")
+    if len(listed) > MOST_TASKS:
+        raise UsageError(f"{name} holds {len(listed)} values, and a sweep has at most {MOST_TASKS} tasks")
+    seen: set[Any] = set()
+    for value in listed if once else []:
+        key = str(value) if isinstance(value, list | dict) else value  # 1 and 1.0 are the same
+        if key in seen:
+            raise UsageError(f"{name}={shown(listed)} holds {shown(value)} twice: the same runs would be made again")
+        seen.add(key)
+
+
+def _check_law(name: str, law: Any) -> None:
+    if not isinstance(law, dict):
+        raise UsageError(
+            f"{name}={shown(law)} must say how it is drawn: {{uniform = [a, b]}}, or {', '.join(LAWS[1:])}"
+        )
+    ((kind, bounds),) = law.items()
+    if kind == "choice":
+        _check_list(f"{name}.choice", bounds)
+        return
+    types = (int,) if kind == "integer" else (int, float)
+    right = len(bounds) == 2 and all(type(b) in types and abs(b) < 2**63 for b in bounds) and bounds[0] <= bounds[1]
+    if not right or (kind == "log" and bounds[0] <= 0):
+        what = {"integer": "whole numbers", "log": "positive numbers"}.get(kind, "numbers")
+        raise UsageError(f"{name}.{kind}={shown(bounds)} must be [a, b], two {what}, the smaller one first")
+
+
+def _draw(law: dict[str, Any], stream: str) -> Any:
+    """A value by the law. Random.random of a text is the same in every version of Python, which nothing else is."""
+    ((kind, values),) = law.items()
+    u = random.Random(stream).random()
+    if kind == "choice":
+        return values[math.floor(u * len(values))]
+    low, high = values
+    if kind == "integer":
+        return low + math.floor(u * (high - low + 1))
+    if kind == "log":
+        drawn = math.exp(math.log(low) + u * (math.log(high) - math.log(low)))
+    else:
+        drawn = low + u * (high - low)
+    return min(max(float(f"{drawn:.{DIGITS}g}"), float(low)), float(high))

@@ -1,0 +1,209 @@
+"""Asynchronous training: every gradient is applied as it comes (A3C; with the PPO loss it is APPO-like).
+
+Uses collecting, learning and the exchange; run.py starts `train_worker` on every worker and `AsyncCoordinator` on
+rank 0. A worker's gradient travels while its next rollout begins: at most one is under way (double buffering). Where
+the loss allows for a policy that is newer than the one that acted, a worker fetches the newest before it learns.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from dppo.algo.losses import METRICS
+from dppo.algo.optim import staleness_weight
+from dppo.comm.link import Link
+from dppo.comm.server import ParameterServer
+from dppo.config import Config
+from dppo.data import Report
+from dppo.seams import Answer, Tag
+from dppo.training.collector import Collector
+from dppo.training.coordinator import Ending
+from dppo.training.learner import STATISTICS, Learner
+from dppo.training.staleness import ShutOut, UsualStaleness
+from dppo.training.state import TrainingState, Usage
+from dppo.training.tracker import Journal
+
+_COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
+
+
+def train_worker(collector: Collector, learner: Learner, state: TrainingState, link: Link, config: Config) -> None:
+    """One worker's life, until rank 0 ends the run."""
+    mirror = _Mirror(state, link)
+    learns_off_policy = config.vtrace or config.loss == "ppo"
+    assert config.horizon is not None, "an unresolved configuration reached the loop"
+    learn_s = exchange_s = 0.0
+    while not link.stopped:
+        started = time.monotonic()
+        learner.normaliser.freeze()
+        rollout = collector.collect(config.horizon, state.version, link.interrupted, state.iteration)
+        collect_s = time.monotonic() - started
+        discounted_returns = collector.discounted_returns(rollout)
+
+        started, waited_s = time.monotonic(), link.waited_s
+        if link.stop_requested():
+            return
+        if learns_off_policy:
+            mirror.fetch()
+        batch = learner.prepare(rollout, discounted_returns)
+        report = collector.report(rollout, collect_s, learn_s, exchange_s)
+        report.moment_sums = batch.statistics[len(STATISTICS) :]
+        report.moment_means = learner.normaliser.frozen_mean, learner.normaliser.frozen_return_mean
+        link.report(report, rollout)
+        learner.normalise_advantages(batch, batch.statistics)
+        for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
+            if link.stop_requested():
+                return
+            link.progress("update")
+            if number:
+                mirror.catch_up(wait=True)
+            learner.gradient(samples, state.kl_coef, lambda kl_sum, count: kl_sum / max(count, 1))
+            if number and _kl_exceeded(state, config):
+                break
+            mirror.send()
+        mirror.catch_up(wait=False)
+        learn_s, exchange_s = time.monotonic() - started, link.waited_s - waited_s
+
+
+def _kl_exceeded(state: TrainingState, config: Config) -> bool:
+    """The KL stop, from this worker's minibatch alone."""
+    sums = state.flat.sums
+    limit = 1.5 * config.ppo.target_kl
+    return config.loss == "ppo" and limit > 0 and sums[_KL] / max(sums[_COUNT], 1.0) > limit
+
+
+class _Mirror:
+    """A worker's copy of the server's state, and its one gradient under way."""
+
+    def __init__(self, state: TrainingState, link: Link) -> None:
+        self._state, self._link = state, link
+        self._due = 0  # replies, of which the last one is the newest
+
+    def catch_up(self, *, wait: bool) -> None:
+        """Takes over the newest of the replies that are due; with `wait`, the last of them."""
+        newest: np.ndarray | None = None
+        while self._due and (message := self._link.reply(wait=wait)) is not None:
+            newest, self._due = message, self._due - 1
+        if newest is not None:
+            self._state.unpack(newest)
+
+    def fetch(self) -> None:
+        """Takes over the server's present state. The reply to the gradient under way was packed when that arrived:
+        before the rollout that has just been collected.
+        """
+        self._link.fetch()
+        self._due += 1
+        self.catch_up(wait=True)
+
+    def send(self) -> None:
+        """Sends the flat gradient, tagged with the version that it was computed from, once the last one was
+        answered.
+        """
+        version = self._state.version
+        self.catch_up(wait=True)
+        if not self._link.stopped:
+            self._link.gradient(version, self._state.flat)
+            self._due += 1
+
+
+class AsyncCoordinator(Ending):
+    """Rank 0 of asynchronous training: a parameter server with quorum 1, and the journal.
+
+    An iteration, the unit of metrics and checkpoints, is as many applied gradients as one rollout of every worker
+    gives.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: TrainingState,
+        learner: Learner,
+        config: Config,
+        workers: Sequence[int],
+        *,
+        survives: bool = False,
+        names: Sequence[str] = (),
+    ) -> None:
+        every = config.server.mirror_every or None if survives else None
+        num_workers = len(workers)
+        super().__init__(journal, state, workers, every, names=names)
+        self._applied = 0
+        self._max_staleness, self._usual = config.server.max_staleness, UsualStaleness(num_workers)
+        self._limit = 0.0  # of the gradient that is looked at
+        self._server = ParameterServer(
+            num_workers, 1, lambda age: staleness_weight(age, config.server.staleness, self._limit)
+        )
+        self._server.version = state.version
+        self._shut_out = ShutOut(num_workers)
+        self._usage = [Usage(learner.minibatches_per_epoch) for _ in workers]
+
+    def on_report(self, report: Report) -> list[Answer]:
+        if self.begun:
+            return []
+        assert report.moment_sums is not None and report.moment_means is not None
+        self._state.normaliser.merge(report.moment_sums, *report.moment_means)
+        self._journal.add(report)
+        self._usage[self._place[report.worker]].begin()
+        return []
+
+    def waits_for(self) -> Collection[int]:
+        return self._present
+
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
+        if self.begun:
+            return []
+        self.heard(worker)
+        state = self._state
+        staleness = self._server.version - version
+        usual = self._usual.limit(worker, staleness)
+        self._limit = usual if self._max_staleness is None else self._max_staleness
+        samples = int(summed[state.flat.size + _COUNT])
+        closed = self._server.handle(worker, version, summed, is_gradient=True)
+        used = closed.total is not None
+        if closed.total is not None:
+            state.step(closed.total, closed.weight)
+            self._applied += 1
+        state.steps_learnt_from += self._usage[worker].add(samples, used=used)
+        self._say_who_is_shut_out(worker, used=used)
+        state.version = self._server.version
+        if self._applied >= self._num_workers <= self._journal.pending_rollouts:
+            self._applied = 0
+            state.finish_iteration(self._journal.pending_env_steps, float("nan"))
+            if (reason := self._journal.close(self._staleness_metrics())) is not None:
+                return self.begin(reason)
+        return self._reply(worker)
+
+    def on_fetch(self, worker: int) -> list[Answer]:
+        return [] if self.begun else self._reply(worker)
+
+    def _reply(self, worker: int) -> list[Answer]:
+        message = np.empty(self._state.core_bytes, np.uint8)
+        self._state.pack(message)
+        return [*self.aside(), Answer(worker, Tag.REPLY, message)]
+
+    def _say_who_is_shut_out(self, worker: int, *, used: bool) -> None:
+        if (found := self._shut_out.note(worker, used=used)) is None:
+            return
+        unused, last = found
+        limit = (
+            "it takes far longer for them than usual, again and again"
+            if self._max_staleness is None
+            else f"--server.max-staleness {self._max_staleness}; without it, the limit follows each worker's pace"
+        )
+        text = f"{self.name(worker)}: {unused} of its last {last} gradients were too stale to be used"
+        self._journal.console.warn(f"{text} ({limit})")
+
+    def _staleness_metrics(self) -> dict[str, object]:
+        ages, self._server.staleness = self._server.staleness, type(self._server.staleness)()
+        late, self._server.late = self._server.late, 0
+        histogram = [ages.get(age, 0) for age in range(max(ages, default=0) + 1)]
+        mean = sum(age * n for age, n in ages.items()) / max(sum(ages.values()), 1)
+        return {"staleness": histogram, "staleness_mean": mean, "dropped": late}
+
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
+        raise AssertionError("asynchronous workers add nothing up")
+
+    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
+        raise AssertionError("asynchronous workers hold no state of their own")

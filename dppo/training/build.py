@@ -1,0 +1,188 @@
+"""What a rank builds for itself: environments, policy, learner, state, and the collector that steps them.
+
+Uses envs, models, learner, rollout and state; run.py calls it on every rank, also when a rank takes over another's
+work.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from dppo import startup
+from dppo.algo.losses import METRICS
+from dppo.algo.moments import Normaliser
+from dppo.cluster import guard
+from dppo.config import Config
+from dppo.data import EnvState
+from dppo.envs.process import kept_as_it_was
+from dppo.envs.vector import make_vector_env
+from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.seams import Closable, VectorEnv
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
+from dppo.training.collector import Collector
+from dppo.training.learner import Learner
+from dppo.training.state import TrainingState
+
+NUMBERS_PER_SAMPLE = 12
+"""Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches."""
+CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
+"""How long environments may take to close. After a failure the other ranks wait for it."""
+LAST_S = 2.0
+"""How much longer, where they cannot be interrupted: C code that waits lets no signal through."""
+
+
+@dataclass(slots=True)
+class Workplace:
+    """What a rank has built: environments (workers only), policy, learner and state."""
+
+    envs: VectorEnv | None
+    seeds: EpisodeSeeds
+    policy: ActorCritic
+    learner: Learner
+    state: TrainingState
+    worker: int | None
+    """Its stable number, which seeds and environments follow; None: a server that steps nothing."""
+    spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
+    """Of one environment: what it observes, and how it is acted on."""
+
+    def close(self, limit_s: float = CLOSE_S) -> None:
+        """Closes the environments, once."""
+        envs, self.envs = self.envs, None
+        if envs is not None:
+            close_environments(envs, limit_s)
+
+
+def close_environments(envs: Closable, limit_s: float = CLOSE_S) -> None:
+    """Nobody needs them any more: whatever `close` raises is said and does no harm, and it is given up where it does
+    not come back. Where it cannot even be interrupted, this process ends.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise _TooLong
+
+    in_main_thread = threading.current_thread() is threading.main_thread()  # the only one that may handle signals
+    before = signal.signal(signal.SIGALRM, interrupt) if in_main_thread else None
+    last = threading.Timer(limit_s + LAST_S, _leave)
+    last.daemon = True
+    last.start()
+    try:
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, limit_s, 1.0)
+        envs.close()
+    except _TooLong:
+        _say_of_close(f"did not come back within {limit_s:g} s")
+    except (Exception, SystemExit) as error:
+        _say_of_close(f"raised {type(error).__name__}: {error}")
+    finally:
+        last.cancel()
+        if in_main_thread:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+
+
+class _TooLong(BaseException):
+    """No Exception: simulators suppress those."""
+
+
+def _leave() -> None:
+    _say_of_close("does not come back, and cannot be interrupted: its process ends")
+    guard.leave_at_once(1)
+
+
+def _say_of_close(what: str) -> None:
+    print(f"dppo: {startup.rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
+
+
+def build_workplace(config: Config, worker: int | None) -> Workplace:
+    """Everything that this worker needs, or a server (None), freshly initialised; the same network on every rank.
+
+    Raises:
+      ValueError: for a missing environment, spaces that are not supported, a factory that does not work.
+    """
+    number = worker or 0
+    # a server that steps nothing still needs the spaces, to know the network
+    seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
+    is_needed = False
+    try:
+        rng = generator(config.seed, Purpose.INIT)
+        policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
+        if worker is not None:
+            _require_memory(config, envs, policy)
+        normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
+        learner = Learner(policy, normaliser, config, number)
+        state = TrainingState(policy.flat, normaliser, config)
+        is_needed = worker is not None
+    finally:
+        if not is_needed:
+            close_environments(envs)
+    spaces = envs.observation_space, envs.action_space
+    return Workplace(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
+
+
+def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
+    """Whether the rollouts of this node's workers fit into its memory. Raises ValueError with the repair."""
+    assert config.horizon is not None, "the configuration is resolved"
+    spaces = (envs.observation_space, envs.action_space)
+    observation, action = (math.prod(s.shape or ()) * np.dtype(s.dtype).itemsize for s in spaces)
+    numbers = observation_size(envs.observation_space) + policy.distribution.head_size + NUMBERS_PER_SAMPLE
+    wanted = config.horizon * config.num_envs * (observation + 2 * action + 4 * numbers)
+    there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), startup.local_ranks()
+    if wanted * max(1, ranks - 1) > there:
+        raise ValueError(
+            f"horizon*num_envs={config.horizon}*{config.num_envs} samples take {wanted / 1e9:,.1f} GB on each of this"
+            f" node's {ranks} rank(s), and it has {there / 1e9:,.1f} GB: lower one of them"
+        )
+
+
+def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
+    first_env = worker * config.num_envs
+    seeds = EpisodeSeeds(config.seed, first_env, num_envs)
+    with kept_as_it_was():
+        return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
+
+
+def furnish(place: Workplace, config: Config, worker: int) -> None:
+    """A server that has none gets the environments of `worker`."""
+    place.seeds, place.envs = _make_envs(config, worker, config.num_envs)
+    place.worker = worker
+
+
+def make_collector(
+    config: Config,
+    place: Workplace,
+    states: dict[int, EnvState] | None = None,
+    row: int = 0,
+    first_new_episode: int = 0,
+) -> Collector:
+    """The worker's collector.
+
+    Args:
+      states: where environments stand, by global number; they are brought there, or it is said why not. None: the run
+        begins.
+      row, first_new_episode: as in `Collector.restore`.
+    """
+    envs, worker = place.envs, place.worker
+    assert envs is not None and worker is not None
+    seed_global_generators(config.seed, worker, row)  # not before: an environment may seed them when it is made
+    first_env = worker * config.num_envs
+    distribution = place.policy.distribution
+    noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
+    collector = Collector(
+        envs, place.policy, place.learner.normaliser, place.seeds, noise, worker, first_env, place.learner.gamma
+    )
+    if states is not None:
+        deadline = time.monotonic() + config.checkpoint.replay_s
+        for line in collector.restore(states, row, first_new_episode, deadline):
+            print(f"dppo: {line}", file=sys.stderr, flush=True)
+    return collector

@@ -1,0 +1,180 @@
+"""What the coordinators of both loops do alike on rank 0: signals, failures, the standby's copy, and how a run ends:
+the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than allowed.
+
+Uses the journal and the exchange; synchronous.py and asynchronous.py build on it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Sequence
+
+import numpy as np
+
+from dppo.seams import Answer, Tag
+from dppo.training.standby import Mirror
+from dppo.training.state import TrainingState
+from dppo.training.tracker import Failure, Journal
+from dppo.trajectories.writer import Sealed
+
+GIVE_UP, LEAVE = 0.7, 0.9
+"""Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
+
+
+LOOK_S, ABORT_MARGIN_S = 0.5, 5.0
+"""How often rank 0 looks for workers that are stuck, and how long it lets them end by themselves."""
+STANDBYS = 2
+"""One of them may die together with the server."""
+LEAVE_S = 5.0
+"""A run that ended by itself waits for its workers at least so long, however short the grace period."""
+
+
+class WorkerError(RuntimeError):
+    """A worker cannot go on; the text is its own account, with rank and host.
+
+    Args:
+      worker: its place among the workers, where it has said so itself; it closes its environments meanwhile.
+    """
+
+    def __init__(self, text: str, *, stalled: bool = False, worker: int | None = None) -> None:
+        super().__init__(text)
+        self.failure, self.worker = Failure(text, stalled), worker
+
+
+class Ending:
+    """What every coordinator does about signals, failures and the end of the run.
+
+    Args:
+      workers: their numbers, in the order of their ranks.
+      mirror_every: updates between copies for the standbys, the first of the workers present; None: there are none.
+      names: of the workers' ranks, with their hosts; without, nobody is taken for stuck.
+      mirrors_state: whether the copies hold the state; without, only the journal's books, and each iteration.
+    """
+
+    def __init__(
+        self,
+        journal: Journal,
+        state: TrainingState,
+        workers: Sequence[int],
+        mirror_every: int | None = None,
+        *,
+        mirrors_state: bool = True,
+        names: Sequence[str] = (),
+    ) -> None:
+        num_workers = len(workers)
+        self._place = {worker: place for place, worker in enumerate(workers)}
+        self._names = names
+        self._heard_at = [time.monotonic()] * num_workers
+        self._next_look, self._told_of = 0.0, set[int]()
+        self._journal, self._state, self._present = journal, state, set(range(num_workers))
+        self._num_workers, self._mirror_every, self._mirrors_state = num_workers, mirror_every, mirrors_state
+        self._mirrored_at: int | None = None  # updates, or iterations where the state is not copied
+        self.begun = False
+        self._begun_at = 0.0
+        self._saved_at_once = False
+        self.abandoned = False
+        """Workers that did not leave in time are still there: only the launcher can end them."""
+
+    @property
+    def done(self) -> bool:
+        return self.begun and (not self._present or self.abandoned)
+
+    def begin(self, reason: str) -> list[Answer]:
+        """The journal has closed for `reason`: everyone seals what the last boundary has seen, and stops."""
+        self.begun, self._begun_at = True, time.monotonic()
+        return self._seal_orders() + [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
+
+    def aside(self) -> list[Answer]:
+        """What goes out before the answer to a message, in addition to it."""
+        return [*self.mirror(), *self._seal_orders()]
+
+    def _seal_orders(self) -> list[Answer]:
+        orders = self._journal.take_seal_orders()
+        rows = {w: np.array([row], np.int64).view(np.uint8) for w, row in orders.items() if w in self._place}
+        return [Answer(self._place[worker], Tag.SEAL, row) for worker, row in rows.items()]
+
+    def on_sealed(self, answer: Sealed) -> list[Answer]:
+        """A worker has written what a checkpoint waits for."""
+        self._journal.sealed(answer)
+        return []
+
+    def mirror(self) -> list[Answer]:
+        """The standbys' next copy, if it is due. It is sent before the replies of the same update: a standby that has
+        taken part in the next one has it.
+        """
+        if self._mirror_every is None or self.begun:
+            return []
+        state = self._state
+        now, every = (state.updates, self._mirror_every) if self._mirrors_state else (state.iteration, 1)
+        if self._mirrored_at is not None and now - self._mirrored_at < every:
+            return []
+        self._mirrored_at = now
+        packed = np.empty(state.all_bytes if self._mirrors_state else 0, np.uint8)
+        if self._mirrors_state:
+            state.pack(packed)
+        copy = Mirror(state.updates, state.iteration, packed, self._journal.books)
+        message = copy.to_message()
+        return [Answer(w, Tag.MIRROR, message) for w in range(min(STANDBYS, self._num_workers))]
+
+    def on_failure(self, worker: int, text: str) -> list[Answer]:
+        """A worker cannot go on, so nobody can."""
+        raise WorkerError(text, worker=worker)
+
+    def on_signal(self) -> list[Answer]:
+        """A worker was asked to save and leave: that holds for all."""
+        self._journal.preemption.request("a signal to a worker")
+        return []
+
+    def on_bye(self, worker: int) -> list[Answer]:
+        """A worker has left its loop."""
+        self._present.discard(worker)
+        return []
+
+    def idle(self) -> list[Answer]:
+        """Asked to leave: the last boundary is saved at once, the run ends at the next, or, where that is too far
+        away, here.
+        """
+        preemption = self._journal.preemption
+        if preemption.requested and not self.begun and not self._saved_at_once:
+            self._saved_at_once = True
+            self._journal.save_at_once()
+        if not self.begun and preemption.past(GIVE_UP):
+            self._journal.finish("preempted")
+            return self.begin("preempted")
+        if self.begun and (
+            preemption.past(LEAVE) or time.monotonic() - self._begun_at > max(LEAVE_S, preemption.grace_s)
+        ):
+            self.abandoned = True
+        if self._names and not self.begun and time.monotonic() > self._next_look:
+            self._look_for_the_stuck()
+        if self.begun:
+            return []
+        return self.aside() if self._mirrored_at is None else self._seal_orders()
+
+    def heard(self, place: int) -> None:
+        """This worker has finished a rollout."""
+        self._heard_at[place] = time.monotonic()
+        self._told_of.discard(place)
+
+    def name(self, place: int) -> str:
+        """A worker's rank, and its host."""
+        return self._names[place] if self._names else f"rank {place}"
+
+    def waits_for(self) -> Collection[int]:
+        """Whose rollouts are missing before the run can go on."""
+        raise NotImplementedError
+
+    def _look_for_the_stuck(self) -> None:
+        """Names the workers that rank 0 waits for. They say more themselves, unless an environment holds Python's lock:
+        then they cannot end either, where that was asked for.
+        """
+        now, log = time.monotonic(), self._journal.config.log
+        self._next_look = now + LOOK_S
+        for place in sorted(self.waits_for()):
+            silent_s = now - self._heard_at[place]
+            if 0 < log.stall_abort_s < silent_s - ABORT_MARGIN_S:
+                text = f"{self._names[place]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)"
+                raise WorkerError(text, stalled=True)
+            if 0 < log.stall_after_s < silent_s and place not in self._told_of:
+                self._told_of.add(place)
+                self._journal.console.warn(f"rank 0 waits for {self._names[place]}: no rollout for {silent_s:.0f} s")

@@ -1,0 +1,230 @@
+"""From a rollout to gradients: advantages, statistics, epochs and minibatches, loss -> gradient in the flat buffer.
+
+Uses algo, models and batch; both training loops call it. It knows no MPI: what has to be added up over ranks is
+handed out as one float64 vector (`Batch.statistics`) or left in the flat buffer (`gradient`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from dppo.algo import losses, returns
+from dppo.algo.moments import Normaliser
+from dppo.config import Config
+from dppo.data import Batch, Minibatch, Rollout
+from dppo.models.flat import first_not_finite, is_finite
+from dppo.models.policy import ActorCritic
+from dppo.seeding import Purpose, generator
+
+LARGEST_TARGETS = 1e34
+"""Sum of the squares of a rollout's value targets. The loss of larger ones overflows float32 in the sum over all ranks.
+"""
+STATISTICS = ("stop", "samples", "env_steps", "adv", "adv2", "target", "target2", "error", "error2")
+"""First entries of a rollout's statistics; the moments' sums follow. `stop` is 1 where a worker knows that the run
+has ended.
+"""
+
+
+def explained_variance(totals: np.ndarray) -> float:
+    """Of the acting critic, from the added-up statistics."""
+    named = dict(zip(STATISTICS, totals, strict=False))
+    return losses.explained_variance(
+        (named["target"], named["target2"]), (named["error"], named["error2"]), named["samples"]
+    )
+
+
+class Learner:
+    """Turns rollouts into gradients of the configured loss.
+
+    Args:
+      worker: stable number of the worker; the shuffling stream follows it.
+    """
+
+    def __init__(self, policy: ActorCritic, normaliser: Normaliser, config: Config, worker: int) -> None:
+        self.policy, self.normaliser, self.config, self._worker = policy, normaliser, config, worker
+        self._ppo = config.loss == "ppo"
+        self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
+        self._lam = config.ppo.lam if self._ppo else config.a3c.lam
+        self._normalizes = config.ppo.normalize_advantages if self._ppo else config.a3c.normalize_advantages
+        self.epochs, self.minibatches_per_epoch = (config.ppo.epochs, config.ppo.minibatches) if self._ppo else (1, 1)
+        self.needs_mean_kl = self._ppo and config.ppo.objective == "kl"
+
+    @property
+    def updates_per_rollout(self) -> int:
+        """Gradients that a rollout gives, unless the KL stops earlier."""
+        return self.epochs * self.minibatches_per_epoch
+
+    @property
+    def num_statistics(self) -> int:
+        """Length of `Batch.statistics`."""
+        return len(STATISTICS) + self.normaliser.num_sums
+
+    def prepare(self, rollout: Rollout, discounted_returns: np.ndarray) -> Batch:
+        """Advantages, value targets and statistics of a rollout.
+
+        Args:
+          rollout: T rows of N environments; T may be 0 where it was given up.
+          discounted_returns: [T, N] float64, of the raw rewards.
+
+        Raises:
+          FloatingPointError: where the value targets are too large for float32, or not finite; it says why.
+        """
+        t, n = rollout.rewards.shape
+        rewards = rollout.rewards * np.float32(self.normaliser.reward_scale)
+        dones = rollout.terminations | rollout.truncations
+        values = rollout.values
+        if t and self.config.vtrace:
+            advantages, targets, values = self._vtrace(rollout, rewards, dones)
+        elif self._lam == 1.0:
+            advantages, targets = returns.n_step_returns(rewards, values, rollout.next_values, dones, self.gamma)
+        else:
+            advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
+
+        keep = slice(None) if rollout.valid.all() else rollout.valid.reshape(-1)
+
+        def flat(array: np.ndarray) -> np.ndarray:
+            return array.reshape(t * n, *array.shape[2:])[keep]
+
+        samples = Minibatch(
+            flat(rollout.inputs), flat(rollout.actions), flat(rollout.heads), flat(rollout.log_probs), flat(values),
+            flat(advantages), flat(targets),
+        )  # fmt: skip
+        adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
+        error = target - flat(rollout.values)
+        sums = [0.0, len(samples), rollout.num_steps]
+        sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
+        if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
+            raise FloatingPointError(self._too_large(rollout, values))
+        moments = self.normaliser.deltas(
+            flat(rollout.observations.reshape(t, n, -1)) if t else np.empty((0, len(self.normaliser.frozen_mean))),
+            flat(discounted_returns)[:, None],
+        )
+        return Batch(samples, np.concatenate((sums, moments)), ((self._worker, len(samples)),))
+
+    def _vtrace(
+        self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Targets of the present policy, which may be newer than the one that acted."""
+        t, n = rewards.shape
+        head, value = self.policy.forward(rollout.inputs.reshape(t * n, -1))
+        actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
+        log_probs = self.policy.distribution.evaluate(head, actions)[0].reshape(t, n)
+        values = value.reshape(t, n).copy()
+        # the value of what came next, where it is the next row's, is the present critic's too; elsewhere the acting
+        # one's
+        next_values = rollout.next_values.copy()
+        inside = ~dones[:-1]
+        next_values[:-1][inside] = values[1:][inside]
+        advantages, targets = returns.vtrace(
+            rewards, values, next_values, dones, log_probs - rollout.log_probs, self.gamma, self._lam
+        )
+        return advantages, targets, values
+
+    def normalise_advantages(self, batch: Batch, totals: np.ndarray) -> None:
+        """To mean 0 and deviation 1 over the samples behind `totals`, the added-up statistics."""
+        if not self._normalizes:
+            return
+        _, count, _, total, square = totals[:5]
+        mean = total / max(count, 1.0)
+        std = np.sqrt(max(square / max(count, 1.0) - mean * mean, 0.0))
+        batch.samples.advantages = ((batch.samples.advantages - mean) / (std + 1e-6)).astype(np.float32)
+
+    def minibatches(self, batch: Batch, iteration: int) -> Iterator[Minibatch]:
+        """epochs x minibatches, shuffled anew each epoch from each worker's stream of this iteration."""
+        if self.updates_per_rollout == 1:
+            yield batch.samples
+            return
+        parts, first = [], 0
+        for worker, count in batch.parts:
+            parts.append((first, count, generator(self.config.seed, Purpose.SHUFFLE, worker, iteration)))
+            first += count
+        for _ in range(self.epochs):
+            pieces = [
+                np.array_split(first + rng.permutation(count), self.minibatches_per_epoch)
+                for first, count, rng in parts
+            ]
+            chosen = list(zip(*pieces, strict=True))  # of each minibatch, a piece from each part
+            shuffled = batch.samples[np.concatenate([piece for minibatch in chosen for piece in minibatch])]
+            edges = itertools.accumulate((sum(map(len, minibatch)) for minibatch in chosen), initial=0)
+            for start, end in itertools.pairwise(edges):
+                yield shuffled[start:end]
+
+    def gradient(
+        self, samples: Minibatch, kl_coef: float = 0.0, mean_kl: Callable[[float, int], float] | None = None
+    ) -> None:
+        """Writes the loss's gradient and metric sums, both summed over the samples, into `flat.summed`.
+
+        Args:
+          kl_coef: the KL penalty's present weight.
+          mean_kl: averages (sum of KL, samples) over all ranks; needed where `needs_mean_kl`, so that the hinge is
+          the same under any layout.
+
+        No samples have a gradient of zero; the network does not see them.
+
+        Raises:
+          FloatingPointError: where the loss or its gradient is not finite.
+        """
+        flat, distribution = self.policy.flat, self.policy.distribution
+        if not len(samples):
+            if self.needs_mean_kl and mean_kl is not None:
+                mean_kl(0.0, 0)  # the other ranks wait for it
+            flat.summed[:] = 0.0
+            return
+        head, value = self.policy.forward(samples.inputs)
+        if self._ppo:
+            kl = 0.0
+            if self.needs_mean_kl:
+                assert mean_kl is not None
+                kl_sum = losses.kl_sum(distribution, head, samples)
+                if not math.isfinite(kl_sum):  # before it spoils the mean of all
+                    raise FloatingPointError(_first_bad(head, value, samples))
+                kl = mean_kl(kl_sum, len(samples))
+            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, kl)
+        else:
+            loss = losses.a3c(distribution, head, value, samples, self.config.a3c)
+        if not math.isfinite(loss.sums.sum()):
+            raise FloatingPointError(_first_bad(head, value, samples))
+        self.policy.backward(loss.d_head, loss.d_value)
+        flat.sums[:] = loss.sums
+        if not is_finite(flat.summed):
+            names = flat.shapes | {f"the sum of {name}": () for name in losses.METRICS}
+            raise FloatingPointError(
+                f"worker {self._worker}: the gradient is not finite, though the loss is, and is not used:"
+                f" {first_not_finite(names, flat.summed)}; a network that divides by what may be 0, or takes its root,"
+                " does this"
+            )
+
+    def _too_large(self, rollout: Rollout, values: np.ndarray) -> str:
+        """What makes the value targets too large: rewards or critic."""
+        rewards, scale = np.abs(rollout.rewards), self.normaliser.reward_scale
+        row, env = np.unravel_index(int(np.argmax(rewards)), rewards.shape)
+        largest_value = float(np.abs(values).max())
+        if not largest_value < 0.01 * scale * float(rewards[row, env]):
+            return f"the critic's values reach {largest_value:g}: a smaller optim.lr may help"
+        where = f"row {rollout.first_row + row} of environment {self._worker * self.config.num_envs + env}"
+        return (
+            f"rewards are too large: {rollout.rewards[row, env]:g} in {where}, times {scale:g} for their deviation so"
+            " far, gives value targets whose loss float32 cannot hold: have the environment give smaller ones, or a"
+            " wrapper such as gymnasium.wrappers.TransformReward"
+        )
+
+
+def _first_bad(head: np.ndarray, value: np.ndarray, samples: Minibatch) -> str:
+    rate, reward = "a smaller optim.lr may help", "look at the environment's rewards"
+    # a logit of -inf is an action that a mask rules out
+    arrays = {
+        "inputs": (samples.inputs, "look at the environment's observations"),
+        "the network's head": (np.where(np.isneginf(head), 0.0, head), rate),
+        "the network's value": (value, rate),
+        "value targets": (samples.returns, reward),
+        "advantages": (samples.advantages, reward),
+    }
+    for name, (array, repair) in arrays.items():
+        if not np.isfinite(array).all():
+            index = np.argwhere(~np.isfinite(array))[0].tolist()
+            return f"the loss is not finite: first bad array is {name}, at {index}; {repair}"
+    return f"the loss is not finite, though its inputs are: {rate}"

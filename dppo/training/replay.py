@@ -1,0 +1,96 @@
+"""What brings a worker's environments back to where they stand: their actions since their present episodes began.
+
+Uses batch.py and NumPy; the journal keeps one of each worker for checkpoints, and each worker its own, for the case
+that rank 0 dies.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dppo.data import EnvState, Report
+
+
+class History:
+    """Of one worker's environments; chunks are never changed."""
+
+    def __init__(self) -> None:
+        self.chunks: tuple[tuple[int, np.ndarray], ...] = ()
+        self.last: Report | None = None
+        self._saved: tuple[int, list[EnvState]] = (0, [])
+
+    def copy(self) -> History:
+        """As it is now; chunks are shared."""
+        out = History()
+        out.chunks, out.last, out._saved = self.chunks, self.last, self._saved
+        return out
+
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is known of these environments."""
+        return self.last is None and not self._saved[1]
+
+    @property
+    def next_row(self) -> int:
+        """The first row that it does not hold yet."""
+        return self._saved[0] if self.last is None else self.last.first_row + len(self.last.env_actions)
+
+    def extend(self, report: Report) -> None:
+        """Adds a rollout; one that is held already, because it was told twice, changes nothing."""
+        if self.last is not None and report.first_row < self.next_row:
+            return
+        oldest = int(np.where(self._compared(report), report.last_episodes.first_rows, report.episode_first_rows).min())
+        chunks = (*self.chunks, (report.first_row, report.env_actions))
+        self.chunks = tuple((row, a) for row, a in chunks if len(a) and row + len(a) > oldest)
+        self.last = report
+
+    @staticmethod
+    def _compared(report: Report) -> np.ndarray:
+        """[N] bool: environments that have not made a step in their episode, and the one before is known."""
+        next_row = report.first_row + len(report.env_actions)
+        return (report.episode_first_rows == next_row) & (report.last_episodes.first_rows >= 0)
+
+    def start_from(self, row: int, envs: list[EnvState]) -> None:
+        """Takes over what a checkpoint held: one chunk that ends at `row`, as long as the longest episode."""
+        self._saved = (row, envs)
+        longest = max((len(e.actions) for e in envs), default=0)
+        if longest:
+            template = next(e.actions for e in envs if len(e.actions))
+            chunk = np.zeros((longest, len(envs), *template.shape[1:]), template.dtype)
+            for i, e in enumerate(envs):
+                if len(e.actions):
+                    chunk[longest - len(e.actions) :, i] = e.actions
+            self.chunks = ((row - longest, chunk),)
+
+    def states(self) -> tuple[int, list[EnvState]]:
+        """(rows so far, where each environment stands)."""
+        report = self.last
+        if report is None:
+            return self._saved
+        row = report.first_row + len(report.env_actions)
+        last, compared = report.last_episodes, self._compared(report)
+        return row, [
+            EnvState(
+                report.first_env + i,
+                row,
+                int(report.episode_numbers[i]),
+                self._actions(i, int(report.episode_first_rows[i]), row),
+                np.asarray(report.observations[i]),
+                float(report.episode_returns[i]),
+                int(report.episode_lengths[i]),
+                float(report.discounted_returns[i]),
+                self._actions(i, int(last.first_rows[i]) if compared[i] else row, row - 1),
+                float(last.returns[i] * compared[i]),
+                float(last.last_rewards[i] * compared[i]),
+            )
+            for i in range(len(report.episode_numbers))
+        ]
+
+    def _actions(self, i: int, first_row: int, end_row: int) -> np.ndarray:
+        """[L, *act] of environment `i`, from row `first_row` up to before `end_row`."""
+        parts = [
+            a[max(0, first_row - row) : max(0, end_row - row), i] for row, a in self.chunks if row + len(a) > first_row
+        ]
+        if parts:
+            return np.concatenate(parts)
+        return self.chunks[0][1][:0, i] if self.chunks else np.empty((0,), np.int64)

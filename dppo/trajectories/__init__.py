@@ -1,0 +1,1 @@
+"""Trajectory dumps: format, writer, readers, validation, exports; `python -m dppo.trajectories`."""

@@ -1,0 +1,242 @@
+"""python -m dppo.trajectories: what a run's trajectory dump holds, whether it is whole, and what to make of it.
+
+Uses the reading half of storage/; it needs no MPI and starts no environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dppo.console import plain
+from dppo.settings.flags import Parser, UsageError
+from dppo.trajectories.catalogue import SURPRISES
+from dppo.trajectories.index import check_index, write_index
+from dppo.trajectories.reader import Trajectories, open_trajectories
+from dppo.trajectories.salvage import HopelessError, recover
+from dppo.trajectories.unsealed import unsealed
+from dppo.trajectories.validate import validate
+
+EXIT_WRONG, EXIT_USAGE = 1, 2
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
+
+
+def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
+    """What `info` says of a dump.
+
+    Returns:
+      episodes (ended, complete, unfinished), steps, returns (quantiles of the episodes that ended; {} of none), ranks
+      (segments, rows, steps, bytes, missing_rows of each), attempts, orphaned segments.
+    """
+    table, catalogue = trajectories.table(), trajectories.catalogue
+    ended = table["terminated"] | table["truncated"]
+    ranks: dict[int, dict[str, int]] = {}
+    for s in catalogue.segments:
+        one = ranks.setdefault(s.rank, {"segments": 0, "rows": 0, "steps": 0, "bytes": 0, "missing_rows": 0})
+        one["segments"] += 1
+        one["rows"] += s.num_rows
+        one["bytes"] += s.num_bytes
+        one["missing_rows"] = s.end_row - one["rows"]
+    for rank, one in ranks.items():
+        one["steps"] = int(table["length"][table["rank"] == rank].sum())
+    returns = table["return"][ended]
+    return {
+        "episodes": {
+            "ended": int(ended.sum()),
+            "complete": int(table["complete"].sum()),
+            "unfinished": int((~ended).sum()),
+        },
+        "steps": int(table["length"].sum()),
+        "returns": {name: float(np.quantile(returns, q)) for name, q in QUANTILES.items()} if len(returns) else {},
+        "ranks": ranks,
+        "attempts": sorted({s.attempt for s in catalogue.segments}),
+        "orphaned": _count_orphans(run_dir),
+    }
+
+
+def describe_empty(missing_rows: dict[int, int], run_dir: Path) -> dict[str, Any]:
+    """The same of a dump in which no segment was sealed yet."""
+    nothing = {"segments": 0, "rows": 0, "steps": 0, "bytes": 0}
+    return {
+        "episodes": {"ended": 0, "complete": 0, "unfinished": 0},
+        "steps": 0,
+        "returns": {},
+        "ranks": {rank: nothing | {"missing_rows": rows} for rank, rows in missing_rows.items()},
+        "attempts": [],
+        "orphaned": _count_orphans(run_dir),
+    }
+
+
+def _count_orphans(run_dir: Path) -> int:
+    return sum(1 for _ in (run_dir / "trajectories" / "orphaned").glob("attempt_*/rank_*/seg_*.h5"))
+
+
+def _info(args: argparse.Namespace) -> int:
+    if (empty := unsealed(args.run_dir)) is not None:
+        out = describe_empty(empty.missing_rows, args.run_dir)
+        orphans = f"; {out['orphaned']} orphaned segment(s)" if out["orphaned"] else ""
+        print(json.dumps(out) if args.json else f"{plain(empty.text)}{orphans}")
+        return EXIT_WRONG if empty.is_lost else 0
+    out = describe(open_trajectories(args.run_dir), args.run_dir)
+    if args.json:
+        print(json.dumps(out))
+        return 0
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, emoji=False)
+    episodes, ranks = out["episodes"], out["ranks"]
+    console.print(
+        f"{plain(args.run_dir)}: {episodes['ended']:,} episodes that ended ({episodes['complete']:,} complete), "
+        f"{episodes['unfinished']:,} unfinished; {out['steps']:,} steps",
+        soft_wrap=True,
+    )
+    if out["returns"]:
+        table = Table(title="returns", title_justify="left")
+        for name in out["returns"]:
+            table.add_column(name, justify="right")
+        table.add_row(*(f"{value:.2f}" for value in out["returns"].values()))
+        console.print(table)
+    table = Table()
+    for name in ("rank", "segments", "rows", "steps", "MB", "missing rows"):
+        table.add_column(name, justify="right")
+    for rank, one in ranks.items():
+        cells = (one["segments"], one["rows"], one["steps"], f"{one['bytes'] / 1e6:.1f}", one["missing_rows"])
+        table.add_row(str(rank), *(cell if isinstance(cell, str) else f"{cell:,}" for cell in cells))
+    console.print(table)
+    attempts = ", ".join(map(str, out["attempts"]))
+    console.print(f"written in attempt(s) {attempts}; {out['orphaned']} orphaned segment(s)")
+    return 0
+
+
+def _validate(args: argparse.Namespace) -> int:
+    violations = validate(args.run_dir)
+    if args.json:
+        print(json.dumps([asdict(v) for v in violations]))
+        return EXIT_WRONG if violations else 0
+    for violation in violations:
+        print(plain(violation))
+    if violations:
+        print(f"{len(violations)} violation(s)")
+    elif (empty := unsealed(args.run_dir)) is not None:
+        print(plain(empty.text))
+    else:
+        print(f"{plain(args.run_dir)}: the trajectories are sound")
+    return EXIT_WRONG if violations else 0
+
+
+def _plot(args: argparse.Namespace) -> int:
+    from dppo.trajectories.plots import plot
+
+    plot(open_trajectories(args.run_dir), args.output)
+    print(plain(args.output))
+    return 0
+
+
+def _index(args: argparse.Namespace) -> int:
+    if args.check:
+        problems = check_index(args.run_dir)
+        for problem in problems:
+            _complain(problem)
+        if not problems:
+            print("every source of the index is there")
+        return EXIT_WRONG if problems else 0
+    path, missing = write_index(args.run_dir)
+    for name in missing:
+        _complain(f"{name}; the index goes on behind that (`validate` says more)")
+    print(plain(path))
+    return 0
+
+
+def _recover(args: argparse.Namespace) -> int:
+    salvage = recover(args.file, args.output)
+    for line in salvage.lost:
+        print(f"lost: {plain(line)}")
+    print(
+        f"{plain(salvage.path)}: {salvage.datasets} dataset(s) saved" + ("" if salvage.lost else "; nothing was lost")
+    )
+    return 0
+
+
+def _export(args: argparse.Namespace) -> int:
+    from dppo.trajectories.export import command as export
+
+    for line in export.run(args):
+        print(plain(line))
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    from dppo.trajectories.export import command as export
+
+    parser = Parser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        added.set_defaults(run=run)
+        return added
+
+    def of_a_run(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, run, text)
+        added.add_argument("run_dir", metavar="RUN", type=Path, help="directory of the run")
+        return added
+
+    info = of_a_run("info", _info, "what is there: episodes, steps, returns, segments and gaps of each rank")
+    check = of_a_run("validate", _validate, "whether everything is as it should be; exit code 1 where it is not")
+    for added in (info, check):
+        added.add_argument("--json", action="store_true", help="JSON on standard output")
+    plot = of_a_run("plot", _plot, "draw returns, lengths and policy lag over environment steps")
+    plot.add_argument(
+        "-o",
+        "--output",
+        metavar="OUT",
+        type=export.output_path,
+        required=True,
+        help="the picture: out.png, out.pdf, …",
+    )
+    index = of_a_run("index", _index, "write RUN/trajectories/index.h5, which shows all segments of a rank as one")
+    index.add_argument("--check", action="store_true", help="check the one that is there: exit code 1 if it is stale")
+    saving = command("recover", _recover, "save what can be read of a damaged or half-written HDF5 file")
+    saving.add_argument("file", metavar="FILE", type=Path)
+    saving.add_argument(
+        "-o", "--output", metavar="OUT", type=export.output_path, help="default: FILE.recovered.h5; never overwritten"
+    )
+    export.add_arguments(command("export", _export, "write a dump in the forms that other programs read"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit code."""
+    try:
+        args = _parser().parse_args(argv)
+        code: int = args.run(args)
+    except UsageError as error:
+        _complain(error)
+        return EXIT_USAGE
+    except (HopelessError, OSError) as error:
+        _complain(error)
+        return EXIT_WRONG
+    except SURPRISES as error:  # of damaged files, where one does not fit to another
+        _complain(
+            f"this cannot be read: {type(error).__name__}: {error}; `python -m dppo.trajectories validate RUN` says"
+            " what is damaged"
+        )
+        return EXIT_WRONG
+    return code
+
+
+def _complain(what: object) -> None:
+    """One line, whatever is in it."""
+    print(f"dppo: {plain(what)}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,245 @@
+"""Where the steps of every episode of a dump lie, from the light tables of its segments alone.
+
+Uses h5py, NumPy and the format's names (trajectory.py); dataset.py reads episodes by it, `dppo.trajectories` counts.
+A *piece* is what one segment holds of an episode; pieces that go on exactly where the one before stopped are one
+episode.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dppo.files import RefusedFileError, open_regular
+from dppo.settings.flags import UsageError
+from dppo.trajectories.format import FORMAT, FORMAT_VERSION, check_types, run_dir_of
+from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
+
+if TYPE_CHECKING:
+    import h5py
+
+SURPRISES = (
+    OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
+    RecursionError,
+)  # fmt: skip
+"""What h5py and NumPy raise for damaged files."""
+_HEAD = 2**18
+"""Bytes of a segment in which its texts lie."""
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """A segment, for reading beside a run that still writes others.
+
+    Raises:
+      UsageError: it is none, or something in it cannot be read.
+    """
+    repair = "`python -m dppo.trajectories validate RUN` says what else is damaged, `recover` saves what can be saved"
+    try:
+        if endless_heaps(path, _HEAD):
+            raise ValueError("its texts are damaged")
+        with opened_hdf5(path, run_dir_of(path)) as file:
+            found = file.attrs.get("format"), file.attrs.get("format_version")
+            if found != (FORMAT, FORMAT_VERSION):
+                raise UsageError(f"{path} has format {found}, this dppo reads {(FORMAT, FORMAT_VERSION)}")
+            yield file
+    except UsageError:
+        raise
+    except RefusedFileError as error:
+        raise UsageError(f"{_one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
+    except SURPRISES as error:
+        raise UsageError(f"{path} cannot be read: {_one_line(error)}; {repair}") from error
+
+
+def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, int]]:
+    """(first, last) of each range from 0 up to below `end` (the highest) that is not among the numbers."""
+    found, expected = [], 0
+    for number in (*sorted(numbers), *(() if end is None else (end,))):
+        if number > expected:
+            found.append((expected, number - 1))
+        expected = number + 1
+    return found
+
+
+def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
+    """Values of a dataset, or a part of them.
+
+    Raises:
+      UsageError: they are compressed with zstd, and hdf5plugin is not there.
+    """
+    dataset = file[name]
+    load_filters(dataset)
+    values: np.ndarray = dataset[selection]
+    return values
+
+
+def load_filters(dataset: h5py.Dataset) -> None:
+    """Imports what a dataset is compressed with. Raises UsageError where that is not installed."""
+    import h5py
+
+    plist = dataset.id.get_create_plist()
+    numbers = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
+    if ZSTD not in numbers or h5py.h5z.filter_avail(ZSTD):
+        return
+    try:
+        import hdf5plugin  # noqa: F401 (registers its filters)
+    except ImportError as error:
+        raise UsageError(
+            f"{dataset.file.filename} is compressed with zstd, which needs hdf5plugin: pip install 'dppo[analysis]'"
+        ) from error
+
+
+def endless_heaps(path: Path, length: int | None = None, size: int | None = None) -> list[tuple[int, int]]:
+    """(where in the file a number stands that must be other than 0, what it may be), in each heap of texts that HDF5
+    would never finish reading: zeros in one look like a piece of free space of no size, which it steps over for ever.
+
+    Args:
+      length: so much of the file is searched; None: all.
+      size: of the file, where zeros are to be thought behind its end.
+    """
+    with open_regular(path, max_bytes=FILE_BYTES) as file:
+        if length is not None:
+            return _endless_heaps(file.read(length), size)
+        if not os.fstat(file.fileno()).st_size:
+            return []
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return _endless_heaps(data, size)
+
+
+def _endless_heaps(data: bytes | mmap.mmap, size: int | None) -> list[tuple[int, int]]:
+    out: list[tuple[int, int]] = []
+    at = data.find(b"GCOL\1")
+    while at >= 0:
+        end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+        place = at + 16
+        while place + 16 <= end and (place < len(data) or (size is not None and end <= size)):
+            number = int.from_bytes(data[place : place + 2], "little")
+            taken = int.from_bytes(data[place + 8 : place + 16], "little")
+            step = 16 + (taken + 7) // 8 * 8 if number else taken
+            if not step:
+                out.append((place + 8, end - place))
+                break
+            place += step
+        at = data.find(b"GCOL\1", at + 4)
+    return out
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentInfo:
+    """What is known of a segment without its steps."""
+
+    path: Path
+    rank: int
+    number: int
+    attempt: int
+    first_env: int
+    num_envs: int
+    num_rows: int
+    first_row: int
+    end_row: int
+    """Behind the last one."""
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Catalogue:
+    """All episodes of a dump."""
+
+    segments: list[SegmentInfo]
+    """By rank and number."""
+    pieces: dict[str, np.ndarray]
+    """[K] each, by segment: segment, index (of the environment there), start, length, episode, is_last."""
+    episodes: dict[str, np.ndarray]
+    """[E] each, by rank, last_row and env: rank, env (global), id, seed, first_row, last_row, offset (steps before
+    those held), length (steps held), return, terminated, truncated, complete, attempt, first_version,
+    last_version, last_segment.
+    """
+
+
+_READ = ("id", "env", "start", "length", "offset", "return", "terminated", "truncated", "seed")
+
+
+def read_catalogue(files: Sequence[tuple[int, int, Path]]) -> Catalogue:
+    """Of the segments (rank, number, path), in that order. One file is open at a time."""
+    segments: list[SegmentInfo] = []
+    tables: list[dict[str, np.ndarray]] = []
+    for rank, number, path in files:
+        with opened(path) as file:
+            info, table = _light(file, path, rank, number)
+        table["segment"] = np.full(len(table["id"]), len(segments))
+        segments.append(info)
+        tables.append(table)
+    listed = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
+    return _stitched(segments, listed)
+
+
+def _light(file: h5py.File, path: Path, rank: int, number: int) -> tuple[SegmentInfo, dict[str, np.ndarray]]:
+    check_types(file)
+    rows, versions = read(file, "steps/row"), read(file, "steps/policy_version")
+    table = {name: read(file, f"episodes/{name}") for name in _READ}
+    first_env, attempt = int(file.attrs["first_env"]), int(file.attrs["attempt"])
+    num_envs = int(file["steps/rewards"].shape[1])
+    for name, most in (("env", num_envs - 1), ("start", len(rows) - 1), ("length", len(rows) - table["start"])):
+        if (table[name] < (name == "length")).any() or (table[name] > most).any():
+            raise ValueError(f"episodes/{name} holds what {len(rows)} rows of {num_envs} environments do not have")
+    info = SegmentInfo(
+        path, rank, number, attempt, first_env, num_envs, len(rows), int(rows[0]), int(rows[-1]) + 1,
+        path.stat().st_size,
+    )  # fmt: skip
+    index, last = table.pop("env"), table["start"] + table["length"] - 1
+    table |= {
+        "index": index, "env": index + first_env, "rank": np.full(len(index), rank),
+        "attempt": np.full(len(index), attempt), "first_row": rows[table["start"]], "last_row": rows[last],
+        "first_version": versions[table["start"]], "last_version": versions[last],
+    }  # fmt: skip
+    return info, table
+
+
+def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Catalogue:
+    """Joins the pieces that go on: of the same environment and number, and without a step between them."""
+    order = np.lexsort((listed["start"], listed["segment"], listed["env"], listed["rank"]))
+    p = {name: values[order] for name, values in listed.items()}
+    count = len(order)
+    ended = p["terminated"] | p["truncated"]
+    begins = np.ones(count, bool)
+    before, after = slice(None, -1), slice(1, None)
+    goes_on = ~ended[before] & (p["offset"][after] == p["offset"][before] + p["length"][before])
+    for name in ("rank", "env", "id"):
+        goes_on &= p[name][after] == p[name][before]
+    begins[1:] = ~goes_on
+    firsts = np.flatnonzero(begins)
+    lasts = np.append(firsts[1:], count)[: len(firsts)] - 1
+    episodes = {name: p[name][firsts] for name in ("rank", "env", "id", "seed", "first_row", "offset", "first_version")}
+    episodes |= {
+        name: p[name][lasts] for name in ("last_row", "return", "terminated", "truncated", "attempt", "last_version")
+    }
+    episodes["last_segment"] = p["segment"][lasts]
+    sums = np.append(0, np.cumsum(p["length"]))
+    episodes["length"] = sums[lasts + 1] - sums[firsts]
+    episodes["complete"] = ended[lasts] & (episodes["offset"] == 0)
+    number = np.cumsum(begins) - 1
+
+    in_order = np.lexsort((episodes["env"], episodes["last_row"], episodes["rank"]))
+    place = np.empty(len(firsts), np.int64)
+    place[in_order] = np.arange(len(firsts))
+    is_last = np.zeros(count, bool)
+    is_last[lasts] = True
+    pieces = {name: p[name] for name in ("segment", "index", "start", "length")}
+    pieces |= {"episode": place[number], "is_last": is_last}
+    by_segment = np.argsort(pieces["segment"], kind="stable")
+    return Catalogue(
+        segments,
+        {name: values[by_segment] for name, values in pieces.items()},
+        {name: values[in_order] for name, values in episodes.items()},
+    )

@@ -1,0 +1,1 @@
+"""Dumps for others: Minari, D4RL, tables."""

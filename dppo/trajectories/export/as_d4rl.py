@@ -1,0 +1,104 @@
+"""Trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read.
+
+Uses NumPy, h5py and exported.py; export.py calls it, notebooks may.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dppo.trajectories.export.selection import (
+    Exported,
+    appearing,
+    in_batches,
+    labels_of,
+    nothing_to_export,
+    transitions_of,
+)
+from dppo.trajectories.format import compression_filter
+from dppo.trajectories.reader import Episode, Trajectories
+
+if TYPE_CHECKING:
+    import h5py
+
+CHUNK_BYTES = 2**18
+
+
+def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
+    """Writes observations, actions, rewards, terminals, timeouts, next_observations [K, …], and infos/… beside them.
+
+    The last step of an episode is a terminal or a timeout, never both: one that was cut in the step in which it
+    terminated is a terminal. An unfinished episode loses its last step, whose next observation is not known, and ends
+    with a timeout. `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays.
+
+    Raises:
+      UsageError: `path` exists, or there is nothing to export.
+    """
+    import h5py
+
+    path = Path(path)
+    episodes = steps = dropped = 0
+
+    def columns() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        nonlocal episodes, dropped
+        for episode in trajectories:
+            count = transitions_of(episode)
+            dropped += episode.length - count
+            if count:
+                arrays = _columns(episode, count)
+                episodes += 1
+                yield sum(a.nbytes for a in arrays.values()), arrays
+
+    with appearing(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+        for batch in in_batches(columns()):
+            for name in batch[0]:
+                _append(file, name, np.concatenate([arrays[name] for arrays in batch]))
+        if not episodes:
+            raise nothing_to_export()
+        steps = len(file["rewards"])
+        for name, text in labels_of(trajectories).items():
+            file[f"metadata/{name}"] = text
+    return Exported(path, episodes, steps, dropped)
+
+
+def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
+    """Of its first `count` steps."""
+    terminals = episode.terminations[:count].copy()
+    timeouts = episode.truncations[:count] & ~terminals
+    if not terminals[-1]:
+        timeouts[-1] = True
+    columns = {
+        "observations": episode.observations[:count],
+        "actions": episode.actions[:count],
+        "rewards": episode.rewards[:count],
+        "terminals": terminals,
+        "timeouts": timeouts,
+        "next_observations": episode.observations[1 : count + 1],
+        "infos/action_log_probs": episode.log_probs[:count],
+        "infos/values": episode.values[:count],
+        "infos/policy_version": episode.policy_version[:count],
+        "infos/rank": np.full(count, episode.rank),
+        "infos/env": np.full(count, episode.env),
+        "infos/episode": np.full(count, episode.id),
+    }
+    if episode.actions_raw is not None:
+        columns["infos/actions_raw"] = episode.actions_raw[:count]
+    return columns
+
+
+def _append(file: h5py.File, name: str, data: np.ndarray) -> None:
+    if name not in file:
+        row_bytes = max(1, data[:1].nbytes)
+        chunks = (max(1, min(16_384, CHUNK_BYTES // row_bytes)), *data.shape[1:])
+        file.create_dataset(
+            name, data=data, chunks=chunks, maxshape=(None, *data.shape[1:]), **compression_filter("gzip")
+        )
+        return
+    dataset = file[name]
+    start = len(dataset)
+    dataset.resize(start + len(data), axis=0)
+    dataset[start:] = data

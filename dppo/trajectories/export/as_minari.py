@@ -1,0 +1,257 @@
+"""Trajectory dumps as a Minari dataset, written episode by episode.
+
+Uses Minari (optional), Gymnasium and exported.py; export.py calls it, notebooks may.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from dppo.files import fsync_folder, parse_json
+from dppo.settings.flags import UsageError
+from dppo.trajectories.catalogue import SURPRISES
+from dppo.trajectories.export.selection import (
+    Exported,
+    labels_of,
+    made_folder,
+    missing_package,
+    nothing_to_export,
+    refuse_inside_dump,
+    temporary_name,
+    transitions_of,
+    with_offsets,
+)
+from dppo.trajectories.reader import Trajectories
+
+if TYPE_CHECKING:
+    from gymnasium.envs.registration import EnvSpec
+
+T = TypeVar("T")
+_ORIGIN = ("rank", "env", "id", "first_row", "offset", "return", "complete")
+_NAMESPACE_FILE = "namespace_metadata.json"
+_ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+", re.ASCII)
+_MAX_NAME, _MAX_DIGITS = 200, 9
+"""Characters of a part of a dataset's id, and digits of its version."""
+_MAX_SIZE = 10**8
+"""Numbers in an observation or an action."""
+
+
+def to_minari(
+    trajectories: Trajectories, dataset_id: str | None = None, root: Path | str | None = None, author: str | None = None
+) -> Exported:
+    """Writes a dataset that `minari.load_dataset(dataset_id)` opens.
+
+    Episodes that ended are exported as they are. Of one that did not (the run stopped, or rows around it were not
+    written) the last step's next observation is not known: the step is dropped, and the one before it is truncated.
+    `infos` hold log_probs, values and policy_version beside each observation, nan and -1 beside the last. Metadata of
+    each episode (`dataset.storage.get_episode_metadata`) has its seed, and under `dppo` where it comes from.
+
+    Args:
+      dataset_id: (namespace/)name-vN; by default that of `default_dataset_id`.
+      root: of Minari's datasets; by default MINARI_DATASETS_PATH, else ~/.minari/datasets, as Minari has it.
+
+    Raises:
+      UsageError: Minari is not installed, the dataset exists, or there is nothing to export.
+    """
+    try:
+        import minari
+        from minari.dataset.minari_storage import MinariStorage
+    except ImportError as error:
+        raise missing_package("Minari", error) from error
+
+    labels = labels_of(trajectories)
+    dataset_id = default_dataset_id(labels) if dataset_id is None else dataset_id
+    # absolute: Minari cannot measure a dataset by a relative path
+    root = (_minari_root() if root is None else Path(root)).absolute()
+    folder = root / dataset_id
+    refuse_inside_dump(root)
+    _check_free(root, dataset_id)
+    with made_folder(folder.parent):
+        # Minari does not list hidden folders
+        part = temporary_name(folder.parent)
+        try:
+            part.mkdir()
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
+        try:
+            storage = MinariStorage.new(
+                part / "data",
+                observation_space=_parsed(labels, "observation_space", _space),
+                action_space=_parsed(labels, "action_space", _space),
+                env_spec=_parsed(labels, "env_spec", _env_spec),
+                jpeg_encoding=False,
+            )
+            count = _Count()
+            storage.update_episodes(_buffers(trajectories, count))
+            if not count.episodes:
+                raise nothing_to_export()
+            storage.update_episode_metadata(_origins(trajectories))
+            storage.update_metadata(
+                {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, count, author)}
+            )
+            for file in (part / "data").iterdir():
+                with open(file, "rb") as opened:
+                    os.fsync(opened.fileno())
+            fsync_folder(part / "data")
+            _check_free(root, dataset_id)
+            os.replace(part, folder)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+    _name_namespaces(root, dataset_id)
+    fsync_folder(folder.parent)
+    return Exported(folder, count.episodes, count.steps, count.dropped)
+
+
+def default_dataset_id(labels: dict[str, str]) -> str:
+    """dppo/CartPole-v1-v0: the environment with its own version, then the dataset's."""
+    name = _parsed(labels, "env_spec", lambda text: str(json.loads(text)["id"])).rpartition(":")[2]
+    return f"dppo/{re.sub(r'[^a-zA-Z0-9_/-]', '_', name)}-v0"
+
+
+def _parsed(labels: dict[str, str], name: str, make: Callable[[str], T]) -> T:
+    """What a label of the dump says. Raises UsageError where it is damaged."""
+    try:
+        return make(labels[name])
+    except (*SURPRISES, AssertionError) as error:  # Minari asserts
+        raise UsageError(
+            f"{name} of the dump's first segment cannot be read: {error!r}; `python -m dppo.trajectories validate RUN`"
+            " says what else is damaged"
+        ) from error
+
+
+def _space(text: str) -> Any:
+    """A space; refuses one of another size than any trajectory's, before it is made."""
+    from minari.serialization import deserialize_space
+
+    parts = [parse_json(text)]
+    while parts:
+        part = parts.pop()
+        parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else []
+        if isinstance(part, dict) and isinstance(part.get("shape"), list) and math.prod(part["shape"]) > _MAX_SIZE:
+            raise ValueError(f"a space of shape {part['shape']!r:.60} is too large")
+    return deserialize_space(text)
+
+
+def _env_spec(text: str) -> EnvSpec | None:
+    """What `recover_environment` makes the environment from; None where the dump has its id only."""
+    from gymnasium.envs.registration import EnvSpec
+
+    return None if set(json.loads(text)) == {"id"} else EnvSpec.from_json(text)
+
+
+# -- what is written --------------------
+
+
+class _Count:
+    """What went into the dataset."""
+
+    def __init__(self) -> None:
+        self.episodes = self.steps = self.dropped = 0
+        self.first_version, self.last_version = 2**63 - 1, 0
+
+
+def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
+    """An EpisodeBuffer of each episode that has a transition."""
+    from minari.data_collector import EpisodeBuffer
+
+    for episode, offset in with_offsets(trajectories):
+        length = transitions_of(episode)
+        count.dropped += episode.length - length
+        if not length:
+            continue
+        truncations = episode.truncations[:length].copy()
+        if not episode.terminations[length - 1]:
+            truncations[-1] = True
+        count.steps += length
+        count.episodes += 1
+        count.first_version = min(count.first_version, int(episode.policy_version[0]))
+        count.last_version = max(count.last_version, int(episode.policy_version[-1]))
+        yield EpisodeBuffer(
+            seed=episode.seed if offset == 0 else None,  # it leads to the first observation, or it misleads
+            observations=episode.observations,
+            actions=episode.actions[:length],
+            rewards=episode.rewards[:length],
+            terminations=episode.terminations[:length],
+            truncations=truncations,
+            infos={
+                "log_probs": np.append(episode.log_probs[:length], np.float32(np.nan)),
+                "values": np.append(episode.values[:length], np.float32(np.nan)),
+                "policy_version": np.append(episode.policy_version[:length], -1),
+            },
+        )
+
+
+def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
+    """Attributes of the group of each episode that has a transition; Minari reads them back as a dict under `dppo`."""
+    table = trajectories.table()
+    transitions = table["length"] - ~(table["terminated"] | table["truncated"])
+    for i in np.flatnonzero(transitions).tolist():
+        yield {f"dppo/{name}": table[name][i] for name in _ORIGIN}
+
+
+def _description(labels: dict[str, str], count: _Count, author: str | None) -> dict[str, Any]:
+    config = dict(_parsed(labels, "config_json", lambda text: json.loads(text).items()))
+    config.pop("run_dir", None)  # datasets are for others: no paths of this machine
+    loss, mode, env, seed = (config.get(key) for key in ("loss", "mode", "env", "seed"))
+    description = (
+        f"Recorded by dppo {labels['dppo_version']} while it trained a policy in {env} ({loss}, {mode}, seed {seed});"
+        f" the policy learns meanwhile, versions {count.first_version} to {count.last_version}."
+        f" Run {labels['run_id']}."
+    )
+    metadata = {"description": description, "algorithm_name": f"{str(loss).upper()}, {mode} (dppo)"}
+    return metadata | {"dppo_config": config} | ({"author": {author}} if author else {})
+
+
+# -- Minari's folders --------------------
+
+
+def _minari_root() -> Path:
+    path = os.environ.get("MINARI_DATASETS_PATH")
+    return Path(path) if path is not None else Path.home() / ".minari" / "datasets"
+
+
+def _check_free(root: Path, dataset_id: str) -> None:
+    if not _ID.fullmatch(dataset_id) or "//" in dataset_id:
+        raise UsageError(
+            f"--dataset-id {dataset_id!r} must have the form namespace/name-v0; letters, digits, _ and - of ASCII"
+        )
+    if max(map(len, dataset_id.split("/"))) > _MAX_NAME or len(dataset_id.rpartition("-v")[2]) > _MAX_DIGITS:
+        raise UsageError(
+            f"--dataset-id of {len(dataset_id)} characters is too long: at most {_MAX_NAME} between slashes, and "
+            f"{_MAX_DIGITS} digits of a version"
+        )
+    try:
+        exists = (root / dataset_id).exists()
+    except OSError as error:
+        raise UsageError(f"{root / dataset_id} cannot be written: {error.strerror}; choose another -o") from error
+    for parent in _namespaces(root, dataset_id):
+        if (parent / "data").exists():
+            raise UsageError(f"--dataset-id {dataset_id} would lie inside the dataset {parent}: choose another")
+    if exists:
+        name, _, version = dataset_id.rpartition("-v")
+        free = next(n for n in range(int(version) + 1, 2**31) if not (root / f"{name}-v{n}").exists())
+        raise UsageError(
+            f"the dataset {dataset_id} exists already in {root}, and nothing is overwritten: --dataset-id"
+            f" {name}-v{free} is free"
+        )
+
+
+def _namespaces(root: Path, dataset_id: str) -> list[Path]:
+    """Folders between `root` and the dataset's."""
+    return [root / parent for parent in Path(dataset_id).parents if parent != Path(".")]
+
+
+def _name_namespaces(root: Path, dataset_id: str) -> None:
+    """What `minari.namespace.create_namespace` writes, under this root."""
+    for folder in _namespaces(root, dataset_id):
+        if not (folder / _NAMESPACE_FILE).exists():
+            (folder / _NAMESPACE_FILE).write_text("{}")

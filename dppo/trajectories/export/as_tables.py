@@ -1,0 +1,156 @@
+"""Trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else.
+
+Uses NumPy, pyarrow (optional, Parquet only) and exported.py; export.py calls it, notebooks may.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dppo.settings.flags import UsageError
+from dppo.trajectories.export.selection import (
+    Exported,
+    appearing,
+    in_batches,
+    labels_of,
+    missing_package,
+    nothing_to_export,
+    with_offsets,
+)
+from dppo.trajectories.reader import Episode, Trajectories
+
+if TYPE_CHECKING:
+    import pyarrow
+
+MAX_COLUMNS = 2000
+
+
+def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
+    """Writes the columns of `columns_of` as Parquet (zstd); what is not known is null. The file's schema metadata hold
+    config_json, env_spec, observation_space and action_space.
+
+    Raises:
+      UsageError: pyarrow is not installed, `path` exists, or there is nothing to export.
+    """
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as parquet
+    except ImportError as error:
+        raise missing_package("pyarrow", error) from error
+
+    path = Path(path)
+    episodes = steps = 0
+
+    def tables() -> Iterator[tuple[int, pyarrow.Table]]:
+        nonlocal episodes, steps
+        for episode, offset in with_offsets(trajectories):
+            episodes, steps = episodes + 1, steps + episode.length
+            columns = columns_of(episode, offset)
+            table = pa.table({
+                name: pa.array(np.ma.getdata(column), mask=np.ma.getmaskarray(column))
+                for name, column in columns.items()
+            })  # fmt: skip
+            yield table.nbytes, table
+
+    with appearing(path) as part:
+        writer = None
+        try:
+            for batch in in_batches(tables()):
+                if writer is None:
+                    schema = batch[0].schema.with_metadata(labels_of(trajectories))
+                    writer = parquet.ParquetWriter(part, schema, compression="zstd")
+                writer.write_table(pa.concat_tables(batch).cast(schema))
+        finally:
+            if writer is not None:
+                writer.close()
+        if writer is None:
+            raise nothing_to_export()
+    return Exported(path, episodes, steps)
+
+
+def to_csv(trajectories: Trajectories, path: Path | str) -> Exported:
+    """Writes the columns of `columns_of` with a line of their names; what is not known is empty. Numbers have as many
+    digits as it takes to read the same ones again; booleans are True and False.
+
+    Raises:
+      UsageError: `path` exists, or there is nothing to export.
+    """
+    path = Path(path)
+    episodes = steps = 0
+    with appearing(path) as part:
+        with open(part, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            for episode, offset in with_offsets(trajectories):
+                columns = columns_of(episode, offset)
+                if not episodes:
+                    writer.writerow(columns)
+                writer.writerows(zip(*map(_as_text, columns.values()), strict=True))
+                episodes, steps = episodes + 1, steps + episode.length
+        if not episodes:
+            raise nothing_to_export()
+    return Exported(path, episodes, steps)
+
+
+def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
+    """One value per step; masked where it is not known: seed, next_obs of the last step of an unfinished episode.
+
+    Observations and actions are one column where they are one number without an axis, else obs_0, obs_1, …: flat, in C
+    order. `t` counts the episode's steps from 0, `row` those of the worker.
+
+    Args:
+      offset: steps of the episode before the first that is held.
+
+    Raises:
+      UsageError: observations are too large for columns.
+    """
+    length = episode.length
+    observations = episode.observations
+    next_observations = np.ma.array(np.empty_like(observations[:length]), mask=True)
+    known = observations[1:]
+    next_observations[: len(known)] = known
+
+    def same(value: int | None) -> np.ma.MaskedArray:
+        return np.ma.array(np.full(length, value or 0, np.int64), mask=value is None)
+
+    columns = {
+        "rank": same(episode.rank),
+        "env": same(episode.env),
+        "episode": same(episode.id),
+        "seed": same(episode.seed),
+        "row": np.ma.array(episode.first_row + np.arange(length)),
+        "t": np.ma.array(offset + np.arange(length)),
+        **_flat("obs", np.ma.array(observations[:length])),
+        **_flat("action", np.ma.array(episode.actions)),
+        **({} if episode.actions_raw is None else _flat("action_raw", np.ma.array(episode.actions_raw))),
+        "reward": np.ma.array(episode.rewards),
+        "terminated": np.ma.array(episode.terminations),
+        "truncated": np.ma.array(episode.truncations),
+        "log_prob": np.ma.array(episode.log_probs),
+        "value": np.ma.array(episode.values),
+        "policy_version": np.ma.array(episode.policy_version),
+        **_flat("next_obs", next_observations),
+    }
+    if len(columns) > MAX_COLUMNS:
+        raise UsageError(
+            f"an observation {observations.shape[1:]} makes a table of {len(columns)} columns (at most {MAX_COLUMNS}):"
+            " export --to minari or d4rl, which hold arrays"
+        )
+    return columns
+
+
+def _flat(name: str, values: np.ma.MaskedArray) -> dict[str, np.ma.MaskedArray]:
+    """[L, …] as columns of [L]."""
+    if values.ndim == 1:
+        return {name: values}
+    flat = values.reshape(len(values), -1)
+    return {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}
+
+
+def _as_text(column: np.ma.MaskedArray) -> list[str]:
+    text = np.ma.getdata(column).astype(str)
+    return np.where(np.ma.getmaskarray(column), "", text).tolist()  # type: ignore[no-any-return]

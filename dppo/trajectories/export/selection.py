@@ -1,0 +1,147 @@
+"""What all exports of trajectory dumps share: how a file appears, what is counted, which steps are transitions.
+
+Uses NumPy and files.py; export_minari.py, export_d4rl.py and export_tables.py build on it, export.py is the command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from dppo.files import fsync_folder
+from dppo.settings.flags import UsageError
+from dppo.trajectories.catalogue import opened
+from dppo.trajectories.format import rank_folders
+from dppo.trajectories.reader import Episode, Trajectories
+
+T = TypeVar("T")
+BATCH_BYTES = 16 * 2**20
+"""So much is gathered before it is written: short episodes one by one would cost more than their steps."""
+
+
+class Exported(NamedTuple):
+    """What an export has written."""
+
+    path: Path
+    episodes: int
+    steps: int
+    dropped_steps: int = 0
+    """Last steps of unfinished episodes, whose next observation is not known."""
+
+
+def transitions_of(episode: Episode) -> int:
+    """How many of its steps have a next observation: all if it ended, else all but the last one."""
+    return len(episode.observations) - 1
+
+
+def with_offsets(trajectories: Trajectories) -> Iterator[tuple[Episode, int]]:
+    """Each episode, and how many of its steps come before the first that is held."""
+    return zip(trajectories, trajectories.table()["offset"].tolist(), strict=True)
+
+
+def labels_of(trajectories: Trajectories) -> dict[str, str]:
+    """run_id, dppo_version, config_json, env_spec, observation_space, action_space: those of the first segment."""
+    first = next(trajectories.segments())
+    with opened(first.path) as file:
+        texts = {
+            name: file[name].asstr()[()] for name in ("config_json", "env_spec", "observation_space", "action_space")
+        }
+    return {name: str(first.attrs[name]) for name in ("run_id", "dppo_version")} | texts
+
+
+def missing_package(name: str, error: ImportError) -> UsageError:
+    return UsageError(f"this needs {name}, which cannot be imported ({error}): pip install 'dppo[analysis]'")
+
+
+def nothing_to_export() -> UsageError:
+    return UsageError(
+        "no step is left to export: relax --complete-only, --min-return, --last or --ranks"
+        " (`python -m dppo.trajectories info RUN` shows what there is)"
+    )
+
+
+def refuse_existing(path: Path) -> None:
+    try:
+        exists = path.exists() or path.is_symlink()
+    except OSError as error:  # such as a name that is too long
+        raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
+    if exists:
+        raise UsageError(f"{path} exists already, and nothing is overwritten: remove it, or choose another -o")
+
+
+def refuse_inside_dump(path: Path) -> None:
+    """What is written into the folder of a run's trajectories would be taken for a part of them."""
+    for place in {path.absolute(), path.resolve()}:
+        for folder in (place, *place.parents):
+            if folder.name == "trajectories" and rank_folders(folder.parent):
+                raise UsageError(f"{path} would lie within the trajectories {folder}: choose another -o")
+
+
+@contextlib.contextmanager
+def made_folder(folder: Path) -> Iterator[None]:
+    """`folder` with its parents; those that were not there before vanish if the block fails.
+
+    Raises:
+      UsageError: it cannot be made.
+    """
+    made: list[Path] = []
+    try:
+        try:
+            made = [place for place in (folder, *folder.parents) if not place.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
+        yield
+    except BaseException:
+        for place in made:
+            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
+                place.rmdir()
+        raise
+
+
+def temporary_name(folder: Path, suffix: str = ".part") -> Path:
+    """Of something that is not there, whatever else is."""
+    return folder / f".dppo-{secrets.token_hex(8)}{suffix}"
+
+
+@contextlib.contextmanager
+def appearing(path: Path) -> Iterator[Path]:
+    """A name to write to; the file gets the name `path` when the block ends, and vanishes if it fails.
+
+    Raises:
+      UsageError: `path` exists, or its folder cannot be written to.
+    """
+    refuse_existing(path)
+    part = temporary_name(path.parent)
+    with made_folder(path.parent):
+        try:
+            part.touch(exist_ok=False)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
+        try:
+            yield part
+            with open(part, "rb") as file:
+                os.fsync(file.fileno())
+            refuse_existing(path)
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)
+    fsync_folder(path.parent)
+
+
+def in_batches(items: Iterable[tuple[int, T]], num_bytes: int = BATCH_BYTES) -> Iterator[list[T]]:
+    """Groups (size in bytes, item) in the order in which they come, so that a group is not much larger than that."""
+    held: list[T] = []
+    size = 0
+    for item_bytes, item in items:
+        held.append(item)
+        size += item_bytes
+        if size >= num_bytes:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held

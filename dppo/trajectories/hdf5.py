@@ -1,0 +1,126 @@
+"""Opens HDF5 files that others may have made: nothing in them leads out of them, and all of it fits into memory.
+
+An HDF5 file may name others (external links, external storage, virtual datasets), and a few kilobytes of it may stand
+for terabytes (chunks that were never written, zeros that were compressed). Uses h5py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dppo.files import open_regular
+
+if TYPE_CHECKING:
+    import h5py
+
+FILE_BYTES, RAW_BYTES = 4 * 2**30, 2 * 2**30
+"""What a file may have, and what its datasets may have when they are read; the writer keeps to it."""
+ZSTD = 32015
+"""The number that HDF5 knows the filter by."""
+_SHUFFLE, _DEFLATE = 2, 1
+_RATIOS = {_DEFLATE: 1100, ZSTD: 2**16}
+"""The most that a filter can make of a byte: zeros."""
+_ANY_BYTES = 2**16
+"""A dataset of so little is not worth a look at how it is stored."""
+_MAX_OBJECTS, _MAX_INDEXED, _MAX_DEPTH = 1000, 10**6, 4
+
+
+@contextmanager
+def opened_hdf5(path: Path, root: Path | None, *, is_index: bool = False) -> Iterator[h5py.File]:
+    """An HDF5 file, for reading beside a run that still writes others.
+
+    Args:
+      root: the folder that it must lie in, as in `open_regular`.
+      is_index: its datasets are virtual; whoever reads them looks at their sources first.
+
+    Raises:
+      OSError: it is no regular file, lies elsewhere, or is no HDF5.
+      ValueError: it leads out of itself, or would not fit into memory.
+    """
+    import h5py
+
+    open_regular(path, root, FILE_BYTES).close()
+    with h5py.File(path, "r", locking=False) as file:
+        _check_file(file, is_index=is_index)
+        yield file
+
+
+def _check_file(file: h5py.File, *, is_index: bool) -> None:
+    import h5py
+
+    for name in file.attrs:
+        if h5py.h5a.open(file.id, name.encode()).shape != ():
+            raise ValueError(f"its attribute {name} is no single value")
+    objects, total, most = 0, 0, _MAX_INDEXED if is_index else _MAX_OBJECTS
+    groups: list[tuple[h5py.Group, int]] = [(file, 0)]
+    while groups:
+        group, depth = groups.pop()
+        for name in group:
+            objects += 1
+            place = f"{group.name.rstrip('/')}/{name}"
+            if objects > most or depth > _MAX_DEPTH:
+                raise ValueError(f"{place}: more than {most:,} objects, or one in another too deeply")
+            try:
+                check_link(group, name)
+            except ValueError as error:
+                raise ValueError(f"{place}: {error}") from None
+            item = group[name]
+            if isinstance(item, h5py.Group):
+                groups.append((item, depth + 1))
+            elif isinstance(item, h5py.Dataset) and is_index:
+                if not item.is_virtual:
+                    raise ValueError(f"{place} is not made of other datasets, as all in an index are")
+            elif isinstance(item, h5py.Dataset):
+                check_source(item)
+                total += _checked_bytes(item)
+            else:
+                raise ValueError(f"{place} is neither a group nor a dataset")
+    if total > RAW_BYTES:
+        raise ValueError(f"its datasets would take {total:,} bytes of memory, at most {RAW_BYTES:,} are plausible")
+
+
+def check_link(group: h5py.Group, name: str) -> None:
+    """Raises ValueError where a name in a group leads elsewhere."""
+    import h5py
+
+    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise ValueError("a link to elsewhere is not followed")
+
+
+def check_source(dataset: h5py.Dataset) -> None:
+    """Raises ValueError where the values of a dataset lie in other files, or in other datasets."""
+    import h5py
+
+    plist = dataset.id.get_create_plist()
+    if plist.get_external_count():
+        raise ValueError(f"{dataset.name} lies in other files ({dataset.external[0][0]}), which are not read")
+    if plist.get_layout() == h5py.h5d.VIRTUAL:
+        raise ValueError(f"{dataset.name} is made of other datasets, which are not read")
+
+
+def _checked_bytes(dataset: h5py.Dataset) -> int:
+    """What a dataset takes in memory. Raises ValueError where so much cannot come of what is on the disk."""
+    import h5py
+
+    dtype, shape = dataset.dtype, dataset.shape
+    if shape is None:
+        raise ValueError(f"{dataset.name} holds nothing")
+    if dtype.hasobject and (shape or h5py.check_string_dtype(dtype) is None):
+        raise ValueError(f"{dataset.name} is of type {dtype}, which no trajectory has")
+    size = math.prod(shape) * dtype.itemsize
+    if dataset.chunks is not None and math.prod(dataset.chunks) * dtype.itemsize > RAW_BYTES:
+        raise ValueError(f"{dataset.name} has chunks of {dataset.chunks}, which no trajectory has")
+    if size <= _ANY_BYTES or dtype.hasobject:
+        return size
+    plist = dataset.id.get_create_plist()
+    filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
+    if len(set(filters)) < len(filters) or not set(filters) <= {_SHUFFLE, *_RATIOS}:
+        raise ValueError(f"{dataset.name} is compressed by {filters}; gzip or zstd, once each, are expected")
+    stored = dataset.id.get_storage_size()
+    if size > stored * math.prod(_RATIOS.get(number, 1) for number in filters):
+        raise ValueError(f"{dataset.name} has {shape} values, which {stored:,} bytes on the disk cannot hold")
+    return size

@@ -1,0 +1,144 @@
+"""One HDF5 file that shows all segments of each rank as one: RUN/trajectories/index.h5, of virtual datasets.
+
+Uses h5py; `python -m dppo.trajectories index` calls it. HDF5 reads a source that is not there as fill values and says
+nothing, so the index can be checked.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dppo.files import fsync_folder
+from dppo.settings.flags import UsageError
+from dppo.trajectories.catalogue import SURPRISES, gaps, opened
+from dppo.trajectories.export.selection import temporary_name
+from dppo.trajectories.format import rank_folders, segment_files, segment_path
+from dppo.trajectories.hdf5 import opened_hdf5
+
+if TYPE_CHECKING:
+    import h5py
+
+FORMAT = "dppo-trajectories-index"
+_SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
+
+
+def index_path(run_dir: Path) -> Path:
+    return run_dir / "trajectories" / "index.h5"
+
+
+def write_index(run_dir: Path) -> tuple[Path, list[str]]:
+    """(the index of all segments that are there, lines that say which are missing among them).
+
+    Raises:
+      UsageError: there are none, or one cannot be read, or something else is in the index's place.
+    """
+    import h5py
+
+    path = index_path(run_dir)
+    part = temporary_name(path.parent)
+    folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
+    folders = {rank: files for rank, files in folders.items() if files}
+    if not folders:
+        raise UsageError(f"{run_dir} has no trajectories: no trajectories/rank_*/seg_*.h5")
+    if (path.exists() or path.is_symlink()) and not _is_index(path):
+        raise UsageError(f"{path} is no index that dppo has written, and is not overwritten: move it away")
+    missing: list[str] = []
+    try:
+        with h5py.File(part, "w", libver=("v110", "v110")) as index:
+            index.attrs["format"] = FORMAT
+            for rank, files in folders.items():
+                for first, last in gaps(files):
+                    name = f"rank_{rank:05d}/{segment_path(path, first).name}"
+                    more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
+                    missing.append(f"{name} {more}")
+                _add_rank(index, rank, list(files.values()))
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        fsync_folder(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+    return path, missing
+
+
+def _is_index(path: Path) -> bool:
+    try:
+        with opened_hdf5(path, path.parent, is_index=True) as file:
+            return bool(file.attrs["format"] == FORMAT)
+    except SURPRISES:
+        return False
+
+
+def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
+    import h5py
+
+    shapes: list[dict[str, tuple[tuple[int, ...], object]]] = []
+    for path in files:
+        with opened(path) as file:
+            shapes.append({name: (data.shape, data.dtype) for name, data in file["steps"].items()})
+    for name, ((_, *rest), dtype) in shapes[0].items():
+        for path, here in zip(files, shapes, strict=True):
+            if name not in here or list(here[name][0][1:]) != rest or here[name][1] != dtype:
+                raise UsageError(f"{path}: steps/{name} is not like that of {files[0].name}; validate says more")
+        total = sum(here[name][0][0] for here in shapes)
+        layout = h5py.VirtualLayout((total, *rest), dtype)
+        start = 0
+        for path, here in zip(files, shapes, strict=True):
+            shape = here[name][0]
+            # relative: the run can be moved
+            layout[start : start + shape[0]] = h5py.VirtualSource(
+                f"{path.parent.name}/{path.name}", f"steps/{name}", shape, dtype
+            )
+            start += shape[0]
+        index.create_virtual_dataset(f"rank_{rank:05d}/steps/{name}", layout)
+
+
+def check_index(run_dir: Path) -> list[str]:
+    """What is wrong with the index: sources that are not there or are not as they were, segments that it lacks.
+
+    Raises:
+      UsageError: there is none.
+    """
+    path = index_path(run_dir)
+    if not os.path.lexists(path):
+        raise UsageError(f"{path} is not there: write it with `python -m dppo.trajectories index {run_dir}`")
+    try:
+        with opened_hdf5(path, run_dir, is_index=True) as index:
+            wanted: dict[str, dict[str, tuple[int, ...]]] = {}
+            for folder in index:
+                for name, data in index[folder]["steps"].items():
+                    for source in data.virtual_sources():
+                        first, last = source.vspace.get_select_bounds()
+                        shape = tuple(int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
+                        wanted.setdefault(source.file_name, {})[f"steps/{name}"] = shape
+    except SURPRISES as error:
+        raise UsageError(
+            f"{path} cannot be read: {' '.join(str(error).split())}; write it anew with `index`"
+        ) from error
+    problems: list[str] = []
+    for name, shapes in sorted(wanted.items()):
+        if not _SOURCE.fullmatch(name):
+            problems.append(f"{name} is none of the dump's segments: write it anew")
+            continue
+        source_path = path.parent / name
+        if not source_path.is_file():
+            problems.append(f"{name} is missing: its rows read as fill values")
+            continue
+        try:
+            with opened(source_path) as file:
+                wrong = [d for d, shape in shapes.items() if d not in file or file[d].shape != shape]
+        except UsageError as error:
+            problems.append(str(error))
+            continue
+        if wrong:
+            problems.append(f"{name} has another shape than the index says: {', '.join(wrong)}")
+    there = {
+        f"{folder.name}/{file.name}"
+        for folder in rank_folders(run_dir).values()
+        for file in segment_files(folder).values()
+    }
+    problems += [f"{name} is not in the index: write it anew" for name in sorted(there - set(wanted))]
+    return problems

@@ -1,0 +1,100 @@
+"""Spaces and environment specifications as JSON text, in Minari's form, without Minari.
+
+Uses gymnasium. Trajectory segments and RUN/spaces.json carry it, so that a policy is loaded, and steps are read, where
+the environment is not installed.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dppo.files import parse_json, read_regular, replace_atomically
+
+SPACES_FILE = "spaces.json"
+
+
+def space_to_json(space: gymnasium.Space[Any]) -> str:
+    """Raises ValueError for a space that no policy here acts on or observes."""
+    return json.dumps(_plain(space))
+
+
+def _plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
+    if isinstance(space, spaces.Box):
+        low, high = space.low.tolist(), space.high.tolist()
+        return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), "low": low, "high": high}
+    if isinstance(space, spaces.Discrete):
+        return {"type": "Discrete", "dtype": "int64", "start": int(space.start), "n": int(space.n)}
+    if isinstance(space, spaces.MultiDiscrete):
+        nvec, start = space.nvec.tolist(), space.start.tolist()
+        return {"type": "MultiDiscrete", "dtype": str(space.dtype), "nvec": nvec, "start": start}
+    if isinstance(space, spaces.MultiBinary):
+        n = space.n if isinstance(space.n, int) else [int(k) for k in space.n]
+        return {"type": "MultiBinary", "n": n}
+    if isinstance(space, spaces.Dict):
+        return {"type": "Dict", "subspaces": {name: _plain(part) for name, part in space.spaces.items()}}
+    if isinstance(space, spaces.Tuple):
+        return {"type": "Tuple", "subspaces": [_plain(part) for part in space.spaces]}
+    raise ValueError(f"{space} cannot be written to a trajectory")
+
+
+def space_from_json(text: str) -> gymnasium.Space[Any]:
+    """The inverse of `space_to_json`. Raises ValueError where the text describes no space."""
+    try:
+        return _space(parse_json(text))
+    except (KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError, MemoryError) as error:
+        raise ValueError(f"no space: {type(error).__name__}: {error}") from error
+
+
+def _space(plain: dict[str, Any]) -> gymnasium.Space[Any]:
+    kind = plain["type"]
+    if kind == "Box":
+        dtype = np.dtype(plain["dtype"])
+        low, high = (np.array(plain[name], dtype).reshape(plain["shape"]) for name in ("low", "high"))
+        return spaces.Box(low, high, dtype=dtype.type)
+    if kind == "Discrete":
+        return spaces.Discrete(plain["n"], start=plain["start"])
+    if kind == "MultiDiscrete":
+        dtype = np.dtype(plain["dtype"])
+        return spaces.MultiDiscrete(np.array(plain["nvec"], dtype), dtype.type, start=np.array(plain["start"], dtype))
+    if kind == "MultiBinary":
+        return spaces.MultiBinary(plain["n"])
+    if kind == "Dict":
+        return spaces.Dict({name: _space(part) for name, part in plain["subspaces"].items()})
+    if kind == "Tuple":
+        return spaces.Tuple([_space(part) for part in plain["subspaces"]])
+    raise ValueError(f"no space: its type is {kind!r:.40}")
+
+
+def write_spaces(run_dir: Path, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
+    """RUN/spaces.json: what the environment observes and how it is acted on."""
+    content = {"observation_space": _plain(observation_space), "action_space": _plain(action_space)}
+    replace_atomically(run_dir / SPACES_FILE, json.dumps(content).encode())
+
+
+def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]] | None:
+    """(observation space, action space) of a run; None where none were written.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    try:
+        content = parse_json(read_regular(run_dir / SPACES_FILE, run_dir))
+        return tuple(space_from_json(json.dumps(content[name])) for name in ("observation_space", "action_space"))  # type: ignore[return-value]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{run_dir / SPACES_FILE} cannot be read: {error}") from error
+
+
+def spec_to_json(env_id: str) -> str:
+    """Gymnasium's own JSON; only the id where the registration holds what JSON cannot."""
+    try:
+        return gymnasium.spec(env_id).to_json()
+    except Exception:  # an entry point that is a function, arguments that are objects
+        return json.dumps({"id": env_id})

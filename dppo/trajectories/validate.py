@@ -1,0 +1,299 @@
+"""Whether a dump of trajectories is what it says: `validate` lists all that is wrong and stops at nothing.
+
+Uses the segments and the checkpoints as files, and the writer's own account of episodes; `dppo.trajectories` shows what
+it finds. segment_rules.py has what must hold within one segment; here is what holds between segments and checkpoints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dppo.files import check_regular, parse_json, read_regular
+from dppo.rundir.checkpoint import OldFormError, checkpoint_folders, numbers_by_rank, read_checkpoint, read_manifest
+from dppo.settings.flags import UsageError
+from dppo.trajectories.catalogue import SURPRISES, gaps
+from dppo.trajectories.format import checksum_problem, rank_folders, segment_files, segment_path
+from dppo.trajectories.hdf5 import FILE_BYTES
+from dppo.trajectories.unsealed import unsealed
+from dppo.trajectories.validate_segment import Findings, Inspected, Violation, inspect
+
+__all__ = ["Violation", "validate"]
+
+REMOVAL_S = 2.0
+"""A checkpoint of which a file is missing may be one that the run is just removing: so long is waited for that."""
+
+
+@dataclass(slots=True)
+class _Run:
+    """What all segments of a run share, from the first that says it."""
+
+    run_id: Any = None
+    shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    is_enabled: bool = False
+    """Whether the settings in a segment say that trajectories are written."""
+    every: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """What a checkpoint says of the dump."""
+
+    folder: Path
+    named: dict[int, int] = field(default_factory=dict)
+    """rank -> number of its next segment."""
+    rows: dict[int, int] = field(default_factory=dict)
+    """rank -> rows that it has seen."""
+    missing: dict[int, int] = field(default_factory=dict)
+    """rank -> rows behind its last named segment that are in none."""
+    problem: str | None = None
+    is_going: bool = False
+    """A file of it is not there: it may be being removed."""
+
+
+def validate(run_dir: str | Path) -> list[Violation]:
+    """All violations of docs/trajectories.md in the dump of a run; none is good news.
+
+    Raises:
+      UsageError: there is no dump at all.
+    """
+    run_dir = Path(run_dir)
+    # before the segments: a run that writes meanwhile makes what a checkpoint names visible first
+    claims = list(_claims(run_dir))
+    folders = rank_folders(run_dir)
+    if not folders and not any(claim.named for claim in claims) and unsealed(run_dir) is None:
+        raise UsageError(
+            f"{run_dir} has no trajectories: no trajectories/rank_*; a run writes them with --trajectories.enabled"
+        )
+    violations: list[Violation] = []
+    run = _Run()
+    spans: dict[int, dict[int, tuple[int, int]]] = {}
+    for rank, folder in folders.items():
+        spans[rank] = _check_rank(run_dir, rank, folder, run, violations)
+    _check_checkpoints(run_dir, claims, spans, run, violations)
+    return violations
+
+
+def _check_rank(
+    run_dir: Path, rank: int, folder: Path, run: _Run, violations: list[Violation]
+) -> dict[int, tuple[int, int]]:
+    """All segments of a folder. Returns {number: (first row, end row)}; (-1, -1) where that cannot be told."""
+    files = segment_files(folder)
+    if gaps(files):  # a list that was made while a run sealed two of them may lack the first
+        files = segment_files(folder)
+    spans: dict[int, tuple[int, int]] = {}
+    before: Inspected | None = None
+    for first, last in gaps(files):
+        more = "" if first == last else f", and so are all up to {segment_path(folder, last).name}"
+        findings = Findings(str(segment_path(folder, first).relative_to(run_dir)), violations)
+        findings.add(None, None, f"is missing{more}: segments are numbered without a gap up to {max(files)}")
+    for number, path in files.items():
+        findings = Findings(str(path.relative_to(run_dir)), violations)
+        if number - 1 not in spans:
+            before = None
+        if (problem := _refused(run_dir, path)) is not None:
+            findings.add(None, None, problem)
+            spans[number], before = (-1, -1), None
+            continue
+        if not path.exists():
+            continue  # a resume has just set it aside
+        try:
+            if (problem := checksum_problem(path)) is not None:
+                findings.add(None, None, problem)
+        except FileNotFoundError:
+            continue  # a resume has just set it aside
+        except OSError as error:
+            findings.add(None, None, f"cannot be read: {error}")
+        found = inspect(path, findings, None if before is None else before.ends)
+        _check_place(findings, found, rank, number)
+        _check_against_run(findings, found, run)
+        if found.rows is not None and len(found.rows):
+            spans[number] = int(found.rows[0]), int(found.rows[-1]) + 1
+            _check_order(findings, found, before, number)
+        else:
+            spans[number] = -1, -1
+        before = found if found.rows is not None and len(found.rows) else None
+    return spans
+
+
+def _refused(run_dir: Path, path: Path) -> str | None:
+    """Why a segment is not opened; None where it may be, or has vanished."""
+    if not path.is_file() and (path.exists() or path.is_symlink()):
+        return "is no file"
+    try:
+        check_regular(path, run_dir, FILE_BYTES)
+    except OSError as error:
+        return f"is not read: {error}"
+    return None
+
+
+def _check_place(findings: Findings, found: Inspected, rank: int, number: int) -> None:
+    for name, expected in (("rank", rank), ("segment", number)):
+        value = found.attrs.get(name)
+        if value is not None and value != expected:
+            findings.add(None, None, f"its attribute {name} is {value}, its path says {expected}")
+
+
+def _check_against_run(findings: Findings, found: Inspected, run: _Run) -> None:
+    run.is_enabled |= found.is_enabled
+    run.every = max(run.every, found.attrs.get("every", 1))
+    run_id = found.attrs.get("run_id")
+    if run_id is not None:
+        run.run_id = run_id if run.run_id is None else run.run_id
+        if run_id != run.run_id:
+            findings.add(None, None, f"its run_id is {run_id}, that of the segments before it is {run.run_id}")
+    for name, shape in found.shapes.items():
+        expected = run.shapes.setdefault(name, shape)
+        if shape != expected:
+            findings.add(name, None, f"holds {_spelt(shape)} a step, other segments hold {_spelt(expected)}")
+
+
+def _spelt(shape: tuple[Any, ...]) -> str:
+    return f"{shape[0]} {shape[1]}"
+
+
+def _check_order(findings: Findings, found: Inspected, before: Inspected | None, number: int) -> None:
+    """Of rows, attempts and versions, from segment to segment of a rank."""
+    assert found.rows is not None
+    skipped, first = found.attrs.get("skipped_rows"), int(found.rows[0])
+    if before is None and number > 0:
+        return  # nothing is known of the one before
+    end = 0 if before is None or before.rows is None else int(before.rows[-1]) + 1
+    if skipped is not None and first != end + skipped:
+        findings.add(
+            "steps/row",
+            0,
+            f"begins at row {first}; the segment before ends before row {end} and skipped_rows is {skipped}",
+        )
+    if before is None:
+        return
+    old_attempt, attempt = before.attrs.get("attempt"), found.attrs.get("attempt")
+    if old_attempt is not None and attempt is not None and attempt < old_attempt:
+        findings.add(None, None, f"its attempt is {attempt}, that of the segment before is {old_attempt}")
+    if None not in (before.num_envs, found.num_envs) and before.num_envs != found.num_envs:
+        findings.add(None, None, f"has {found.num_envs} environments, the segment before has {before.num_envs}")
+    old_env, env = before.attrs.get("first_env"), found.attrs.get("first_env")
+    if None not in (old_env, env) and env != old_env:
+        findings.add(None, None, f"its first_env is {env}, that of the segment before is {old_env}")
+    old, new = before.versions, found.versions
+    if old is not None and new is not None and len(old) and len(new) and new[0] < old[-1]:
+        findings.add("steps/policy_version", 0, f"begins with version {new[0]}, the segment before ends with {old[-1]}")
+
+
+# -- checkpoints --------------------
+
+
+def _claims(run_dir: Path) -> Iterator[_Claim]:
+    """What each checkpoint says, newest first; read as a whole, or not at all where it vanishes meanwhile."""
+    for folder in checkpoint_folders(run_dir):
+        claim = _claim(folder)
+        if claim.problem is not None:  # another may just have taken its place
+            claim = _claim(folder)
+        if claim.problem is None or folder.exists():
+            yield claim
+
+
+def _claim(folder: Path) -> _Claim:
+    named: dict[int, int] = {}
+    try:
+        try:
+            manifest = read_manifest(folder)
+        except OldFormError:  # nobody reads more of it than this, which was JSON even then
+            manifest = parse_json(read_regular(folder / "manifest.json", folder.parent.parent))
+            return _Claim(folder, numbers_by_rank(manifest, "next_segments"))
+        named, missing = numbers_by_rank(manifest, "next_segments"), numbers_by_rank(manifest, "missing_rows")
+    except SURPRISES as error:
+        return _Claim(folder, problem=f"cannot be read: {error}", is_going=_is_missing(error))
+    try:
+        rows = {rank: row for rank, (row, _) in read_checkpoint(folder).ranks.items()}
+        if read_manifest(folder) != manifest:
+            raise ValueError("its manifest changed while it was read")
+    except (OSError, ValueError) as error:
+        return _Claim(folder, named, problem=f"the checkpoint is damaged: {error}", is_going=_is_missing(error))
+    return _Claim(folder, named, rows, missing)
+
+
+def _is_missing(error: BaseException | None) -> bool:
+    """Whether it is about a file that is not there."""
+    while error is not None and not isinstance(error, FileNotFoundError):
+        error = error.__cause__
+    return error is not None
+
+
+def _is_removed(folder: Path) -> bool:
+    """Whether a checkpoint of which a file was missing is gone as a whole by now, or soon."""
+    deadline = time.monotonic() + REMOVAL_S
+    while folder.exists():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
+
+
+def _check_checkpoints(
+    run_dir: Path,
+    claims: list[_Claim],
+    spans: dict[int, dict[int, tuple[int, int]]],
+    run: _Run,
+    violations: list[Violation],
+) -> None:
+    for claim in claims:
+        findings = Findings(str((claim.folder / "manifest.json").relative_to(run_dir)), violations)
+        if claim.problem is not None:
+            if claim.is_going and _is_removed(claim.folder):
+                continue
+            findings.add(None, None, claim.problem)
+        for rank, number in claim.named.items():
+            _check_named(findings, rank, number, spans.get(rank, {}))
+        for rank, row in claim.rows.items():
+            there, number = spans.get(rank, {}), claim.named.get(rank, 0)
+            known = len(violations)
+            if rank in claim.named or (claim.named and rank in spans):
+                _check_claim(findings, rank, number, row, there)
+            is_dumped = bool(claim.named) or run.is_enabled
+            if is_dumped and run.every == 1 and len(violations) == known:
+                _check_rows(findings, rank, number, row, claim.missing.get(rank, 0), there)
+
+
+def _check_named(findings: Findings, rank: int, number: int, there: dict[int, tuple[int, int]]) -> None:
+    """That all segments below `number` are there."""
+    missing = gaps([n for n in there if n < number], number)
+    if missing:
+        spelt = [str(first) if first == last else f"{first} to {last}" for first, last in missing]
+        findings.add(
+            "next_segments", None,
+            f"names segments 0 to {number - 1} of rank {rank}; missing: {', '.join(spelt)}",
+        )  # fmt: skip
+
+
+def _check_rows(
+    findings: Findings, rank: int, number: int, row: int, missing: int, there: dict[int, tuple[int, int]]
+) -> None:
+    """That segments below `number` reach up to `row`, but for `missing` rows behind them."""
+    end = there.get(number - 1, (-1, -1))[1] if number else 0
+    if -1 < end <= row and end + missing != row:
+        known = f" and knows {missing} of them to be missing" if missing else ""
+        findings.add(
+            "next_segments", None,
+            f"names the segments of rank {rank} below {number}, which end before row {end}; the checkpoint has seen "
+            f"{row} rows{known}",
+        )  # fmt: skip
+
+
+def _check_claim(findings: Findings, rank: int, number: int, row: int, there: dict[int, tuple[int, int]]) -> None:
+    """That segments below `number` hold just the rows below `row`."""
+    beyond = [n for n, (_, end) in there.items() if n < number and end > row]
+    for n in beyond:
+        findings.add(
+            "next_segments", None,
+            f"names segment {n} of rank {rank}, ending before row {there[n][1]}; the checkpoint has seen {row} rows",
+        )  # fmt: skip
+    if number in there and -1 < there[number][0] < row:
+        findings.add(
+            "next_segments", None,
+            f"names the segments of rank {rank} below {number}, but that one begins at row {there[number][0]} already; "
+            f"the checkpoint has seen {row} rows",
+        )  # fmt: skip

@@ -1,0 +1,422 @@
+"""What must hold within one segment: datasets and attributes that are there, finite numbers, episodes that follow from
+the steps.
+
+Uses h5py and the writer's `episode_table`; validation.py inspects every segment of a dump by it. Nothing here raises
+for what a damaged file holds: each surprise is a finding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dppo.data import Standing
+from dppo.files import parse_json
+from dppo.settings.flags import UsageError
+from dppo.trajectories.catalogue import SURPRISES, endless_heaps, load_filters
+from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, episode_table, expected_datasets, run_dir_of
+from dppo.trajectories.hdf5 import opened_hdf5
+from dppo.trajectories.spaces import space_from_json
+
+if TYPE_CHECKING:
+    import h5py
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """Something that docs/trajectories.md rules out."""
+
+    file: str
+    """Relative to the run's directory."""
+    dataset: str | None
+    row: int | None
+    """Index of the first value that is wrong, along the dataset's first axis."""
+    what: str
+
+    def __str__(self) -> str:
+        place = "".join(f", {part}" for part in (self.dataset, None if self.row is None else f"row {self.row}") if part)
+        return f"{self.file}{place}: {self.what}"
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """Adds violations of one file to a list."""
+
+    file: str
+    violations: list[Violation]
+
+    def add(self, dataset: str | None, row: int | None, what: str) -> None:
+        self.violations.append(Violation(self.file, dataset, row, what))
+
+
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """How environments stand after the last row of a segment, [N] each."""
+
+    end_row: int
+    standing: Standing
+    seeds: np.ndarray
+    """Of the present episodes."""
+
+
+@dataclass(slots=True)
+class Inspected:
+    """What other segments are compared with; None where it cannot be told."""
+
+    attrs: dict[str, Any] = field(default_factory=dict)
+    rows: np.ndarray | None = None
+    versions: np.ndarray | None = None
+    num_envs: int | None = None
+    shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """(type, shape) of one observation and of one action."""
+    ends: Ends | None = None
+    is_enabled: bool = False
+    """Whether its settings say that trajectories are written."""
+
+
+_NUMBERS = (
+    "format_version", "attempt", "rank", "world_size", "segment", "first_env", "first_env_step", "skipped_rows",
+    "every", "complete",
+)  # fmt: skip
+_TEXTS = ("format", "run_id", "dppo_version")
+_ROOT = ("config_json", "env_spec", "observation_space", "action_space")
+_FINITE = (
+    "steps/observations", "steps/rewards", "steps/log_probs", "steps/values", "steps/actions", "steps/actions_raw",
+    "final/observations", "episodes/return",
+)  # fmt: skip
+
+
+def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
+    """Looks at everything in one segment.
+
+    Args:
+      before: how the environments stood after the segment before, where that is known.
+
+    Raises:
+      UsageError: what it is compressed with is not installed.
+    """
+    found = Inspected()
+    try:
+        if endless_heaps(path):
+            raise ValueError("its texts are damaged")
+        with opened_hdf5(path, run_dir_of(path)) as file:
+            _attributes(file, findings, found)
+            _labels(file, findings, found)
+            data = _datasets(file, findings)
+            _shapes(data, findings, found)
+            _finite(data, findings)
+            _rows(data, findings, found)
+            _surely(findings, "episodes", lambda: _episodes(data, findings, found, before))
+            _surely(findings, "final", lambda: _finals(data, findings))
+    except UsageError:
+        raise
+    except SURPRISES as error:
+        findings.add(None, None, f"cannot be read as HDF5: {_said(error)}")
+    return found
+
+
+def _surely(findings: Findings, name: str, check: Callable[[], None]) -> None:
+    """A check whose arrays may not fit each other; what is wrong with them has been said by then, or is now."""
+    known = len(findings.violations)
+    try:
+        check()
+    except SURPRISES as error:
+        if len(findings.violations) == known and not any(v.file == findings.file for v in findings.violations):
+            findings.add(name, None, f"does not fit together: {_said(error)}")
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
+    for name in (*_NUMBERS, *_TEXTS):
+        try:
+            value = file.attrs[name]
+        except SURPRISES:
+            findings.add(None, None, f"has no attribute {name} that can be read")
+            continue
+        is_right = isinstance(value, str) if name in _TEXTS else isinstance(value, np.integer | np.bool_ | int)
+        if not is_right:
+            findings.add(None, None, f"its attribute {name} is {value!r}, of a wrong type")
+            continue
+        found.attrs[name] = value if isinstance(value, str) else int(value)
+    version = found.attrs.get("format", FORMAT), found.attrs.get("format_version", FORMAT_VERSION)
+    if version != (FORMAT, FORMAT_VERSION):
+        findings.add(None, None, f"its format is {version}, this dppo knows {(FORMAT, FORMAT_VERSION)}")
+    if found.attrs.get("complete") == 0:
+        findings.add(None, None, "its attribute complete is false: it was recovered from a damaged file")
+
+
+def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
+    for name in _ROOT:
+        try:
+            text = file[name].asstr()[()]
+        except SURPRISES as error:
+            findings.add(name, None, f"cannot be read: {_said(error)}")
+            continue
+        if name != "env_spec":
+            try:
+                values = parse_json(text)
+            except ValueError as error:
+                findings.add(name, None, f"is no JSON: {error}")
+                continue
+            if name.endswith("_space"):
+                try:
+                    space_from_json(text)
+                except ValueError as error:
+                    findings.add(name, None, str(error))
+            if name == "config_json" and isinstance(values, dict):
+                section = values.get("trajectories")
+                found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
+
+
+def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
+    """All datasets that can be read and are of the type that they should be."""
+    expected = expected_datasets()
+    if "steps/actions_raw" not in file:
+        del expected["steps/actions_raw"]
+    data: dict[str, np.ndarray] = {}
+    for name, (dtype, ndim) in expected.items():
+        try:
+            if name not in file:
+                findings.add(name, None, "is missing")
+                continue
+            load_filters(file[name])
+            values = file[name][()]
+        except UsageError:
+            raise
+        except SURPRISES as error:
+            findings.add(name, None, f"cannot be read: {_said(error)}")
+            continue
+        if dtype is not None and values.dtype != dtype:
+            findings.add(name, None, f"is of type {values.dtype}, not {dtype}")
+        elif (ndim is not None and values.ndim != ndim) or (ndim is None and values.ndim < 1):
+            findings.add(name, None, f"has the shape {values.shape}; {ndim or 'two or more'} axes are expected")
+        else:
+            data[name] = values
+    return data
+
+
+def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
+    """All of the lengths that the first of their kind has; what has not is taken out."""
+    if "steps/rewards" in data:
+        found.num_envs = data["steps/rewards"].shape[1]
+    lead: tuple[int, ...] | None = None
+    for name in ("steps/rewards", "steps/terminations", "steps/truncations", "steps/valid", "steps/values"):
+        if name in data:
+            lead = data[name].shape
+            break
+    rows = len(data["steps/row"]) if "steps/row" in data else None if lead is None else lead[0]
+    if rows == 0:
+        findings.add("steps/row", None, "has no rows")
+    for name in [n for n in data if n.startswith("steps/")]:
+        shape = data[name].shape
+        expected = (rows,) if data[name].ndim == 1 or lead is None else (rows, lead[1])
+        if shape[: len(expected)] != expected or (name in ("steps/observations", "steps/actions") and len(shape) < 2):
+            findings.add(name, None, f"has the shape {shape}; it should begin with {expected}")
+            del data[name]
+    if "steps/actions" in data and "steps/actions_raw" in data:
+        shapes = data["steps/actions"].shape, data["steps/actions_raw"].shape
+        if shapes[0] != shapes[1]:
+            findings.add("steps/actions_raw", None, f"has the shape {shapes[1]}, steps/actions has {shapes[0]}")
+    for group in ("final", "episodes"):
+        names = [n for n in data if n.startswith(f"{group}/")]
+        lengths = [len(data[n]) for n in names]
+        for name in names:
+            usual = max(set(lengths), key=lengths.count)
+            if len(data[name]) != usual:
+                findings.add(name, None, f"has {len(data[name])} entries, the others of {group}/ have {usual}")
+    for name in ("steps/observations", "steps/actions"):
+        if name in data:
+            found.shapes[name] = data[name].dtype.str, data[name].shape[2:]
+    final = data.get("final/observations")
+    if final is not None and "steps/observations" in found.shapes:
+        one = final.dtype.str, final.shape[1:]
+        if one != found.shapes["steps/observations"]:
+            findings.add(
+                "final/observations", None, f"holds {one}, steps/observations {found.shapes['steps/observations']}"
+            )
+
+
+def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
+    valid = data.get("steps/valid")
+    for name in _FINITE:
+        values = data.get(name)
+        if values is None or values.dtype.kind not in "fc":
+            continue
+        bad = ~np.isfinite(values)
+        if name.startswith("steps/") and valid is not None and name not in ("steps/observations",):
+            bad &= valid.reshape(*valid.shape, *(1,) * (bad.ndim - 2))  # what is no step has no reward
+        if bad.any():
+            where = np.argwhere(bad)
+            count = f"; {len(where)} such values in all" if len(where) > 1 else ""
+            at = tuple(where[0].tolist())
+            findings.add(name, at[0], f"holds {values[at]} at {list(at)}{count}")
+
+
+def _rows(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
+    rows, versions = data.get("steps/row"), data.get("steps/policy_version")
+    if rows is not None and len(rows):
+        steps = np.diff(rows)
+        every = found.attrs.get("every", 1)
+        wrong = np.flatnonzero(steps < 1 if every > 1 else steps != 1)
+        if len(wrong):
+            i = int(wrong[0])
+            findings.add("steps/row", i + 1, f"row {rows[i + 1]} follows on row {rows[i]}")
+        first = found.attrs.get("first_env_step")
+        if None not in (first, found.num_envs) and first != rows[0] * found.num_envs:
+            findings.add(
+                None, None, f"its first_env_step is {first}; row {rows[0]} of {found.num_envs} environments makes "
+                f"{rows[0] * found.num_envs}",
+            )  # fmt: skip
+        found.rows = rows
+    if versions is not None:
+        wrong = np.flatnonzero(np.diff(versions) < 0)
+        if len(wrong):
+            i = int(wrong[0])
+            findings.add("steps/policy_version", i + 1, f"version {versions[i + 1]} follows on {versions[i]}")
+        found.versions = versions
+
+
+# -- episodes --------------------
+
+
+def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected, before: Ends | None) -> None:
+    """The table against what follows from the steps."""
+    rewards, terminations, truncations, valid, rows = (
+        data[f"steps/{name}"] for name in ("rewards", "terminations", "truncations", "valid", "row")
+    )
+    table = {name: data[f"episodes/{name}"] for name in EPISODES}
+    known = before
+    if before is None and len(rows) and not rows[0]:  # the beginning of everything
+        num_envs = rewards.shape[1]
+        zeros = np.zeros(num_envs, np.int64)
+        known = Ends(0, Standing(zeros - 1, zeros, np.zeros(num_envs)), zeros - 1)
+    goes_on = known is not None and len(rows) > 0 and known.end_row == rows[0]
+    cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
+    expected: list[dict[str, np.ndarray]] = []
+    for start, stop in pairwise(cuts):
+        part = slice(start, stop)
+        here = _begun_in(table, start, stop)
+        standing = _standing(here, start, rewards[part], known if goes_on and start == 0 else None)
+        one, after = episode_table(rewards[part], terminations[part], truncations[part], valid[part], standing)
+        one["start"] += start
+        expected.append(one)
+    joined = {name: np.concatenate([t[name] for t in expected]) for name in expected[0]}
+    order = np.lexsort((joined["start"], joined["env"]))
+    joined = {name: values[order] for name, values in joined.items()}
+    _compare(table, joined, np.abs(rewards.astype(np.float64)), findings)
+    _numbers(table, known, goes_on, findings)
+    if len(rows):
+        found.ends = _ends(table, after, int(rows[-1]) + 1, known)
+
+
+def _begun_in(table: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
+    chosen = (table["start"] >= start) & (table["start"] < stop)
+    return {name: values[chosen] for name, values in table.items()}
+
+
+def _standing(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> Standing:
+    """Before the rows `rewards`, the first of them `first`: as the segment before left it, where that is known and the
+    episode goes on; or else as the table says. What could not be brought back where it stood begins anew.
+    """
+    num_envs = rewards.shape[1]
+    standing = Standing(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
+    for n in range(num_envs):
+        mine = np.flatnonzero(here["env"] == n)
+        if not len(mine) or not here["offset"][mine[0]]:
+            continue
+        if known is not None:
+            standing.lengths[n], standing.returns[n] = known.standing.lengths[n], known.standing.returns[n]
+            continue
+        one = mine[0]
+        start = int(here["start"][one]) - first
+        standing.lengths[n] = here["offset"][one]
+        steps = rewards[start : start + int(here["length"][one]), n]
+        standing.returns[n] = here["return"][one] - steps.astype(np.float64).sum()
+    return standing
+
+
+def _compare(
+    table: dict[str, np.ndarray], expected: dict[str, np.ndarray], sizes: np.ndarray, findings: Findings
+) -> None:
+    if len(table["env"]) != len(expected["env"]):
+        findings.add("episodes", None, f"lists {len(table['env'])} pieces; the steps have {len(expected['env'])}")
+        return
+    for name in ("env", "start", "length", "offset", "terminated", "truncated", "complete"):
+        wrong = np.flatnonzero(table[name] != expected[name])
+        if len(wrong):
+            i = int(wrong[0])
+            findings.add(f"episodes/{name}", i, f"is {table[name][i]}; by the steps it is {expected[name][i]}")
+            if name in ("env", "start", "length"):
+                return
+    spans = zip(expected["env"].tolist(), expected["start"].tolist(), expected["length"].tolist(), strict=True)
+    moved = np.array([sizes[start : start + length, n].sum() for n, start, length in spans])
+    got, want = table["return"], expected["return"]
+    # rewards are stored as float32: where they cancel each other the sum is not as exact as they are
+    wrong = np.flatnonzero(~(np.abs(got - want) <= 1e-4 * np.abs(want) + 1e-6 * moved + 1e-6))
+    if len(wrong):
+        i = int(wrong[0])
+        findings.add("episodes/return", i, f"is {got[i]}; the rewards sum up to {want[i]}")
+
+
+def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, findings: Findings) -> None:
+    """That an episode keeps its number and its seed, and that the next one has a higher number."""
+    order = np.lexsort((table["start"], table["env"]))
+    for before, i in zip([-1, *order[:-1].tolist()], order.tolist(), strict=True):
+        env, number, begins = int(table["env"][i]), int(table["id"][i]), not table["offset"][i]
+        if before >= 0 and table["env"][before] == env:
+            last, seed = int(table["id"][before]), int(table["seed"][before])
+            over = bool(table["terminated"][before] or table["truncated"][before])
+            must = False
+        elif known is not None:  # the first of its environment here
+            last, seed = int(known.standing.episodes[env]), int(known.seeds[env])
+            over, must = False, goes_on
+        else:
+            continue
+        if begins or over:
+            if number <= last:
+                findings.add("episodes/id", i, f"is {number}, after {last} in the same environment")
+        elif number < last or (must and number != last):
+            findings.add("episodes/id", i, f"is {number}; the episode that goes on is {last}")
+        elif number == last and int(table["seed"][i]) != seed:
+            findings.add("episodes/seed", i, f"is {table['seed'][i]}; the episode began with {seed}")
+
+
+def _ends(table: dict[str, np.ndarray], after: Standing, end_row: int, known: Ends | None) -> Ends:
+    """For the next segment: with the table's own returns, so that roundings do not add up."""
+    seeds = np.full(len(after.lengths), -1, np.int64)
+    for n in range(len(after.lengths)):
+        mine = np.flatnonzero(table["env"] == n)
+        if len(mine):
+            last = mine[np.argmax(table["start"][mine])]
+            after.episodes[n], seeds[n] = table["id"][last], table["seed"][last]
+            if after.lengths[n]:
+                after.returns[n] = table["return"][last]
+        else:
+            after.episodes[n], seeds[n] = (-1, -1) if known is None else (known.standing.episodes[n], known.seeds[n])
+    return Ends(end_row, after, seeds)
+
+
+def _finals(data: dict[str, np.ndarray], findings: Findings) -> None:
+    rows, envs = data["final/row"], data["final/env"]
+    ended = data["steps/terminations"] | data["steps/truncations"]
+    expected = {(int(t), int(n)) for t, n in np.argwhere(ended & data["steps/valid"])}
+    seen: set[tuple[int, int]] = set()
+    for i, key in enumerate(zip(rows.tolist(), envs.tolist(), strict=True)):
+        if key not in expected:
+            findings.add("final/row", i, f"step {key[0]} of environment {key[1]} ended no episode")
+        elif key in seen:
+            findings.add("final/row", i, f"step {key[0]} of environment {key[1]} is listed twice")
+        seen.add(key)
+    missing = sorted(expected - seen)
+    if missing:
+        row, env = missing[0]
+        more = f"; {len(missing)} are missing in all" if len(missing) > 1 else ""
+        findings.add("final/row", None, f"lacks the end at step {row} of environment {env}{more}")

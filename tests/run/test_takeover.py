@@ -1,0 +1,116 @@
+"""Who gives the newest state after a death, and which state that is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dppo.run.members import Seat
+from dppo.run.takeover import Word, drifted, givers, last_line, offered
+from dppo.training.standby import Mirror
+from dppo.training.state import TrainingState
+from tests.workplace import make_workplace
+
+
+def word(
+    iteration: int = 0,
+    version: int = 0,
+    checksum: int = 0,
+    *,
+    server: bool = False,
+    mirror: tuple[int, int] | None = None,
+) -> Word:
+    seat = Seat(0, "host", 1, None if server else 0)
+    return Word(seat, server, (iteration, version), checksum, 0, mirror, None, synchronised=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "all_step", "giver"),
+    [
+        ([word(3, 30, server=True), word(3, 31)], False, 0),  # where only the server steps, it is the newest
+        ([word(3, 30, server=True), word(4, 31)], True, 1),  # where all step, a worker may be ahead
+        ([word(4, 31, server=True), word(4, 31)], True, 0),  # as far, but the server has its books as well
+        ([word(4, 31), word(4, 31, server=True)], True, 1),
+        ([word(3, 30), word(3, 32), word(3, 31)], False, 1),  # the server has died
+        ([word(3, 99), word(4, 31)], False, 1),  # a version that was counted before somebody stepped back
+        ([word(2, 20), word(2, 20)], True, 0),
+    ],
+)
+def test_the_newest_state_is_given(words: list[Word], all_step: bool, giver: int) -> None:
+    assert givers(words, all_step=all_step)[0] == giver
+
+
+@pytest.mark.parametrize(
+    ("mirrors", "giver"),
+    [
+        ([None, (2, 20), (2, 20)], 1),
+        ([None, (2, 20), (2, 21)], 2),
+        ([(9, 1), (2, 21), None], 0),
+        ([None, None], 0),
+    ],
+)
+def test_the_newest_copy_of_the_books_is_given(mirrors: list[tuple[int, int] | None], giver: int) -> None:
+    assert givers([word(mirror=mirror) for mirror in mirrors], all_step=False)[1] == giver
+
+
+@pytest.mark.parametrize(
+    ("words", "apart"),
+    [
+        ([word(3, 30, 1), word(3, 30, 1)], 0),
+        ([word(3, 30, 1), word(3, 30, 2), word(3, 30, 1)], 3),
+        ([word(3, 30, 1), word(2, 20, 2)], 0),  # behind
+        ([word(3, 30, 1), word(3, 30, 2, server=True)], 0),  # it only keeps the books
+        ([word(3, 30, 1, server=True)], 0),
+    ],
+)
+def test_states_that_should_be_equal_are_compared(words: list[Word], apart: int) -> None:
+    assert len(drifted(words)) == apart
+
+
+def at(iteration: int, version: int, ticket: int) -> TrainingState:
+    state = make_workplace().state
+    state.iteration, state.version, state.ticket = iteration, version, ticket
+    return state
+
+
+def copy_at(iteration: int, version: int, ticket: int) -> Mirror:
+    state = at(iteration, version, ticket)
+    packed = np.empty(state.all_bytes, np.uint8)
+    state.pack(packed)
+    return Mirror(7, iteration, packed, {})
+
+
+@pytest.mark.parametrize(
+    ("own", "copied", "newest"),
+    [
+        ((3, 30, 2), (3, 29, 1), "own"),
+        ((3, 30, 2), (3, 31, 3), "copy"),  # the server died before it had sent the reply
+        ((3, 30, 8), (4, 31, 0), "copy"),  # the same at an iteration's end: its line is written already
+        ((3, 30, 8), (4, 32, 1), "own"),  # the new iteration's statistics are in the reply that never came
+        ((3, 30, 0), (3, 31, 1), "own"),
+        ((3, 30, 0), (3, 30, 0), "own"),
+    ],
+)
+def test_a_copy_whose_reply_was_never_sent_counts(
+    own: tuple[int, int, int], copied: tuple[int, int, int], newest: str
+) -> None:
+    state, mirror = at(*own), copy_at(*copied)
+    given = offered(state, mirror, is_server=False)
+    assert TrainingState.progress_of(given) == (copied if newest == "copy" else own)[:2]
+    assert TrainingState.progress_of(offered(state, mirror, is_server=True)) == own[:2]
+    assert TrainingState.progress_of(offered(state, None, is_server=False)) == own[:2]
+
+
+def test_the_last_line_that_is_whole_and_not_newer(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert last_line(path, 9) == {}
+    lines = [json.dumps({"iteration": i}) + "\n" for i in (1, 2, 3)]
+    path.write_text("".join(lines))
+    assert last_line(path, 9) == {"iteration": 3}
+    assert last_line(path, 2) == {"iteration": 2}
+    assert last_line(path, 0) == {}
+    path.write_text("".join(lines)[:-4])  # the server died while it wrote
+    assert last_line(path, 9) == {"iteration": 2}

@@ -1,0 +1,243 @@
+"""What a rank builds for itself, and how it is closed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+
+from dppo.config import Config, ModelConfig, resolve, updated
+from dppo.models.policy import make_policy
+from dppo.training.build import build_workplace, close_environments, make_collector
+
+
+class Environments:
+    """As far as they are closed."""
+
+    def __init__(self, close: Callable[[], object]) -> None:
+        self.close = close
+
+
+def hang() -> None:
+    time.sleep(30)
+
+
+def hang_stubbornly() -> None:
+    while True:
+        with contextlib.suppress(Exception):  # as simulators do
+            time.sleep(30)
+
+
+def crash() -> None:
+    raise RuntimeError("the simulator has gone")
+
+
+@pytest.mark.parametrize(
+    ("close", "said"),
+    [
+        (hang, "did not come back within 0.1 s"),
+        (hang_stubbornly, "did not come back within 0.1 s"),
+        (crash, "raised RuntimeError: the simulator has gone"),
+        (lambda: sys.exit(3), "raised SystemExit: 3"),
+        (lambda: None, ""),
+    ],
+)
+def test_a_close_that_goes_wrong_is_said_and_keeps_nobody(
+    close: Callable[[], object], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, since = signal.getsignal(signal.SIGALRM), time.monotonic()
+    close_environments(Environments(close), 0.1)  # type: ignore[arg-type]
+    assert time.monotonic() - since < 5
+    assert signal.getsignal(signal.SIGALRM) == before and signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == bool(said) and all(said in line for line in lines)
+
+
+def test_another_thread_may_close_them() -> None:
+    """There, nobody may handle signals."""
+    closed = threading.Event()
+    thread = threading.Thread(target=close_environments, args=(Environments(closed.set), 0.1))
+    thread.start()
+    thread.join()
+    assert closed.is_set()
+
+
+class Counted(gymnasium.Env[Any, Any]):
+    """Counts how many are open; the last of them may be impossible to make, or its spaces of no use."""
+
+    open, makeable = 0, 99
+    observation_space: Any = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        if Counted.open == Counted.makeable:
+            raise RuntimeError("no licence left")
+        Counted.open += 1
+
+    def close(self) -> None:
+        Counted.open -= 1
+
+
+gymnasium.register("Counted-v0", Counted)  # type: ignore[arg-type]
+CONFIG = resolve(Config(env="Counted-v0", num_envs=3))
+
+
+@pytest.fixture(autouse=True)
+def counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "open", 0)
+
+
+def test_environments_are_closed_once() -> None:
+    place = build_workplace(CONFIG, 0)
+    assert Counted.open == 3
+    place.close()
+    place.close()
+    assert Counted.open == 0
+
+
+def test_a_server_keeps_none() -> None:
+    build_workplace(CONFIG, None)
+    assert Counted.open == 0
+
+
+def test_those_that_were_made_before_one_fails_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "makeable", 2)
+    with pytest.raises(ValueError, match="no licence left"):
+        build_workplace(CONFIG, 0)
+    assert Counted.open == 0
+
+
+def test_those_of_no_use_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "action_space", gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)]))
+    with pytest.raises(ValueError, match="Tuple"):
+        build_workplace(CONFIG, 0)
+    assert Counted.open == 0
+
+
+def test_those_whose_observations_cannot_be_taken_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Counted, "observation_space", gymnasium.spaces.Text(5))
+    with pytest.raises(ValueError, match="Text"):
+        build_workplace(CONFIG, 0)
+    assert Counted.open == 0
+
+
+def test_where_nothing_can_interrupt_a_close_the_process_ends() -> None:
+    """It waits in C for a lock that nobody gives back."""
+    code = """if True:
+        import ctypes
+        from dppo import workplace
+        class Stuck:
+            def close(self):
+                lock = ctypes.create_string_buffer(64)
+                pthreads = ctypes.CDLL(None)
+                pthreads.pthread_mutex_lock(lock)
+                pthreads.pthread_mutex_lock(lock)
+        workplace.LAST_S = 0.2
+        workplace.close_environments(Stuck(), 0.2)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1 and "close() of an environment does not come back" in done.stderr, done
+
+
+def test_all_are_closed_where_one_cannot_be(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def close(self: Counted) -> None:
+        Counted.open -= 1
+        if Counted.open == 1:
+            crash()
+
+    monkeypatch.setattr(Counted, "close", close)
+    build_workplace(CONFIG, 0).close()
+    assert Counted.open == 0
+    assert "the simulator has gone" in capsys.readouterr().err
+
+
+# -- the process's own generators --------------------
+
+
+class Careless(gymnasium.Env[np.ndarray, Any]):
+    """Seeds the process's generators when it is made, and draws from all of them."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self) -> None:
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
+        torch.manual_seed(0)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.draw(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.draw(), 0.0, False, False, {}
+
+    def draw(self) -> np.ndarray:
+        return np.array([random.random(), np.random.random(), float(torch.rand(()))], np.float32)  # noqa: NPY002
+
+
+@pytest.fixture(autouse=True)
+def kept() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    creator: Any = Careless
+    gymnasium.register("Careless-v0", creator)
+    yield
+    del gymnasium.registry["Careless-v0"]
+    random.setstate(states[0])
+    np.random.set_state(states[1])  # noqa: NPY002
+    torch.set_rng_state(states[2])
+
+
+def observations(worker: int, seed: int = 3, row: int = 0) -> np.ndarray:
+    """[4, 2, 3]: what the policy of `worker` sees, in a run that begins or goes on at `row`."""
+    config = resolve(Config(env="Careless-v0", seed=seed, num_envs=2, horizon=4, total_steps=100))
+    place = build_workplace(config, worker)
+    collector = make_collector(config, place, {} if row else None, row)
+    return collector.collect(4, 0).observations
+
+
+def test_workers_see_numbers_of_their_own_and_a_run_repeats() -> None:
+    first = observations(0)
+    np.testing.assert_array_equal(observations(0), first)
+    for other in (observations(1), observations(0, seed=4), observations(0, row=8)):
+        assert not np.isin(other, first).any()
+    np.testing.assert_array_equal(observations(1), observations(1))
+
+
+# -- what cannot fit --------------------
+
+PROBE = "dppo.envs.probes:dppo/ProbeConstant-v0"
+
+
+def test_rollouts_that_are_larger_than_the_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = resolve(updated(Config(env=PROBE), {"num_envs": 4, "horizon": 10**6, "ppo": {"minibatches": 1}}))
+    pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**5}
+    monkeypatch.setattr(os, "sysconf", pages.__getitem__)
+    build_workplace(config, 0).envs.close()  # type: ignore[union-attr]
+    monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
+    with pytest.raises(
+        ValueError, match=r"horizon\*num_envs=1000000\*4 samples take .* GB on each .* 4 rank\(s\), and it"
+    ):
+        build_workplace(config, 0)
+    build_workplace(config, None)  # a server that steps nothing
+
+
+def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:
+    observations = gymnasium.spaces.Box(-1, 1, (10**6,), np.float32)
+    cfg, rng = ModelConfig(hidden=(8192,)), np.random.default_rng(0)
+    with pytest.raises(ValueError, match=r"makes 16,[0-9,]+ parameters with these spaces, and at most 500,000,000"):
+        make_policy(observations, gymnasium.spaces.Discrete(2), cfg, rng)

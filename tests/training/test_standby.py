@@ -1,0 +1,64 @@
+"""What a rank keeps for the case that others die."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from dppo.training.standby import Memory, Mirror
+from tests.workplace import Run, make_workplace
+
+
+def test_a_mirror_comes_back_as_it_was_sent(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.iterate()
+    state = np.empty(run.state.all_bytes, np.uint8)
+    run.state.pack(state)
+    memory = Memory()
+    assert memory.mirror is None
+    memory.keep_mirror(Mirror(7, 1, state, run.journal.books).to_message())
+    memory.keep_mirror(Mirror(9, 1, state, run.journal.books).to_message())
+    mirror = memory.mirror
+    assert mirror is not None
+    assert (mirror.updates, mirror.iteration, mirror.books) == (9, 1, run.journal.books)
+    np.testing.assert_array_equal(mirror.state, state)
+
+
+def test_a_report_that_is_told_again_is_kept_once() -> None:
+    place, memory = make_workplace(), Memory()
+    for _ in range(2):
+        place.rollout()
+    first, second = place.reports
+    for report in (first, second, second):
+        memory.add_report(report)
+    assert list(memory.reports) == [first, second]
+    assert memory.history.next_row == second.first_row + len(second.env_actions)
+    assert sum(len(actions) for _, actions in memory.history.chunks) <= 2 * len(second.env_actions)
+
+
+def test_boundaries_are_remembered_until_rank_zero_must_have_closed_them() -> None:
+    memory, head = Memory(), 3
+    for iteration in range(10):
+        memory.pass_boundary(iteration, np.full(8, iteration, np.uint8), head)
+    assert memory.boundary is not None and memory.boundary.tolist() == [9] * 8
+    assert {i: h.tolist() for i, h in memory.heads.items()} == {i: [i] * head for i in (6, 7, 8, 9)}
+    memory.pass_boundary(8, np.full(8, 80, np.uint8), head)  # after a regrouping: iteration 9 is made again
+    assert sorted(memory.heads) == [6, 7, 8] and memory.heads[8].tolist() == [80] * head
+
+
+def test_the_states_parts_travel_alone() -> None:
+    place, other = make_workplace(), make_workplace()
+    place.iterate()
+    message = np.empty(place.state.all_bytes, np.uint8)
+    place.state.pack(message)
+    before = other.policy.flat.vector.copy()
+    other.state.unpack_head(message[: place.state.head_bytes])
+    assert (other.state.iteration, other.state.updates) == (1, place.state.updates)
+    np.testing.assert_array_equal(other.policy.flat.vector, before)
+    np.testing.assert_array_equal(other.normaliser.pack(), place.normaliser.pack())
+    assert not other.state.optimizer.state.any()
+    other.state.unpack_optimizer(message)
+    np.testing.assert_array_equal(other.state.optimizer.state, place.state.optimizer.state)
+    assert other.state.optimizer.steps == place.state.optimizer.steps > 0
+    np.testing.assert_array_equal(other.policy.flat.vector, before)

@@ -1,0 +1,652 @@
+"""Rank 0's books: counts, the window, when a run ends, what is saved, and going on from it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dppo.config import CheckpointConfig, PPOConfig
+from dppo.data import Episode
+from dppo.run import preflight
+from dppo.rundir import checkpoint, runfiles
+from dppo.rundir.checkpoint import checkpoint_folders
+from dppo.rundir.runfiles import SavingError
+from dppo.training.tracker import WINDOW, Failure, Journal
+from tests.workplace import Run, make_workplace, probe
+
+
+def episode(value: float, row: int = 0, env: int = 0) -> Episode:
+    return Episode(row, env, value, 10, truncated=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    run.journal.close_files()
+
+
+def wait_for_checkpoints(run: Run) -> None:
+    """They are written in a thread of their own."""
+    while run.journal.files.is_writing:
+        time.sleep(0.001)
+
+
+# -- counting --------------------
+
+
+def test_env_steps_and_episodes_are_those_of_all_workers(tmp_path: Path) -> None:
+    run = Run(tmp_path, workers=3, horizon=40)
+    for _ in range(2):
+        run.iterate()
+    lines, reports = run.lines(), [r for place in run.places for r in place.reports]
+    assert [line["env_steps"] for line in lines] == [3 * 2 * 40, 2 * 3 * 2 * 40]
+    assert lines[1]["episodes"] == sum(len(r.episodes) for r in reports)
+    assert lines[0]["episodes_ended"] + lines[1]["episodes_ended"] == lines[1]["episodes"]
+    returns = [e.episode_return for r in reports for e in r.episodes]
+    assert lines[1]["return_mean_100"] == pytest.approx(np.mean(returns))
+    run.journal.close_files()
+
+
+def test_the_window_is_of_the_last_hundred_in_the_order_of_rows_and_environments(run: Run) -> None:
+    """However the reports come in: 60 episodes of 1, then 90 of which the last 50 rows are worth 3."""
+    run.iterate([episode(1.0)] * 60)
+    assert run.lines()[-1]["return_mean_100"] == 1.0
+    run.iterate([episode(3.0 if row >= 40 else 2.0, row) for row in reversed(range(90))])
+    assert run.lines()[-1]["return_mean_100"] == pytest.approx((10 * 1 + 40 * 2 + 50 * 3) / 100)
+    assert run.lines()[-1]["episodes"] == 150
+    window = run.journal._boundary.journal["returns"]
+    assert window == [1.0] * 10 + [2.0] * 40 + [3.0] * 50
+    assert len(window) == WINDOW
+
+
+def test_episodes_of_one_row_are_ordered_by_environment(tmp_path: Path) -> None:
+    run = Run(tmp_path, workers=2)
+    for place, values in zip(run.places, ((1.0, 2.0), (3.0, 4.0)), strict=True):
+        first_env = place.collector.first_env
+        run.collect(place, [episode(values[1], 5, first_env + 1), episode(values[0], 5, first_env)])
+    run.state.finish_iteration(0, 0.0)
+    run.journal.close({})
+    assert run.journal._boundary.journal["returns"] == [1.0, 2.0, 3.0, 4.0]
+    run.journal.close_files()
+
+
+def test_before_an_episode_has_ended_there_is_no_mean(run: Run) -> None:
+    run.iterate([])
+    assert run.lines()[0]["return_mean_100"] is None
+    assert run.summary()["return_mean_100"] is None
+
+
+def test_a_line_has_counts_metrics_and_clocks(run: Run) -> None:
+    for _ in range(3):
+        run.iterate()
+    lines = run.lines()
+    assert [line["iteration"] for line in lines] == [1, 2, 3]
+    for name in ("updates", "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "lr", "grad_norm", "extra"):
+        assert name in lines[0]
+    clocks = {name for name in lines[0] if name.endswith(("_s", "_per_s"))}
+    assert {"wall_s", "train_s", "iteration_s", "steps_per_s", "collect_max_s", "exchange_mean_s"} <= clocks
+
+
+def test_repeated_runs_write_the_same_lines_but_for_the_clocks(tmp_path: Path) -> None:
+    texts = []
+    for name in ("first", "second"):
+        run = Run(tmp_path / name, workers=2)
+        for _ in range(3):
+            run.iterate()
+        run.journal.close_files()
+        texts.append([{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in run.lines()])
+    assert texts[0] == texts[1]
+
+
+def test_the_watchdog_is_told_where_rank_0_waits_for_the_disk(run: Run) -> None:
+    phases: list[str] = []
+    run.journal.progress = phases.append
+    run.iterate()
+    assert phases == [], "a checkpoint in the course of training is written by a thread"
+    run.journal.save_at_once()
+    run.journal.finish("preempted")
+    assert phases == ["checkpoint", "checkpoint"]
+
+
+# -- when ranks die --------------------
+
+
+def test_a_report_counts_once_however_often_it_is_told(run: Run) -> None:
+    run.collect(run.places[0])
+    report = run.places[0].reports[-1]
+    assert not run.journal.add(report)
+    assert run.journal.pending_rollouts == 1
+    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
+    run.journal.close({})
+    assert not run.journal.add(report), "nor in the next iteration"
+    assert run.journal.pending_rollouts == 0
+    assert run.lines()[-1]["env_steps"] == report.env_steps
+
+
+def test_losses_are_in_every_line_and_go_on_after_a_resume(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.journal.losses.ranks_lost, run.journal.losses.updates_lost = 2, 17
+    run.journal.regrouped(world_size=3, workers=[0, 1])
+    run.iterate()
+    assert [run.lines()[-1][k] for k in ("workers", "ranks_lost", "updates_lost", "env_steps_lost")] == [2, 2, 17, 0]
+    run.journal.finish("preempted")
+    assert run.journal.ended and run.summary()["world_size"] == 3
+    again = Run(tmp_path, saved=run.saved())
+    again.iterate()
+    assert (again.lines()[-1]["ranks_lost"], again.lines()[-1]["workers"]) == (2, 1)
+
+
+def test_a_passing_iteration_has_its_line_and_nothing_else(run: Run) -> None:
+    """As where a new server closes what the workers had passed: only the last state is known as a whole."""
+    run.collect(run.places[0])
+    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
+    assert run.journal.close({}, passing=True) is None
+    assert run.journal._boundary.summary.env_steps == 0
+    run.iterate()
+    assert [line["iteration"] for line in run.lines()] == [1, 2]
+    assert run.lines()[1]["episodes"] == run.lines()[0]["episodes"] + run.lines()[1]["episodes_ended"]
+    assert run.journal._boundary.summary.env_steps == run.state.env_steps > 0
+
+
+def test_a_new_servers_books_catch_up_with_the_lines_of_the_old(tmp_path: Path) -> None:
+    """The standby's copy is of iteration 1, the file has lines until 3; the reports between are told again."""
+    run = Run(tmp_path, horizon=64)
+    run.iterate()
+    books = run.journal.books
+    for _ in range(2):
+        run.iterate()
+    line, told = run.lines()[-1], list(run.places[0].reports)
+    expected = run.journal.books
+    journal = Journal(
+        tmp_path, run.config, run.state, run.preemption, run.journal.console, workers=[0], world_size=2, attempt=1,
+        wall_s=0.0, started=time.monotonic(), books=books,
+    )  # fmt: skip
+    for report in told:
+        journal.add(report)
+    journal.catch_up(line)
+    for name in ("returns", "lengths", "episodes", "next_episode", "rows", "losses"):
+        assert journal.books[name] == expected[name], name
+    assert len(run.lines()) == 3 and journal.pending_rollouts == 0
+    journal.close_files()
+
+
+def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
+    run.iterate()
+    states, row, first_free = run.journal.hand_over(0)
+    other = make_workplace()
+    assert other.collector.restore(states, row, first_free, time.monotonic() + 60) == []
+    np.testing.assert_array_equal(other.collector._observations, run.places[0].collector._observations)
+    run.journal.add(other.rollout() and other.reports[-1])
+    run.state.finish_iteration(32, 0.0)
+    run.journal.close({})
+    saved = run.journal._histories[0].states()
+    third = make_workplace()
+    assert third.collector.restore({e.env: e for e in saved[1]}, saved[0], 99, time.monotonic() + 60) == []
+    assert run.journal.hand_over(5)[:2] == ({}, saved[0]), "of one that is not known: nothing"
+
+
+# -- how a run ends --------------------
+
+
+def dealt(values: Sequence[float], first: int = 0, row: int = 0) -> list[Episode]:
+    """One episode of each environment from `first` on."""
+    return [episode(value, row, first + i) for i, value in enumerate(values)]
+
+
+def test_the_target_is_reached_by_a_full_window_only(tmp_path: Path) -> None:
+    run = Run(tmp_path, target_return=5.0, num_envs=100)
+    assert run.iterate(dealt([9.0] * 99)) is None
+    assert run.iterate(dealt([9.0], 99, row=16)) == "target"
+    assert run.summary()["exit"] == "target"
+
+
+def test_a_mean_just_below_the_target_is_not_enough(tmp_path: Path) -> None:
+    run = Run(tmp_path, target_return=5.0, num_envs=100)
+    assert run.iterate(dealt([4.999] * 100)) is None
+    assert run.iterate(dealt([5.05], row=16)) is None
+    assert run.iterate(dealt([5.0] * 99, 1, row=32)) == "target"
+
+
+def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(tmp_path: Path) -> None:
+    """However many the others have ended; of two workers, the last environment of the second is late."""
+    run = Run(tmp_path, target_return=5.0, num_envs=60, workers=2)
+    for number in range(3):
+        for place in run.places:
+            first = place.collector.first_env
+            run.collect(place, dealt([9.0] * (60 - (first > 0)), first, row=16 * number))
+        run.state.finish_iteration(0, 0.0)
+        assert run.journal.close({}) is None
+    assert run.lines()[-1]["return_mean_100"] == 9.0
+    assert run.lines()[-1]["return_mean_100_settled"] is None
+    run.journal.finish("preempted")
+    first = run.saved()
+    assert preflight._reached(run.config, first) is None
+    again = Run(tmp_path, target_return=5.0, num_envs=60, workers=2, saved=first)
+    for place in again.places:
+        last = place.collector.first_env > 0
+        again.collect(place, dealt([9.0], 119, row=48) if last else [])
+    again.state.finish_iteration(0, 0.0)
+    assert again.journal.close({}) == "target"
+    assert again.lines()[-1]["return_mean_100_settled"] == 9.0
+    assert preflight._reached(again.config, again.saved()) == "target"
+
+
+def test_an_environment_that_never_ends_is_named_where_it_keeps_a_target_from_being_reached(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, target_return=5.0, num_envs=60, total_steps=10**6)
+    for number in range(30):
+        run.iterate(dealt([9.0 if number > 20 else 1.0] * 59, row=16 * number))
+    told = capsys.readouterr().err
+    run.journal.close_files()
+    assert told.count("environment 59 (worker 0) has been in one episode since iteration 1") == 1
+
+
+def test_the_run_ends_at_the_first_boundary_at_or_past_its_steps(tmp_path: Path) -> None:
+    """32 steps an iteration."""
+    for total, iterations in ((64, 2), (65, 3)):
+        run = Run(tmp_path / str(total), total_steps=total)
+        reasons = [run.iterate() for _ in range(iterations)]
+        assert reasons == [None] * (iterations - 1) + ["finished"]
+        assert run.summary()["exit"] == "finished"
+        assert run.summary()["env_steps"] == 32 * iterations
+        assert run.saved().env_steps == 32 * iterations
+
+
+def test_a_target_reached_with_the_last_step_is_a_target(tmp_path: Path) -> None:
+    run = Run(tmp_path, total_steps=1600, target_return=1.0, num_envs=100)
+    assert run.iterate(dealt([2.0] * 100)) == "target"
+
+
+def test_a_request_to_leave_is_granted_at_the_next_boundary(run: Run) -> None:
+    assert run.iterate() is None
+    run.preemption.request("SIGUSR1")
+    assert run.iterate() == "preempted"
+    assert run.summary()["exit"] == "preempted"
+    assert run.saved().iteration == 2
+
+
+def test_given_up_in_mid_iteration_the_last_boundary_is_what_counts(run: Run) -> None:
+    """A report has come in, but its iteration will not be closed."""
+    run.iterate()
+    expected = run.journal._boundary.journal
+    run.collect(run.places[0])
+    run.state.flat.vector += 1.0
+    run.journal.finish("preempted")
+    saved = run.saved()
+    assert (saved.env_steps, saved.iteration) == (32, 1)
+    assert saved.journal["returns"] == expected["returns"]
+    assert (saved.state["parameters"] != run.state.flat.vector).all()
+    row, envs = saved.ranks[1]
+    assert row == 16 and all(len(e.actions) <= 16 for e in envs)
+    assert run.summary()["env_steps"] == 32
+
+
+def test_asked_to_leave_the_last_boundary_is_saved_at_once_and_the_run_goes_on(run: Run) -> None:
+    """Whoever asked may not wait for the next boundary."""
+    run.iterate()
+    run.collect(run.places[0])
+    assert (run.journal.pending_rollouts, run.journal.pending_env_steps) == (1, 32)
+    run.preemption.request("SIGTERM")
+    run.journal.save_at_once()
+    assert (run.saved().env_steps, run.summary()["exit"]) == (32, "preempted")
+    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
+    assert run.journal.close({}) == "preempted"
+    assert (run.saved().env_steps, run.summary()["env_steps"]) == (64, 64)
+    assert [line["iteration"] for line in run.lines()] == [1, 2]
+
+
+def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:
+    run.iterate()
+    run.journal.fail(Failure("a rank did not answer", stalled=True))
+    summary = run.summary()
+    assert (summary["exit"], summary["error"], summary["stalled"]) == ("failed", "a rank did not answer", True)
+    assert run.saved().env_steps == 0
+
+
+def test_the_summary_is_there_from_the_start(run: Run) -> None:
+    summary = run.summary()
+    assert (summary["exit"], summary["env_steps"], summary["attempt"], summary["world_size"]) == ("running", 0, 1, 2)
+    keys = {"env_steps", "updates", "episodes", "return_mean_100", "wall_s", "train_s", "steps_per_s", "exit"}
+    assert keys <= set(summary)
+    assert summary["env"] == "CartPole-v1"
+    assert asdict(run.journal.summary) == summary
+
+
+# -- saving --------------------
+
+
+def test_a_run_can_be_resumed_from_its_first_moment(run: Run) -> None:
+    assert run.saved().env_steps == 0
+    assert run.saved().ranks == {1: (0, [])}
+
+
+def test_checkpoints_come_at_their_interval_and_the_newest_stay(tmp_path: Path) -> None:
+    """32 steps an iteration, one every 64."""
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=64, keep=2))
+    seen = []
+    for _ in range(6):
+        run.iterate()
+        wait_for_checkpoints(run)
+        seen.append(int(checkpoint_folders(tmp_path)[0].name.removeprefix("step_")))
+    assert seen == [0, 64, 64, 128, 128, 192]
+    assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000192", "step_000000128"]
+    run.journal.close_files()
+
+
+def test_with_an_interval_of_zero_there_are_only_the_first_and_the_last(tmp_path: Path) -> None:
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=0), total_steps=96)
+    for _ in range(3):
+        run.iterate()
+    assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000096", "step_000000000"]
+
+
+def test_a_disk_that_fails_is_told_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=32))
+
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("dppo.rundir.checkpoint.write_durably", full)
+        run.iterate()
+        wait_for_checkpoints(run)
+    run.iterate()
+    wait_for_checkpoints(run)
+    assert "a checkpoint could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert run.saved().env_steps == 64
+    run.journal.close_files()
+
+
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
+    """[True] while the disk has no room for a checkpoint."""
+    is_full, write = [True], checkpoint.write_durably
+
+    def write_if(*args: Any) -> None:
+        if is_full[0]:
+            raise OSError(28, "No space left on device")
+        write(*args)
+
+    monkeypatch.setattr(checkpoint, "write_durably", write_if)
+    yield is_full
+    is_full[0] = False
+
+
+def test_a_checkpoint_that_the_disk_refused_is_tried_again_before_the_next_is_due(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: list[bool]
+) -> None:
+    full[0] = False
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=64))
+    monkeypatch.setattr(runfiles, "RETRY_S", 0.0)
+    full[0] = True
+    for _ in range(2):
+        run.iterate()
+        wait_for_checkpoints(run)
+    full[0] = False
+    run.iterate()
+    wait_for_checkpoints(run)
+    assert run.saved().env_steps == 96
+    run.journal.close_files()
+
+
+def test_without_patience_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, full: list[bool]) -> None:
+    full[0] = False
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=32, patience_s=0))
+    full[0] = True
+    with pytest.raises(SavingError, match="No space left on device") as raised:
+        for _ in range(3):
+            run.iterate()
+            wait_for_checkpoints(run)
+    run.journal.fail(Failure(str(raised.value)))
+    assert run.summary()["exit"] == "failed" and "No space left" in run.summary()["error"]
+    assert [line["iteration"] for line in run.lines()] == list(range(1, run.state.iteration + 1))
+
+
+def test_asked_to_leave_on_a_full_disk_it_fails_within_the_grace_period(tmp_path: Path, full: list[bool]) -> None:
+    full[0] = False
+    run = Run(tmp_path)
+    run.iterate()
+    full[0] = True
+    run.preemption.grace_s = 0.5
+    run.preemption.request("SIGUSR1")
+    since = time.monotonic()
+    run.journal.save_at_once()
+    with pytest.raises(SavingError, match="before it had to leave"):
+        run.iterate()
+    assert time.monotonic() - since < 0.5
+    assert run.summary()["exit"] == "running", "not before it is known how it ends"
+    run.journal.fail(Failure("x"))
+    assert run.summary()["exit"] == "failed"
+
+
+def test_a_run_that_is_done_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: list[bool]
+) -> None:
+    full[0] = False
+    run = Run(tmp_path, total_steps=32)
+    monkeypatch.setattr(runfiles, "RETRY_S", 0.01)
+    full[0] = True
+    run.journal.progress = lambda phase: full.__setitem__(0, False)
+    assert run.iterate() == "finished"
+    assert (run.summary()["exit"], run.saved().env_steps) == ("finished", 32)
+
+
+def test_saved_actions_are_those_since_each_episode_began(tmp_path: Path) -> None:
+    """Over several rollouts and workers, against all that was sent."""
+    run = Run(tmp_path, workers=2, checkpoint=CheckpointConfig(every=0))
+    for _ in range(5):
+        run.iterate()
+    run.journal.finish("preempted")
+    saved = run.saved()
+    assert sorted(saved.ranks) == [1, 2]
+    for rank, place in enumerate(run.places, 1):
+        row, envs = saved.ranks[rank]
+        sent = np.concatenate([r.env_actions for r in place.reports])
+        report = place.reports[-1]
+        assert row == place.collector.row == 80
+        assert [e.env for e in envs] == [place.collector.first_env, place.collector.first_env + 1]
+        for i, state in enumerate(envs):
+            np.testing.assert_array_equal(state.actions, sent[report.episode_first_rows[i] :, i])
+            np.testing.assert_array_equal(state.observation, report.observations[i])
+            assert (state.episode, state.episode_length) == (report.episode_numbers[i], report.episode_lengths[i])
+            assert (state.episode_return, state.discounted_return) == (
+                report.episode_returns[i],
+                report.discounted_returns[i],
+            )
+
+
+def test_actions_of_ended_episodes_are_forgotten(tmp_path: Path) -> None:
+    """Memory does not grow with the run."""
+    run = Run(tmp_path, env=probe("Truncation"), horizon=16)
+    for _ in range(30):
+        run.iterate()
+    assert len(run.journal._histories[0].chunks) <= 2
+    run.journal.close_files()
+
+
+# -- going on --------------------
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Truncation"), probe("Bits")])
+@pytest.mark.parametrize("stops", [[3], [1, 2], [2, 4]], ids=str)
+def test_a_resumed_run_has_the_lines_and_checkpoints_of_one_that_never_stopped(
+    tmp_path: Path, env: str, stops: list[int]
+) -> None:
+    """Stopped twice in the second and third case, the actions of the first attempt being needed by the third."""
+    changes: dict[str, Any] = {"env": env, "workers": 2, "horizon": 7, "ppo": PPOConfig(minibatches=1)}
+    whole = Run(tmp_path / "whole", **changes)
+    for _ in range(6):
+        whole.iterate()
+    whole.journal.finish("preempted")
+
+    part = Run(tmp_path / "parts", **changes)
+    for number in range(6):
+        if number in stops:
+            part.journal.finish("preempted")
+            part = Run(tmp_path / "parts", saved=part.saved(), **changes)
+        part.iterate()
+    part.journal.finish("preempted")
+    assert without_clocks(part.lines()) == without_clocks(whole.lines())
+    first, second = whole.saved(), part.saved()
+    assert first.journal["returns"] == second.journal["returns"]
+    assert first.state["numbers"] == second.state["numbers"]
+    for rank in (1, 2):
+        assert first.ranks[rank][0] == second.ranks[rank][0]
+        for a, b in zip(first.ranks[rank][1], second.ranks[rank][1], strict=True):
+            for name in type(a).__slots__:
+                np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
+
+
+def test_a_run_may_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
+    """Environments go by their global numbers: one worker, then three, then two; what is saved is always whole."""
+    run, expected = Run(tmp_path, workers=1), {0, 1}
+    for workers in (3, 2, 2):
+        for _ in range(3):
+            run.iterate()
+        run.journal.finish("preempted")
+        saved = run.saved()
+        states = [e for _, envs in saved.ranks.values() for e in envs]
+        assert {e.env for e in states} == expected
+        assert {len(e.actions) for e in states} != {0}
+        run, expected = Run(tmp_path, workers=workers, saved=saved), set(range(2 * workers))
+    run.journal.close_files()
+
+
+def test_episode_numbers_of_dropped_environments_are_remembered(tmp_path: Path) -> None:
+    """Should they come back, they begin above every number that was used: no seed is played twice."""
+    run = Run(tmp_path, workers=3)
+    for _ in range(3):
+        run.iterate()
+    run.journal.finish("preempted")
+    wide = run.saved()
+    used = max(e.episode for _, envs in wide.ranks.values() for e in envs)
+    assert wide.journal["next_episode"] == used + 1
+    narrow = Run(tmp_path, workers=1, saved=wide)
+    narrow.iterate()
+    narrow.journal.finish("preempted")
+    assert narrow.saved().journal["next_episode"] > used
+
+
+def test_stopped_again_before_its_first_report_a_run_stands_where_it_stood(tmp_path: Path) -> None:
+    run = Run(tmp_path, workers=2)
+    for _ in range(3):
+        run.iterate()
+    run.journal.finish("preempted")
+    first = run.saved()
+    again = Run(tmp_path, workers=2, saved=first)
+    again.journal.finish("preempted")
+    for rank, (row, envs) in again.saved().ranks.items():
+        assert row == first.ranks[rank][0] == 48
+        for a, b in zip(envs, first.ranks[rank][1], strict=True):
+            np.testing.assert_array_equal(a.actions, b.actions)
+            assert (a.env, a.episode, a.episode_return) == (b.env, b.episode, b.episode_return)
+    assert again.saved().journal == first.journal
+
+
+def without_clocks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in lines]
+
+
+def test_seconds_of_training_add_up_over_attempts(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.iterate()
+    time.sleep(0.05)
+    run.iterate()
+    run.journal.finish("preempted")
+    first = run.summary()["train_s"]
+    assert first > 0.05
+    again = Run(tmp_path, saved=run.saved())
+    again.iterate()
+    assert first < again.lines()[-1]["train_s"] < first + 0.05 + again.lines()[-1]["iteration_s"]
+    again.journal.finish("preempted")
+    assert again.summary()["attempt"] == 2
+
+
+def test_an_episode_that_a_resume_cuts_is_in_no_figure_but_that_of_the_cut(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Episodes of 25 rows, each worth 25; stopped in row 40, of a native form and without time to replay."""
+    for name, vectorization in (("late", "sync"), ("native", "native")):
+        changes: dict[str, Any] = {"env": "Lasting-v0", "vectorization": vectorization, "horizon": 20, "workers": 2}
+        run = Run(tmp_path / name, **changes)
+        for _ in range(2):
+            run.iterate()
+        run.journal.finish("preempted")
+        again = Run(tmp_path / name, saved=run.saved(), restored=False, **changes)
+        for place in again.places:
+            states = {e.env: e for _, envs in run.saved().ranks.values() for e in envs}
+            assert place.collector.restore(states, 40, 10_000, -1.0) != []
+        for _ in range(3):
+            again.iterate()
+        assert [line["return_mean_100"] for line in again.lines()] == [None, 25.0, 25.0, 25.0, 25.0]
+        assert {line["return_mean_100_settled"] for line in again.lines()} == {None, 25.0}
+        assert [line["episodes_cut"] for line in again.lines()] == [0, 0, 4, 4, 4]
+        assert again.lines()[-1]["episodes"] == 4 + 8
+        told = capsys.readouterr().err
+        assert told.count("4 episode(s) could not be restored and are left out of all figures") == 1
+        assert "not those of a run that was never stopped" in told
+        again.journal.close_files()
+
+
+class Lasting(gymnasium.Env[np.ndarray, Any]):
+    """25 steps, each worth 1."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        return np.full(1, self.time / 25, np.float32), 1.0, self.time == 25, False, {}
+
+
+class LastingTogether(gymnasium.vector.SyncVectorEnv):
+    """Its native form: Gymnasium's own, which resets in the step after an end."""
+
+    def __init__(self, num_envs: int = 1) -> None:
+        super().__init__([Lasting] * num_envs)
+
+
+lasting: Any = Lasting
+together: Any = LastingTogether
+gymnasium.register("Lasting-v0", lasting, vector_entry_point=together)
+
+
+def test_iterations_after_the_checkpoint_are_written_again_and_once(tmp_path: Path) -> None:
+    """Killed after iteration 5, the last checkpoint being of iteration 4."""
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=128))
+    for _ in range(5):
+        run.iterate()
+        wait_for_checkpoints(run)
+    saved = run.saved()
+    assert saved.iteration == 4
+    again = Run(tmp_path, saved=saved)
+    for _ in range(2):
+        again.iterate()
+    assert [line["iteration"] for line in again.lines()] == [1, 2, 3, 4, 5, 6]
+    for each in (run, again):
+        each.journal.close_files()
+
+
+def test_a_replacement_starts_beyond_all_rows_that_were_counted(run: Run) -> None:
+    """The dead worker was ahead, and its history went with the server."""
+    run.iterate()
+    run.journal._rows[5] = 1000
+    _, row, _ = run.journal.hand_over(5)
+    assert row == 1000

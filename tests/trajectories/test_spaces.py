@@ -1,0 +1,54 @@
+"""Spaces as JSON, there and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dppo.trajectories.spaces import read_spaces, space_from_json, space_to_json, write_spaces
+
+SPACES = [
+    spaces.Box(-np.inf, np.inf, (17,), np.float64),
+    spaces.Box(np.array([-1.5, 0], np.float32), np.array([np.inf, 1e-3], np.float32)),
+    spaces.Box(0, 255, (4, 3, 2), np.uint8),
+    spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64),
+    spaces.Box(0, 1, (), np.float32),
+    spaces.Discrete(5, start=-2),
+    spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]),
+    spaces.MultiBinary(3),
+    spaces.MultiBinary([2, 3]),
+    spaces.Dict(a=spaces.Discrete(2), b=spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.MultiBinary(1)])),
+]
+
+
+@pytest.mark.parametrize("space", SPACES, ids=str)
+def test_a_space_comes_back(space: gymnasium.Space) -> None:
+    back = space_from_json(space_to_json(space))
+    assert back == space
+    assert back.dtype == space.dtype
+
+
+def test_a_runs_spaces_come_back(tmp_path: Path) -> None:
+    assert read_spaces(tmp_path) is None
+    write_spaces(tmp_path, SPACES[0], SPACES[5])
+    assert read_spaces(tmp_path) == (SPACES[0], SPACES[5])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "3", "null", "{}", '{"type": "Graph"}', '{"type": "Box"}', "[" * 10_000,
+        '{"type": "Box", "dtype": "float32", "shape": [3], "low": [0], "high": [1]}',
+        '{"type": "Box", "dtype": "object", "shape": [1], "low": [0], "high": [1]}',
+        '{"type": "Discrete", "n": -1, "start": 0}', '{"type": "Discrete", "n": "many", "start": 0}',
+        '{"type": "MultiBinary", "n": -3}', '{"type": "Dict", "subspaces": [1]}',
+    ],
+    ids=range(14),
+)  # fmt: skip
+def test_what_describes_no_space_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        space_from_json(text)
