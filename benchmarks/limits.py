@@ -40,7 +40,7 @@ from dppo.data import Minibatch
 from dppo.envs.vector import make_vector_env
 from dppo.seeding import ActionNoise, EpisodeSeeds
 from dppo.settings.flags import parse
-from dppo.training.build import build_workplace, make_collector
+from dppo.training.build import build_parts, make_collector
 
 HEADS = {"Categorical, 4 to 2": "CartPole-v1", "DiagGaussian, 17 to 6": "HalfCheetah-v5"}
 HIDDEN = (64, 128, 256)
@@ -177,7 +177,7 @@ def settings(env: str, num_envs: int, hidden: int, minibatch: int) -> Config:
 def measure_update(head: str, hidden: int, minibatch: int, repeats: int) -> dict[str, Any]:
     """One cell of the table of updates."""
     config = settings(HEADS[head], 8, hidden, minibatch)
-    place = build_workplace(config, 0)
+    place = build_parts(config, 0)
     collector, policy, learner, state = make_collector(config, place), place.policy, place.learner, place.state
     rollout = collector.collect(ROWS, 0)
     batch = learner.prepare(rollout, collector.discounted_returns(rollout))
@@ -218,7 +218,7 @@ def measure_update(head: str, hidden: int, minibatch: int, repeats: int) -> dict
 def measure_act(head: str, num_envs: int, repeats: int) -> dict[str, Any]:
     """One row of the table of acting, on the observations of a rollout, with noise as the collector draws it."""
     config = settings(HEADS[head], num_envs, HIDDEN[0], num_envs * ROWS)
-    place = build_workplace(config, 0)
+    place = build_parts(config, 0)
     policy, distribution = place.policy, place.policy.distribution
     collector = make_collector(config, place)
     inputs = collector.collect(ROWS, 0).inputs

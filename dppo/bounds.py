@@ -1,7 +1,4 @@
-"""What a setting may be: its type and its range stand beside it; a value is made plain, or refused by name.
-
-Uses the standard library only; config.py declares ranges with it, the commands give their numbers to it.
-"""
+"""What a setting may be: its type and its range stand beside it; a value is made plain, or refused by name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The whole configuration of a run, as frozen dataclasses; every default of dppo is written here, once.
 
-Every number has its range beside it (bounds.py). Uses the standard library only. `commandline.py` fills it from flags,
-TOML and presets; every layer takes the section that it needs.
+Every number has its range beside it (bounds.py). `settings/flags.py` fills it from flags, TOML and presets; every layer
+takes the section that it needs.
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ class TrajectoriesConfig(Section):
     enabled: bool = False
     """Every worker writes its rollouts to RUN/trajectories."""
     every: Annotated[int, at_least(1, 1e9)] = 1
-    """Only every so-manieth rollout."""
+    """Record every N-th rollout only."""
     segment_mb: Annotated[float, positive(65536)] = 32.0
     """A segment has at most about so much raw data; a worker needs up to twice that in memory."""
     compression: Literal["gzip", "zstd", "none"] = "gzip"

@@ -1,7 +1,6 @@
 """What rank 0 shows: lines, and one progress line that is redrawn on a terminal and repeated at a sane rate in a file.
 
-Uses the standard library; run.py and the journal write through it, and other commands make their tables with it. What
-is shown may go to a file on a disk that is full, or to a reader that has left: no run ends by that.
+What is shown may go to a file on a disk that is full, or to a reader that has left: no run ends by that.
 """
 
 from __future__ import annotations
@@ -76,7 +75,7 @@ def on_terminal() -> bool:
         return sys.stdout.isatty()
     try:
         parent = os.getppid()
-        while Path(f"/proc/{parent}/comm").read_text() == "dppo-guard\n":  # guard.py's, between it and the rank
+        while Path(f"/proc/{parent}/comm").read_text() == "dppo-guard\n":  # cluster/guard.py's, between it and the rank
             parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
         return os.readlink(f"/proc/{parent}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
     except OSError:

@@ -1,7 +1,5 @@
 """What travels between collecting and learning: arrays, with a legend of their shapes.
 
-Uses NumPy only; made by rollout.py and learner.py, read by the losses and by the trajectory writer.
-
 Axes: T rows (time), N environments of the rank, B samples of a minibatch, D numbers of an observation, K numbers that
 parametrise the action distribution.
 """
@@ -32,7 +30,7 @@ class Episode:
 
 
 @dataclass(slots=True)
-class Standing:
+class EpisodeProgress:
     """How a worker's environments stand between two rows: their present episodes, [N] each."""
 
     episodes: np.ndarray
@@ -85,7 +83,7 @@ class Rollout:
     """[F, *obs]: its true last observation."""
     versions: np.ndarray
     """[T] int64: version of the parameters that acted in a row."""
-    standing: Standing
+    standing: EpisodeProgress
     """Before row 0."""
     episodes: list[Episode] = field(default_factory=list)
     episodes_cut: list[int] = field(default_factory=list)

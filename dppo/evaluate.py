@@ -1,7 +1,4 @@
-"""python -m dppo.evaluate: episodes of a trained policy; `load_policy` for notebooks.
-
-Uses checkpoints, the policy and the environments; it needs no MPI.
-"""
+"""python -m dppo.evaluate: episodes of a trained policy; `load_policy` for notebooks."""
 
 from __future__ import annotations
 

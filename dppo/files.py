@@ -2,7 +2,7 @@
 opened only where it is a regular file, below the folder that it belongs to, of plausible size.
 
 A pipe would be waited for without end, a device or a link may lead anywhere on the machine, and a file of a hundred
-gigabytes that takes no room on the disk would fill the memory. Uses the standard library.
+gigabytes that takes no room on the disk would fill the memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """python -m dppo.job: the batch scripts that come with the package, copied to a folder of your own.
 
-Uses the standard library. Whoever installed dppo with pip has no checkout to take `jobs/` from.
+Whoever installed dppo with pip has no checkout to take `jobs/` from.
 """
 
 from __future__ import annotations

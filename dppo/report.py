@@ -1,7 +1,4 @@
-"""python -m dppo.report: what came of a sweep, or of any folder of runs, and which of them need attention.
-
-Uses results.py for its figures, tasks.py for what a sweep should hold, and storage/; it needs no MPI and no torch.
-"""
+"""python -m dppo.report: what came of a sweep, or of any folder of runs, and which of them need attention."""
 
 from __future__ import annotations
 

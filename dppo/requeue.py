@@ -1,7 +1,7 @@
 """python -m dppo.requeue: Slurm starts this batch job, or this task of an array, again: soon, on what nodes there are.
 
 For the scripts in jobs/. Slurm alone would wait for `AuthInfo=cred_expire`, two minutes by default, and for as many
-nodes as before, because it remembers how many tasks there were. Uses scontrol.
+nodes as before, because it remembers how many tasks there were.
 """
 
 from __future__ import annotations

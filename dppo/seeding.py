@@ -1,8 +1,7 @@
 """Independent random streams: one per environment by its global number, one per worker for shuffling.
 
-Uses NumPy only; rollout.py, learner.py and workplace.py draw from it. A stream is a pure function of (seed, purpose,
-number, block), so nothing of it has to be saved but how far it was read, and no two streams ever share a draw, also
-after resume.
+A stream is a pure function of (seed, purpose, number, block), so nothing of it has to be saved but how far it was read,
+and no two streams ever share a draw, also after resume.
 """
 
 from __future__ import annotations

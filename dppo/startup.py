@@ -1,8 +1,7 @@
 """What must be settled before torch, NumPy and MPI are imported: threads, Open MPI's parameters,
 and what processes that environments start inherit.
 
-Uses the standard library only; run.py calls it first. `python -m dppo.startup` prints where the file of Open MPI's
-parameters is, for scripts that source it.
+`python -m dppo.startup` prints where the file of Open MPI's parameters is, for scripts that source it.
 """
 
 from __future__ import annotations

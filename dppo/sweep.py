@@ -1,7 +1,4 @@
-"""python -m dppo.sweep: the tasks of a sweep as a table, or the flags of dppo.run of one of them.
-
-Uses tasks.py; it needs no MPI, NumPy or torch, so that every task of a job array may call it.
-"""
+"""python -m dppo.sweep: the tasks of a sweep as a table, or the flags of dppo.run of one of them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """python -m dppo.verdict: after a job's end, whether its run is done, or the job should be started again.
 
-For batch scripts, which cannot trust the launcher's code (mpirun says 0 when it has lost a node). Uses the run
-directory's files; no MPI, and no torch. Every start has a line in RUN/starts.jsonl: `--begin` writes it, the verdict
-completes it. Where a start was killed before its verdict, the next one's `--begin` gives it.
+For batch scripts, which cannot trust the launcher's code (mpirun says 0 when it has lost a node). Every start has a
+line in RUN/starts.jsonl: `--begin` writes it, the verdict completes it. Where a start was killed before its verdict,
+the next one's `--begin` gives it.
 """
 
 from __future__ import annotations

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import pytest
 
-from dppo import evaluate, report, sweep, trajectories
+from dppo import evaluate, report, sweep
 from dppo.config import Config, resolve
 from dppo.settings.flags import HelpShown, parse, to_toml
+from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.test_docs import DOCUMENTS, README, ROOT, each_document
 
 LANGUAGES = ("", "python", "sh", "toml")
@@ -118,7 +119,7 @@ def test_commands_that_train_are_understood(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.usefixtures("folder")
 def test_commands_that_look_at_runs_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    parsers = {"evaluate": evaluate._parser, "report": report._parser, "trajectories": trajectories._parser}
+    parsers = {"evaluate": evaluate._parser, "report": report._parser, "trajectories": trajectories_parser}
     for name, make in parsers.items():
         tried = each(f"python -m dppo.{name} ")
         assert tried

@@ -21,10 +21,10 @@ from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, write_checkpo
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.settings.flags import UsageError, to_toml
 from dppo.trajectories.spaces import write_spaces
-from tests.workplace import Workplace, make_workplace, probe, settle
+from tests.parts import Parts, make_parts, probe, settle
 
 
-def save(place: Workplace, run_dir: Path, env_steps: int = 1234) -> Path:
+def save(place: Parts, run_dir: Path, env_steps: int = 1234) -> Path:
     """What evaluation needs of a run directory."""
     run_dir.mkdir(exist_ok=True)
     (run_dir / "config.toml").write_text(to_toml(place.config))
@@ -36,14 +36,14 @@ def save(place: Workplace, run_dir: Path, env_steps: int = 1234) -> Path:
 @pytest.fixture
 def cartpole(tmp_path: Path) -> Path:
     """An untrained policy: episodes of some ten steps."""
-    place = make_workplace(env="CartPole-v1")
+    place = make_parts(env="CartPole-v1")
     settle(place)
     return save(place, tmp_path / "cartpole")
 
 
 @pytest.fixture
 def pendulum(tmp_path: Path) -> Path:
-    place = make_workplace(env="Pendulum-v1")
+    place = make_parts(env="Pendulum-v1")
     settle(place)
     return save(place, tmp_path / "pendulum")
 
@@ -67,7 +67,7 @@ def test_the_policy_is_loaded_where_its_environment_is_not_installed(pendulum: P
 
 
 def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> None:
-    place = make_workplace(env="CartPole-v1")
+    place = make_parts(env="CartPole-v1")
     settle(place)
     policy = load_policy(save(place, tmp_path / "run"))
     observations = np.random.default_rng(0).normal(0, 1, (20, 4)).astype(np.float32)
@@ -83,7 +83,7 @@ def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")])
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_actions_are_as_the_environment_wants_them(tmp_path: Path, env: str, stochastic: bool) -> None:
-    place = make_workplace(env=env)
+    place = make_parts(env=env)
     policy = load_policy(save(place, tmp_path / "run"))
     space, observation = place.collector.envs.action_space, place.collector.envs.observation_space.sample()
     single = policy.act(observation, stochastic=stochastic)
@@ -112,7 +112,7 @@ def test_load_policy_is_part_of_the_package(cartpole: Path) -> None:
 def test_the_newest_valid_checkpoint_is_taken_and_damage_is_told(
     cartpole: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = make_workplace(env="CartPole-v1")
+    place = make_parts(env="CartPole-v1")
     save(place, cartpole, env_steps=5678)
     assert load_policy(cartpole).env_steps == 5678
     (checkpoint_folders(cartpole)[0] / "state.safetensors").write_bytes(b"")
@@ -185,7 +185,7 @@ gymnasium.register("Never-v0", never)
 
 
 def run_of(env: str, folder: Path) -> Path:
-    return save(make_workplace(env=env), folder)
+    return save(make_parts(env=env), folder)
 
 
 def test_an_episode_that_does_not_end_is_cut_and_reported_apart(
@@ -301,13 +301,13 @@ def test_wrong_flags_are_one_message_and_code_2(
 def test_what_is_no_run_is_said_and_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert "holds no run: there is no config.toml in it" in capsys.readouterr().err
-    (tmp_path / "config.toml").write_text(to_toml(make_workplace().config))
+    (tmp_path / "config.toml").write_text(to_toml(make_parts().config))
     assert main([str(tmp_path)]) == 2
     assert "has no valid checkpoint: there is none" in capsys.readouterr().err
 
 
 def test_an_environment_that_is_gone_or_has_changed_is_said(cartpole: Path) -> None:
-    config = make_workplace(env="CartPole-v1").config
+    config = make_parts(env="CartPole-v1").config
     for env, message in (("Gone-v0", "no environment 'Gone-v0'"), ("Pendulum-v1", "the checkpoint holds a network of")):
         (cartpole / "config.toml").write_text(to_toml(replace(config, env=env)))
         with pytest.raises(UsageError, match=message):
@@ -328,7 +328,7 @@ def test_an_environment_that_cannot_be_played_is_one_message_and_code_2(
     """The run has the spaces that its policy was trained with."""
     trained = gymnasium.make("CartPole-v1")
     write_spaces(cartpole, trained.observation_space, trained.action_space)
-    (cartpole / "config.toml").write_text(to_toml(replace(make_workplace(env="CartPole-v1").config, env=env)))
+    (cartpole / "config.toml").write_text(to_toml(replace(make_parts(env="CartPole-v1").config, env=env)))
     assert main([str(cartpole), "--episodes", "2"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
@@ -364,7 +364,7 @@ def test_what_was_played_is_shown_whatever_closing_does(
     gymnasium.register("ClosesBadly-v0", ClosesBadly)  # type: ignore[arg-type]
     monkeypatch.setattr(ClosesBadly, "closing", closing)
     monkeypatch.setattr("dppo.training.build.CLOSE_S", 0.2)
-    config = replace(make_workplace(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
+    config = replace(make_parts(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
     (cartpole / "config.toml").write_text(to_toml(config))
     assert main([str(cartpole), "--episodes", "1", "--json"]) == 0
     out, err = capsys.readouterr()
@@ -374,7 +374,7 @@ def test_what_was_played_is_shown_whatever_closing_does(
 
 def test_environments_are_closed_after_an_exception(cartpole: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     gymnasium.register("ClosesBadly-v0", ClosesBadly)  # type: ignore[arg-type]
-    config = replace(make_workplace(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
+    config = replace(make_parts(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
     (cartpole / "config.toml").write_text(to_toml(config))
     monkeypatch.setattr(ClosesBadly, "bug", True)
     policy = load_policy(cartpole)

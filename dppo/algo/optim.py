@@ -1,7 +1,7 @@
 """Optimisers on one flat vector: Adam, shared RMSProp, SGD with momentum; gradient clipping, schedules, staleness
 weights.
 
-Pure NumPy, in place, without temporaries; learner.py steps with them. A state is one matrix [S, P], so that a
+Pure NumPy, in place, without temporaries; training/learner.py steps with them. A state is one matrix [S, P], so that a
 checkpoint and a message hold it as it lies in memory.
 """
 

@@ -1,8 +1,7 @@
 """On one node nobody outside it has to reach the ports that Open MPI opens on all networks.
 
-Uses the standard library and Linux; run.py calls it once MPI has started. The launcher listens on all interfaces
-whatever it is told, and has no setting against it. Ranks of one node open ports only where dead ones may have to be
-replaced: else startup.py leaves TCP out.
+The launcher listens on all interfaces whatever it is told, and has no setting against it. Ranks of one node open ports
+only where dead ones may have to be replaced: else startup.py leaves TCP out.
 """
 
 from __future__ import annotations

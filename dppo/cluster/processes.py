@@ -1,7 +1,4 @@
-"""Processes, as Linux's /proc shows them: who has started this one, who is left below it, and how those are ended.
-
-Uses the standard library; guard.py and the exchange's recovery ask it.
-"""
+"""Processes, as Linux's /proc shows them: who has started this one, who is left below it, and how those are ended."""
 
 from __future__ import annotations
 

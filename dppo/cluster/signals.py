@@ -1,7 +1,4 @@
-"""Requests to save and leave: signals, the time limit of a batch job; and how long is left.
-
-Uses the standard library; run.py arms it, the coordinators on rank 0 and the workers' loops ask it.
-"""
+"""Requests to save and leave: signals, the time limit of a batch job; and how long is left."""
 
 from __future__ import annotations
 

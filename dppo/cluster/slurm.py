@@ -1,6 +1,6 @@
 """What the batch system says of this job: its number, room, restarts, and when it ends.
 
-Uses the standard library only; run.py asks on rank 0. How many ranks share a node is in startup.py.
+How many ranks share a node is in startup.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Notices a rank that makes no progress: writes its Python stacks to a file, says so, and ends the job if asked to.
-
-Uses the standard library; run.py arms it on every rank, the training loops tell it of progress.
-"""
+"""Notices a rank that makes no progress: writes its Python stacks to a file, says so, and ends the job if asked to."""
 
 from __future__ import annotations
 

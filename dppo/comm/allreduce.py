@@ -1,7 +1,4 @@
-"""Gradients and sums added up among the workers by MPI.
-
-Uses mpi4py; the synchronous loop calls it at its top level.
-"""
+"""Gradients and sums added up among the workers by MPI."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
 """Objects that all ranks tell each other, and decisions that they take together; pickled, because they are rare.
 
-Uses mpi4py and NumPy. Where a peer dies, a collective may succeed on a survivor and bring it nothing. mpi4py's own, of
-objects, then read what an older message has left in that memory. Here each object comes with its checksum, in memory
-that was cleared before.
+Where a peer dies, a collective may succeed on a survivor and bring it nothing. mpi4py's own, of objects, then read what
+an older message has left in that memory. Here each object comes with its checksum, in memory that was cleared before.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Where ranks outnumber cores: one worker per core computes the gradients of its neighbours' samples.
 
-Uses mpi4py and shared memory; the synchronous loop hands it batches. Taking turns on a core for each small update costs
-more than the update: with 31 workers on 2 cores every turn begins with a cold cache, and MPI's waits spin. So a
-worker that has collected puts its samples into shared memory and sleeps until the first of its group has made all
-updates of the iteration. The average by samples is the same; only who computes it is another.
+Taking turns on a core for each small update costs more than the update: with 31 workers on 2 cores every turn begins
+with a cold cache, and MPI's waits spin. So a worker that has collected puts its samples into shared memory and sleeps
+until the first of its group has made all updates of the iteration. The average by samples is the same; only who
+computes it is another.
 """
 
 from __future__ import annotations

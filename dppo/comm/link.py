@@ -1,7 +1,6 @@
 """A worker's end of the conversation with rank 0.
 
-Uses mpi4py and the server's messages; the two training loops talk through it. With one rank, worker and server share a
-process and `LocalLink` calls the coordinator directly; nothing else differs.
+With one rank, worker and server share a process and `LocalLink` calls the coordinator directly; nothing else differs.
 """
 
 from __future__ import annotations

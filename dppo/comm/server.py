@@ -1,6 +1,6 @@
 """The parameter server: who says what to rank 0, and what it answers.
 
-Uses mpi4py; run.py and the two training loops build on it, link.py is the other end. Two parts:
+Two parts:
 
 - `ParameterServer`: pure. It gathers version-tagged vectors until a quorum is there, and says whom to answer.
 - `serve`: rank 0's loop. It polls for messages, hands them to a `Coordinator` and sends what that answers; between

@@ -1,8 +1,7 @@
 """Memory that some ranks of a node share, and counters in it: who waits for one sleeps until it is counted up.
 
-Uses mpi4py and Linux; the doorbell and the pool are built on it. Nobody else can open the memory, and there is nothing
-to write to from outside: other users of the node can neither wake a rank nor keep it asleep. What decides is the
-counter; a wake-up only says: look at it.
+Nobody else can open the memory, and there is nothing to write to from outside: other users of the node can neither wake
+a rank nor keep it asleep. What decides is the counter; a wake-up only says: look at it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
 """What a dead rank means: noticing it, revoking, shrinking, agreeing, replacing it; and how a job ends that cannot
 shrink.
 
-Uses mpi4py and User-Level Failure Mitigation (ULFM), which Open MPI has under `mpirun --with-ft ulfm`; run.py's
-recovery loop is the only place that catches a `RankFailure`. What the survivors tell each other is survival.py's.
+What the survivors tell each other is run/recover.py's.
 
 Source: Bland et al. 2013, Post-failure recovery of MPI communication capability.
 """

@@ -1,7 +1,4 @@
-"""Sharing cores: waiting that does not burn one, as Open MPI's own does, and longer turns where ranks take turns.
-
-Uses the doorbell; the server's loop and the workers' links pause through it between two polls.
-"""
+"""Sharing cores: waiting that does not burn one, as Open MPI's own does, and longer turns where ranks take turns."""
 
 from __future__ import annotations
 

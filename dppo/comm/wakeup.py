@@ -1,6 +1,5 @@
 """Wake-up calls among the ranks of one node, so that a rank that waits sleeps and is woken at once.
 
-Uses mpi4py and shared counters; the server's loop and the workers' links wait through it.
 MPI's own waits spin, and where ranks outnumber cores the scheduler gives a spinning rank as much of the core as a
 computing one: thirty that wait then leave one thirty-first to the one that works.
 """

@@ -1,7 +1,5 @@
 """Steps N cart-poles in NumPy, bit-equal to N single `CartPole-v1` environments and several times as fast.
 
-Uses NumPy, Gymnasium's constants and the `Step` of `dppo.envs.vector`, whose `make_vector_env` chooses it.
-
 Gymnasium's own vector form is not used: it draws all start states from one stream, so that an episode depends
 on how many others there are and cannot be replayed; and three quarters of its step of 8 poles go into checks
 and temporary arrays.

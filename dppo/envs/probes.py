@@ -1,6 +1,5 @@
 """Tiny environments whose optimal policy and value are known, and some that fail in a known way.
 
-Uses NumPy and Gymnasium; importing it registers them, for `--env dppo.envs.probes:dppo/ProbeConstant-v0`.
 Tests train on them in seconds: each adds one difficulty, so the first that is not learnt says what is broken.
 Values are those at discount γ. All are deterministic, given the seed of the episode.
 """

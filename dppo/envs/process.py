@@ -1,7 +1,4 @@
-"""What of this process the making of environments must not change: numbers, speed and messages rest on it.
-
-Uses NumPy only; `dppo.training.build` and `dppo.evaluate` make environments inside it.
-"""
+"""What of this process the making of environments must not change: numbers, speed and messages rest on it."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
 """Steps N environments as one, begins their next episodes, and hands out the true last observation of each.
 
-Uses NumPy and Gymnasium only; `dppo.training.collector` steps these environments, checkpoints replay them.
-
 There are three forms behind one interface, because speed and promises differ:
 
 | form                       | made by `vectorization=`  | a seed per episode, replay | independent of N |

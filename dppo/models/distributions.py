@@ -1,8 +1,6 @@
 """Action distributions on the network's head: sampling, log-probabilities, entropies, KL, and their gradients, in
 NumPy.
 
-Uses NumPy and gymnasium's spaces; policy.py chooses one by the action space, losses differentiate through it.
-
 A distribution is parametrised by `head` [B, K]. The noise that a sample needs comes in as an argument, drawn from the
 environment's own stream, so that sampling is a pure function. `evaluate` gives log-probabilities and entropies
 together with their pullback: (d_log_prob [B], d_entropy scalar) -> d_head [B, K], which reuses what `evaluate` has

@@ -1,7 +1,7 @@
 """The one idea: all parameters of a policy are views into one vector, all gradients into a second.
 
-Uses NumPy only. MPI moves the vectors without a copy, the optimiser is a handful of operations on them, a checkpoint
-is two or three of them, and "are all ranks equal?" is one hash.
+MPI moves the vectors without a copy, the optimiser is a handful of operations on them, a checkpoint is two or three of
+them, and "are all ranks equal?" is one hash.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The default network, two MLP towers written out in NumPy, and orthogonal initialisation.
 
-Uses NumPy and the flat buffers; policy.py chooses between it and a torch network (torch_network.py). At these sizes a
-framework's overhead is several times the arithmetic, so forward and backward are a few lines with few calls.
+At these sizes a framework's overhead is several times the arithmetic, so forward and backward are a few lines with few
+calls.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The actor-critic: a network, an action distribution and the flat buffers that hold their parameters.
-
-Uses the other files of this folder; rollout.py acts with it, the learner differentiates it, evaluate.py loads it.
-"""
+"""The actor-critic: a network, an action distribution and the flat buffers that hold their parameters."""
 
 from __future__ import annotations
 

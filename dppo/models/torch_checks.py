@@ -1,8 +1,8 @@
 """What dppo promises of a network, tried out on a user's torch module before anything is trained.
 
-Uses torch; torch_network.py calls it. A sample's outputs depend on nothing but that sample and the parameters: not on
-the rest of its batch, on chance, or on what was computed before. Otherwise ranks would differ from one rank, a resume
-from the run that it goes on with, and the ratio of the first minibatch from 1.
+A sample's outputs depend on nothing but that sample and the parameters: not on the rest of its batch, on chance, or on
+what was computed before. Otherwise ranks would differ from one rank, a resume from the run that it goes on with, and
+the ratio of the first minibatch from 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A torch network behind the same seam as the NumPy one: the user's own, or the default MLP through autograd.
 
-Uses torch, imported only when a run needs it; policy.py makes it. The module's parameters and their gradients become
-views of the flat buffers, so nothing is copied between torch, the optimiser and MPI.
+The module's parameters and their gradients become views of the flat buffers, so nothing is copied between torch, the
+optimiser and MPI.
 """
 
 from __future__ import annotations

@@ -29,14 +29,15 @@ from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import RankFailure, deaths_noticed, survives_deaths
 from dppo.config import Config
 from dppo.console import Console, end_output, say
-from dppo.run import members, recover, setup
-from dppo.run.members import Rank
+from dppo.run import setup
+from dppo.run.members import JobFailure, Member, Rank, Start, begin_collecting, first_members, make_watchdog, reorder
 from dppo.run.preflight import Plan, check_launcher
-from dppo.run.session import work_together
+from dppo.run.recover import FAILURE_NOTICE_S, recover
+from dppo.run.session import run_session
 from dppo.rundir.runfiles import SavingError
 from dppo.seams import Tag
 from dppo.settings.flags import HelpShown, UsageError, in_python, parse
-from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S, Workplace, build_workplace, make_collector
+from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S, Parts, build_parts, make_collector
 from dppo.training.coordinator import WorkerError
 from dppo.training.standby import Memory
 from dppo.training.tracker import Failure, Summary
@@ -159,8 +160,8 @@ def train(
     if isinstance(prepared, Summary):
         own.Free()
         return prepared
-    plan, place, seats, console, watchdog = prepared
-    me = _rank(plan, own, seats, place, console, watchdog, started, own.size, own.rank)
+    plan, place, members, console, watchdog = prepared
+    me = _rank(plan, own, members, place, console, watchdog, started, own.size, own.rank)
     me.quiet = quiet
     try:
         return _train(me, is_command=is_command)
@@ -176,23 +177,23 @@ def train(
 
 def _prepare(
     config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
-) -> tuple[Plan, Workplace, list[members.Seat], Console, Watchdog] | Summary:
+) -> tuple[Plan, Parts, list[Member], Console, Watchdog] | Summary:
     """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
     plan = setup.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):
         return plan
     with contextlib.ExitStack() as unless_it_trains:
-        watchdog = members.make_watchdog(plan, comm, comm.rank)
+        watchdog = make_watchdog(plan, comm, comm.rank)
         unless_it_trains.callback(watchdog.stop)
         place = setup.build(plan.config, comm, watchdog.progress)
         unless_it_trains.callback(place.close)
         setup.check_saved(plan, place, comm)
-        seats = members.first_crew(comm)
+        members = first_members(comm)
         setup.introduce(plan, place, comm, console, notes, startup.prepare())
         if not plan.config.dry_run:
             unless_it_trains.pop_all()
-            return plan, place, seats, console, watchdog
+            return plan, place, members, console, watchdog
         console.line(f"  {setup.try_environments(place, comm)}")
         if is_complete:
             guard.announce(EXIT_FINISHED)  # whatever they do while they are closed
@@ -219,8 +220,8 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 def _rank(
     plan: Plan,
     comm: MPI.Comm,
-    seats: list[members.Seat],
-    place: Workplace,
+    members: list[Member],
+    place: Parts,
     console: Console,
     watchdog: Watchdog,
     started: float,
@@ -236,7 +237,7 @@ def _rank(
     watchdog.write_to(plan.run_dir / "stalls")
     memory = Memory() if survives_deaths() and num_ranks > 1 else None
     return Rank(
-        plan, comm, seats, place, console, preemption, watchdog, started, startup.prepare(), num_ranks, memory=memory
+        plan, comm, members, place, console, preemption, watchdog, started, startup.prepare(), num_ranks, memory=memory
     )
 
 
@@ -244,15 +245,15 @@ def _take_a_dead_ones_place() -> Summary:
     """A process that `spawn` has started: its life as a worker. Whatever goes wrong before is its death."""
     try:
         grown = ulfm.joined(MPI.COMM_WORLD)
-        start: members.Start = grown.recv(source=0)
-        mine = replace(start.seat, host=socket.gethostname(), pid=os.getpid())
-        watchdog = members.make_watchdog(start.plan, grown, mine.rank)
+        start: Start = grown.recv(source=0)
+        mine = replace(start.member, host=socket.gethostname(), pid=os.getpid())
+        watchdog = make_watchdog(start.plan, grown, mine.rank)
         watchdog.write_to(start.plan.run_dir / "stalls")
-        place = build_workplace(start.plan.config, mine.worker)
-        comm, seats = members.take_seats(grown, mine)
+        place = build_parts(start.plan.config, mine.worker)
+        comm, members = reorder(grown, mine)
         started = time.monotonic() - start.started_s
         console = Console(start.plan.config.log.interval_s, enabled=False)
-        me = _rank(start.plan, comm, seats, place, console, watchdog, started, start.num_ranks, mine.rank)
+        me = _rank(start.plan, comm, members, place, console, watchdog, started, start.num_ranks, mine.rank)
         me.replaced, me.respawns = start.replaced, start.respawns
         me.collector = make_collector(start.plan.config, place, *start.states)
         if me.memory is not None:
@@ -277,10 +278,10 @@ def _train(me: Rank, *, is_command: bool) -> Summary:
                 with deaths_noticed():
                     if failure is not None:
                         cause, failure = failure, None
-                        recover.survive(me, cause)
+                        recover(me, cause)
                     elif me.place.envs is not None and me.collector is None:
-                        members.begin_collecting(me)
-                    summary = work_together(me)
+                        begin_collecting(me)
+                    summary = run_session(me)
             except RankFailure as noticed:
                 failure = noticed
             except UsageError:  # of all ranks alike
@@ -314,15 +315,15 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     """
     state = me.place.state
     where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps and {state.updates:,} updates"
-    failure = Failure(f"{me.seat} failed {where}:\n{traceback.format_exc()}")
-    if isinstance(error, WorkerError | members.JobFailure):
+    failure = Failure(f"{me.member} failed {where}:\n{traceback.format_exc()}")
+    if isinstance(error, WorkerError | JobFailure):
         failure = error.failure
     if isinstance(error, DumpError):
-        failure = Failure(f"{me.seat}: {error} (--trajectories.required)")
+        failure = Failure(f"{me.member}: {error} (--trajectories.required)")
     if isinstance(error, SavingError):
-        failure = Failure(f"{me.seat}: {error}")
+        failure = Failure(f"{me.member}: {error}")
     text = failure.text
-    if me.memory is not None and me.comm.size > 1 and not isinstance(error, members.JobFailure):
+    if me.memory is not None and me.comm.size > 1 and not isinstance(error, JobFailure):
         # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
         spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
@@ -345,7 +346,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
             _let_mpi_send(link, LEAVE_TOGETHER_S)
             me.place.close(CLOSE_AFTER_FAILURE_S)
             link.closed()
-            _let_mpi_send(link, recover.FAILURE_NOTICE_S)
+            _let_mpi_send(link, FAILURE_NOTICE_S)
             say(text)
             setup.say_failed(me.plan, failure)
     except Exception:  # the first error has been said; whatever follows must not keep the job alive
@@ -379,7 +380,7 @@ def _let_it_close(comm: MPI.Comm, rank: int) -> None:
 
 def _wait_for_the_last_word(me: Rank) -> None:
     """Collective over `me.comm`. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
-    deadline = time.monotonic() + recover.FAILURE_NOTICE_S
+    deadline = time.monotonic() + FAILURE_NOTICE_S
 
     def meanwhile() -> None:
         if time.monotonic() > deadline:

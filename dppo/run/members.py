@@ -1,8 +1,4 @@
-"""Who takes part in a run: seats, what a rank holds, and how the dead are replaced.
-
-Uses the exchange's recovery, the journal and the workplace; survival.py changes who takes part, run.py begins and ends
-with it.
-"""
+"""Who takes part in a run: members, what a rank holds, and how the dead are replaced."""
 
 from __future__ import annotations
 
@@ -30,7 +26,7 @@ from dppo.run.preflight import Plan
 from dppo.run.setup import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
 from dppo.rundir.runfiles import SavingError
 from dppo.startup import forks_end_here
-from dppo.training.build import Workplace, furnish, make_collector
+from dppo.training.build import Parts, build_envs, make_collector
 from dppo.training.collector import Collector
 from dppo.training.standby import Memory
 from dppo.training.tracker import Failure, Journal, Losses, Summary
@@ -44,7 +40,7 @@ ENDED_BY_STALL = "ended.txt"
 
 
 @dataclass(frozen=True)
-class Seat:
+class Member:
     """A rank, by what stays the same when others die."""
 
     rank: int
@@ -64,9 +60,9 @@ class Rank:
 
     plan: Plan
     comm: Comm
-    seats: list[Seat]
+    members: list[Member]
     """Of `comm`'s ranks, in order; the first is the server."""
-    place: Workplace
+    place: Parts
     console: Console
     preemption: Preemption
     watchdog: Watchdog
@@ -83,9 +79,9 @@ class Rank:
     journal: Journal | None = None
     coordinator: Any = None
     others: list[Comm] = field(default_factory=list)
-    """The present crew's other communicators."""
+    """The present members' other communicators."""
     retired: list[object] = field(default_factory=list)
-    """Buffers that messages of an earlier crew might still reach."""
+    """Buffers that messages of earlier members might still reach."""
     respawns: dict[int, int] = field(default_factory=dict)
     """Times that each worker was replaced; known to all, because any of them may become the server."""
     given_up: set[int] = field(default_factory=set)
@@ -104,13 +100,13 @@ class Rank:
     """Until this MPI has refused to."""
 
     @property
-    def seat(self) -> Seat:
-        return self.seats[self.comm.rank]
+    def member(self) -> Member:
+        return self.members[self.comm.rank]
 
     @property
     def workers(self) -> list[int]:
         """Their numbers, in the order of their ranks."""
-        return [seat.worker for seat in self.seats if seat.worker is not None]
+        return [member.worker for member in self.members if member.worker is not None]
 
     @property
     def first_rank(self) -> int:
@@ -126,15 +122,15 @@ class JobFailure(Exception):
         self.failure = failure
 
 
-def first_crew(comm: Comm) -> list[Seat]:
+def first_members(comm: Comm) -> list[Member]:
     """Collective over `comm`."""
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
-    return gather_all(comm, Seat(comm.rank, socket.gethostname(), os.getpid(), worker))
+    return gather_all(comm, Member(comm.rank, socket.gethostname(), os.getpid(), worker))
 
 
 def begin_collecting(me: Rank) -> None:
     """A worker, at the start of a run: its environments stand where the checkpoint has them."""
-    worker, config = me.seat.worker, me.plan.config
+    worker, config = me.member.worker, me.plan.config
     assert worker is not None
     with forks_end_here():
         me.collector = make_collector(config, me.place, *saved_states(me.plan, worker))
@@ -145,7 +141,7 @@ def begin_collecting(me: Rank) -> None:
 
 def begin_books(me: Rank) -> None:
     """Rank 0: makes the run directory, or goes on in it."""
-    hosts = [seat.host for seat in me.seats]
+    hosts = [member.host for member in me.members]
     me.journal = open_journal(
         me.plan, me.place.state, me.workers, hosts, me.preemption, me.console, me.started, me.threads,
         first_rank=me.first_rank,
@@ -155,7 +151,7 @@ def begin_books(me: Rank) -> None:
 
 def begin_dump(me: Rank) -> None:
     """A worker, once rank 0 has opened the run directory: its trajectories go on behind what is visible there."""
-    config, envs, worker = me.plan.config, me.place.envs, me.seat.worker
+    config, envs, worker = me.plan.config, me.place.envs, me.member.worker
     settings = config.trajectories
     if not settings.enabled:
         return
@@ -186,9 +182,9 @@ def count_ranks(me: Rank) -> None:
     me.journal.regrouped(me.comm.size, me.workers)
 
 
-def dealt(seats: list[Seat]) -> list[Seat]:
+def assign_roles(members: list[Member]) -> list[Member]:
     """The lowest rank is the server; one that is left alone is a worker, too."""
-    first, *rest = seats
+    first, *rest = members
     if rest:
         return [replace(first, worker=None), *rest]
     return [first if first.worker is not None else replace(first, worker=0)]
@@ -241,10 +237,10 @@ def leave_alone(me: Rank) -> NoReturn:
     guard.announce(code)
     if not survives_deaths():
         me.comm.Abort(code)
-    for seat in me.seats:  # those on other nodes end with the launcher
-        if seat.host == me.seat.host and seat.pid != os.getpid():
+    for member in me.members:  # those on other nodes end with the launcher
+        if member.host == me.member.host and member.pid != os.getpid():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(seat.pid, signal.SIGKILL)
+                os.kill(member.pid, signal.SIGKILL)
     time.sleep(0.1)
     os._exit(code)
 
@@ -257,7 +253,7 @@ class Start:
     """What a replacement needs to know."""
 
     plan: Plan
-    seat: Seat
+    member: Member
     num_ranks: int
     started_s: float
     """Seconds since the job's start."""
@@ -276,7 +272,7 @@ def replace_lost(me: Rank) -> None:
     missing = from_rank_zero(me.comm, missing)
     if not missing:
         return
-    me.fruitless = 0  # those that die before they have a seat are missed by nobody
+    me.fruitless = 0  # those that die before they have a member are missed by nobody
     grown = spawn(me.comm, len(missing), lambda: me.watchdog.progress("recovery"))
     if isinstance(grown, str):
         me.may_respawn = False
@@ -291,15 +287,15 @@ def replace_lost(me: Rank) -> None:
         me.respawns[worker] = me.respawns.get(worker, 0) + 1
     if me.comm.rank == 0:
         assert me.journal is not None
-        for i, (worker, rank) in enumerate(free_ranks(missing, me.seats, me.num_ranks)):
-            seat = Seat(rank, "", 0, worker)
+        for i, (worker, rank) in enumerate(free_ranks(missing, me.members, me.num_ranks)):
+            member = Member(rank, "", 0, worker)
             states = me.journal.hand_over(worker)
             replaced = me.replaced + len(missing)
             started_s = time.monotonic() - me.started
-            start = Start(me.plan, seat, me.num_ranks, started_s, replaced, me.respawns, states)
+            start = Start(me.plan, member, me.num_ranks, started_s, replaced, me.respawns, states)
             grown.send(start, dest=count + i)
-    mine = replace(me.seat, worker=None) if me.comm.rank == 0 else me.seat
-    me.comm, me.seats = take_seats(grown, mine)
+    mine = replace(me.member, worker=None) if me.comm.rank == 0 else me.member
+    me.comm, me.members = reorder(grown, mine)
     me.others = []
     me.replaced += len(missing)
     if me.comm.rank == 0:
@@ -307,55 +303,55 @@ def replace_lost(me: Rank) -> None:
         me.console.warn(f"{len(missing)} rank(s) were replaced: {me.comm.size} again")
 
 
-def take_seats(grown: Comm, mine: Seat) -> tuple[Comm, list[Seat]]:
+def reorder(grown: Comm, mine: Member) -> tuple[Comm, list[Member]]:
     """Collective over `grown`. Its ranks in the order of their workers, the server first."""
     return sort(grown, 0 if mine.worker is None else 1 + mine.worker, mine)
 
 
 def _to_replace(me: Rank) -> list[int]:
-    wanted, given_up = to_replace(me.seats, me.num_ranks, me.respawns)
+    wanted, given_up = to_replace(me.members, me.num_ranks, me.respawns)
     if new := sorted(set(given_up) - me.given_up):
         me.given_up.update(new)
         me.console.warn(f"workers {new} have died too often to be replaced again")
     if not me.may_respawn:
         return []
-    if wanted and me.respawns and len({seat.host for seat in me.seats}) > 1:
+    if wanted and me.respawns and len({member.host for member in me.members}) > 1:
         me.may_respawn = False
         me.console.warn("on several hosts Open MPI replaces dead ranks only once: from here on, the others go on")
         return []
     return wanted
 
 
-def to_replace(seats: Sequence[Seat], num_ranks: int, respawns: Mapping[int, int]) -> tuple[list[int], list[int]]:
+def to_replace(members: Sequence[Member], num_ranks: int, respawns: Mapping[int, int]) -> tuple[list[int], list[int]]:
     """Workers that are missing: those to replace, and those that have died too often. A rank that is left alone becomes
     a pure server again as soon as somebody works for it: its own worker is missing as well.
 
     Args:
-      seats: of the ranks that are left, the server's first.
+      members: of the ranks that are left, the server's first.
       num_ranks: at the start of the run.
       respawns: times that each worker was replaced.
     """
-    present = {seat.worker for seat in seats} if len(seats) > 1 else set()
+    present = {member.worker for member in members} if len(members) > 1 else set()
     missing = [w for w in range(num_ranks - 1) if w not in present]
     wanted = [w for w in missing if respawns.get(w, 0) < MAX_RESPAWNS]
     return wanted, [w for w in missing if w not in wanted]
 
 
-def free_ranks(workers: Sequence[int], seats: Sequence[Seat], num_ranks: int) -> list[tuple[int, int]]:
+def free_ranks(workers: Sequence[int], members: Sequence[Member], num_ranks: int) -> list[tuple[int, int]]:
     """(worker, rank) of each replacement: the rank that the worker had at the start where it is free, else that of a
     server that has died. Ranks of workers that stay dead stay free while there are others.
     """
-    free = set(range(num_ranks)) - {seat.rank for seat in seats}
+    free = set(range(num_ranks)) - {member.rank for member in members}
     given = {worker: worker + 1 for worker in workers if worker + 1 in free}
     rest = sorted(free - set(given.values()))
     given |= dict(zip((w for w in workers if w not in given), rest, strict=False))
     return [(worker, given[worker]) for worker in workers]
 
 
-def furnish_alone(me: Rank) -> None:
+def build_envs_alone(me: Rank) -> None:
     """The only rank left needs environments: those of a worker that has died, where they stood when it last told."""
     assert me.journal is not None
-    worker = me.seats[0].worker
+    worker = me.members[0].worker
     assert worker is not None
-    furnish(me.place, me.plan.config, worker)
+    build_envs(me.place, me.plan.config, worker)
     me.collector = make_collector(me.plan.config, me.place, *me.journal.hand_over(worker))

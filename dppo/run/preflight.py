@@ -1,6 +1,6 @@
 """What is settled before anything is built: may this run start here, new or from a checkpoint, and what it runs on.
 
-Uses config, console and storage; run.py calls it on rank 0. A new run touches nothing on disk here.
+A new run touches nothing on disk here.
 """
 
 from __future__ import annotations

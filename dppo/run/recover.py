@@ -1,8 +1,7 @@
-"""How those that are left go on when a rank has died. run.py's recovery loop calls `survive`.
+"""How those that are left go on when a rank has died. run/command.py's recovery loop calls `survive`.
 
-Uses the exchange's recovery and memories, crew.py and succession.py. The survivors shrink and tell each other how far
-they are; what the new server lacks, the others give it; then it has the newest state that is left, and all take that
-over, as at the start of a run.
+The survivors shrink and tell each other how far they are; what the new server lacks, the others give it; then it has
+the newest state that is left, and all take that over, as at the start of a run.
 """
 
 from __future__ import annotations
@@ -15,9 +14,9 @@ from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import RankFailure, end_job, regroup
 from dppo.console import say
 from dppo.data import Report
-from dppo.run.members import ENDED_BY_STALL, JobFailure, Rank, dealt, leave_alone, replace_lost
+from dppo.run.members import ENDED_BY_STALL, JobFailure, Rank, assign_roles, leave_alone, replace_lost
 from dppo.run.setup import say_failed
-from dppo.run.takeover import Goods, Word, drifted, givers, offered, serve
+from dppo.run.takeover import Contribution, Status, drifted, givers, offered, serve
 from dppo.rundir.runfiles import SavingError
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.training.sync_loop import SyncCoordinator
@@ -28,9 +27,9 @@ FAILURE_NOTICE_S = 5.0
 """How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
 
 
-def survive(me: Rank, cause: RankFailure) -> None:
-    """Collective over the survivors of `me.comm`, each of which has noticed a death. After it `me` is one of a crew
-    that can go on; the state that counts is its rank 0's.
+def recover(me: Rank, cause: RankFailure) -> None:
+    """Collective over the survivors of `me.comm`, each of which has noticed a death. After it `me` is a member
+    of a group that can go on; the state that counts is its rank 0's.
 
     Raises:
       RankFailure: another one has died meanwhile: call it again.
@@ -46,75 +45,75 @@ def survive(me: Rank, cause: RankFailure) -> None:
     serving, all_step = me.journal is not None, me.plan.config.exchange == "allreduce"
     mirror = memory.mirror
     packed = offered(state, mirror, is_server=serving)
-    word = Word(
-        me.seat, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
+    status = Status(
+        me.member, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
         None if mirror is None else (mirror.iteration, mirror.updates), me.failure or _ended_by_stall(me),
         me.synchronised,
     )  # fmt: skip
 
-    def consult(comm: Comm) -> tuple[list[Word], int, list[Goods], bool]:
-        words = gather_all(comm, word)
-        giver, standby = givers(words, all_step=all_step)
-        if any(w.failure for w in words):
-            return words, giver, [], True
+    def consult(comm: Comm) -> tuple[list[Status], int, list[Contribution], bool]:
+        statuses = gather_all(comm, status)
+        giver, standby = givers(statuses, all_step=all_step)
+        if any(w.failure for w in statuses):
+            return statuses, giver, [], True
         alike = True
-        if all_step and (apart := drifted(words)):
+        if all_step and (apart := drifted(statuses)):
             given = from_rank(comm, giver, packed)
-            alike = all(gather_all(comm, word not in apart or state.differ_by_rounding(packed, given)))
-        server_lives = any(w.is_server for w in words)
-        iteration = words[giver].progress[0]
-        goods = Goods(
+            alike = all(gather_all(comm, status not in apart or state.differ_by_rounding(packed, given)))
+        server_lives = any(w.is_server for w in statuses)
+        iteration = statuses[giver].progress[0]
+        contributions = Contribution(
             [*memory.reports, *_untold(me, iteration)], memory.heads, packed if comm.rank == giver else None,
             memory.totals, mirror if comm.rank == standby and not server_lives else None,
             None if serving else memory.history, _discarded(me, iteration, comm.rank == 0),
         )  # fmt: skip
-        return words, giver, gather_at_zero(comm, goods), alike
+        return statuses, giver, gather_at_zero(comm, contributions), alike
 
     def meanwhile() -> None:
         me.watchdog.progress("recovery")
         _end_what_cannot_go_on(me, time.monotonic() - since)
 
-    before = me.seats
-    me.comm, (words, giver, goods, alike) = regroup(me.comm, me.others, consult, meanwhile)
+    before = me.members
+    me.comm, (statuses, giver, contributions, alike) = regroup(me.comm, me.others, consult, meanwhile)
     me.others = []
-    failures = [w.failure for w in words if w.failure is not None]
+    failures = [w.failure for w in statuses if w.failure is not None]
     if failures:
         raise JobFailure(failures[0])
-    apart = ", ".join(str(w.seat) for w in drifted(words)) if all_step else ""
+    apart = ", ".join(str(w.member) for w in drifted(statuses)) if all_step else ""
     if not alike:
         text = f"after a death, the states of {apart} differ: --resume goes on from the last checkpoint"
         raise JobFailure(Failure(text, stalled=True))
-    me.seats = dealt([w.seat for w in words])
-    present = {(w.seat.host, w.seat.pid) for w in words}
-    lost = [seat for seat in before if (seat.host, seat.pid) not in present]
+    me.members = assign_roles([w.member for w in statuses])
+    present = {(w.member.host, w.member.pid) for w in statuses}
+    lost = [member for member in before if (member.host, member.pid) not in present]
     me.fruitless = 0 if lost else me.fruitless + 1
     if me.fruitless > 5:
-        text = f"{me.seat}: MPI reports a death again and again, but nobody is missing: {cause}"
+        text = f"{me.member}: MPI reports a death again and again, but nobody is missing: {cause}"
         raise JobFailure(Failure(text, stalled=True))
     if me.collector is not None:
-        iteration = words[giver].progress[0]
+        iteration = statuses[giver].progress[0]
         for report in _untold(me, iteration):
             memory.add_report(report)
             if me.dump is not None and me.collector.last is not None:
                 me.dump.add(me.collector.last)
         me.collector.keep_last(keep=_is_unused(me, iteration), as_it_is=_was_told(me))
     settled: list[Sealed] = []
-    if me.dump is not None and me.seat.worker != me.place.worker:  # it is no worker any more
+    if me.dump is not None and me.member.worker != me.place.worker:  # it is no worker any more
         settled = me.dump.settle(None)
         me.dump.close()
         me.dump = None
     if me.comm.rank == 0:
-        serve(me, words, giver, goods, lost, time.monotonic() - since)
+        serve(me, statuses, giver, contributions, lost, time.monotonic() - since)
         if apart:
-            from_whom = words[giver].seat
+            from_whom = statuses[giver].member
             me.console.warn(f"the states of {apart} differed by rounding: all go on with that of {from_whom}")
         if me.journal is not None:
             for answer in settled:
                 me.journal.sealed(answer)
     if me.plan.config.respawn:
         replace_lost(me)
-    me.place.worker = me.seat.worker
-    if me.seat.worker is None and me.collector is not None:  # a server steps nothing
+    me.place.worker = me.member.worker
+    if me.member.worker is None and me.collector is not None:  # a server steps nothing
         me.place.close()
         me.collector = None
 

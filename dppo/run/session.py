@@ -1,7 +1,4 @@
-"""The roles in a crew: rank 0 serves, the others work; one rank alone does both.
-
-Uses the loops, the exchange and members.py; run.py's recovery loop calls `work_together` for each crew that goes on.
-"""
+"""One session of training: rank 0 serves, the others work; one rank alone does both."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ from dppo.comm.server import serve
 from dppo.comm.ulfm import wait_for_all
 from dppo.comm.waiting import ask_for_longer_turns
 from dppo.comm.wakeup import make_doorbell
-from dppo.run import members
-from dppo.run.members import Rank
+from dppo.run.members import ENDED_BY_STALL, Rank, begin_books, begin_dump, build_envs_alone, leave_alone
 from dppo.seams import Exchange
 from dppo.settings.flags import UsageError
 from dppo.startup import forks_end_here
@@ -28,7 +24,7 @@ from dppo.training.tracker import Summary
 from dppo.trajectories.writer import DumpError
 
 
-def work_together(me: Rank) -> Summary:
+def run_session(me: Rank) -> Summary:
     """Collective over `me.comm`. Rank 0 serves, the others work; one rank alone does both, through a link that is a
     function call.
 
@@ -40,7 +36,7 @@ def work_together(me: Rank) -> Summary:
     wait_for_all(comm, lambda: me.watchdog.progress("start"))  # from here on nobody is at an earlier stage
     problem = _open_books(me)
     if alone and me.collector is None and me.ended is None and problem is None:
-        members.furnish_alone(me)
+        build_envs_alone(me)
     journal, collector = me.journal, me.collector
     wait_for_all(comm, lambda: me.watchdog.progress("start"))
     if (problem := from_rank_zero(comm, problem)) is not None:
@@ -50,14 +46,16 @@ def work_together(me: Rank) -> Summary:
     if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
         return _summary(me)
     if collector is not None and me.dump is None:
-        members.begin_dump(me)
+        begin_dump(me)
     _synchronise(me)
     workers = comm
     if config.mode == "sync":
         workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
         me.others.append(workers)
         wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
-    with contextlib.ExitStack() as at_end:  # what a crew, or a caller that goes on after an error, must not inherit
+    with (
+        contextlib.ExitStack() as at_end
+    ):  # what the next session, or a caller that goes on after an error, must not inherit
         pool, computing = None, workers
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
             room = sync_exchange.pool_bytes(place.learner, place.state, config)
@@ -91,7 +89,7 @@ def work_together(me: Rank) -> Summary:
         elif coordinator is not None:
             serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
             if coordinator.abandoned:
-                members.leave_alone(me)
+                leave_alone(me)
     return _summary(me)
 
 
@@ -100,11 +98,11 @@ def _open_books(me: Rank) -> str | None:
     if me.comm.rank != 0 or me.journal is not None or me.ended is not None:
         return None
     try:
-        members.begin_books(me)
+        begin_books(me)
     except OSError as error:
         return f"--run-dir {me.plan.run_dir} cannot be written ({error}): make room there, or choose another --run-dir"
     with contextlib.suppress(OSError):
-        (me.plan.run_dir / "stalls" / members.ENDED_BY_STALL).unlink()
+        (me.plan.run_dir / "stalls" / ENDED_BY_STALL).unlink()
     return None
 
 
@@ -114,7 +112,7 @@ def _coordinator(me: Rank, num_computing: int) -> sync_loop.SyncCoordinator | as
         return None
     books = me.journal, me.place.state, me.place.learner, me.plan.config
     survives = me.memory is not None and me.comm.size > 1
-    names = [str(seat) for seat in me.seats[1:]]
+    names = [str(member) for member in me.members[1:]]
     if me.plan.config.mode == "async":
         return async_loop.AsyncCoordinator(*books, me.workers, survives=survives, names=names)
     totals = None if me.memory is None else me.memory.totals
@@ -138,7 +136,7 @@ def _summary(me: Rank) -> Summary:
     if me.plan.config.trajectories.enabled:
         journal, comm = me.journal, me.comm
         limits = from_rank_zero(comm, None if journal is None else journal.final_limits)
-        worker, settled = me.seat.worker, []
+        worker, settled = me.member.worker, []
         if me.dump is not None and limits is not None and worker in limits:  # as a rule it is on disk since the goodbye
             settled = me.dump.settle(limits[worker])
         for answer in [answer for answers in gather_at_zero(comm, settled) for answer in answers]:

@@ -1,7 +1,4 @@
-"""How a run opens and closes: what is built and said before training, the run directory, and the last lines.
-
-Uses planning, workplace and the journal; run.py calls it, and crew.py where a rank takes rank 0's place.
-"""
+"""How a run opens and closes: what is built and said before training, the run directory, and the last lines."""
 
 from __future__ import annotations
 
@@ -31,7 +28,7 @@ from dppo.rundir.recorders import read_json, write_json, write_summary
 from dppo.rundir.runs import SIGNS
 from dppo.settings.flags import VERSION, UsageError, resumed, to_toml
 from dppo.startup import forks_end_here, this_python
-from dppo.training.build import Workplace, build_workplace
+from dppo.training.build import Parts, build_parts
 from dppo.training.counters import WINDOW
 from dppo.training.replay import History
 from dppo.training.state import TrainingState
@@ -72,7 +69,7 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Workplace:
+def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Parts:
     """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all.
 
     Args:
@@ -83,7 +80,7 @@ def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Workpl
     progress("start: making environments")
     try:
         with forks_end_here():
-            place = build_workplace(config, worker)
+            place = build_parts(config, worker)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
@@ -99,7 +96,7 @@ def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Workpl
     return place
 
 
-def try_environments(place: Workplace, comm: Comm) -> str:
+def try_environments(place: Parts, comm: Comm) -> str:
     """Collective over `comm`. Resets every worker's environments and steps them once, for a dry run.
 
     Returns:
@@ -121,7 +118,7 @@ def try_environments(place: Workplace, comm: Comm) -> str:
     return told[0] if told else ""
 
 
-def _first_step(place: Workplace) -> str:
+def _first_step(place: Parts) -> str:
     """Resets and steps the environments of this rank; says what the first of them gave."""
     assert place.envs is not None
     observations = place.envs.reset()
@@ -137,7 +134,7 @@ def _first_step(place: Workplace) -> str:
     )
 
 
-def check_saved(planned: Plan, place: Workplace, comm: Comm) -> None:
+def check_saved(planned: Plan, place: Parts, comm: Comm) -> None:
     """Collective over `comm`. What the checkpoint holds is of this network and of these environments."""
     saved, error = planned.saved, None
     try:
@@ -156,9 +153,7 @@ def check_saved(planned: Plan, place: Workplace, comm: Comm) -> None:
         raise UsageError(error)
 
 
-def introduce(
-    planned: Plan, place: Workplace, comm: Comm, console: Console, notes: Sequence[str], threads: int
-) -> None:
+def introduce(planned: Plan, place: Parts, comm: Comm, console: Console, notes: Sequence[str], threads: int) -> None:
     """Collective over `comm`. The first lines of output."""
     description = gather_at_zero(comm, None if place.envs is None else place.envs.description)
     if comm.rank != 0:

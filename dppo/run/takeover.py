@@ -1,7 +1,5 @@
 """What rank 0 does after a death: it takes over the newest state that is left and, where the server itself has died,
 its books.
-
-Uses the journal, the exchange's memories and storage; survival.py brings what the survivors have told each other.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dppo.data import Report
-from dppo.run.members import Rank, Seat, begin_books, count_ranks
+from dppo.run.members import Member, Rank, begin_books, count_ranks
 from dppo.run.setup import EXIT_CODES, saved_histories
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
 from dppo.rundir.recorders import read_json
@@ -31,10 +29,10 @@ MAX_MIRROR_AGE = 10
 
 
 @dataclass(frozen=True)
-class Word:
+class Status:
     """What a survivor tells all others."""
 
-    seat: Seat
+    member: Member
     is_server: bool
     progress: tuple[int, int]
     """(iteration, version) of the state that it can give."""
@@ -48,7 +46,7 @@ class Word:
 
 
 @dataclass(frozen=True)
-class Goods:
+class Contribution:
     """What it gives to the new server."""
 
     reports: list[Report]
@@ -61,22 +59,24 @@ class Goods:
     """Transitions that this rank will not use."""
 
 
-def givers(words: Sequence[Word], *, all_step: bool) -> tuple[int, int]:
+def givers(statuses: Sequence[Status], *, all_step: bool) -> tuple[int, int]:
     """Who gives the state, and who the copy of a dead server's books.
 
     The server's own state is the newest where only it steps (p2p, async). Where it has died, or every worker steps
     (allreduce), it is that of whoever is furthest.
     """
-    places = range(len(words))
-    state = max(places, key=lambda i: (not all_step and words[i].is_server, words[i].progress, words[i].is_server))
-    return state, max(places, key=lambda i: words[i].mirror or (-1, -1))
+    places = range(len(statuses))
+    state = max(
+        places, key=lambda i: (not all_step and statuses[i].is_server, statuses[i].progress, statuses[i].is_server)
+    )
+    return state, max(places, key=lambda i: statuses[i].mirror or (-1, -1))
 
 
-def drifted(words: Sequence[Word]) -> list[Word]:
+def drifted(statuses: Sequence[Status]) -> list[Status]:
     """sync/allreduce: those whose states are as far as the furthest but not the same. A sum that a death has spoilt on
     one of them would show here.
     """
-    workers = [w for w in words if not w.is_server]
+    workers = [w for w in statuses if not w.is_server]
     furthest = max((w.progress for w in workers), default=None)
     there = [w for w in workers if w.progress == furthest]
     return there if len({w.checksum for w in there}) > 1 else []
@@ -95,12 +95,14 @@ def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> 
     return mirror.state if copy_at > own_at and (same_round or state.is_boundary(mirror.state)) else own
 
 
-def serve(me: Rank, words: list[Word], giver: int, goods: list[Goods], lost: list[Seat], took_s: float) -> None:
+def serve(
+    me: Rank, statuses: list[Status], giver: int, contributions: list[Contribution], lost: list[Member], took_s: float
+) -> None:
     """Rank 0: has the newest state after it, and the books."""
     state, all_step = me.place.state, me.plan.config.exchange == "allreduce"
-    packed = goods[giver].state
+    packed = contributions[giver].state
     assert packed is not None and me.memory is not None
-    told = [report for g in goods for report in g.reports]
+    told = [report for g in contributions for report in g.reports]
     took_over = me.journal is None
     if not me.quiet:
         me.console.enable()
@@ -110,10 +112,10 @@ def serve(me: Rank, words: list[Word], giver: int, goods: list[Goods], lost: lis
             me.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
             return
         try:
-            if not any(w.synchronised for w in words):  # it died before anyone had the run's state
+            if not any(w.synchronised for w in statuses):  # it died before anyone had the run's state
                 _begin_anew(me, lost)
                 return
-            known_updates, closed = _take_over(me, words, packed, goods, told)
+            known_updates, closed = _take_over(me, statuses, packed, contributions, told)
         except OSError as error:
             raise SavingError(f"after the server's death, {me.plan.run_dir} cannot be taken over: {error}") from error
     else:
@@ -125,40 +127,42 @@ def serve(me: Rank, words: list[Word], giver: int, goods: list[Goods], lost: lis
     if journal.ended:
         state.unpack(packed)
     elif all_step:
-        _close_passed(journal, state, closed, packed, [g.heads for g in goods], told)
+        _close_passed(journal, state, closed, packed, [g.heads for g in contributions], told)
         known_updates = state.updates
     else:
         for report in told:
             if journal.add(report) and report.moment_sums is not None and report.moment_means and not took_over:
                 state.normaliser.merge(report.moment_sums, *report.moment_means)
-        me.memory.totals = goods[giver].totals
-    _count_losses(me, words, goods, lost, known_updates)
+        me.memory.totals = contributions[giver].totals
+    _count_losses(me, statuses, contributions, lost, known_updates)
     me.coordinator = me.memory.boundary = None  # from here on this rank has the newest state
-    for seat in lost:
-        me.console.warn(f"{seat} has died in iteration {state.iteration + 1}")
-    server = f"; {me.seat} is the server now" if took_over else ""
+    for member in lost:
+        me.console.warn(f"{member} has died in iteration {state.iteration + 1}")
+    server = f"; {me.member} is the server now" if took_over else ""
     me.console.warn(f"{me.comm.size} rank(s) go on after {took_s:.2f} s{server}")
 
 
-def _begin_anew(me: Rank, lost: list[Seat]) -> None:
+def _begin_anew(me: Rank, lost: list[Member]) -> None:
     begin_books(me)
     count_ranks(me)
-    for seat in lost:
-        me.console.warn(f"{seat} has died at the start")
+    for member in lost:
+        me.console.warn(f"{member} has died at the start")
 
 
-def _count_losses(me: Rank, words: list[Word], goods: list[Goods], lost: list[Seat], known_updates: int) -> None:
+def _count_losses(
+    me: Rank, statuses: list[Status], contributions: list[Contribution], lost: list[Member], known_updates: int
+) -> None:
     config = me.plan.config
     assert me.journal is not None and config.horizon is not None
     losses = me.journal.losses
-    losses.updates_lost += max(0, max(w.updates_seen for w in words) - known_updates)
-    losses.env_steps_lost += sum(g.discarded for g in goods)
-    losses.env_steps_lost += config.horizon * config.num_envs * sum(seat.worker is not None for seat in lost)
+    losses.updates_lost += max(0, max(w.updates_seen for w in statuses) - known_updates)
+    losses.env_steps_lost += sum(g.discarded for g in contributions)
+    losses.env_steps_lost += config.horizon * config.num_envs * sum(member.worker is not None for member in lost)
     count_ranks(me)
 
 
 def _take_over(
-    me: Rank, words: list[Word], packed: np.ndarray, goods: list[Goods], told: list[Report]
+    me: Rank, statuses: list[Status], packed: np.ndarray, contributions: list[Contribution], told: list[Report]
 ) -> tuple[int, int]:
     """Makes the journal. Returns the updates that the optimiser's statistics know of, and the iteration of the last
     line of metrics.
@@ -166,7 +170,7 @@ def _take_over(
     config, state, plan = me.plan.config, me.place.state, me.plan
     state.unpack(packed)
     state.forget_unfinished()
-    mirror = next((g.mirror for g in goods if g.mirror is not None), None)
+    mirror = next((g.mirror for g in contributions if g.mirror is not None), None)
     if mirror is not None and _is_old(mirror, me):
         mirror = None  # of a rank that was a standby once: the last checkpoint is newer
     saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
@@ -188,9 +192,9 @@ def _take_over(
         if config.exchange != "allreduce":
             state.optimizer.steps, state.optimizer.state[:] = saved.state["optimizer_steps"], saved.state["optimizer"]
             updates = saved.state["numbers"]["updates"]
-    for w, g in zip(words, goods, strict=True):
-        if w.seat.worker is not None and g.history is not None and not g.history.is_empty:
-            histories[w.seat.worker] = g.history
+    for w, g in zip(statuses, contributions, strict=True):
+        if w.member.worker is not None and g.history is not None and not g.history.is_empty:
+            histories[w.member.worker] = g.history
     line = last_line(plan.run_dir / "metrics.jsonl", state.iteration)
     me.journal = journal = Journal(
         plan.run_dir, config, state, me.preemption, me.console,

@@ -3,9 +3,9 @@
     RUN/checkpoints/step_000050176/{manifest.json, state.safetensors, rank_00001.safetensors, …}
     RUN/checkpoints/latest
 
-Arrays are in the safetensors files, all else is JSON in the manifest (tensors.py); nothing is a pickle. A folder is
+Arrays are in the safetensors files, all else is JSON in the manifest (rundir/tensors.py); nothing is a pickle. A folder is
 built under another name, every file synced, the manifest (sizes and checksums) written last, then renamed. What is read
-is checked as a file of others': reading.py says what may be opened, contents.py what the values must be.
+is checked as a file of others': files.py says what may be opened, rundir/contents.py what the values must be.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What must hold for the contents of a checkpoint, whose checksums may be right and its values all the same wrong.
 
-Uses NumPy and the spaces of Gymnasium. Nothing here knows files: each check raises a ValueError that names the value.
+Nothing here knows files: each check raises a ValueError that names the value.
 """
 
 from __future__ import annotations

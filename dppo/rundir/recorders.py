@@ -1,6 +1,6 @@
 """What a run writes about itself: metrics.jsonl, summary.json, versions.json, TensorBoard events.
 
-Uses files.py; the journal on rank 0 calls it. docs/metrics.md explains every key.
+docs/metrics.md explains every key.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What rank 0 writes while it trains, on a disk that may be full, or fail, for a while: metrics.jsonl, TensorBoard's
 events, checkpoints and summary.json.
 
-Uses metrics.py; the journal says what is written. Whatever the disk refuses is kept and tried again. That is said once,
-and once more when all is written. A checkpoint that has been due for too long ends the run.
+Whatever the disk refuses is kept and tried again. That is said once, and once more when all is written. A checkpoint
+that has been due for too long ends the run.
 """
 
 from __future__ import annotations

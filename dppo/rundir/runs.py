@@ -1,7 +1,4 @@
-"""Run directories, read: where they are, how each stands, and its learning curve.
-
-Uses what metrics.py and config.toml hold, whatever state a killed job has left them in; report.py calls it.
-"""
+"""Run directories, read: where they are, how each stands, and its learning curve."""
 
 from __future__ import annotations
 

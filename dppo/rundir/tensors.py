@@ -1,7 +1,4 @@
-"""Values of a checkpoint as JSON and arrays: what JSON holds exactly stays in it, arrays go to a safetensors file.
-
-Uses safetensors, which torch, NumPy and JAX read; nothing here is a pickle, and torch is not needed.
-"""
+"""Values of a checkpoint as JSON and arrays: what JSON holds exactly stays in it, arrays go to a safetensors file."""
 
 from __future__ import annotations
 

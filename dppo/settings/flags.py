@@ -1,7 +1,6 @@
 """From the command line to a Config: presets, TOML and flags, each winning over the one before.
 
-Uses tyro and config.py; run.py calls it on rank 0 only, so that there is one message and one truth. The other commands
-take from it how wrong use is said.
+The other commands take from it how wrong use is said.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""The picture of a report: learning curves of several settings, with their bands.
-
-Uses Matplotlib, which is imported where it is needed; report.py calls it.
-"""
+"""The picture of a report: learning curves of several settings, with their bands."""
 
 from __future__ import annotations
 

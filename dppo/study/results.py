@@ -1,7 +1,4 @@
-"""What many runs say: they are grouped by the settings in which they differ, and each group is summed up.
-
-Uses storage/runs.py and algo/statistics.py; report.py shows it.
-"""
+"""What many runs say: they are grouped by the settings in which they differ, and each group is summed up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The tasks of a sweep: which settings each run of a sweep.toml has, the same ones on every machine and each time.
-
-Uses commandline.py for what a setting may be, and the standard library; sweep.py lists them, report.py expects them.
-"""
+"""The tasks of a sweep: which settings each run of a sweep.toml has, the same ones on every machine and each time."""
 
 from __future__ import annotations
 

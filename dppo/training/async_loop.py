@@ -1,8 +1,7 @@
 """Asynchronous training: every gradient is applied as it comes (A3C; with the PPO loss it is APPO-like).
 
-Uses collecting, learning and the exchange; run.py starts `train_worker` on every worker and `AsyncCoordinator` on
-rank 0. A worker's gradient travels while its next rollout begins: at most one is under way (double buffering). Where
-the loss allows for a policy that is newer than the one that acted, a worker fetches the newest before it learns.
+A worker's gradient travels while its next rollout begins: at most one is under way (double buffering). Where the loss
+allows for a policy that is newer than the one that acted, a worker fetches the newest before it learns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""What a rank builds for itself: environments, policy, learner, state, and the collector that steps them.
-
-Uses envs, models, learner, rollout and state; run.py calls it on every rank, also when a rank takes over another's
-work.
-"""
+"""What a rank builds for itself: environments, policy, learner, state, and the collector that steps them."""
 
 from __future__ import annotations
 
@@ -43,7 +39,7 @@ LAST_S = 2.0
 
 
 @dataclass(slots=True)
-class Workplace:
+class Parts:
     """What a rank has built: environments (workers only), policy, learner and state."""
 
     envs: VectorEnv | None
@@ -104,7 +100,7 @@ def _say_of_close(what: str) -> None:
     print(f"dppo: {startup.rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
 
 
-def build_workplace(config: Config, worker: int | None) -> Workplace:
+def build_parts(config: Config, worker: int | None) -> Parts:
     """Everything that this worker needs, or a server (None), freshly initialised; the same network on every rank.
 
     Raises:
@@ -127,7 +123,7 @@ def build_workplace(config: Config, worker: int | None) -> Workplace:
         if not is_needed:
             close_environments(envs)
     spaces = envs.observation_space, envs.action_space
-    return Workplace(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
+    return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
 
 
 def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
@@ -152,7 +148,7 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
         return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
 
 
-def furnish(place: Workplace, config: Config, worker: int) -> None:
+def build_envs(place: Parts, config: Config, worker: int) -> None:
     """A server that has none gets the environments of `worker`."""
     place.seeds, place.envs = _make_envs(config, worker, config.num_envs)
     place.worker = worker
@@ -160,7 +156,7 @@ def furnish(place: Workplace, config: Config, worker: int) -> None:
 
 def make_collector(
     config: Config,
-    place: Workplace,
+    place: Parts,
     states: dict[int, EnvState] | None = None,
     row: int = 0,
     first_new_episode: int = 0,

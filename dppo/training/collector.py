@@ -1,7 +1,6 @@
 """Collects rollouts: steps a worker's environments with the policy and keeps what happened.
 
-Uses the environments, the policy and the random streams; the two training loops call `Collector.collect`. The hot
-path: a row costs one environment step, one normalisation, one forward of the policy's tower and one sample.
+The hot path: a row costs one environment step, one normalisation, one forward of the policy's tower and one sample.
 Log-probabilities and values are computed for the whole rollout at once, afterwards.
 """
 
@@ -14,7 +13,7 @@ import numpy as np
 
 from dppo.algo.moments import Normaliser
 from dppo.algo.returns import sums_behind
-from dppo.data import EnvState, Episode, LastEpisodes, Report, Rollout, Standing
+from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Report, Rollout
 from dppo.models.policy import ActorCritic
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
@@ -113,7 +112,9 @@ class Collector:
         self.first_observation()
         assert self._observations is not None
         n, first_row = self.envs.num_envs, self.row
-        standing = Standing(self._seeds.episodes.copy(), self._episode_lengths.copy(), self._episode_returns.copy())
+        standing = EpisodeProgress(
+            self._seeds.episodes.copy(), self._episode_lengths.copy(), self._episode_returns.copy()
+        )
         current = self._observations
         observations = np.empty((horizon, *current.shape), current.dtype)
         rewards = np.empty((horizon, n))
@@ -176,7 +177,7 @@ class Collector:
         truncations: np.ndarray,
         valid: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
-        standing: Standing,
+        standing: EpisodeProgress,
     ) -> Rollout:
         """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next, episodes."""
         assert self._observations is not None

@@ -1,7 +1,5 @@
 """What the coordinators of both loops do alike on rank 0: signals, failures, the standby's copy, and how a run ends:
 the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than allowed.
-
-Uses the journal and the exchange; synchronous.py and asynchronous.py build on it.
 """
 
 from __future__ import annotations

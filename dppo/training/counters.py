@@ -1,7 +1,6 @@
 """Counts the episodes that have ended, and says whether their returns have reached a target.
 
-Uses batch.py and NumPy; the journal feeds it with reports, planning asks it about a checkpoint. It knows no clock and
-no file: the time here is the run's own, in iterations.
+It knows no clock and no file: the time here is the run's own, in iterations.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """From a rollout to gradients: advantages, statistics, epochs and minibatches, loss -> gradient in the flat buffer.
 
-Uses algo, models and batch; both training loops call it. It knows no MPI: what has to be added up over ranks is
-handed out as one float64 vector (`Batch.statistics`) or left in the flat buffer (`gradient`).
+It knows no MPI: what has to be added up over ranks is handed out as one float64 vector (`Batch.statistics`) or left in
+the flat buffer (`gradient`).
 """
 
 from __future__ import annotations

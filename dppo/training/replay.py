@@ -1,8 +1,4 @@
-"""What brings a worker's environments back to where they stand: their actions since their present episodes began.
-
-Uses batch.py and NumPy; the journal keeps one of each worker for checkpoints, and each worker its own, for the case
-that rank 0 dies.
-"""
+"""What brings a worker's environments back to where they stand: their actions since their present episodes began."""
 
 from __future__ import annotations
 

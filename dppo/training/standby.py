@@ -1,8 +1,7 @@
 """What a rank keeps for the case that others die: reports, boundaries, and the copy of the server's state that a
 standby holds.
 
-Uses NumPy, batch.py and history.py; the links and exchanges fill it, survival.py reads it. It costs a copy of the
-state per iteration at most, and exists only where deaths can be survived.
+It costs a copy of the state per iteration at most, and exists only where deaths can be survived.
 """
 
 from __future__ import annotations

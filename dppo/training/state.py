@@ -1,7 +1,7 @@
 """Everything that learning changes: parameters, optimiser, moments, counters; and how it travels in one piece.
 
-Uses algo and the flat buffers. In sync/allreduce every worker holds one and all stay equal; in p2p and async the
-server holds it and workers hold copies; checkpoints save it.
+In sync/allreduce every worker holds one and all stay equal; in p2p and async the server holds it and workers hold
+copies; checkpoints save it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,5 @@
 """How the workers of a synchronous run average: by allreduce, by the parameter server, or pooled.
 
-Uses the exchange folder and the training state; synchronous.py's loop is written against `Exchange`, run.py chooses.
 The ways differ in who steps: with allreduce every worker does, on the same sum; with p2p rank 0 does, and answers with
 the parameters; in a pool one worker goes either way for its neighbours.
 """

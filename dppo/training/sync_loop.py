@@ -1,7 +1,6 @@
 """Synchronous training: collect -> moments -> backward -> average -> step, on all workers together.
 
-Uses collecting, learning and the exchange; run.py starts `train_worker` on every worker and `SyncCoordinator` on rank
-0. How they average is `sync_exchange.py`'s.
+How they average is `training/sync_exchange.py`'s.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Rank 0's books: counts, metrics, checkpoints, and whether the run ends.
-
-Uses counters, storage, state and console; the coordinators of both loops hand it reports and close its iterations.
-"""
+"""Rank 0's books: counts, metrics, checkpoints, and whether the run ends."""
 
 from __future__ import annotations
 

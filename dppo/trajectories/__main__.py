@@ -1,7 +1,4 @@
-"""python -m dppo.trajectories: what a run's trajectory dump holds, whether it is whole, and what to make of it.
-
-Uses the reading half of storage/; it needs no MPI and starts no environment.
-"""
+"""python -m dppo.trajectories: what a run's trajectory dump holds, whether it is whole, and what to make of it."""
 
 from __future__ import annotations
 
@@ -20,7 +17,6 @@ from dppo.settings.flags import Parser, UsageError
 from dppo.trajectories.catalogue import SURPRISES
 from dppo.trajectories.index import check_index, write_index
 from dppo.trajectories.reader import Trajectories, open_trajectories
-from dppo.trajectories.salvage import HopelessError, recover
 from dppo.trajectories.unsealed import unsealed
 from dppo.trajectories.validate import validate
 
@@ -155,16 +151,6 @@ def _index(args: argparse.Namespace) -> int:
     return 0
 
 
-def _recover(args: argparse.Namespace) -> int:
-    salvage = recover(args.file, args.output)
-    for line in salvage.lost:
-        print(f"lost: {plain(line)}")
-    print(
-        f"{plain(salvage.path)}: {salvage.datasets} dataset(s) saved" + ("" if salvage.lost else "; nothing was lost")
-    )
-    return 0
-
-
 def _export(args: argparse.Namespace) -> int:
     from dppo.trajectories.export import command as export
 
@@ -204,11 +190,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     index = of_a_run("index", _index, "write RUN/trajectories/index.h5, which shows all segments of a rank as one")
     index.add_argument("--check", action="store_true", help="check the one that is there: exit code 1 if it is stale")
-    saving = command("recover", _recover, "save what can be read of a damaged or half-written HDF5 file")
-    saving.add_argument("file", metavar="FILE", type=Path)
-    saving.add_argument(
-        "-o", "--output", metavar="OUT", type=export.output_path, help="default: FILE.recovered.h5; never overwritten"
-    )
     export.add_arguments(command("export", _export, "write a dump in the forms that other programs read"))
     return parser
 
@@ -221,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _complain(error)
         return EXIT_USAGE
-    except (HopelessError, OSError) as error:
+    except OSError as error:
         _complain(error)
         return EXIT_WRONG
     except SURPRISES as error:  # of damaged files, where one does not fit to another

@@ -1,6 +1,5 @@
 """Where the steps of every episode of a dump lie, from the light tables of its segments alone.
 
-Uses h5py, NumPy and the format's names (trajectory.py); dataset.py reads episodes by it, `dppo.trajectories` counts.
 A *piece* is what one segment holds of an episode; pieces that go on exactly where the one before stopped are one
 episode.
 """
@@ -41,9 +40,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
     Raises:
       UsageError: it is none, or something in it cannot be read.
     """
-    repair = "`python -m dppo.trajectories validate RUN` says what else is damaged, `recover` saves what can be saved"
+    repair = "`python -m dppo.trajectories validate RUN` says what else is damaged"
     try:
-        if endless_heaps(path, _HEAD):
+        if has_endless_heap(path, _HEAD):
             raise ValueError("its texts are damaged")
         with opened_hdf5(path, run_dir_of(path)) as file:
             found = file.attrs.get("format"), file.attrs.get("format_version")
@@ -96,39 +95,36 @@ def load_filters(dataset: h5py.Dataset) -> None:
         ) from error
 
 
-def endless_heaps(path: Path, length: int | None = None, size: int | None = None) -> list[tuple[int, int]]:
-    """(where in the file a number stands that must be other than 0, what it may be), in each heap of texts that HDF5
-    would never finish reading: zeros in one look like a piece of free space of no size, which it steps over for ever.
+def has_endless_heap(path: Path, length: int | None = None) -> bool:
+    """Whether HDF5 would never finish reading a heap of texts: zeros in one look like a piece of free space of no size,
+    which it steps over for ever.
 
     Args:
       length: so much of the file is searched; None: all.
-      size: of the file, where zeros are to be thought behind its end.
     """
     with open_regular(path, max_bytes=FILE_BYTES) as file:
         if length is not None:
-            return _endless_heaps(file.read(length), size)
+            return _has_endless_heap(file.read(length))
         if not os.fstat(file.fileno()).st_size:
-            return []
+            return False
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _endless_heaps(data, size)
+            return _has_endless_heap(data)
 
 
-def _endless_heaps(data: bytes | mmap.mmap, size: int | None) -> list[tuple[int, int]]:
-    out: list[tuple[int, int]] = []
+def _has_endless_heap(data: bytes | mmap.mmap) -> bool:
     at = data.find(b"GCOL\1")
     while at >= 0:
         end = at + int.from_bytes(data[at + 8 : at + 16], "little")
         place = at + 16
-        while place + 16 <= end and (place < len(data) or (size is not None and end <= size)):
+        while place + 16 <= end and place < len(data):
             number = int.from_bytes(data[place : place + 2], "little")
             taken = int.from_bytes(data[place + 8 : place + 16], "little")
             step = 16 + (taken + 7) // 8 * 8 if number else taken
             if not step:
-                out.append((place + 8, end - place))
-                break
+                return True
             place += step
         at = data.find(b"GCOL\1", at + 4)
-    return out
+    return False
 
 
 def _one_line(error: Exception) -> str:

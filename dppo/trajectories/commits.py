@@ -1,7 +1,4 @@
-"""Rank 0's side of trajectory dumps: a checkpoint waits until every worker has sealed what it has seen.
-
-Uses the segments' paths and answers; the journal asks, the coordinators carry the orders, the links answer.
-"""
+"""Rank 0's side of trajectory dumps: a checkpoint waits until every worker has sealed what it has seen."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
 """Trajectory segments as files: where they are, how one is laid out, its checksum and its table of episodes.
 
-Uses NumPy, h5py and files.py; trajectory.py writes them, dataset.py and validation.py read them, dumps.py counts them.
 docs/trajectories.md explains every dataset.
 """
 
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dppo.data import Standing
+from dppo.data import EpisodeProgress
 from dppo.files import fsync_folder, open_regular
 from dppo.trajectories.hdf5 import FILE_BYTES, opened_hdf5
 
@@ -252,8 +251,8 @@ _COLUMNS = {
 
 
 def episode_table(
-    rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, standing: Standing
-) -> tuple[dict[str, np.ndarray], Standing]:
+    rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, standing: EpisodeProgress
+) -> tuple[dict[str, np.ndarray], EpisodeProgress]:
     """The datasets of episodes/, but for the seeds, of [T, N] steps in a row; and how environments stand after them.
 
     Args:
@@ -277,4 +276,4 @@ def episode_table(
                 ids[n], lengths[n], returns[n], start = ids[n] + 1, 0, 0.0, end + 1
     columns = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
     table = {name: np.array(c, dtype) for (name, dtype), c in zip(_COLUMNS.items(), columns, strict=True)}
-    return table, Standing(ids, lengths, returns)
+    return table, EpisodeProgress(ids, lengths, returns)

@@ -1,7 +1,7 @@
 """Opens HDF5 files that others may have made: nothing in them leads out of them, and all of it fits into memory.
 
 An HDF5 file may name others (external links, external storage, virtual datasets), and a few kilobytes of it may stand
-for terabytes (chunks that were never written, zeros that were compressed). Uses h5py.
+for terabytes (chunks that were never written, zeros that were compressed).
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
 """One HDF5 file that shows all segments of each rank as one: RUN/trajectories/index.h5, of virtual datasets.
 
-Uses h5py; `python -m dppo.trajectories index` calls it. HDF5 reads a source that is not there as fill values and says
-nothing, so the index can be checked.
+HDF5 reads a source that is not there as fill values and says nothing, so the index can be checked.
 """
 
 from __future__ import annotations

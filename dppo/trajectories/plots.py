@@ -1,8 +1,4 @@
-"""Pictures of a dump: returns, lengths and policy lag over environment steps.
-
-Uses the light tables only, and Matplotlib, which is imported where it is needed; `python -m dppo.trajectories plot`
-calls it.
-"""
+"""Pictures of a dump: returns, lengths and policy lag over environment steps."""
 
 from __future__ import annotations
 

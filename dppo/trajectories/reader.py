@@ -1,7 +1,6 @@
 """Trajectory dumps for notebooks: `dppo.open_trajectories(RUN)` gives whole episodes, however many segments hold them.
 
-Uses catalogue.py for where the steps lie; the exports and `dppo.trajectories` read through it. One file is open at a
-time, and no more than one segment is in memory beside the episodes that it leaves open.
+One file is open at a time, and no more than one segment is in memory beside the episodes that it leaves open.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Spaces and environment specifications as JSON text, in Minari's form, without Minari.
 
-Uses gymnasium. Trajectory segments and RUN/spaces.json carry it, so that a policy is loaded, and steps are read, where
-the environment is not installed.
+Trajectory segments and RUN/spaces.json carry it, so that a policy is loaded, and steps are read, where the environment
+is not installed.
 """
 
 from __future__ import annotations

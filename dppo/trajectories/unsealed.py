@@ -1,8 +1,4 @@
-"""What there is of a dump that has no segment yet: a run was killed before the first was sealed, or has just begun.
-
-Uses config.toml and the manifests of checkpoints; the readers of trajectories ask it before they say that there is
-nothing.
-"""
+"""What there is of a dump that has no segment yet: a run was killed before the first was sealed, or has just begun."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """Whether a dump of trajectories is what it says: `validate` lists all that is wrong and stops at nothing.
 
-Uses the segments and the checkpoints as files, and the writer's own account of episodes; `dppo.trajectories` shows what
-it finds. segment_rules.py has what must hold within one segment; here is what holds between segments and checkpoints.
+trajectories/validate_segment.py has what must hold within one segment; here is what holds between segments and checkpoints.
 """
 
 from __future__ import annotations

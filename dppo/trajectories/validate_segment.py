@@ -1,8 +1,7 @@
 """What must hold within one segment: datasets and attributes that are there, finite numbers, episodes that follow from
 the steps.
 
-Uses h5py and the writer's `episode_table`; validation.py inspects every segment of a dump by it. Nothing here raises
-for what a damaged file holds: each surprise is a finding.
+Nothing here raises for what a damaged file holds: each surprise is a finding.
 """
 
 from __future__ import annotations
@@ -15,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dppo.data import Standing
+from dppo.data import EpisodeProgress
 from dppo.files import parse_json
 from dppo.settings.flags import UsageError
-from dppo.trajectories.catalogue import SURPRISES, endless_heaps, load_filters
+from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, load_filters
 from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, episode_table, expected_datasets, run_dir_of
 from dppo.trajectories.hdf5 import opened_hdf5
 from dppo.trajectories.spaces import space_from_json
@@ -59,7 +58,7 @@ class Ends:
     """How environments stand after the last row of a segment, [N] each."""
 
     end_row: int
-    standing: Standing
+    standing: EpisodeProgress
     seeds: np.ndarray
     """Of the present episodes."""
 
@@ -102,7 +101,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
     """
     found = Inspected()
     try:
-        if endless_heaps(path):
+        if has_endless_heap(path):
             raise ValueError("its texts are damaged")
         with opened_hdf5(path, run_dir_of(path)) as file:
             _attributes(file, findings, found)
@@ -150,7 +149,7 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
     if version != (FORMAT, FORMAT_VERSION):
         findings.add(None, None, f"its format is {version}, this dppo knows {(FORMAT, FORMAT_VERSION)}")
     if found.attrs.get("complete") == 0:
-        findings.add(None, None, "its attribute complete is false: it was recovered from a damaged file")
+        findings.add(None, None, "its attribute complete is false")
 
 
 def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
@@ -297,7 +296,7 @@ def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected,
     if before is None and len(rows) and not rows[0]:  # the beginning of everything
         num_envs = rewards.shape[1]
         zeros = np.zeros(num_envs, np.int64)
-        known = Ends(0, Standing(zeros - 1, zeros, np.zeros(num_envs)), zeros - 1)
+        known = Ends(0, EpisodeProgress(zeros - 1, zeros, np.zeros(num_envs)), zeros - 1)
     goes_on = known is not None and len(rows) > 0 and known.end_row == rows[0]
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     expected: list[dict[str, np.ndarray]] = []
@@ -322,12 +321,12 @@ def _begun_in(table: dict[str, np.ndarray], start: int, stop: int) -> dict[str, 
     return {name: values[chosen] for name, values in table.items()}
 
 
-def _standing(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> Standing:
+def _standing(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> EpisodeProgress:
     """Before the rows `rewards`, the first of them `first`: as the segment before left it, where that is known and the
     episode goes on; or else as the table says. What could not be brought back where it stood begins anew.
     """
     num_envs = rewards.shape[1]
-    standing = Standing(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
+    standing = EpisodeProgress(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
     for n in range(num_envs):
         mine = np.flatnonzero(here["env"] == n)
         if not len(mine) or not here["offset"][mine[0]]:
@@ -389,7 +388,7 @@ def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, fi
             findings.add("episodes/seed", i, f"is {table['seed'][i]}; the episode began with {seed}")
 
 
-def _ends(table: dict[str, np.ndarray], after: Standing, end_row: int, known: Ends | None) -> Ends:
+def _ends(table: dict[str, np.ndarray], after: EpisodeProgress, end_row: int, known: Ends | None) -> Ends:
     """For the next segment: with the table's own returns, so that roundings do not add up."""
     seeds = np.full(len(after.lengths), -1, np.int64)
     for n in range(len(after.lengths)):

@@ -2,9 +2,8 @@
 
     RUN/trajectories/rank_00003/seg_000012.h5
 
-Uses NumPy, h5py, segments.py and files.py; the links add rollouts, and pass on what a checkpoint needs. A segment is
-built in memory and becomes visible in one step, so that no file is ever half written, and an HDF5 library that dies on
-a full disk is never near one.
+A segment is built in memory and becomes visible in one step, so that no file is ever half written, and an HDF5 library
+that dies on a full disk is never near one.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dppo.data import Rollout, Standing
+from dppo.data import EpisodeProgress, Rollout
 from dppo.files import PASSING, RETRY_S, fsync_folder, write_durably
 from dppo.trajectories.format import (  # fmt: skip
     FORMAT,
@@ -79,7 +78,7 @@ class _Part:
     first_row: int
     end_row: int
     num_bytes: int
-    standing: Standing
+    standing: EpisodeProgress
     steps: dict[str, np.ndarray]
     final: tuple[np.ndarray, np.ndarray, np.ndarray]
     """Rows (of the rollout), environments, observations."""

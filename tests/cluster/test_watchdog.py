@@ -109,7 +109,7 @@ def test_progress_puts_the_timer_off(tmp_path: Path) -> None:
         time.sleep(0.05)
     assert (tmp_path / "stalls" / "rank_00000.txt").read_text() == ""
     watchdog.stop()
-    watchdog.stop()  # as run.py does
+    watchdog.stop()  # as run/command.py does
     time.sleep(1.6)
     assert not (tmp_path / "stalls").exists()
 

@@ -18,7 +18,7 @@ from dppo.comm.link import Link
 from dppo.comm.sharing import Counters
 from dppo.comm.ulfm import RankFailure
 from dppo.training.sync_exchange import AllreduceExchange, PooledExchange, pool_bytes
-from tests.workplace import make_workplace, probe
+from tests.parts import make_parts, probe
 
 LONG_S = 20.0
 """What does not come back in so long never will."""
@@ -144,7 +144,7 @@ def test_messages_keep_moving_while_either_side_waits() -> None:
 @pytest.mark.parametrize("who", ["computes", "waits", "nobody"])
 def test_whoever_of_a_group_has_heard_of_the_end_all_leave(who: str) -> None:
     """Without the updates of an iteration that will be given up."""
-    place = make_workplace(env="CartPole-v1", horizon=8)
+    place = make_parts(env="CartPole-v1", horizon=8)
     pools = make_pools(2, pool_bytes(place.learner, place.state, place.config))
     rollout, discounted = place.rollout(8)
 
@@ -376,7 +376,7 @@ def test_what_synchronous_asks_for_is_room_for_a_rollout_and_for_the_state(env: 
     """Of every kind of action space. A rollout that was given up at once has arrays of the same types and widths: the
     one that computes reads the members' by its own.
     """
-    place = make_workplace(env=env, horizon=50)
+    place = make_parts(env=env, horizon=50)
     batches = []
     for horizon in (50, 0):
         rollout, discounted = place.rollout(horizon)

@@ -1,4 +1,4 @@
-"""Who takes part after deaths: seats, and which replacement gets which worker and rank."""
+"""Who takes part after deaths: members, and which replacement gets which worker and rank."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from dataclasses import replace
 
 import pytest
 
-from dppo.run.members import MAX_RESPAWNS, Seat, dealt, free_ranks, to_replace
+from dppo.run.members import MAX_RESPAWNS, Member, assign_roles, free_ranks, to_replace
 
 
-def crew(*seats: tuple[int, int | None]) -> list[Seat]:
+def crew(*members: tuple[int, int | None]) -> list[Member]:
     """Of (rank, worker), the server's first."""
-    return [Seat(rank, "host", 100 + rank, worker) for rank, worker in seats]
+    return [Member(rank, "host", 100 + rank, worker) for rank, worker in members]
 
 
-def start(num_ranks: int) -> list[Seat]:
+def start(num_ranks: int) -> list[Member]:
     return crew((0, None), *((rank, rank - 1) for rank in range(1, num_ranks)))
 
 
-def seated(seats: list[Seat]) -> list[tuple[int, int | None]]:
-    return [(seat.rank, seat.worker) for seat in seats]
+def seated(members: list[Member]) -> list[tuple[int, int | None]]:
+    return [(member.rank, member.worker) for member in members]
 
 
-def regrouped(seats: list[Seat], *dead: int) -> list[Seat]:
-    """Without those ranks, as `survive` deals the seats that are left."""
-    return dealt([seat for seat in seats if seat.rank not in dead])
+def regrouped(members: list[Member], *dead: int) -> list[Member]:
+    """Without those ranks, as `survive` deals the members that are left."""
+    return assign_roles([member for member in members if member.rank not in dead])
 
 
-def replaced(seats: list[Seat], num_ranks: int, respawns: dict[int, int]) -> list[Seat]:
+def replaced(members: list[Member], num_ranks: int, respawns: dict[int, int]) -> list[Member]:
     """As `replace_lost` does it, without processes."""
-    wanted, _ = to_replace(seats, num_ranks, respawns)
+    wanted, _ = to_replace(members, num_ranks, respawns)
     if not wanted:
-        return seats
-    new = [Seat(rank, "host", 1000, worker) for worker, rank in free_ranks(wanted, seats, num_ranks)]
+        return members
+    new = [Member(rank, "host", 1000, worker) for worker, rank in free_ranks(wanted, members, num_ranks)]
     for worker in wanted:
         respawns[worker] = respawns.get(worker, 0) + 1
-    everyone = [replace(seats[0], worker=None), *seats[1:], *new]
-    return sorted(everyone, key=lambda seat: -1 if seat.worker is None else seat.worker)
+    everyone = [replace(members[0], worker=None), *members[1:], *new]
+    return sorted(everyone, key=lambda member: -1 if member.worker is None else member.worker)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def replaced(seats: list[Seat], num_ranks: int, respawns: dict[int, int]) -> lis
     ],
 )
 def test_which_replacement_gets_which_worker_and_rank(
-    left: list[Seat],
+    left: list[Member],
     num_ranks: int,
     respawns: dict[int, int],
     given: list[tuple[int, int]],
@@ -85,22 +85,22 @@ def test_which_replacement_gets_which_worker_and_rank(
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 def test_all_orders_of_death(num_ranks: int) -> None:
-    """Every sequence of three moments at which some ranks, but not all, die together: no seat comes twice, and whoever
+    """Every sequence of three moments at which some ranks, but not all, die together: no member comes twice; whoever
     is not left dead is there again.
     """
     ranks = range(num_ranks)
     moments = [dead for n in range(1, num_ranks) for dead in itertools.combinations(ranks, n)]
     for before in ({}, {num_ranks - 2: MAX_RESPAWNS}, {0: MAX_RESPAWNS - 1}):
         for deaths in itertools.product(moments, repeat=3):
-            seats, respawns = start(num_ranks), dict(before)
+            members, respawns = start(num_ranks), dict(before)
             for dead in deaths:
-                if {seat.rank for seat in seats} <= set(dead):
+                if {member.rank for member in members} <= set(dead):
                     break
-                seats = replaced(regrouped(seats, *dead), num_ranks, respawns)
-                assert len({seat.rank for seat in seats}) == len(seats) <= num_ranks
-                workers = [seat.worker for seat in seats if seat.worker is not None]
+                members = replaced(regrouped(members, *dead), num_ranks, respawns)
+                assert len({member.rank for member in members}) == len(members) <= num_ranks
+                workers = [member.worker for member in members if member.worker is not None]
                 assert workers == sorted(set(workers)) and workers
-                assert len(seats) == 1 or (seats[0].worker is None and len(workers) == len(seats) - 1)
+                assert len(members) == 1 or (members[0].worker is None and len(workers) == len(members) - 1)
                 absent = set(range(num_ranks - 1)) - set(workers)
                 assert all(respawns[w] >= MAX_RESPAWNS for w in absent), (before, deaths)
 
@@ -114,9 +114,9 @@ def test_the_lowest_rank_serves_and_one_alone_works_too() -> None:
 
 def test_a_worker_that_dies_whenever_it_is_replaced_is_left_dead() -> None:
     """Also where its rank would be left alone without it: that one works by itself then."""
-    seats, respawns = start(2), dict[int, int]()
+    members, respawns = start(2), dict[int, int]()
     for _ in range(MAX_RESPAWNS):
-        seats = replaced(regrouped(seats, seats[-1].rank), 2, respawns)
-        assert seated(seats) == [(0, None), (1, 0)]
-    seats = replaced(regrouped(seats, seats[-1].rank), 2, respawns)
-    assert seated(seats) == [(0, 0)]
+        members = replaced(regrouped(members, members[-1].rank), 2, respawns)
+        assert seated(members) == [(0, None), (1, 0)]
+    members = replaced(regrouped(members, members[-1].rank), 2, respawns)
+    assert seated(members) == [(0, 0)]

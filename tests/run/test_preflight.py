@@ -13,7 +13,7 @@ from dppo.config import Config
 from dppo.console import Console
 from dppo.files import RefusedFileError
 from dppo.run.preflight import Plan, check_launcher, plan_run
-from tests.workplace import SMALL, Run
+from tests.parts import SMALL, Run
 
 ALONE = "processes, but each is an MPI world of its own"
 

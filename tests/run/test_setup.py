@@ -10,7 +10,7 @@ from mpi4py import MPI
 from dppo.config import Config, resolve
 from dppo.run import setup
 from dppo.settings.flags import UsageError
-from dppo.training.build import build_workplace
+from dppo.training.build import build_parts
 
 
 class Stepped(gymnasium.Env):
@@ -33,7 +33,7 @@ class Stepped(gymnasium.Env):
 def test_a_dry_run_steps_every_environment_once_and_says_what_it_saw(error: BaseException | None) -> None:
     gymnasium.register("Stepped-v0", Stepped, kwargs={"error": error})
     try:
-        place = build_workplace(resolve(Config(env="Stepped-v0", num_envs=2)), 0)
+        place = build_parts(resolve(Config(env="Stepped-v0", num_envs=2)), 0)
     finally:
         gymnasium.registry.pop("Stepped-v0")
     if error is None:
@@ -42,5 +42,5 @@ def test_a_dry_run_steps_every_environment_once_and_says_what_it_saw(error: Base
             " truncated"
         )
         return
-    with pytest.raises(UsageError, match=rf"failed in its first steps: {type(error).__name__}.*test_opening\.py:\d+"):
+    with pytest.raises(UsageError, match=rf"failed in its first steps: {type(error).__name__}.*test_setup\.py:\d+"):
         setup.try_environments(place, MPI.COMM_SELF)

@@ -8,39 +8,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dppo.run.members import Seat
-from dppo.run.takeover import Word, drifted, givers, last_line, offered
+from dppo.run.members import Member
+from dppo.run.takeover import Status, drifted, givers, last_line, offered
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
-from tests.workplace import make_workplace
+from tests.parts import make_parts
 
 
-def word(
+def status(
     iteration: int = 0,
     version: int = 0,
     checksum: int = 0,
     *,
     server: bool = False,
     mirror: tuple[int, int] | None = None,
-) -> Word:
-    seat = Seat(0, "host", 1, None if server else 0)
-    return Word(seat, server, (iteration, version), checksum, 0, mirror, None, synchronised=True)
+) -> Status:
+    member = Member(0, "host", 1, None if server else 0)
+    return Status(member, server, (iteration, version), checksum, 0, mirror, None, synchronised=True)
 
 
 @pytest.mark.parametrize(
-    ("words", "all_step", "giver"),
+    ("statuses", "all_step", "giver"),
     [
-        ([word(3, 30, server=True), word(3, 31)], False, 0),  # where only the server steps, it is the newest
-        ([word(3, 30, server=True), word(4, 31)], True, 1),  # where all step, a worker may be ahead
-        ([word(4, 31, server=True), word(4, 31)], True, 0),  # as far, but the server has its books as well
-        ([word(4, 31), word(4, 31, server=True)], True, 1),
-        ([word(3, 30), word(3, 32), word(3, 31)], False, 1),  # the server has died
-        ([word(3, 99), word(4, 31)], False, 1),  # a version that was counted before somebody stepped back
-        ([word(2, 20), word(2, 20)], True, 0),
+        ([status(3, 30, server=True), status(3, 31)], False, 0),  # where only the server steps, it is the newest
+        ([status(3, 30, server=True), status(4, 31)], True, 1),  # where all step, a worker may be ahead
+        ([status(4, 31, server=True), status(4, 31)], True, 0),  # as far, but the server has its books as well
+        ([status(4, 31), status(4, 31, server=True)], True, 1),
+        ([status(3, 30), status(3, 32), status(3, 31)], False, 1),  # the server has died
+        ([status(3, 99), status(4, 31)], False, 1),  # a version that was counted before somebody stepped back
+        ([status(2, 20), status(2, 20)], True, 0),
     ],
 )
-def test_the_newest_state_is_given(words: list[Word], all_step: bool, giver: int) -> None:
-    assert givers(words, all_step=all_step)[0] == giver
+def test_the_newest_state_is_given(statuses: list[Status], all_step: bool, giver: int) -> None:
+    assert givers(statuses, all_step=all_step)[0] == giver
 
 
 @pytest.mark.parametrize(
@@ -53,25 +53,25 @@ def test_the_newest_state_is_given(words: list[Word], all_step: bool, giver: int
     ],
 )
 def test_the_newest_copy_of_the_books_is_given(mirrors: list[tuple[int, int] | None], giver: int) -> None:
-    assert givers([word(mirror=mirror) for mirror in mirrors], all_step=False)[1] == giver
+    assert givers([status(mirror=mirror) for mirror in mirrors], all_step=False)[1] == giver
 
 
 @pytest.mark.parametrize(
-    ("words", "apart"),
+    ("statuses", "apart"),
     [
-        ([word(3, 30, 1), word(3, 30, 1)], 0),
-        ([word(3, 30, 1), word(3, 30, 2), word(3, 30, 1)], 3),
-        ([word(3, 30, 1), word(2, 20, 2)], 0),  # behind
-        ([word(3, 30, 1), word(3, 30, 2, server=True)], 0),  # it only keeps the books
-        ([word(3, 30, 1, server=True)], 0),
+        ([status(3, 30, 1), status(3, 30, 1)], 0),
+        ([status(3, 30, 1), status(3, 30, 2), status(3, 30, 1)], 3),
+        ([status(3, 30, 1), status(2, 20, 2)], 0),  # behind
+        ([status(3, 30, 1), status(3, 30, 2, server=True)], 0),  # it only keeps the books
+        ([status(3, 30, 1, server=True)], 0),
     ],
 )
-def test_states_that_should_be_equal_are_compared(words: list[Word], apart: int) -> None:
-    assert len(drifted(words)) == apart
+def test_states_that_should_be_equal_are_compared(statuses: list[Status], apart: int) -> None:
+    assert len(drifted(statuses)) == apart
 
 
 def at(iteration: int, version: int, ticket: int) -> TrainingState:
-    state = make_workplace().state
+    state = make_parts().state
     state.iteration, state.version, state.ticket = iteration, version, ticket
     return state
 

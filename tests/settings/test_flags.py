@@ -122,7 +122,7 @@ def test_without_arguments_it_trains_cartpole_to_475() -> None:
 
 
 def shipped() -> list[str]:
-    folder = resources.files("dppo") / "presets"
+    folder = resources.files("dppo.settings") / "presets"
     return sorted(file.name for file in folder.iterdir() if file.name.endswith(".toml"))
 
 

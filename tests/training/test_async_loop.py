@@ -13,7 +13,7 @@ from dppo.config import PPOConfig, ServerConfig
 from dppo.data import Report, Rollout
 from dppo.seams import Tag
 from dppo.training.async_loop import AsyncCoordinator, train_worker
-from tests.workplace import Run, Workplace, make_workplace
+from tests.parts import Parts, Run, make_parts
 
 AHEAD = 100
 """Updates of others while a rollout is collected."""
@@ -22,7 +22,7 @@ AHEAD = 100
 class Server(Link):
     """Rank 0 with many other workers: its version moves while this worker collects, and with every gradient."""
 
-    def __init__(self, place: Workplace, rollouts: int) -> None:
+    def __init__(self, place: Parts, rollouts: int) -> None:
         super().__init__(lambda: False)
         self.place, self.left = place, rollouts
         self.version = 0
@@ -56,7 +56,7 @@ class Server(Link):
 
 
 def staleness(rollouts: int = 4, **changes: Any) -> list[list[int]]:
-    place = make_workplace(mode="async", **changes)
+    place = make_parts(mode="async", **changes)
     server = Server(place, rollouts)
     train_worker(place.collector, place.learner, place.state, server, place.config)
     return server.sent[:rollouts]

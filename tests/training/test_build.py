@@ -20,7 +20,7 @@ import torch
 
 from dppo.config import Config, ModelConfig, resolve, updated
 from dppo.models.policy import make_policy
-from dppo.training.build import build_workplace, close_environments, make_collector
+from dppo.training.build import build_parts, close_environments, make_collector
 
 
 class Environments:
@@ -100,7 +100,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_environments_are_closed_once() -> None:
-    place = build_workplace(CONFIG, 0)
+    place = build_parts(CONFIG, 0)
     assert Counted.open == 3
     place.close()
     place.close()
@@ -108,28 +108,28 @@ def test_environments_are_closed_once() -> None:
 
 
 def test_a_server_keeps_none() -> None:
-    build_workplace(CONFIG, None)
+    build_parts(CONFIG, None)
     assert Counted.open == 0
 
 
 def test_those_that_were_made_before_one_fails_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counted, "makeable", 2)
     with pytest.raises(ValueError, match="no licence left"):
-        build_workplace(CONFIG, 0)
+        build_parts(CONFIG, 0)
     assert Counted.open == 0
 
 
 def test_those_of_no_use_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counted, "action_space", gymnasium.spaces.Tuple([gymnasium.spaces.Discrete(2)]))
     with pytest.raises(ValueError, match="Tuple"):
-        build_workplace(CONFIG, 0)
+        build_parts(CONFIG, 0)
     assert Counted.open == 0
 
 
 def test_those_whose_observations_cannot_be_taken_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Counted, "observation_space", gymnasium.spaces.Text(5))
     with pytest.raises(ValueError, match="Text"):
-        build_workplace(CONFIG, 0)
+        build_parts(CONFIG, 0)
     assert Counted.open == 0
 
 
@@ -160,7 +160,7 @@ def test_all_are_closed_where_one_cannot_be(
             crash()
 
     monkeypatch.setattr(Counted, "close", close)
-    build_workplace(CONFIG, 0).close()
+    build_parts(CONFIG, 0).close()
     assert Counted.open == 0
     assert "the simulator has gone" in capsys.readouterr().err
 
@@ -205,7 +205,7 @@ def kept() -> Iterator[None]:
 def observations(worker: int, seed: int = 3, row: int = 0) -> np.ndarray:
     """[4, 2, 3]: what the policy of `worker` sees, in a run that begins or goes on at `row`."""
     config = resolve(Config(env="Careless-v0", seed=seed, num_envs=2, horizon=4, total_steps=100))
-    place = build_workplace(config, worker)
+    place = build_parts(config, worker)
     collector = make_collector(config, place, {} if row else None, row)
     return collector.collect(4, 0).observations
 
@@ -227,13 +227,13 @@ def test_rollouts_that_are_larger_than_the_memory_are_refused(monkeypatch: pytes
     config = resolve(updated(Config(env=PROBE), {"num_envs": 4, "horizon": 10**6, "ppo": {"minibatches": 1}}))
     pages = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 10**5}
     monkeypatch.setattr(os, "sysconf", pages.__getitem__)
-    build_workplace(config, 0).envs.close()  # type: ignore[union-attr]
+    build_parts(config, 0).envs.close()  # type: ignore[union-attr]
     monkeypatch.setenv("OMPI_COMM_WORLD_LOCAL_SIZE", "4")
     with pytest.raises(
         ValueError, match=r"horizon\*num_envs=1000000\*4 samples take .* GB on each .* 4 rank\(s\), and it"
     ):
-        build_workplace(config, 0)
-    build_workplace(config, None)  # a server that steps nothing
+        build_parts(config, 0)
+    build_parts(config, None)  # a server that steps nothing
 
 
 def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:

@@ -18,7 +18,7 @@ from dppo.data import EnvState, Rollout
 from dppo.envs import probes
 from dppo.seeding import EpisodeSeeds
 from dppo.training.replay import History
-from tests.workplace import NextStep, Workplace, make_workplace, probe, settle
+from tests.parts import NextStep, Parts, make_parts, probe, settle
 
 ARRAYS = [
     "observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations", "valid", "heads",
@@ -39,7 +39,7 @@ def joined(rollouts: Sequence[Rollout], name: str, axis: int) -> np.ndarray:
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_a_rollout_is_what_single_environments_do(env: str) -> None:
     """An oracle of one environment after another, made by gymnasium.make and sent the same actions."""
-    place = make_workplace(env=env, num_envs=3, horizon=60)
+    place = make_parts(env=env, num_envs=3, horizon=60)
     settle(place)
     rollout, _ = place.rollout()
     finals = {
@@ -71,7 +71,7 @@ def test_a_rollout_is_what_single_environments_do(env: str) -> None:
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_heads_log_probs_and_values_are_those_of_the_acting_policy(env: str) -> None:
-    place = make_workplace(env=env)
+    place = make_parts(env=env)
     settle(place)
     rollout, _ = place.rollout()
     t, n = rollout.rewards.shape
@@ -89,7 +89,7 @@ def test_heads_log_probs_and_values_are_those_of_the_acting_policy(env: str) -> 
 
 
 def test_box_actions_are_stored_as_sampled_and_sent_within_the_bounds() -> None:
-    place = make_workplace(env="Pendulum-v1", model=ModelConfig(hidden=(8,), log_std_init=1.0))
+    place = make_parts(env="Pendulum-v1", model=ModelConfig(hidden=(8,), log_std_init=1.0))
     rollout, _ = place.rollout()
     np.testing.assert_allclose(rollout.env_actions, np.clip(2.0 * rollout.actions, -2.0, 2.0), rtol=1e-6)
     assert (np.abs(rollout.actions) > 1.0).any()
@@ -100,7 +100,7 @@ def test_box_actions_are_stored_as_sampled_and_sent_within_the_bounds() -> None:
 
 def test_next_values_are_those_of_what_truly_came_next() -> None:
     """Time limits bootstrap from the final observation, terminal states are worth 0, the last row looks at the next."""
-    place = make_workplace(horizon=100, num_envs=4)
+    place = make_parts(horizon=100, num_envs=4)
     settle(place)
     rollout, _ = place.rollout()
     following, _ = place.rollout(1)
@@ -117,7 +117,7 @@ def test_a_truncated_episode_bootstraps_from_its_own_final_observation(horizon: 
     """Also where the limit falls on the rollout's last row. The clock's observation is its time: 10 at the limit, 0 in
     the row after it.
     """
-    place = make_workplace(env="Clock-v0", horizon=horizon)
+    place = make_parts(env="Clock-v0", horizon=horizon)
     settle(place)
     rollout, _ = place.rollout()
     assert rollout.truncations[9].all() and not rollout.terminations.any()
@@ -160,8 +160,8 @@ class Restless(Clock):
 
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_rollouts_go_on_from_each_other(env: str) -> None:
-    whole, _ = make_workplace(env=env).rollout(40)
-    place = make_workplace(env=env)
+    whole, _ = make_parts(env=env).rollout(40)
+    place = make_parts(env=env)
     pieces = [place.rollout(rows)[0] for rows in (1, 15, 24)]
     assert [p.first_row for p in pieces] == [0, 1, 16]
     for name in ARRAYS:
@@ -172,9 +172,9 @@ def test_rollouts_go_on_from_each_other(env: str) -> None:
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 def test_the_layout_over_workers_changes_nothing(env: str) -> None:
     """Eight environments on one worker are those of two with four each and of four with two."""
-    one, discounted = make_workplace(env=env, num_envs=8, horizon=40).rollout()
+    one, discounted = make_parts(env=env, num_envs=8, horizon=40).rollout()
     for workers in (2, 4):
-        places = [make_workplace(env=env, worker=w, num_envs=8 // workers, horizon=40) for w in range(workers)]
+        places = [make_parts(env=env, worker=w, num_envs=8 // workers, horizon=40) for w in range(workers)]
         pairs = [place.rollout() for place in places]
         parts = [rollout for rollout, _ in pairs]
         for name in ARRAYS:
@@ -189,12 +189,12 @@ def test_the_layout_over_workers_changes_nothing(env: str) -> None:
 
 @pytest.mark.parametrize("rows", [0, 1, 11])
 def test_an_interrupted_rollout_is_short_and_loses_nothing(rows: int) -> None:
-    place = make_workplace()
+    place = make_parts()
     asked = iter(range(100))
     short = place.collector.collect(16, 0, lambda: next(asked) >= rows)
     place.collector.discounted_returns(short)
     rest, _ = place.rollout(16 - rows)
-    whole, _ = make_workplace().rollout(16)
+    whole, _ = make_parts().rollout(16)
     assert short.num_rows == rows and short.num_steps == 2 * rows
     if rows:
         for name in ARRAYS:
@@ -206,7 +206,7 @@ def test_an_interrupted_rollout_is_short_and_loses_nothing(rows: int) -> None:
 @pytest.mark.parametrize("rows", [0, 1, 11, 16])
 def test_a_rollout_that_nobody_used_is_given_again_with_the_rows_that_it_lacks(rows: int) -> None:
     """Cut short by a death, or whole; asked for, and told of, once or twice."""
-    place, undisturbed = make_workplace(), make_workplace()
+    place, undisturbed = make_parts(), make_parts()
     asked = iter(range(100))
     short = place.collector.collect(16, 0, lambda: next(asked) >= rows, 5)
     place.collector.discounted_returns(short)
@@ -232,7 +232,7 @@ def test_a_rollout_that_nobody_used_is_given_again_with_the_rows_that_it_lacks(r
 
 
 def test_a_rollout_ends_where_it_is_enough_from_a_quarter_on() -> None:
-    place = make_workplace()
+    place = make_parts()
     assert place.collector.collect(16, 0, None, 0, lambda: True).num_rows == 4
     assert place.collector.collect(15, 0, None, 0, lambda: True).num_rows == 4
     assert place.collector.collect(16, 0, None, 0, lambda: False).num_rows == 16
@@ -245,7 +245,7 @@ def test_a_rollout_ends_where_it_is_enough_from_a_quarter_on() -> None:
 
 
 def test_what_was_collected_does_not_change_while_more_is() -> None:
-    place = make_workplace()
+    place = make_parts()
     rollout, _ = place.rollout()
     kept = {name: getattr(rollout, name).copy() for name in [*ARRAYS, "next_values", "final_observations"]}
     observations = place.reports[0].observations.copy()
@@ -261,7 +261,7 @@ def test_what_was_collected_does_not_change_while_more_is() -> None:
 
 @pytest.mark.parametrize("env", ["CartPole-v1", probe("Truncation")])
 def test_discounted_returns_are_the_running_sums_of_each_episode(env: str) -> None:
-    place = make_workplace(env=env, horizon=50)
+    place = make_parts(env=env, horizon=50)
     rollouts = [place.rollout() for _ in range(2)]
     gamma, rewards = place.learner.gamma, joined([r for r, _ in rollouts], "rewards", 0)
     ended = joined([r for r, _ in rollouts], "terminations", 0) | joined([r for r, _ in rollouts], "truncations", 0)
@@ -274,7 +274,7 @@ def test_discounted_returns_are_the_running_sums_of_each_episode(env: str) -> No
 
 
 def test_a_report_says_where_each_environment_stands() -> None:
-    place = make_workplace(num_envs=3, horizon=70, worker=2)
+    place = make_parts(num_envs=3, horizon=70, worker=2)
     rollout, _ = place.rollout()
     report = place.collector.report(rollout, 0.5, 0.25, 0.125)
     assert (report.worker, report.first_env, report.first_row, report.env_steps) == (2, 6, 0, 210)
@@ -294,7 +294,7 @@ def test_a_report_says_where_each_environment_stands() -> None:
 
 def test_the_row_that_a_native_form_spends_on_a_reset_is_no_transition() -> None:
     """Episodes of 2 steps and a reset row, in each of two environments, the second one row later."""
-    place = make_workplace(env=probe("Constant"), horizon=9, envs=NextStep())
+    place = make_parts(env=probe("Constant"), horizon=9, envs=NextStep())
     rollout, _ = place.rollout()
     assert rollout.valid.T.astype(int).tolist() == [[1, 1, 0, 1, 1, 0, 1, 1, 0], [1, 1, 1, 0, 1, 1, 0, 1, 1]]
     assert rollout.num_steps == 13
@@ -306,7 +306,7 @@ def test_the_row_that_a_native_form_spends_on_a_reset_is_no_transition() -> None
 
 def test_the_native_cartpole_loses_its_reset_rows_and_nothing_else() -> None:
     """An end is followed by one row that does not count; within an episode rows go on from each other."""
-    place = make_workplace(vectorization="native", horizon=200)
+    place = make_parts(vectorization="native", horizon=200)
     rollout, _ = place.rollout()
     ended = rollout.terminations | rollout.truncations
     np.testing.assert_array_equal(rollout.valid[1:], ~ended[:-1])
@@ -389,21 +389,21 @@ gymnasium.register("NormalisedPendulum-v0", normalised)
 def test_nan_in_an_observation_is_named_by_row_and_environment(step: int, message: str) -> None:
     creator: Any = probes.ProbeNaN
     gymnasium.register(f"NaN{step}-v0", creator, max_episode_steps=10, kwargs={"at": step})
-    place = make_workplace(env=f"NaN{step}-v0", worker=3, horizon=26)
+    place = make_parts(env=f"NaN{step}-v0", worker=3, horizon=26)
     place.rollout()
     with pytest.raises(FloatingPointError, match=message):
         place.rollout()
 
 
 def test_nan_in_a_reward_is_named_by_row_and_environment() -> None:
-    place = make_workplace(env="NaNReward-v0", worker=1)
+    place = make_parts(env="NaNReward-v0", worker=1)
     with pytest.raises(FloatingPointError, match="reward is not finite in row 6 of environment 2: nan"):
         place.rollout()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_reward_that_float32_cannot_hold_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    place = make_workplace(env=probe("Constant"), worker=1)
+    place = make_parts(env=probe("Constant"), worker=1)
     step = place.collector.envs.step
     monkeypatch.setattr(place.collector.envs, "step", lambda a: replace(step(a), rewards=np.array([1.0, 1e39])))
     with pytest.raises(
@@ -413,7 +413,7 @@ def test_a_reward_that_float32_cannot_hold_is_named_with_the_reason(monkeypatch:
 
 
 def test_an_environments_error_comes_through_with_its_number() -> None:
-    place = make_workplace(env=probe("Crash"), horizon=200)
+    place = make_parts(env=probe("Crash"), horizon=200)
     with pytest.raises(RuntimeError, match="simulated bug") as caught:
         place.rollout()
     assert "raised by environment 0" in "".join(caught.value.__notes__)
@@ -422,7 +422,7 @@ def test_an_environments_error_comes_through_with_its_number() -> None:
 # -- restoring from a checkpoint --------------------
 
 
-def states(place: Workplace) -> dict[int, EnvState]:
+def states(place: Parts) -> dict[int, EnvState]:
     """Where the environments of `place` stand, by their global numbers."""
     history = History()
     for report in place.reports:
@@ -430,16 +430,16 @@ def states(place: Workplace) -> dict[int, EnvState]:
     return {state.env: state for state in history.states()[1]}
 
 
-def go_on(place: Workplace, saved: dict[int, EnvState], deadline: float = math.inf) -> tuple[Workplace, list[str]]:
+def go_on(place: Parts, saved: dict[int, EnvState], deadline: float = math.inf) -> tuple[Parts, list[str]]:
     """A worker of a new process with the policy of `place` and its environments as `saved` has them; its complaints."""
-    other = make_workplace(place.config, worker=place.collector.worker)
+    other = make_parts(place.config, worker=place.collector.worker)
     other.policy.flat.vector[:] = place.policy.flat.vector
     other.normaliser.unpack(place.normaliser.pack())
     other.normaliser.freeze()
     return other, other.collector.restore(saved, place.collector.row, 1000, deadline)
 
 
-def assert_same_rollouts(a: Workplace, b: Workplace) -> None:
+def assert_same_rollouts(a: Parts, b: Parts) -> None:
     (first, first_returns), (second, second_returns) = a.rollout(40), b.rollout(40)
     for name in [*ARRAYS, "next_values", "first_row", "final_observations"]:
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
@@ -452,7 +452,7 @@ def assert_same_rollouts(a: Workplace, b: Workplace) -> None:
 @pytest.mark.parametrize("env", ENVIRONMENTS)
 @pytest.mark.parametrize("rows", [1, 37])
 def test_a_restored_worker_goes_on_to_the_bit(env: str, rows: int) -> None:
-    place = make_workplace(env=env, worker=2)
+    place = make_parts(env=env, worker=2)
     settle(place)
     place.rollout(rows)
     other, problems = go_on(place, states(place))
@@ -461,7 +461,7 @@ def test_a_restored_worker_goes_on_to_the_bit(env: str, rows: int) -> None:
 
 
 def test_environments_that_were_not_saved_begin_episodes_that_nobody_had() -> None:
-    place = make_workplace(num_envs=4)
+    place = make_parts(num_envs=4)
     place.rollout(30)
     saved = states(place)
     del saved[1]
@@ -476,7 +476,7 @@ def test_environments_that_were_not_saved_begin_episodes_that_nobody_had() -> No
 
 
 def test_an_environment_that_is_not_deterministic_is_named_and_its_episode_is_cut() -> None:
-    place = make_workplace(env="Restless-v0", worker=1)
+    place = make_parts(env="Restless-v0", worker=1)
     place.rollout(13)
     other, problems = go_on(place, states(place))
     assert [line.split(":")[0] for line in problems] == [f"environment {e} could not be replayed" for e in (2, 3)]
@@ -492,7 +492,7 @@ def test_an_environment_that_is_not_deterministic_is_named_and_its_episode_is_cu
 )
 def test_an_environment_that_remembers_across_episodes_is_named(env: str, rows: int) -> None:
     """Its observations are those that were saved; its rewards are others, or come in another order."""
-    place = make_workplace(env=env, worker=1)
+    place = make_parts(env=env, worker=1)
     place.rollout(rows)
     other, problems = go_on(place, states(place))
     assert [line.split(";")[0] for line in problems] == [
@@ -507,7 +507,7 @@ def test_an_environment_that_remembers_across_episodes_is_named(env: str, rows: 
 @pytest.mark.parametrize(("env", "rows"), [("Level-v0", 20), ("NormalisedPendulum-v0", 400)])
 def test_between_two_episodes_the_one_before_tells_whether_it_remembers(env: str, rows: int) -> None:
     """There, a checkpoint has no step to compare: with a horizon that divides an episode's length each one is so."""
-    place = make_workplace(env=env, worker=1)
+    place = make_parts(env=env, worker=1)
     place.rollout(rows)
     assert place.reports[-1].episode_lengths.tolist() == [0, 0]
     saved = states(place)
@@ -525,10 +525,10 @@ def test_between_two_episodes_the_one_before_tells_whether_it_remembers(env: str
 def test_between_two_episodes_an_honest_environment_goes_on_to_the_bit(
     env: str, length: int | None, pieces: int
 ) -> None:
-    place = make_workplace(env=env, worker=2)
+    place = make_parts(env=env, worker=2)
     if length is None:
         length = int(place.rollout(200)[0].episodes[0].length)
-        place = make_workplace(env=env, worker=2)
+        place = make_parts(env=env, worker=2)
     for _ in range(pieces):
         place.rollout(length)
     saved = states(place)
@@ -539,7 +539,7 @@ def test_between_two_episodes_an_honest_environment_goes_on_to_the_bit(
 
 
 def test_of_the_episode_before_nothing_is_kept_once_the_next_has_a_step() -> None:
-    place, history = make_workplace(env="Pendulum-v1", worker=2), History()
+    place, history = make_parts(env="Pendulum-v1", worker=2), History()
     for rows, held in ((200, 200), (1, 1), (199, 200), (200, 200)):
         place.rollout(rows)
         history.extend(place.reports[-1])
@@ -550,7 +550,7 @@ def test_of_the_episode_before_nothing_is_kept_once_the_next_has_a_step() -> Non
 
 @pytest.mark.parametrize(("env", "rows"), [("Level-v0", 7), ("NormalisedPendulum-v0", 150)])
 def test_in_its_first_episode_there_is_nothing_that_it_could_have_forgotten(env: str, rows: int) -> None:
-    place = make_workplace(env=env)
+    place = make_parts(env=env)
     place.rollout(rows)
     assert go_on(place, states(place))[1] == []
 
@@ -558,7 +558,7 @@ def test_in_its_first_episode_there_is_nothing_that_it_could_have_forgotten(env:
 @pytest.mark.parametrize("pieces", [[4000], [1, 2, 3, 1000, 17, 977], [100] * 20], ids=len)
 def test_the_order_of_additions_is_no_difference(pieces: list[int]) -> None:
     """Rewards from 1e-8 to 1e8, summed over rollouts of any length."""
-    place = make_workplace(env="Uneven-v0")
+    place = make_parts(env="Uneven-v0")
     for rows in pieces:
         place.rollout(rows)
     other, problems = go_on(place, states(place))
@@ -574,7 +574,7 @@ def test_the_order_of_additions_is_no_difference(pieces: list[int]) -> None:
 
 @pytest.mark.parametrize("env", ["Pendulum-v1", probe("Truncation")])
 def test_without_time_to_replay_new_episodes_begin(env: str) -> None:
-    place = make_workplace(env=env)
+    place = make_parts(env=env)
     place.rollout(13)
     saved = states(place)
     other, problems = go_on(place, saved, deadline=-math.inf)
@@ -587,7 +587,7 @@ def test_without_time_to_replay_new_episodes_begin(env: str) -> None:
 
 
 def test_a_native_form_says_that_it_cannot_be_replayed_and_its_episodes_are_cut() -> None:
-    place = make_workplace(vectorization="native")
+    place = make_parts(vectorization="native")
     place.rollout(5)
     other, problems = go_on(place, states(place))
     assert len(problems) == 1

@@ -11,7 +11,7 @@ import pytest
 from dppo.seams import Tag
 from dppo.training.coordinator import Ending, WorkerError
 from dppo.training.standby import Mirror
-from tests.workplace import Run
+from tests.parts import Run
 
 GRACE_S = 30.0  # the default
 

@@ -16,7 +16,7 @@ from dppo.config import A3CConfig, PPOConfig
 from dppo.data import Batch, Minibatch, Rollout
 from dppo.training import learner as learner_module
 from dppo.training.learner import STATISTICS, explained_variance
-from tests.workplace import NextStep, Workplace, make_workplace, probe, settle
+from tests.parts import NextStep, Parts, make_parts, probe, settle
 
 SAMPLES = ["inputs", "actions", "heads", "log_probs", "values", "advantages", "returns"]
 
@@ -25,7 +25,7 @@ def statistic(batch: Batch, name: str) -> float:
     return float(batch.statistics[STATISTICS.index(name)])
 
 
-def prepared(place: Workplace) -> tuple[Rollout, Batch]:
+def prepared(place: Parts) -> tuple[Rollout, Batch]:
     """The next rollout, and what the learner makes of it."""
     rollout, discounted = place.rollout()
     return rollout, place.learner.prepare(rollout, discounted)
@@ -37,7 +37,7 @@ def prepared(place: Workplace) -> tuple[Rollout, Batch]:
 @pytest.mark.parametrize("env", ["CartPole-v1", probe("Truncation")])
 def test_advantages_and_targets_are_gae_of_the_scaled_rewards(env: str) -> None:
     """An oracle in plain Python, over rewards in units of the running return's deviation."""
-    place = make_workplace(env=env, horizon=60)
+    place = make_parts(env=env, horizon=60)
     settle(place)
     rollout, batch = prepared(place)
     cfg, scale = place.config.ppo, place.normaliser.reward_scale
@@ -55,7 +55,7 @@ def test_advantages_and_targets_are_gae_of_the_scaled_rewards(env: str) -> None:
 
 def test_a_time_limit_is_worth_what_goes_on_after_it() -> None:
     """Reward 1 for ever, cut after 10 steps; with the right critic, V = 1 / (1 - gamma), nothing is left to learn."""
-    place = make_workplace(env=probe("Truncation"), horizon=25, ppo=PPOConfig(gamma=0.9, minibatches=1))
+    place = make_parts(env=probe("Truncation"), horizon=25, ppo=PPOConfig(gamma=0.9, minibatches=1))
     last_bias = place.policy.flat.parameters["value.bias"]
     place.policy.flat.parameters["value.weight"][:] = 0.0
     last_bias[:] = 1 / (1 - 0.9)
@@ -68,7 +68,7 @@ def test_a_time_limit_is_worth_what_goes_on_after_it() -> None:
 
 def test_a_terminal_state_is_worth_nothing() -> None:
     """One step, reward 1: whatever the critic says of the next episode, the target is 1."""
-    place = make_workplace(env=probe("Constant"))
+    place = make_parts(env=probe("Constant"))
     place.policy.flat.parameters["value.bias"][:] = 5.0
     rollout, batch = prepared(place)
     assert rollout.terminations.all()
@@ -76,7 +76,7 @@ def test_a_terminal_state_is_worth_nothing() -> None:
 
 
 def test_rows_that_were_spent_on_a_reset_enter_no_batch_and_no_sum() -> None:
-    place = make_workplace(env=probe("Constant"), horizon=9, envs=NextStep(), ppo=PPOConfig(minibatches=2))
+    place = make_parts(env=probe("Constant"), horizon=9, envs=NextStep(), ppo=PPOConfig(minibatches=2))
     rollout, batch = prepared(place)
     valid = rollout.valid.reshape(-1)
     assert len(batch.samples) == valid.sum() == 13
@@ -91,7 +91,7 @@ def test_rows_that_were_spent_on_a_reset_enter_no_batch_and_no_sum() -> None:
 
 def test_an_end_before_a_reset_row_keeps_its_advantage() -> None:
     """GAE does not run through the reset row: without it the samples are the same."""
-    place = make_workplace(env=probe("Constant"), horizon=9, envs=NextStep(), ppo=PPOConfig(minibatches=1))
+    place = make_parts(env=probe("Constant"), horizon=9, envs=NextStep(), ppo=PPOConfig(minibatches=1))
     rollout, batch = prepared(place)
     column = rollout.valid[:, 0]
     rewards, values, next_values = (a[column, :1] for a in (rollout.rewards, rollout.values, rollout.next_values))
@@ -104,7 +104,7 @@ def test_an_end_before_a_reset_row_keeps_its_advantage() -> None:
 def test_a_rollout_that_was_given_up_at_once_is_an_empty_batch() -> None:
     for env in ("CartPole-v1", "Pendulum-v1", probe("Bits")):
         for mode in ("sync", "async"):
-            place = make_workplace(env=env, mode=mode, loss="ppo")
+            place = make_parts(env=env, mode=mode, loss="ppo")
             rollout = place.collector.collect(16, 0, lambda: True)
             batch = place.learner.prepare(rollout, place.collector.discounted_returns(rollout))
             assert len(batch.samples) == 0
@@ -115,7 +115,7 @@ def test_a_rollout_that_was_given_up_at_once_is_an_empty_batch() -> None:
 
 
 def test_vtrace_with_the_acting_policy_has_the_targets_of_gae() -> None:
-    place, other = (make_workplace(mode="async", loss="ppo", vtrace=on) for on in (True, False))
+    place, other = (make_parts(mode="async", loss="ppo", vtrace=on) for on in (True, False))
     _, corrected = prepared(place)
     _, plain = prepared(other)
     np.testing.assert_allclose(corrected.samples.returns, plain.samples.returns, atol=1e-5)
@@ -123,7 +123,7 @@ def test_vtrace_with_the_acting_policy_has_the_targets_of_gae() -> None:
 
 def test_vtrace_corrects_towards_the_present_policy_with_its_critic() -> None:
     """Parameters have moved since the rollout: ratios and values are those of the new ones, bootstraps of the old."""
-    place = make_workplace(mode="async", loss="ppo", horizon=60)
+    place = make_parts(mode="async", loss="ppo", horizon=60)
     settle(place)
     rollout, discounted = place.rollout()
     place.policy.flat.vector += np.random.default_rng(3).normal(0, 0.05, place.policy.flat.size).astype(np.float32)
@@ -151,7 +151,7 @@ def test_vtrace_corrects_towards_the_present_policy_with_its_critic() -> None:
 
 def test_advantages_are_normalised_over_the_samples_of_all_ranks() -> None:
     """Three workers with different numbers of samples, against all advantages in one array."""
-    places = [make_workplace(worker=w, horizon=h) for w, h in enumerate((4, 20, 52))]
+    places = [make_parts(worker=w, horizon=h) for w, h in enumerate((4, 20, 52))]
     batches = [prepared(place)[1] for place in places]
     everything = np.concatenate([b.samples.advantages for b in batches]).astype(np.float64)
     totals = np.sum([b.statistics for b in batches], axis=0)
@@ -164,8 +164,8 @@ def test_advantages_are_normalised_over_the_samples_of_all_ranks() -> None:
 
 def test_normalising_can_be_switched_off_and_is_off_in_a3c() -> None:
     for place in (
-        make_workplace(ppo=PPOConfig(normalize_advantages=False, minibatches=1)),
-        make_workplace(loss="a3c"),
+        make_parts(ppo=PPOConfig(normalize_advantages=False, minibatches=1)),
+        make_parts(loss="a3c"),
     ):
         _, batch = prepared(place)
         before = batch.samples.advantages.copy()
@@ -174,7 +174,7 @@ def test_normalising_can_be_switched_off_and_is_off_in_a3c() -> None:
 
 
 def test_equal_advantages_and_no_samples_are_normalised_without_a_warning() -> None:
-    place = make_workplace()
+    place = make_parts()
     _, batch = prepared(place)
     batch.samples.advantages[:] = 3.0
     with np.errstate(all="raise"):
@@ -189,7 +189,7 @@ def totals_of(advantages: np.ndarray) -> np.ndarray:
 
 
 def test_explained_variance_is_that_of_all_samples() -> None:
-    places = [make_workplace(worker=w) for w in (0, 1)]
+    places = [make_parts(worker=w) for w in (0, 1)]
     pairs = [prepared(place) for place in places]
     totals = np.sum([b.statistics for _, b in pairs], axis=0)
     targets = np.concatenate([b.samples.returns for _, b in pairs]).astype(np.float64)
@@ -198,7 +198,7 @@ def test_explained_variance_is_that_of_all_samples() -> None:
 
 
 def test_moments_are_of_raw_observations_and_running_returns() -> None:
-    place = make_workplace(horizon=30)
+    place = make_parts(horizon=30)
     rollout, discounted = place.rollout()
     batch = place.learner.prepare(rollout, discounted)
     place.normaliser.merge(batch.statistics[len(STATISTICS) :])
@@ -212,7 +212,7 @@ def test_moments_are_of_raw_observations_and_running_returns() -> None:
 
 
 def test_every_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
-    place = make_workplace(horizon=32, ppo=PPOConfig(epochs=3, minibatches=4))
+    place = make_parts(horizon=32, ppo=PPOConfig(epochs=3, minibatches=4))
     _, batch = prepared(place)
     batch.samples.advantages = np.arange(64, dtype=np.float32)  # names
     parts = [m.advantages.astype(int).tolist() for m in place.learner.minibatches(batch, 0)]
@@ -223,7 +223,7 @@ def test_every_epoch_has_every_sample_once_in_an_order_of_its_own() -> None:
 
 
 def test_all_of_a_sample_goes_together() -> None:
-    place = make_workplace(env="Pendulum-v1")
+    place = make_parts(env="Pendulum-v1")
     _, batch = prepared(place)
     for part in place.learner.minibatches(batch, 0):
         for k in range(len(part)):
@@ -235,7 +235,7 @@ def test_all_of_a_sample_goes_together() -> None:
 @pytest.mark.parametrize("samples", [0, 1, 3, 30])
 def test_a_rollout_that_was_cut_short_gives_the_same_number_of_minibatches(samples: int) -> None:
     """Ranks meet at every update: none may have one less. Some may be empty."""
-    place = make_workplace(ppo=PPOConfig(epochs=2, minibatches=4))
+    place = make_parts(ppo=PPOConfig(epochs=2, minibatches=4))
     _, batch = prepared(place)
     batch = replace(batch, samples=batch.samples[np.arange(samples)], parts=((0, samples),))
     parts = list(place.learner.minibatches(batch, 0))
@@ -245,7 +245,7 @@ def test_a_rollout_that_was_cut_short_gives_the_same_number_of_minibatches(sampl
 
 def test_the_order_is_that_of_worker_and_iteration() -> None:
     def order(worker: int, iteration: int) -> list[float]:
-        place = make_workplace(worker=worker)
+        place = make_parts(worker=worker)
         batch = Batch(numbered(32), np.empty(0), ((worker, 32),))
         return [x for m in place.learner.minibatches(batch, iteration) for x in m.advantages.tolist()]
 
@@ -260,16 +260,16 @@ def numbered(count: int) -> Minibatch:
 
 
 def test_a3c_takes_one_gradient_of_the_whole_rollout() -> None:
-    place = make_workplace(loss="a3c")
+    place = make_parts(loss="a3c")
     _, batch = prepared(place)
     parts = list(place.learner.minibatches(batch, 0))
     assert len(parts) == place.learner.updates_per_rollout == 1
     assert parts[0] is batch.samples
 
 
-def joined_workers(*rows: int, **changes: Any) -> tuple[list[Workplace], list[Batch], Batch]:
+def joined_workers(*rows: int, **changes: Any) -> tuple[list[Parts], list[Batch], Batch]:
     """Workers with rollouts of so many rows (0: given up at once), their batches, and all of them joined."""
-    places = [make_workplace(worker=w, **changes) for w in range(len(rows))]
+    places = [make_parts(worker=w, **changes) for w in range(len(rows))]
     batches = []
     for place, horizon in zip(places, rows, strict=True):
         settle(place)
@@ -356,7 +356,7 @@ def test_the_gradient_of_a_joined_minibatch_is_the_sum_of_the_workers_own(
 @pytest.mark.parametrize("objective", ["clip", "kl"])
 def test_gradient_writes_the_configured_losss_sums(objective: str) -> None:
     cfg = PPOConfig(objective=objective, minibatches=1, entropy_coef=0.1, kl_target=1e-4)  # type: ignore[arg-type]
-    place = make_workplace(ppo=cfg)
+    place = make_parts(ppo=cfg)
     _, batch = prepared(place)
     place.policy.flat.vector += np.random.default_rng(0).normal(0, 0.1, place.policy.flat.size).astype(np.float32)
     place.policy.flat.summed[:] = 7.0
@@ -381,7 +381,7 @@ def test_gradient_writes_the_configured_losss_sums(objective: str) -> None:
 
 def test_the_first_minibatchs_ratio_is_one() -> None:
     for env in ("CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")):
-        place = make_workplace(env=env)
+        place = make_parts(env=env)
         settle(place)
         _, batch = prepared(place)
         place.learner.gradient(next(place.learner.minibatches(batch, 0)))
@@ -395,7 +395,7 @@ def test_the_first_minibatchs_ratio_is_one() -> None:
     [("inputs", "first bad array is inputs, at"), ("advantages", "advantages, at"), ("returns", "value targets, at")],
 )
 def test_a_loss_that_is_not_finite_names_the_first_bad_array(field: str, message: str) -> None:
-    place = make_workplace()
+    place = make_parts()
     _, batch = prepared(place)
     getattr(batch.samples, field)[5] = np.nan
     with pytest.raises(FloatingPointError, match=message):
@@ -403,7 +403,7 @@ def test_a_loss_that_is_not_finite_names_the_first_bad_array(field: str, message
 
 
 def test_parameters_that_are_not_finite_are_found_by_the_networks_output() -> None:
-    place = make_workplace()
+    place = make_parts()
     _, batch = prepared(place)
     place.policy.flat.vector[0] = np.nan
     with pytest.raises(FloatingPointError, match=r"the network's head, at .* a smaller optim\.lr may help"):
@@ -414,7 +414,7 @@ def test_parameters_that_are_not_finite_are_found_by_the_networks_output() -> No
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_names_the_first_parameter(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss is finite; a torch network's root of 0 does this."""
-    place = make_workplace(worker=3)
+    place = make_parts(worker=3)
     _, batch = prepared(place)
     backward = place.policy.backward
 
@@ -431,7 +431,7 @@ def test_a_gradient_that_is_not_finite_names_the_first_parameter(bad: float, mon
 
 def test_a_large_gradient_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its squares are not, in float32."""
-    place = make_workplace()
+    place = make_parts()
     _, batch = prepared(place)
     backward = place.policy.backward
 
@@ -446,7 +446,7 @@ def test_a_large_gradient_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_kl_that_is_not_finite_never_reaches_the_other_ranks() -> None:
-    place = make_workplace(ppo=PPOConfig(objective="kl", minibatches=1))
+    place = make_parts(ppo=PPOConfig(objective="kl", minibatches=1))
     _, batch = prepared(place)
     place.policy.flat.vector[0] = np.nan
     with pytest.raises(FloatingPointError, match="the network's head"):
@@ -458,7 +458,7 @@ def test_no_samples_have_no_gradient_and_the_network_does_not_see_them(
     objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Some networks cannot take 0 rows. The other ranks still wait for the sum of its KL."""
-    place = make_workplace(ppo=PPOConfig(objective=objective, minibatches=1))  # type: ignore[arg-type]
+    place = make_parts(ppo=PPOConfig(objective=objective, minibatches=1))  # type: ignore[arg-type]
     _, batch = prepared(place)
     monkeypatch.setattr(place.policy, "forward", lambda inputs: pytest.fail("it was asked"))
     place.policy.flat.summed[:] = 7.0
@@ -469,7 +469,7 @@ def test_no_samples_have_no_gradient_and_the_network_does_not_see_them(
 
 
 def test_a_masked_logit_is_not_what_a_bad_loss_is_blamed_on() -> None:
-    place = make_workplace()
+    place = make_parts()
     _, batch = prepared(place)
     head, value = place.policy.forward(batch.samples.inputs)
     head[0, 0], value[3] = -np.inf, np.nan
@@ -481,7 +481,7 @@ def test_a_masked_logit_is_not_what_a_bad_loss_is_blamed_on() -> None:
 @pytest.mark.parametrize("reward", [1e18, -1e20, 1e30, 3e38])
 def test_rewards_that_are_too_large_are_named(reward: float, loss: str) -> None:
     """By their value, row and environment; it is not the learning rate that is to blame."""
-    place = make_workplace(env=probe("Constant"), worker=1, loss=loss, horizon=8)
+    place = make_parts(env=probe("Constant"), worker=1, loss=loss, horizon=8)
     rollout, discounted = place.rollout()
     rollout.rewards[5, 1] = reward
     with pytest.raises(FloatingPointError, match=r"rewards are too large: .* in row 5 of environment 3") as caught:
@@ -493,7 +493,7 @@ def test_rewards_that_are_too_large_are_named(reward: float, loss: str) -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("value", [1e20, np.inf, np.nan])
 def test_values_that_are_too_large_are_not_blamed_on_rewards(value: float) -> None:
-    place = make_workplace()
+    place = make_parts()
     rollout, discounted = place.rollout()
     rollout.values[4, 0] = value
     with pytest.raises(FloatingPointError, match=r"the critic's values reach .* smaller optim\.lr"):
@@ -503,7 +503,7 @@ def test_values_that_are_too_large_are_not_blamed_on_rewards(value: float) -> No
 @pytest.mark.parametrize("reward", [1e5, 1e10, 1e13])
 def test_large_rewards_are_learnt_from(reward: float) -> None:
     """Before the first moments they are taken as they are."""
-    place = make_workplace(env=probe("Constant"))
+    place = make_parts(env=probe("Constant"))
     rollout, discounted = place.rollout()
     rollout.rewards[:] *= np.float32(reward)
     batch = place.learner.prepare(rollout, discounted)
@@ -529,7 +529,7 @@ def test_rewards_in_any_unit_are_learnt_alike() -> None:
     for unit in (1.0, 1e-8, 1e-5, 1e-3, 1e5):
         name = f"Units{np.log10(unit):.0f}-v0".replace("-", "m", 1) if unit < 1 else f"Units{np.log10(unit):.0f}-v0"
         gymnasium.register(name, lambda unit=unit: InUnits(gymnasium.make("dppo/ProbeContext-v0"), unit))
-        place = make_workplace(env=name, num_envs=8, horizon=32, ppo=PPOConfig(epochs=4, minibatches=4))
+        place = make_parts(env=name, num_envs=8, horizon=32, ppo=PPOConfig(epochs=4, minibatches=4))
         for _ in range(20):
             place.iterate()
         earned = [e.episode_return for report in place.reports[-3:] for e in report.episodes]
@@ -554,8 +554,8 @@ CELLS: dict[str, dict[str, Any]] = {
 def test_workers_together_give_the_gradient_of_one_with_all_environments(cell: str, env: str, workers: int) -> None:
     """Eight environments: rollout, statistics, gradient and metric sums of the ranks add up to those of one rank."""
     changes: dict[str, Any] = {"env": env, "horizon": 24, **CELLS[cell]}
-    alone = make_workplace(num_envs=8, **changes)
-    places = [make_workplace(num_envs=8 // workers, worker=w, **changes) for w in range(workers)]
+    alone = make_parts(num_envs=8, **changes)
+    places = [make_parts(num_envs=8 // workers, worker=w, **changes) for w in range(workers)]
     batches = []
     for place in (alone, *places):
         settle(place)
@@ -574,7 +574,7 @@ def test_workers_together_give_the_gradient_of_one_with_all_environments(cell: s
 
 def test_a_worker_with_fewer_samples_weighs_less() -> None:
     """The mean gradient of a worker with 4 rows and one with 28 is that of the 32 rows together."""
-    places = [make_workplace(worker=w, horizon=h, ppo=PPOConfig(minibatches=1)) for w, h in ((0, 4), (1, 28))]
+    places = [make_parts(worker=w, horizon=h, ppo=PPOConfig(minibatches=1)) for w, h in ((0, 4), (1, 28))]
     batches = [prepared(place)[1].samples for place in places]
     for place, samples in zip(places, batches, strict=True):
         place.learner.gradient(samples)

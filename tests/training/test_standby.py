@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dppo.training.standby import Memory, Mirror
-from tests.workplace import Run, make_workplace
+from tests.parts import Run, make_parts
 
 
 def test_a_mirror_comes_back_as_it_was_sent(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_mirror_comes_back_as_it_was_sent(tmp_path: Path) -> None:
 
 
 def test_a_report_that_is_told_again_is_kept_once() -> None:
-    place, memory = make_workplace(), Memory()
+    place, memory = make_parts(), Memory()
     for _ in range(2):
         place.rollout()
     first, second = place.reports
@@ -48,7 +48,7 @@ def test_boundaries_are_remembered_until_rank_zero_must_have_closed_them() -> No
 
 
 def test_the_states_parts_travel_alone() -> None:
-    place, other = make_workplace(), make_workplace()
+    place, other = make_parts(), make_parts()
     place.iterate()
     message = np.empty(place.state.all_bytes, np.uint8)
     place.state.pack(message)

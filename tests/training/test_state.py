@@ -15,7 +15,7 @@ from dppo.algo.losses import METRICS
 from dppo.config import OptimConfig, PPOConfig
 from dppo.rundir.checkpoint import Checkpoint, newest_valid, write_checkpoint
 from dppo.training.state import NUMBERS, TrainingState, Usage
-from tests.workplace import Workplace, make_workplace
+from tests.parts import Parts, make_parts
 
 
 def summed(state: TrainingState, gradient: float, **sums: float) -> np.ndarray:
@@ -24,10 +24,10 @@ def summed(state: TrainingState, gradient: float, **sums: float) -> np.ndarray:
     return np.concatenate((np.full(state.flat.size, gradient), values)).astype(np.float32)
 
 
-def sgd(**changes: Any) -> Workplace:
+def sgd(**changes: Any) -> Parts:
     """Plain steps: lr 0.5, no momentum, no clipping, no schedule."""
     optim = OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=0.0, anneal=False)
-    return make_workplace(**({"optim": optim} | changes))
+    return make_parts(**({"optim": optim} | changes))
 
 
 # -- a step --------------------
@@ -71,7 +71,7 @@ def test_no_samples_are_a_step_of_zero() -> None:
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
 def test_an_update_of_no_samples_is_none(name: Any) -> None:
     """Momentum and statistics stand still, nothing is counted, and the iteration goes on."""
-    state = make_workplace(optim=OptimConfig(name=name)).state
+    state = make_parts(optim=OptimConfig(name=name)).state
     state.step(summed(state, 1.0, count=5, approx_kl=0.05))
     before = fingerprint(state)
     for _ in range(3):
@@ -93,7 +93,7 @@ def test_an_empty_update_says_nothing_of_the_kl() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_gradient_that_is_not_finite_is_not_stepped_with(bad: float) -> None:
     """The update and the first parameter are named."""
-    state = make_workplace().state
+    state = make_parts().state
     for _ in range(2):
         state.step(summed(state, 1.0, count=1))
     before, message = fingerprint(state), summed(state, 1.0, count=1)
@@ -122,7 +122,7 @@ def test_the_norm_of_a_large_gradient_does_not_overflow() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
 def test_parameters_that_a_step_makes_infinite_are_never_acted_on(name: Any) -> None:
-    state = make_workplace(optim=OptimConfig(name=name, lr=1000.0, anneal=False, max_grad_norm=0.0)).state
+    state = make_parts(optim=OptimConfig(name=name, lr=1000.0, anneal=False, max_grad_norm=0.0)).state
     with pytest.raises(FloatingPointError, match=r"update \d has left a parameter .* smaller optim.lr"):
         for _ in range(4):
             state.step(summed(state, 100.0, count=1), weight=3e35)
@@ -159,7 +159,7 @@ SPOIL = [spoil_parameters, spoil_optimizer, spoil_moments, spoil_returns, spoil_
 @pytest.mark.parametrize("spoil", SPOIL)
 def test_an_iteration_never_ends_with_a_state_that_is_not_finite(spoil: Callable[[TrainingState], str]) -> None:
     """Its end is what a checkpoint is made of, and what the next rollout acts with."""
-    place = make_workplace()
+    place = make_parts()
     place.iterate()
     updates, what = place.state.updates, spoil(place.state)
     with pytest.raises(FloatingPointError, match=f"after update {updates} the state is not finite: .*{what}"):
@@ -168,11 +168,11 @@ def test_an_iteration_never_ends_with_a_state_that_is_not_finite(spoil: Callable
 
 @pytest.mark.parametrize("spoil", SPOIL)
 def test_a_saved_state_that_is_not_finite_is_refused(spoil: Callable[[TrainingState], str]) -> None:
-    place = make_workplace()
+    place = make_parts()
     place.iterate()
     what = spoil(place.state)
     with pytest.raises(ValueError, match=f"the saved state is not finite: .*{what}"):
-        make_workplace().state.load(place.state.as_dict())
+        make_parts().state.load(place.state.as_dict())
 
 
 @pytest.mark.parametrize(("mean_kl", "stepped"), [(0.149, True), (0.151, False)])
@@ -214,7 +214,7 @@ def test_metrics_are_means_over_samples_and_over_updates() -> None:
 
 
 def test_the_rate_is_annealed_between_iterations_and_not_within() -> None:
-    state = make_workplace(total_steps=1000, optim=OptimConfig(lr=0.4)).state
+    state = make_parts(total_steps=1000, optim=OptimConfig(lr=0.4)).state
     rates = []
     for _ in range(3):
         state.step(summed(state, 1.0, count=1))
@@ -270,7 +270,7 @@ def test_a_copy_goes_on_to_the_bit(
     """Three iterations, copied, and two more: parameters, moments, counters and schedules are the same."""
     ppo = PPOConfig(objective="kl", minibatches=1)
     changes: dict[str, Any] = {"optim": OptimConfig(name=optimizer), "ppo": ppo}
-    place, other = make_workplace(**changes), make_workplace(**changes)
+    place, other = make_parts(**changes), make_parts(**changes)
     for _ in range(3):
         place.iterate()
     copy(place.state, other.state, tmp_path)
@@ -299,7 +299,7 @@ def fingerprint(state: TrainingState) -> tuple[object, ...]:
 
 
 def test_a_worker_of_a_server_needs_no_optimiser_state() -> None:
-    place, other = make_workplace(), make_workplace(seed=1)
+    place, other = make_parts(), make_parts(seed=1)
     place.iterate()
     message = np.empty(place.state.core_bytes, np.uint8)
     place.state.pack(message)
@@ -310,7 +310,7 @@ def test_a_worker_of_a_server_needs_no_optimiser_state() -> None:
 
 
 def test_a_message_holds_large_counters_exactly() -> None:
-    state, other = make_workplace().state, make_workplace().state
+    state, other = make_parts().state, make_parts().state
     for i, name in enumerate(NUMBERS[:-1]):
         setattr(state, name, 2**60 + i)
     state.optimizer.steps = 2**60 + 9
@@ -322,7 +322,7 @@ def test_a_message_holds_large_counters_exactly() -> None:
 
 
 def test_moments_that_arrive_are_not_frozen_before_the_next_iteration() -> None:
-    place, other = make_workplace(), make_workplace()
+    place, other = make_parts(), make_parts()
     place.iterate()
     message = np.empty(place.state.core_bytes, np.uint8)
     place.state.pack(message)
@@ -332,7 +332,7 @@ def test_moments_that_arrive_are_not_frozen_before_the_next_iteration() -> None:
 
 
 def test_what_was_saved_does_not_change_with_the_next_step() -> None:
-    place = make_workplace()
+    place = make_parts()
     place.iterate()
     saved = place.state.as_dict()
     kept = {name: saved[name].copy() for name in ("parameters", "optimizer", "moments")}
@@ -342,15 +342,15 @@ def test_what_was_saved_does_not_change_with_the_next_step() -> None:
 
 
 def test_a_checkpoint_of_another_network_or_optimiser_is_refused() -> None:
-    saved = make_workplace().state.as_dict()
+    saved = make_parts().state.as_dict()
     with pytest.raises(ValueError, match="the checkpoint holds a network of"):
-        make_workplace(env="Pendulum-v1").state.load(saved)
+        make_parts(env="Pendulum-v1").state.load(saved)
     with pytest.raises(ValueError, match="the checkpoint holds"):
-        make_workplace(optim=OptimConfig(name="sgd")).state.load(saved)
+        make_parts(optim=OptimConfig(name="sgd")).state.load(saved)
 
 
 def test_the_first_progress_of_a_resumed_run_is_where_it_stands() -> None:
-    place, other = make_workplace(total_steps=100), make_workplace(total_steps=100)
+    place, other = make_parts(total_steps=100), make_parts(total_steps=100)
     place.iterate()
     other.state.load(place.state.as_dict())
     assert other.state.progress == place.state.progress == 0.32
@@ -412,7 +412,7 @@ def packed(state: TrainingState) -> np.ndarray:
 
 def in_mid_run() -> TrainingState:
     """With statistics of the optimiser that are much smaller than the parameters."""
-    state = make_workplace().state
+    state = make_parts().state
     rng = np.random.default_rng(4)
     state.flat.vector[:] = rng.normal(0.0, 0.1, state.flat.size)
     state.optimizer.state[0] = rng.normal(0.0, 1e-3, state.flat.size)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dppo.training.sync_exchange import CHECK_EVERY, AllreduceExchange
-from tests.workplace import Workplace, make_workplace
+from tests.parts import Parts, make_parts
 
 
 class Sums:
@@ -41,14 +41,14 @@ class Nobody:
         self.boundaries.append(message)
 
 
-def packed(place: Workplace) -> np.ndarray:
+def packed(place: Parts) -> np.ndarray:
     message = np.empty(place.state.all_bytes, np.uint8)
     place.state.pack(message)
     return message
 
 
-def worker(iteration: int, sums: Any, link: Any) -> tuple[Workplace, AllreduceExchange]:
-    place = make_workplace()
+def worker(iteration: int, sums: Any, link: Any) -> tuple[Parts, AllreduceExchange]:
+    place = make_parts()
     place.state.iteration = iteration - 1
     return place, AllreduceExchange(sums, place.state, link)
 

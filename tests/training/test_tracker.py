@@ -20,7 +20,7 @@ from dppo.rundir import checkpoint, runfiles
 from dppo.rundir.checkpoint import checkpoint_folders
 from dppo.rundir.runfiles import SavingError
 from dppo.training.tracker import WINDOW, Failure, Journal
-from tests.workplace import Run, make_workplace, probe
+from tests.parts import Run, make_parts, probe
 
 
 def episode(value: float, row: int = 0, env: int = 0) -> Episode:
@@ -182,14 +182,14 @@ def test_a_new_servers_books_catch_up_with_the_lines_of_the_old(tmp_path: Path) 
 def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
     run.iterate()
     states, row, first_free = run.journal.hand_over(0)
-    other = make_workplace()
+    other = make_parts()
     assert other.collector.restore(states, row, first_free, time.monotonic() + 60) == []
     np.testing.assert_array_equal(other.collector._observations, run.places[0].collector._observations)
     run.journal.add(other.rollout() and other.reports[-1])
     run.state.finish_iteration(32, 0.0)
     run.journal.close({})
     saved = run.journal._histories[0].states()
-    third = make_workplace()
+    third = make_parts()
     assert third.collector.restore({e.env: e for e in saved[1]}, saved[0], 99, time.monotonic() + 60) == []
     assert run.journal.hand_over(5)[:2] == ({}, saved[0]), "of one that is not known: nothing"
 
@@ -197,23 +197,23 @@ def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
 # -- how a run ends --------------------
 
 
-def dealt(values: Sequence[float], first: int = 0, row: int = 0) -> list[Episode]:
+def assign_roles(values: Sequence[float], first: int = 0, row: int = 0) -> list[Episode]:
     """One episode of each environment from `first` on."""
     return [episode(value, row, first + i) for i, value in enumerate(values)]
 
 
 def test_the_target_is_reached_by_a_full_window_only(tmp_path: Path) -> None:
     run = Run(tmp_path, target_return=5.0, num_envs=100)
-    assert run.iterate(dealt([9.0] * 99)) is None
-    assert run.iterate(dealt([9.0], 99, row=16)) == "target"
+    assert run.iterate(assign_roles([9.0] * 99)) is None
+    assert run.iterate(assign_roles([9.0], 99, row=16)) == "target"
     assert run.summary()["exit"] == "target"
 
 
 def test_a_mean_just_below_the_target_is_not_enough(tmp_path: Path) -> None:
     run = Run(tmp_path, target_return=5.0, num_envs=100)
-    assert run.iterate(dealt([4.999] * 100)) is None
-    assert run.iterate(dealt([5.05], row=16)) is None
-    assert run.iterate(dealt([5.0] * 99, 1, row=32)) == "target"
+    assert run.iterate(assign_roles([4.999] * 100)) is None
+    assert run.iterate(assign_roles([5.05], row=16)) is None
+    assert run.iterate(assign_roles([5.0] * 99, 1, row=32)) == "target"
 
 
 def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(tmp_path: Path) -> None:
@@ -222,7 +222,7 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
     for number in range(3):
         for place in run.places:
             first = place.collector.first_env
-            run.collect(place, dealt([9.0] * (60 - (first > 0)), first, row=16 * number))
+            run.collect(place, assign_roles([9.0] * (60 - (first > 0)), first, row=16 * number))
         run.state.finish_iteration(0, 0.0)
         assert run.journal.close({}) is None
     assert run.lines()[-1]["return_mean_100"] == 9.0
@@ -233,7 +233,7 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
     again = Run(tmp_path, target_return=5.0, num_envs=60, workers=2, saved=first)
     for place in again.places:
         last = place.collector.first_env > 0
-        again.collect(place, dealt([9.0], 119, row=48) if last else [])
+        again.collect(place, assign_roles([9.0], 119, row=48) if last else [])
     again.state.finish_iteration(0, 0.0)
     assert again.journal.close({}) == "target"
     assert again.lines()[-1]["return_mean_100_settled"] == 9.0
@@ -245,7 +245,7 @@ def test_an_environment_that_never_ends_is_named_where_it_keeps_a_target_from_be
 ) -> None:
     run = Run(tmp_path, target_return=5.0, num_envs=60, total_steps=10**6)
     for number in range(30):
-        run.iterate(dealt([9.0 if number > 20 else 1.0] * 59, row=16 * number))
+        run.iterate(assign_roles([9.0 if number > 20 else 1.0] * 59, row=16 * number))
     told = capsys.readouterr().err
     run.journal.close_files()
     assert told.count("environment 59 (worker 0) has been in one episode since iteration 1") == 1
@@ -264,7 +264,7 @@ def test_the_run_ends_at_the_first_boundary_at_or_past_its_steps(tmp_path: Path)
 
 def test_a_target_reached_with_the_last_step_is_a_target(tmp_path: Path) -> None:
     run = Run(tmp_path, total_steps=1600, target_return=1.0, num_envs=100)
-    assert run.iterate(dealt([2.0] * 100)) == "target"
+    assert run.iterate(assign_roles([2.0] * 100)) == "target"
 
 
 def test_a_request_to_leave_is_granted_at_the_next_boundary(run: Run) -> None:

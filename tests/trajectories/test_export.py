@@ -27,7 +27,7 @@ from dppo.trajectories.export import command as export
 from dppo.trajectories.export.selection import Exported, in_batches
 from dppo.trajectories.reader import Episode, Trajectories, open_trajectories
 from dppo.trajectories.writer import Labels, TrajectoryWriter
-from tests.workplace import make_workplace
+from tests.parts import make_parts
 
 ENVS = ("CartPole-v1", "Pendulum-v1")
 NUM_ROLLOUTS = {"CartPole-v1": 8, "Pendulum-v1": 30}
@@ -37,7 +37,7 @@ each_env = pytest.mark.parametrize("env", ENVS)
 def make_dump(run_dir: Path, env: str, *, every: int = 1, ranks: int = 2, horizon: int = 16) -> Path:
     """What workers without a server write, in several segments; the policies do not learn."""
     for rank in range(ranks):
-        place = make_workplace(env=env, worker=rank)
+        place = make_parts(env=env, worker=rank)
         envs = place.collector.envs
         labels = Labels(
             run_dir, "a-run", 1, rank, ranks, rank * place.config.num_envs, json.dumps(as_dict(place.config)),

@@ -14,7 +14,6 @@ import h5py
 import numpy as np
 import pytest
 
-from dppo.trajectories import salvage
 from dppo.trajectories.__main__ import main
 from dppo.trajectories.format import USER_BLOCK, seal_image
 from dppo.trajectories.plots import policy_lag
@@ -101,7 +100,7 @@ def test_info_of_a_damaged_dump_says_what_to_do(tmp_path: Path, capsys: pytest.C
     ("argv", "said"),
     [
         ([], "COMMAND"), (["frobnicate"], "invalid choice"), (["plot", "RUN"], "-o/--output"),
-        (["plot", "RUN", "-o", ""], "an empty name"), (["recover", "x", "-o", ""], "an empty name"),
+        (["plot", "RUN", "-o", ""], "an empty name"),
         (["export", "RUN", "--to", "cs\nv"], "invalid choice"),
         (["export", "RUN", "--to", "csv", "--last", "x"], "'x'"),
         (["validate", "a\nb"], "a b has no trajectories"),
@@ -287,7 +286,7 @@ def test_no_index_of_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureF
     assert not list((tmp_path / "trajectories").glob("index*"))
 
 
-# -- recover --------------------
+# -- damage that HDF5 would not survive --------------------
 
 
 def long_dump(run_dir: Path) -> Path:
@@ -297,140 +296,6 @@ def long_dump(run_dir: Path) -> Path:
     return worker.path(0)
 
 
-def spoil(path: Path, name: str, chunk: int) -> None:
-    """Flips a byte within a compressed chunk."""
-    with h5py.File(path, "r") as file:
-        where = file[name].id.get_chunk_info(chunk).byte_offset
-    data = bytearray(path.read_bytes())
-    data[where + 20] ^= 0xFF
-    path.write_bytes(data)
-
-
-def test_recover_of_a_whole_segment_loses_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = long_dump(tmp_path)
-    assert main(["recover", str(path), "-o", str(tmp_path / "new.h5")]) == 0
-    assert capsys.readouterr().out == f"{tmp_path}/new.h5: 27 dataset(s) saved; nothing was lost\n"
-    with h5py.File(path) as old, h5py.File(tmp_path / "new.h5") as new:
-        assert not new.attrs["complete"] and old.attrs["complete"]
-        for group in ("steps", "final", "episodes"):
-            for name in old[group]:
-                np.testing.assert_array_equal(old[group][name], new[group][name])
-
-
-def test_recover_keeps_the_rows_that_all_can_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Chunks of 1024 rows by environment: the second of env 1's rewards is broken. Episodes of 700 and 900 steps."""
-    path = long_dump(tmp_path)
-    with h5py.File(path) as file:
-        starts = [file["steps/rewards"].id.get_chunk_info(i).chunk_offset for i in range(6)]
-    spoil(path, "steps/rewards", starts.index((1024, 1)))
-    assert main(["recover", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "lost: /steps/rewards: rows 1024 to 2499 cannot be read" in out
-    assert "lost: steps: 1024 of 2500 rows are kept" in out
-    with h5py.File(f"{path}.recovered.h5") as new:
-        assert {len(data) for data in new["steps"].values()} == {1024}
-        assert new["final/row"][:].tolist() == [699, 899]
-        table = {name: data[:].tolist() for name, data in new["episodes"].items()}
-        assert table["length"] == [700, 324, 900, 124]
-        assert table["complete"] == [True, False, True, False] and table["truncated"] == [False] * 4
-        assert table["return"][1] == 324 * 325 / 2 and table["return"][3] == 124 * 125 / 2
-
-
-def test_recovered_segments_can_be_read(tmp_path: Path) -> None:
-    path = long_dump(tmp_path)
-    spoil(path, "steps/values", 2)
-    main(["recover", str(path)])
-    os.replace(f"{path}.recovered.h5", path)
-    episodes = list(open_trajectories(tmp_path, complete_only=True))
-    assert [(e.env, e.length) for e in episodes] == [(0, 700), (1, 900)]
-    assert {v.what for v in validate(tmp_path)} == {
-        "its user block is not that of a segment",
-        "its attribute complete is false: it was recovered from a damaged file",
-    }  # fmt: skip
-
-
-def test_recover_never_overwrites(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = long_dump(tmp_path)
-    out = tmp_path / "mine.h5"
-    out.write_bytes(b"mine")
-    assert main(["recover", str(path), "-o", str(out)]) == 2
-    assert "exists already, and nothing is overwritten" in one_line(capsys)
-    assert out.read_bytes() == b"mine"
-
-
-def foreign(path: Path) -> None:
-    """A file of another program: uncompressed, so that what is where can be told."""
-    with h5py.File(path, "w") as file:
-        file.attrs["made_by"] = "another"
-        file["group/whole"] = np.arange(5)
-        file["text"] = "words"
-        file["soft"] = h5py.SoftLink("/group/whole")
-        file.create_dataset("chunked", data=np.arange(100_000), chunks=(1000,))
-        file.create_dataset("plain", data=np.arange(50_000))
-
-
-def test_recover_of_a_foreign_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "foreign.h5"
-    foreign(path)
-    assert main(["recover", str(path)]) == 0
-    assert capsys.readouterr().out.splitlines()[0] == "lost: /soft: a link to elsewhere is not followed"
-    with h5py.File(f"{path}.recovered.h5") as new:
-        assert new["group/whole"][:].tolist() == [0, 1, 2, 3, 4] and new["text"].asstr()[()] == "words"
-        assert new["plain"].shape == (50_000,) and new["chunked"][-1] == 99_999
-        assert new.attrs["made_by"] == "another" and not new.attrs["complete"]
-
-
-def test_recover_of_what_was_reserved_but_not_written_stays_small(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Datasets of terabytes in a small file: they are as small afterwards, and take no time."""
-    path = tmp_path / "sparse.h5"
-    with h5py.File(path, "w") as file:
-        file.create_dataset("plain", (10**12,), "f8", fillvalue=7)
-        rows = file.create_dataset("rows", (10**12, 3), "i4", chunks=(100, 2), fillvalue=-1, compression="gzip")
-        rows[10**11 : 10**11 + 150] = 5
-        file.create_dataset("growing", (10**12,), "f4", maxshape=(None,), chunks=(1000,))[5] = 1
-    assert main(["recover", str(path)]) == 0
-    assert capsys.readouterr().out.endswith("3 dataset(s) saved; nothing was lost\n")
-    assert os.path.getsize(f"{path}.recovered.h5") < 100_000
-    with h5py.File(f"{path}.recovered.h5") as new:
-        assert new["plain"].shape == (10**12,) and new["plain"][-1] == 7
-        assert new["rows"].shape == (10**12, 3) and new["rows"].compression == "gzip"
-        assert new["rows"][10**11 - 1].tolist() == [-1] * 3
-        assert (new["rows"][10**11 : 10**11 + 150] == 5).all() and new["rows"][10**11 + 150, 2] == -1
-        assert new["growing"][4:7].tolist() == [0, 1, 0] and new["growing"].maxshape == (None,)
-
-
-def test_recover_of_a_sparse_file_that_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "sparse.h5"
-    with h5py.File(path, "w") as file:
-        rows = file.create_dataset("rows", (10**12,), "i4", chunks=(1000,))
-        for start in (0, 5000, 10**11):  # the last one lies at the end
-            rows[start : start + 1000] = np.arange(1000)
-    with h5py.File(path, "r") as file:
-        ends = [file["rows"].id.get_chunk_info(i) for i in range(3)]
-    os.truncate(path, ends[2].byte_offset + 10)
-    assert main(["recover", str(path)]) == 0
-    assert f"lost: /rows: rows {10**11} to {10**12 - 1}: the rest lies behind" in capsys.readouterr().out
-    with h5py.File(f"{path}.recovered.h5") as new:
-        assert new["rows"].shape == (10**11,) and new["rows"][5999:6001].tolist() == [999, 0]
-    assert os.path.getsize(f"{path}.recovered.h5") < 100_000
-
-
-def test_recover_where_the_list_of_chunks_is_damaged(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "x.h5"
-    with h5py.File(path, "w") as file:
-        file.create_dataset("rows", (10**12,), "i4", chunks=(1000,))[2000:2500] = 3
-    monkeypatch.setattr(salvage, "_stored_chunks", lambda dataset: None)
-    monkeypatch.setattr(salvage, "_MAX_LOOKUPS", 10)
-    assert main(["recover", str(path)]) == 0
-    assert f"/rows: rows 10000 to {10**12 - 1}: the list of its chunks is damaged" in capsys.readouterr().out
-    with h5py.File(f"{path}.recovered.h5") as new:
-        assert new["rows"].shape == (10000,) and new["rows"][:].sum() == 1500
-
-
 def test_zeros_among_the_texts_end_no_command(tmp_path: Path) -> None:
     """HDF5 itself would go round in them for ever; so each command runs under a time limit."""
     path = long_dump(tmp_path)
@@ -438,96 +303,12 @@ def test_zeros_among_the_texts_end_no_command(tmp_path: Path) -> None:
     heap = data.index(b"GCOL")
     data[heap + 200 : heap + 500] = bytes(300)
     path.write_bytes(b"".join(seal_image(bytes(data[USER_BLOCK:]))))
-    cut = tmp_path / "cut.h5"
-    cut.write_bytes(data[: heap + 200])
     done = {}
     for command in (
         ["validate", str(tmp_path)],
         ["info", str(tmp_path)],
-        ["recover", str(path)],
-        ["recover", str(cut)],
     ):
         argv = [sys.executable, "-m", "dppo.trajectories", *command]
         done[" ".join(command[:2])] = subprocess.run(argv, capture_output=True, text=True, timeout=30)
-    assert [d.returncode for d in done.values()] == [1, 2, 0, 1], done
+    assert [d.returncode for d in done.values()] == [1, 2], done
     assert "its texts are damaged" in done[f"validate {tmp_path}"].stdout
-    with h5py.File(f"{path}.recovered.h5") as new, h5py.File(long_dump(tmp_path / "again")) as old:
-        np.testing.assert_array_equal(new["steps/observations"], old["steps/observations"])
-
-
-def test_recover_of_a_segment_whose_labels_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = long_dump(tmp_path)
-
-    def change(file: h5py.File) -> None:
-        del file["env_spec"], file["config_json"]
-        file.create_group("env_spec")
-        file["config_json"] = h5py.SoftLink("/nowhere")
-
-    edit(path, change)
-    assert main(["recover", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "lost: /env_spec: is no dataset" in out and "lost: /config_json: " in out
-
-
-def test_recover_writes_beside_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, part = long_dump(tmp_path), tmp_path / "new.h5.part"
-    part.write_text("mine")
-    assert main(["recover", str(path), "-o", str(tmp_path / "new.h5")]) == 0
-    assert part.read_text() == "mine"
-    capsys.readouterr()
-    assert main(["recover", str(path), "-o", str(tmp_path / "nodir/new.h5")]) == 2
-    assert "nodir is no folder: make it" in one_line(capsys)
-    assert main(["recover", str(path), "-o", str(tmp_path / ("x" * 300))]) == 2
-    assert "cannot be written" in one_line(capsys)
-
-
-@pytest.mark.parametrize("kept", [0.999, 0.8, 0.5, 0.3])
-def test_recover_of_a_file_that_was_cut_off(tmp_path: Path, kept: float, capsys: pytest.CaptureFixture[str]) -> None:
-    """What is saved is what was written: never the zeros that stand for what is missing."""
-    path = tmp_path / "foreign.h5"
-    foreign(path)
-    os.truncate(path, int(path.stat().st_size * kept))
-    assert main(["recover", str(path)]) == 0
-    out = capsys.readouterr().out
-    assert "lost: the file: the last" in out
-    with h5py.File(f"{path}.recovered.h5") as new:
-        for name, size in (("chunked", 100_000), ("plain", 50_000)):
-            if name in new:
-                np.testing.assert_array_equal(new[name], np.arange(len(new[name])))
-            assert name in new or f"lost: /{name}" in out  # with 0.3 the index of the chunks is gone
-            assert name not in new or len(new[name]) == size or f"lost: /{name}: rows {len(new[name])} to" in out
-        assert new["group/whole"][:].tolist() == [0, 1, 2, 3, 4]
-        assert kept < 0.5 or len(new["chunked"]) > 10_000
-
-
-def test_recover_of_a_segment_that_was_cut_off(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = long_dump(tmp_path)
-    os.truncate(path, path.stat().st_size * 9 // 10)
-    assert main(["recover", str(path)]) == 0
-    assert "lost: /steps/" in capsys.readouterr().out
-    worker = FakeWorker(tmp_path / "again", [700, 900])
-    with h5py.File(f"{path}.recovered.h5") as new:
-        got = new["steps/observations"][:]
-        assert len(got) >= 1024
-        np.testing.assert_array_equal(got, worker._rollout(2500, 0).observations[: len(got)])
-
-
-@pytest.mark.parametrize("content", [b"", b"no HDF5 at all", b"\x89HDF\r\n\x1a\n"], ids=["empty", "text", "signature"])
-def test_what_is_no_hdf5_is_one_line(tmp_path: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "x.h5"
-    path.write_bytes(content)
-    assert main(["recover", str(path)]) == 1
-    assert "cannot be opened as HDF5, nothing can be saved" in one_line(capsys)
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_segment_of_which_only_the_head_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = long_dump(tmp_path)
-    os.truncate(path, USER_BLOCK + 200)
-    assert main(["recover", str(path)]) == 1
-    one_line(capsys)
-
-
-def test_recover_of_nothing_is_wrong_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["recover", str(tmp_path / "nothing.h5")]) == 2
-    assert "nothing.h5 is no file" in one_line(capsys)

@@ -18,7 +18,7 @@ import numpy as np
 from dppo.trajectories.reader import open_trajectories
 from dppo.trajectories.format import segment_files
 from dppo.trajectories.writer import Labels, TrajectoryWriter
-from tests.workplace import make_workplace
+from tests.parts import make_parts
 
 def memory(name):
     return int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
@@ -27,7 +27,7 @@ def restart_the_peak():
     Path("/proc/self/clear_refs").write_text("5")
 
 run_dir, compression, segment_bytes, num_rollouts = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-place = make_workplace(env="Pendulum-v1", num_envs=8, horizon=512)
+place = make_parts(env="Pendulum-v1", num_envs=8, horizon=512)
 one = place.rollout()[0]
 rng = np.random.default_rng(0)
 labels = Labels(run_dir, "id", 1, 1, 2, 0, "{}", "{}", "{}", "{}", "0.1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_a_segment_that_a_resume_sets_aside_meanwhile(tmp_path: Path, monkeypatc
         (tmp_path / SEGMENT).unlink(missing_ok=True)
         return checksum_problem(path)
 
-    monkeypatch.setattr("dppo.trajectories.validate.checksum_problem", moved)
+    monkeypatch.setattr(sys.modules[validate.__module__], "checksum_problem", moved)
     assert found(tmp_path) == []
 
 
@@ -381,7 +382,7 @@ def test_a_checkpoint_that_vanishes_is_none(tmp_path: Path, monkeypatch: pytest.
     remover.start()
     assert found(tmp_path) == []
     remover.join()
-    monkeypatch.setattr("dppo.trajectories.validate.REMOVAL_S", 0.1)
+    monkeypatch.setattr(sys.modules[validate.__module__], "REMOVAL_S", 0.1)
     (save(tmp_path, {1: 4}, {1: 1}, 60) / "rank_00001.safetensors").unlink()
     assert "the checkpoint is damaged: rank_00001.safetensors cannot be read" in only(tmp_path).what
 
@@ -400,8 +401,8 @@ def test_checkpoints_are_read_before_the_segments(tmp_path: Path, monkeypatch: p
             save(tmp_path, {1: 11}, {1: 2})
         return folders
 
-    monkeypatch.setattr("dppo.trajectories.validate.rank_folders", slow)
-    monkeypatch.setattr("dppo.trajectories.validate.segment_files", lambda folder: {0: folder / "seg_000000.h5"})
+    monkeypatch.setattr(sys.modules[validate.__module__], "rank_folders", slow)
+    monkeypatch.setattr(sys.modules[validate.__module__], "segment_files", lambda folder: {0: folder / "seg_000000.h5"})
     assert found(tmp_path) == []
 
 

@@ -12,8 +12,8 @@ import h5py
 import numpy as np
 import pytest
 
-from dppo.data import Rollout, Standing
-from dppo.trajectories import writer
+from dppo.data import EpisodeProgress, Rollout
+from dppo.trajectories import writer as module
 from dppo.trajectories.format import (
     checksum_problem,
     compression_filter,
@@ -26,18 +26,18 @@ from dppo.trajectories.format import (
     set_aside_orphans,
 )
 from dppo.trajectories.writer import DumpError, Labels, Sealed, TrajectoryWriter
-from tests.workplace import Workplace, make_workplace
+from tests.parts import Parts, make_parts
 
 Make = Callable[..., TrajectoryWriter]
 
 
 @pytest.fixture
-def place() -> Workplace:
-    return make_workplace(env="CartPole-v1")
+def place() -> Parts:
+    return make_parts(env="CartPole-v1")
 
 
 @pytest.fixture
-def make(tmp_path: Path, place: Workplace) -> Iterator[Make]:
+def make(tmp_path: Path, place: Parts) -> Iterator[Make]:
     """Makes a writer for `place`, as rank 3; segments of any size but those that a test asks for."""
 
     def make(**changes: Any) -> TrajectoryWriter:
@@ -68,7 +68,7 @@ def answered(writer: TrajectoryWriter) -> list[Sealed]:
 # -- what a segment holds --------------------
 
 
-def test_a_segment_holds_what_the_rollouts_held(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_a_segment_holds_what_the_rollouts_held(make: Make, place: Parts, tmp_path: Path) -> None:
     writer, rollouts = make(), [place.rollout()[0] for _ in range(5)]
     for rollout in rollouts:
         writer.add(rollout)
@@ -98,7 +98,7 @@ def test_a_segment_holds_what_the_rollouts_held(make: Make, place: Workplace, tm
 
 
 def test_actions_as_sampled_are_kept_where_they_may_be_clipped(tmp_path: Path) -> None:
-    place = make_workplace(env="Pendulum-v1")
+    place = make_parts(env="Pendulum-v1")
     labels = Labels(tmp_path, "id", 1, 3, 4, 0, "{}", "{}", "{}", "{}", "0.1")
     writer = TrajectoryWriter(labels, place.collector._seeds.of, has_raw_actions=True, segment_bytes=10**9)
     rollout, _ = place.rollout()
@@ -109,7 +109,7 @@ def test_actions_as_sampled_are_kept_where_they_may_be_clipped(tmp_path: Path) -
         np.testing.assert_array_equal(file["steps/actions"], rollout.env_actions)
 
 
-def test_a_version_for_each_row_also_where_a_rollout_was_gone_on_with(make: Make, place: Workplace) -> None:
+def test_a_version_for_each_row_also_where_a_rollout_was_gone_on_with(make: Make, place: Parts) -> None:
     collector, left = place.collector, [5]
 
     def interrupt() -> bool:
@@ -130,13 +130,13 @@ def table(
     ends: dict[int, str],
     valid: list[bool] | None = None,
     standing: tuple[int, int, float] = (0, 0, 0),
-) -> tuple[list[tuple[Any, ...]], Standing]:
+) -> tuple[list[tuple[Any, ...]], EpisodeProgress]:
     """Of one environment; ends: {row: "terminated" or "truncated"}."""
     t = len(rewards)
     terminations, truncations = (
         np.array([[ends.get(row) == how] for row in range(t)]) for how in ("terminated", "truncated")
     )
-    before = Standing(*(np.array([value]) for value in standing[:2]), np.array([float(standing[2])]))
+    before = EpisodeProgress(*(np.array([value]) for value in standing[:2]), np.array([float(standing[2])]))
     flags = np.ones((t, 1), bool) if valid is None else np.array(valid)[:, None]
     out, after = episode_table(np.array(rewards, np.float32)[:, None], terminations, truncations, flags, before)
     names = ("id", "start", "length", "offset", "return", "terminated", "truncated", "complete")
@@ -164,7 +164,7 @@ def test_a_row_that_was_a_reset_is_no_step() -> None:
     assert listed == [(0, 0, 1, 0, 1.0, True, False, True), (1, 2, 2, 0, 2.0, False, False, False)]
 
 
-def test_episodes_go_on_over_segments(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_episodes_go_on_over_segments(make: Make, place: Parts, tmp_path: Path) -> None:
     """The tables of two segments, put together, are that of one."""
     writer = make()
     rollouts = [place.rollout()[0] for _ in range(8)]
@@ -190,9 +190,7 @@ def test_episodes_go_on_over_segments(make: Make, place: Workplace, tmp_path: Pa
 # -- when --------------------
 
 
-def test_a_segment_is_sealed_for_its_size_but_for_the_newest_rollouts(
-    make: Make, place: Workplace, tmp_path: Path
-) -> None:
+def test_a_segment_is_sealed_for_its_size_but_for_the_newest_rollouts(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make(segment_bytes=4 * 2000)
     for _ in range(12):
         writer.add(place.rollout()[0])
@@ -202,7 +200,7 @@ def test_a_segment_is_sealed_for_its_size_but_for_the_newest_rollouts(
     assert [row for path in files(tmp_path) for row in rows(path)] == list(range(12 * 16))
 
 
-def test_a_checkpoint_gets_exactly_what_it_has_seen(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_a_checkpoint_gets_exactly_what_it_has_seen(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make()
     for _ in range(4):
         writer.add(place.rollout()[0])
@@ -217,7 +215,7 @@ def test_a_checkpoint_gets_exactly_what_it_has_seen(make: Make, place: Workplace
     assert len(files(tmp_path)) == 1
 
 
-def test_one_that_is_too_far_ahead_says_so(make: Make, place: Workplace) -> None:
+def test_one_that_is_too_far_ahead_says_so(make: Make, place: Parts) -> None:
     writer = make()
     for _ in range(4):
         writer.add(place.rollout()[0])
@@ -228,7 +226,7 @@ def test_one_that_is_too_far_ahead_says_so(make: Make, place: Workplace) -> None
 
 
 def test_what_is_sealed_for_its_size_later_does_not_spoil_an_answer(
-    make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch
+    make: Make, place: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a disk that is slower than the dump: the answer is looked at long after it was due."""
     writer = make(segment_bytes=100)
@@ -240,7 +238,7 @@ def test_what_is_sealed_for_its_size_later_does_not_spoil_an_answer(
     assert writer.answers() == [Sealed(3, 16, 1, 16)]
 
 
-def test_what_is_told_twice_is_written_once(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_what_is_told_twice_is_written_once(make: Make, place: Parts, tmp_path: Path) -> None:
     writer, rollout = make(), place.rollout()[0]
     writer.add(rollout)
     writer.add(rollout)
@@ -249,7 +247,7 @@ def test_what_is_told_twice_is_written_once(make: Make, place: Workplace, tmp_pa
     assert rows(files(tmp_path)[0]) == list(range(32))
 
 
-def test_every_so_manieth_rollout(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_every_so_manieth_rollout(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make(every=3)
     for _ in range(7):
         writer.add(place.rollout()[0])
@@ -266,7 +264,7 @@ def test_every_so_manieth_rollout(make: Make, place: Workplace, tmp_path: Path) 
     assert len(observations) == 48
 
 
-def test_a_writer_goes_on_behind_what_is_visible(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_a_writer_goes_on_behind_what_is_visible(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make()
     writer.add(place.rollout()[0])
     writer.settle(None)
@@ -284,7 +282,7 @@ def test_a_writer_goes_on_behind_what_is_visible(make: Make, place: Workplace, t
 
 
 def test_a_write_error_is_told_once_and_the_next_segment_takes_the_number(
-    make: Make, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, place: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One that no patience helps against."""
 
@@ -294,7 +292,7 @@ def test_a_write_error_is_told_once_and_the_next_segment_takes_the_number(
 
     writer = make()
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "write_durably", too_large)
+        patch.setattr(module, "write_durably", too_large)
         for row in (16, 32):
             writer.add(place.rollout()[0])
             writer.seal(row)
@@ -315,9 +313,9 @@ class FullDisk:
     """Refuses every segment until it has room again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_full, self.asked, self._write = True, 0, writer.write_durably
-        monkeypatch.setattr(writer, "write_durably", self)
-        monkeypatch.setattr(writer, "RETRY_S", 0.01)
+        self.is_full, self.asked, self._write = True, 0, module.write_durably
+        monkeypatch.setattr(module, "write_durably", self)
+        monkeypatch.setattr(module, "RETRY_S", 0.01)
 
     def __call__(self, path: Path, *data: bytes) -> None:
         self.asked += 1
@@ -336,7 +334,7 @@ def told_until(writer: TrajectoryWriter, condition: Callable[[list[Sealed]], boo
 
 
 def test_a_full_disk_is_asked_again_and_nothing_is_lost(
-    make: Make, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, place: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint meanwhile names what is there; every row is there once in the end."""
     disk, writer = FullDisk(monkeypatch), make()
@@ -358,7 +356,7 @@ def test_a_full_disk_is_asked_again_and_nothing_is_lost(
 
 
 def test_what_waits_for_a_full_disk_has_a_bound(
-    make: Make, place: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Make, place: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk, writer = FullDisk(monkeypatch), make(segment_bytes=10_000)
     most = 0
@@ -376,7 +374,7 @@ def test_what_waits_for_a_full_disk_has_a_bound(
 
 
 def test_in_the_end_a_full_disk_is_not_waited_for_for_ever(
-    make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch
+    make: Make, place: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FullDisk(monkeypatch)
     writer = make(segment_bytes=4000, wait_s=0.1)
@@ -390,7 +388,7 @@ def test_in_the_end_a_full_disk_is_not_waited_for_for_ever(
 
 
 def test_where_dumps_are_required_a_full_disk_is_not_asked_again(
-    make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch
+    make: Make, place: Parts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FullDisk(monkeypatch)
     writer = make(required=True)
@@ -401,7 +399,7 @@ def test_where_dumps_are_required_a_full_disk_is_not_asked_again(
         writer.add(place.rollout()[0])
 
 
-def test_a_run_directory_that_was_moved_is_not_made_again(place: Workplace, tmp_path: Path) -> None:
+def test_a_run_directory_that_was_moved_is_not_made_again(place: Parts, tmp_path: Path) -> None:
     labels = Labels(tmp_path / "run", "id", 1, 3, 4, 0, "{}", "{}", "{}", "{}", "0.1")
     writer = TrajectoryWriter(labels, None, has_raw_actions=False, segment_bytes=10**9, wait_s=0.0)
     (tmp_path / "run").rename(tmp_path / "moved")
@@ -410,20 +408,20 @@ def test_a_run_directory_that_was_moved_is_not_made_again(place: Workplace, tmp_
     assert not (tmp_path / "run").exists()
 
 
-def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any) -> None:
         raise MemoryError
 
     for name in ("write_durably", "write_dataset"):
         writer = make()
         with monkeypatch.context() as patch:
-            patch.setattr(writer, name, fail)
+            patch.setattr(module, name, fail)
             writer.add(place.rollout()[0])
             told = writer.settle(None)
         assert told[0].failed and str(told[0].problem).endswith("could not be written: MemoryError")
 
 
-def test_a_segment_is_never_replaced(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_a_segment_is_never_replaced(make: Make, place: Parts, tmp_path: Path) -> None:
     """Where a folder's listing was old."""
     writer, other = make(), make()
     rollout = place.rollout()[0]
@@ -435,7 +433,7 @@ def test_a_segment_is_never_replaced(make: Make, place: Workplace, tmp_path: Pat
     assert files(tmp_path)[0].read_bytes() == before
 
 
-def test_the_segments_that_end_before_a_row(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_the_segments_that_end_before_a_row(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make()
     for row in (16, 32, 48):
         writer.add(place.rollout()[0])
@@ -447,7 +445,7 @@ def test_the_segments_that_end_before_a_row(make: Make, place: Workplace, tmp_pa
     assert end_row(folder) == 32
 
 
-def test_a_write_error_ends_the_run_where_dumps_are_required(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_a_write_error_ends_the_run_where_dumps_are_required(make: Make, place: Parts, tmp_path: Path) -> None:
     (tmp_path / "trajectories").write_text("in the way")
     writer = make(required=True)
     writer.add(place.rollout()[0])
@@ -457,7 +455,7 @@ def test_a_write_error_ends_the_run_where_dumps_are_required(make: Make, place: 
         writer.add(place.rollout()[0])
 
 
-def test_the_dump_stops_where_it_is_large_enough(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_the_dump_stops_where_it_is_large_enough(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make(max_bytes=100_000)
     for i in range(10):
         writer.add(place.rollout()[0])
@@ -478,7 +476,7 @@ def test_zstd_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 # -- resume --------------------
 
 
-def test_what_no_checkpoint_names_is_set_aside(make: Make, place: Workplace, tmp_path: Path) -> None:
+def test_what_no_checkpoint_names_is_set_aside(make: Make, place: Parts, tmp_path: Path) -> None:
     writer = make()
     for row in (16, 32, 48):
         writer.add(place.rollout()[0])
@@ -493,7 +491,7 @@ def test_what_no_checkpoint_names_is_set_aside(make: Make, place: Workplace, tmp
     assert set_aside_orphans(tmp_path, {3: 1}, attempt=3) == 0
 
 
-def test_joined_rollouts_stand_where_the_first_stood(place: Workplace) -> None:
+def test_joined_rollouts_stand_where_the_first_stood(place: Parts) -> None:
     a, b = place.rollout()[0], place.rollout()[0]
     assert isinstance(a.joined(b), Rollout)
     assert a.joined(b).standing is a.standing

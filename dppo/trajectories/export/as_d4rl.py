@@ -1,7 +1,4 @@
-"""Trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read.
-
-Uses NumPy, h5py and exported.py; export.py calls it, notebooks may.
-"""
+"""Trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Trajectory dumps as a Minari dataset, written episode by episode.
-
-Uses Minari (optional), Gymnasium and exported.py; export.py calls it, notebooks may.
-"""
+"""Trajectory dumps as a Minari dataset, written episode by episode."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else.
-
-Uses NumPy, pyarrow (optional, Parquet only) and exported.py; export.py calls it, notebooks may.
-"""
+"""Trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else."""
 
 from __future__ import annotations
 

@@ -1,8 +1,4 @@
-"""python -m dppo.trajectories export: a dump in the forms that other programs read.
-
-Uses export_minari.py, export_d4rl.py and export_tables.py; `dppo.trajectories` calls it, notebooks use the functions
-`to_minari`, `to_d4rl`, `to_parquet` and `to_csv`.
-"""
+"""python -m dppo.trajectories export: a dump in the forms that other programs read."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""What all exports of trajectory dumps share: how a file appears, what is counted, which steps are transitions.
-
-Uses NumPy and files.py; export_minari.py, export_d4rl.py and export_tables.py build on it, export.py is the command.
-"""
+"""What all exports of trajectory dumps share: how a file appears, what is counted, which steps are transitions."""
 
 from __future__ import annotations
 

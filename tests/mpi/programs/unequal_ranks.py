@@ -78,7 +78,7 @@ class Recorder(Collector):
 
 
 class Rank:
-    """What a rank needs, as run.py builds it."""
+    """What a rank needs, as run/command.py builds it."""
 
     def __init__(self, config: Config, worker: int, num_envs: int, first_env: int) -> None:
         self.seeds = EpisodeSeeds(config.seed, first_env, num_envs)

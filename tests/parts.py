@@ -42,7 +42,7 @@ def probe(name: str) -> str:
 
 
 @dataclass
-class Workplace:
+class Parts:
     """A worker with its environments."""
 
     config: Config
@@ -79,9 +79,7 @@ class Workplace:
         return batch
 
 
-def make_workplace(
-    config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | None = None, **changes: Any
-) -> Workplace:
+def make_parts(config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | None = None, **changes: Any) -> Parts:
     """Worker number `worker` of a run of `config` with `changes`."""
     config = resolve(replace(config, **changes))
     first_env = worker * config.num_envs
@@ -94,10 +92,10 @@ def make_workplace(
     distribution = policy.distribution
     noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
     collector = Collector(envs, policy, normaliser, seeds, noise, worker, first_env, learner.gamma)
-    return Workplace(config, collector, policy, normaliser, learner, TrainingState(policy.flat, normaliser, config))
+    return Parts(config, collector, policy, normaliser, learner, TrainingState(policy.flat, normaliser, config))
 
 
-def settle(place: Workplace) -> None:
+def settle(place: Parts) -> None:
     """Moments and parameters as they might be in mid-run."""
     rng = np.random.default_rng(9)
     size = len(place.normaliser.frozen_mean)
@@ -156,7 +154,7 @@ class Run:
         self.run_dir = run_dir
         run_dir.mkdir(exist_ok=True)
         changes = {"log": LogConfig(tensorboard=False)} | changes
-        self.places = [make_workplace(worker=w, **changes) for w in range(workers)]
+        self.places = [make_parts(worker=w, **changes) for w in range(workers)]
         self.state, self.config = self.places[0].state, self.places[0].config
         if saved is not None:
             for place in self.places:
@@ -183,7 +181,7 @@ class Run:
         self.state.finish_iteration(self.journal.pending_env_steps, 0.0)
         return self.journal.close({"extra": 1})
 
-    def collect(self, place: Workplace, episodes: list[Episode] | None = None) -> None:
+    def collect(self, place: Parts, episodes: list[Episode] | None = None) -> None:
         place.rollout()
         if episodes is not None:
             place.reports[-1].episodes = episodes
