@@ -27,10 +27,11 @@ from drawing import Series, speed_plot
 
 from dppo.cluster.slurm import this_allocation
 from dppo.config import Config, check_world
+from dppo.errors import UsageError
 from dppo.files import replace_atomically
 from dppo.rundir.recorders import read_json, write_json
 from dppo.rundir.runs import read_run
-from dppo.settings.flags import Parser, UsageError, parse
+from dppo.settings.flags import Parser, parse
 
 EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 FEWEST_ITERATIONS = 4  # middle() leaves two of them

@@ -5,16 +5,15 @@ Lazy: a command should not import what it does not need, and no import has a sid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from dppo.config import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:
-    from dppo.comm.mpi import Comm
     from dppo.config import Config as Config
     from dppo.evaluate import Policy as Policy
     from dppo.evaluate import load_policy as load_policy
+    from dppo.run import train as train
     from dppo.training.tracker import Summary as Summary
     from dppo.trajectories.reader import Trajectories as Trajectories
     from dppo.trajectories.reader import open_trajectories as open_trajectories
@@ -28,30 +27,8 @@ _HOMES = {
     "Trajectories": "dppo.trajectories.reader",
     "load_policy": "dppo.evaluate",
     "open_trajectories": "dppo.trajectories.reader",
+    "train": "dppo.run",
 }
-
-
-def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = (), quiet: bool = False) -> Summary:
-    """Trains as `config` says, on all ranks of `comm`; every rank of it must call this. Returns the summary, on every
-    rank that is left.
-
-    Args:
-      config: with `resume` everything is as the run in `run_dir` has it; what differs from the default is given anew,
-        where it may be.
-      comm: COMM_WORLD if None; a process without mpirun is a world of one.
-      notes: shown before the run.
-      quiet: rank 0 prints nothing but warnings.
-
-    Raises:
-      ValueError: for impossible settings, a missing environment, a run directory that holds a run; on every rank.
-      ImportError: there is no MPI.
-    """
-    from dppo.startup import prepare
-
-    prepare()
-    from dppo.run import command
-
-    return command.train(config, comm, notes=notes, quiet=quiet)
 
 
 def __getattr__(name: str) -> Any:

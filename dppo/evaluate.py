@@ -16,20 +16,20 @@ import numpy as np
 
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
-from dppo.bounds import at_least, within
 from dppo.config import SEED, Config
 from dppo.console import Console, plain
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
+from dppo.errors import UsageError
 from dppo.models.policy import make_policy, observation_size
 from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.contents import check_state
+from dppo.rundir.spaces import read_spaces
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators
-from dppo.settings.flags import Parser, UsageError, integer, load_config, require
+from dppo.settings.flags import Parser, at_least, integer, load_config, require, within
 from dppo.training.build import close_environments
 from dppo.training.state import TrainingState
-from dppo.trajectories.spaces import read_spaces
 
 EXIT_USAGE = 2
 MAX_STEPS = 30_000

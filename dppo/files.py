@@ -17,6 +17,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from dppo.errors import MovedError, RefusedFileError
+
 # -- writing --------------------
 
 PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT})
@@ -75,10 +77,6 @@ def _write_all(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-class MovedError(OSError):
-    """The path does not lead to the file that was written so far."""
 
 
 class AppendedFile:
@@ -203,10 +201,6 @@ _KINDS = (
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
 )  # fmt: skip
-
-
-class RefusedFileError(OSError):
-    """A file that is not opened, or not read to its end, because of what it is; the message names it."""
 
 
 def open_regular(path: Path, root: Path | None = None, max_bytes: int = JSON_BYTES) -> BinaryIO:

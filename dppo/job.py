@@ -10,9 +10,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.settings.flags import Parser, UsageError
+from dppo.errors import UsageError
+from dppo.settings.flags import Parser
 
-SCRIPTS = Path(__file__).with_name("jobs")
+SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """In a checkout a link to its `jobs/`, in an installed package a folder."""
 EXIT_USAGE = 2
 

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dppo.console import escaped, markdown_table, plain
+from dppo.errors import UsageError, missing_package
 from dppo.files import replace_atomically
 from dppo.rundir.runs import Run, find_runs, read_curve, read_run
-from dppo.settings.flags import Parser, UsageError
+from dppo.settings.flags import Parser
 from dppo.study import curves
 from dppo.study.results import Setting, by_setting, learning_curve
 from dppo.study.spec import Sweep, config_of, read_sweep, submit_line, task_folder
@@ -212,8 +213,6 @@ def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
     try:
         curves.draw(path, drawn)
     except ImportError as error:
-        from dppo.trajectories.export.selection import missing_package
-
         return False, [*notes, f"no plot: {missing_package('Matplotlib', error)}"]
     if len(report.settings) > len(drawn):
         notes.append(f"{path.name} shows {len(drawn)} of {len(report.settings)} settings: the best that have a return")

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from dppo.bounds import digits
-from dppo.cluster.slurm import this_allocation
-from dppo.settings.flags import Parser, UsageError
+from dppo.cluster.slurm import digits, this_allocation
+from dppo.errors import UsageError
+from dppo.settings.flags import Parser
 
 EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
 SOON = "now+10"

@@ -24,6 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from dppo.bounds import digits
+from dppo.errors import NoMPIError
 
 early_signals: list[int] = []
 """SIGUSR1, SIGTERM and Ctrl-C that came while the program was still starting."""
@@ -274,10 +275,6 @@ def _home() -> str:
         return pwd.getpwuid(os.getuid()).pw_dir or "/"
     except KeyError:  # a user without a name, as in containers
         return "/"
-
-
-class NoMPIError(ImportError):
-    """There is no MPI that can be loaded; the message says what to install."""
 
 
 def no_mpi(error: Exception) -> NoMPIError:

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.console import escaped, markdown_table, plain
+from dppo.errors import UsageError
 from dppo.files import TOML_BYTES, fsync_folder, read_regular, write_durably
-from dppo.settings.flags import Parser, UsageError, as_flags, integer
+from dppo.settings.flags import Parser, as_flags, integer
 from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
 
 EXIT_USAGE = 2

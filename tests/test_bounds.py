@@ -15,7 +15,8 @@ import pytest
 
 from dppo.bounds import Section, as_name, digits, shown, whole_number, within
 from dppo.config import Config, ModelConfig, as_dict, resolve, updated
-from dppo.settings.flags import UsageError, as_flags, load_config, parse, to_toml
+from dppo.errors import UsageError
+from dppo.settings.flags import as_flags, load_config, parse, to_toml
 
 
 class Setting(NamedTuple):

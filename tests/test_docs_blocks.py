@@ -16,7 +16,8 @@ import pytest
 
 from dppo import evaluate, report, sweep
 from dppo.config import Config, resolve
-from dppo.settings.flags import HelpShown, parse, to_toml
+from dppo.errors import HelpShown
+from dppo.settings.flags import parse, to_toml
 from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.test_docs import DOCUMENTS, README, ROOT, each_document
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dppo import files
-from dppo.files import AppendedFile, MovedError, overwrite, replace_atomically, write_durably
+from dppo.errors import MovedError
+from dppo.files import AppendedFile, overwrite, replace_atomically, write_durably
 
 
 def test_a_file_holds_what_was_written(tmp_path: Path) -> None:

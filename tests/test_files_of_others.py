@@ -21,8 +21,9 @@ from mpi4py import MPI
 
 from dppo import evaluate, report, verdict
 from dppo.console import Console
+from dppo.errors import UsageError
 from dppo.run import preflight, setup
-from dppo.settings.flags import UsageError, parse
+from dppo.settings.flags import parse
 from dppo.training.build import build_parts
 from dppo.trajectories import __main__ as trajectories
 from tests.launch import Launcher

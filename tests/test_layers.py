@@ -16,9 +16,8 @@ import dppo
 ROOT = Path(dppo.__file__).parent
 
 FLOORS = (
-    ("bounds",),
-    ("config", "data", "seeding", "console", "startup", "files"),
-    ("seams",),
+    ("bounds", "errors", "console", "data", "seeding"),
+    ("config", "files", "startup", "seams"),
     ("cluster", "settings", "algo", "models", "envs"),
     ("comm", "rundir"),
     ("trajectories",),
@@ -62,6 +61,15 @@ def test_imports_point_downward_only(path: Path) -> None:
     own = room_of(path)
     for room in rooms_imported(path) - {own}:
         assert LEVEL[room] < LEVEL[own], f"{path} (layer {LEVEL[own]}) imports {room} (layer {LEVEL[room]})"
+
+
+def test_the_house_can_be_seen_at_a_glance() -> None:
+    """Each folder as one node of the graph of imports."""
+    edges = {(room_of(path), room) for path in ROOMS for room in rooms_imported(path) - {room_of(path)}}
+    levels = 1 + max(LEVEL.values())
+    assert len(LEVEL) <= 30 and levels <= 8 and len(edges) <= 110, (len(LEVEL), levels, len(edges))
+    entries = [path for path in ROOT.iterdir() if not path.name.startswith(("_", "."))]
+    assert sum(path.suffix == ".py" for path in entries) <= 15 and sum(path.is_dir() for path in entries) <= 11
 
 
 def test_files_of_a_folder_do_not_import_each_other_in_circles() -> None:

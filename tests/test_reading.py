@@ -8,16 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dppo.files import (
-    LINE_BYTES,
-    RefusedFileError,
-    check_regular,
-    number_in,
-    open_regular,
-    parse_json,
-    read_lines,
-    read_regular,
-)
+from dppo.errors import RefusedFileError
+from dppo.files import LINE_BYTES, check_regular, number_in, open_regular, parse_json, read_lines, read_regular
 
 
 def test_a_file_and_links_within_the_folder_are_opened(tmp_path: Path) -> None:

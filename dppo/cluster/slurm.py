@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dppo.bounds import digits
+from dppo.bounds import digits as digits
 
 ASK_S = 10.0
 """How long an answer from Slurm is waited for: its controller may be busy, or away."""

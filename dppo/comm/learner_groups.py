@@ -16,8 +16,8 @@ import numpy as np
 
 from dppo.comm.mpi import MPI
 from dppo.comm.sharing import PAGE, Counters, share
-from dppo.comm.ulfm import RankFailure
 from dppo.comm.wakeup import Neighbours
+from dppo.errors import RankFailure
 
 _ALIGNMENT = 64
 

@@ -25,6 +25,7 @@ from dppo.cluster import guard, processes
 from dppo.comm.collectives import UNREADABLE, from_rank_zero, gather_all
 from dppo.comm.mpi import MPI
 from dppo.console import end_output, say
+from dppo.errors import RankFailure
 from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
@@ -56,10 +57,6 @@ HOW_TO_SURVIVE = (
 
 _FINALIZE_STARTED = 3
 """Of Open MPI's ompi_mpi_state_t."""
-
-
-class RankFailure(Exception):
-    """Another rank has died, or has given the communicator up because of one that did."""
 
 
 @contextlib.contextmanager

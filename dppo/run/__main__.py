@@ -9,6 +9,8 @@ import signal
 import sys
 import time
 
+from dppo.errors import NoMPIError
+
 
 def main() -> None:
     """The whole life of a rank."""
@@ -27,7 +29,7 @@ def main() -> None:
     startup.let_children_start_afresh()
     try:
         from dppo.run import command
-    except startup.NoMPIError as error:
+    except NoMPIError as error:
         raise SystemExit(startup.say_no_mpi(error)) from None
     command.run(started)
 

@@ -20,28 +20,27 @@ from typing import Any, TypeVar
 
 from dppo import startup
 from dppo.cluster import guard, ports, processes
+from dppo.cluster.launcher import check_launcher
 from dppo.cluster.signals import Preemption
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm import mpi, ulfm
 from dppo.comm.collectives import from_rank_zero
 from dppo.comm.link import MPILink
 from dppo.comm.mpi import MPI
-from dppo.comm.ulfm import RankFailure, deaths_noticed, survives_deaths
+from dppo.comm.ulfm import deaths_noticed, survives_deaths
 from dppo.config import Config
 from dppo.console import Console, end_output, say
+from dppo.errors import DumpError, Failure, HelpShown, JobFailure, RankFailure, SavingError, UsageError, WorkerError
 from dppo.run import setup
-from dppo.run.members import JobFailure, Member, Rank, Start, begin_collecting, first_members, make_watchdog, reorder
-from dppo.run.preflight import Plan, check_launcher
+from dppo.run.members import Member, Rank, Start, begin_collecting, first_members, make_watchdog, reorder
+from dppo.run.preflight import Plan
 from dppo.run.recover import FAILURE_NOTICE_S, recover
 from dppo.run.session import run_session
-from dppo.rundir.runfiles import SavingError
 from dppo.seams import Tag
-from dppo.settings.flags import HelpShown, UsageError, in_python, parse
+from dppo.settings.flags import in_python, parse
 from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S, Parts, build_parts, make_collector
-from dppo.training.coordinator import WorkerError
 from dppo.training.standby import Memory
-from dppo.training.tracker import Failure, Summary
-from dppo.trajectories.writer import DumpError
+from dppo.training.tracker import Summary
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")

@@ -22,15 +22,15 @@ from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import die, end_job, left_mpi, sort, spawn, survives_deaths
 from dppo.config import VERSION
 from dppo.console import Console, end_output
+from dppo.errors import Failure, SavingError
 from dppo.run.preflight import Plan
 from dppo.run.setup import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
-from dppo.rundir.runfiles import SavingError
+from dppo.rundir.spaces import space_to_json, spec_to_json, write_spaces
 from dppo.startup import forks_end_here
 from dppo.training.build import Parts, build_envs, make_collector
 from dppo.training.collector import Collector
 from dppo.training.standby import Memory
-from dppo.training.tracker import Failure, Journal, Losses, Summary
-from dppo.trajectories.spaces import space_to_json, spec_to_json, write_spaces
+from dppo.training.tracker import Journal, Losses, Summary
 from dppo.trajectories.writer import Labels, TrajectoryWriter
 
 MAX_RESPAWNS = 3
@@ -112,14 +112,6 @@ class Rank:
     def first_rank(self) -> int:
         """Of worker 0, at the start."""
         return int(self.num_ranks > 1)
-
-
-class JobFailure(Exception):
-    """All ranks have agreed that the job ends, and why."""
-
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.text)
-        self.failure = failure
 
 
 def first_members(comm: Comm) -> list[Member]:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from dppo import startup
-from dppo.bounds import digits, shown
 from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
 from dppo.config import Config, check_world, resolve
 from dppo.console import Console
@@ -74,33 +73,6 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
         plan.allocation = allocation
         plan.ends_at = None if config.dry_run else ends_at()
     return plan
-
-
-def check_launcher(started: int) -> None:
-    """Where many processes were started, but each is alone, they would train one and the same run many times over.
-
-    Args:
-      started: ranks of MPI's world.
-
-    Raises:
-      ValueError: with the repair.
-    """
-    asked = next((n for n in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE") if n in os.environ), None)
-    if started > 1 or asked is None or (digits(os.environ[asked], startup.MOST_RANKS) or 0) <= 1:
-        return
-    alone = f"{os.environ[asked]} processes, but each is an MPI world of its own"
-    if asked == "SLURM_STEP_NUM_TASKS":
-        if "SLURM_PTY_PORT" in os.environ:  # the shell of srun --pty, from which one rank may be started for a look
-            return
-        raise ValueError(
-            f"srun started {alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
-            " --mpi=pmi2; srun --mpi=list names what this Slurm has). If srun has not started this process,"
-            " SLURM_STEP_NUM_TASKS is left over in its environment: unset it"
-        )
-    raise ValueError(
-        f"mpirun started {alone}: it belongs to another MPI than mpi4py; compare mpirun --version with"
-        " python -m mpi4py --mpi-lib-version"
-    )
 
 
 def _plan_new(config: Config) -> Plan:
@@ -182,7 +154,7 @@ def _missing(run_dir: Path) -> list[str]:
     except FileNotFoundError:
         return []
     there = {folder.name for folder in checkpoint_folders(run_dir)}
-    return [] if name in there else [f"{shown(name)}, the latest checkpoint, is not there"]
+    return [] if name in there else [f"{name[:60]!r}, the latest checkpoint, is not there"]
 
 
 def _job_in(run_dir: Path) -> str | None:

@@ -11,16 +11,15 @@ import zlib
 
 from dppo.comm.collectives import from_rank, gather_all, gather_at_zero
 from dppo.comm.mpi import Comm
-from dppo.comm.ulfm import RankFailure, end_job, regroup
+from dppo.comm.ulfm import end_job, regroup
 from dppo.console import say
 from dppo.data import Report
-from dppo.run.members import ENDED_BY_STALL, JobFailure, Rank, assign_roles, leave_alone, replace_lost
+from dppo.errors import Failure, JobFailure, RankFailure, SavingError
+from dppo.run.members import ENDED_BY_STALL, Rank, assign_roles, leave_alone, replace_lost
 from dppo.run.setup import say_failed
 from dppo.run.takeover import Contribution, Status, drifted, givers, offered, serve
-from dppo.rundir.runfiles import SavingError
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.training.sync_loop import SyncCoordinator
-from dppo.training.tracker import Failure
 from dppo.trajectories.writer import Sealed
 
 FAILURE_NOTICE_S = 5.0

@@ -15,13 +15,12 @@ from dppo.comm.server import serve
 from dppo.comm.ulfm import wait_for_all
 from dppo.comm.waiting import ask_for_longer_turns
 from dppo.comm.wakeup import make_doorbell
+from dppo.errors import DumpError, UsageError
 from dppo.run.members import ENDED_BY_STALL, Rank, begin_books, begin_dump, build_envs_alone, leave_alone
 from dppo.seams import Exchange
-from dppo.settings.flags import UsageError
 from dppo.startup import forks_end_here
 from dppo.training import async_loop, sync_exchange, sync_loop
 from dppo.training.tracker import Summary
-from dppo.trajectories.writer import DumpError
 
 
 def run_session(me: Rank) -> Summary:

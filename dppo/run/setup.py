@@ -20,19 +20,20 @@ from dppo.comm.ulfm import HOW_TO_SURVIVE, survives_deaths, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.envs.reasons import reason
+from dppo.errors import Failure, UsageError
 from dppo.files import replace_atomically
 from dppo.run.preflight import Plan, plan_run, versions
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
 from dppo.rundir.contents import check_environments
 from dppo.rundir.recorders import read_json, write_json, write_summary
 from dppo.rundir.runs import SIGNS
-from dppo.settings.flags import VERSION, UsageError, resumed, to_toml
+from dppo.settings.flags import VERSION, resumed, to_toml
 from dppo.startup import forks_end_here, this_python
 from dppo.training.build import Parts, build_parts
 from dppo.training.counters import WINDOW
 from dppo.training.replay import History
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Failure, Journal, Summary
+from dppo.training.tracker import Journal, Summary
 from dppo.trajectories.format import set_aside_orphans
 
 EXIT_USAGE = 2

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 
 from dppo.data import Report
+from dppo.errors import Failure, SavingError
 from dppo.run.members import Member, Rank, begin_books, count_ranks
 from dppo.run.setup import EXIT_CODES, saved_histories
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
 from dppo.rundir.recorders import read_json
-from dppo.rundir.runfiles import SavingError
 from dppo.training.replay import History
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Failure, Journal, Summary
+from dppo.training.tracker import Journal, Summary
 from dppo.trajectories.format import next_segments
 
 MAX_MIRROR_AGE = 10

@@ -3,9 +3,9 @@
     RUN/checkpoints/step_000050176/{manifest.json, state.safetensors, rank_00001.safetensors, …}
     RUN/checkpoints/latest
 
-Arrays are in the safetensors files, all else is JSON in the manifest (rundir/tensors.py); nothing is a pickle. A folder is
+Arrays are in the safetensors files, all else is JSON in the manifest (tensors.py); nothing is a pickle. A folder is
 built under another name, every file synced, the manifest (sizes and checksums) written last, then renamed. What is read
-is checked as a file of others': files.py says what may be opened, rundir/contents.py what the values must be.
+is checked as a file of others': files.py says what may be opened, contents.py what the values must be.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 
 from dppo.console import plain
 from dppo.data import EnvState
+from dppo.errors import OldFormError
 from dppo.files import MB, fsync_folder, open_regular, parse_json, read_regular, replace_atomically, write_durably
 from dppo.rundir.contents import check_count, check_values, env_arrays, envs_of
 from dppo.rundir.recorders import read_json
@@ -35,10 +36,6 @@ MANIFEST_BYTES, FILE_BYTES = 16 * MB, 4096 * MB
 """What these files may have at most; a run whose own are larger is told so by its first checkpoint."""
 _NAME = re.compile(r"step_(\d+)(\.old)?")
 _STATE, _RANK = "state.safetensors", re.compile(r"rank_(\d{5,9})\.safetensors")
-
-
-class OldFormError(ValueError):
-    """A checkpoint of an earlier dppo, which kept pickles."""
 
 
 @dataclass(slots=True)

@@ -18,16 +18,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dppo.files import (
-    AppendedFile,
-    MovedError,
-    open_regular,
-    overwrite,
-    parse_json,
-    read_lines,
-    read_regular,
-    replace_atomically,
-)
+from dppo.errors import MovedError
+from dppo.files import AppendedFile, open_regular, overwrite, parse_json, read_lines, read_regular, replace_atomically
 
 ERROR_CHARS = 1000
 """Of an error, where there is no room for more."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from dppo.config import CheckpointConfig
-from dppo.files import RETRY_S, MovedError
+from dppo.errors import MovedError, SavingError
+from dppo.files import RETRY_S
 from dppo.rundir.checkpoint import remove_leftovers
 from dppo.rundir.recorders import MetricsFile, TensorBoard, write_summary
 
@@ -23,10 +24,6 @@ METRICS, CHECKPOINT, SUMMARY, EVENTS = "metrics.jsonl", "a checkpoint", "summary
 TRAJECTORIES = "trajectories"
 LOOK_S = 0.1
 """How often whoever waits for the disk looks up."""
-
-
-class SavingError(Exception):
-    """What the run has come to cannot be saved, and the run ends with that."""
 
 
 class RunFiles:

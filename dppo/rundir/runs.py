@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dppo.config import Config
-from dppo.files import RefusedFileError, check_run_files, parse_json, read_lines
+from dppo.errors import RefusedFileError
+from dppo.files import check_run_files, parse_json, read_lines
 from dppo.rundir.recorders import read_json
 from dppo.settings.flags import load_config
 

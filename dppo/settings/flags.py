@@ -20,10 +20,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dppo.bounds import Range, hints, is_whole, shown, whole_number
+from dppo.bounds import Range as Range
+from dppo.bounds import as_name as as_name
+from dppo.bounds import at_least as at_least
+from dppo.bounds import hints, is_whole, whole_number
+from dppo.bounds import shown as shown
+from dppo.bounds import within as within
 from dppo.config import VERSION as NUMBER
 from dppo.config import Config, as_dict, resolve, setting_names, suggestion, updated
-from dppo.files import TOML_BYTES, RefusedFileError, read_regular
+from dppo.errors import HelpShown, RefusedFileError, UsageError
+from dppo.files import TOML_BYTES, read_regular
 
 RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
 """What may be given anew with --resume."""
@@ -42,14 +48,6 @@ USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
 
 Without arguments it trains CartPole-v1 until the mean return of the last 100 episodes is 475.
 `--version` says which dppo this is."""
-
-
-class UsageError(ValueError):
-    """Wrong use: one message, exit code 2."""
-
-
-class HelpShown(Exception):
-    """--help or --version was answered; nothing else is to be done."""
 
 
 class Parser(argparse.ArgumentParser):

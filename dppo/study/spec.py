@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppo.bounds import as_name, shown
 from dppo.config import Config, nearest
-from dppo.settings.flags import PER_START, UsageError, from_values, read_toml, shortened
+from dppo.errors import UsageError
+from dppo.settings.flags import PER_START, as_name, from_values, read_toml, shortened, shown
 
 TABLES = ("fixed", "grid", "random")
 LAWS = ("uniform", "log", "integer", "choice")

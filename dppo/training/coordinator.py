@@ -9,10 +9,11 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from dppo.errors import WorkerError
 from dppo.seams import Answer, Tag
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Failure, Journal
+from dppo.training.tracker import Journal
 from dppo.trajectories.writer import Sealed
 
 GIVE_UP, LEAVE = 0.7, 0.9
@@ -25,18 +26,6 @@ STANDBYS = 2
 """One of them may die together with the server."""
 LEAVE_S = 5.0
 """A run that ended by itself waits for its workers at least so long, however short the grace period."""
-
-
-class WorkerError(RuntimeError):
-    """A worker cannot go on; the text is its own account, with rank and host.
-
-    Args:
-      worker: its place among the workers, where it has said so itself; it closes its environments meanwhile.
-    """
-
-    def __init__(self, text: str, *, stalled: bool = False, worker: int | None = None) -> None:
-        super().__init__(text)
-        self.failure, self.worker = Failure(text, stalled), worker
 
 
 class Ending:

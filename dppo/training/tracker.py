@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from dppo.cluster.signals import Preemption
 from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState, Report
+from dppo.errors import Failure
 from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
 from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
 from dppo.training.counters import WINDOW, EpisodeCounter
@@ -51,15 +52,6 @@ class Summary:
     """What asked the run to save and leave, where exit is preempted."""
     stalled: bool = False
     """It went wrong because ranks made no progress or did not answer: starting again may help."""
-
-
-class Failure(NamedTuple):
-    """Why a run cannot go on."""
-
-    text: str
-    """With a traceback where there is one."""
-    stalled: bool = False
-    """As in `Summary`."""
 
 
 @dataclass(slots=True)

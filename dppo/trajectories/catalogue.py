@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dppo.files import RefusedFileError, open_regular
-from dppo.settings.flags import UsageError
+from dppo.errors import RefusedFileError, UsageError
+from dppo.files import open_regular
 from dppo.trajectories.format import FORMAT, FORMAT_VERSION, check_types, run_dir_of
 from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
 

@@ -10,8 +10,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dppo.errors import UsageError
 from dppo.files import fsync_folder
-from dppo.settings.flags import UsageError
 from dppo.trajectories.catalogue import SURPRISES, gaps, opened
 from dppo.trajectories.export.selection import temporary_name
 from dppo.trajectories.format import rank_folders, segment_files, segment_path

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dppo.settings.flags import UsageError
+from dppo.errors import UsageError
 from dppo.trajectories.catalogue import Catalogue, opened, read
 from dppo.trajectories.export.selection import appearing, refuse_existing, refuse_inside_dump
 from dppo.trajectories.reader import Trajectories

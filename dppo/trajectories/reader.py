@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dppo.settings.flags import UsageError
+from dppo.errors import UsageError
 from dppo.trajectories.catalogue import Catalogue, opened, read, read_catalogue
 from dppo.trajectories.format import rank_folders, segment_files
 from dppo.trajectories.unsealed import unsealed

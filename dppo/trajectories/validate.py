@@ -1,6 +1,6 @@
 """Whether a dump of trajectories is what it says: `validate` lists all that is wrong and stops at nothing.
 
-trajectories/validate_segment.py has what must hold within one segment; here is what holds between segments and checkpoints.
+validate_segment.py has what must hold within one segment; here is what holds between segments and checkpoints.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from dppo.errors import OldFormError, UsageError
 from dppo.files import check_regular, parse_json, read_regular
-from dppo.rundir.checkpoint import OldFormError, checkpoint_folders, numbers_by_rank, read_checkpoint, read_manifest
-from dppo.settings.flags import UsageError
+from dppo.rundir.checkpoint import checkpoint_folders, numbers_by_rank, read_checkpoint, read_manifest
 from dppo.trajectories.catalogue import SURPRISES, gaps
 from dppo.trajectories.format import checksum_problem, rank_folders, segment_files, segment_path
 from dppo.trajectories.hdf5 import FILE_BYTES

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.data import EpisodeProgress
+from dppo.errors import UsageError
 from dppo.files import parse_json
-from dppo.settings.flags import UsageError
+from dppo.rundir.spaces import space_from_json
 from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, load_filters
 from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, episode_table, expected_datasets, run_dir_of
 from dppo.trajectories.hdf5 import opened_hdf5
-from dppo.trajectories.spaces import space_from_json
 
 if TYPE_CHECKING:
     import h5py

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dppo.data import EpisodeProgress, Rollout
+from dppo.errors import DumpError
 from dppo.files import PASSING, RETRY_S, fsync_folder, write_durably
 from dppo.trajectories.format import (  # fmt: skip
     FORMAT,
@@ -82,10 +83,6 @@ class _Part:
     steps: dict[str, np.ndarray]
     final: tuple[np.ndarray, np.ndarray, np.ndarray]
     """Rows (of the rollout), environments, observations."""
-
-
-class DumpError(Exception):
-    """Trajectories could not be written, and the run was to end with that."""
 
 
 class Sealed(NamedTuple):

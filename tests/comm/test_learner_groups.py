@@ -16,7 +16,7 @@ from dppo.comm.allreduce import Allreduce
 from dppo.comm.learner_groups import Pool, make_pool, slot_bytes
 from dppo.comm.link import Link
 from dppo.comm.sharing import Counters
-from dppo.comm.ulfm import RankFailure
+from dppo.errors import RankFailure
 from dppo.training.sync_exchange import AllreduceExchange, PooledExchange, pool_bytes
 from tests.parts import make_parts, probe
 

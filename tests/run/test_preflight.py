@@ -11,7 +11,7 @@ import pytest
 
 from dppo.config import Config
 from dppo.console import Console
-from dppo.files import RefusedFileError
+from dppo.errors import RefusedFileError
 from dppo.run.preflight import Plan, check_launcher, plan_run
 from tests.parts import SMALL, Run
 

@@ -8,8 +8,8 @@ import pytest
 from mpi4py import MPI
 
 from dppo.config import Config, resolve
+from dppo.errors import UsageError
 from dppo.run import setup
-from dppo.settings.flags import UsageError
 from dppo.training.build import build_parts
 
 

@@ -14,9 +14,10 @@ import pytest
 
 from dppo import files
 from dppo.config import CheckpointConfig
+from dppo.errors import SavingError
 from dppo.rundir import runfiles
 from dppo.rundir.recorders import TensorBoard
-from dppo.rundir.runfiles import RunFiles, SavingError
+from dppo.rundir.runfiles import RunFiles
 
 Make = Callable[..., RunFiles]
 

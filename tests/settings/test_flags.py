@@ -13,10 +13,9 @@ import pytest
 
 import dppo
 from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig, as_dict, resolve, updated
+from dppo.errors import HelpShown, UsageError
 from dppo.settings.flags import (
-    HelpShown,
     Parser,
-    UsageError,
     answer,
     as_flags,
     flag_names,

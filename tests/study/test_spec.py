@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dppo.settings.flags import UsageError
+from dppo.errors import UsageError
 from dppo.study.spec import DEFAULTS, Sweep, as_text, config_of, flatten, numbers, read_sweep, submit_line, task_folder
 
 

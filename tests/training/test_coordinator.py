@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from dppo.errors import WorkerError
 from dppo.seams import Tag
-from dppo.training.coordinator import Ending, WorkerError
+from dppo.training.coordinator import Ending
 from dppo.training.standby import Mirror
 from tests.parts import Run
 

@@ -21,7 +21,7 @@ import pytest
 from minari.serialization import serialize_space
 
 from dppo.config import as_dict
-from dppo.settings.flags import UsageError
+from dppo.errors import UsageError
 from dppo.trajectories.export import as_d4rl, as_minari, as_tables
 from dppo.trajectories.export import command as export
 from dppo.trajectories.export.selection import Exported, in_batches

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dppo.data import EpisodeProgress, Rollout
+from dppo.errors import DumpError
 from dppo.trajectories import writer as module
 from dppo.trajectories.format import (
     checksum_problem,
@@ -25,7 +26,7 @@ from dppo.trajectories.format import (
     segments_until,
     set_aside_orphans,
 )
-from dppo.trajectories.writer import DumpError, Labels, Sealed, TrajectoryWriter
+from dppo.trajectories.writer import Labels, Sealed, TrajectoryWriter
 from tests.parts import Parts, make_parts
 
 Make = Callable[..., TrajectoryWriter]

@@ -13,14 +13,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dppo.errors import UsageError, missing_package
 from dppo.files import fsync_folder, parse_json
-from dppo.settings.flags import UsageError
 from dppo.trajectories.catalogue import SURPRISES
 from dppo.trajectories.export.selection import (
     Exported,
     labels_of,
     made_folder,
-    missing_package,
     nothing_to_export,
     refuse_inside_dump,
     temporary_name,

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dppo.settings.flags import UsageError
+from dppo.errors import UsageError, missing_package
 from dppo.trajectories.export.selection import (
     Exported,
     appearing,
     in_batches,
     labels_of,
-    missing_package,
     nothing_to_export,
     with_offsets,
 )

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from dppo.errors import UsageError
 from dppo.files import fsync_folder
-from dppo.settings.flags import UsageError
 from dppo.trajectories.catalogue import opened
 from dppo.trajectories.format import rank_folders
 from dppo.trajectories.reader import Episode, Trajectories
@@ -48,10 +48,6 @@ def labels_of(trajectories: Trajectories) -> dict[str, str]:
             name: file[name].asstr()[()] for name in ("config_json", "env_spec", "observation_space", "action_space")
         }
     return {name: str(first.attrs[name]) for name in ("run_id", "dppo_version")} | texts
-
-
-def missing_package(name: str, error: ImportError) -> UsageError:
-    return UsageError(f"this needs {name}, which cannot be imported ({error}): pip install 'dppo[analysis]'")
 
 
 def nothing_to_export() -> UsageError:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dppo.trajectories.spaces import read_spaces, space_from_json, space_to_json, write_spaces
+from dppo.rundir.spaces import read_spaces, space_from_json, space_to_json, write_spaces
 
 SPACES = [
     spaces.Box(-np.inf, np.inf, (17,), np.float64),
