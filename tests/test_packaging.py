@@ -37,7 +37,7 @@ def test_the_source_distribution_is_whole_and_a_wheel_of_it_has_the_job_scripts(
     for name in tracked():
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tree / name)
-    (tree / "dppo" / "jobs").symlink_to("../jobs")
+    (tree / "dppo" / "cluster" / "jobs").symlink_to("../../jobs")
     with tarfile.open(build("sdist", tree, sdist)) as archive:
         archive.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
@@ -45,7 +45,7 @@ def test_the_source_distribution_is_whole_and_a_wheel_of_it_has_the_job_scripts(
     assert tracked() <= packed
 
     names = zipfile.ZipFile(build("wheel", unpacked, wheel)).namelist()
-    scripts = {f"dppo/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()}
+    scripts = {f"dppo/cluster/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()}
     assert {*scripts, "dppo/cluster/openmpi.sh", "dppo/py.typed", "dppo/settings/presets/CartPole-v1.ppo.toml"} <= set(
         names
     )

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from dppo.cluster.launcher import check_launcher
 from dppo.config import Config
 from dppo.console import Console
 from dppo.errors import RefusedFileError
-from dppo.run.preflight import Plan, check_launcher, plan_run
+from dppo.run.preflight import Plan, plan_run
 from tests.parts import SMALL, Run
 
 ALONE = "processes, but each is an MPI world of its own"

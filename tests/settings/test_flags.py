@@ -268,7 +268,8 @@ def test_help_shows_the_defaults_and_names_the_presets(capsys: pytest.CaptureFix
 
 
 def test_every_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> None:
-    from dppo import evaluate, job, report, requeue, sweep, trajectories, verdict
+    from dppo import evaluate, job, report, requeue, sweep, verdict
+    from dppo.trajectories import __main__ as trajectories
 
     for command in (evaluate, job, report, requeue, sweep, trajectories, verdict):
         with pytest.raises(SystemExit) as ended:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 
 from dppo.rundir.checkpoint import Checkpoint, sealed, write_checkpoint
+from dppo.trajectories import validate as module
 from dppo.trajectories.format import USER_BLOCK
 from dppo.trajectories.validate import Violation, validate
 from tests.dumps import FakeWorker, edit, replace, write_dump
@@ -128,13 +128,13 @@ def test_what_is_no_file(tmp_path: Path, make: Callable[[Path], None]) -> None:
 
 def test_a_segment_that_a_resume_sets_aside_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dump(tmp_path, ranks=[1])
-    checksum_problem = validate.checksum_problem
+    checksum_problem = module.checksum_problem
 
     def moved(path: Path) -> str | None:
         (tmp_path / SEGMENT).unlink(missing_ok=True)
         return checksum_problem(path)
 
-    monkeypatch.setattr(sys.modules[validate.__module__], "checksum_problem", moved)
+    monkeypatch.setattr(module, "checksum_problem", moved)
     assert found(tmp_path) == []
 
 
@@ -382,7 +382,7 @@ def test_a_checkpoint_that_vanishes_is_none(tmp_path: Path, monkeypatch: pytest.
     remover.start()
     assert found(tmp_path) == []
     remover.join()
-    monkeypatch.setattr(sys.modules[validate.__module__], "REMOVAL_S", 0.1)
+    monkeypatch.setattr(module, "REMOVAL_S", 0.1)
     (save(tmp_path, {1: 4}, {1: 1}, 60) / "rank_00001.safetensors").unlink()
     assert "the checkpoint is damaged: rank_00001.safetensors cannot be read" in only(tmp_path).what
 
@@ -392,7 +392,7 @@ def test_checkpoints_are_read_before_the_segments(tmp_path: Path, monkeypatch: p
     worker = FakeWorker(tmp_path).go(4).seal()
     worker.writer.wait()
     save(tmp_path, {1: 4}, {1: 1}, 50)
-    listed = validate.rank_folders
+    listed = module.rank_folders
 
     def slow(run_dir: Path) -> dict[int, Path]:
         folders = listed(run_dir)
@@ -401,8 +401,8 @@ def test_checkpoints_are_read_before_the_segments(tmp_path: Path, monkeypatch: p
             save(tmp_path, {1: 11}, {1: 2})
         return folders
 
-    monkeypatch.setattr(sys.modules[validate.__module__], "rank_folders", slow)
-    monkeypatch.setattr(sys.modules[validate.__module__], "segment_files", lambda folder: {0: folder / "seg_000000.h5"})
+    monkeypatch.setattr(module, "rank_folders", slow)
+    monkeypatch.setattr(module, "segment_files", lambda folder: {0: folder / "seg_000000.h5"})
     assert found(tmp_path) == []
 
 
