@@ -186,8 +186,9 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     from dppo.comm.link import MPILink
     from dppo.comm.server import serve
     from dppo.comm.wakeup import make_doorbell
-    from dppo.config import Config, resolve
+    from dppo.config import Config
     from dppo.models.flat import FlatParameters
+    from dppo.settings.resolve import resolve
     from dppo.training.async_loop import AsyncCoordinator
     from dppo.training.state import TrainingState
 

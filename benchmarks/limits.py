@@ -35,11 +35,12 @@ from common import RESULTS, machine, markdown_table, mpirun, save, spread, train
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal
 
-from dppo.config import Config, ModelConfig, OptimConfig, PPOConfig, resolve
+from dppo.config import Config, ModelConfig, OptimConfig, PPOConfig
 from dppo.data import Minibatch
 from dppo.envs.vector import make_vector_env
 from dppo.seeding import ActionNoise, EpisodeSeeds
 from dppo.settings.flags import parse
+from dppo.settings.resolve import resolve
 from dppo.training.build import build_parts, make_collector
 
 HEADS = {"Categorical, 4 to 2": "CartPole-v1", "DiagGaussian, 17 to 6": "HalfCheetah-v5"}

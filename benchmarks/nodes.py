@@ -26,12 +26,14 @@ from common import markdown_table, middle, per_second, spread
 from drawing import Series, speed_plot
 
 from dppo.cluster.slurm import this_allocation
-from dppo.config import Config, check_world
+from dppo.config import Config
 from dppo.errors import UsageError
 from dppo.files import replace_atomically
 from dppo.rundir.recorders import read_json, write_json
 from dppo.rundir.runs import read_run
-from dppo.settings.flags import Parser, parse
+from dppo.settings.commands import Parser
+from dppo.settings.flags import parse
+from dppo.settings.resolve import check_world
 
 EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 FEWEST_ITERATIONS = 4  # middle() leaves two of them

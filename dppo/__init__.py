@@ -11,9 +11,9 @@ from dppo.config import VERSION as __version__  # noqa: F401
 
 if TYPE_CHECKING:
     from dppo.config import Config as Config
-    from dppo.evaluate import Policy as Policy
-    from dppo.evaluate import load_policy as load_policy
     from dppo.run import train as train
+    from dppo.training.policy import Policy as Policy
+    from dppo.training.policy import load_policy as load_policy
     from dppo.training.tracker import Summary as Summary
     from dppo.trajectories.reader import Trajectories as Trajectories
     from dppo.trajectories.reader import open_trajectories as open_trajectories
@@ -22,10 +22,10 @@ __all__ = ["Config", "Policy", "Summary", "Trajectories", "load_policy", "open_t
 
 _HOMES = {
     "Config": "dppo.config",
-    "Policy": "dppo.evaluate",
+    "Policy": "dppo.training.policy",
     "Summary": "dppo.training.tracker",
     "Trajectories": "dppo.trajectories.reader",
-    "load_policy": "dppo.evaluate",
+    "load_policy": "dppo.training.policy",
     "open_trajectories": "dppo.trajectories.reader",
     "train": "dppo.run",
 }

@@ -6,24 +6,17 @@ takes the section that it needs.
 
 from __future__ import annotations
 
-import difflib
 import itertools
-import math
-import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypeVar
 
 from dppo.bounds import (
     LONGEST_S,
     Range,
     Section,
-    as_name,
     at_least,
-    hints,
     not_negative,
     positive,
-    settled,
     shown,
     within,
 )
@@ -304,147 +297,3 @@ class Config(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.env), "env must name an environment")
-
-
-def check(config: Config) -> None:
-    """What only shows when the settings are seen together. Raises ValueError with the repair."""
-    _require(
-        not (config.mode == "async" and config.exchange == "allreduce"),
-        "mode=async exchanges gradients p2p with the parameter server: leave exchange out, or set mode=sync",
-    )
-    _require(
-        not (config.server.drop and (config.mode == "async" or config.exchange != "p2p")),
-        f"server.drop={config.server.drop} needs mode=sync and exchange=p2p, where a server waits for gradients",
-    )
-    _require(
-        not (config.preempt_fraction and config.mode == "async"),
-        f"preempt_fraction={config.preempt_fraction} needs mode=sync: asynchronous workers never wait for a slow one",
-    )
-    _require(
-        not (config.server.drop and config.ppo.objective == "kl"),
-        "server.drop needs ppo.objective=clip: the KL penalty's hinge averages over all workers",
-    )
-    assert config.horizon is not None, "an unresolved configuration is checked"
-    _require(
-        config.horizon * config.num_envs <= MOST_SAMPLES,
-        f"horizon*num_envs={config.horizon}*{config.num_envs} samples of a worker's rollout must be at most"
-        f" {MOST_SAMPLES:g}: lower one of them",
-    )
-    if config.loss == "ppo":
-        _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
-    _refuse_unavailable(config)
-
-
-def _refuse_unavailable(config: Config) -> None:
-    """Names of the contract whose machinery is not in this version: refused, rather than silently ignored."""
-    unavailable = {
-        "log.trace": config.log.trace,
-    }
-    for name, asked in unavailable.items():
-        _require(not asked, f"{name} is not available in this version of dppo: leave it out")
-
-
-def _require_divisor(minibatches: int, samples: int) -> None:
-    if samples % minibatches == 0:
-        return
-    small = [d for d in range(1, math.isqrt(samples) + 1) if samples % d == 0]
-    divisors = small + [samples // d for d in reversed(small)]
-    nearest = min(divisors, key=lambda d: abs(d - minibatches))
-    raise ValueError(
-        f"ppo.minibatches={minibatches} must divide horizon*num_envs={samples}; the nearest that does is {nearest}"
-    )
-
-
-def resolve(config: Config) -> Config:
-    """Replaces every None that stands for "depends on the rest" by what it means, and checks the whole.
-
-    Raises:
-      ValueError: for an impossible combination, with the repair.
-    """
-    loss = config.loss or ("ppo" if config.mode == "sync" else "a3c")
-    optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
-    default_lr = {"adam": 7e-4, "rmsprop": 2e-3, "sgd": 1e-2}[optimiser]
-    complete = replace(
-        config,
-        loss=loss,
-        run_dir=config.run_dir and os.path.expanduser(config.run_dir),  # bash leaves --run-dir=~/x as it is
-        horizon=config.horizon or (64 if loss == "ppo" else 8),
-        exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
-        vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
-        optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),
-    )
-    check(complete)
-    return complete
-
-
-def check_world(config: Config, world_size: int) -> None:
-    """What depends on the number of ranks. Raises ValueError with the repair."""
-    workers = max(1, world_size - 1)
-    _require(
-        config.server.drop < workers,
-        f"server.drop={config.server.drop} must be smaller than the number of workers, {workers}"
-        f" ({world_size} ranks): the quorum would be empty",
-    )
-
-
-def as_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values, in the order of the fields; None is left out (TOML has none)."""
-    out: dict[str, Any] = {}
-    for f in fields(config):
-        value = getattr(config, f.name)
-        if is_dataclass(value):
-            out[f.name] = as_dict(value)
-        elif value is not None:
-            out[f.name] = list(value) if isinstance(value, tuple) else value
-    return out
-
-
-def updated(config: C, values: dict[str, Any], where: str = "") -> C:
-    """`config` with nested `values` put in; keys are field names with - or _.
-
-    Raises:
-      ValueError: for an unknown key (with the nearest right one) or a value of the wrong type, naming `where`.
-    """
-    section: Any = type(config)
-    known = hints(section)
-    changes: dict[str, Any] = {}
-    for key, value in values.items():
-        name, called = key.replace("-", "_"), f"{where}{as_name(key)}"
-        if name not in known:
-            raise ValueError(f"{called}: no such setting{suggestion(called, known)}")
-        _require(name not in changes, f"{called} is there twice: leave one out")
-        current = getattr(config, name)
-        if is_dataclass(current) and not isinstance(current, type):
-            _require(isinstance(value, dict), f"{called} is a section, but {shown(value)} was given")
-            changes[name] = updated(current, value, f"{called}.")
-        else:
-            changes[name] = settled(known[name], value, called)
-    return replace(config, **changes)  # type: ignore[type-var]
-
-
-def setting_names(cls: type = Config, prefix: str = "") -> list[str]:
-    """All settings, by their full names: total_steps, ppo.clip, …"""
-    names: list[str] = []
-    for key, hint in hints(cls).items():
-        names += setting_names(hint, f"{key}.") if is_dataclass(hint) else [prefix + key]  # type: ignore[arg-type]
-    return names
-
-
-def suggestion(name: str, known: Iterable[str] = (), write: Callable[[str], str] = str) -> str:
-    """`; did you mean X?`, or nothing where no setting is near: lr leads to optim.lr, as server.lr does.
-
-    Args:
-      known: names that may be meant, before those of all settings.
-      write: how a setting is written where it was looked for.
-    """
-    last = name.replace("-", "_").rpartition(".")[2]
-    meant = [full for full in setting_names() if full.rpartition(".")[2] == last and "." in full]
-    if meant:
-        return f"; did you mean {' or '.join(map(write, meant))}?"
-    return nearest(last if known else name, known or map(write, setting_names()))
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where no known name is near."""
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else ""

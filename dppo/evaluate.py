@@ -14,22 +14,16 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dppo.algo.losses import METRICS
-from dppo.algo.moments import Normaliser
-from dppo.config import SEED, Config
+from dppo.config import SEED
 from dppo.console import Console, plain
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import UsageError
-from dppo.models.policy import make_policy, observation_size
-from dppo.rundir.checkpoint import newest_valid
-from dppo.rundir.contents import check_state
-from dppo.rundir.spaces import read_spaces
 from dppo.seams import VectorEnv
-from dppo.seeding import EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators
-from dppo.settings.flags import Parser, at_least, integer, load_config, require, within
+from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
+from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.training.build import close_environments
-from dppo.training.state import TrainingState
+from dppo.training.policy import Policy, load_policy
 
 EXIT_USAGE = 2
 MAX_STEPS = 30_000
@@ -57,101 +51,6 @@ class Progress(NamedTuple):
     """In all environments."""
     longest: int
     """Steps of the longest episode under way."""
-
-
-class Policy:
-    """A trained policy with the moments it was trained under, frozen.
-
-    Attributes:
-      config: of the run.
-      env_steps: that it had seen.
-    """
-
-    def __init__(
-        self, config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space, saved: dict[str, Any]
-    ) -> None:
-        rng = generator(config.seed, Purpose.INIT)
-        self._policy = make_policy(observation_space, action_space, config.model, rng, len(METRICS))
-        self._normaliser = Normaliser(observation_size(observation_space), config.moments)
-        state = TrainingState(self._policy.flat, self._normaliser, config)
-        state.load(saved)
-        self._shape = observation_space.shape or ()
-        self._spaces = observation_space, action_space
-        self.seed(config.seed)
-        self.config, self.env_steps = config, state.env_steps
-
-    def require(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-        """Raises UsageError where these are not the spaces that the policy was trained with, but for their bounds."""
-        for verb, trained, here in zip(
-            ("observes", "takes"), self._spaces, (observation_space, action_space), strict=True
-        ):
-            if (type(here), here.shape, getattr(here, "n", None)) != (
-                type(trained), trained.shape, getattr(trained, "n", None)
-            ):  # fmt: skip
-                raise UsageError(
-                    f"{self.config.env} {verb} {here} here, and the policy was trained where it {verb} {trained}: use"
-                    " the version of the environment that it was trained with"
-                )
-
-    def seed(self, seed: int) -> None:
-        """Starts the randomness of stochastic actions anew."""
-        self._noise = generator(seed, Purpose.EVALUATION)
-
-    def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
-        array = np.asarray(observation)
-        if array.shape == self._shape:
-            return self._normaliser.inputs(array[None]), True
-        if array.shape[1:] == self._shape:
-            return self._normaliser.inputs(array), False
-        raise ValueError(f"expected an observation {self._shape} or a batch [B, *{self._shape}], got {array.shape}")
-
-    def act(self, observation: np.ndarray, *, stochastic: bool = False) -> np.ndarray:
-        """The action for one observation [*obs], or the actions for a batch [B, *obs], as the environment wants them.
-
-        Args:
-          observation: raw, as the environment gives it.
-          stochastic: sample instead of taking the most probable action.
-        """
-        inputs, single = self._batch(observation)
-        distribution = self._policy.distribution
-        if stochastic:
-            noise = draw_noise(self._noise, distribution.noise_kind, (len(inputs), distribution.noise_size))
-            actions = self._policy.act(inputs, noise)[0]
-        else:
-            actions = self._policy.greedy(inputs)
-        env_actions = distribution.to_env(actions)
-        return env_actions[0] if single else env_actions
-
-    def value(self, observation: np.ndarray) -> np.ndarray:
-        """The critic's value of one observation or of a batch, [] or [B], in units of the environment's reward."""
-        inputs, single = self._batch(observation)
-        values = self._policy.value(inputs) / self._normaliser.reward_scale
-        return values[0] if single else values
-
-
-def load_policy(run_dir: str | Path) -> Policy:
-    """The policy of a run's newest valid checkpoint.
-
-    Raises:
-      UsageError: (a ValueError) where there is no run and where it has no valid checkpoint.
-    """
-    folder = Path(run_dir).absolute()
-    config = load_config(folder)
-    saved, skipped = newest_valid(folder, lambda checkpoint: check_state(checkpoint.state))
-    if saved is None:
-        raise UsageError(f"{folder} has no valid checkpoint: {'; '.join(skipped) or 'there is none'}")
-    for line in skipped:
-        print(f"dppo: {plain(line)}", file=sys.stderr)
-    try:
-        spaces = read_spaces(folder)
-        if spaces is None:  # of a run that an earlier dppo has begun: the environment says it
-            with kept_as_it_was():
-                env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
-            close_environments(env)
-            spaces = env.observation_space, env.action_space
-        return Policy(config, *spaces, saved.state)
-    except ValueError as error:
-        raise UsageError(str(error)) from error
 
 
 def evaluate(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.errors import UsageError
-from dppo.settings.flags import Parser
+from dppo.settings.commands import Parser
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """In a checkout a link to its `jobs/`, in an installed package a folder."""

@@ -15,7 +15,7 @@ from dppo.console import escaped, markdown_table, plain
 from dppo.errors import UsageError, missing_package
 from dppo.files import replace_atomically
 from dppo.rundir.runs import Run, find_runs, read_curve, read_run
-from dppo.settings.flags import Parser
+from dppo.settings.commands import Parser
 from dppo.study import curves
 from dppo.study.results import Setting, by_setting, learning_curve
 from dppo.study.spec import Sweep, config_of, read_sweep, submit_line, task_folder

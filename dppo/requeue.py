@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 
 from dppo.cluster.slurm import digits, this_allocation
 from dppo.errors import UsageError
-from dppo.settings.flags import Parser
+from dppo.settings.commands import Parser
 
 EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
 SOON = "now+10"

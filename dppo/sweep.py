@@ -11,7 +11,8 @@ from pathlib import Path
 from dppo.console import escaped, markdown_table, plain
 from dppo.errors import UsageError
 from dppo.files import TOML_BYTES, fsync_folder, read_regular, write_durably
-from dppo.settings.flags import Parser, as_flags, integer
+from dppo.settings.commands import Parser, integer
+from dppo.settings.flags import as_flags
 from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
 
 EXIT_USAGE = 2

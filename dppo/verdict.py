@@ -21,7 +21,7 @@ from dppo.console import plain
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import check_run_files, number_in, parse_json, read_lines, read_regular, replace_atomically
 from dppo.rundir.recorders import read_json
-from dppo.settings.flags import Parser, at_least, integer, require, within
+from dppo.settings.commands import Parser, at_least, integer, require, within
 
 DONE, FAILED, USAGE, AGAIN = 0, 1, 2, 75
 """Exit codes, the same as of dppo.run."""

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from dppo.rundir.recorders import write_json
-from dppo.settings.flags import from_values, to_toml
+from dppo.settings.flags import from_values
+from dppo.settings.toml import to_toml
 
 CURVE = ((1000, None), (2000, 20.0), (3000, 40.0))
 

@@ -16,7 +16,7 @@ from gymnasium import spaces
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.cluster.signals import Preemption
-from dppo.config import Config, LogConfig, ModelConfig, PPOConfig, resolve
+from dppo.config import Config, LogConfig, ModelConfig, PPOConfig
 from dppo.console import Console
 from dppo.data import NO_ENVS, Batch, Episode, Report, Rollout, Step
 from dppo.envs.vector import make_vector_env
@@ -25,6 +25,7 @@ from dppo.run.setup import saved_histories
 from dppo.rundir.checkpoint import Checkpoint, newest_valid
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.settings.resolve import resolve
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState

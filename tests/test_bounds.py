@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 
 from dppo.bounds import Section, as_name, digits, shown, whole_number, within
-from dppo.config import Config, ModelConfig, as_dict, resolve, updated
+from dppo.config import Config, ModelConfig
 from dppo.errors import UsageError
-from dppo.settings.flags import as_flags, load_config, parse, to_toml
+from dppo.settings.flags import as_flags, parse
+from dppo.settings.resolve import resolve
+from dppo.settings.toml import load_config, to_toml
+from dppo.settings.values import as_dict, updated
 
 
 class Setting(NamedTuple):

@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 import dppo.config
-from dppo.config import Config, as_dict, check_world, nearest, resolve, updated
+from dppo.config import Config
+from dppo.settings.resolve import check_world, resolve
+from dppo.settings.values import as_dict, nearest, updated
 
 # -- one value at a time --------------------
 

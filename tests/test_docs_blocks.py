@@ -15,9 +15,11 @@ from typing import NamedTuple
 import pytest
 
 from dppo import evaluate, report, sweep
-from dppo.config import Config, resolve
+from dppo.config import Config
 from dppo.errors import HelpShown
-from dppo.settings.flags import parse, to_toml
+from dppo.settings.flags import parse
+from dppo.settings.resolve import resolve
+from dppo.settings.toml import to_toml
 from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.test_docs import DOCUMENTS, README, ROOT, each_document
 

@@ -17,11 +17,12 @@ from gymnasium import spaces
 
 import dppo
 from dppo.errors import UsageError
-from dppo.evaluate import MAX_STEPS, Played, evaluate, load_policy, main, play_episodes
+from dppo.evaluate import MAX_STEPS, Played, evaluate, main, play_episodes
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
 from dppo.rundir.spaces import write_spaces
 from dppo.seeding import EpisodeSeeds, Purpose
-from dppo.settings.flags import to_toml
+from dppo.settings.toml import to_toml
+from dppo.training.policy import load_policy
 from tests.parts import Parts, make_parts, probe, settle
 
 

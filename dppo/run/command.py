@@ -2,7 +2,7 @@
 
 The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
 together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
-When a rank dies while training, `_train` goes through its recovery loop, the only place that knows of it.
+When a rank dies while training, `train_on` goes through its recovery loop, the only place that knows of it.
 """
 
 from __future__ import annotations
@@ -25,27 +25,30 @@ from dppo.cluster.signals import Preemption
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm import mpi, ulfm
 from dppo.comm.collectives import from_rank_zero
-from dppo.comm.link import MPILink
 from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import deaths_noticed, survives_deaths
 from dppo.config import Config
 from dppo.console import Console, end_output, say
-from dppo.errors import DumpError, Failure, HelpShown, JobFailure, RankFailure, SavingError, UsageError, WorkerError
+from dppo.errors import HelpShown, RankFailure, UsageError
 from dppo.run import setup
-from dppo.run.members import Member, Rank, Start, begin_collecting, first_members, make_watchdog, reorder
+from dppo.run.loop import (
+    EXIT_FAILED,
+    EXIT_FINISHED,
+    EXIT_USAGE,
+    LEAVE_AFTER_RANK_ZERO_S,
+    LEAVE_ALONE_S,
+    LEAVE_TOGETHER_S,
+    SAID,
+    train_on,
+)
+from dppo.run.members import Member, Rank, Start, first_members, make_watchdog, reorder
 from dppo.run.preflight import Plan
-from dppo.run.recover import FAILURE_NOTICE_S, recover
-from dppo.run.session import run_session
-from dppo.seams import Tag
 from dppo.settings.flags import in_python, parse
-from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S, Parts, build_parts, make_collector
+from dppo.training.build import CLOSE_S, LAST_S, Parts, build_parts, make_collector
 from dppo.training.standby import Memory
 from dppo.training.tracker import Summary
 
-EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
-_SAID = "said_by_dppo"  # marks an exception that was shown already
-LEAVE_TOGETHER_S, LEAVE_AFTER_RANK_ZERO_S, LEAVE_ALONE_S = 0.05, 0.5, 5.0
 
 
 def main(argv: Sequence[str] | None = None, started: float | None = None) -> int:
@@ -163,7 +166,7 @@ def train(
     me = _rank(plan, own, members, place, console, watchdog, started, own.size, own.rank)
     me.quiet = quiet
     try:
-        return _train(me, is_command=is_command)
+        return train_on(me, is_command=is_command)
     except UsageError:
         with contextlib.suppress(MPI.Exception):
             me.comm.Barrier()  # by now no rank's watchdog has a file there
@@ -261,132 +264,13 @@ def _take_a_dead_ones_place() -> Summary:
     except BaseException:
         traceback.print_exc()
         ulfm.die()
-    return _train(me, is_command=True)
+    return train_on(me, is_command=True)
 
 
 # -- training --------------------
 
 
-def _train(me: Rank, *, is_command: bool) -> Summary:
-    """Trains, with whoever is left, until the run has ended. The recovery loop."""
-    failure: RankFailure | None = None
-    summary: Summary | None = None
-    try:
-        while summary is None:
-            try:
-                with deaths_noticed():
-                    if failure is not None:
-                        cause, failure = failure, None
-                        recover(me, cause)
-                    elif me.place.envs is not None and me.collector is None:
-                        begin_collecting(me)
-                    summary = run_session(me)
-            except RankFailure as noticed:
-                failure = noticed
-            except UsageError:  # of all ranks alike
-                raise
-            except BaseException as error:  # also an environment that calls sys.exit
-                failure = _own_failure(error, me)
-    finally:
-        me.watchdog.stop()
-        if is_command:  # all is settled: an environment that does not close keeps nobody
-            guard.announce(EXIT_FAILED if summary is None else setup.EXIT_CODES[summary.exit])
-        me.place.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
-        if not is_command:  # the command's own last steps stay protected from a late signal
-            me.preemption.uninstall()
-    if me.comm.rank == 0:
-        setup.conclude(summary, me.console)
-    if not survives_deaths():
-        for comm in (*me.others, me.comm):
-            comm.Free()
-    elif is_command:
-        with contextlib.suppress(MPI.Exception):  # all leave at once, with the same code
-            me.comm.Barrier()
-    return summary
-
-
 # -- the end --------------------
-
-
-def _own_failure(error: BaseException, me: Rank) -> RankFailure:
-    """This rank cannot go on. By default nobody can: the failing rank, its host and its traceback are named once, by
-    rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
-    """
-    state = me.place.state
-    where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps and {state.updates:,} updates"
-    failure = Failure(f"{me.member} failed {where}:\n{traceback.format_exc()}")
-    if isinstance(error, WorkerError | JobFailure):
-        failure = error.failure
-    if isinstance(error, DumpError):
-        failure = Failure(f"{me.member}: {error} (--trajectories.required)")
-    if isinstance(error, SavingError):
-        failure = Failure(f"{me.member}: {error}")
-    text = failure.text
-    if me.memory is not None and me.comm.size > 1 and not isinstance(error, JobFailure):
-        # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
-        spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
-        if me.plan.config.on_worker_error == "continue" and spares_others:
-            say(text)
-            ulfm.die()
-        me.failure = failure
-        return RankFailure(text)  # the others hear of it as they would hear of a death
-    try:
-        if me.comm.rank == 0:
-            say(text)
-            if me.journal is not None:
-                me.journal.fail(failure)
-            else:
-                setup.say_failed(me.plan, failure)
-        elif not survives_deaths():
-            guard.announce(EXIT_FAILED)  # whatever its environments do while they are closed
-            # rank 0 says it, waits until they are closed, and ends the job; if it cannot, this rank does
-            link = MPILink(me.comm, lambda: False)
-            link.failure(text)
-            _let_mpi_send(link, LEAVE_TOGETHER_S)
-            me.place.close(CLOSE_AFTER_FAILURE_S)
-            link.closed()
-            _let_mpi_send(link, FAILURE_NOTICE_S)
-            say(text)
-            setup.say_failed(me.plan, failure)
-    except Exception:  # the first error has been said; whatever follows must not keep the job alive
-        say(f"the summary could not be written:\n{traceback.format_exc()}")
-    setattr(error, _SAID, True)
-    if me.comm.size > 1 and not survives_deaths():
-        guard.announce(EXIT_FAILED)
-        me.place.close(CLOSE_AFTER_FAILURE_S)
-        if isinstance(error, WorkerError) and error.worker is not None:
-            _let_it_close(me.comm, rank=1 + error.worker)
-        time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
-        me.comm.Abort(EXIT_FAILED)
-    if me.comm.size > 1:
-        _wait_for_the_last_word(me)
-    raise error
-
-
-def _let_mpi_send(link: MPILink, for_s: float) -> None:
-    deadline = time.monotonic() + for_s
-    while time.monotonic() < deadline:
-        link.keep_moving()
-        time.sleep(0.01)
-
-
-def _let_it_close(comm: MPI.Comm, rank: int) -> None:
-    """Rank 0: MPI_Abort would end the rank that has failed before its environments are closed."""
-    deadline = time.monotonic() + CLOSE_AFTER_FAILURE_S + LAST_S
-    while time.monotonic() < deadline and not comm.Iprobe(rank, Tag.BYE):
-        time.sleep(0.01)
-
-
-def _wait_for_the_last_word(me: Rank) -> None:
-    """Collective over `me.comm`. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
-    deadline = time.monotonic() + FAILURE_NOTICE_S
-
-    def meanwhile() -> None:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-
-    with contextlib.suppress(MPI.Exception, TimeoutError):
-        ulfm.wait_for_all(me.comm, meanwhile)
 
 
 def start_mpi() -> None:
@@ -410,7 +294,7 @@ def run(started: float) -> None:
     try:
         code = main(started=started)
     except BaseException as error:
-        if not getattr(error, _SAID, False):
+        if not getattr(error, SAID, False):
             say(f"rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}")
             if MPI.COMM_WORLD.size > 1:
                 ulfm.end_job(MPI.COMM_WORLD, EXIT_FAILED)

@@ -18,12 +18,13 @@ from typing import Any
 
 from dppo import startup
 from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
-from dppo.config import Config, check_world, resolve
+from dppo.config import Config
 from dppo.console import Console
 from dppo.files import check_run_files, number_in, read_regular
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
 from dppo.rundir.contents import check_complete
 from dppo.rundir.recorders import read_json, write_json
+from dppo.settings.resolve import check_world, resolve
 from dppo.training.counters import EpisodeCounter
 from dppo.training.tracker import Losses, Summary
 from dppo.trajectories.format import compression_filter, refuse_links

@@ -27,7 +27,9 @@ from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
 from dppo.rundir.contents import check_environments
 from dppo.rundir.recorders import read_json, write_json, write_summary
 from dppo.rundir.runs import SIGNS
-from dppo.settings.flags import VERSION, resumed, to_toml
+from dppo.settings.commands import VERSION
+from dppo.settings.resume import resumed
+from dppo.settings.toml import to_toml
 from dppo.startup import forks_end_here, this_python
 from dppo.training.build import Parts, build_parts
 from dppo.training.counters import WINDOW

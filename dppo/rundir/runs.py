@@ -14,7 +14,7 @@ from dppo.config import Config
 from dppo.errors import RefusedFileError
 from dppo.files import check_run_files, parse_json, read_lines
 from dppo.rundir.recorders import read_json
-from dppo.settings.flags import load_config
+from dppo.settings.toml import load_config
 
 ENDED = ("finished", "target")
 STATES = (*ENDED, "preempted", "failed", "running")

@@ -1,78 +1,36 @@
-"""From the command line to a Config: presets, TOML and flags, each winning over the one before.
-
-The other commands take from it how wrong use is said.
-"""
+"""From the command line to a Config: presets, TOML and flags, each winning over the one before."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import itertools
-import json
 import os
 import re
 import sys
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import is_dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, NoReturn
 
-from dppo.bounds import Range as Range
-from dppo.bounds import as_name as as_name
-from dppo.bounds import at_least as at_least
 from dppo.bounds import hints, is_whole, whole_number
-from dppo.bounds import shown as shown
-from dppo.bounds import within as within
-from dppo.config import VERSION as NUMBER
-from dppo.config import Config, as_dict, resolve, setting_names, suggestion, updated
-from dppo.errors import HelpShown, RefusedFileError, UsageError
-from dppo.files import TOML_BYTES, read_regular
+from dppo.config import Config
+from dppo.errors import HelpShown, UsageError
+from dppo.settings.commands import EXIT_USAGE, VERSION
+from dppo.settings.resolve import resolve
+from dppo.settings.resume import require_same
+from dppo.settings.toml import load_config, presets, read_toml, shortened
+from dppo.settings.values import setting_names, suggestion, updated
 
-RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
-"""What may be given anew with --resume."""
-
-PER_START = ("resume", "run_dir", "dry_run")
-"""What belongs to one start of the program, not to the run; config.toml leaves it out."""
-
-EXIT_USAGE = 2
-VERSION = f"dppo {NUMBER}"
 ANSWERED = ("-h", "--help", "--version")
 """Flags that are answered, whatever else is given, and need no MPI."""
 
-LONGEST_MESSAGE = 600
 
 USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
 
 Without arguments it trains CartPole-v1 until the mean return of the last 100 episodes is 475.
 `--version` says which dppo this is."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Of the other commands: says what is wrong in one line, as all of them do."""
-
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.add_argument("--version", action="version", version=VERSION, help="show dppo's version")
-
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}; see {self.prog} -h")
-
-
-def integer(text: str) -> int:
-    """A type for argparse: 1000, 1_000 or 1e3."""
-    number = whole_number(text)
-    if number is None:
-        raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}")
-    return number
-
-
-def require(flag: str, value: float, bounds: Range) -> None:
-    """Raises UsageError where the value of a flag is out of its range."""
-    if value not in bounds:
-        raise UsageError(f"{flag} {value} {bounds.said}")
 
 
 def answer(argv: Sequence[str], *, is_first: bool) -> int:
@@ -142,46 +100,6 @@ def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str
     return resolve(_apply_flags(updated(base, file_values), args)), preset_note
 
 
-def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
-    """A TOML file's values.
-
-    Args:
-      root: the folder that it must lie in, as in `open_regular`.
-
-    Raises:
-      UsageError: that names the file and what is wrong with it.
-    """
-    try:
-        content = read_regular(path, root, TOML_BYTES)
-    except RefusedFileError as error:
-        raise UsageError(str(error)) from error
-    except OSError as error:
-        why = error.strerror or error
-        raise UsageError(f"{path}: cannot be read: {why}; the first argument names a TOML file") from error
-    except ValueError as error:  # a name that no file can have
-        raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
-    try:
-        return tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
-        raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
-
-
-def load_config(run_dir: Path) -> Config:
-    """The stored configuration of a run. Raises UsageError."""
-    path = run_dir / "config.toml"
-    try:
-        os.lstat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{run_dir} holds no run: there is no config.toml in it") from error
-    except (OSError, ValueError):
-        pass  # said by what follows
-    values = read_toml(path, run_dir)
-    try:
-        return resolve(updated(Config(), values))
-    except ValueError as error:
-        raise UsageError(f"{path}: {error}") from error
-
-
 def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:
     run_dir = _flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
     if not run_dir:
@@ -189,69 +107,11 @@ def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> 
     run_dir = os.path.expanduser(str(run_dir))
     stored = replace(load_config(Path(run_dir)), run_dir=run_dir, resume=True)
     config = _apply_flags(updated(stored, file_values), args)
-    _require_same(stored, config)
+    require_same(stored, config)
     return resolve(config), [f"settings from {run_dir}/config.toml", *notes]
 
 
-def resumed(config: Config) -> Config:
-    """What `Config(run_dir=R, resume=True)` means: all settings of the run in R, and what it gives anew. What equals
-    its default cannot be told from what was not given, and is the run's.
-
-    Raises:
-      UsageError: no run is there, or what was given differs from the run's and may not.
-    """
-    if not config.run_dir:
-        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    stored = replace(
-        load_config(Path(config.run_dir).expanduser()), **{name: getattr(config, name) for name in PER_START}
-    )
-    given = _given(as_dict(config), as_dict(Config()))
-    try:
-        changed = updated(stored, {name: value for name, value in given.items() if name not in PER_START})
-        _require_same(stored, changed)
-        return resolve(changed)
-    except ValueError as error:
-        raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
-
-
-def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What is not as it is by default."""
-    return {
-        name: _given(value, defaults[name]) if isinstance(value, dict) else value
-        for name, value in values.items()
-        if value != defaults.get(name)
-    }
-
-
-def _require_same(stored: Config, config: Config) -> None:
-    """A resumed run keeps its settings. Raises UsageError that names the first that differs."""
-    for key, before, now in _differences(as_dict(stored), as_dict(config)):
-        if key.split(".")[0] not in RESUMABLE:
-            raise UsageError(
-                f"--{key.replace('_', '-')}={now} differs from the run's {before}: a resumed run keeps its settings"
-                " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew); leave it out,"
-                " or start a new run in another --run-dir"
-            )
-
-
-def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    for key in {**a, **b}:
-        if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
-            yield from _differences(a[key], b[key], f"{where}{key}.")
-        elif a.get(key) != b.get(key):
-            yield where + key, a.get(key), b.get(key)
-
-
 # -- presets --------------------
-
-
-def presets() -> dict[str, Any]:
-    """The files of all presets, by their names: ENV.LOSS.toml."""
-    return {
-        file.name: file
-        for file in (resources.files("dppo.settings") / "presets").iterdir()
-        if file.name.endswith(".toml")
-    }
 
 
 def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
@@ -392,11 +252,6 @@ def _one_message(complaint: str) -> str:
     return shortened(message) or "the flags cannot be understood; see --help"
 
 
-def shortened(text: str) -> str:
-    """Somebody else's message, of which a part may be somebody's file."""
-    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
-
-
 def in_python(message: str) -> str:
     """A message for those who call `dppo.train`: settings by their names there, not by their flags."""
     start, end = r"(?<![\w/-])", r"(?![\w-])"  # no part of a path
@@ -425,24 +280,3 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
 
 
 # -- config.toml --------------------
-
-
-def to_toml(config: Config) -> str:
-    """Everything that is set, as a TOML file that `python -m dppo.run FILE` reads."""
-    values = {k: v for k, v in as_dict(config).items() if k not in PER_START}
-    lines = [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in values.items() if not isinstance(v, dict)]
-    for section, content in values.items():
-        if isinstance(content, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in content.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return repr(value)

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from dppo.config import as_dict
 from dppo.rundir.runs import Run
+from dppo.settings.values import as_dict
 from dppo.study.spec import as_text, flatten
 from dppo.study.statistics import bootstrap_interval, interquartile_mean
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppo.config import Config, nearest
+from dppo.config import Config
 from dppo.errors import UsageError
-from dppo.settings.flags import PER_START, as_name, from_values, read_toml, shortened, shown
+from dppo.settings.commands import as_name, shown
+from dppo.settings.flags import from_values
+from dppo.settings.toml import PER_START, read_toml, shortened
+from dppo.settings.values import nearest
 
 TABLES = ("fixed", "grid", "random")
 LAWS = ("uniform", "log", "integer", "choice")

@@ -14,7 +14,7 @@ import numpy as np
 
 from dppo.console import plain
 from dppo.errors import UsageError
-from dppo.settings.flags import Parser
+from dppo.settings.commands import Parser
 from dppo.trajectories.catalogue import SURPRISES
 from dppo.trajectories.index import check_index, write_index
 from dppo.trajectories.reader import Trajectories, open_trajectories

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dppo.rundir.checkpoint import checkpoint_folders, numbers_by_rank, read_manifest
-from dppo.settings.flags import load_config
+from dppo.settings.toml import load_config
 from dppo.trajectories.catalogue import SURPRISES
 from dppo.trajectories.format import rank_folders, segment_files
 

@@ -18,7 +18,8 @@ from dppo.trajectories.catalogue import SURPRISES, gaps
 from dppo.trajectories.format import checksum_problem, rank_folders, segment_files, segment_path
 from dppo.trajectories.hdf5 import FILE_BYTES
 from dppo.trajectories.unsealed import unsealed
-from dppo.trajectories.validate_segment import Findings, Inspected, Violation, inspect
+from dppo.trajectories.validate_episodes import Findings, Inspected, Violation
+from dppo.trajectories.validate_segment import inspect
 
 __all__ = ["Violation", "validate"]
 

@@ -7,75 +7,21 @@ Nothing here raises for what a damaged file holds: each surprise is a finding.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dppo.data import EpisodeProgress
 from dppo.errors import UsageError
 from dppo.files import parse_json
 from dppo.rundir.spaces import space_from_json
 from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, load_filters
-from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, episode_table, expected_datasets, run_dir_of
+from dppo.trajectories.format import FORMAT, FORMAT_VERSION, expected_datasets, run_dir_of
 from dppo.trajectories.hdf5 import opened_hdf5
+from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _episodes, _finals
 
 if TYPE_CHECKING:
     import h5py
-
-
-@dataclass(frozen=True, slots=True)
-class Violation:
-    """Something that docs/trajectories.md rules out."""
-
-    file: str
-    """Relative to the run's directory."""
-    dataset: str | None
-    row: int | None
-    """Index of the first value that is wrong, along the dataset's first axis."""
-    what: str
-
-    def __str__(self) -> str:
-        place = "".join(f", {part}" for part in (self.dataset, None if self.row is None else f"row {self.row}") if part)
-        return f"{self.file}{place}: {self.what}"
-
-
-@dataclass(frozen=True, slots=True)
-class Findings:
-    """Adds violations of one file to a list."""
-
-    file: str
-    violations: list[Violation]
-
-    def add(self, dataset: str | None, row: int | None, what: str) -> None:
-        self.violations.append(Violation(self.file, dataset, row, what))
-
-
-@dataclass(frozen=True, slots=True)
-class Ends:
-    """How environments stand after the last row of a segment, [N] each."""
-
-    end_row: int
-    standing: EpisodeProgress
-    seeds: np.ndarray
-    """Of the present episodes."""
-
-
-@dataclass(slots=True)
-class Inspected:
-    """What other segments are compared with; None where it cannot be told."""
-
-    attrs: dict[str, Any] = field(default_factory=dict)
-    rows: np.ndarray | None = None
-    versions: np.ndarray | None = None
-    num_envs: int | None = None
-    shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """(type, shape) of one observation and of one action."""
-    ends: Ends | None = None
-    is_enabled: bool = False
-    """Whether its settings say that trajectories are written."""
 
 
 _NUMBERS = (
@@ -284,138 +230,3 @@ def _rows(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> 
 
 
 # -- episodes --------------------
-
-
-def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected, before: Ends | None) -> None:
-    """The table against what follows from the steps."""
-    rewards, terminations, truncations, valid, rows = (
-        data[f"steps/{name}"] for name in ("rewards", "terminations", "truncations", "valid", "row")
-    )
-    table = {name: data[f"episodes/{name}"] for name in EPISODES}
-    known = before
-    if before is None and len(rows) and not rows[0]:  # the beginning of everything
-        num_envs = rewards.shape[1]
-        zeros = np.zeros(num_envs, np.int64)
-        known = Ends(0, EpisodeProgress(zeros - 1, zeros, np.zeros(num_envs)), zeros - 1)
-    goes_on = known is not None and len(rows) > 0 and known.end_row == rows[0]
-    cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
-    expected: list[dict[str, np.ndarray]] = []
-    for start, stop in pairwise(cuts):
-        part = slice(start, stop)
-        here = _begun_in(table, start, stop)
-        standing = _standing(here, start, rewards[part], known if goes_on and start == 0 else None)
-        one, after = episode_table(rewards[part], terminations[part], truncations[part], valid[part], standing)
-        one["start"] += start
-        expected.append(one)
-    joined = {name: np.concatenate([t[name] for t in expected]) for name in expected[0]}
-    order = np.lexsort((joined["start"], joined["env"]))
-    joined = {name: values[order] for name, values in joined.items()}
-    _compare(table, joined, np.abs(rewards.astype(np.float64)), findings)
-    _numbers(table, known, goes_on, findings)
-    if len(rows):
-        found.ends = _ends(table, after, int(rows[-1]) + 1, known)
-
-
-def _begun_in(table: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-    chosen = (table["start"] >= start) & (table["start"] < stop)
-    return {name: values[chosen] for name, values in table.items()}
-
-
-def _standing(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> EpisodeProgress:
-    """Before the rows `rewards`, the first of them `first`: as the segment before left it, where that is known and the
-    episode goes on; or else as the table says. What could not be brought back where it stood begins anew.
-    """
-    num_envs = rewards.shape[1]
-    standing = EpisodeProgress(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
-    for n in range(num_envs):
-        mine = np.flatnonzero(here["env"] == n)
-        if not len(mine) or not here["offset"][mine[0]]:
-            continue
-        if known is not None:
-            standing.lengths[n], standing.returns[n] = known.standing.lengths[n], known.standing.returns[n]
-            continue
-        one = mine[0]
-        start = int(here["start"][one]) - first
-        standing.lengths[n] = here["offset"][one]
-        steps = rewards[start : start + int(here["length"][one]), n]
-        standing.returns[n] = here["return"][one] - steps.astype(np.float64).sum()
-    return standing
-
-
-def _compare(
-    table: dict[str, np.ndarray], expected: dict[str, np.ndarray], sizes: np.ndarray, findings: Findings
-) -> None:
-    if len(table["env"]) != len(expected["env"]):
-        findings.add("episodes", None, f"lists {len(table['env'])} pieces; the steps have {len(expected['env'])}")
-        return
-    for name in ("env", "start", "length", "offset", "terminated", "truncated", "complete"):
-        wrong = np.flatnonzero(table[name] != expected[name])
-        if len(wrong):
-            i = int(wrong[0])
-            findings.add(f"episodes/{name}", i, f"is {table[name][i]}; by the steps it is {expected[name][i]}")
-            if name in ("env", "start", "length"):
-                return
-    spans = zip(expected["env"].tolist(), expected["start"].tolist(), expected["length"].tolist(), strict=True)
-    moved = np.array([sizes[start : start + length, n].sum() for n, start, length in spans])
-    got, want = table["return"], expected["return"]
-    # rewards are stored as float32: where they cancel each other the sum is not as exact as they are
-    wrong = np.flatnonzero(~(np.abs(got - want) <= 1e-4 * np.abs(want) + 1e-6 * moved + 1e-6))
-    if len(wrong):
-        i = int(wrong[0])
-        findings.add("episodes/return", i, f"is {got[i]}; the rewards sum up to {want[i]}")
-
-
-def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, findings: Findings) -> None:
-    """That an episode keeps its number and its seed, and that the next one has a higher number."""
-    order = np.lexsort((table["start"], table["env"]))
-    for before, i in zip([-1, *order[:-1].tolist()], order.tolist(), strict=True):
-        env, number, begins = int(table["env"][i]), int(table["id"][i]), not table["offset"][i]
-        if before >= 0 and table["env"][before] == env:
-            last, seed = int(table["id"][before]), int(table["seed"][before])
-            over = bool(table["terminated"][before] or table["truncated"][before])
-            must = False
-        elif known is not None:  # the first of its environment here
-            last, seed = int(known.standing.episodes[env]), int(known.seeds[env])
-            over, must = False, goes_on
-        else:
-            continue
-        if begins or over:
-            if number <= last:
-                findings.add("episodes/id", i, f"is {number}, after {last} in the same environment")
-        elif number < last or (must and number != last):
-            findings.add("episodes/id", i, f"is {number}; the episode that goes on is {last}")
-        elif number == last and int(table["seed"][i]) != seed:
-            findings.add("episodes/seed", i, f"is {table['seed'][i]}; the episode began with {seed}")
-
-
-def _ends(table: dict[str, np.ndarray], after: EpisodeProgress, end_row: int, known: Ends | None) -> Ends:
-    """For the next segment: with the table's own returns, so that roundings do not add up."""
-    seeds = np.full(len(after.lengths), -1, np.int64)
-    for n in range(len(after.lengths)):
-        mine = np.flatnonzero(table["env"] == n)
-        if len(mine):
-            last = mine[np.argmax(table["start"][mine])]
-            after.episodes[n], seeds[n] = table["id"][last], table["seed"][last]
-            if after.lengths[n]:
-                after.returns[n] = table["return"][last]
-        else:
-            after.episodes[n], seeds[n] = (-1, -1) if known is None else (known.standing.episodes[n], known.seeds[n])
-    return Ends(end_row, after, seeds)
-
-
-def _finals(data: dict[str, np.ndarray], findings: Findings) -> None:
-    rows, envs = data["final/row"], data["final/env"]
-    ended = data["steps/terminations"] | data["steps/truncations"]
-    expected = {(int(t), int(n)) for t, n in np.argwhere(ended & data["steps/valid"])}
-    seen: set[tuple[int, int]] = set()
-    for i, key in enumerate(zip(rows.tolist(), envs.tolist(), strict=True)):
-        if key not in expected:
-            findings.add("final/row", i, f"step {key[0]} of environment {key[1]} ended no episode")
-        elif key in seen:
-            findings.add("final/row", i, f"step {key[0]} of environment {key[1]} is listed twice")
-        seen.add(key)
-    missing = sorted(expected - seen)
-    if missing:
-        row, env = missing[0]
-        more = f"; {len(missing)} are missing in all" if len(missing) > 1 else ""
-        findings.add("final/row", None, f"lacks the end at step {row} of environment {env}{more}")

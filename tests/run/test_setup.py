@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo.config import Config, resolve
+from dppo.config import Config
 from dppo.errors import UsageError
 from dppo.run import setup
+from dppo.settings.resolve import resolve
 from dppo.training.build import build_parts
 
 

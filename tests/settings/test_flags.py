@@ -12,20 +12,14 @@ from typing import Any
 import pytest
 
 import dppo
-from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig, as_dict, resolve, updated
+from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig
 from dppo.errors import HelpShown, UsageError
-from dppo.settings.flags import (
-    Parser,
-    answer,
-    as_flags,
-    flag_names,
-    from_values,
-    in_python,
-    load_config,
-    parse,
-    resumed,
-    to_toml,
-)
+from dppo.settings.commands import Parser
+from dppo.settings.flags import answer, as_flags, flag_names, from_values, in_python, parse
+from dppo.settings.resolve import resolve
+from dppo.settings.resume import resumed
+from dppo.settings.toml import load_config, to_toml
+from dppo.settings.values import as_dict, updated
 
 PRESET = """
 total-steps = 111

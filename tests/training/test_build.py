@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.config import Config, ModelConfig, resolve, updated
+from dppo.config import Config, ModelConfig
 from dppo.models.policy import make_policy
+from dppo.settings.resolve import resolve
+from dppo.settings.values import updated
 from dppo.training.build import build_parts, close_environments, make_collector
 
 

@@ -11,9 +11,10 @@ from gymnasium import spaces
 
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
-from dppo.config import Config, PPOConfig, ServerConfig, resolve
+from dppo.config import Config, PPOConfig, ServerConfig
 from dppo.models.policy import make_policy
 from dppo.seams import Tag
+from dppo.settings.resolve import resolve
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
 from dppo.training.sync_loop import SyncCoordinator

@@ -20,8 +20,8 @@ import pyarrow.parquet
 import pytest
 from minari.serialization import serialize_space
 
-from dppo.config import as_dict
 from dppo.errors import UsageError
+from dppo.settings.values import as_dict
 from dppo.trajectories.export import as_d4rl, as_minari, as_tables
 from dppo.trajectories.export import command as export
 from dppo.trajectories.export.selection import Exported, in_batches

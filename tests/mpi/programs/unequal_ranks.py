@@ -26,11 +26,12 @@ from dppo.cluster.signals import Preemption
 from dppo.comm.allreduce import Allreduce
 from dppo.comm.link import MPILink
 from dppo.comm.server import serve
-from dppo.config import Config, OptimConfig, PPOConfig, resolve
+from dppo.config import Config, OptimConfig, PPOConfig
 from dppo.data import Minibatch, Report, Rollout
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import make_policy, observation_size
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.settings.resolve import resolve
 from dppo.training import sync_exchange, sync_loop
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner

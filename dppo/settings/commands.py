@@ -1,0 +1,45 @@
+"""What the flags of all commands share: their parser, whole numbers, ranges, and how wrong use ends."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any, NoReturn
+
+from dppo.bounds import Range as Range
+from dppo.bounds import as_name as as_name
+from dppo.bounds import at_least as at_least
+from dppo.bounds import shown as shown
+from dppo.bounds import whole_number
+from dppo.bounds import within as within
+from dppo.config import VERSION as NUMBER
+from dppo.errors import UsageError
+
+EXIT_USAGE = 2
+
+
+VERSION = f"dppo {NUMBER}"
+
+
+class Parser(argparse.ArgumentParser):
+    """Of the other commands: says what is wrong in one line, as all of them do."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**given)
+        self.add_argument("--version", action="version", version=VERSION, help="show dppo's version")
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}; see {self.prog} -h")
+
+
+def integer(text: str) -> int:
+    """A type for argparse: 1000, 1_000 or 1e3."""
+    number = whole_number(text)
+    if number is None:
+        raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}")
+    return number
+
+
+def require(flag: str, value: float, bounds: Range) -> None:
+    """Raises UsageError where the value of a flag is out of its range."""
+    if value not in bounds:
+        raise UsageError(f"{flag} {value} {bounds.said}")

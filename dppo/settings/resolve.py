@@ -1,0 +1,90 @@
+"""A whole configuration: what depends on other settings is filled in, and what cannot be is refused with the repair."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+
+from dppo.config import MOST_SAMPLES, Config, _require
+
+
+def check(config: Config) -> None:
+    """What only shows when the settings are seen together. Raises ValueError with the repair."""
+    _require(
+        not (config.mode == "async" and config.exchange == "allreduce"),
+        "mode=async exchanges gradients p2p with the parameter server: leave exchange out, or set mode=sync",
+    )
+    _require(
+        not (config.server.drop and (config.mode == "async" or config.exchange != "p2p")),
+        f"server.drop={config.server.drop} needs mode=sync and exchange=p2p, where a server waits for gradients",
+    )
+    _require(
+        not (config.preempt_fraction and config.mode == "async"),
+        f"preempt_fraction={config.preempt_fraction} needs mode=sync: asynchronous workers never wait for a slow one",
+    )
+    _require(
+        not (config.server.drop and config.ppo.objective == "kl"),
+        "server.drop needs ppo.objective=clip: the KL penalty's hinge averages over all workers",
+    )
+    assert config.horizon is not None, "an unresolved configuration is checked"
+    _require(
+        config.horizon * config.num_envs <= MOST_SAMPLES,
+        f"horizon*num_envs={config.horizon}*{config.num_envs} samples of a worker's rollout must be at most"
+        f" {MOST_SAMPLES:g}: lower one of them",
+    )
+    if config.loss == "ppo":
+        _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
+    _refuse_unavailable(config)
+
+
+def _refuse_unavailable(config: Config) -> None:
+    """Names of the contract whose machinery is not in this version: refused, rather than silently ignored."""
+    unavailable = {
+        "log.trace": config.log.trace,
+    }
+    for name, asked in unavailable.items():
+        _require(not asked, f"{name} is not available in this version of dppo: leave it out")
+
+
+def _require_divisor(minibatches: int, samples: int) -> None:
+    if samples % minibatches == 0:
+        return
+    small = [d for d in range(1, math.isqrt(samples) + 1) if samples % d == 0]
+    divisors = small + [samples // d for d in reversed(small)]
+    nearest = min(divisors, key=lambda d: abs(d - minibatches))
+    raise ValueError(
+        f"ppo.minibatches={minibatches} must divide horizon*num_envs={samples}; the nearest that does is {nearest}"
+    )
+
+
+def resolve(config: Config) -> Config:
+    """Replaces every None that stands for "depends on the rest" by what it means, and checks the whole.
+
+    Raises:
+      ValueError: for an impossible combination, with the repair.
+    """
+    loss = config.loss or ("ppo" if config.mode == "sync" else "a3c")
+    optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
+    default_lr = {"adam": 7e-4, "rmsprop": 2e-3, "sgd": 1e-2}[optimiser]
+    complete = replace(
+        config,
+        loss=loss,
+        run_dir=config.run_dir and os.path.expanduser(config.run_dir),  # bash leaves --run-dir=~/x as it is
+        horizon=config.horizon or (64 if loss == "ppo" else 8),
+        exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
+        vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
+        optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),
+    )
+    check(complete)
+    return complete
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """What depends on the number of ranks. Raises ValueError with the repair."""
+    workers = max(1, world_size - 1)
+    _require(
+        config.server.drop < workers,
+        f"server.drop={config.server.drop} must be smaller than the number of workers, {workers}"
+        f" ({world_size} ranks): the quorum would be empty",
+    )

@@ -1,0 +1,102 @@
+"""TOML files of settings, read and written."""
+
+from __future__ import annotations
+
+import json
+import os
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from dppo.bounds import Range as Range
+from dppo.bounds import as_name as as_name
+from dppo.bounds import at_least as at_least
+from dppo.bounds import shown as shown
+from dppo.bounds import within as within
+from dppo.config import Config
+from dppo.errors import RefusedFileError, UsageError
+from dppo.files import TOML_BYTES, read_regular
+from dppo.settings.resolve import resolve
+from dppo.settings.values import as_dict, updated
+
+PER_START = ("resume", "run_dir", "dry_run")
+"""What belongs to one start of the program, not to the run; config.toml leaves it out."""
+
+
+LONGEST_MESSAGE = 600
+
+
+def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
+    """A TOML file's values.
+
+    Args:
+      root: the folder that it must lie in, as in `open_regular`.
+
+    Raises:
+      UsageError: that names the file and what is wrong with it.
+    """
+    try:
+        content = read_regular(path, root, TOML_BYTES)
+    except RefusedFileError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        why = error.strerror or error
+        raise UsageError(f"{path}: cannot be read: {why}; the first argument names a TOML file") from error
+    except ValueError as error:  # a name that no file can have
+        raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
+    try:
+        return tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
+        raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
+
+
+def load_config(run_dir: Path) -> Config:
+    """The stored configuration of a run. Raises UsageError."""
+    path = run_dir / "config.toml"
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise UsageError(f"{run_dir} holds no run: there is no config.toml in it") from error
+    except (OSError, ValueError):
+        pass  # said by what follows
+    values = read_toml(path, run_dir)
+    try:
+        return resolve(updated(Config(), values))
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def shortened(text: str) -> str:
+    """Somebody else's message, of which a part may be somebody's file."""
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
+
+
+def to_toml(config: Config) -> str:
+    """Everything that is set, as a TOML file that `python -m dppo.run FILE` reads."""
+    values = {k: v for k, v in as_dict(config).items() if k not in PER_START}
+    lines = [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in values.items() if not isinstance(v, dict)]
+    for section, content in values.items():
+        if isinstance(content, dict):
+            lines += ["", f"[{section}]"]
+            lines += [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in content.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
+    return repr(value)
+
+
+def presets() -> dict[str, Any]:
+    """The files of all presets, by their names: ENV.LOSS.toml."""
+    return {
+        file.name: file
+        for file in (resources.files("dppo.settings") / "presets").iterdir()
+        if file.name.endswith(".toml")
+    }

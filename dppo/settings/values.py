@@ -1,0 +1,79 @@
+"""Values as plain data, and back: what files, flags and messages call a setting."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from dppo.bounds import (
+    as_name,
+    hints,
+    settled,
+    shown,
+)
+from dppo.config import C, Config, _require
+
+
+def as_dict(config: Any) -> dict[str, Any]:
+    """Nested plain values, in the order of the fields; None is left out (TOML has none)."""
+    out: dict[str, Any] = {}
+    for f in fields(config):
+        value = getattr(config, f.name)
+        if is_dataclass(value):
+            out[f.name] = as_dict(value)
+        elif value is not None:
+            out[f.name] = list(value) if isinstance(value, tuple) else value
+    return out
+
+
+def updated(config: C, values: dict[str, Any], where: str = "") -> C:
+    """`config` with nested `values` put in; keys are field names with - or _.
+
+    Raises:
+      ValueError: for an unknown key (with the nearest right one) or a value of the wrong type, naming `where`.
+    """
+    section: Any = type(config)
+    known = hints(section)
+    changes: dict[str, Any] = {}
+    for key, value in values.items():
+        name, called = key.replace("-", "_"), f"{where}{as_name(key)}"
+        if name not in known:
+            raise ValueError(f"{called}: no such setting{suggestion(called, known)}")
+        _require(name not in changes, f"{called} is there twice: leave one out")
+        current = getattr(config, name)
+        if is_dataclass(current) and not isinstance(current, type):
+            _require(isinstance(value, dict), f"{called} is a section, but {shown(value)} was given")
+            changes[name] = updated(current, value, f"{called}.")
+        else:
+            changes[name] = settled(known[name], value, called)
+    return replace(config, **changes)  # type: ignore[type-var]
+
+
+def setting_names(cls: type = Config, prefix: str = "") -> list[str]:
+    """All settings, by their full names: total_steps, ppo.clip, …"""
+    names: list[str] = []
+    for key, hint in hints(cls).items():
+        names += setting_names(hint, f"{key}.") if is_dataclass(hint) else [prefix + key]  # type: ignore[arg-type]
+    return names
+
+
+def suggestion(name: str, known: Iterable[str] = (), write: Callable[[str], str] = str) -> str:
+    """`; did you mean X?`, or nothing where no setting is near: lr leads to optim.lr, as server.lr does.
+
+    Args:
+      known: names that may be meant, before those of all settings.
+      write: how a setting is written where it was looked for.
+    """
+    last = name.replace("-", "_").rpartition(".")[2]
+    meant = [full for full in setting_names() if full.rpartition(".")[2] == last and "." in full]
+    if meant:
+        return f"; did you mean {' or '.join(map(write, meant))}?"
+    return nearest(last if known else name, known or map(write, setting_names()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean X?`, or nothing where no known name is near."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else ""
