@@ -163,6 +163,8 @@ def train(
         own.Free()
         return prepared
     plan, place, members, console, watchdog = prepared
+    if startup.on_one_node() and not plan.config.respawn:
+        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only replacements of dead ranks would join
     me = _rank(plan, own, members, place, console, watchdog, started, own.size, own.rank)
     me.quiet = quiet
     try:
@@ -278,10 +280,8 @@ def start_mpi() -> None:
     if MPI.Is_initialized():
         return
     mpi.start()
-    if startup.on_one_node():
-        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, which joins processes that replace dead ranks
-        if startup.is_first() and (launcher := processes.launcher()) is not None:
-            ports.keep_to_this_node(launcher)
+    if startup.is_first() and startup.on_one_node() and (launcher := processes.launcher()) is not None:
+        ports.keep_to_this_node(launcher)
 
 
 def run(started: float) -> None:
