@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import signal
 import subprocess
@@ -291,12 +292,19 @@ def keep_running() -> None:
     MPI.Finalize = refuse
 
 
+@functools.cache  # asked every second, and each CDLL makes classes
+def _open_mpi_state() -> ctypes.c_int | None:
+    """How far Open MPI is; None with another MPI."""
+    with contextlib.suppress(OSError, ValueError):
+        return ctypes.c_int.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state")
+    return None
+
+
 def left_mpi() -> str:
     """Why this rank is lost to the others, where its environment has called MPI_Finalize in C."""
     gone = MPI.Is_finalized()
-    if survives_deaths() and not gone:  # Open MPI says so after it has waited for the others
-        with contextlib.suppress(OSError, ValueError):
-            gone = ctypes.c_int.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state").value >= _FINALIZE_STARTED
+    if survives_deaths() and not gone and (state := _open_mpi_state()) is not None:
+        gone = state.value >= _FINALIZE_STARTED  # `gone` comes only after it has waited for the others
     return "its environment has called MPI_Finalize, which ends its part in the job" if gone else ""
 
 
