@@ -82,10 +82,8 @@ from dppo.workplace import (  # noqa: E402
     make_collector,
 )
 
-if startup.on_one_node():
-    ports.keep_to_this_node(os.getpid())  # of MPI's TCP, which joins processes that replace dead ranks
-    if startup.is_first() and (_launcher := processes.launcher()) is not None:
-        ports.keep_to_this_node(_launcher)
+if startup.is_first() and startup.on_one_node() and (_launcher := processes.launcher()) is not None:
+    ports.keep_to_this_node(_launcher)
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 T = TypeVar("T")
@@ -200,6 +198,8 @@ def train(
         own.Free()
         return prepared
     plan, place, seats, console, watchdog = prepared
+    if startup.on_one_node() and not plan.config.respawn:
+        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only replacements of dead ranks would join
     me = _rank(plan, own, seats, place, console, watchdog, started, own.size, own.rank)
     me.quiet = quiet
     try:
