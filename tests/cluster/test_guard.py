@@ -21,7 +21,7 @@ LIMIT_S = 20.0
 
 BEGIN = """if True:
     import ctypes, os, signal, subprocess, sys, threading, time
-    from dppo import guard
+    from dppo.cluster import guard
     guard.LEAVE_S = guard.LAUNCHER_ENDS_S = guard.LAUNCHER_IS_TOLD_S = guard.SILENCE_MARGIN_S = 0.3
     guard.stand()
     # a rank begins

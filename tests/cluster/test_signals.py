@@ -71,9 +71,9 @@ def test_the_several_signals_of_one_shutdown_are_one_request() -> None:
 def test_a_later_second_signal_ends_the_process_at_once() -> None:
     code = """if True:
         import os, signal, time
-        from dppo import preemption
-        preemption.SECOND_SIGNAL_S = 0.05
-        preemption.Preemption(30.0, None).install()
+        from dppo.cluster import signals
+        signals.SECOND_SIGNAL_S = 0.05
+        signals.Preemption(30.0, None).install()
         os.kill(os.getpid(), signal.SIGUSR1)
         time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGUSR1)

@@ -139,15 +139,15 @@ def test_where_nothing_can_interrupt_a_close_the_process_ends() -> None:
     """It waits in C for a lock that nobody gives back."""
     code = """if True:
         import ctypes
-        from dppo import workplace
+        from dppo.training import build
         class Stuck:
             def close(self):
                 lock = ctypes.create_string_buffer(64)
                 pthreads = ctypes.CDLL(None)
                 pthreads.pthread_mutex_lock(lock)
                 pthreads.pthread_mutex_lock(lock)
-        workplace.LAST_S = 0.2
-        workplace.close_environments(Stuck(), 0.2)
+        build.LAST_S = 0.2
+        build.close_environments(Stuck(), 0.2)
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 1 and "close() of an environment does not come back" in done.stderr, done
