@@ -65,7 +65,8 @@ PROFILED = {  # parts of an iteration: the calls that are timed, without those i
     "collect: normalise": "algo.moments.Normaliser.inputs",
     "collect: values of the rollout": "models.policy.ActorCritic.value",
     "collect: rest": "training.collector.Collector.collect",
-    "prepare": "training.learner.Learner.prepare training.learner.Learner.normalise_advantages training.collector.Collector.discounted_returns",
+    "prepare": "training.learner.Learner.prepare training.learner.Learner.normalise_advantages"
+    " training.collector.Collector.discounted_returns",
     "gather": "training.learner.Learner.minibatches",
     "forward": "models.policy.ActorCritic.forward",
     "loss": "training.learner.Learner.gradient",
@@ -74,7 +75,7 @@ PROFILED = {  # parts of an iteration: the calls that are timed, without those i
     "optimiser": "training.state.TrainingState.step",
     "journal": "comm.link.Link.report comm.link.Link.boundary",
     "asking whether to stop": " ".join(f"comm.link.Link.{n}" for n in ("interrupted", "stop_requested", "verdict")),
-    "rest of the loop": "synchronous.train_worker",
+    "rest of the loop": "training.sync_loop.train_worker",
 }
 
 

@@ -80,7 +80,7 @@ def test_the_container_holds_all_that_its_installation_needs(tmp_path: Path) -> 
         packed = {name for name in wheel.namelist() if name.startswith("dppo/")}
     kept = [p for p in (ROOT / "dppo").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     scripts = {
-        f"dppo/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()
+        f"dppo/cluster/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()
     }  # behind a link, which rglob leaves alone
     assert packed == {str(path.relative_to(ROOT)) for path in kept} | scripts
 

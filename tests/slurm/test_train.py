@@ -77,7 +77,7 @@ def test_ranks_that_do_not_find_each_other_are_told_once(sbatch: Submit) -> None
 
 
 def test_wrong_use_is_said_and_not_started_again(sbatch: Submit) -> None:
-    job = sbatch(TWO_BY_THREE, "train.sbatch", "--no-such-flag", 3, name="wrong")
+    job = sbatch(TWO_BY_THREE, "train.sbatch", "--no-such-flag", 3, name="wrong-use")
     output = job.wait("FAILED")
     assert job.fact("ExitCode") == "2:0" and job.fact("Restarts") == "0"
     assert [line for line in output.splitlines() if line.startswith("dppo: ")] == output.strip().splitlines()
