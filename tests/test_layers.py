@@ -133,8 +133,10 @@ def test_the_mathematics_is_pure(path: Path) -> None:
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
     for path in ROOMS:
         if LEVEL[room_of(path)] <= LEVEL["config"]:
-            outside = {name.split(".")[0] for name in imports(path)} - {"numpy", "dppo", "threadpoolctl", "gymnasium"}
-            assert outside <= set(sys.stdlib_module_names), path
+            outside = {name.split(".")[0] for name in imports(path)} - {"numpy", "dppo"}
+            # one where NumPy is there already, one for annotations alone
+            allowed = {"startup.py": {"threadpoolctl"}, "seams.py": {"gymnasium"}}.get(path.name, set())
+            assert outside - allowed <= set(sys.stdlib_module_names), path
 
 
 @pytest.mark.parametrize(

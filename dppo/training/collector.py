@@ -68,7 +68,7 @@ class Collector:
         iteration: int = 0,
         enough: Callable[[], bool] | None = None,
     ) -> Rollout:
-        """Up to `horizon` rows. A rollout that was kept is gone on with.
+        """Collects up to `horizon` rows. A rollout that was kept is continued.
 
         Args:
           interrupt: asked before each row; True ends the rollout there.
@@ -96,8 +96,8 @@ class Collector:
         return self._observations[0]
 
     def keep_last(self, *, keep: bool = True, as_it_is: bool = False) -> None:
-        """Nobody has used the last rollout: the next `collect` gives it again, with the rows that it lacks, unless it
-        was told of as it is.
+        """Keeps the last rollout, which nobody has used: the next `collect` returns it again. The next `collect` adds the
+        rows that it lacks, unless rank 0 has its report as it is.
         """
         self._kept, self._kept_whole = (self.last if keep else None), as_it_is
 

@@ -62,7 +62,7 @@ class Memory:
         self._mirror: np.ndarray | None = None
 
     def add_report(self, report: Report) -> None:
-        """A rollout that rank 0 is told of now; perhaps again."""
+        """Keeps the report of a rollout that rank 0 is sent now. A report that is kept already is replaced."""
         if self.reports and self.reports[-1].first_row == report.first_row:
             self.reports.pop()
         self.reports.append(report)

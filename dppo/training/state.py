@@ -144,7 +144,7 @@ class TrainingState:
         """Ends an iteration in which `env_steps` more transitions were counted: schedules, penalty, metrics.
 
         Raises:
-          FloatingPointError: where something of the state is not finite: it must be neither saved nor gone on with.
+          FloatingPointError: a number of the state is not finite. The run must neither save it nor continue.
         """
         metrics = np.array(self._metrics)
         count, minibatches = metrics[_COUNT], metrics[_SUMMED + 3]
