@@ -96,8 +96,8 @@ class Collector:
         return self._observations[0]
 
     def keep_last(self, *, keep: bool = True, as_it_is: bool = False) -> None:
-        """Keeps the last rollout, which nobody has used: the next `collect` returns it again. The next `collect` adds the
-        rows that it lacks, unless rank 0 has its report as it is.
+        """Keeps the last rollout, which nobody has used. The next `collect` returns it again, and adds the rows that it
+        lacks, unless rank 0 has its report as it is.
         """
         self._kept, self._kept_whole = (self.last if keep else None), as_it_is
 
