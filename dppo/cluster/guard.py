@@ -156,6 +156,7 @@ class _Guard:
         starts_with_others = startup.survives_deaths() and startup.local_ranks() > 1
         self._counts = is_outer and starts_with_others and processes.launcher() == self._parent
         self._missing = 0
+        self._passed_on: set[int] = set()
 
     def watch(self) -> NoReturn:
         """Until `child` has ended; then this process ends alike."""
@@ -179,6 +180,7 @@ class _Guard:
                 continue
             if self._shares_terminal and info.si_code > 0:
                 continue  # the terminal sends it to the whole group, the rank included
+            self._passed_on.add(info.si_signo)
             processes.kill(self._child, info.si_signo)
 
     def _pause_s(self) -> float:
@@ -197,6 +199,7 @@ class _Guard:
             self._conclude(self._end_after(status))
         if self._is_launched and os.getppid() != self._parent:
             processes.kill(self._child, signal.SIGKILL)
+            self._say_if_starting(stage, "its guard was killed")
             self._conclude(_BY_SIGNAL + signal.SIGKILL, orphan=True)
         if self._counts:
             self._count_ranks()
@@ -241,7 +244,10 @@ class _Guard:
         if stage >= _LEAVING:
             return 1 + _word[_CODE]
         if os.WIFSIGNALED(status):
-            return _BY_SIGNAL + os.WTERMSIG(status)
+            number = os.WTERMSIG(status)
+            if self._is_inner:
+                self._say_if_starting(stage, f"signal {number}")
+            return _BY_SIGNAL + number
         if stage == _STARTING:
             return 1 + os.WEXITSTATUS(status)
         if self._is_inner:
@@ -250,6 +256,11 @@ class _Guard:
                 " os._exit() or C's exit() in its environment: it counts as killed"
             )
         return _BY_SIGNAL + signal.SIGKILL
+
+    def _say_if_starting(self, stage: int, why: str) -> None:
+        """MPI_Init of the others may end the job with a text of its own, which does not name what has happened."""
+        if self._is_launched and stage == _STARTING and not self._passed_on:
+            _say(f"{startup.rank_name()} died while MPI was starting ({why})")
 
     def _conclude(self, end: int, *, orphan: bool = False) -> NoReturn:
         """The child has ended."""
