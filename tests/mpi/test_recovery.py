@@ -244,7 +244,7 @@ def test_a_run_in_which_nobody_dies_is_the_same_with_and_without(launch: Launche
 
 
 def test_a_rank_that_dies_while_the_program_starts_ends_it_or_is_survived(launch: Launcher, tmp_path: Path) -> None:
-    """Before MPI has started nobody can go on without it: the guards, or MPI itself, end the job; the reason is said."""
+    """Before MPI has started nobody can go on without it: guards or MPI itself end the job, and the reason is said."""
     run_dir, seen = tmp_path / "run", set()
     for wait_s in (0.0, 0.1, 0.3, 0.6):
         job = launch.start(3, *SMALL, "--total-steps", 5000, "--run-dir", run_dir / str(wait_s), survives=True)
