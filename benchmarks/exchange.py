@@ -178,7 +178,7 @@ class Until:
 
 
 def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
-    """Collective over `comm`. Rank 0 is the server of async mode, without a journal; the others are workers."""
+    """Collective over `comm`. Rank 0 is the server of async mode, without a tracker; the others are workers."""
     import numpy as np
 
     from dppo.algo.losses import METRICS
@@ -194,14 +194,14 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
 
     config = resolve(Config(mode="async"))
     preemption = SimpleNamespace(requested=False, past=lambda share: False, grace_s=30.0)
-    journal: Any = SimpleNamespace(pending_rollouts=0, preemption=preemption)
+    tracker: Any = SimpleNamespace(pending_rollouts=0, preemption=preemption)
     learner: Any = None
     doorbell = make_doorbell(comm)
 
     def window(state: TrainingState) -> dict[str, float]:
         comm.Barrier()
         if comm.rank == 0:
-            real = AsyncCoordinator(journal, state, learner, config, comm.size - 1)
+            real = AsyncCoordinator(tracker, state, learner, config, comm.size - 1)
             timed = Until(real, seconds / WINDOWS)
             serve(comm, timed, first_worker_rank=1, doorbell=doorbell)
             return {"rate": timed.gradients / timed.wall_s, "cpu_us": 1e6 * timed.cpu_s / timed.gradients}

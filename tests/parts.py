@@ -1,4 +1,4 @@
-"""Workers and rank 0's books put together without MPI, in the way of dppo/run.py: tests collect, learn and save."""
+"""Workers and rank 0's tracker put together without MPI, in the way of dppo/run.py: tests collect, learn and save."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from dppo.console import Console
 from dppo.data import NO_ENVS, Batch, Episode, Report, Rollout, Step
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import ActorCritic, make_policy, observation_size
-from dppo.run.setup import saved_histories
+from dppo.run.setup import saved_replays
 from dppo.rundir.checkpoint import Checkpoint, newest_valid
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
@@ -29,7 +29,7 @@ from dppo.settings.resolve import resolve
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Journal
+from dppo.training.tracker import Tracker
 
 SMALL = Config(
     num_envs=2, horizon=16, total_steps=10_000, model=ModelConfig(hidden=(8,)), ppo=PPOConfig(epochs=2, minibatches=2)
@@ -141,7 +141,7 @@ class NextStep:
 
 
 class Run:
-    """Workers, rank 0's journal, and the iterations between them, in one process; worker 0's state is the run's."""
+    """Workers, rank 0's tracker, and the iterations between them, in one process; worker 0's state is the run's."""
 
     def __init__(
         self,
@@ -165,28 +165,28 @@ class Run:
             for place in self.places if restored else ():
                 assert place.collector.restore(states, row, 10_000, time.monotonic() + 60) == []
         self.preemption = Preemption(30.0, None)
-        self.journal = Journal(
+        self.tracker = Tracker(
             run_dir, self.config, self.state, self.preemption, Console(60.0, enabled=False),
             workers=range(workers), world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
-            started=time.monotonic(), books=None if saved is None else saved.journal,
-            histories=None if saved is None else saved_histories(saved, range(workers), self.config.num_envs),
+            started=time.monotonic(), counters=None if saved is None else saved.counters,
+            replays=None if saved is None else saved_replays(saved, range(workers), self.config.num_envs),
         )  # fmt: skip
         if saved is None:
-            self.journal.save_start()
-        self.journal.start_training()
+            self.tracker.saver.write(self.tracker.saver.boundary)
+        self.tracker.start_training()
 
     def iterate(self, episodes: list[Episode] | None = None) -> str | None:
         """Every worker collects and reports, the iteration is closed; nothing is learnt. Returns why the run ends."""
-        for place in reversed(self.places):  # whoever is first: the books do not depend on it
+        for place in reversed(self.places):  # whoever is first: the counters do not depend on it
             self.collect(place, episodes)
-        self.state.finish_iteration(self.journal.pending_env_steps, 0.0)
-        return self.journal.close({"extra": 1})
+        self.state.finish_iteration(self.tracker.counters.pending_env_steps, 0.0)
+        return self.tracker.close({"extra": 1})
 
     def collect(self, place: Parts, episodes: list[Episode] | None = None) -> None:
         place.rollout()
         if episodes is not None:
             place.reports[-1].episodes = episodes
-        self.journal.add(place.reports[-1])
+        self.tracker.add(place.reports[-1])
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (self.run_dir / "metrics.jsonl").read_text().splitlines()]

@@ -43,10 +43,10 @@ def latest(run_dir: Path) -> Path:
 def checkpoint(run_dir: Path) -> dict[str, Any]:
     """All of the newest checkpoint but clock figures, by part."""
     saved = read_checkpoint(latest(run_dir))
-    del saved.journal["train_s"]
+    del saved.counters["train_s"]
     ranks = {f"rank {rank}": [row, *map(asdict, envs)] for rank, (row, envs) in saved.ranks.items()}
     named = {"next_segments": saved.next_segments, "missing_rows": saved.missing_rows}
-    return {"state": saved.state, "journal": saved.journal, **named, **ranks}
+    return {"state": saved.state, "counters": saved.counters, **named, **ranks}
 
 
 def parameters(run_dir: Path) -> np.ndarray:

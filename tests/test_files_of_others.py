@@ -65,7 +65,7 @@ def resume(run_dir: Path) -> int:
         assert isinstance(plan, preflight.Plan)
         place = build_parts(plan.config, 0)
         setup.check_saved(plan, place, MPI.COMM_SELF)
-        setup.saved_histories(plan.saved, [0], plan.config.num_envs)
+        setup.saved_replays(plan.saved, [0], plan.config.num_envs)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)
         return 2

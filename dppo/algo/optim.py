@@ -112,7 +112,7 @@ _LEAST_SAFE, _MOST_SAFE = 1e-20, 1e37
 def squared_norm(vector: np.ndarray, scratch: np.ndarray) -> float:
     """Sum of the squares of `vector` [P] float32, to 6 digits; no finite entries overflow it. `scratch` [P] is lost.
 
-    Every replica works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
+    Every mirror works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
     the kernel that BLAS chooses for the CPU; NumPy's products are exactly rounded and its sums have one order anywhere.
     The dot product only tells whether float32 holds the sum; else it is taken in float64.
     """

@@ -32,7 +32,7 @@ class Link:
     Args:
       asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
       progress: told of every row and every update, with the phase.
-      memory: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
+      standby: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
       dump: where trajectories are written.
     """
 
@@ -40,11 +40,11 @@ class Link:
         self,
         asked_to_leave: Callable[[], bool],
         progress: Callable[[str], None] = lambda phase: None,
-        memory: Standby | None = None,
+        standby: Standby | None = None,
         dump: Dump | None = None,
     ) -> None:
         self.stopped = False
-        self.memory, self._dump = memory, dump
+        self.standby, self._dump = standby, dump
         self.hurried_in = -1
         """The iteration in which enough workers have finished their rollouts: the others may stop."""
         self.may_be_hurried = False
@@ -88,8 +88,8 @@ class Link:
             if self._dump is not None:
                 self._dump.seal(int(message.view(np.int64)[0]))
         elif tag == Tag.MIRROR:
-            if self.memory is not None:
-                self.memory.keep_mirror(message)
+            if self.standby is not None:
+                self.standby.keep_mirror(message)
         else:
             assert tag == Tag.REPLY, tag
             self._replies.append(message)
@@ -114,8 +114,8 @@ class Link:
         """
         if self._broken is not None:
             raise self._broken
-        if self.memory is not None:
-            self.memory.add_report(report)
+        if self.standby is not None:
+            self.standby.add_report(report)
         if self._dump is not None:
             self._dump.add(rollout)
         self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
@@ -231,10 +231,10 @@ class MPILink(Link):
         progress: Callable[[str], None] = lambda phase: None,
         server: int = 0,
         doorbell: Doorbell | None = None,
-        memory: Standby | None = None,
+        standby: Standby | None = None,
         dump: Dump | None = None,
     ) -> None:
-        super().__init__(asked_to_leave, progress, memory, dump)
+        super().__init__(asked_to_leave, progress, standby, dump)
         self._comm, self._server, self._doorbell = comm, server, doorbell
         if doorbell is not None and doorbell.crowded:
             self._poll_s = CROWDED_POLL_S

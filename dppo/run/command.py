@@ -45,7 +45,7 @@ from dppo.run.members import Member, Rank, Start, first_members, make_watchdog, 
 from dppo.run.preflight import Plan
 from dppo.settings.flags import in_python, parse
 from dppo.training.build import CLOSE_S, LAST_S, Parts, build_parts, make_collector
-from dppo.training.standby import Memory
+from dppo.training.standby import Standby
 from dppo.training.tracker import Summary
 
 T = TypeVar("T")
@@ -239,9 +239,9 @@ def _rank(
     if startup.early_signals:
         preemption.request("a signal at start-up")
     watchdog.write_to(plan.run_dir / "stalls")
-    memory = Memory() if survives_deaths() and num_ranks > 1 else None
+    standby = Standby() if survives_deaths() and num_ranks > 1 else None
     return Rank(
-        plan, comm, members, place, console, preemption, watchdog, started, startup.prepare(), num_ranks, memory=memory
+        plan, comm, members, place, console, preemption, watchdog, started, startup.prepare(), num_ranks, standby=standby
     )
 
 
@@ -260,9 +260,9 @@ def _take_a_dead_ones_place() -> Summary:
         me = _rank(start.plan, comm, members, place, console, watchdog, started, start.num_ranks, mine.rank)
         me.replaced, me.respawns = start.replaced, start.respawns
         me.collector = make_collector(start.plan.config, place, *start.states)
-        if me.memory is not None:
+        if me.standby is not None:
             envs, row, _ = start.states
-            me.memory.history.start_from(row, [envs[number] for number in sorted(envs)])
+            me.standby.replay.start_from(row, [envs[number] for number in sorted(envs)])
     except BaseException:
         traceback.print_exc()
         ulfm.die()

@@ -85,7 +85,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     if isinstance(error, SavingError):
         failure = Failure(f"{me.member}: {error}")
     text = failure.text
-    if me.memory is not None and me.comm.size > 1 and not isinstance(error, JobFailure):
+    if me.standby is not None and me.comm.size > 1 and not isinstance(error, JobFailure):
         # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
         spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
@@ -96,8 +96,8 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     try:
         if me.comm.rank == 0:
             say(text)
-            if me.journal is not None:
-                me.journal.fail(failure)
+            if me.tracker is not None:
+                me.tracker.saver.fail(failure)
             else:
                 setup.say_failed(me.plan, failure)
         elif not survives_deaths():

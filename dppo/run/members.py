@@ -24,13 +24,13 @@ from dppo.config import VERSION
 from dppo.console import Console, end_output
 from dppo.errors import Failure, SavingError
 from dppo.run.preflight import Plan
-from dppo.run.setup import EXIT_CODES, conclude, open_journal, saved_histories, saved_states
+from dppo.run.setup import EXIT_CODES, conclude, open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, spec_to_json, write_spaces
 from dppo.startup import forks_end_here
 from dppo.training.build import Parts, build_envs, make_collector
 from dppo.training.collector import Collector
-from dppo.training.standby import Memory
-from dppo.training.tracker import Journal, Losses, Summary
+from dppo.training.standby import Standby
+from dppo.training.tracker import Tracker, Losses, Summary
 from dppo.trajectories.writer import Labels, TrajectoryWriter
 
 MAX_RESPAWNS = 3
@@ -74,9 +74,9 @@ class Rank:
     collector: Collector | None = None
     dump: TrajectoryWriter | None = None
     """A worker's, where trajectories are written."""
-    memory: Memory | None = None
+    standby: Standby | None = None
     """Where deaths can be survived."""
-    journal: Journal | None = None
+    tracker: Tracker | None = None
     coordinator: Any = None
     others: list[Comm] = field(default_factory=list)
     """The present members' other communicators."""
@@ -126,15 +126,15 @@ def begin_collecting(me: Rank) -> None:
     assert worker is not None
     with forks_end_here():
         me.collector = make_collector(config, me.place, *saved_states(me.plan, worker))
-    if me.memory is not None:
-        histories = saved_histories(me.plan.saved, [worker], config.num_envs)
-        me.memory.history = histories.get(worker, me.memory.history)
+    if me.standby is not None:
+        replays = saved_replays(me.plan.saved, [worker], config.num_envs)
+        me.standby.replay = replays.get(worker, me.standby.replay)
 
 
-def begin_books(me: Rank) -> None:
+def begin_tracking(me: Rank) -> None:
     """Rank 0: makes the run directory, or goes on in it."""
     hosts = [member.host for member in me.members]
-    me.journal = open_journal(
+    me.tracker = open_tracker(
         me.plan, me.place.state, me.workers, hosts, me.preemption, me.console, me.started, me.threads,
         first_rank=me.first_rank,
     )  # fmt: skip
@@ -166,12 +166,12 @@ def count_ranks(me: Rank) -> None:
     """Rank 0, after a regrouping: how many have been lost follows from how many are left. So it holds whatever a server
     that died meanwhile had counted.
     """
-    assert me.journal is not None
-    before = Losses() if me.plan.saved is None else Losses(**me.plan.saved.journal.get("losses", {}))
-    losses = me.journal.losses
+    assert me.tracker is not None
+    before = Losses() if me.plan.saved is None else Losses(**me.plan.saved.counters.get("losses", {}))
+    losses = me.tracker.counters.losses
     losses.ranks_replaced = before.ranks_replaced + me.replaced
     losses.ranks_lost = before.ranks_lost + me.num_ranks + me.replaced - me.comm.size
-    me.journal.regrouped(me.comm.size, me.workers)
+    me.tracker.regroup(me.comm.size, me.workers)
 
 
 def assign_roles(members: list[Member]) -> list[Member]:
@@ -213,17 +213,17 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
 
 def leave_alone(me: Rank) -> NoReturn:
     """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
-    assert me.journal is not None
+    assert me.tracker is not None
     try:
-        me.journal.conclude()
+        me.tracker.saver.conclude()
     except SavingError as error:
         me.console.warn(str(error))
-        me.journal.fail(Failure(str(error)))
-    code = EXIT_CODES.get(me.journal.summary.exit, 1)
-    if me.journal.summary.exit in EXIT_CODES:
-        conclude(me.journal.summary, me.console)
-    elif me.journal.dumps is not None and me.journal.dumps.ends_the_run:
-        me.console.warn(f"{me.journal.dumps.problem} (--trajectories.required)")
+        me.tracker.saver.fail(Failure(str(error)))
+    code = EXIT_CODES.get(me.tracker.saver.summary.exit, 1)
+    if me.tracker.saver.summary.exit in EXIT_CODES:
+        conclude(me.tracker.saver.summary, me.console)
+    elif me.tracker.saver.dumps is not None and me.tracker.saver.dumps.ends_the_run:
+        me.console.warn(f"{me.tracker.saver.dumps.problem} (--trajectories.required)")
     me.console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")
     end_output()
     guard.announce(code)
@@ -260,7 +260,7 @@ def replace_lost(me: Rank) -> None:
     """Collective over `me.comm`. New processes for the workers that are missing."""
     missing: list[int] = []
     if me.comm.rank == 0:
-        missing = [] if me.journal is None or me.journal.ended else _to_replace(me)
+        missing = [] if me.tracker is None or me.tracker.saver.has_ended else _to_replace(me)
     missing = from_rank_zero(me.comm, missing)
     if not missing:
         return
@@ -278,10 +278,10 @@ def replace_lost(me: Rank) -> None:
     for worker in missing:
         me.respawns[worker] = me.respawns.get(worker, 0) + 1
     if me.comm.rank == 0:
-        assert me.journal is not None
+        assert me.tracker is not None
         for i, (worker, rank) in enumerate(free_ranks(missing, me.members, me.num_ranks)):
             member = Member(rank, "", 0, worker)
-            states = me.journal.hand_over(worker)
+            states = me.tracker.hand_over(worker)
             replaced = me.replaced + len(missing)
             started_s = time.monotonic() - me.started
             start = Start(me.plan, member, me.num_ranks, started_s, replaced, me.respawns, states)
@@ -342,8 +342,8 @@ def free_ranks(workers: Sequence[int], members: Sequence[Member], num_ranks: int
 
 def build_envs_alone(me: Rank) -> None:
     """The only rank left needs environments: those of a worker that has died, where they stood when it last told."""
-    assert me.journal is not None
+    assert me.tracker is not None
     worker = me.members[0].worker
     assert worker is not None
     build_envs(me.place, me.plan.config, worker)
-    me.collector = make_collector(me.plan.config, me.place, *me.journal.hand_over(worker))
+    me.collector = make_collector(me.plan.config, me.place, *me.tracker.hand_over(worker))

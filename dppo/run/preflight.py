@@ -25,7 +25,7 @@ from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
 from dppo.rundir.contents import check_complete
 from dppo.rundir.recorders import read_json, write_json
 from dppo.settings.resolve import check_world, resolve
-from dppo.training.counters import EpisodeCounter
+from dppo.training.episodes import EpisodeCounter
 from dppo.training.tracker import Losses, Summary
 from dppo.trajectories.format import compression_filter, refuse_links
 
@@ -134,9 +134,9 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
 
 def _check_for_resume(saved: Checkpoint) -> None:
     """Raises ValueError where a checkpoint lacks what a resume needs."""
-    check_complete(saved.state, saved.journal, saved.ranks)
-    if unknown := saved.journal.get("losses", {}).keys() - Losses.__dataclass_fields__:
-        raise ValueError(f"journal.losses.{min(unknown)} is not known")
+    check_complete(saved.state, saved.counters, saved.ranks)
+    if unknown := saved.counters.get("losses", {}).keys() - Losses.__dataclass_fields__:
+        raise ValueError(f"tracker.counters.losses.{min(unknown)} is not known")
 
 
 def _check_writable(run_dir: Path) -> None:
@@ -172,7 +172,7 @@ def _never_began(run_dir: Path) -> bool:
 
 def _reached(config: Config, saved: Checkpoint) -> str | None:
     """Why a run that stands at `saved` needs not go on."""
-    episodes = EpisodeCounter(config.num_envs, saved.journal)
+    episodes = EpisodeCounter(config.num_envs, saved.counters)
     if config.target_return is not None and episodes.reached(config.target_return):
         return "target"
     return "finished" if saved.env_steps >= config.total_steps else None
@@ -185,12 +185,12 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     numbers = {name: number_in(before, name, default) for name, default in (("attempt", 1), ("world_size", 1))}
     texts = {name: before[name] for name in ("env", "run_dir") if isinstance(before.get(name), str)}
     summary = Summary(**numbers, **texts, wall_s=number_in(before, "wall_s", 0.0))
-    books = saved.journal
+    counters = saved.counters
     numbers = saved.state["numbers"]
     summary.exit, summary.env_steps, summary.updates = reason, saved.env_steps, numbers["updates"]
     summary.steps_learnt_from = numbers["steps_learnt_from"]
-    summary.episodes, summary.train_s = books["episodes"], books["train_s"]
-    summary.return_mean_100 = EpisodeCounter(0, books).return_mean
+    summary.episodes, summary.train_s = counters["episodes"], counters["train_s"]
+    summary.return_mean_100 = EpisodeCounter(0, counters).return_mean
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
     if before.get("exit") != reason:
         write_json(run_dir / "summary.json", asdict(summary))

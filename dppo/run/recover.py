@@ -35,14 +35,14 @@ def recover(me: Rank, cause: RankFailure) -> None:
       JobFailure: a rank has failed in a way that ends the job; on all ranks alike.
     """
     since = time.monotonic()
-    assert me.memory is not None
+    assert me.standby is not None
     updates_seen = _step_back(me)
-    if me.journal is not None and isinstance(me.coordinator, SyncCoordinator):
+    if me.tracker is not None and isinstance(me.coordinator, SyncCoordinator):
         me.coordinator.settle()
-        me.memory.totals = me.coordinator.totals
-    state, memory = me.place.state, me.memory
-    serving, all_step = me.journal is not None, me.plan.config.exchange == "allreduce"
-    mirror = memory.mirror
+        me.standby.totals = me.coordinator.totals
+    state, standby = me.place.state, me.standby
+    serving, all_step = me.tracker is not None, me.plan.config.exchange == "allreduce"
+    mirror = standby.mirror
     packed = offered(state, mirror, is_server=serving)
     status = Status(
         me.member, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
@@ -52,7 +52,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
 
     def consult(comm: Comm) -> tuple[list[Status], int, list[Contribution], bool]:
         statuses = gather_all(comm, status)
-        giver, standby = givers(statuses, all_step=all_step)
+        giver, mirror_giver = givers(statuses, all_step=all_step)
         if any(w.failure for w in statuses):
             return statuses, giver, [], True
         alike = True
@@ -62,9 +62,9 @@ def recover(me: Rank, cause: RankFailure) -> None:
         server_lives = any(w.is_server for w in statuses)
         iteration = statuses[giver].progress[0]
         contributions = Contribution(
-            [*memory.reports, *_untold(me, iteration)], memory.heads, packed if comm.rank == giver else None,
-            memory.totals, mirror if comm.rank == standby and not server_lives else None,
-            None if serving else memory.history, _discarded(me, iteration, comm.rank == 0),
+            [*standby.reports, *_untold(me, iteration)], standby.heads, packed if comm.rank == giver else None,
+            standby.totals, mirror if comm.rank == mirror_giver and not server_lives else None,
+            None if serving else standby.replay, _discarded(me, iteration, comm.rank == 0),
         )  # fmt: skip
         return statuses, giver, gather_at_zero(comm, contributions), alike
 
@@ -92,7 +92,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
     if me.collector is not None:
         iteration = statuses[giver].progress[0]
         for report in _untold(me, iteration):
-            memory.add_report(report)
+            standby.add_report(report)
             if me.dump is not None and me.collector.last is not None:
                 me.dump.add(me.collector.last)
         me.collector.keep_last(keep=_is_unused(me, iteration), as_it_is=_was_told(me))
@@ -106,9 +106,9 @@ def recover(me: Rank, cause: RankFailure) -> None:
         if apart:
             from_whom = statuses[giver].member
             me.console.warn(f"the states of {apart} differed by rounding: all go on with that of {from_whom}")
-        if me.journal is not None:
+        if me.tracker is not None:
             for answer in settled:
-                me.journal.sealed(answer)
+                me.tracker.saver.on_sealed(answer)
     if me.plan.config.respawn:
         replace_lost(me)
     me.place.worker = me.member.worker
@@ -127,14 +127,14 @@ def _end_what_cannot_go_on(me: Rank, waited_s: float) -> None:
         say(failure.text)
         say_failed(me.plan, failure)
         end_job(me.comm, 1)
-    if me.journal is not None and me.preemption.past(GIVE_UP) and not me.journal.ended:
+    if me.tracker is not None and me.preemption.past(GIVE_UP) and not me.tracker.saver.has_ended:
         try:
-            me.journal.finish("preempted")
+            me.tracker.saver.finish("preempted")
         except SavingError as error:
             say(str(error))
-            me.journal.fail(Failure(str(error)))
+            me.tracker.saver.fail(Failure(str(error)))
             end_job(me.comm, 1)
-    if me.journal is not None and me.journal.ended and me.preemption.past(LEAVE):
+    if me.tracker is not None and me.tracker.saver.has_ended and me.preemption.past(LEAVE):
         leave_alone(me)
 
 
@@ -142,18 +142,18 @@ def _step_back(me: Rank) -> int:
     """sync/allreduce: to the last boundary. Returns the updates that this rank knew of."""
     state = me.place.state
     updates = state.updates
-    assert me.memory is not None
+    assert me.standby is not None
     if me.plan.config.exchange == "allreduce":
-        if me.memory.boundary is not None:
-            state.unpack(me.memory.boundary)
+        if me.standby.boundary is not None:
+            state.unpack(me.standby.boundary)
         state.forget_unfinished()
     return updates
 
 
 def _was_told(me: Rank) -> bool:
     """Whether rank 0 was sent a report of the last rollout."""
-    assert me.collector is not None and me.memory is not None
-    last, reports = me.collector.last, me.memory.reports
+    assert me.collector is not None and me.standby is not None
+    last, reports = me.collector.last, me.standby.reports
     return last is None or bool(reports and reports[-1].first_row == last.first_row)
 
 

@@ -16,7 +16,7 @@ from dppo.comm.ulfm import wait_for_all
 from dppo.comm.waiting import ask_for_longer_turns
 from dppo.comm.wakeup import make_doorbell
 from dppo.errors import DumpError, UsageError
-from dppo.run.members import ENDED_BY_STALL, Rank, begin_books, begin_dump, build_envs_alone, leave_alone
+from dppo.run.members import ENDED_BY_STALL, Rank, begin_tracking, begin_dump, build_envs_alone, leave_alone
 from dppo.seams import Exchange
 from dppo.startup import forks_end_here
 from dppo.training import async_loop, sync_exchange, sync_loop
@@ -30,19 +30,19 @@ def run_session(me: Rank) -> Summary:
     Raises:
       UsageError: the run directory cannot be written; on all ranks alike, and nothing was left there.
     """
-    place, comm, memory, config = me.place, me.comm, me.memory, me.plan.config
+    place, comm, standby, config = me.place, me.comm, me.standby, me.plan.config
     alone = comm.size == 1
     wait_for_all(comm, lambda: me.watchdog.progress("start"))  # from here on nobody is at an earlier stage
-    problem = _open_books(me)
+    problem = _open_run(me)
     if alone and me.collector is None and me.ended is None and problem is None:
         build_envs_alone(me)
-    journal, collector = me.journal, me.collector
+    tracker, collector = me.tracker, me.collector
     wait_for_all(comm, lambda: me.watchdog.progress("start"))
     if (problem := from_rank_zero(comm, problem)) is not None:
         raise UsageError(problem)
-    if journal is not None:
-        journal.progress = me.watchdog.progress
-    if from_rank_zero(comm, me.ended is not None or (journal is not None and journal.ended)):
+    if tracker is not None:
+        tracker.saver.heartbeat = me.watchdog.progress
+    if from_rank_zero(comm, me.ended is not None or (tracker is not None and tracker.saver.has_ended)):
         return _summary(me)
     if collector is not None and me.dump is None:
         begin_dump(me)
@@ -59,7 +59,7 @@ def run_session(me: Rank) -> Summary:
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
             room = sync_exchange.pool_bytes(place.learner, place.state, config)
             pool, computing = make_pool(workers, room, me.workers, me.others)
-        if pool is not None and memory is not None:
+        if pool is not None and standby is not None:
             at_end.callback(pool.give_up)
         computes = collector is not None and (pool is None or pool.computes)
         num_computing = total(comm, int(computes))
@@ -69,17 +69,17 @@ def run_session(me: Rank) -> Summary:
         _remember(me, computes=computes)
         comm.Barrier()  # training time starts when every worker can step
         me.coordinator = coordinator = _coordinator(me, num_computing)
-        if journal is not None:
-            journal.start_training()
+        if tracker is not None:
+            tracker.start_training()
         if collector is not None:
             asked = me.preemption.asked
             progress = me.watchdog.progress
             link: Link = (
-                MPILink(comm, asked, progress, doorbell=doorbell, memory=memory, dump=me.dump)
+                MPILink(comm, asked, progress, doorbell=doorbell, standby=standby, dump=me.dump)
                 if coordinator is None
                 else LocalLink(coordinator, asked, progress, me.dump)
             )
-            sums = Allreduce(computing, survives=memory is not None)
+            sums = Allreduce(computing, survives=standby is not None)
             me.retired.append(sums)
             with forks_end_here():
                 _begin_moments(me, workers)
@@ -92,12 +92,12 @@ def run_session(me: Rank) -> Summary:
     return _summary(me)
 
 
-def _open_books(me: Rank) -> str | None:
+def _open_run(me: Rank) -> str | None:
     """Rank 0, where nobody has done it: opens the run. Why it cannot, where that is for the user to mend."""
-    if me.comm.rank != 0 or me.journal is not None or me.ended is not None:
+    if me.comm.rank != 0 or me.tracker is not None or me.ended is not None:
         return None
     try:
-        begin_books(me)
+        begin_tracking(me)
     except OSError as error:
         return f"--run-dir {me.plan.run_dir} cannot be written ({error}): make room there, or choose another --run-dir"
     with contextlib.suppress(OSError):
@@ -107,45 +107,45 @@ def _open_books(me: Rank) -> str | None:
 
 def _coordinator(me: Rank, num_computing: int) -> sync_loop.SyncCoordinator | async_loop.AsyncCoordinator | None:
     """Rank 0's part of the loop."""
-    if me.journal is None:
+    if me.tracker is None:
         return None
-    books = me.journal, me.place.state, me.place.learner, me.plan.config
-    survives = me.memory is not None and me.comm.size > 1
+    parts = me.tracker, me.place.state, me.place.learner, me.plan.config
+    survives = me.standby is not None and me.comm.size > 1
     names = [str(member) for member in me.members[1:]]
     if me.plan.config.mode == "async":
-        return async_loop.AsyncCoordinator(*books, me.workers, survives=survives, names=names)
-    totals = None if me.memory is None else me.memory.totals
-    return sync_loop.SyncCoordinator(*books, me.workers, num_computing, survives=survives, totals=totals, names=names)
+        return async_loop.AsyncCoordinator(*parts, me.workers, survives=survives, names=names)
+    totals = None if me.standby is None else me.standby.totals
+    return sync_loop.SyncCoordinator(*parts, me.workers, num_computing, survives=survives, totals=totals, names=names)
 
 
 def _remember(me: Rank, *, computes: bool) -> None:
     """sync/allreduce: where a worker that computes steps back to, should someone die in the first iteration."""
-    memory, state = me.memory, me.place.state
-    if memory is None:
+    standby, state = me.standby, me.place.state
+    if standby is None:
         return
-    memory.boundary = None
+    standby.boundary = None
     if computes and me.plan.config.exchange == "allreduce":
         packed = np.empty(state.all_bytes, np.uint8)
         state.pack(packed)
-        memory.pass_boundary(state.iteration, packed, state.head_bytes)
+        standby.pass_boundary(state.iteration, packed, state.head_bytes)
 
 
 def _summary(me: Rank) -> Summary:
     """Collective over `me.comm`. The run has ended: what trajectories its last boundary has seen is written first."""
     if me.plan.config.trajectories.enabled:
-        journal, comm = me.journal, me.comm
-        limits = from_rank_zero(comm, None if journal is None else journal.final_limits)
+        tracker, comm = me.tracker, me.comm
+        limits = from_rank_zero(comm, None if tracker is None else tracker.saver.boundary.rows)
         worker, settled = me.member.worker, []
         if me.dump is not None and limits is not None and worker in limits:  # as a rule it is on disk since the goodbye
             settled = me.dump.settle(limits[worker])
         for answer in [answer for answers in gather_at_zero(comm, settled) for answer in answers]:
-            if journal is not None:
-                journal.sealed(answer)
-        if journal is not None:
-            journal.conclude()
-            if journal.dumps is not None and journal.dumps.ends_the_run:
-                raise DumpError(journal.dumps.problem)
-    summary: Summary = from_rank_zero(me.comm, me.ended or (me.journal.summary if me.journal is not None else None))
+            if tracker is not None:
+                tracker.saver.on_sealed(answer)
+        if tracker is not None:
+            tracker.saver.conclude()
+            if tracker.saver.dumps is not None and tracker.saver.dumps.ends_the_run:
+                raise DumpError(tracker.saver.dumps.problem)
+    summary: Summary = from_rank_zero(me.comm, me.ended or (me.tracker.saver.summary if me.tracker is not None else None))
     if me.dump is not None:  # not before: had rank 0 died, the others would go on, with what is not sealed yet
         me.dump.close()
         me.dump = None

@@ -32,10 +32,10 @@ from dppo.settings.resume import resumed
 from dppo.settings.toml import to_toml
 from dppo.startup import forks_end_here, this_python
 from dppo.training.build import Parts, build_parts
-from dppo.training.counters import WINDOW
-from dppo.training.replay import History
+from dppo.training.episodes import WINDOW
+from dppo.training.replay import Replay
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Journal, Summary
+from dppo.training.tracker import Tracker, Summary
 from dppo.trajectories.format import set_aside_orphans
 
 EXIT_USAGE = 2
@@ -189,7 +189,7 @@ def introduce(planned: Plan, place: Parts, comm: Comm, console: Console, notes: 
         )
 
 
-def open_journal(
+def open_tracker(
     planned: Plan,
     state: TrainingState,
     workers: Sequence[int],
@@ -200,7 +200,7 @@ def open_journal(
     threads: int,
     *,
     first_rank: int,
-) -> Journal:
+) -> Tracker:
     """Rank 0: makes the run directory, or goes on in it, and saves step 0.
 
     Args:
@@ -213,7 +213,7 @@ def open_journal(
     """
     before = set(os.listdir(planned.run_dir)) if planned.run_dir.is_dir() else set()
     try:
-        return _open_journal(
+        return _open_tracker(
             planned, state, workers, hosts, preemption, console, started, threads, first_rank=first_rank
         )
     except OSError:
@@ -239,7 +239,7 @@ def leave_no_trace(planned: Plan) -> None:
             folder = folder.parent
 
 
-def _open_journal(
+def _open_tracker(
     planned: Plan,
     state: TrainingState,
     workers: Sequence[int],
@@ -250,7 +250,7 @@ def _open_journal(
     threads: int,
     *,
     first_rank: int,
-) -> Journal:
+) -> Tracker:
     planned.run_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(planned.run_dir)
     saved = planned.saved
@@ -271,29 +271,29 @@ def _open_journal(
     named = {} if saved is None else saved.next_segments
     if moved := set_aside_orphans(planned.run_dir, named, planned.attempt):
         console.line(f"  {moved} trajectory segment(s) newer than the checkpoint were moved to trajectories/orphaned")
-    journal = Journal(
+    tracker = Tracker(
         planned.run_dir, planned.config, state, preemption, console,
         workers=workers, world_size=len(hosts), attempt=planned.attempt, started=started,
         wall_s=planned.wall_s,
-        books=None if saved is None else saved.journal,
-        histories=saved_histories(saved, workers, planned.config.num_envs),
+        counters=None if saved is None else saved.counters,
+        replays=saved_replays(saved, workers, planned.config.num_envs),
         first_rank=first_rank, next_segments=named,
     )  # fmt: skip
     if saved is None:
-        journal.save_start()
-    return journal
+        tracker.saver.write(tracker.saver.boundary)  # a job that is killed at any time can be resumed
+    return tracker
 
 
-def saved_histories(saved: Checkpoint | None, workers: Sequence[int], num_envs: int) -> dict[int, History]:
+def saved_replays(saved: Checkpoint | None, workers: Sequence[int], num_envs: int) -> dict[int, Replay]:
     """Of a checkpoint's environments, by worker; with some of them missing, a worker's begins with its first report."""
-    out: dict[int, History] = {}
+    out: dict[int, Replay] = {}
     if saved is None:
         return out
     envs = {e.env: e for _, states in saved.ranks.values() for e in states}
     for worker in workers:
         mine = [envs[g] for g in range(worker * num_envs, (worker + 1) * num_envs) if g in envs]
         if len(mine) == num_envs:
-            out[worker] = History()
+            out[worker] = Replay()
             out[worker].start_from(_next_row(saved, worker, num_envs), mine)
     return out
 
@@ -304,17 +304,17 @@ def saved_states(planned: Plan, worker: int) -> tuple[Any, int, int]:
     if saved is None or not saved.ranks:
         return None, 0, 0
     states = {e.env: e for _, listed in saved.ranks.values() for e in listed}
-    return states, _next_row(saved, worker, planned.config.num_envs), saved.journal["next_episode"]
+    return states, _next_row(saved, worker, planned.config.num_envs), saved.counters["next_episode"]
 
 
 def _next_row(saved: Checkpoint, worker: int, num_envs: int) -> int:
     """Where a worker goes on: beyond every row that was counted, lest new rollouts be taken for those."""
     rows = [row for row, states in saved.ranks.values() if any(e.env // num_envs == worker for e in states)]
-    return max((*rows, saved.journal.get("rows", {}).get(worker, 0)))
+    return max((*rows, saved.counters.get("rows", {}).get(worker, 0)))
 
 
 def say_failed(planned: Plan, failure: Failure) -> None:
-    """The summary of a run that ends where no rank keeps its books."""
+    """The summary of a run that ends where no rank keeps track of it."""
     with contextlib.suppress(OSError):
         said = read_json(planned.run_dir / "summary.json")
         has_ended = said.get("attempt") == planned.attempt and said.get("exit") in EXIT_CODES

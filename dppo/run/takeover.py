@@ -1,5 +1,5 @@
 """What rank 0 does after a death: it takes over the newest state that is left and, where the server itself has died,
-its books.
+its counters.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 
 from dppo.data import Report
 from dppo.errors import Failure, SavingError
-from dppo.run.members import Member, Rank, begin_books, count_ranks
-from dppo.run.setup import EXIT_CODES, saved_histories
+from dppo.run.members import Member, Rank, begin_tracking, count_ranks
+from dppo.run.setup import EXIT_CODES, saved_replays
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
 from dppo.rundir.recorders import read_json
-from dppo.training.replay import History
+from dppo.training.replay import Replay
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Journal, Summary
+from dppo.training.tracker import Tracker, Summary
 from dppo.trajectories.format import next_segments
 
 MAX_MIRROR_AGE = 10
@@ -54,13 +54,13 @@ class Contribution:
     state: np.ndarray | None
     totals: np.ndarray | None
     mirror: Mirror | None
-    history: History | None
+    replay: Replay | None
     discarded: int
     """Transitions that this rank will not use."""
 
 
 def givers(statuses: Sequence[Status], *, all_step: bool) -> tuple[int, int]:
-    """Who gives the state, and who the copy of a dead server's books.
+    """Who gives the state, and who the copy of a dead server's counters.
 
     The server's own state is the newest where only it steps (p2p, async). Where it has died, or every worker steps
     (allreduce), it is that of whoever is furthest.
@@ -91,19 +91,19 @@ def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> 
     if is_server or mirror is None or not len(mirror.state):
         return own
     own_at, copy_at = state.progress_of(own), state.progress_of(mirror.state)
-    same_round = copy_at[0] == own_at[0] and state.ticket > 0  # else the iteration's statistics would be those before
+    same_round = copy_at[0] == own_at[0] and state.round > 0  # else the iteration's statistics would be those before
     return mirror.state if copy_at > own_at and (same_round or state.is_boundary(mirror.state)) else own
 
 
 def serve(
     me: Rank, statuses: list[Status], giver: int, contributions: list[Contribution], lost: list[Member], took_s: float
 ) -> None:
-    """Rank 0: has the newest state after it, and the books."""
+    """Rank 0: has the newest state after it, and the counters."""
     state, all_step = me.place.state, me.plan.config.exchange == "allreduce"
     packed = contributions[giver].state
-    assert packed is not None and me.memory is not None
+    assert packed is not None and me.standby is not None
     told = [report for g in contributions for report in g.reports]
-    took_over = me.journal is None
+    took_over = me.tracker is None
     if not me.quiet:
         me.console.enable()
     if took_over:
@@ -122,20 +122,20 @@ def serve(
         if all_step and me.coordinator is not None:
             told += me.coordinator.unclosed
         closed, known_updates = state.iteration, state.updates
-    journal = me.journal
-    assert journal is not None
-    if journal.ended:
+    tracker = me.tracker
+    assert tracker is not None
+    if tracker.saver.has_ended:
         state.unpack(packed)
     elif all_step:
-        _close_passed(journal, state, closed, packed, [g.heads for g in contributions], told)
+        _close_passed(tracker, state, closed, packed, [g.heads for g in contributions], told)
         known_updates = state.updates
     else:
         for report in told:
-            if journal.add(report) and report.moment_sums is not None and report.moment_means and not took_over:
+            if tracker.add(report) and report.moment_sums is not None and report.moment_means and not took_over:
                 state.normaliser.merge(report.moment_sums, *report.moment_means)
-        me.memory.totals = contributions[giver].totals
+        me.standby.totals = contributions[giver].totals
     _count_losses(me, statuses, contributions, lost, known_updates)
-    me.coordinator = me.memory.boundary = None  # from here on this rank has the newest state
+    me.coordinator = me.standby.boundary = None  # from here on this rank has the newest state
     for member in lost:
         me.console.warn(f"{member} has died in iteration {state.iteration + 1}")
     server = f"; {me.member} is the server now" if took_over else ""
@@ -143,7 +143,7 @@ def serve(
 
 
 def _begin_anew(me: Rank, lost: list[Member]) -> None:
-    begin_books(me)
+    begin_tracking(me)
     count_ranks(me)
     for member in lost:
         me.console.warn(f"{member} has died at the start")
@@ -153,8 +153,8 @@ def _count_losses(
     me: Rank, statuses: list[Status], contributions: list[Contribution], lost: list[Member], known_updates: int
 ) -> None:
     config = me.plan.config
-    assert me.journal is not None and config.horizon is not None
-    losses = me.journal.losses
+    assert me.tracker is not None and config.horizon is not None
+    losses = me.tracker.counters.losses
     losses.updates_lost += max(0, max(w.updates_seen for w in statuses) - known_updates)
     losses.env_steps_lost += sum(g.discarded for g in contributions)
     losses.env_steps_lost += config.horizon * config.num_envs * sum(member.worker is not None for member in lost)
@@ -164,7 +164,7 @@ def _count_losses(
 def _take_over(
     me: Rank, statuses: list[Status], packed: np.ndarray, contributions: list[Contribution], told: list[Report]
 ) -> tuple[int, int]:
-    """Makes the journal. Returns the updates that the optimiser's statistics know of, and the iteration of the last
+    """Makes the tracker. Returns the updates that the optimiser's statistics know of, and the iteration of the last
     line of metrics.
     """
     config, state, plan = me.plan.config, me.place.state, me.plan
@@ -175,39 +175,39 @@ def _take_over(
         mirror = None  # of a rank that was a standby once: the last checkpoint is newer
     saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
     if mirror is None and saved is None:  # the server died before it had opened the run
-        begin_books(me)
+        begin_tracking(me)
         return state.updates, 0
     remove_leftovers(plan.run_dir)
     updates = state.updates
-    histories: dict[int, History] = {}
+    replays: dict[int, Replay] = {}
     if mirror is not None:
-        books, books_iteration = mirror.books, mirror.iteration
+        counters, counted_until = mirror.counters, mirror.iteration
         if len(mirror.state):
             state.unpack_optimizer(mirror.state)
             updates = mirror.updates
     else:
         assert saved is not None
-        books, books_iteration = saved.journal, saved.iteration
-        histories = saved_histories(saved, range(max(1, me.num_ranks - 1)), config.num_envs)
+        counters, counted_until = saved.counters, saved.iteration
+        replays = saved_replays(saved, range(max(1, me.num_ranks - 1)), config.num_envs)
         if config.exchange != "allreduce":
             state.optimizer.steps, state.optimizer.state[:] = saved.state["optimizer_steps"], saved.state["optimizer"]
             updates = saved.state["numbers"]["updates"]
     for w, g in zip(statuses, contributions, strict=True):
-        if w.member.worker is not None and g.history is not None and not g.history.is_empty:
-            histories[w.member.worker] = g.history
+        if w.member.worker is not None and g.replay is not None and not g.replay.is_empty:
+            replays[w.member.worker] = g.replay
     line = last_line(plan.run_dir / "metrics.jsonl", state.iteration)
-    me.journal = journal = Journal(
+    me.tracker = tracker = Tracker(
         plan.run_dir, config, state, me.preemption, me.console,
         workers=me.workers, world_size=me.comm.size, attempt=plan.attempt, started=me.started, wall_s=plan.wall_s,
-        books=books, histories=histories, first_rank=me.first_rank,
+        counters=counters, replays=replays, first_rank=me.first_rank,
         next_segments=next_segments(plan.run_dir),
     )  # fmt: skip
-    journal.start_clock()
-    if line.get("iteration", 0) > books_iteration:
+    tracker.start_clock()
+    if line.get("iteration", 0) > counted_until:
         for report in told:
             if report.iteration < line["iteration"]:
-                journal.add(report)
-        journal.catch_up(line)
+                tracker.add(report)
+        tracker.catch_up(line)
     return updates, int(line.get("iteration", 0))
 
 
@@ -232,23 +232,26 @@ def last_line(path: Path, iteration: int) -> dict[str, Any]:
 
 
 def _close_passed(
-    journal: Journal,
+    tracker: Tracker,
     state: TrainingState,
     closed: int,
     packed: np.ndarray,
     heads: list[dict[int, np.ndarray]],
     told: list[Report],
 ) -> None:
-    """sync/allreduce: the workers were ahead of the books, which follow here."""
+    """sync/allreduce: the workers were ahead of the tracker, which catches up here."""
     state.unpack(packed)
     newest = state.iteration
     for iteration in range(closed + 1, newest + 1):
         for report in told:
             if report.iteration == iteration - 1:
-                journal.add(report)
+                tracker.add(report)
         head = next((h[iteration] for h in heads if iteration in h), None)
         if head is not None and iteration < newest:
             state.unpack_head(head)
         elif iteration == newest:
             state.unpack(packed)
-        journal.close({}, passing=iteration < newest)
+        if iteration < newest:
+            tracker.close_passed()
+        else:
+            tracker.close({})

@@ -40,14 +40,14 @@ _STATE, _RANK = "state.safetensors", re.compile(r"rank_(\d{5,9})\.safetensors")
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What a run needs to go on. `state` and `journal` hold plain values and NumPy arrays."""
+    """What a run needs to go on. `state` and `counters` hold plain values and NumPy arrays."""
 
     env_steps: int
     iteration: int
     state: dict[str, Any]
     """The learner's: parameters, optimiser, moments, counters."""
-    journal: dict[str, Any]
-    """Rank 0's books: the window of episodes, counts, seconds."""
+    counters: dict[str, Any]
+    """Rank 0's counters: the window of episodes, counts, seconds."""
     ranks: dict[int, tuple[int, list[EnvState]]]
     """rank -> (rows of noise drawn, its environments)."""
     next_segments: dict[int, int] = field(default_factory=dict)
@@ -73,7 +73,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "missing_rows": {str(rank): number for rank, number in sorted(checkpoint.missing_rows.items())},
         "rows": {str(rank): row for rank, (row, _) in sorted(checkpoint.ranks.items())},
         "state": split(checkpoint.state, arrays),
-        "journal": split(checkpoint.journal, arrays, "journal"),
+        "counters": split(checkpoint.counters, arrays, "counters"),
         "files": {},
     }
     files = {_STATE: arrays}
@@ -175,10 +175,10 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
     if _STATE not in listed:
         raise ValueError(f"manifest.json names no {_STATE}")
     arrays = _arrays(folder, _STATE, listed.pop(_STATE))
-    state, journal = join(manifest["state"], arrays), join(manifest["journal"], arrays)
+    state, counters = join(manifest["state"], arrays), join(manifest["counters"], arrays)
     if arrays:
         raise ValueError(f"{_STATE} holds {min(arrays)!r:.60}, which manifest.json does not name")
-    check_values(state, journal)
+    check_values(state, counters)
     numbers = state["numbers"]["env_steps"], state["numbers"]["iteration"]
     if numbers != (manifest["env_steps"], manifest["iteration"]):
         raise ValueError("manifest.json does not belong to its state")
@@ -194,7 +194,7 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
             raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
     if len(ranks) < len(rows):
         raise ValueError(f"manifest.json names no file of rank {min(set(rows) - set(ranks))}")
-    return Checkpoint(*numbers, state, journal, ranks, segments, missing)
+    return Checkpoint(*numbers, state, counters, ranks, segments, missing)
 
 
 def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:

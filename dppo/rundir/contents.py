@@ -17,9 +17,9 @@ from dppo.data import EnvState
 if TYPE_CHECKING:
     import gymnasium
 
-COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps", "steps_learnt_from")
+NUMBERS = ("version", "iteration", "round", "updates", "env_steps", "steps_learnt_from")
 STATE = ("numbers", "optimizer_steps", "kl_coef", "moments", "parameters", "optimizer", "shapes")
-JOURNAL = ("returns", "lengths", "episodes", "next_episode", "train_s")
+COUNTERS = ("returns", "lengths", "episodes", "next_episode", "train_s")
 """What a resume needs."""
 MAX_AXES = 64
 """NumPy's own limit."""
@@ -118,9 +118,9 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 }
 
 
-def check_values(state: Any, journal: Any) -> None:
-    """That what is there of the learner's state and of rank 0's books is of the right types and fits together."""
-    for where, part in (("state", state), ("journal", journal)):
+def check_values(state: Any, counters: Any) -> None:
+    """That what is there of the learner's state and of rank 0's counters is of the right types and fits together."""
+    for where, part in (("state", state), ("counters", counters)):
         if not isinstance(part, dict):
             raise ValueError(f"{where} is {_said(part)}; a table is expected")
         for name, value in part.items():
@@ -139,15 +139,15 @@ def check_values(state: Any, journal: Any) -> None:
 def check_state(state: dict[str, Any]) -> None:
     """That all of the learner's state is there."""
     _check_names("state", state, STATE)
-    _check_names("state.numbers", state["numbers"], COUNTERS)
+    _check_names("state.numbers", state["numbers"], NUMBERS)
 
 
 def check_complete(
-    state: dict[str, Any], journal: dict[str, Any], ranks: dict[int, tuple[int, list[EnvState]]]
+    state: dict[str, Any], counters: dict[str, Any], ranks: dict[int, tuple[int, list[EnvState]]]
 ) -> None:
     """That all is there that a resume needs."""
     check_state(state)
-    _check_names("journal", journal, JOURNAL)
+    _check_names("counters", counters, COUNTERS)
     listed = [env.env for _, envs in ranks.values() for env in envs]
     if len(set(listed)) < len(listed):
         raise ValueError("an environment is there twice")

@@ -23,14 +23,14 @@ from dppo.training.coordinator import Ending
 from dppo.training.learner import STATISTICS, Learner
 from dppo.training.staleness import ShutOut, UsualStaleness
 from dppo.training.state import TrainingState, Usage
-from dppo.training.tracker import Journal
+from dppo.training.tracker import Tracker
 
 _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 
 
 def train_worker(collector: Collector, learner: Learner, state: TrainingState, link: Link, config: Config) -> None:
     """One worker's life, until rank 0 ends the run."""
-    mirror = _Mirror(state, link)
+    replica = _Replica(state, link)
     learns_off_policy = config.vtrace or config.loss == "ppo"
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
@@ -45,7 +45,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         if link.stop_requested():
             return
         if learns_off_policy:
-            mirror.fetch()
+            replica.fetch()
         batch = learner.prepare(rollout, discounted_returns)
         report = collector.report(rollout, collect_s, learn_s, exchange_s)
         report.moment_sums = batch.statistics[len(STATISTICS) :]
@@ -57,12 +57,12 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
                 return
             link.progress("update")
             if number:
-                mirror.catch_up(wait=True)
+                replica.catch_up(wait=True)
             learner.gradient(samples, state.kl_coef, lambda kl_sum, count: kl_sum / max(count, 1))
             if number and _kl_exceeded(state, config):
                 break
-            mirror.send()
-        mirror.catch_up(wait=False)
+            replica.send()
+        replica.catch_up(wait=False)
         learn_s, exchange_s = time.monotonic() - started, link.waited_s - waited_s
 
 
@@ -73,7 +73,7 @@ def _kl_exceeded(state: TrainingState, config: Config) -> bool:
     return config.loss == "ppo" and limit > 0 and sums[_KL] / max(sums[_COUNT], 1.0) > limit
 
 
-class _Mirror:
+class _Replica:
     """A worker's copy of the server's state, and its one gradient under way."""
 
     def __init__(self, state: TrainingState, link: Link) -> None:
@@ -108,7 +108,7 @@ class _Mirror:
 
 
 class AsyncCoordinator(Ending):
-    """Rank 0 of asynchronous training: a parameter server with quorum 1, and the journal.
+    """Rank 0 of asynchronous training: a parameter server with quorum 1, and the tracker.
 
     An iteration, the unit of metrics and checkpoints, is as many applied gradients as one rollout of every worker
     gives.
@@ -116,7 +116,7 @@ class AsyncCoordinator(Ending):
 
     def __init__(
         self,
-        journal: Journal,
+        tracker: Tracker,
         state: TrainingState,
         learner: Learner,
         config: Config,
@@ -127,7 +127,7 @@ class AsyncCoordinator(Ending):
     ) -> None:
         every = config.server.mirror_every or None if survives else None
         num_workers = len(workers)
-        super().__init__(journal, state, workers, every, names=names)
+        super().__init__(tracker, state, workers, every, names=names)
         self._applied = 0
         self._max_staleness, self._usual = config.server.max_staleness, UsualStaleness(num_workers)
         self._limit = 0.0  # of the gradient that is looked at
@@ -143,7 +143,7 @@ class AsyncCoordinator(Ending):
             return []
         assert report.moment_sums is not None and report.moment_means is not None
         self._state.normaliser.merge(report.moment_sums, *report.moment_means)
-        self._journal.add(report)
+        self._tracker.add(report)
         self._usage[self._place[report.worker]].begin()
         return []
 
@@ -167,10 +167,10 @@ class AsyncCoordinator(Ending):
         state.steps_learnt_from += self._usage[worker].add(samples, used=used)
         self._say_who_is_shut_out(worker, used=used)
         state.version = self._server.version
-        if self._applied >= self._num_workers <= self._journal.pending_rollouts:
+        if self._applied >= self._num_workers <= self._tracker.counters.pending_rollouts:
             self._applied = 0
-            state.finish_iteration(self._journal.pending_env_steps, float("nan"))
-            if (reason := self._journal.close(self._staleness_metrics())) is not None:
+            state.finish_iteration(self._tracker.counters.pending_env_steps, float("nan"))
+            if (reason := self._tracker.close(self._staleness_metrics())) is not None:
                 return self.begin(reason)
         return self._reply(worker)
 
@@ -192,7 +192,7 @@ class AsyncCoordinator(Ending):
             else f"--server.max-staleness {self._max_staleness}; without it, the limit follows each worker's pace"
         )
         text = f"{self.name(worker)}: {unused} of its last {last} gradients were too stale to be used"
-        self._journal.console.warn(f"{text} ({limit})")
+        self._tracker.console.warn(f"{text} ({limit})")
 
     def _staleness_metrics(self) -> dict[str, object]:
         ages, self._server.staleness = self._server.staleness, type(self._server.staleness)()

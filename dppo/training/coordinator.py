@@ -13,7 +13,7 @@ from dppo.errors import WorkerError
 from dppo.seams import Answer, Tag
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Journal
+from dppo.training.tracker import Tracker
 from dppo.trajectories.writer import Sealed
 
 GIVE_UP, LEAVE = 0.7, 0.9
@@ -35,12 +35,12 @@ class Ending:
       workers: their numbers, in the order of their ranks.
       mirror_every: updates between copies for the standbys, the first of the workers present; None: there are none.
       names: of the workers' ranks, with their hosts; without, nobody is taken for stuck.
-      mirrors_state: whether the copies hold the state; without, only the journal's books, and each iteration.
+      mirrors_state: whether the copies hold the state; without, only the run's counters, and each iteration.
     """
 
     def __init__(
         self,
-        journal: Journal,
+        tracker: Tracker,
         state: TrainingState,
         workers: Sequence[int],
         mirror_every: int | None = None,
@@ -53,7 +53,7 @@ class Ending:
         self._names = names
         self._heard_at = [time.monotonic()] * num_workers
         self._next_look, self._told_of = 0.0, set[int]()
-        self._journal, self._state, self._present = journal, state, set(range(num_workers))
+        self._tracker, self._state, self._present = tracker, state, set(range(num_workers))
         self._num_workers, self._mirror_every, self._mirrors_state = num_workers, mirror_every, mirrors_state
         self._mirrored_at: int | None = None  # updates, or iterations where the state is not copied
         self.begun = False
@@ -67,7 +67,7 @@ class Ending:
         return self.begun and (not self._present or self.abandoned)
 
     def begin(self, reason: str) -> list[Answer]:
-        """The journal has closed for `reason`: everyone seals what the last boundary has seen, and stops."""
+        """The tracker has closed for `reason`: everyone seals what the last boundary has seen, and stops."""
         self.begun, self._begun_at = True, time.monotonic()
         return self._seal_orders() + [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
 
@@ -76,13 +76,13 @@ class Ending:
         return [*self.mirror(), *self._seal_orders()]
 
     def _seal_orders(self) -> list[Answer]:
-        orders = self._journal.take_seal_orders()
+        orders = self._tracker.saver.take_seal_orders()
         rows = {w: np.array([row], np.int64).view(np.uint8) for w, row in orders.items() if w in self._place}
         return [Answer(self._place[worker], Tag.SEAL, row) for worker, row in rows.items()]
 
     def on_sealed(self, answer: Sealed) -> list[Answer]:
         """A worker has written what a checkpoint waits for."""
-        self._journal.sealed(answer)
+        self._tracker.saver.on_sealed(answer)
         return []
 
     def mirror(self) -> list[Answer]:
@@ -99,7 +99,7 @@ class Ending:
         packed = np.empty(state.all_bytes if self._mirrors_state else 0, np.uint8)
         if self._mirrors_state:
             state.pack(packed)
-        copy = Mirror(state.updates, state.iteration, packed, self._journal.books)
+        copy = Mirror(state.updates, state.iteration, packed, self._tracker.saver.boundary.counters)
         message = copy.to_message()
         return [Answer(w, Tag.MIRROR, message) for w in range(min(STANDBYS, self._num_workers))]
 
@@ -109,7 +109,7 @@ class Ending:
 
     def on_signal(self) -> list[Answer]:
         """A worker was asked to save and leave: that holds for all."""
-        self._journal.preemption.request("a signal to a worker")
+        self._tracker.preemption.request("a signal to a worker")
         return []
 
     def on_bye(self, worker: int) -> list[Answer]:
@@ -121,12 +121,12 @@ class Ending:
         """Asked to leave: the last boundary is saved at once, the run ends at the next, or, where that is too far
         away, here.
         """
-        preemption = self._journal.preemption
+        preemption = self._tracker.preemption
         if preemption.requested and not self.begun and not self._saved_at_once:
             self._saved_at_once = True
-            self._journal.save_at_once()
+            self._tracker.saver.save_at_once()
         if not self.begun and preemption.past(GIVE_UP):
-            self._journal.finish("preempted")
+            self._tracker.saver.finish("preempted")
             return self.begin("preempted")
         if self.begun and (
             preemption.past(LEAVE) or time.monotonic() - self._begun_at > max(LEAVE_S, preemption.grace_s)
@@ -155,7 +155,7 @@ class Ending:
         """Names the workers that rank 0 waits for. They say more themselves, unless an environment holds Python's lock:
         then they cannot end either, where that was asked for.
         """
-        now, log = time.monotonic(), self._journal.config.log
+        now, log = time.monotonic(), self._tracker.config.log
         self._next_look = now + LOOK_S
         for place in sorted(self.waits_for()):
             silent_s = now - self._heard_at[place]
@@ -164,4 +164,4 @@ class Ending:
                 raise WorkerError(text, stalled=True)
             if 0 < log.stall_after_s < silent_s and place not in self._told_of:
                 self._told_of.add(place)
-                self._journal.console.warn(f"rank 0 waits for {self._names[place]}: no rollout for {silent_s:.0f} s")
+                self._tracker.console.warn(f"rank 0 waits for {self._names[place]}: no rollout for {silent_s:.0f} s")

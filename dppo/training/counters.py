@@ -1,168 +1,113 @@
-"""Counts the episodes that have ended, and says whether their returns have reached a target.
-
-It knows no clock and no file: the time here is the run's own, in iterations.
-"""
+"""What rank 0 counts: rollouts, episodes, what deaths have cost, and why the run ends. It knows no clock and no file."""
 
 from __future__ import annotations
 
-import math
-from collections import deque
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
 
-import numpy as np
-
-from dppo.data import Episode, Report
-
-WINDOW = 100
-MANY = 10
-"""Episodes that wait for an older one are many from so many per environment, and per place in the window, on."""
+from dppo.config import Config
+from dppo.data import Report
+from dppo.training.episodes import EpisodeCounter
+from dppo.training.state import TrainingState
 
 
-class EpisodeCounter:
-    """Counts whole episodes, and keeps two windows of their returns.
+@dataclass(slots=True)
+class Losses:
+    """What deaths and resumes have cost so far; in every line of metrics.jsonl, and in checkpoints."""
 
-    An iteration takes one unit of time, from every worker alike, however many rows that worker made of it. So one whose
-    rollouts are cut short (`--preempt-fraction`), or that comes late, is not always before the others.
+    ranks_lost: int = 0
+    ranks_replaced: int = 0
+    updates_lost: int = 0
+    env_steps_lost: int = 0
+    episodes_cut: int = 0
 
-    The window of the *last* 100 episodes is in the order in which they ended. Where environments begin together, short
-    episodes end first, and its mean is theirs. So a target is judged by the *settled* ones as well: in the order in
-    which they began, as far as all that began before them, or with them, have ended. The length of an episode has no
-    influence on its place in that order: whatever the lengths, any 100 in a row are a fair sample. Where more settle at
-    once, because a long one has ended that they had waited for, the window holds them all: it among them.
+
+class Counters:
+    """The numbers of a run that are not the learner's.
 
     Args:
-      num_envs: of each worker.
-      books: what `books` gave.
+      saved: what `as_dict` gave, of a checkpoint or of a server that died; None: the run begins.
     """
 
-    def __init__(self, num_envs: int, books: dict[str, Any] | None = None) -> None:
-        books = books or {}
-        self._num_envs = num_envs
-        self.total: int = books.get("episodes", 0)
-        self._returns: deque[float] = deque(books.get("returns", ()), WINDOW)
-        self._lengths: deque[int] = deque(books.get("lengths", ()), WINDOW)
-        self._settled: list[float] = list(books.get("settled", ()))
-        self._waiting = np.array(books.get("waiting", ())).reshape(-1, 3)  # ended: beginning, environment, return
-        self._prune_at = 0
-        self._began: dict[int, float] = dict(zip(*books.get("under_way", ((), ())), strict=True))  # by environment
-        self._settled_at = self.total
+    def __init__(self, config: Config, saved: dict[str, Any] | None = None) -> None:
+        saved = saved or {}
+        self._total_steps, self._target = config.total_steps, config.target_return
+        self.episodes = EpisodeCounter(config.num_envs, saved)
+        self.losses = Losses(**saved.get("losses", {}))
+        self.rows: dict[int, int] = dict(saved.get("rows", {}))
+        """Of each worker, the first row that was not counted yet."""
+        self.next_episode: int = saved.get("next_episode", 0)
+        """Above every episode number that was ever used, also by environments that were dropped since."""
+        self.train_s: float = saved.get("train_s", 0.0)
+        """Seconds of training before this attempt."""
+        self._pending: list[Report] = []
 
-    @property
-    def books(self) -> dict[str, Any]:
-        """All that is known, in plain values."""
+    def as_dict(self, train_s: float) -> dict[str, Any]:
+        """Everything, as plain values; `train_s` includes this attempt."""
         return {
-            "episodes": self.total,
-            "returns": list(self._returns),
-            "lengths": list(self._lengths),
-            "settled": list(self._settled),
-            "waiting": self._waiting.ravel().tolist(),
-            "under_way": [list(self._began), list(self._began.values())],
+            **self.episodes.as_dict(),
+            "next_episode": self.next_episode,
+            "train_s": train_s,
+            "losses": asdict(self.losses),
+            "rows": dict(self.rows),
         }
 
-    @property
-    def return_mean(self) -> float | None:
-        """Of the last episodes."""
-        return float(np.mean(self._returns)) if self._returns else None
+    def add(self, report: Report) -> bool:
+        """Adds a rollout to the iteration that is closed next. Returns False where it was added before."""
+        if report.first_row < self.rows.get(report.worker, 0):
+            return False
+        self.rows[report.worker] = report.first_row + len(report.env_actions)
+        self._pending.append(report)
+        self.next_episode = max(self.next_episode, int(report.episode_numbers.max()) + 1)
+        return True
 
     @property
-    def length_mean(self) -> float | None:
-        """Of the last episodes."""
-        return float(np.mean(self._lengths)) if self._lengths else None
+    def pending_env_steps(self) -> int:
+        """Transitions that were reported since the last iteration was closed."""
+        return sum(r.env_steps for r in self._pending)
 
     @property
-    def settled_mean(self) -> float | None:
-        """Mean return of the newest settled episodes."""
-        return float(np.mean(self._settled)) if self._settled else None
+    def pending_rollouts(self) -> int:
+        """Rollouts that were reported since the last iteration was closed."""
+        return len(self._pending)
 
-    def reached(self, target: float) -> bool:
-        """Whether both windows are full and their means at `target`, or above."""
-        windows = self._returns, self._settled
-        return all(len(window) >= WINDOW and np.mean(window) >= target for window in windows)
+    def close_iteration(self, iteration: int) -> tuple[list[Report], int]:
+        """Counts the episodes of the reports since the last call, as those of `iteration`. Returns the reports, and
+        how many episodes ended.
+        """
+        reports, self._pending = sorted(self._pending, key=attrgetter("worker")), []
+        self.losses.episodes_cut += sum(len(r.episodes_cut) for r in reports)
+        return reports, self.episodes.count(reports, iteration)
+
+    def wait_for(self, workers: Sequence[int], iteration: int) -> None:
+        """From here on the environments of these workers take part, and no others."""
+        self.losses.episodes_cut += self.episodes.wait_for(workers, iteration)
+
+    def catch_up(self, line: dict[str, Any]) -> None:
+        """These are a dead server's counters, and it has written on until `line` of metrics.jsonl. The reports that
+        were added since belong to the iterations up to that line.
+        """
+        pending, self._pending = sorted(self._pending, key=attrgetter("iteration")), []
+        for iteration, reports in groupby(pending, attrgetter("iteration")):
+            self.episodes.count(list(reports), iteration + 1)
+        self.episodes.total, self.train_s = line["episodes"], line["train_s"]
+        self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
+
+    def reason_to_end(self, state: TrainingState) -> str | None:
+        """Why the run ends by itself at this boundary: "target", "finished", or None."""
+        if self._target is not None and self.episodes.reached(self._target):
+            return "target"
+        return "finished" if state.env_steps >= self._total_steps else None
 
     @property
-    def stuck(self) -> tuple[int, float] | None:
-        """The environment whose episode is waited for, and since when, where it takes far longer than all others."""
-        if self.total - self._settled_at <= MANY * (len(self._began) + WINDOW) or not self._began:
+    def waits_for_stuck(self) -> tuple[int, float] | None:
+        """The environment whose episode does not end, and since which iteration, where it alone keeps the target from
+        being reached.
+        """
+        mean = self.episodes.return_mean
+        if self._target is None or mean is None or mean < self._target:
             return None
-        return min(self._began.items(), key=lambda pair: pair[1])
-
-    def wait_for(self, workers: Sequence[int], time: float) -> int:
-        """From here on, the environments of these workers are waited for, and no others; those that are new begin at
-        `time`. Returns how many others had an episode under way.
-        """
-        present = {env for w in workers for env in range(w * self._num_envs, (w + 1) * self._num_envs)}
-        gone = [env for env in self._began if env not in present]
-        for env in gone:
-            self._cut(env, None)
-        for env in sorted(present):
-            self._began.setdefault(env, time)
-        return len(gone)
-
-    def _cut(self, env: int, time: float | None) -> None:
-        """Its episode comes to nothing, and the next begins at `time`. Those of its episodes that wait are left out,
-        too: they are the short ones of a sample whose long one is lost.
-        """
-        self._waiting = self._waiting[self._waiting[:, 1] != env]
-        if time is None:
-            del self._began[env]
-        else:
-            self._began[env] = time
-
-    def count(self, reports: Sequence[Report], iteration: int) -> int:
-        """Counts the episodes that ended in the iteration of this number, 1 for the first. Returns how many."""
-        events: list[tuple[float, int, Episode | None]] = []  # time, environment, what ended; None: it was cut
-        for _, group in groupby(sorted(reports, key=attrgetter("worker", "first_row")), attrgetter("worker")):
-            told = list(group)
-            rows = max(1, sum(len(r.env_actions) for r in told))
-            before = 0
-            for report in told:
-                ended = before + 1 - report.first_row
-                events += [(iteration - 1 + (ended + e.row) / rows, e.env, e) for e in report.episodes]
-                events += [(iteration - 1 + before / rows, env, None) for env in report.episodes_cut]
-                before += len(report.env_actions)
-        events.sort(key=lambda event: (*event[:2], event[2] is None))
-        waiting: list[tuple[float, int, float]] = []
-        for time, env, episode in events:
-            if episode is not None:
-                self._returns.append(episode.episode_return)
-                self._lengths.append(episode.length)
-            if env not in self._began:  # of a worker that has died since
-                continue
-            if episode is None:
-                waiting = [row for row in waiting if row[1] != env]
-                self._cut(env, time)
-            else:
-                waiting.append((self._began[env], env, episode.episode_return))
-                self._began[env] = time
-        self._waiting = np.concatenate((self._waiting, np.reshape(waiting, (-1, 3))))
-        num_ended = sum(episode is not None for _, _, episode in events)
-        self.total += num_ended
-        self._settle()
-        return num_ended
-
-    def _settle(self) -> None:
-        is_settled = self._waiting[:, 0] < min(self._began.values(), default=math.inf)
-        if is_settled.any():
-            settled = self._waiting[is_settled]
-            order = np.lexsort((settled[:, 1], settled[:, 0]))
-            kept = max(
-                0, WINDOW - len(settled)
-            )  # all that settle together count: the long one that the others waited for
-            self._settled = self._settled[max(0, len(self._settled) - kept) :] + settled[order, 2].tolist()
-            self._waiting = self._waiting[~is_settled]
-            self._settled_at = self.total
-        if len(self._waiting) > max(self._prune_at, MANY * (WINDOW + len(self._began))):
-            self._prune()
-
-    def _prune(self) -> None:
-        """Of those that can only settle together, for they began between the same two that are under way, keeps the
-        newest 100: so an environment that never ends costs no memory.
-        """
-        self._waiting = self._waiting[np.lexsort((self._waiting[:, 1], self._waiting[:, 0]))]
-        groups = np.searchsorted(np.sort(np.array(list(self._began.values()))), self._waiting[:, 0], side="right")
-        ends = np.searchsorted(groups, groups, side="right")  # behind the last of each one's group
-        self._waiting = self._waiting[ends - np.arange(len(groups)) <= WINDOW]
-        self._prune_at = 2 * len(self._waiting)
+        return self.episodes.stuck

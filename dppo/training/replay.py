@@ -7,7 +7,7 @@ import numpy as np
 from dppo.data import EnvState, Report
 
 
-class History:
+class Replay:
     """Of one worker's environments; chunks are never changed."""
 
     def __init__(self) -> None:
@@ -15,9 +15,9 @@ class History:
         self.last: Report | None = None
         self._saved: tuple[int, list[EnvState]] = (0, [])
 
-    def copy(self) -> History:
+    def copy(self) -> Replay:
         """As it is now; chunks are shared."""
-        out = History()
+        out = Replay()
         out.chunks, out.last, out._saved = self.chunks, self.last, self._saved
         return out
 

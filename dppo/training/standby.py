@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dppo.data import Report
-from dppo.training.replay import History
+from dppo.training.replay import Replay
 
 _HEADER = 3
 
@@ -27,14 +27,14 @@ class Mirror(NamedTuple):
     """Finished by then."""
     state: np.ndarray
     """uint8, packed; empty in sync/allreduce, where every worker has the state."""
-    books: dict[str, Any]
-    """The journal's, at the last boundary."""
+    counters: dict[str, Any]
+    """The tracker's, at the last boundary."""
 
     def to_message(self) -> np.ndarray:
         """uint8."""
         header = np.array([self.updates, self.iteration, len(self.state)], np.int64).view(np.uint8)
-        books = np.frombuffer(pickle.dumps(self.books, protocol=5), np.uint8)
-        return np.concatenate((header, self.state, books))
+        counters = np.frombuffer(pickle.dumps(self.counters, protocol=5), np.uint8)
+        return np.concatenate((header, self.state, counters))
 
     @classmethod
     def from_message(cls, message: np.ndarray) -> Mirror:
@@ -44,13 +44,13 @@ class Mirror(NamedTuple):
         return cls(updates, iteration, rest[:size], pickle.loads(rest[size:].tobytes()))
 
 
-class Memory:
+class Standby:
     """One rank's. What is in it stays until something newer replaces it, so that a regrouping can be begun again."""
 
     REPORTS, HEADS = 16, 4
 
     def __init__(self) -> None:
-        self.history = History()
+        self.replay = Replay()
         self.reports: deque[Report] = deque(maxlen=self.REPORTS)
         """The last ones: rank 0 may have counted them or not."""
         self.boundary: np.ndarray | None = None
@@ -66,7 +66,7 @@ class Memory:
         if self.reports and self.reports[-1].first_row == report.first_row:
             self.reports.pop()
         self.reports.append(report)
-        self.history.extend(report)
+        self.replay.extend(report)
 
     def pass_boundary(self, iteration: int, state: np.ndarray, head_bytes: int) -> None:
         """sync/allreduce: `state` [all_bytes] uint8, not written again, is that after `iteration` iterations."""

@@ -18,7 +18,7 @@ from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
 
-COUNTERS = ("version", "iteration", "ticket", "updates", "env_steps", "steps_learnt_from")
+COUNTERS = ("version", "iteration", "round", "updates", "env_steps", "steps_learnt_from")
 NUMBERS = (*COUNTERS, "optimizer_steps")
 ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
 ROUNDING = 1e-5
@@ -64,7 +64,7 @@ class Usage:
 class TrainingState:
     """The learner's state. `step` and `finish_iteration` are the only ways in which training changes it.
 
-    numbers: version (rounds closed), iteration and ticket (round within it), updates (steps made), env_steps,
+    numbers: version (rounds closed), iteration and round (of messages, within it), updates (steps made), env_steps,
     steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
     """
 
@@ -77,7 +77,7 @@ class TrainingState:
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
-        self.version = self.iteration = self.ticket = self.updates = self.env_steps = self.steps_learnt_from = 0
+        self.version = self.iteration = self.round = self.updates = self.env_steps = self.steps_learnt_from = 0
         self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
         self.progress = 0.0
@@ -160,7 +160,7 @@ class TrainingState:
             self.steps_learnt_from += self._usage.most
             self._usage.begin()
         self.iteration += 1
-        self.ticket = 0
+        self.round = 0
         self.set_progress()
         if (first := self._first_not_finite()) is not None:
             raise FloatingPointError(f"after update {self.updates} the state is not finite: {first}")
@@ -283,7 +283,7 @@ class TrainingState:
     @staticmethod
     def is_boundary(message: np.ndarray) -> bool:
         """Whether a packed state is between two iterations."""
-        return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("ticket")]
+        return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("round")]
 
     def differ_by_rounding(self, one: np.ndarray, other: np.ndarray) -> bool:
         """Whether two packed states are the same, but for last bits that have come out differently on two CPUs."""

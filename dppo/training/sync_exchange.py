@@ -71,16 +71,16 @@ class AllreduceExchange:
         state.normaliser.merge(totals[len(STATISTICS) :])
         state.version = state.updates
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
-        memory = self._link.memory
+        standby = self._link.standby
         checks = self._sums.num_ranks > 1 and state.iteration % CHECK_EVERY == 0
-        if not (self._sums.is_lead or memory is not None or checks):
+        if not (self._sums.is_lead or standby is not None or checks):
             return
         message = np.empty(state.all_bytes, np.uint8)
         state.pack(message)
         if checks and not self._sums.agree(zlib.crc32(message.tobytes())):
             self._take_over_the_leads(message)
-        if memory is not None:
-            memory.pass_boundary(state.iteration, message, state.head_bytes)
+        if standby is not None:
+            standby.pass_boundary(state.iteration, message, state.head_bytes)
         if self._sums.is_lead:
             self._link.boundary(message)
             self._open_boundaries += 1
@@ -119,8 +119,8 @@ class P2PExchange:
         core = self._state.core_bytes
         self._state.unpack(message[:core])
         sums = message[core:].view(np.float64)
-        if self._link.memory is not None:
-            self._link.memory.totals = sums[: self._num_statistics]
+        if self._link.standby is not None:
+            self._link.standby.totals = sums[: self._num_statistics]
         return sums
 
     def meet(self, batch: Batch) -> Batch | None:
@@ -135,7 +135,7 @@ class P2PExchange:
         return 0.0 if sums is None else float(sums[-2] / max(sums[-1], 1.0))
 
     def is_past(self, minibatch: int) -> bool:
-        return self._state.ticket > 1 + minibatch * self._rounds_per_update
+        return self._state.round > 1 + minibatch * self._rounds_per_update
 
     def step(self) -> bool:
         self._link.gradient(self._state.version, self._state.flat)

@@ -22,7 +22,7 @@ from dppo.training.coordinator import Ending
 from dppo.training.learner import STATISTICS, Learner, explained_variance
 from dppo.training.staleness import ShutOut
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Journal
+from dppo.training.tracker import Tracker
 
 
 def train_worker(
@@ -67,7 +67,7 @@ def train_worker(
 
 
 class SyncCoordinator(Ending):
-    """Rank 0 of synchronous training: keeps the journal; with p2p it is the parameter server as well.
+    """Rank 0 of synchronous training: keeps the tracker; with p2p it is the parameter server as well.
 
     Args:
       workers: their numbers, in the order of their ranks.
@@ -78,7 +78,7 @@ class SyncCoordinator(Ending):
 
     def __init__(
         self,
-        journal: Journal,
+        tracker: Tracker,
         state: TrainingState,
         learner: Learner,
         config: Config,
@@ -91,10 +91,10 @@ class SyncCoordinator(Ending):
     ) -> None:
         self._allreduce = config.exchange == "allreduce"
         every = config.server.mirror_every or None if survives else None
-        super().__init__(journal, state, workers, every, mirrors_state=not self._allreduce, names=names)
+        super().__init__(tracker, state, workers, every, mirrors_state=not self._allreduce, names=names)
         num_workers = len(workers)
         self._rounds_per_update = 1 + learner.needs_mean_kl
-        self._last_ticket = learner.updates_per_rollout * self._rounds_per_update
+        self._last_round = learner.updates_per_rollout * self._rounds_per_update
         self._server = ParameterServer(
             num_workers, max(1, num_computing - config.server.drop), lambda staleness: float(staleness == 0)
         )
@@ -110,8 +110,8 @@ class SyncCoordinator(Ending):
         self._boundaries: deque[np.ndarray] = deque()
         self._hurry_at = math.ceil(config.preempt_fraction * num_workers) or num_workers
         self._collected_in, self._collected = -1, set[int]()
-        if self._rounds_per_update == 2 and state.ticket and state.ticket % 2 == 0:
-            state.ticket -= 1  # the KL that this minibatch's gradients needed was gathered among other ranks
+        if self._rounds_per_update == 2 and state.round and state.round % 2 == 0:
+            state.round -= 1  # the KL that this minibatch's gradients needed was gathered among other ranks
 
     def settle(self) -> None:
         """Ranks have died: what is due is done without them. After it, `totals` belongs to the state."""
@@ -130,7 +130,7 @@ class SyncCoordinator(Ending):
         hurry = self._note_collected(report)
         if not self._allreduce:
             self._take_start(report)
-            self._journal.add(report)
+            self._tracker.add(report)
             self._missing_reports -= 1
             return [*hurry, *self._close_when_reported()]
         self._reports[self._place[report.worker]].append(report)
@@ -140,7 +140,7 @@ class SyncCoordinator(Ending):
         """Before the first moments: the sums that this worker sends next are about what it says here."""
         state = self._state
         match report:
-            case Report(moment_means=(mean, _)) if state.normaliser.observations.count == 0 and state.ticket == 0:
+            case Report(moment_means=(mean, _)) if state.normaliser.observations.count == 0 and state.round == 0:
                 state.normaliser.start_from(mean)
 
     def waits_for(self) -> Collection[int]:
@@ -163,7 +163,7 @@ class SyncCoordinator(Ending):
         message = np.array([report.iteration], np.int64).view(np.uint8)
         return [Answer(w, Tag.HURRY, message) for w in sorted(self._present - self._collected)]
 
-    # -- allreduce: the workers have stepped, rank 0 keeps the books --------------------
+    # -- allreduce: the workers have stepped, rank 0 keeps track --------------------
 
     def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
         self._boundaries.append(message)
@@ -173,9 +173,9 @@ class SyncCoordinator(Ending):
         answers: list[Answer] = []
         while self._boundaries and not self.begun and all(self._reports):
             for reports in self._reports:
-                self._journal.add(reports.popleft())
+                self._tracker.add(reports.popleft())
             self._state.unpack(self._boundaries.popleft())
-            if (reason := self._journal.close({})) is not None:
+            if (reason := self._tracker.close({})) is not None:
                 answers += self.begin(reason)
             else:
                 answers += [*self.aside(), Answer(0, Tag.CONTINUE, np.empty(0, np.uint8))]
@@ -186,17 +186,17 @@ class SyncCoordinator(Ending):
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
         if self.begun:
             return []
-        if self._state.ticket and len(vector) == len(self.totals):
+        if self._state.round and len(vector) == len(self.totals):
             # this iteration's statistics are closed, however new the worker's version: it joins at the present update
             self._server.late += self._drops > 0
             return self._reply((worker,))
         closed = self._server.handle(worker, version, vector, is_gradient=False)
         if closed.total is not None:
-            if self._state.ticket == 0:
+            if self._state.round == 0:
                 self.totals = closed.total
             else:
                 self._kl_totals = closed.total
-            self._state.ticket += 1
+            self._state.round += 1
         return self._reply(closed.answer)
 
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
@@ -206,8 +206,8 @@ class SyncCoordinator(Ending):
         if closed.total is not None:
             outcome = self._state.step(closed.total)
             self._took_part.update(closed.answer)
-            self._state.ticket += 1
-            if outcome.is_last or self._state.ticket > self._last_ticket:
+            self._state.round += 1
+            if outcome.is_last or self._state.round > self._last_round:
                 self._waiting = closed.answer
                 return self._close_when_reported()
         return self._reply(closed.answer)
@@ -232,11 +232,11 @@ class SyncCoordinator(Ending):
         state.normaliser.merge(self.totals[len(STATISTICS) :])
         state.normaliser.freeze()
         state.version = self._server.version
-        state.finish_iteration(self._journal.pending_env_steps, explained_variance(self.totals))
+        state.finish_iteration(self._tracker.counters.pending_env_steps, explained_variance(self.totals))
         late, self._server.late = self._server.late, 0
         if self._drops:
             self._say_who_is_shut_out()
-        return self._journal.close({"late": late})
+        return self._tracker.close({"late": late})
 
     def _say_who_is_shut_out(self) -> None:
         took_part, self._took_part = self._took_part, set[int]()
@@ -244,7 +244,7 @@ class SyncCoordinator(Ending):
             if (found := self._shut_out.note(place, used=place in took_part)) is not None:
                 unused, last = found
                 text = f"late in {unused} of the last {last} iterations, of which none of its gradients was used"
-                self._journal.console.warn(f"{self.name(place)}: {text} (--server.drop {self._drops})")
+                self._tracker.console.warn(f"{self.name(place)}: {text} (--server.drop {self._drops})")
 
     def _reply(self, workers: Sequence[int]) -> list[Answer]:
         if not workers:

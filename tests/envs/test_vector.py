@@ -333,19 +333,19 @@ def test_replay_restores_every_bit_and_what_follows(
 
     env = make_vector_env(env_id, num_envs, recording, vectorization)
     actions = sample_actions(env, rows + 100)
-    histories: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
+    replays: list[list[np.ndarray]] = [[] for _ in range(num_envs)]
     observations = env.reset()
     for row in actions[:rows]:
         step = env.step(row)
         observations = step.observations
         for index in range(num_envs):
-            histories[index].append(row[index])
+            replays[index].append(row[index])
             if index in step.final_envs:
-                histories[index].clear()
+                replays[index].clear()
     # One that has only just begun: its history is empty.
     observations[1] = env.begin_episode(1)
-    histories[1].clear()
-    assert len({len(history) for history in histories}) > 1
+    replays[1].clear()
+    assert len({len(history) for history in replays}) > 1
 
     calls: list[int] = []
 
@@ -359,7 +359,7 @@ def test_replay_restores_every_bit_and_what_follows(
         copy.step(row)
     calls.clear()
     act_shape = actions.shape[2:]
-    saved = [np.array(history, actions.dtype).reshape(-1, *act_shape) for history in histories]
+    saved = [np.array(history, actions.dtype).reshape(-1, *act_shape) for history in replays]
     replayed, failed = copy.replay([given[index] for index in range(num_envs)], saved)
     assert (failed, calls) == ([], [])
     np.testing.assert_array_equal(replayed, observations)
@@ -398,8 +398,8 @@ def test_replay_keeps_the_time_limit() -> None:
 @pytest.mark.parametrize("vectorization", ["auto", "sync"])
 def test_replay_names_what_ends_on_the_way(vectorization: str) -> None:
     env = make_vector_env("CartPole-v1", 4, counting_seeds(), vectorization)
-    histories = [np.ones(3, np.int64), np.ones(30, np.int64), np.zeros(0, np.int64), np.ones(600, np.int64)]
-    observations, failed = env.replay(list(np.arange(1, 5)), histories)  # NumPy's integers are seeds, too
+    replays = [np.ones(3, np.int64), np.ones(30, np.int64), np.zeros(0, np.int64), np.ones(600, np.int64)]
+    observations, failed = env.replay(list(np.arange(1, 5)), replays)  # NumPy's integers are seeds, too
     assert failed == [1, 3]
     single = gymnasium.make("CartPole-v1")
     np.testing.assert_array_equal(observations[2], single.reset(seed=3)[0])

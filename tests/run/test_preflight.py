@@ -94,7 +94,7 @@ def run_dir(tmp_path: Path) -> Path:
     """Of a run that was preempted after an iteration."""
     run = Run(tmp_path)
     run.iterate()
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     return tmp_path
 
 

@@ -32,7 +32,7 @@ def status(
     [
         ([status(3, 30, server=True), status(3, 31)], False, 0),  # where only the server steps, it is the newest
         ([status(3, 30, server=True), status(4, 31)], True, 1),  # where all step, a worker may be ahead
-        ([status(4, 31, server=True), status(4, 31)], True, 0),  # as far, but the server has its books as well
+        ([status(4, 31, server=True), status(4, 31)], True, 0),  # as far, but the server has the counters as well
         ([status(4, 31), status(4, 31, server=True)], True, 1),
         ([status(3, 30), status(3, 32), status(3, 31)], False, 1),  # the server has died
         ([status(3, 99), status(4, 31)], False, 1),  # a version that was counted before somebody stepped back
@@ -52,7 +52,7 @@ def test_the_newest_state_is_given(statuses: list[Status], all_step: bool, giver
         ([None, None], 0),
     ],
 )
-def test_the_newest_copy_of_the_books_is_given(mirrors: list[tuple[int, int] | None], giver: int) -> None:
+def test_the_newest_copy_of_the_counters_is_given(mirrors: list[tuple[int, int] | None], giver: int) -> None:
     assert givers([status(mirror=mirror) for mirror in mirrors], all_step=False)[1] == giver
 
 
@@ -62,7 +62,7 @@ def test_the_newest_copy_of_the_books_is_given(mirrors: list[tuple[int, int] | N
         ([status(3, 30, 1), status(3, 30, 1)], 0),
         ([status(3, 30, 1), status(3, 30, 2), status(3, 30, 1)], 3),
         ([status(3, 30, 1), status(2, 20, 2)], 0),  # behind
-        ([status(3, 30, 1), status(3, 30, 2, server=True)], 0),  # it only keeps the books
+        ([status(3, 30, 1), status(3, 30, 2, server=True)], 0),  # it only keeps track
         ([status(3, 30, 1, server=True)], 0),
     ],
 )
@@ -70,14 +70,14 @@ def test_states_that_should_be_equal_are_compared(statuses: list[Status], apart:
     assert len(drifted(statuses)) == apart
 
 
-def at(iteration: int, version: int, ticket: int) -> TrainingState:
+def at(iteration: int, version: int, round: int) -> TrainingState:
     state = make_parts().state
-    state.iteration, state.version, state.ticket = iteration, version, ticket
+    state.iteration, state.version, state.round = iteration, version, round
     return state
 
 
-def copy_at(iteration: int, version: int, ticket: int) -> Mirror:
-    state = at(iteration, version, ticket)
+def copy_at(iteration: int, version: int, round: int) -> Mirror:
+    state = at(iteration, version, round)
     packed = np.empty(state.all_bytes, np.uint8)
     state.pack(packed)
     return Mirror(7, iteration, packed, {})

@@ -61,9 +61,9 @@ def make_checkpoint(env_steps: int) -> Checkpoint:
         "moments": np.array([np.pi, -0.0, 1e-300]),
         "shapes": {"policy.0.weight": [10, 5]},
     }
-    journal = {"returns": [0.1, -3.0], "lengths": [1, 2], "episodes": 7, "train_s": 12.5}
+    counters = {"returns": [0.1, -3.0], "lengths": [1, 2], "episodes": 7, "train_s": 12.5}
     ranks = {rank: (1000, [env_state(2 * rank, 5), env_state(2 * rank + 1, 0)]) for rank in (1, 2)}
-    return Checkpoint(env_steps, env_steps // 10, state, journal, ranks)
+    return Checkpoint(env_steps, env_steps // 10, state, counters, ranks)
 
 
 def as_plain(value: Any) -> Any:
@@ -133,10 +133,10 @@ def test_a_run_may_outgrow_nine_digits(tmp_path: Path) -> None:
 def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
     again = make_checkpoint(100)
-    again.journal["episodes"] = 8
+    again.counters["episodes"] = 8
     write_checkpoint(tmp_path, again, keep=3)
     read, _ = newest_valid(tmp_path)
-    assert read is not None and read.journal["episodes"] == 8
+    assert read is not None and read.counters["episodes"] == 8
     assert names(tmp_path) == ["step_000000100"]
 
 
@@ -359,11 +359,11 @@ FORGED: dict[str, tuple[Callable[[Manifest], object], dict[str, bytes], str]] = 
     "bool": (set_in("iteration", to=True), {}, "iteration is True"),
     "infinite": (set_in("state", "kl_coef", to={"$float": "inf"}), {}, "kl_coef is inf"),
     "unknown": (set_in("state", "kl_coef", to={"$code": "x"}), {}, r"\$code is not known"),
-    "not a dict": (set_in("journal", to=[1]), {}, "journal is a list"),
-    "returns": (set_in("journal", "returns", to=["1"]), {}, r"returns\[0\] is '1'"),
-    "too large for a float": (set_in("journal", "train_s", to=10**400), {}, "train_s is 1000000"),
+    "not a dict": (set_in("counters", to=[1]), {}, "counters is a list"),
+    "returns": (set_in("counters", "returns", to=["1"]), {}, r"returns\[0\] is '1'"),
+    "too large for a float": (set_in("counters", "train_s", to=10**400), {}, "train_s is 1000000"),
     "axes without end": (set_in("state", "shapes", "x", to=[2**62] * 100_000), {}, "has 100000 axes"),
-    "deep": (set_in("journal", "extra", to=DEEP), {}, ""),
+    "deep": (set_in("counters", "extra", to=DEEP), {}, ""),
     "another path": (set_in("files", "../../x", to={"bytes": 1, "sha256": ""}), {}, "none of a checkpoint's"),
     "rank of no file": (set_in("rows", "7", to=1), {}, "names no file of rank 7"),
     "negative row": (set_in("rows", "1", to=-1), {}, "rows says -1 of rank 1"),
@@ -389,7 +389,7 @@ def test_a_forged_checkpoint_is_named_and_skipped(tmp_path: Path, name: str) -> 
     folder = write_checkpoint(tmp_path, make_checkpoint(100), keep=3)
     forge(folder, change, files)
     if name == "deep":
-        assert read_checkpoint(folder).journal["extra"] == DEEP  # within what Python can read
+        assert read_checkpoint(folder).counters["extra"] == DEEP  # within what Python can read
         return
     with pytest.raises(ValueError, match=expected):
         read_checkpoint(folder)
@@ -420,7 +420,7 @@ def test_the_values_of_numbers_stay_as_they_are(tmp_path: Path) -> None:
     """NaN and infinity, which JSON lacks; whole numbers of 63 bits; keys that are no texts."""
     saved = make_checkpoint(100)
     values = {"nan": np.nan, "inf": [np.inf, -np.inf], "zero": -0.0, "third": 1 / 3, "tiny": 5e-324, "int": 2**63 - 1}
-    saved.journal |= {
+    saved.counters |= {
         "rows": {0: 5, 12: 7},
         "$x": values,
         "text": "\ud800 ü\n",
@@ -428,13 +428,13 @@ def test_the_values_of_numbers_stay_as_they_are(tmp_path: Path) -> None:
     }
     write_checkpoint(tmp_path, saved, keep=3)
     read, _ = newest_valid(tmp_path)
-    assert read is not None and repr(read.journal) == repr(saved.journal)
+    assert read is not None and repr(read.counters) == repr(saved.counters)
 
 
 def test_other_programs_read_it(tmp_path: Path) -> None:
     """Standard JSON, and tensors for torch."""
     saved = make_checkpoint(100)
-    saved.journal["odd"] = np.nan
+    saved.counters["odd"] = np.nan
     folder = write_checkpoint(tmp_path, saved, keep=3)
     assert safetensors.torch.load_file(folder / "state.safetensors")["parameters"].tolist() == [100.0] * 50
 

@@ -89,10 +89,10 @@ class Rank0:
         place = self.run.places[0]
         names = [f"rank {worker + 1} on node{worker}" for worker in range(workers)]
         self.coordinator = AsyncCoordinator(
-            self.run.journal, place.state, place.learner, place.config, range(workers), names=names
+            self.run.tracker, place.state, place.learner, place.config, range(workers), names=names
         )
         self.warnings: list[str] = []
-        self.run.journal.console.warn = self.warnings.append  # type: ignore[method-assign]
+        self.run.tracker.console.warn = self.warnings.append  # type: ignore[method-assign]
 
     def report(self, worker: int) -> int:
         """A rollout; returns its transitions."""

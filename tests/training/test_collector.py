@@ -17,7 +17,7 @@ from dppo.config import ModelConfig
 from dppo.data import EnvState, Rollout
 from dppo.envs import probes
 from dppo.seeding import EpisodeSeeds
-from dppo.training.replay import History
+from dppo.training.replay import Replay
 from tests.parts import NextStep, Parts, make_parts, probe, settle
 
 ARRAYS = [
@@ -424,10 +424,10 @@ def test_an_environments_error_comes_through_with_its_number() -> None:
 
 def states(place: Parts) -> dict[int, EnvState]:
     """Where the environments of `place` stand, by their global numbers."""
-    history = History()
+    replay = Replay()
     for report in place.reports:
-        history.extend(report)
-    return {state.env: state for state in history.states()[1]}
+        replay.extend(report)
+    return {state.env: state for state in replay.states()[1]}
 
 
 def go_on(place: Parts, saved: dict[int, EnvState], deadline: float = math.inf) -> tuple[Parts, list[str]]:
@@ -539,12 +539,12 @@ def test_between_two_episodes_an_honest_environment_goes_on_to_the_bit(
 
 
 def test_of_the_episode_before_nothing_is_kept_once_the_next_has_a_step() -> None:
-    place, history = make_parts(env="Pendulum-v1", worker=2), History()
+    place, replay = make_parts(env="Pendulum-v1", worker=2), Replay()
     for rows, held in ((200, 200), (1, 1), (199, 200), (200, 200)):
         place.rollout(rows)
-        history.extend(place.reports[-1])
-        assert sum(len(chunk) for _, chunk in history.chunks) == held
-        last_actions = [len(state.last_actions) for state in history.states()[1]]
+        replay.extend(place.reports[-1])
+        assert sum(len(chunk) for _, chunk in replay.chunks) == held
+        last_actions = [len(state.last_actions) for state in replay.states()[1]]
         assert last_actions == ([0, 0] if rows == 1 else [199, 199])
 
 

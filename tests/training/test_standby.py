@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dppo.training.standby import Memory, Mirror
+from dppo.training.standby import Standby, Mirror
 from tests.parts import Run, make_parts
 
 
@@ -15,36 +15,36 @@ def test_a_mirror_comes_back_as_it_was_sent(tmp_path: Path) -> None:
     run.iterate()
     state = np.empty(run.state.all_bytes, np.uint8)
     run.state.pack(state)
-    memory = Memory()
-    assert memory.mirror is None
-    memory.keep_mirror(Mirror(7, 1, state, run.journal.books).to_message())
-    memory.keep_mirror(Mirror(9, 1, state, run.journal.books).to_message())
-    mirror = memory.mirror
+    standby = Standby()
+    assert standby.mirror is None
+    standby.keep_mirror(Mirror(7, 1, state, run.tracker.saver.boundary.counters).to_message())
+    standby.keep_mirror(Mirror(9, 1, state, run.tracker.saver.boundary.counters).to_message())
+    mirror = standby.mirror
     assert mirror is not None
-    assert (mirror.updates, mirror.iteration, mirror.books) == (9, 1, run.journal.books)
+    assert (mirror.updates, mirror.iteration, mirror.counters) == (9, 1, run.tracker.saver.boundary.counters)
     np.testing.assert_array_equal(mirror.state, state)
 
 
 def test_a_report_that_is_told_again_is_kept_once() -> None:
-    place, memory = make_parts(), Memory()
+    place, standby = make_parts(), Standby()
     for _ in range(2):
         place.rollout()
     first, second = place.reports
     for report in (first, second, second):
-        memory.add_report(report)
-    assert list(memory.reports) == [first, second]
-    assert memory.history.next_row == second.first_row + len(second.env_actions)
-    assert sum(len(actions) for _, actions in memory.history.chunks) <= 2 * len(second.env_actions)
+        standby.add_report(report)
+    assert list(standby.reports) == [first, second]
+    assert standby.replay.next_row == second.first_row + len(second.env_actions)
+    assert sum(len(actions) for _, actions in standby.replay.chunks) <= 2 * len(second.env_actions)
 
 
 def test_boundaries_are_remembered_until_rank_zero_must_have_closed_them() -> None:
-    memory, head = Memory(), 3
+    standby, head = Standby(), 3
     for iteration in range(10):
-        memory.pass_boundary(iteration, np.full(8, iteration, np.uint8), head)
-    assert memory.boundary is not None and memory.boundary.tolist() == [9] * 8
-    assert {i: h.tolist() for i, h in memory.heads.items()} == {i: [i] * head for i in (6, 7, 8, 9)}
-    memory.pass_boundary(8, np.full(8, 80, np.uint8), head)  # after a regrouping: iteration 9 is made again
-    assert sorted(memory.heads) == [6, 7, 8] and memory.heads[8].tolist() == [80] * head
+        standby.pass_boundary(iteration, np.full(8, iteration, np.uint8), head)
+    assert standby.boundary is not None and standby.boundary.tolist() == [9] * 8
+    assert {i: h.tolist() for i, h in standby.heads.items()} == {i: [i] * head for i in (6, 7, 8, 9)}
+    standby.pass_boundary(8, np.full(8, 80, np.uint8), head)  # after a regrouping: iteration 9 is made again
+    assert sorted(standby.heads) == [6, 7, 8] and standby.heads[8].tolist() == [80] * head
 
 
 def test_the_states_parts_travel_alone() -> None:

@@ -32,7 +32,7 @@ class Sums:
 class Nobody:
     """A link that remembers the boundaries."""
 
-    memory = None
+    standby = None
 
     def __init__(self) -> None:
         self.boundaries: list[np.ndarray] = []

@@ -18,7 +18,7 @@ from dppo.settings.resolve import resolve
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
 from dppo.training.sync_loop import SyncCoordinator
-from dppo.training.tracker import Journal
+from dppo.training.tracker import Tracker
 
 
 class Server:
@@ -42,11 +42,11 @@ class Server:
         learner = Learner(policy, normaliser, config, 0)
         self.state = state or TrainingState(policy.flat, normaliser, config)
         self.reports: list[Any] = []
-        journal: Any = SimpleNamespace(
+        tracker: Any = SimpleNamespace(
             pending_env_steps=0, close=lambda extra: None, add=self.reports.append, take_seal_orders=dict
         )
         self.coordinator = SyncCoordinator(
-            cast(Journal, journal), self.state, learner, config, range(num_workers), num_computing or num_workers,
+            cast(Tracker, tracker), self.state, learner, config, range(num_workers), num_computing or num_workers,
             totals=totals,
         )  # fmt: skip
         self._statistics = np.ones(learner.num_statistics)
@@ -76,7 +76,7 @@ def test_the_first_workers_make_the_update_and_are_answered_together() -> None:
     assert server.sums(2, version=0) == [0, 2]
     assert server.gradient(2, version=1) == []
     assert server.gradient(0, version=1) == [0, 2]
-    assert (server.state.updates, server.state.ticket, server.state.version) == (1, 2, 2)
+    assert (server.state.updates, server.state.round, server.state.version) == (1, 2, 2)
 
 
 def test_the_last_workers_are_told_to_hurry_once_enough_have_collected() -> None:
@@ -140,7 +140,7 @@ def test_statistics_of_a_worker_that_joins_in_mid_iteration_are_not_taken_for_a_
         server.sums(worker, version=0)
     late = num_workers - 1
     assert server.sums(late, version=1) == [late]
-    assert (server.state.ticket, server.state.updates) == (1, 0)
+    assert (server.state.round, server.state.updates) == (1, 0)
     for worker in range(num_workers - 1):
         server.gradient(worker, version=1)
     assert server.state.updates == 1
@@ -159,7 +159,7 @@ def test_an_iteration_of_pooled_workers_ends_when_all_have_reported(late: int) -
     assert server.gradient(2, version=2) == []
     assert (server.state.iteration, server.state.updates) == (0, 2)
     assert server.report(late) == [0, 2]
-    assert (server.state.iteration, server.state.ticket, len(server.reports)) == (1, 0, 5)
+    assert (server.state.iteration, server.state.round, len(server.reports)) == (1, 0, 5)
     assert server.report(late) == [], "the next iteration counts anew"
 
 
@@ -193,7 +193,7 @@ def test_samples_of_dropped_gradients_are_not_learnt_from() -> None:
 def test_a_straggler_of_which_nothing_is_used_is_named_once() -> None:
     server = Server(num_workers=3)
     said: list[str] = []
-    server.coordinator._journal.console = SimpleNamespace(warn=said.append)  # type: ignore[assignment]
+    server.coordinator._tracker.console = SimpleNamespace(warn=said.append)  # type: ignore[assignment]
     server.coordinator._names = ["rank 1 on a", "rank 2 on b", "rank 3 on c"]
     for _ in range(20):
         iterate(server, (0, 2))

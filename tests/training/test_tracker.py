@@ -1,4 +1,4 @@
-"""Rank 0's books: counts, the window, when a run ends, what is saved, and going on from it."""
+"""Rank 0's tracker: counts, the window, when a run ends, what is saved, and going on from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dppo.errors import Failure, SavingError
 from dppo.run import preflight
 from dppo.rundir import checkpoint, runfiles
 from dppo.rundir.checkpoint import checkpoint_folders
-from dppo.training.tracker import WINDOW, Journal
+from dppo.training.tracker import WINDOW, Tracker
 from tests.parts import Run, make_parts, probe
 
 
@@ -31,12 +31,12 @@ def episode(value: float, row: int = 0, env: int = 0) -> Episode:
 def run(tmp_path: Path) -> Iterator[Run]:
     run = Run(tmp_path)
     yield run
-    run.journal.close_files()
+    run.tracker.files.close()
 
 
 def wait_for_checkpoints(run: Run) -> None:
     """They are written in a thread of their own."""
-    while run.journal.files.is_writing:
+    while run.tracker.files.is_writing:
         time.sleep(0.001)
 
 
@@ -53,7 +53,7 @@ def test_env_steps_and_episodes_are_those_of_all_workers(tmp_path: Path) -> None
     assert lines[0]["episodes_ended"] + lines[1]["episodes_ended"] == lines[1]["episodes"]
     returns = [e.episode_return for r in reports for e in r.episodes]
     assert lines[1]["return_mean_100"] == pytest.approx(np.mean(returns))
-    run.journal.close_files()
+    run.tracker.files.close()
 
 
 def test_the_window_is_of_the_last_hundred_in_the_order_of_rows_and_environments(run: Run) -> None:
@@ -63,7 +63,7 @@ def test_the_window_is_of_the_last_hundred_in_the_order_of_rows_and_environments
     run.iterate([episode(3.0 if row >= 40 else 2.0, row) for row in reversed(range(90))])
     assert run.lines()[-1]["return_mean_100"] == pytest.approx((10 * 1 + 40 * 2 + 50 * 3) / 100)
     assert run.lines()[-1]["episodes"] == 150
-    window = run.journal._boundary.journal["returns"]
+    window = run.tracker.saver.boundary.counters["returns"]
     assert window == [1.0] * 10 + [2.0] * 40 + [3.0] * 50
     assert len(window) == WINDOW
 
@@ -74,9 +74,9 @@ def test_episodes_of_one_row_are_ordered_by_environment(tmp_path: Path) -> None:
         first_env = place.collector.first_env
         run.collect(place, [episode(values[1], 5, first_env + 1), episode(values[0], 5, first_env)])
     run.state.finish_iteration(0, 0.0)
-    run.journal.close({})
-    assert run.journal._boundary.journal["returns"] == [1.0, 2.0, 3.0, 4.0]
-    run.journal.close_files()
+    run.tracker.close({})
+    assert run.tracker.saver.boundary.counters["returns"] == [1.0, 2.0, 3.0, 4.0]
+    run.tracker.files.close()
 
 
 def test_before_an_episode_has_ended_there_is_no_mean(run: Run) -> None:
@@ -102,18 +102,18 @@ def test_repeated_runs_write_the_same_lines_but_for_the_clocks(tmp_path: Path) -
         run = Run(tmp_path / name, workers=2)
         for _ in range(3):
             run.iterate()
-        run.journal.close_files()
+        run.tracker.files.close()
         texts.append([{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in run.lines()])
     assert texts[0] == texts[1]
 
 
 def test_the_watchdog_is_told_where_rank_0_waits_for_the_disk(run: Run) -> None:
     phases: list[str] = []
-    run.journal.progress = phases.append
+    run.tracker.saver.heartbeat = phases.append
     run.iterate()
     assert phases == [], "a checkpoint in the course of training is written by a thread"
-    run.journal.save_at_once()
-    run.journal.finish("preempted")
+    run.tracker.saver.save_at_once()
+    run.tracker.saver.finish("preempted")
     assert phases == ["checkpoint", "checkpoint"]
 
 
@@ -123,23 +123,23 @@ def test_the_watchdog_is_told_where_rank_0_waits_for_the_disk(run: Run) -> None:
 def test_a_report_counts_once_however_often_it_is_told(run: Run) -> None:
     run.collect(run.places[0])
     report = run.places[0].reports[-1]
-    assert not run.journal.add(report)
-    assert run.journal.pending_rollouts == 1
-    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
-    run.journal.close({})
-    assert not run.journal.add(report), "nor in the next iteration"
-    assert run.journal.pending_rollouts == 0
+    assert not run.tracker.add(report)
+    assert run.tracker.counters.pending_rollouts == 1
+    run.state.finish_iteration(run.tracker.counters.pending_env_steps, 0.0)
+    run.tracker.close({})
+    assert not run.tracker.add(report), "nor in the next iteration"
+    assert run.tracker.counters.pending_rollouts == 0
     assert run.lines()[-1]["env_steps"] == report.env_steps
 
 
 def test_losses_are_in_every_line_and_go_on_after_a_resume(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.journal.losses.ranks_lost, run.journal.losses.updates_lost = 2, 17
-    run.journal.regrouped(world_size=3, workers=[0, 1])
+    run.tracker.counters.losses.ranks_lost, run.tracker.counters.losses.updates_lost = 2, 17
+    run.tracker.regroup(world_size=3, workers=[0, 1])
     run.iterate()
     assert [run.lines()[-1][k] for k in ("workers", "ranks_lost", "updates_lost", "env_steps_lost")] == [2, 2, 17, 0]
-    run.journal.finish("preempted")
-    assert run.journal.ended and run.summary()["world_size"] == 3
+    run.tracker.saver.finish("preempted")
+    assert run.tracker.saver.has_ended and run.summary()["world_size"] == 3
     again = Run(tmp_path, saved=run.saved())
     again.iterate()
     assert (again.lines()[-1]["ranks_lost"], again.lines()[-1]["workers"]) == (2, 1)
@@ -148,50 +148,50 @@ def test_losses_are_in_every_line_and_go_on_after_a_resume(tmp_path: Path) -> No
 def test_a_passing_iteration_has_its_line_and_nothing_else(run: Run) -> None:
     """As where a new server closes what the workers had passed: only the last state is known as a whole."""
     run.collect(run.places[0])
-    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
-    assert run.journal.close({}, passing=True) is None
-    assert run.journal._boundary.summary.env_steps == 0
+    run.state.finish_iteration(run.tracker.counters.pending_env_steps, 0.0)
+    run.tracker.close_passed()
+    assert run.tracker.saver.boundary.summary.env_steps == 0
     run.iterate()
     assert [line["iteration"] for line in run.lines()] == [1, 2]
     assert run.lines()[1]["episodes"] == run.lines()[0]["episodes"] + run.lines()[1]["episodes_ended"]
-    assert run.journal._boundary.summary.env_steps == run.state.env_steps > 0
+    assert run.tracker.saver.boundary.summary.env_steps == run.state.env_steps > 0
 
 
-def test_a_new_servers_books_catch_up_with_the_lines_of_the_old(tmp_path: Path) -> None:
+def test_a_new_servers_counters_catch_up_with_the_lines_of_the_old(tmp_path: Path) -> None:
     """The standby's copy is of iteration 1, the file has lines until 3; the reports between are told again."""
     run = Run(tmp_path, horizon=64)
     run.iterate()
-    books = run.journal.books
+    saved = run.tracker.saver.boundary.counters
     for _ in range(2):
         run.iterate()
     line, told = run.lines()[-1], list(run.places[0].reports)
-    expected = run.journal.books
-    journal = Journal(
-        tmp_path, run.config, run.state, run.preemption, run.journal.console, workers=[0], world_size=2, attempt=1,
-        wall_s=0.0, started=time.monotonic(), books=books,
+    expected = run.tracker.saver.boundary.counters
+    tracker = Tracker(
+        tmp_path, run.config, run.state, run.preemption, run.tracker.console, workers=[0], world_size=2, attempt=1,
+        wall_s=0.0, started=time.monotonic(), counters=saved,
     )  # fmt: skip
     for report in told:
-        journal.add(report)
-    journal.catch_up(line)
+        tracker.add(report)
+    tracker.catch_up(line)
     for name in ("returns", "lengths", "episodes", "next_episode", "rows", "losses"):
-        assert journal.books[name] == expected[name], name
-    assert len(run.lines()) == 3 and journal.pending_rollouts == 0
-    journal.close_files()
+        assert tracker.saver.boundary.counters[name] == expected[name], name
+    assert len(run.lines()) == 3 and tracker.counters.pending_rollouts == 0
+    tracker.files.close()
 
 
 def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
     run.iterate()
-    states, row, first_free = run.journal.hand_over(0)
+    states, row, first_free = run.tracker.hand_over(0)
     other = make_parts()
     assert other.collector.restore(states, row, first_free, time.monotonic() + 60) == []
     np.testing.assert_array_equal(other.collector._observations, run.places[0].collector._observations)
-    run.journal.add(other.rollout() and other.reports[-1])
+    run.tracker.add(other.rollout() and other.reports[-1])
     run.state.finish_iteration(32, 0.0)
-    run.journal.close({})
-    saved = run.journal._histories[0].states()
+    run.tracker.close({})
+    saved = run.tracker._replays[0].states()
     third = make_parts()
     assert third.collector.restore({e.env: e for e in saved[1]}, saved[0], 99, time.monotonic() + 60) == []
-    assert run.journal.hand_over(5)[:2] == ({}, saved[0]), "of one that is not known: nothing"
+    assert run.tracker.hand_over(5)[:2] == ({}, saved[0]), "of one that is not known: nothing"
 
 
 # -- how a run ends --------------------
@@ -224,10 +224,10 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
             first = place.collector.first_env
             run.collect(place, assign_roles([9.0] * (60 - (first > 0)), first, row=16 * number))
         run.state.finish_iteration(0, 0.0)
-        assert run.journal.close({}) is None
+        assert run.tracker.close({}) is None
     assert run.lines()[-1]["return_mean_100"] == 9.0
     assert run.lines()[-1]["return_mean_100_settled"] is None
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     first = run.saved()
     assert preflight._reached(run.config, first) is None
     again = Run(tmp_path, target_return=5.0, num_envs=60, workers=2, saved=first)
@@ -235,7 +235,7 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
         last = place.collector.first_env > 0
         again.collect(place, assign_roles([9.0], 119, row=48) if last else [])
     again.state.finish_iteration(0, 0.0)
-    assert again.journal.close({}) == "target"
+    assert again.tracker.close({}) == "target"
     assert again.lines()[-1]["return_mean_100_settled"] == 9.0
     assert preflight._reached(again.config, again.saved()) == "target"
 
@@ -247,7 +247,7 @@ def test_an_environment_that_never_ends_is_named_where_it_keeps_a_target_from_be
     for number in range(30):
         run.iterate(assign_roles([9.0 if number > 20 else 1.0] * 59, row=16 * number))
     told = capsys.readouterr().err
-    run.journal.close_files()
+    run.tracker.files.close()
     assert told.count("environment 59 (worker 0) has been in one episode since iteration 1") == 1
 
 
@@ -278,13 +278,13 @@ def test_a_request_to_leave_is_granted_at_the_next_boundary(run: Run) -> None:
 def test_given_up_in_mid_iteration_the_last_boundary_is_what_counts(run: Run) -> None:
     """A report has come in, but its iteration will not be closed."""
     run.iterate()
-    expected = run.journal._boundary.journal
+    expected = run.tracker.saver.boundary.counters
     run.collect(run.places[0])
     run.state.flat.vector += 1.0
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     saved = run.saved()
     assert (saved.env_steps, saved.iteration) == (32, 1)
-    assert saved.journal["returns"] == expected["returns"]
+    assert saved.counters["returns"] == expected["returns"]
     assert (saved.state["parameters"] != run.state.flat.vector).all()
     row, envs = saved.ranks[1]
     assert row == 16 and all(len(e.actions) <= 16 for e in envs)
@@ -295,19 +295,19 @@ def test_asked_to_leave_the_last_boundary_is_saved_at_once_and_the_run_goes_on(r
     """Whoever asked may not wait for the next boundary."""
     run.iterate()
     run.collect(run.places[0])
-    assert (run.journal.pending_rollouts, run.journal.pending_env_steps) == (1, 32)
+    assert (run.tracker.counters.pending_rollouts, run.tracker.counters.pending_env_steps) == (1, 32)
     run.preemption.request("SIGTERM")
-    run.journal.save_at_once()
+    run.tracker.saver.save_at_once()
     assert (run.saved().env_steps, run.summary()["exit"]) == (32, "preempted")
-    run.state.finish_iteration(run.journal.pending_env_steps, 0.0)
-    assert run.journal.close({}) == "preempted"
+    run.state.finish_iteration(run.tracker.counters.pending_env_steps, 0.0)
+    assert run.tracker.close({}) == "preempted"
     assert (run.saved().env_steps, run.summary()["env_steps"]) == (64, 64)
     assert [line["iteration"] for line in run.lines()] == [1, 2]
 
 
 def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:
     run.iterate()
-    run.journal.fail(Failure("a rank did not answer", stalled=True))
+    run.tracker.saver.fail(Failure("a rank did not answer", stalled=True))
     summary = run.summary()
     assert (summary["exit"], summary["error"], summary["stalled"]) == ("failed", "a rank did not answer", True)
     assert run.saved().env_steps == 0
@@ -319,7 +319,7 @@ def test_the_summary_is_there_from_the_start(run: Run) -> None:
     keys = {"env_steps", "updates", "episodes", "return_mean_100", "wall_s", "train_s", "steps_per_s", "exit"}
     assert keys <= set(summary)
     assert summary["env"] == "CartPole-v1"
-    assert asdict(run.journal.summary) == summary
+    assert asdict(run.tracker.saver.summary) == summary
 
 
 # -- saving --------------------
@@ -340,7 +340,7 @@ def test_checkpoints_come_at_their_interval_and_the_newest_stay(tmp_path: Path) 
         seen.append(int(checkpoint_folders(tmp_path)[0].name.removeprefix("step_")))
     assert seen == [0, 64, 64, 128, 128, 192]
     assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000192", "step_000000128"]
-    run.journal.close_files()
+    run.tracker.files.close()
 
 
 def test_with_an_interval_of_zero_there_are_only_the_first_and_the_last(tmp_path: Path) -> None:
@@ -366,7 +366,7 @@ def test_a_disk_that_fails_is_told_and_training_goes_on(
     wait_for_checkpoints(run)
     assert "a checkpoint could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
     assert run.saved().env_steps == 64
-    run.journal.close_files()
+    run.tracker.files.close()
 
 
 @pytest.fixture
@@ -398,7 +398,7 @@ def test_a_checkpoint_that_the_disk_refused_is_tried_again_before_the_next_is_du
     run.iterate()
     wait_for_checkpoints(run)
     assert run.saved().env_steps == 96
-    run.journal.close_files()
+    run.tracker.files.close()
 
 
 def test_without_patience_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, full: list[bool]) -> None:
@@ -409,7 +409,7 @@ def test_without_patience_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_p
         for _ in range(3):
             run.iterate()
             wait_for_checkpoints(run)
-    run.journal.fail(Failure(str(raised.value)))
+    run.tracker.saver.fail(Failure(str(raised.value)))
     assert run.summary()["exit"] == "failed" and "No space left" in run.summary()["error"]
     assert [line["iteration"] for line in run.lines()] == list(range(1, run.state.iteration + 1))
 
@@ -422,12 +422,12 @@ def test_asked_to_leave_on_a_full_disk_it_fails_within_the_grace_period(tmp_path
     run.preemption.grace_s = 0.5
     run.preemption.request("SIGUSR1")
     since = time.monotonic()
-    run.journal.save_at_once()
+    run.tracker.saver.save_at_once()
     with pytest.raises(SavingError, match="before it had to leave"):
         run.iterate()
     assert time.monotonic() - since < 0.5
     assert run.summary()["exit"] == "running", "not before it is known how it ends"
-    run.journal.fail(Failure("x"))
+    run.tracker.saver.fail(Failure("x"))
     assert run.summary()["exit"] == "failed"
 
 
@@ -438,7 +438,7 @@ def test_a_run_that_is_done_waits_for_the_disk(
     run = Run(tmp_path, total_steps=32)
     monkeypatch.setattr(runfiles, "RETRY_S", 0.01)
     full[0] = True
-    run.journal.progress = lambda phase: full.__setitem__(0, False)
+    run.tracker.saver.heartbeat = lambda phase: full.__setitem__(0, False)
     assert run.iterate() == "finished"
     assert (run.summary()["exit"], run.saved().env_steps) == ("finished", 32)
 
@@ -448,7 +448,7 @@ def test_saved_actions_are_those_since_each_episode_began(tmp_path: Path) -> Non
     run = Run(tmp_path, workers=2, checkpoint=CheckpointConfig(every=0))
     for _ in range(5):
         run.iterate()
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     saved = run.saved()
     assert sorted(saved.ranks) == [1, 2]
     for rank, place in enumerate(run.places, 1):
@@ -472,8 +472,8 @@ def test_actions_of_ended_episodes_are_forgotten(tmp_path: Path) -> None:
     run = Run(tmp_path, env=probe("Truncation"), horizon=16)
     for _ in range(30):
         run.iterate()
-    assert len(run.journal._histories[0].chunks) <= 2
-    run.journal.close_files()
+    assert len(run.tracker._replays[0].chunks) <= 2
+    run.tracker.files.close()
 
 
 # -- going on --------------------
@@ -489,18 +489,18 @@ def test_a_resumed_run_has_the_lines_and_checkpoints_of_one_that_never_stopped(
     whole = Run(tmp_path / "whole", **changes)
     for _ in range(6):
         whole.iterate()
-    whole.journal.finish("preempted")
+    whole.tracker.saver.finish("preempted")
 
     part = Run(tmp_path / "parts", **changes)
     for number in range(6):
         if number in stops:
-            part.journal.finish("preempted")
+            part.tracker.saver.finish("preempted")
             part = Run(tmp_path / "parts", saved=part.saved(), **changes)
         part.iterate()
-    part.journal.finish("preempted")
+    part.tracker.saver.finish("preempted")
     assert without_clocks(part.lines()) == without_clocks(whole.lines())
     first, second = whole.saved(), part.saved()
-    assert first.journal["returns"] == second.journal["returns"]
+    assert first.counters["returns"] == second.counters["returns"]
     assert first.state["numbers"] == second.state["numbers"]
     for rank in (1, 2):
         assert first.ranks[rank][0] == second.ranks[rank][0]
@@ -515,13 +515,13 @@ def test_a_run_may_go_on_with_another_number_of_workers(tmp_path: Path) -> None:
     for workers in (3, 2, 2):
         for _ in range(3):
             run.iterate()
-        run.journal.finish("preempted")
+        run.tracker.saver.finish("preempted")
         saved = run.saved()
         states = [e for _, envs in saved.ranks.values() for e in envs]
         assert {e.env for e in states} == expected
         assert {len(e.actions) for e in states} != {0}
         run, expected = Run(tmp_path, workers=workers, saved=saved), set(range(2 * workers))
-    run.journal.close_files()
+    run.tracker.files.close()
 
 
 def test_episode_numbers_of_dropped_environments_are_remembered(tmp_path: Path) -> None:
@@ -529,30 +529,30 @@ def test_episode_numbers_of_dropped_environments_are_remembered(tmp_path: Path) 
     run = Run(tmp_path, workers=3)
     for _ in range(3):
         run.iterate()
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     wide = run.saved()
     used = max(e.episode for _, envs in wide.ranks.values() for e in envs)
-    assert wide.journal["next_episode"] == used + 1
+    assert wide.counters["next_episode"] == used + 1
     narrow = Run(tmp_path, workers=1, saved=wide)
     narrow.iterate()
-    narrow.journal.finish("preempted")
-    assert narrow.saved().journal["next_episode"] > used
+    narrow.tracker.saver.finish("preempted")
+    assert narrow.saved().counters["next_episode"] > used
 
 
 def test_stopped_again_before_its_first_report_a_run_stands_where_it_stood(tmp_path: Path) -> None:
     run = Run(tmp_path, workers=2)
     for _ in range(3):
         run.iterate()
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     first = run.saved()
     again = Run(tmp_path, workers=2, saved=first)
-    again.journal.finish("preempted")
+    again.tracker.saver.finish("preempted")
     for rank, (row, envs) in again.saved().ranks.items():
         assert row == first.ranks[rank][0] == 48
         for a, b in zip(envs, first.ranks[rank][1], strict=True):
             np.testing.assert_array_equal(a.actions, b.actions)
             assert (a.env, a.episode, a.episode_return) == (b.env, b.episode, b.episode_return)
-    assert again.saved().journal == first.journal
+    assert again.saved().counters == first.counters
 
 
 def without_clocks(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -564,13 +564,13 @@ def test_seconds_of_training_add_up_over_attempts(tmp_path: Path) -> None:
     run.iterate()
     time.sleep(0.05)
     run.iterate()
-    run.journal.finish("preempted")
+    run.tracker.saver.finish("preempted")
     first = run.summary()["train_s"]
     assert first > 0.05
     again = Run(tmp_path, saved=run.saved())
     again.iterate()
     assert first < again.lines()[-1]["train_s"] < first + 0.05 + again.lines()[-1]["iteration_s"]
-    again.journal.finish("preempted")
+    again.tracker.saver.finish("preempted")
     assert again.summary()["attempt"] == 2
 
 
@@ -583,7 +583,7 @@ def test_an_episode_that_a_resume_cuts_is_in_no_figure_but_that_of_the_cut(
         run = Run(tmp_path / name, **changes)
         for _ in range(2):
             run.iterate()
-        run.journal.finish("preempted")
+        run.tracker.saver.finish("preempted")
         again = Run(tmp_path / name, saved=run.saved(), restored=False, **changes)
         for place in again.places:
             states = {e.env: e for _, envs in run.saved().ranks.values() for e in envs}
@@ -597,7 +597,7 @@ def test_an_episode_that_a_resume_cuts_is_in_no_figure_but_that_of_the_cut(
         told = capsys.readouterr().err
         assert told.count("4 episode(s) could not be restored and are left out of all figures") == 1
         assert "not those of a run that was never stopped" in told
-        again.journal.close_files()
+        again.tracker.files.close()
 
 
 class Lasting(gymnasium.Env[np.ndarray, Any]):
@@ -641,12 +641,12 @@ def test_iterations_after_the_checkpoint_are_written_again_and_once(tmp_path: Pa
         again.iterate()
     assert [line["iteration"] for line in again.lines()] == [1, 2, 3, 4, 5, 6]
     for each in (run, again):
-        each.journal.close_files()
+        each.tracker.files.close()
 
 
 def test_a_replacement_starts_beyond_all_rows_that_were_counted(run: Run) -> None:
-    """The dead worker was ahead, and its history went with the server."""
+    """The dead worker was ahead, and its replay went with the server."""
     run.iterate()
-    run.journal._rows[5] = 1000
-    _, row, _ = run.journal.hand_over(5)
+    run.tracker.counters.rows[5] = 1000
+    _, row, _ = run.tracker.hand_over(5)
     assert row == 1000

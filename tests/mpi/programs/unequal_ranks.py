@@ -41,7 +41,7 @@ ITERATIONS = 2
 
 
 @dataclass
-class FakeJournal:
+class FakeTracker:
     """Keeps what the state was after each iteration, and ends the run."""
 
     state: TrainingState
@@ -109,10 +109,10 @@ def main() -> None:
     after: list[dict[str, Any]] = []
     initial = rank.policy.flat.vector.copy()
     if comm.rank == 0:
-        journal = FakeJournal(rank.state, Preemption(1e9, None), after)
+        tracker = FakeTracker(rank.state, Preemption(1e9, None), after)
         num_workers = comm.size - 1
         coordinator = sync_loop.SyncCoordinator(
-            journal,
+            tracker,
             rank.state,
             rank.learner,
             config,

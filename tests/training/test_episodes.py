@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dppo.data import Episode, Report
-from dppo.training.counters import WINDOW, EpisodeCounter
+from dppo.training.episodes import WINDOW, EpisodeCounter
 
 Draw = Callable[[np.random.Generator, int], np.ndarray]
 
@@ -120,7 +120,7 @@ def test_settled_are_those_before_the_oldest_under_way(num_envs: int) -> None:
         settled = [-length for began, _, length in sorted(lived.by_beginning) if began < oldest]
         if len(settled) > before:
             before, new = len(settled), len(settled) - before
-        assert counter.books["settled"] == settled[-max(WINDOW, new) :]
+        assert counter.as_dict()["settled"] == settled[-max(WINDOW, new) :]
         if number == 60 + 900 // num_envs:
             break
     if num_envs == 1:
@@ -163,9 +163,9 @@ def test_what_waits_for_an_environment_that_never_ends_takes_no_more_and_more_me
         returns += rng.normal(size=3).tolist()
         episodes = [Episode(row + r, e, v, 5, False) for (r, e), v in zip(ended, returns[-3:], strict=True)]
         counter.count([report(0, row, 16, episodes)], number)
-        assert len(counter.books["waiting"]) // 3 <= 10 * (WINDOW + 4) + 3
+        assert len(counter.as_dict()["waiting"]) // 3 <= 10 * (WINDOW + 4) + 3
     counter.count([report(0, 48_000, 16, [Episode(48_000, 3, 7.0, 5, truncated=False)])], 3001)
-    settled = counter.books["settled"]
+    settled = counter.as_dict()["settled"]
     assert settled[0] == 7.0, "it began first"
     assert set(settled[1:]) <= set(returns) and set(returns[-90:-6]) <= set(settled)
 
@@ -206,7 +206,7 @@ def test_an_iteration_comes_after_the_one_before_whatever_the_rows() -> None:
     counter.count([report(0, 9000, 4, [Episode(9003, 0, 1.0, 1, False)])], 1)
     late = [report(1, 4, 4, [Episode(4, 1, 4.0, 1, False)]), report(1, 0, 4, [Episode(0, 1, 2.0, 1, False)])]
     counter.count([*late, report(0, 9004, 8, [Episode(9005, 0, 3.0, 1, False)])], 2)
-    assert counter.books["returns"] == [1.0, 2.0, 3.0, 4.0]
+    assert counter.as_dict()["returns"] == [1.0, 2.0, 3.0, 4.0]
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -214,16 +214,16 @@ def test_the_layout_over_workers_changes_nothing(workers: int) -> None:
     draw = LENGTHS["geometric"][0]
     one, many = EpisodeCounter(8), EpisodeCounter(8 // workers)
     for number, _ in zip(iterations(Lived(draw, 8, 1), one), iterations(Lived(draw, 8, 1), many, workers), strict=True):
-        assert one.books == many.books
+        assert one.as_dict() == many.as_dict()
         if number == 300:
             break
-    assert len(one.books["settled"]) == WINDOW
+    assert len(one.as_dict()["settled"]) == WINDOW
 
 
 # -- cut episodes, resumes, deaths --------------------
 
 
-def test_books_are_plain_values_and_go_on_alike() -> None:
+def test_counts_are_plain_values_and_go_on_alike() -> None:
     """Saved after each iteration, as JSON, and gone on with."""
     counters = [EpisodeCounter(30), EpisodeCounter(30)]
     lived = Lived(LENGTHS["geometric"][0], 30, 0)
@@ -231,12 +231,12 @@ def test_books_are_plain_values_and_go_on_alike() -> None:
         counter.wait_for([0], 0)
     for number in range(1, 60):
         told = [report(0, lived.row, Lived.ROWS, lived.rollout())]
-        counters[1] = EpisodeCounter(30, json.loads(json.dumps(counters[1].books)))
+        counters[1] = EpisodeCounter(30, json.loads(json.dumps(counters[1].as_dict())))
         counters[1].wait_for([0], number - 1)
         for counter in counters:
             counter.count(told, number)
-        assert counters[0].books == counters[1].books
-    assert len(counters[0].books["settled"]) >= WINDOW and counters[0].books["waiting"]
+        assert counters[0].as_dict() == counters[1].as_dict()
+    assert len(counters[0].as_dict()["settled"]) >= WINDOW and counters[0].as_dict()["waiting"]
 
 
 def test_a_cut_takes_what_was_waiting_in_its_environment() -> None:
@@ -245,12 +245,12 @@ def test_a_cut_takes_what_was_waiting_in_its_environment() -> None:
     counter.wait_for([0], 0)
     counter.count([report(0, 0, 4, [Episode(3, 1, -4.0, 4, truncated=False)])], 1)
     counter.count([report(0, 4, 4, [Episode(5, 1, -2.0, 2, truncated=False)])], 2)
-    assert counter.books["settled"] == [], "environment 0 is still in its first"
+    assert counter.as_dict()["settled"] == [], "environment 0 is still in its first"
     ended = [Episode(103, 0, -12.0, 12, truncated=False), Episode(102, 1, -3.0, 3, truncated=False)]
     counter.count([report(0, 100, 4, ended, cut=[1])], 3)
-    assert counter.books["returns"] == [-4.0, -2.0, -3.0, -12.0] and counter.total == 4
-    assert counter.books["settled"] == [-12.0, -3.0]
-    assert counter.books["under_way"] == [[0, 1], [3.0, 2.75]]
+    assert counter.as_dict()["returns"] == [-4.0, -2.0, -3.0, -12.0] and counter.total == 4
+    assert counter.as_dict()["settled"] == [-12.0, -3.0]
+    assert counter.as_dict()["under_way"] == [[0, 1], [3.0, 2.75]]
 
 
 def test_a_run_that_begins_anew_again_and_again_is_not_judged_by_short_episodes() -> None:
@@ -267,7 +267,7 @@ def test_a_run_that_begins_anew_again_and_again_is_not_judged_by_short_episodes(
             row = lived.row
             counter.count([report(0, row, Lived.ROWS, lived.rollout(), cut)], number)
             if number % 40 == 39 or 0 < number % 40 < 10:
-                settled += counter.books["settled"]
+                settled += counter.as_dict()["settled"]
     assert np.mean(settled) == pytest.approx(-mean, abs=6)
 
 
@@ -275,13 +275,13 @@ def test_the_dead_are_not_waited_for() -> None:
     counter = EpisodeCounter(1)
     assert counter.wait_for([0, 1, 2], 0) == 0
     counter.count([report(0, 0, 4, [Episode(3, 0, 1.0, 4, False)]), report(1, 0, 4, [])], 1)
-    assert counter.books["settled"] == []
+    assert counter.as_dict()["settled"] == []
     assert counter.wait_for([0, 2], 1) == 1
     counter.count([report(2, 0, 4, [Episode(3, 2, 2.0, 4, False)]), report(1, 4, 4, [Episode(7, 1, 3.0, 8, False)])], 2)
-    assert counter.books["settled"] == [1.0, 2.0], "the last word of a dead one leaves out what it had under way"
-    assert counter.books["returns"] == [1.0, 3.0, 2.0]
+    assert counter.as_dict()["settled"] == [1.0, 2.0], "the last word of a dead one leaves out what it had under way"
+    assert counter.as_dict()["returns"] == [1.0, 3.0, 2.0]
     assert counter.wait_for([0, 1, 2], 2) == 0
-    assert dict(zip(*counter.books["under_way"], strict=True)) == {0: 1.0, 2: 2.0, 1: 2}
+    assert dict(zip(*counter.as_dict()["under_way"], strict=True)) == {0: 1.0, 2: 2.0, 1: 2}
 
 
 def test_times_are_in_order() -> None:
@@ -289,7 +289,7 @@ def test_times_are_in_order() -> None:
     lived, counter = Lived(LENGTHS["geometric"][0], 3, 0), EpisodeCounter(3)
     seen = []
     for number in iterations(lived, counter):
-        seen.append(min(counter.books["under_way"][1]))
+        seen.append(min(counter.as_dict()["under_way"][1]))
         if number == 50:
             break
     assert all(a <= b for a, b in pairwise(seen)) and seen[-1] > 40

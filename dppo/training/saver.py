@@ -1,0 +1,218 @@
+"""Saves a run on rank 0: checkpoints and summary.json at a boundary, in a thread, once trajectories are written.
+
+A boundary is a moment between two iterations. A checkpoint of it waits until each worker has sealed the trajectories
+that the boundary has seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from dppo.cluster.signals import Preemption
+from dppo.config import Config
+from dppo.errors import Failure
+from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
+from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
+from dppo.rundir.summary import Summary
+from dppo.training.replay import Replay
+from dppo.trajectories.commits import Dumps
+from dppo.trajectories.writer import Sealed
+
+LAST_ATTEMPT = 0.8
+"""Share of the grace period after which a disk that refuses the last checkpoint is not asked again."""
+
+
+@dataclass(slots=True)
+class Boundary:
+    """What is saved of a moment between two iterations."""
+
+    state: dict[str, Any]
+    counters: dict[str, Any]
+    replays: dict[int, Replay]
+    """By worker, how its environments are brought back."""
+    summary: Summary
+    rows: dict[int, int]
+    """By worker that is present, the first row that the boundary has not seen."""
+
+
+class CheckpointSaver:
+    """Saves boundaries.
+
+    Args:
+      boundary: the one at which the run begins, or goes on.
+      wall_s: returns the seconds since the run's start, of all attempts.
+      warn: shows a line.
+      first_rank: of worker 0.
+      next_segments: of trajectories, by rank, where the run goes on.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Config,
+        files: RunFiles,
+        preemption: Preemption,
+        boundary: Boundary,
+        wall_s: Callable[[], float],
+        warn: Callable[[str], None],
+        *,
+        first_rank: int,
+        next_segments: dict[int, int],
+    ) -> None:
+        self._run_dir, self._files, self._preemption, self._warn = run_dir, files, preemption, warn
+        self._wall_s, self._first_rank, self._config = wall_s, first_rank, config.checkpoint
+        dumps, required = config.trajectories.enabled, config.trajectories.required
+        self.dumps = Dumps[Boundary](run_dir, first_rank, next_segments, required=required) if dumps else None
+        self.boundary = boundary
+        """The last one."""
+        self.heartbeat: Callable[[str], None] = lambda phase: None
+        """Called where rank 0 itself waits for the disk."""
+        self.has_ended = False
+        self._exit, self._is_concluded = "running", False
+        self._next_checkpoint = boundary.state["numbers"]["env_steps"] + self._config.every
+        self.summary = boundary.summary
+
+    # -- checkpoints --------------------
+
+    def write(self, boundary: Boundary) -> None:
+        """Writes a checkpoint of `boundary`, whole or not at all."""
+        ranks = {w + self._first_rank: replay.states() for w, replay in boundary.replays.items()}
+        numbers = boundary.state["numbers"]
+        named = {} if self.dumps is None else self.dumps.named({rank: row for rank, (row, _) in ranks.items()})
+        checkpoint = Checkpoint(
+            numbers["env_steps"], numbers["iteration"], boundary.state, boundary.counters, ranks,
+            {rank: n.next_segment for rank, n in named.items()},
+            {rank: n.missing_rows for rank, n in named.items() if n.missing_rows},
+        )  # fmt: skip
+        write_checkpoint(self._run_dir, checkpoint, self._config.keep)
+
+    def save_if_due(self) -> None:
+        """Has the last boundary written by a thread, where its turn has come. Nobody waits for the disk."""
+        env_steps = self.boundary.state["numbers"]["env_steps"]
+        is_due = bool(self._config.every) and env_steps >= self._next_checkpoint
+        if not (is_due or self._files.owes_checkpoint):
+            return
+        self._next_checkpoint = env_steps + self._config.every
+        if self._files.is_writing:
+            return  # the disk is slower than the interval: the next boundary will do
+        if self.dumps is None:
+            self._write_meanwhile(self.boundary)
+        elif (late := self.dumps.expired()) is not None:
+            self._warn("a worker does not write its trajectories: a checkpoint is made without its last ones")
+            self._write_meanwhile(late)
+        elif not self.dumps.is_waiting:
+            self.dumps.ask(self.boundary, self.boundary.rows)
+
+    def save_at_once(self) -> None:
+        """Writes the last boundary now: whoever asked the run to leave may kill it before the next one. Where
+        trajectories are written, as soon as they are.
+        """
+        if self.dumps is not None:
+            self.dumps.ask(self.boundary, self.boundary.rows)
+        else:
+            self._write_at_once(self.boundary)
+
+    def _write_at_once(self, boundary: Boundary) -> None:
+        self.heartbeat("checkpoint")
+        if self._files.save(lambda: self.write(boundary)):
+            self.update_summary("preempted")
+        self._files.tell()
+
+    def _write_meanwhile(self, boundary: Boundary) -> None:
+        self._files.save_meanwhile(lambda: self.write(boundary))
+
+    def _save_next_boundary_instead(self) -> None:
+        assert self.dumps is not None
+        self.dumps.give_up()
+        self._next_checkpoint = 0
+
+    # -- trajectories --------------------
+
+    def take_seal_orders(self) -> dict[int, int]:
+        """{worker: row}: what a checkpoint that waits needs to have written, each once."""
+        return {} if self.dumps is None else self.dumps.take_orders()
+
+    def on_sealed(self, answer: Sealed) -> None:
+        """A worker has said what it has written of its trajectories."""
+        assert self.dumps is not None
+        known, waited = self.dumps.problem, self.dumps.is_waiting
+        boundary = self.dumps.answer(answer)
+        if answer.refusal is not None:
+            refusal = self.dumps.refusal
+            self._files.hear(TRAJECTORIES, None if refusal is None else OSError(refusal))
+        self._files.lacks_steps = self.dumps.problem is not None
+        if known is None and self.dumps.problem is not None and not self.dumps.ends_the_run:
+            self._warn(f"{self.dumps.problem}{'' if self.has_ended else '; training goes on'}")
+        if self.has_ended:
+            return
+        if boundary is None:
+            if waited and not self.dumps.is_waiting and not self.dumps.ends_the_run:
+                self._save_next_boundary_instead()
+        elif self._preemption.requested:
+            self._write_at_once(boundary)
+        else:
+            self._write_meanwhile(boundary)
+
+    def regroup(self, workers: Sequence[int]) -> None:
+        """Only these workers are left: nobody waits for what the others have not sealed."""
+        self.boundary.rows = {w: row for w, row in self.boundary.rows.items() if w in workers}
+        if self.dumps is not None and self.dumps.is_waiting:
+            self._save_next_boundary_instead()
+
+    # -- the end --------------------
+
+    def finish(self, reason: str) -> None:
+        """Ends the run at the last boundary; nothing is counted after it. Where trajectories are written, `conclude`
+        has to be called once they are.
+
+        Raises:
+          SavingError: as by `conclude`.
+        """
+        self.has_ended, self._exit = True, reason
+        if self.dumps is None:
+            self.conclude()
+        else:
+            self.dumps.ask(self.boundary, self.boundary.rows)
+
+    def conclude(self) -> None:
+        """Saves the last boundary and says how the run ended; once. Not where trajectories that were required are
+        lost: a resume makes them anew. Waits for a disk that is full as long as that is allowed.
+
+        Raises:
+          SavingError: it was not well in time.
+        """
+        if self._is_concluded:
+            return
+        self._is_concluded = True
+        self.heartbeat("checkpoint")
+        if self.dumps is not None and self.dumps.ends_the_run:
+            self.boundary.summary.error = self.dumps.problem
+            self.update_summary("failed")
+        else:
+            boundary = self.boundary
+            self._files.finish(
+                lambda: self.write(boundary), lambda: self.update_summary(self._exit), self._may_wait
+            )
+        self._files.close()
+
+    def _may_wait(self) -> bool:
+        self.heartbeat("checkpoint")
+        return not self._preemption.past(LAST_ATTEMPT)
+
+    def fail(self, failure: Failure) -> None:
+        """The run ends by an error: the summary says so, checkpoints stay as they are."""
+        self.boundary.summary.error, self.boundary.summary.stalled = failure
+        self.update_summary("failed")
+        self._files.close()
+
+    def update_summary(self, exit_reason: str) -> None:
+        """Writes summary.json: the last boundary's, with how the run is."""
+        self.summary = summary = self.boundary.summary
+        summary.exit = exit_reason
+        summary.preempted_by = self._preemption.reason if exit_reason == "preempted" else None
+        summary.wall_s = self._wall_s()
+        summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9) if summary.train_s else 0.0
+        self._files.write_summary(asdict(summary))
