@@ -12,9 +12,9 @@ from dppo.config import VERSION as __version__  # noqa: F401
 if TYPE_CHECKING:
     from dppo.config import Config as Config
     from dppo.run import train as train
+    from dppo.rundir.summary import Summary as Summary
     from dppo.training.policy import Policy as Policy
     from dppo.training.policy import load_policy as load_policy
-    from dppo.training.tracker import Summary as Summary
     from dppo.trajectories.reader import Trajectories as Trajectories
     from dppo.trajectories.reader import open_trajectories as open_trajectories
 
@@ -23,7 +23,7 @@ __all__ = ["Config", "Policy", "Summary", "Trajectories", "load_policy", "open_t
 _HOMES = {
     "Config": "dppo.config",
     "Policy": "dppo.training.policy",
-    "Summary": "dppo.training.tracker",
+    "Summary": "dppo.rundir.summary",
     "Trajectories": "dppo.trajectories.reader",
     "load_policy": "dppo.training.policy",
     "open_trajectories": "dppo.trajectories.reader",

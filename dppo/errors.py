@@ -1,14 +1,22 @@
-"""Every error that has a name here, on one page: what it means, and for whom it is."""
+"""Every error that has a name here, on one page: what it means, and for whom it is; and the exit codes."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+# -- exit codes of all commands --------------------
+
+EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
+EXIT_AGAIN = 75
+"""What was asked for is not done yet: starting the command again goes on with it."""
+EXIT_STALLED = EXIT_FAILED
+"""Of a rank that made no progress."""
+
 # -- for the user --------------------
 
 
 class UsageError(ValueError):
-    """Wrong use: one message, exit code 2."""
+    """Wrong use: one message, EXIT_USAGE."""
 
 
 def missing_package(name: str, error: ImportError) -> UsageError:

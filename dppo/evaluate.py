@@ -18,14 +18,13 @@ from dppo.config import SEED
 from dppo.console import Console, plain
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
-from dppo.errors import UsageError
+from dppo.errors import EXIT_USAGE, UsageError
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.training.build import close_environments
 from dppo.training.policy import Policy, load_policy
 
-EXIT_USAGE = 2
 MAX_STEPS = 30_000
 """Of an episode: a little more than Atari's games last, whose limit is the longest of those that are in use."""
 _MOST_STEPS = 10**9

@@ -10,12 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.errors import UsageError
+from dppo.errors import EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """In a checkout a link to its `jobs/`, in an installed package a folder."""
-EXIT_USAGE = 2
 
 
 def copy_scripts(folder: Path) -> list[Path]:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dppo.console import escaped, markdown_table, plain
-from dppo.errors import UsageError, missing_package
+from dppo.errors import EXIT_USAGE, UsageError, missing_package
 from dppo.files import replace_atomically
 from dppo.rundir.runs import Run, find_runs, read_curve, read_run
+from dppo.rundir.summary import PREEMPTED, RUNNING
 from dppo.settings.commands import Parser
 from dppo.study import curves
 from dppo.study.results import Setting, by_setting, learning_curve
 from dppo.study.spec import Sweep, config_of, read_sweep, submit_line, task_folder
 
-EXIT_USAGE = 2
 FIGURES = (
     "Figures are of the runs that ended by themselves: median and interquartile mean (IQM) over runs of the mean return"
     " of the last 100 training episodes, the IQM's 95% bootstrap interval, medians of environment steps and of training"
@@ -28,7 +28,7 @@ FIGURES = (
 )
 
 
-AT_WORK = ("running", "preempted")
+AT_WORK = (RUNNING, PREEMPTED)
 """States in which a job has the run, or gets it back: another one must not be submitted before one has looked."""
 
 
@@ -105,9 +105,9 @@ def _problem(run: Run, task: int | None, sweep_dir: Path) -> Problem:
             repair = f"correct {sweep_dir / 'sweep.toml'}, then {repair}"
         elif run.is_damaged:
             repair = f"move {run.folder} away, then {repair}"
-    if run.state == "running":
+    if run.state == RUNNING:
         repair = f"look whether its job is still in squeue; only if it is not: {repair}"
-    elif run.state == "preempted":
+    elif run.state == PREEMPTED:
         repair = f"its job comes back by itself; only if squeue does not list it: {repair}"
     return Problem(str(run.folder), task, run.state, run.reason, repair)
 

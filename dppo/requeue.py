@@ -15,10 +15,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from dppo.cluster.slurm import digits, this_allocation
-from dppo.errors import UsageError
+from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser
 
-EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE = 75, 1, 2
 SOON = "now+10"
 """Not at once: a node refuses a job that was started in the same second in which it ended there."""
 PATIENCE_S, BETWEEN_S, ASK_S = 80.0, 10.0, 30.0

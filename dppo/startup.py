@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 
 from dppo.bounds import digits
-from dppo.errors import NoMPIError
+from dppo.errors import EXIT_USAGE, NoMPIError
 
 early_signals: list[int] = []
 """SIGUSR1, SIGTERM and Ctrl-C that came while the program was still starting."""
@@ -290,7 +290,7 @@ def say_no_mpi(error: NoMPIError) -> int:
     """The first process says it; the exit code."""
     if is_first():
         print(f"dppo: {error}", file=sys.stderr, flush=True)
-    return 2
+    return EXIT_USAGE
 
 
 def on_one_node() -> bool:

@@ -9,13 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.console import escaped, markdown_table, plain
-from dppo.errors import UsageError
+from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import TOML_BYTES, fsync_folder, read_regular, write_durably
 from dppo.settings.commands import Parser, integer
 from dppo.settings.flags import as_flags
 from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
-
-EXIT_USAGE = 2
 
 
 def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:

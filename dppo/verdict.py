@@ -18,14 +18,10 @@ from typing import Any
 
 from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.console import plain
-from dppo.errors import RefusedFileError, UsageError
+from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, RefusedFileError, UsageError
 from dppo.files import check_run_files, number_in, parse_json, read_lines, read_regular, replace_atomically
-from dppo.rundir.recorders import read_json
+from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, read_summary
 from dppo.settings.commands import Parser, at_least, integer, require, within
-
-DONE, FAILED, USAGE, AGAIN = 0, 1, 2, 75
-"""Exit codes, the same as of dppo.run."""
-
 
 FIRST = "step_000000000"
 
@@ -66,21 +62,21 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     is_new = found.written is not None and found.written != before.get("written")
     progressed = found.checkpoint not in (before.get("checkpoint"), None, FIRST)
     fruitless = 0 if progressed else 1 + (number_in(before, "fruitless") if before.get("job_id") == job_id else 0)
-    if exit_ in ("finished", "target") and (is_new or not code):  # nothing is written where there is nothing to do
-        return Verdict(DONE, f"done ({exit_}) after {number_in(found.summary, 'env_steps'):,} steps", 0)
-    if code == USAGE and not is_new:
-        return Verdict(USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
+    if exit_ in ENDED and (is_new or not code):  # nothing is written where there is nothing to do
+        return Verdict(EXIT_FINISHED, f"done ({exit_}) after {number_in(found.summary, 'env_steps'):,} steps", 0)
+    if code == EXIT_USAGE and not is_new:
+        return Verdict(EXIT_USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
     how = "was cut short"
-    if (is_new and exit_ == "preempted") or (code == AGAIN and not is_new):  # the latter before it had begun
+    if (is_new and exit_ == PREEMPTED) or (code == EXIT_AGAIN and not is_new):  # the latter before it had begun
         how = "was preempted"
-    elif is_new and exit_ == "failed":
+    elif is_new and exit_ == FAILED:
         how = f"{'stalled' if found.summary.get('stalled') else 'failed'}: {last_line(found.summary.get('error'))}"
         if not found.summary.get("stalled"):
-            return Verdict(FAILED, f"{how}; {where}: not started again", fruitless)
+            return Verdict(EXIT_FAILED, f"{how}; {where}: not started again", fruitless)
     if fruitless >= starts:
         text = f"{how}; {where}, and no start of {fruitless} has brought a new one: not started again"
-        return Verdict(FAILED, text, fruitless)
-    return Verdict(AGAIN, f"{how}; {where}: start it again", fruitless)
+        return Verdict(EXIT_FAILED, text, fruitless)
+    return Verdict(EXIT_AGAIN, f"{how}; {where}: start it again", fruitless)
 
 
 def last_line(error: object) -> str:
@@ -112,19 +108,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("--code", args.code or 0, within(-255, 255))
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)
-        raise SystemExit(USAGE) from error
+        raise SystemExit(EXIT_USAGE) from error
     run_dir: Path = args.run_dir
     if run_dir.exists() and not run_dir.is_dir():
         print(f"dppo: {plain(run_dir)} is a file: give a run directory", file=sys.stderr)
-        return USAGE
+        return EXIT_USAGE
     try:
         check_run_files(run_dir, ("summary.json", "starts.jsonl", "checkpoints/latest"))
         lines = _lines(run_dir / "starts.jsonl")
         if (other := _other(lines)) is not None:
             print(f"dppo: {plain(run_dir)}: {other}", file=sys.stderr)
-            return USAGE
+            return EXIT_USAGE
         verdict = _begin(run_dir, lines, args.starts) if args.begin else _end(run_dir, lines, args.starts, args.code)
-        if verdict is not None and verdict.code == USAGE:
+        if verdict is not None and verdict.code == EXIT_USAGE:
             lines.pop()  # wrong use leaves nothing behind
         run_dir.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
@@ -133,15 +129,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             _remove(run_dir)
     except RefusedFileError as error:
         print(f"dppo: {plain(error)}: not started again", file=sys.stderr)
-        return USAGE
+        return EXIT_USAGE
     except OSError as error:  # without a count it might be started again for ever
         print(
             f"dppo: {plain(run_dir)}/starts.jsonl cannot be kept ({plain(error)}): not started again", file=sys.stderr
         )
-        return FAILED
+        return EXIT_FAILED
     if verdict is None:
         return 0
-    file = sys.stderr if verdict.code in (FAILED, USAGE) else sys.stdout
+    file = sys.stderr if verdict.code in (EXIT_FAILED, EXIT_USAGE) else sys.stdout
     print(f"dppo: {plain(run_dir)}: {plain(verdict.text)}", file=file, flush=True)
     return verdict.code
 
@@ -165,9 +161,9 @@ def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict |
     allocation, found = this_allocation(), look(run_dir)
     before = lines[-1] if lines and lines[-1].get("job_id") == allocation.job_id else {}
     if before and "verdict" not in before:  # killed with its batch script
-        verdict = judge(found, before, allocation.job_id, starts, FAILED)
+        verdict = judge(found, before, allocation.job_id, starts, EXIT_FAILED)
         before |= _ended(found, verdict)
-        if verdict.code == FAILED:
+        if verdict.code == EXIT_FAILED:
             return verdict
     lines.append({
         "time": _now(), "job_id": allocation.job_id, "restart_count": allocation.restarts, "written": found.written,
@@ -209,7 +205,7 @@ def _remove(run_dir: Path) -> None:
 def look(run_dir: Path) -> Found:
     """What is there; a run directory may be empty, or missing."""
     path = run_dir / "summary.json"
-    return Found(read_json(path), path.stat().st_mtime_ns if path.exists() else None, _newest_checkpoint(run_dir))
+    return Found(read_summary(run_dir), path.stat().st_mtime_ns if path.exists() else None, _newest_checkpoint(run_dir))
 
 
 def _now() -> str:

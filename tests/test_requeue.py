@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dppo import requeue
-from dppo.requeue import EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE, changes
+from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE
+from dppo.requeue import changes
 
 NODES = {"SLURM_NNODES": "2", "SLURM_NTASKS_PER_NODE": "16"}
 

@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 
 from dppo import verdict
-from dppo.verdict import AGAIN, DONE, FAILED, USAGE, Found, judge
+from dppo.errors import EXIT_AGAIN as AGAIN
+from dppo.errors import EXIT_FAILED as FAILED
+from dppo.errors import EXIT_FINISHED as DONE
+from dppo.errors import EXIT_USAGE as USAGE
+from dppo.verdict import Found, judge
 
 STEP = "step_000050176"
 LATER = "step_000060000"

@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FunctionType
 
-EXIT_STALLED = 1
+from dppo.errors import EXIT_STALLED
+
 WAITING = ("exchange",)
 """Phases in which a rank waits for others: it is not what keeps the job, and does not end itself."""
 SHORTEST_S, LONGEST_S = 1e-3, 1e9

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from dppo.comm.mpi import Comm
     from dppo.config import Config
-    from dppo.training.tracker import Summary
+    from dppo.rundir.summary import Summary
 
 
 def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = (), quiet: bool = False) -> Summary:

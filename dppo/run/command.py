@@ -29,12 +29,9 @@ from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import deaths_noticed, survives_deaths
 from dppo.config import Config
 from dppo.console import Console, end_output, say
-from dppo.errors import HelpShown, RankFailure, UsageError
+from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import setup
 from dppo.run.loop import (
-    EXIT_FAILED,
-    EXIT_FINISHED,
-    EXIT_USAGE,
     LEAVE_AFTER_RANK_ZERO_S,
     LEAVE_ALONE_S,
     LEAVE_TOGETHER_S,
@@ -43,10 +40,10 @@ from dppo.run.loop import (
 )
 from dppo.run.members import Member, Rank, Start, first_members, make_watchdog, reorder
 from dppo.run.preflight import Plan
+from dppo.rundir.summary import EXIT_CODES, FINISHED, Summary
 from dppo.settings.flags import in_python, parse
 from dppo.training.build import CLOSE_S, LAST_S, Parts, build_parts, make_collector
 from dppo.training.standby import Standby
-from dppo.training.tracker import Summary
 
 T = TypeVar("T")
 
@@ -58,7 +55,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
       started: time.monotonic() of the process's start; None: now.
     """
     if ulfm.is_spawned():
-        return setup.EXIT_CODES[_take_a_dead_ones_place().exit]
+        return EXIT_CODES[_take_a_dead_ones_place().exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
@@ -73,7 +70,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
         if comm.rank == 0:
             _wrong_use(str(error))
         return EXIT_USAGE
-    return setup.EXIT_CODES[summary.exit]
+    return EXIT_CODES[summary.exit]
 
 
 def _parse(argv: Sequence[str] | None, comm: MPI.Comm) -> tuple[Config, list[str]] | int:
@@ -202,7 +199,7 @@ def _prepare(
         if is_complete:
             guard.announce(EXIT_FINISHED)  # whatever they do while they are closed
     console.line("dry run: everything is in order; nothing was trained, nothing was written")
-    return Summary(exit="finished", world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
+    return Summary(exit=FINISHED, world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
 
 
 def _in_python(error: UsageError, rank: int) -> UsageError:
@@ -241,7 +238,17 @@ def _rank(
     watchdog.write_to(plan.run_dir / "stalls")
     standby = Standby() if survives_deaths() and num_ranks > 1 else None
     return Rank(
-        plan, comm, members, place, console, preemption, watchdog, started, startup.prepare(), num_ranks, standby=standby
+        plan,
+        comm,
+        members,
+        place,
+        console,
+        preemption,
+        watchdog,
+        started,
+        startup.prepare(),
+        num_ranks,
+        standby=standby,
     )
 
 

@@ -15,17 +15,23 @@ from dppo.comm.link import MPILink
 from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import deaths_noticed, survives_deaths
 from dppo.console import say
-from dppo.errors import DumpError, Failure, JobFailure, RankFailure, SavingError, UsageError, WorkerError
+from dppo.errors import (
+    EXIT_FAILED,
+    DumpError,
+    Failure,
+    JobFailure,
+    RankFailure,
+    SavingError,
+    UsageError,
+    WorkerError,
+)
 from dppo.run import setup
 from dppo.run.members import Rank, begin_collecting
 from dppo.run.recover import FAILURE_NOTICE_S, recover
 from dppo.run.session import run_session
+from dppo.rundir.summary import EXIT_CODES, Summary
 from dppo.seams import Tag
 from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S
-from dppo.training.tracker import Summary
-
-EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
-
 
 SAID = "said_by_dppo"  # marks an exception that was shown already
 
@@ -56,7 +62,7 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
     finally:
         me.watchdog.stop()
         if is_command:  # all is settled: an environment that does not close keeps nobody
-            guard.announce(EXIT_FAILED if summary is None else setup.EXIT_CODES[summary.exit])
+            guard.announce(EXIT_FAILED if summary is None else EXIT_CODES[summary.exit])
         me.place.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
         if not is_command:  # the command's own last steps stay protected from a late signal
             me.preemption.uninstall()

@@ -16,21 +16,23 @@ from gymnasium.spaces import Box
 
 from dppo.cluster import guard
 from dppo.cluster.signals import Preemption
-from dppo.cluster.watchdog import EXIT_STALLED, Watchdog
+from dppo.cluster.watchdog import Watchdog
 from dppo.comm.collectives import from_rank_zero, gather_all
 from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import die, end_job, left_mpi, sort, spawn, survives_deaths
 from dppo.config import VERSION
 from dppo.console import Console, end_output
-from dppo.errors import Failure, SavingError
+from dppo.errors import EXIT_STALLED, Failure, SavingError
 from dppo.run.preflight import Plan
-from dppo.run.setup import EXIT_CODES, conclude, open_tracker, saved_replays, saved_states
+from dppo.run.setup import conclude, open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, spec_to_json, write_spaces
+from dppo.rundir.summary import EXIT_CODES, Summary
 from dppo.startup import forks_end_here
 from dppo.training.build import Parts, build_envs, make_collector
 from dppo.training.collector import Collector
+from dppo.training.counters import Losses
 from dppo.training.standby import Standby
-from dppo.training.tracker import Tracker, Losses, Summary
+from dppo.training.tracker import Tracker
 from dppo.trajectories.writer import Labels, TrajectoryWriter
 
 MAX_RESPAWNS = 3

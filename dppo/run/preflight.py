@@ -24,9 +24,10 @@ from dppo.files import check_run_files, number_in, read_regular
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
 from dppo.rundir.contents import check_complete
 from dppo.rundir.recorders import read_json, write_json
+from dppo.rundir.summary import FINISHED, TARGET, Summary, read_summary
 from dppo.settings.resolve import check_world, resolve
+from dppo.training.counters import Losses
 from dppo.training.episodes import EpisodeCounter
-from dppo.training.tracker import Losses, Summary
 from dppo.trajectories.format import compression_filter, refuse_links
 
 _FILES = ("metrics.jsonl", "summary.json")
@@ -123,9 +124,9 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         raise ValueError(f"{run_dir} has no valid checkpoint to resume from: {reasons}")
     for line in [*skipped, *_missing(run_dir)]:
         console.warn(line)
-    before = read_json(run_dir / "summary.json")
+    before = read_summary(run_dir)
     if (reason := _reached(config, saved)) is not None:
-        further = {"target": "--target-return", "finished": "--total-steps"}[reason]
+        further = {TARGET: "--target-return", FINISHED: "--total-steps"}[reason]
         console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
     _check_writable(run_dir)
@@ -174,8 +175,8 @@ def _reached(config: Config, saved: Checkpoint) -> str | None:
     """Why a run that stands at `saved` needs not go on."""
     episodes = EpisodeCounter(config.num_envs, saved.counters)
     if config.target_return is not None and episodes.reached(config.target_return):
-        return "target"
-    return "finished" if saved.env_steps >= config.total_steps else None
+        return TARGET
+    return FINISHED if saved.env_steps >= config.total_steps else None
 
 
 def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:

@@ -16,11 +16,11 @@ from dppo.comm.ulfm import wait_for_all
 from dppo.comm.waiting import ask_for_longer_turns
 from dppo.comm.wakeup import make_doorbell
 from dppo.errors import DumpError, UsageError
-from dppo.run.members import ENDED_BY_STALL, Rank, begin_tracking, begin_dump, build_envs_alone, leave_alone
+from dppo.run.members import ENDED_BY_STALL, Rank, begin_dump, begin_tracking, build_envs_alone, leave_alone
+from dppo.rundir.summary import Summary
 from dppo.seams import Exchange
 from dppo.startup import forks_end_here
 from dppo.training import async_loop, sync_exchange, sync_loop
-from dppo.training.tracker import Summary
 
 
 def run_session(me: Rank) -> Summary:
@@ -145,7 +145,9 @@ def _summary(me: Rank) -> Summary:
             tracker.saver.conclude()
             if tracker.saver.dumps is not None and tracker.saver.dumps.ends_the_run:
                 raise DumpError(tracker.saver.dumps.problem)
-    summary: Summary = from_rank_zero(me.comm, me.ended or (me.tracker.saver.summary if me.tracker is not None else None))
+    summary: Summary = from_rank_zero(
+        me.comm, me.ended or (me.tracker.saver.summary if me.tracker is not None else None)
+    )
     if me.dump is not None:  # not before: had rank 0 died, the others would go on, with what is not sealed yet
         me.dump.close()
         me.dump = None

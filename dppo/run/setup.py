@@ -20,13 +20,23 @@ from dppo.comm.ulfm import HOW_TO_SURVIVE, survives_deaths, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.envs.reasons import reason
-from dppo.errors import Failure, UsageError
+from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
 from dppo.run.preflight import Plan, plan_run, versions
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
 from dppo.rundir.contents import check_environments
-from dppo.rundir.recorders import read_json, write_json, write_summary
+from dppo.rundir.recorders import read_json, write_json
 from dppo.rundir.runs import SIGNS
+from dppo.rundir.summary import (
+    EXIT_CODES,
+    FAILED,
+    FINISHED,
+    PREEMPTED,
+    TARGET,
+    Summary,
+    read_summary,
+    write_summary,
+)
 from dppo.settings.commands import VERSION
 from dppo.settings.resume import resumed
 from dppo.settings.toml import to_toml
@@ -35,13 +45,8 @@ from dppo.training.build import Parts, build_parts
 from dppo.training.episodes import WINDOW
 from dppo.training.replay import Replay
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Tracker, Summary
+from dppo.training.tracker import Tracker
 from dppo.trajectories.format import set_aside_orphans
-
-EXIT_USAGE = 2
-EXIT_CODES = {"finished": 0, "target": 0, "preempted": 75}
-"""Of the program, by how the run ended."""
-
 
 PYTHON = this_python()  # before an environment changes the working directory
 
@@ -316,11 +321,11 @@ def _next_row(saved: Checkpoint, worker: int, num_envs: int) -> int:
 def say_failed(planned: Plan, failure: Failure) -> None:
     """The summary of a run that ends where no rank keeps track of it."""
     with contextlib.suppress(OSError):
-        said = read_json(planned.run_dir / "summary.json")
+        said = read_summary(planned.run_dir)
         has_ended = said.get("attempt") == planned.attempt and said.get("exit") in EXIT_CODES
         if said and not has_ended:
-            how = {"exit": "failed", "error": failure.text, "stalled": failure.stalled, "attempt": planned.attempt}
-            write_summary(planned.run_dir / "summary.json", said | how)
+            how = {"exit": FAILED, "error": failure.text, "stalled": failure.stalled, "attempt": planned.attempt}
+            write_summary(planned.run_dir, said | how)
 
 
 def conclude(summary: Summary, console: Console) -> None:
@@ -332,9 +337,9 @@ def conclude(summary: Summary, console: Console) -> None:
         else f"mean return {s.return_mean_100:.2f} (last {min(s.episodes, WINDOW)} episodes)"
     )
     how = {
-        "target": "target reached",
-        "finished": "finished",
-        "preempted": f"preempted by {s.preempted_by}, state saved; run again with --resume",
+        TARGET: "target reached",
+        FINISHED: "finished",
+        PREEMPTED: f"preempted by {s.preempted_by}, state saved; run again with --resume",
     }
     console.line(
         f"{how[s.exit]}: {reached} after {s.env_steps:,} steps, {s.updates:,} updates, {s.episodes:,} episodes"

@@ -15,13 +15,13 @@ import numpy as np
 from dppo.data import Report
 from dppo.errors import Failure, SavingError
 from dppo.run.members import Member, Rank, begin_tracking, count_ranks
-from dppo.run.setup import EXIT_CODES, saved_replays
+from dppo.run.setup import saved_replays
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
-from dppo.rundir.recorders import read_json
+from dppo.rundir.summary import EXIT_CODES, Summary, read_summary
 from dppo.training.replay import Replay
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
-from dppo.training.tracker import Tracker, Summary
+from dppo.training.tracker import Tracker
 from dppo.trajectories.format import next_segments
 
 MAX_MIRROR_AGE = 10
@@ -107,7 +107,7 @@ def serve(
     if not me.quiet:
         me.console.enable()
     if took_over:
-        said = read_json(me.plan.run_dir / "summary.json")
+        said = read_summary(me.plan.run_dir)
         if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
             me.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
             return

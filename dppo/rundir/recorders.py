@@ -1,11 +1,10 @@
-"""What a run writes about itself: metrics.jsonl, summary.json, versions.json, TensorBoard events.
+"""What a run writes about itself: metrics.jsonl, versions.json, TensorBoard events.
 
 docs/metrics.md explains every key.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
@@ -19,10 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from dppo.errors import MovedError
-from dppo.files import AppendedFile, open_regular, overwrite, parse_json, read_lines, read_regular, replace_atomically
-
-ERROR_CHARS = 1000
-"""Of an error, where there is no room for more."""
+from dppo.files import AppendedFile, open_regular, parse_json, read_lines, read_regular, replace_atomically
 
 
 class MetricsFile(AppendedFile):
@@ -72,26 +68,12 @@ def _json_value(value: Any) -> Any:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replaces a JSON file in one step."""
-    replace_atomically(path, _to_json(value))
+    replace_atomically(path, json_bytes(value))
 
 
-def _to_json(value: dict[str, Any]) -> bytes:
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """The content of a JSON file; NaN, which JSON lacks, becomes null."""
     return (json.dumps({k: _json_value(v) for k, v in value.items()}, indent=2) + "\n").encode()
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Replaces RUN/summary.json; where the disk has no room for a second file, the one that is there is overwritten, if
-    need be with the end of a long error only.
-    """
-    try:
-        write_json(path, summary)
-    except OSError as refused:
-        error = summary.get("error")
-        for shorter in (summary, summary | {"error": error and error[-ERROR_CHARS:]}):
-            with contextlib.suppress(OSError):
-                overwrite(path, _to_json(shorter))
-                return
-        raise refused
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from dppo.config import CheckpointConfig
 from dppo.errors import MovedError, SavingError
 from dppo.files import RETRY_S
 from dppo.rundir.checkpoint import remove_leftovers
-from dppo.rundir.recorders import MetricsFile, TensorBoard, write_summary
+from dppo.rundir.recorders import MetricsFile, TensorBoard
+from dppo.rundir.summary import write_summary
 
 METRICS, CHECKPOINT, SUMMARY, EVENTS = "metrics.jsonl", "a checkpoint", "summary.json", "TensorBoard's events"
 TRAJECTORIES = "trajectories"
@@ -207,7 +208,7 @@ class RunFiles:
 
     def _write_summary(self) -> None:
         assert self._summary is not None
-        write_summary(self._run_dir / "summary.json", self._summary)
+        write_summary(self._run_dir, self._summary)
         self._summary = None
 
     def _save(self, write: Callable[[], object]) -> None:

@@ -13,11 +13,9 @@ import numpy as np
 from dppo.config import Config
 from dppo.errors import RefusedFileError
 from dppo.files import check_run_files, parse_json, read_lines
-from dppo.rundir.recorders import read_json
+from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, RUNNING, STATES, read_summary
 from dppo.settings.toml import load_config
 
-ENDED = ("finished", "target")
-STATES = (*ENDED, "preempted", "failed", "running")
 SIGNS = ("config.toml", "versions.json", "metrics.jsonl", "summary.json", "checkpoints")
 """What a run writes; two of them make a folder a run, as a file of one of these names may lie anywhere."""
 
@@ -67,20 +65,20 @@ def read_run(folder: Path) -> Run:
         check_run_files(folder, ("summary.json", "metrics.jsonl"))
     except OSError as error:
         return Run(folder, "unreadable", str(error), is_damaged=True)
-    summary = read_json(folder / "summary.json")
+    summary = read_summary(folder)
     try:
         config = load_config(folder)
     except ValueError as error:
         return Run(folder, "unreadable", f"its settings: {_first_line(error)}", None, summary, is_damaged=True)
     state = summary.get("exit")
     if not (folder / "summary.json").exists():
-        state, summary = "running", {}
+        state, summary = RUNNING, {}
     if state not in STATES:
         return Run(folder, "unreadable", "its summary.json is damaged", config, summary)
     reason = {
-        "running": f"its last sign of life is {_age(folder)} old; if it is in no queue, it was killed",
-        "preempted": "its state is saved",
-        "failed": _cause(str(summary.get("error") or "its job's output has the traceback")),
+        RUNNING: f"its last sign of life is {_age(folder)} old; if it is in no queue, it was killed",
+        PREEMPTED: "its state is saved",
+        FAILED: _cause(str(summary.get("error") or "its job's output has the traceback")),
     }.get(state, "")
     return Run(folder, state, reason, config, summary)
 

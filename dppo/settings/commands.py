@@ -14,9 +14,6 @@ from dppo.bounds import within as within
 from dppo.config import VERSION as NUMBER
 from dppo.errors import UsageError
 
-EXIT_USAGE = 2
-
-
 VERSION = f"dppo {NUMBER}"
 
 

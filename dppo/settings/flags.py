@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 
 from dppo.bounds import hints, is_whole, whole_number
 from dppo.config import Config
-from dppo.errors import HelpShown, UsageError
-from dppo.settings.commands import EXIT_USAGE, VERSION
+from dppo.errors import EXIT_USAGE, HelpShown, UsageError
+from dppo.settings.commands import VERSION
 from dppo.settings.resolve import resolve
 from dppo.settings.resume import require_same
 from dppo.settings.toml import load_config, presets, read_toml, shortened

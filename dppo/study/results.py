@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dppo.rundir.runs import Run
+from dppo.rundir.summary import TARGET
 from dppo.settings.values import as_dict
 from dppo.study.spec import as_text, flatten
 from dppo.study.statistics import bootstrap_interval, interquartile_mean
@@ -50,14 +51,14 @@ class Setting:
     @property
     def reached(self) -> int:
         """How many have reached their target."""
-        return sum(run.state == "target" for run in self.runs)
+        return sum(run.state == TARGET for run in self.runs)
 
     def median(self, key: str) -> float | None:
         """Of env_steps or train_s, up to the target where there is one: infinite where half of the runs or more have
         not reached it. None where no run has ended.
         """
         numbers = [
-            math.inf if self.has_target and run.state != "target" else number
+            math.inf if self.has_target and run.state != TARGET else number
             for run in self.ended
             if (number := run.number(key)) is not None
         ]

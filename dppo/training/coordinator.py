@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 from dppo.errors import WorkerError
+from dppo.rundir.summary import PREEMPTED
 from dppo.seams import Answer, Tag
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
@@ -126,8 +127,8 @@ class Ending:
             self._saved_at_once = True
             self._tracker.saver.save_at_once()
         if not self.begun and preemption.past(GIVE_UP):
-            self._tracker.saver.finish("preempted")
-            return self.begin("preempted")
+            self._tracker.saver.finish(PREEMPTED)
+            return self.begin(PREEMPTED)
         if self.begun and (
             preemption.past(LEAVE) or time.monotonic() - self._begun_at > max(LEAVE_S, preemption.grace_s)
         ):

@@ -1,4 +1,4 @@
-"""What rank 0 counts: rollouts, episodes, what deaths have cost, and why the run ends. It knows no clock and no file."""
+"""What rank 0 counts: rollouts, episodes, what deaths have cost; why the run ends. It knows no clock and no file."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from dppo.config import Config
 from dppo.data import Report
+from dppo.rundir.summary import FINISHED, TARGET
 from dppo.training.episodes import EpisodeCounter
 from dppo.training.state import TrainingState
 
@@ -99,8 +100,8 @@ class Counters:
     def reason_to_end(self, state: TrainingState) -> str | None:
         """Why the run ends by itself at this boundary: "target", "finished", or None."""
         if self._target is not None and self.episodes.reached(self._target):
-            return "target"
-        return "finished" if state.env_steps >= self._total_steps else None
+            return TARGET
+        return FINISHED if state.env_steps >= self._total_steps else None
 
     @property
     def waits_for_stuck(self) -> tuple[int, float] | None:

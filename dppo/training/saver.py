@@ -16,7 +16,7 @@ from dppo.config import Config
 from dppo.errors import Failure
 from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
 from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
-from dppo.rundir.summary import Summary
+from dppo.rundir.summary import FAILED, PREEMPTED, RUNNING, Summary
 from dppo.training.replay import Replay
 from dppo.trajectories.commits import Dumps
 from dppo.trajectories.writer import Sealed
@@ -71,7 +71,7 @@ class CheckpointSaver:
         self.heartbeat: Callable[[str], None] = lambda phase: None
         """Called where rank 0 itself waits for the disk."""
         self.has_ended = False
-        self._exit, self._is_concluded = "running", False
+        self._exit, self._is_concluded = RUNNING, False
         self._next_checkpoint = boundary.state["numbers"]["env_steps"] + self._config.every
         self.summary = boundary.summary
 
@@ -118,7 +118,7 @@ class CheckpointSaver:
     def _write_at_once(self, boundary: Boundary) -> None:
         self.heartbeat("checkpoint")
         if self._files.save(lambda: self.write(boundary)):
-            self.update_summary("preempted")
+            self.update_summary(PREEMPTED)
         self._files.tell()
 
     def _write_meanwhile(self, boundary: Boundary) -> None:
@@ -190,12 +190,10 @@ class CheckpointSaver:
         self.heartbeat("checkpoint")
         if self.dumps is not None and self.dumps.ends_the_run:
             self.boundary.summary.error = self.dumps.problem
-            self.update_summary("failed")
+            self.update_summary(FAILED)
         else:
             boundary = self.boundary
-            self._files.finish(
-                lambda: self.write(boundary), lambda: self.update_summary(self._exit), self._may_wait
-            )
+            self._files.finish(lambda: self.write(boundary), lambda: self.update_summary(self._exit), self._may_wait)
         self._files.close()
 
     def _may_wait(self) -> bool:
@@ -205,14 +203,14 @@ class CheckpointSaver:
     def fail(self, failure: Failure) -> None:
         """The run ends by an error: the summary says so, checkpoints stay as they are."""
         self.boundary.summary.error, self.boundary.summary.stalled = failure
-        self.update_summary("failed")
+        self.update_summary(FAILED)
         self._files.close()
 
     def update_summary(self, exit_reason: str) -> None:
         """Writes summary.json: the last boundary's, with how the run is."""
         self.summary = summary = self.boundary.summary
         summary.exit = exit_reason
-        summary.preempted_by = self._preemption.reason if exit_reason == "preempted" else None
+        summary.preempted_by = self._preemption.reason if exit_reason == PREEMPTED else None
         summary.wall_s = self._wall_s()
         summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9) if summary.train_s else 0.0
         self._files.write_summary(asdict(summary))

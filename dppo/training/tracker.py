@@ -17,7 +17,7 @@ from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState, Report
 from dppo.rundir.runfiles import RunFiles
-from dppo.rundir.summary import Summary
+from dppo.rundir.summary import PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
 from dppo.training.episodes import WINDOW
 from dppo.training.replay import Replay
@@ -76,7 +76,7 @@ class Tracker:
             run_dir, config, self.files, preemption, self._make_boundary(), self._wall_s, console.warn,
             first_rank=int(world_size > 1) if first_rank is None else first_rank, next_segments=next_segments or {},
         )  # fmt: skip
-        self.saver.update_summary("running")
+        self.saver.update_summary(RUNNING)
 
     # -- clocks --------------------
 
@@ -120,10 +120,10 @@ class Tracker:
         self.saver.boundary = self._make_boundary()
         self._record(reports, ended, extra)
         reason = self.counters.reason_to_end(self._state)
-        if reason != "target":
+        if reason != TARGET:
             self._name_the_stuck()
         if reason is None and self.preemption.requested:
-            reason = "preempted"
+            reason = PREEMPTED
         if reason is not None:
             self.saver.finish(reason)
             return reason

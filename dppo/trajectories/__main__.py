@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dppo.console import plain
-from dppo.errors import UsageError
+from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser
 from dppo.trajectories.catalogue import SURPRISES
 from dppo.trajectories.index import check_index, write_index
@@ -21,7 +21,6 @@ from dppo.trajectories.reader import Trajectories, open_trajectories
 from dppo.trajectories.unsealed import unsealed
 from dppo.trajectories.validate import validate
 
-EXIT_WRONG, EXIT_USAGE = 1, 2
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
@@ -80,7 +79,7 @@ def _info(args: argparse.Namespace) -> int:
         out = describe_empty(empty.missing_rows, args.run_dir)
         orphans = f"; {out['orphaned']} orphaned segment(s)" if out["orphaned"] else ""
         print(json.dumps(out) if args.json else f"{plain(empty.text)}{orphans}")
-        return EXIT_WRONG if empty.is_lost else 0
+        return EXIT_FAILED if empty.is_lost else 0
     out = describe(open_trajectories(args.run_dir), args.run_dir)
     if args.json:
         print(json.dumps(out))
@@ -117,7 +116,7 @@ def _validate(args: argparse.Namespace) -> int:
     violations = validate(args.run_dir)
     if args.json:
         print(json.dumps([asdict(v) for v in violations]))
-        return EXIT_WRONG if violations else 0
+        return EXIT_FAILED if violations else 0
     for violation in violations:
         print(plain(violation))
     if violations:
@@ -126,7 +125,7 @@ def _validate(args: argparse.Namespace) -> int:
         print(plain(empty.text))
     else:
         print(f"{plain(args.run_dir)}: the trajectories are sound")
-    return EXIT_WRONG if violations else 0
+    return EXIT_FAILED if violations else 0
 
 
 def _plot(args: argparse.Namespace) -> int:
@@ -144,7 +143,7 @@ def _index(args: argparse.Namespace) -> int:
             _complain(problem)
         if not problems:
             print("every source of the index is there")
-        return EXIT_WRONG if problems else 0
+        return EXIT_FAILED if problems else 0
     path, missing = write_index(args.run_dir)
     for name in missing:
         _complain(f"{name}; the index goes on behind that (`validate` says more)")
@@ -205,13 +204,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except OSError as error:
         _complain(error)
-        return EXIT_WRONG
+        return EXIT_FAILED
     except SURPRISES as error:  # of damaged files, where one does not fit to another
         _complain(
             f"this cannot be read: {type(error).__name__}: {error}; `python -m dppo.trajectories validate RUN` says"
             " what is damaged"
         )
-        return EXIT_WRONG
+        return EXIT_FAILED
     return code
 
 

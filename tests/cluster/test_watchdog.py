@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from dppo.cluster.watchdog import EXIT_STALLED, Watchdog
+from dppo.cluster.watchdog import Watchdog
+from dppo.errors import EXIT_STALLED
 
 
 def wait_for(path: Path, text: str = "test_watchdog.py") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dppo.training.standby import Standby, Mirror
+from dppo.training.standby import Mirror, Standby
 from tests.parts import Run, make_parts
 
 

@@ -1,0 +1,70 @@
+"""How a run stands or ended: its states, the exit code of each, and RUN/summary.json."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dppo.errors import EXIT_AGAIN, EXIT_FINISHED
+from dppo.files import overwrite
+from dppo.rundir.recorders import json_bytes, read_json, write_json
+
+RUNNING, PREEMPTED, FAILED = "running", "preempted", "failed"
+FINISHED, TARGET = "finished", "target"
+ENDED = (FINISHED, TARGET)
+"""States of a run that went on to its own end: all steps are done, or the target return is reached."""
+STATES = (*ENDED, PREEMPTED, FAILED, RUNNING)
+EXIT_CODES = {FINISHED: EXIT_FINISHED, TARGET: EXIT_FINISHED, PREEMPTED: EXIT_AGAIN}
+"""Of the program, by the state in which all that the run came to is saved; after any other it is EXIT_FAILED."""
+
+ERROR_CHARS = 1000
+"""Of an error, where there is no room for more."""
+
+
+@dataclass(slots=True)
+class Summary:
+    """What a run came to; RUN/summary.json holds the same."""
+
+    env_steps: int = 0
+    steps_learnt_from: int = 0
+    updates: int = 0
+    episodes: int = 0
+    return_mean_100: float | None = None
+    wall_s: float = 0.0
+    train_s: float = 0.0
+    steps_per_s: float = 0.0
+    exit: str = RUNNING
+    """One of STATES."""
+    attempt: int = 1
+    world_size: int = 1
+    env: str = ""
+    run_dir: str = ""
+    error: str | None = None
+    """What went wrong, where exit is failed."""
+    preempted_by: str | None = None
+    """What asked the run to save and leave, where exit is preempted."""
+    stalled: bool = False
+    """It went wrong because ranks made no progress or did not answer: starting again may help."""
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """What RUN/summary.json says, or {} where there is none that can be read."""
+    return read_json(run_dir / "summary.json")
+
+
+def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
+    """Replaces RUN/summary.json; where the disk has no room for a second file, the one that is there is overwritten, if
+    need be with the end of a long error only.
+    """
+    path = run_dir / "summary.json"
+    try:
+        write_json(path, summary)
+    except OSError as refused:
+        error = summary.get("error")
+        for shorter in (summary, summary | {"error": error and error[-ERROR_CHARS:]}):
+            with contextlib.suppress(OSError):
+                overwrite(path, json_bytes(shorter))
+                return
+        raise refused
