@@ -194,14 +194,18 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
 
     config = resolve(Config(mode="async"))
     preemption = SimpleNamespace(requested=False, past=lambda share: False, grace_s=30.0)
-    tracker: Any = SimpleNamespace(pending_rollouts=0, preemption=preemption)
+    tracker: Any = SimpleNamespace(
+        counters=SimpleNamespace(pending_rollouts=0),
+        saver=SimpleNamespace(take_seal_orders=dict),
+        preemption=preemption,
+    )
     learner: Any = None
     doorbell = make_doorbell(comm)
 
     def window(state: TrainingState) -> dict[str, float]:
         comm.Barrier()
         if comm.rank == 0:
-            real = AsyncCoordinator(tracker, state, learner, config, comm.size - 1)
+            real = AsyncCoordinator(tracker, state, learner, config, range(comm.size - 1))
             timed = Until(real, seconds / WINDOWS)
             serve(comm, timed, first_worker_rank=1, doorbell=doorbell)
             return {"rate": timed.gradients / timed.wall_s, "cpu_us": 1e6 * timed.cpu_s / timed.gradients}

@@ -73,7 +73,7 @@ PROFILED = {  # parts of an iteration: the calls that are timed, without those i
     "backward": "models.policy.ActorCritic.backward",
     "exchange": "comm.allreduce.Allreduce.add",
     "optimiser": "training.state.TrainingState.step",
-    "tracker": "comm.link.Link.report comm.link.Link.boundary",
+    "journal": "comm.link.Link.report comm.link.Link.boundary",
     "asking whether to stop": " ".join(f"comm.link.Link.{n}" for n in ("interrupted", "stop_requested", "verdict")),
     "rest of the loop": "training.sync_loop.train_worker",
 }

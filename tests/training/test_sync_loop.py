@@ -43,7 +43,10 @@ class Server:
         self.state = state or TrainingState(policy.flat, normaliser, config)
         self.reports: list[Any] = []
         tracker: Any = SimpleNamespace(
-            pending_env_steps=0, close=lambda extra: None, add=self.reports.append, take_seal_orders=dict
+            counters=SimpleNamespace(pending_env_steps=0),
+            saver=SimpleNamespace(take_seal_orders=dict),
+            close=lambda extra: None,
+            add=self.reports.append,
         )
         self.coordinator = SyncCoordinator(
             cast(Tracker, tracker), self.state, learner, config, range(num_workers), num_computing or num_workers,

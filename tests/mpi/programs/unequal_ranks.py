@@ -53,6 +53,14 @@ class FakeTracker:
         self.reports.append(report)
 
     @property
+    def counters(self) -> FakeTracker:
+        return self
+
+    @property
+    def saver(self) -> FakeTracker:
+        return self
+
+    @property
     def pending_env_steps(self) -> int:
         return sum(r.env_steps for r in self.reports)
 
