@@ -280,6 +280,8 @@ class Batch:
     """[len(STATISTICS) + moments] float64, sums over this worker's samples; once the workers have met, over all."""
     parts: tuple[tuple[int, int], ...]
     """(worker, samples) of the rollouts that `samples` joins, in its order: nearly always one."""
+    stop: bool = False
+    """A worker whose samples these are knows that the run has ended."""
 
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
@@ -287,4 +289,5 @@ class Batch:
         columns = zip(*(batch.samples.arrays() for batch in batches), strict=True)
         statistics = np.sum([batch.statistics for batch in batches], axis=0)
         parts = tuple(part for batch in batches for part in batch.parts)
-        return cls(Minibatch(*(np.concatenate(column) for column in columns)), statistics, parts)
+        stop = any(batch.stop for batch in batches)
+        return cls(Minibatch(*(np.concatenate(column) for column in columns)), statistics, parts, stop)

@@ -4,8 +4,8 @@
 |---|---|
 | `VectorEnv` | envs/vector.py, envs/cartpole.py |
 | `Distribution`, `Network` | models/ |
-| `Exchange` | training/sync_exchange.py |
-| `Coordinator` | training/sync_loop.py, training/async_loop.py |
+| `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
+| `Coordinator` | training/coordinator.py, and the same files as `Exchange`; training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
 """
 

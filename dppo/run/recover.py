@@ -19,7 +19,6 @@ from dppo.run.members import ENDED_BY_STALL, Rank, assign_roles, leave_alone, re
 from dppo.run.setup import say_failed
 from dppo.run.takeover import Contribution, Status, drifted, givers, offered, serve
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
-from dppo.training.sync_loop import SyncCoordinator
 from dppo.trajectories.writer import Sealed
 
 FAILURE_NOTICE_S = 5.0
@@ -37,7 +36,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
     since = time.monotonic()
     assert me.standby is not None
     updates_seen = _step_back(me)
-    if me.tracker is not None and isinstance(me.coordinator, SyncCoordinator):
+    if me.tracker is not None and me.coordinator is not None:
         me.coordinator.settle()
         me.standby.totals = me.coordinator.totals
     state, standby = me.place.state, me.standby

@@ -20,7 +20,11 @@ from dppo.run.members import ENDED_BY_STALL, Rank, begin_dump, begin_tracking, b
 from dppo.rundir.summary import Summary
 from dppo.seams import Exchange
 from dppo.startup import forks_end_here
-from dppo.training import async_loop, sync_exchange, sync_loop
+from dppo.training import async_loop, sync_loop
+from dppo.training.coordinator import BaseCoordinator
+from dppo.training.sync_allreduce import AllreduceCoordinator, AllreduceExchange
+from dppo.training.sync_p2p import P2PCoordinator, P2PExchange
+from dppo.training.sync_pooled import PooledExchange, pool_bytes
 
 
 def run_session(me: Rank) -> Summary:
@@ -57,7 +61,7 @@ def run_session(me: Rank) -> Summary:
     ):  # what the next session, or a caller that goes on after an error, must not inherit
         pool, computing = None, workers
         if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
-            room = sync_exchange.pool_bytes(place.learner, place.state, config)
+            room = pool_bytes(place.learner, place.state, config)
             pool, computing = make_pool(workers, room, me.workers, me.others)
         if pool is not None and standby is not None:
             at_end.callback(pool.give_up)
@@ -105,17 +109,23 @@ def _open_run(me: Rank) -> str | None:
     return None
 
 
-def _coordinator(me: Rank, num_computing: int) -> sync_loop.SyncCoordinator | async_loop.AsyncCoordinator | None:
+def _coordinator(me: Rank, num_computing: int) -> BaseCoordinator | None:
     """Rank 0's part of the loop."""
     if me.tracker is None:
         return None
-    parts = me.tracker, me.place.state, me.place.learner, me.plan.config
+    config, state, learner = me.plan.config, me.place.state, me.place.learner
     survives = me.standby is not None and me.comm.size > 1
     names = [str(member) for member in me.members[1:]]
-    if me.plan.config.mode == "async":
-        return async_loop.AsyncCoordinator(*parts, me.workers, survives=survives, names=names)
+    if config.mode == "async":
+        return async_loop.AsyncCoordinator(
+            me.tracker, state, learner, config, me.workers, survives=survives, names=names
+        )
+    if config.exchange == "allreduce":
+        return AllreduceCoordinator(me.tracker, state, config, me.workers, survives=survives, names=names)
     totals = None if me.standby is None else me.standby.totals
-    return sync_loop.SyncCoordinator(*parts, me.workers, num_computing, survives=survives, totals=totals, names=names)
+    return P2PCoordinator(
+        me.tracker, state, learner, config, me.workers, num_computing, survives=survives, totals=totals, names=names
+    )
 
 
 def _remember(me: Rank, *, computes: bool) -> None:
@@ -189,9 +199,9 @@ def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
         return
     exchange: Exchange
     if config.exchange == "allreduce":
-        exchange = sync_exchange.AllreduceExchange(sums, place.state, link)
+        exchange = AllreduceExchange(sums, place.state, link)
     else:
-        exchange = sync_exchange.P2PExchange(place.state, link, place.learner)
+        exchange = P2PExchange(place.state, link, place.learner)
     if pool is not None:
-        exchange = sync_exchange.PooledExchange(exchange, pool, place.state, link)
+        exchange = PooledExchange(exchange, pool, place.state, link)
     sync_loop.train_worker(collector, place.learner, place.state, exchange, link, config)

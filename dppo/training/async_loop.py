@@ -19,7 +19,7 @@ from dppo.config import Config
 from dppo.data import Report
 from dppo.seams import Answer, Tag
 from dppo.training.collector import Collector
-from dppo.training.coordinator import Ending
+from dppo.training.coordinator import BaseCoordinator
 from dppo.training.learner import STATISTICS, Learner
 from dppo.training.staleness import ShutOut, UsualStaleness
 from dppo.training.state import TrainingState, Usage
@@ -107,7 +107,7 @@ class _Replica:
             self._due += 1
 
 
-class AsyncCoordinator(Ending):
+class AsyncCoordinator(BaseCoordinator):
     """Rank 0 of asynchronous training: a parameter server with quorum 1, and the tracker.
 
     An iteration, the unit of metrics and checkpoints, is as many applied gradients as one rollout of every worker
@@ -144,7 +144,7 @@ class AsyncCoordinator(Ending):
         assert report.moment_sums is not None and report.moment_means is not None
         self._state.normaliser.merge(report.moment_sums, *report.moment_means)
         self._tracker.add(report)
-        self._usage[self._place[report.worker]].begin()
+        self._usage[self._index[report.worker]].begin()
         return []
 
     def waits_for(self) -> Collection[int]:
@@ -200,9 +200,3 @@ class AsyncCoordinator(Ending):
         histogram = [ages.get(age, 0) for age in range(max(ages, default=0) + 1)]
         mean = sum(age * n for age, n in ages.items()) / max(sum(ages.values()), 1)
         return {"staleness": histogram, "staleness_mean": mean, "dropped": late}
-
-    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
-        raise AssertionError("asynchronous workers add nothing up")
-
-    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
-        raise AssertionError("asynchronous workers hold no state of their own")

@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from dppo.data import Report
 from dppo.errors import WorkerError
 from dppo.rundir.summary import PREEMPTED
 from dppo.seams import Answer, Tag
@@ -29,7 +30,7 @@ LEAVE_S = 5.0
 """A run that ended by itself waits for its workers at least so long, however short the grace period."""
 
 
-class Ending:
+class BaseCoordinator:
     """What every coordinator does about signals, failures and the end of the run.
 
     Args:
@@ -50,7 +51,7 @@ class Ending:
         names: Sequence[str] = (),
     ) -> None:
         num_workers = len(workers)
-        self._place = {worker: place for place, worker in enumerate(workers)}
+        self._index = {worker: index for index, worker in enumerate(workers)}
         self._names = names
         self._heard_at = [time.monotonic()] * num_workers
         self._next_look, self._told_of = 0.0, set[int]()
@@ -62,6 +63,19 @@ class Ending:
         self._saved_at_once = False
         self.abandoned = False
         """Workers that did not leave in time are still there: only the launcher can end them."""
+
+    @property
+    def totals(self) -> np.ndarray | None:
+        """p2p: the statistics of the iteration under way, added up."""
+        return None
+
+    @property
+    def unclosed(self) -> list[Report]:
+        """allreduce: reports that wait for their iteration's end."""
+        return []
+
+    def settle(self) -> None:
+        """Ranks have died: what is due is done without them. After it, `totals` belongs to the state."""
 
     @property
     def done(self) -> bool:
@@ -78,8 +92,8 @@ class Ending:
 
     def _seal_orders(self) -> list[Answer]:
         orders = self._tracker.saver.take_seal_orders()
-        rows = {w: np.array([row], np.int64).view(np.uint8) for w, row in orders.items() if w in self._place}
-        return [Answer(self._place[worker], Tag.SEAL, row) for worker, row in rows.items()]
+        rows = {w: np.array([row], np.int64).view(np.uint8) for w, row in orders.items() if w in self._index}
+        return [Answer(self._index[worker], Tag.SEAL, row) for worker, row in rows.items()]
 
     def on_sealed(self, answer: Sealed) -> list[Answer]:
         """A worker has written what a checkpoint waits for."""
@@ -103,6 +117,29 @@ class Ending:
         copy = Mirror(state.updates, state.iteration, packed, self._tracker.saver.boundary.counters)
         message = copy.to_message()
         return [Answer(w, Tag.MIRROR, message) for w in range(min(STANDBYS, self._num_workers))]
+
+    def on_report(self, report: Report) -> list[Answer]:
+        """A worker has finished a rollout."""
+        raise NotImplementedError
+
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
+        """A worker's sums, for a server that adds up."""
+        raise self._unexpected(Tag.SUMS)
+
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
+        """A worker's gradient, for a server that makes the steps."""
+        raise self._unexpected(Tag.GRADIENT)
+
+    def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
+        """The lead's state at an iteration's end, where workers make the steps."""
+        raise self._unexpected(Tag.BOUNDARY)
+
+    def on_fetch(self, worker: int) -> list[Answer]:
+        """A worker wants the server's state."""
+        raise self._unexpected(Tag.FETCH)
+
+    def _unexpected(self, tag: Tag) -> AssertionError:
+        return AssertionError(f"{type(self).__name__} got {tag.name}, which its workers do not send")
 
     def on_failure(self, worker: int, text: str) -> list[Answer]:
         """A worker cannot go on, so nobody can."""
@@ -139,14 +176,14 @@ class Ending:
             return []
         return self.aside() if self._mirrored_at is None else self._seal_orders()
 
-    def heard(self, place: int) -> None:
+    def heard(self, index: int) -> None:
         """This worker has finished a rollout."""
-        self._heard_at[place] = time.monotonic()
-        self._told_of.discard(place)
+        self._heard_at[index] = time.monotonic()
+        self._told_of.discard(index)
 
-    def name(self, place: int) -> str:
+    def name(self, index: int) -> str:
         """A worker's rank, and its host."""
-        return self._names[place] if self._names else f"rank {place}"
+        return self._names[index] if self._names else f"rank {index}"
 
     def waits_for(self) -> Collection[int]:
         """Whose rollouts are missing before the run can go on."""
@@ -158,11 +195,11 @@ class Ending:
         """
         now, log = time.monotonic(), self._tracker.config.log
         self._next_look = now + LOOK_S
-        for place in sorted(self.waits_for()):
-            silent_s = now - self._heard_at[place]
+        for index in sorted(self.waits_for()):
+            silent_s = now - self._heard_at[index]
             if 0 < log.stall_abort_s < silent_s - ABORT_MARGIN_S:
-                text = f"{self._names[place]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)"
+                text = f"{self._names[index]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)"
                 raise WorkerError(text, stalled=True)
-            if 0 < log.stall_after_s < silent_s and place not in self._told_of:
-                self._told_of.add(place)
-                self._tracker.console.warn(f"rank 0 waits for {self._names[place]}: no rollout for {silent_s:.0f} s")
+            if 0 < log.stall_after_s < silent_s and index not in self._told_of:
+                self._told_of.add(index)
+                self._tracker.console.warn(f"rank 0 waits for {self._names[index]}: no rollout for {silent_s:.0f} s")

@@ -23,10 +23,8 @@ from dppo.seeding import Purpose, generator
 LARGEST_TARGETS = 1e34
 """Sum of the squares of a rollout's value targets. The loss of larger ones overflows float32 in the sum over all ranks.
 """
-STATISTICS = ("stop", "samples", "env_steps", "adv", "adv2", "target", "target2", "error", "error2")
-"""First entries of a rollout's statistics; the moments' sums follow. `stop` is 1 where a worker knows that the run
-has ended.
-"""
+STATISTICS = ("samples", "env_steps", "adv", "adv2", "target", "target2", "error", "error2")
+"""First entries of a rollout's statistics; the moments' sums follow."""
 
 
 def explained_variance(totals: np.ndarray) -> float:
@@ -95,7 +93,7 @@ class Learner:
         )  # fmt: skip
         adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
         error = target - flat(rollout.values)
-        sums = [0.0, len(samples), rollout.num_steps]
+        sums = [float(len(samples)), rollout.num_steps]
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
         if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
             raise FloatingPointError(self._too_large(rollout, values))
@@ -128,7 +126,7 @@ class Learner:
         """To mean 0 and deviation 1 over the samples behind `totals`, the added-up statistics."""
         if not self._normalizes:
             return
-        _, count, _, total, square = totals[:5]
+        count, _, total, square = totals[:4]
         mean = total / max(count, 1.0)
         std = np.sqrt(max(square / max(count, 1.0) - mean * mean, 0.0))
         batch.samples.advantages = ((batch.samples.advantages - mean) / (std + 1e-6)).astype(np.float32)

@@ -17,7 +17,8 @@ from dppo.comm.learner_groups import Pool, make_pool, slot_bytes
 from dppo.comm.link import Link
 from dppo.comm.sharing import Counters
 from dppo.errors import RankFailure
-from dppo.training.sync_exchange import AllreduceExchange, PooledExchange, pool_bytes
+from dppo.training.sync_allreduce import AllreduceExchange
+from dppo.training.sync_pooled import PooledExchange, pool_bytes
 from tests.parts import make_parts, probe
 
 LONG_S = 20.0

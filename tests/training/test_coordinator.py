@@ -10,7 +10,7 @@ import pytest
 
 from dppo.errors import WorkerError
 from dppo.seams import Tag
-from dppo.training.coordinator import Ending
+from dppo.training.coordinator import BaseCoordinator
 from dppo.training.standby import Mirror
 from tests.parts import Run
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Run:
 
 
 def test_a_run_is_over_when_everyone_has_said_goodbye(run: Run) -> None:
-    ending = Ending(run.tracker, run.state, workers=range(3))
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(3))
     answers = ending.begin("finished")
     assert [(a.worker, a.tag) for a in answers] == [(w, Tag.STOP) for w in range(3)]
     seen = []
@@ -45,20 +45,20 @@ def test_a_run_is_over_when_everyone_has_said_goodbye(run: Run) -> None:
 
 
 def test_who_has_left_is_not_told_to_stop(run: Run) -> None:
-    ending = Ending(run.tracker, run.state, workers=range(2))
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(2))
     ending.on_bye(0)
     assert [a.worker for a in ending.begin("finished")] == [1]
 
 
 def test_a_signal_to_one_worker_holds_for_all(run: Run) -> None:
-    ending = Ending(run.tracker, run.state, workers=range(2))
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(2))
     assert ending.on_signal() == []
     assert run.preemption.requested
 
 
 def test_asked_to_leave_it_saves_at_once_and_gives_the_iteration_up_when_time_runs_out(run: Run) -> None:
     """The first boundary is saved, not the half of the second."""
-    ending = Ending(run.tracker, run.state, workers=range(2))
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(2))
     assert ending.idle() == []
     assert run.saved().env_steps == 0
     asked_ago(run, 0.1)
@@ -72,7 +72,7 @@ def test_asked_to_leave_it_saves_at_once_and_gives_the_iteration_up_when_time_ru
 
 
 def test_a_copy_goes_to_the_standbys_when_it_is_due_and_before_all_else(run: Run) -> None:
-    ending = Ending(run.tracker, run.state, workers=range(3), mirror_every=4)
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(3), mirror_every=4)
     assert [(a.worker, a.tag) for a in ending.idle()] == [(0, Tag.MIRROR), (1, Tag.MIRROR)], "one at the start"
     assert ending.idle() == []
     for updates, due in ((1, False), (3, False), (4, True), (5, False), (9, True)):
@@ -83,19 +83,19 @@ def test_a_copy_goes_to_the_standbys_when_it_is_due_and_before_all_else(run: Run
             mirror = Mirror.from_message(answers[0].message)
             assert (mirror.updates, len(mirror.state)) == (updates, run.state.all_bytes)
             assert mirror.counters == run.tracker.saver.boundary.counters
-    assert len(Ending(run.tracker, run.state, workers=range(1), mirror_every=4).idle()) == 1
-    assert Ending(run.tracker, run.state, workers=range(3)).idle() == []
+    assert len(BaseCoordinator(run.tracker, run.state, workers=range(1), mirror_every=4).idle()) == 1
+    assert BaseCoordinator(run.tracker, run.state, workers=range(3)).idle() == []
 
 
 def test_in_allreduce_only_the_counters_are_copied(run: Run) -> None:
-    ending = Ending(run.tracker, run.state, workers=range(3), mirror_every=50, mirrors_state=False)
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(3), mirror_every=50, mirrors_state=False)
     assert len(Mirror.from_message(ending.idle()[0].message).state) == 0
     assert ending.mirror() == []
     run.state.iteration += 1
     assert len(ending.mirror()) == 2
 
 
-class Waiting(Ending):
+class Waiting(BaseCoordinator):
     """Waits for worker 1 for ever."""
 
     def waits_for(self) -> set[int]:
@@ -122,7 +122,7 @@ def test_who_is_waited_for_is_named_and_at_last_ends_the_job(run: Run, capsys: p
 
 
 def test_workers_that_do_not_leave_in_time_are_abandoned(run: Run) -> None:
-    ending = Ending(run.tracker, run.state, workers=range(2))
+    ending = BaseCoordinator(run.tracker, run.state, workers=range(2))
     asked_ago(run, 0.75)
     ending.idle()
     ending.on_bye(0)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from dppo.run import command
-from dppo.training import state, sync_exchange
-from dppo.training.sync_exchange import AllreduceExchange
+from dppo.training import state, sync_allreduce
+from dppo.training.sync_allreduce import AllreduceExchange
 
 
 def main() -> int:
@@ -37,7 +37,7 @@ def main() -> int:
             file.write(f"{self._state.iteration} {zlib.crc32(packed.tobytes())}\n")
 
     AllreduceExchange.finish_iteration = finish_and_note  # type: ignore[method-assign]
-    sync_exchange.CHECK_EVERY = int(os.environ.get("CHECK_EVERY", sync_exchange.CHECK_EVERY))
+    sync_allreduce.CHECK_EVERY = int(os.environ.get("CHECK_EVERY", sync_allreduce.CHECK_EVERY))
     if os.environ.get("DRIFT"):
         state.squared_norm = lambda vector, _: float(np.dot(vector, vector))  # type: ignore[attr-defined]
     return command.main()

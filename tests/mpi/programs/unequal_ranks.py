@@ -30,12 +30,16 @@ from dppo.config import Config, OptimConfig, PPOConfig
 from dppo.data import Minibatch, Report, Rollout
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import make_policy, observation_size
+from dppo.seams import Exchange
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.settings.resolve import resolve
-from dppo.training import sync_exchange, sync_loop
+from dppo.training import sync_loop
 from dppo.training.collector import Collector
+from dppo.training.coordinator import BaseCoordinator
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
+from dppo.training.sync_allreduce import AllreduceCoordinator, AllreduceExchange
+from dppo.training.sync_p2p import P2PCoordinator, P2PExchange
 
 ITERATIONS = 2
 
@@ -117,16 +121,11 @@ def main() -> None:
     after: list[dict[str, Any]] = []
     initial = rank.policy.flat.vector.copy()
     if comm.rank == 0:
-        tracker = FakeTracker(rank.state, Preemption(1e9, None), after)
-        num_workers = comm.size - 1
-        coordinator = sync_loop.SyncCoordinator(
-            tracker,
-            rank.state,
-            rank.learner,
-            config,
-            range(num_workers),
-            num_workers,  # type: ignore[arg-type]
-        )
+        tracker: Any = FakeTracker(rank.state, Preemption(1e9, None), after)
+        numbers = range(comm.size - 1)
+        coordinator: BaseCoordinator = AllreduceCoordinator(tracker, rank.state, config, numbers)
+        if exchange == "p2p":
+            coordinator = P2PCoordinator(tracker, rank.state, rank.learner, config, numbers, len(numbers))
         serve(comm, coordinator, first_worker_rank=1)
     else:
         distribution = rank.policy.distribution
@@ -135,11 +134,11 @@ def main() -> None:
             rank.envs, rank.policy, rank.normaliser, rank.seeds, noise, worker, first_env, rank.learner.gamma
         )
         link = MPILink(comm, lambda: False)
-        way: sync_exchange.Exchange
+        way: Exchange
         if exchange == "allreduce":
-            way = sync_exchange.AllreduceExchange(Allreduce(workers), rank.state, link)
+            way = AllreduceExchange(Allreduce(workers), rank.state, link)
         else:
-            way = sync_exchange.P2PExchange(rank.state, link, rank.learner)
+            way = P2PExchange(rank.state, link, rank.learner)
         sync_loop.train_worker(collector, rank.learner, rank.state, way, link, config)
         link.bye()
         rollouts = collector.__dict__["rollouts"]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dppo.training.sync_exchange import CHECK_EVERY, AllreduceExchange
+from dppo.training.sync_allreduce import CHECK_EVERY, AllreduceExchange
 from tests.parts import Parts, make_parts
 
 

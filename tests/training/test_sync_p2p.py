@@ -17,7 +17,7 @@ from dppo.seams import Tag
 from dppo.settings.resolve import resolve
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
-from dppo.training.sync_loop import SyncCoordinator
+from dppo.training.sync_p2p import P2PCoordinator
 from dppo.training.tracker import Tracker
 
 
@@ -48,7 +48,7 @@ class Server:
             close=lambda extra: None,
             add=self.reports.append,
         )
-        self.coordinator = SyncCoordinator(
+        self.coordinator = P2PCoordinator(
             cast(Tracker, tracker), self.state, learner, config, range(num_workers), num_computing or num_workers,
             totals=totals,
         )  # fmt: skip

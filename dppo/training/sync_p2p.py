@@ -1,0 +1,200 @@
+"""Synchronous training by a parameter server: rank 0 adds up, makes the step, and answers with its state.
+
+A worker sends the statistics of its rollout, then of each minibatch the gradient (before it, with a KL penalty, the sum
+of the KL), and waits for the reply: [core of the state | statistics float64 | KL sum and samples float64].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from dppo.comm.link import Link
+from dppo.comm.server import ParameterServer
+from dppo.config import Config
+from dppo.data import Batch, Report
+from dppo.seams import Answer, Tag
+from dppo.training.learner import STATISTICS, Learner, explained_variance
+from dppo.training.staleness import ShutOut
+from dppo.training.state import TrainingState
+from dppo.training.sync_loop import SyncCoordinator
+from dppo.training.tracker import Tracker
+
+
+class P2PExchange:
+    """A worker's end. A reply that is ahead of this worker tells it what to skip."""
+
+    waited_s = 0.0  # all waiting is the link's
+
+    def __init__(self, state: TrainingState, link: Link, learner: Learner) -> None:
+        self._state, self._link = state, link
+        self._num_statistics, self._rounds_per_update = learner.num_statistics, 1 + learner.needs_mean_kl
+        self._iteration = state.iteration
+
+    def _receive(self) -> np.ndarray | None:
+        """Takes over the server's state; returns what it added up, the totals of the iteration and of the KL round."""
+        message = self._link.reply(wait=True)
+        if message is None:
+            return None
+        core = self._state.core_bytes
+        self._state.unpack(message[:core])
+        sums = message[core:].view(np.float64)
+        if self._link.standby is not None:
+            self._link.standby.totals = sums[: self._num_statistics]
+        return sums
+
+    def meet(self, batch: Batch) -> Batch | None:
+        self._iteration = self._state.iteration
+        self._link.sums(self._state.version, batch.statistics)
+        sums = self._receive()
+        return None if sums is None else replace(batch, statistics=sums[: self._num_statistics])
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        self._link.sums(self._state.version, np.array([kl_sum, samples]))
+        sums = self._receive()
+        return 0.0 if sums is None else float(sums[-2] / max(sums[-1], 1.0))
+
+    def is_past(self, minibatch: int) -> bool:
+        return self._state.round > 1 + minibatch * self._rounds_per_update
+
+    def step(self) -> bool:
+        self._link.gradient(self._state.version, self._state.flat)
+        return self._receive() is not None and self._state.iteration == self._iteration
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        """The server has done it."""
+
+
+class P2PCoordinator(SyncCoordinator):
+    """Rank 0: the parameter server.
+
+    Args:
+      num_computing: workers that compute gradients; fewer than all where they are pooled.
+      totals: where the run goes on within an iteration: its statistics, added up.
+    """
+
+    def __init__(
+        self,
+        tracker: Tracker,
+        state: TrainingState,
+        learner: Learner,
+        config: Config,
+        workers: Sequence[int],
+        num_computing: int,
+        *,
+        survives: bool = False,
+        totals: np.ndarray | None = None,
+        names: Sequence[str] = (),
+    ) -> None:
+        super().__init__(tracker, state, config, workers, survives=survives, names=names)
+        num_workers = len(workers)
+        self._rounds_per_update = 1 + learner.needs_mean_kl
+        self._last_round = learner.updates_per_rollout * self._rounds_per_update
+        self._server = ParameterServer(
+            num_workers, max(1, num_computing - config.server.drop), lambda staleness: float(staleness == 0)
+        )
+        self._drops = config.server.drop  # without it, only a worker that has regrouped joins within an iteration
+        self._reports_per_iteration = 0 if self._drops else num_workers
+        self._missing_reports = self._reports_per_iteration
+        self._waiting: Sequence[int] = ()  # for this iteration's last reports
+        self._server.version = state.version
+        self._took_part, self._shut_out = set[int](), ShutOut(num_workers)
+        self._totals = np.zeros(learner.num_statistics) if totals is None else totals.copy()
+        self._kl_totals = np.zeros(2)
+        if self._rounds_per_update == 2 and state.round and state.round % 2 == 0:
+            state.round -= 1  # the KL that this minibatch's gradients needed was gathered among other ranks
+
+    @property
+    def totals(self) -> np.ndarray:
+        return self._totals
+
+    def settle(self) -> None:
+        """Ranks have died: what is due is done without them. After it, `totals` belongs to the state."""
+        if self._waiting and not self.begun:
+            self._waiting = ()
+            self._finish_iteration()
+
+    def _take_report(self, report: Report) -> list[Answer]:
+        self._take_start(report)
+        self._tracker.add(report)
+        self._missing_reports -= 1
+        return self._close_when_reported()
+
+    def _take_start(self, report: Report) -> None:
+        """Before the first moments: the sums that this worker sends next are about what it says here."""
+        state = self._state
+        match report:
+            case Report(moment_means=(mean, _)) if state.normaliser.observations.count == 0 and state.round == 0:
+                state.normaliser.start_from(mean)
+
+    def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
+        if self.begun:
+            return []
+        if self._state.round and len(vector) == len(self._totals):
+            # this iteration's statistics are closed, however new the worker's version: it joins at the present update
+            self._server.late += self._drops > 0
+            return self._reply((worker,))
+        closed = self._server.handle(worker, version, vector, is_gradient=False)
+        if closed.total is not None:
+            if self._state.round == 0:
+                self._totals = closed.total
+            else:
+                self._kl_totals = closed.total
+            self._state.round += 1
+        return self._reply(closed.answer)
+
+    def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
+        if self.begun:
+            return []
+        closed = self._server.handle(worker, version, summed, is_gradient=True)
+        if closed.total is not None:
+            outcome = self._state.step(closed.total)
+            self._took_part.update(closed.answer)
+            self._state.round += 1
+            if outcome.is_last or self._state.round > self._last_round:
+                self._waiting = closed.answer
+                return self._close_when_reported()
+        return self._reply(closed.answer)
+
+    def _close_when_reported(self) -> list[Answer]:
+        """Ends an iteration whose updates are over. The report of a pool's member may come after them; with `drop`,
+        that of a late worker counts in the iteration in which it comes.
+        """
+        if not self._waiting or self._missing_reports > 0:
+            return []
+        workers, self._waiting = self._waiting, ()
+        self._missing_reports += self._reports_per_iteration
+        if (reason := self._finish_iteration()) is not None:
+            return self.begin(reason)
+        return self._reply(workers)
+
+    def _finish_iteration(self) -> str | None:
+        state = self._state
+        state.normaliser.merge(self._totals[len(STATISTICS) :])
+        state.normaliser.freeze()
+        state.version = self._server.version
+        state.finish_iteration(self._tracker.counters.pending_env_steps, explained_variance(self._totals))
+        late, self._server.late = self._server.late, 0
+        if self._drops:
+            self._say_who_is_shut_out()
+        return self._tracker.close({"late": late})
+
+    def _say_who_is_shut_out(self) -> None:
+        took_part, self._took_part = self._took_part, set[int]()
+        for index in sorted(self._present):
+            if (found := self._shut_out.note(index, used=index in took_part)) is not None:
+                unused, last = found
+                text = f"late in {unused} of the last {last} iterations, of which none of its gradients was used"
+                self._tracker.console.warn(f"{self.name(index)}: {text} (--server.drop {self._drops})")
+
+    def _reply(self, workers: Sequence[int]) -> list[Answer]:
+        if not workers:
+            return []
+        self._state.version = self._server.version
+        core = self._state.core_bytes
+        message = np.empty(core + 8 * (len(self._totals) + 2), np.uint8)
+        self._state.pack(message[:core])
+        message[core:] = np.concatenate((self._totals, self._kl_totals)).view(np.uint8)
+        return [*self.aside(), *(Answer(w, Tag.REPLY, message) for w in workers)]

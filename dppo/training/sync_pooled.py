@@ -1,0 +1,77 @@
+"""Synchronous workers that share a learner, because ranks outnumber cores: one exchanges for its neighbours."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dppo.comm.learner_groups import Pool, slot_bytes
+from dppo.comm.link import Link
+from dppo.config import Config
+from dppo.data import Batch, Minibatch
+from dppo.seams import Exchange
+from dppo.training.learner import Learner
+from dppo.training.state import TrainingState
+
+
+class PooledExchange:
+    """The first worker of a pool takes over its members' samples and exchanges for them. They sleep, and take over its
+    state at the iteration's end.
+    """
+
+    def __init__(self, exchange: Exchange, pool: Pool, state: TrainingState, link: Link) -> None:
+        self._exchange, self._pool, self._state, self._link = exchange, pool, state, link
+
+    @property
+    def waited_s(self) -> float:
+        return self._exchange.waited_s + self._pool.waited_s
+
+    def meet(self, batch: Batch) -> Batch | None:
+        stop = float(self._link.stopped)  # a member may be the only one that has heard
+        arrays = [*batch.samples.arrays(), np.append(batch.statistics, stop)]
+        if not self._pool.computes:
+            self._pool.put(arrays)
+            message = self._pool.wait(self._link.keep_moving)
+            if len(message):
+                self._state.unpack(message)
+            return batch if len(message) else None
+        members = [
+            Batch(Minibatch(*columns), sums[:-1], ((worker, len(columns[0])),), stop=bool(sums[-1]))
+            for worker, (*columns, sums) in self._pool.take(arrays, self._link.keep_moving)
+        ]
+        joined = self._exchange.meet(Batch.joined([batch, *members]))
+        if joined is None:
+            self._end()
+        return joined
+
+    def mean_kl(self, kl_sum: float, samples: int) -> float:
+        return self._exchange.mean_kl(kl_sum, samples)
+
+    def is_past(self, minibatch: int) -> bool:
+        return self._exchange.is_past(minibatch)
+
+    def step(self) -> bool:
+        goes_on = self._exchange.step()
+        if not goes_on and self._link.stopped:
+            self._end()
+        return goes_on
+
+    def finish_iteration(self, totals: np.ndarray) -> None:
+        self._exchange.finish_iteration(totals)
+        message = np.empty(self._state.all_bytes, np.uint8)
+        self._state.pack(message)
+        self._pool.answer(message)
+
+    def _end(self) -> None:
+        self._pool.answer(np.empty(0, np.uint8))
+
+
+def pool_bytes(learner: Learner, state: TrainingState, config: Config) -> int:
+    """What a worker puts into its pool, or is answered, at most."""
+    distribution = learner.policy.distribution
+    head = np.zeros((1, distribution.head_size), np.float32)
+    number = np.zeros(1, np.float32)
+    inputs = np.zeros((1, len(learner.normaliser.frozen_mean)), np.float32)
+    samples = [inputs, distribution.mode(head), head, number, number, number, number]
+    assert config.horizon is not None, "an unresolved configuration reached the loop"
+    batch = slot_bytes([*samples, np.zeros(learner.num_statistics + 1)], config.horizon * config.num_envs)
+    return max(batch, 8 + state.all_bytes)
