@@ -22,6 +22,7 @@ from tests.launch import Launcher
 ROOT = Path(__file__).parent.parent
 README, METRICS = ROOT / "README.md", ROOT / "docs" / "metrics.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+README_LINES = 200
 SHORT = ("--num-envs", 2, "--horizon", 16, "--total-steps", 64)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FLAGS_OF_OTHERS = {
@@ -37,6 +38,23 @@ FLAGS_OF_OTHERS = {
 }
 
 each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+
+
+def examples() -> dict[str, str]:
+    """The files that the documents show: blocks that begin with the file's name in a comment."""
+    found = [
+        pair
+        for document in DOCUMENTS
+        for pair in re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", document.read_text(), re.DOTALL)
+    ]
+    assert len(dict(found)) == len(found), "two examples have the same name"
+    return dict(found)
+
+
+def anchors(document: Path) -> set[str]:
+    """The headings of a document as a link names them."""
+    headings = re.findall(r"^#+ (.+)$", document.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def section(text: str, heading: str) -> str:
@@ -134,15 +152,29 @@ def test_every_link_leads_somewhere(document: Path) -> None:
     assert [link for link in local if not (document.parent / link).exists()] == []
 
 
+@each_document
+def test_every_link_to_a_heading_finds_it(document: Path) -> None:
+    links = re.findall(r"\]\(([^)#]*\.md)?#([^)]*)\)", document.read_text())
+    targets = [(document.parent / file if file else document, heading) for file, heading in links]
+    assert [f"{file.name}#{heading}" for file, heading in targets if heading not in anchors(file)] == []
+
+
+def test_the_readme_is_short_and_links_every_document() -> None:
+    text = README.read_text()
+    assert len(text.splitlines()) <= README_LINES
+    names = [str(document.relative_to(ROOT)) for document in DOCUMENTS if document != README]
+    assert [name for name in names if f"]({name})" not in text] == []
+
+
 def test_the_details_are_numbered_without_a_gap() -> None:
     numbers = re.findall(r"^(\d+)\. \*\*", (ROOT / "docs" / "algorithms.md").read_text(), re.MULTILINE)
     assert numbers == [str(i + 1) for i in range(len(numbers))]
 
 
-def test_the_examples_of_the_readme_run(launch: Launcher, tmp_path: Path) -> None:
-    blocks = re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", README.read_text(), re.DOTALL)
-    assert {name for name, _ in blocks} == {"my_sim.py", "my_net.py", "pendulum.toml", "train_it.py", "play_it.py"}
-    for name, content in blocks:
+def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> None:
+    files = examples()
+    assert set(files) == {"my_sim.py", "my_net.py", "pendulum.toml", "train_it.py", "play_it.py"}
+    for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
         None,

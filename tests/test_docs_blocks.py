@@ -21,7 +21,7 @@ from dppo.settings.flags import parse
 from dppo.settings.resolve import resolve
 from dppo.settings.toml import to_toml
 from dppo.trajectories.__main__ import _parser as trajectories_parser
-from tests.test_docs import DOCUMENTS, README, ROOT, each_document
+from tests.test_docs import DOCUMENTS, ROOT, each_document, examples
 
 LANGUAGES = ("", "python", "sh", "toml")
 BY_HAND = "MPICC=", "module load", "apptainer", "source", "python3 -m venv"
@@ -97,8 +97,8 @@ def test_every_command_of_the_documents_is_known_here() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a reader stands: with the files of README, and runs of their own."""
-    for name, content in re.findall(r"```(?:python|toml)\n# (\S+)\n(.*?)```", README.read_text(), re.DOTALL):
+    """A reader's folder: the files that the documents show, and a run."""
+    for name, content in examples().items():
         (tmp_path / name).write_text(content)
     run = tmp_path / "runs" / "NAME"
     run.mkdir(parents=True)
