@@ -44,7 +44,7 @@ class Link:
         dump: Dump | None = None,
     ) -> None:
         self.stopped = False
-        self.standby, self._dump = standby, dump
+        self._standby, self._dump = standby, dump
         self.hurried_in = -1
         """The iteration in which enough workers have finished their rollouts: the others may stop."""
         self.may_be_hurried = False
@@ -88,8 +88,8 @@ class Link:
             if self._dump is not None:
                 self._dump.seal(int(message.view(np.int64)[0]))
         elif tag == Tag.MIRROR:
-            if self.standby is not None:
-                self.standby.keep_mirror(message)
+            if self._standby is not None:
+                self._standby.keep_mirror(message)
         else:
             assert tag == Tag.REPLY, tag
             self._replies.append(message)
@@ -114,11 +114,26 @@ class Link:
         """
         if self._broken is not None:
             raise self._broken
-        if self.standby is not None:
-            self.standby.add_report(report)
+        if self._standby is not None:
+            self._standby.add_report(report)
         if self._dump is not None:
             self._dump.add(rollout)
         self._send(Tag.REPORT, np.frombuffer(pickle.dumps(report, protocol=5), np.uint8))
+
+    @property
+    def keeps_boundaries(self) -> bool:
+        """Whether this rank keeps what it may have to step back to."""
+        return self._standby is not None
+
+    def keep_boundary(self, iteration: int, state: np.ndarray, head_bytes: int) -> None:
+        """Keeps the packed `state` after `iteration` iterations, where deaths can be survived (allreduce)."""
+        if self._standby is not None:
+            self._standby.pass_boundary(iteration, state, head_bytes)
+
+    def keep_totals(self, totals: np.ndarray) -> None:
+        """Keeps the statistics of the iteration under way, where deaths can be survived (p2p)."""
+        if self._standby is not None:
+            self._standby.totals = totals
 
     def boundary(self, message: np.ndarray) -> None:
         """Tells rank 0 the state at an iteration's end (allreduce, one worker); nobody waits."""

@@ -2,7 +2,7 @@
 
 The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
 together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
-When a rank dies while training, `train_on` goes through its recovery loop, the only place that knows of it.
+When a rank dies while training, `train_on` goes through its recovery loop, the only parts that knows of it.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 
 from dppo import startup
 from dppo.cluster import guard, ports, processes
 from dppo.cluster.launcher import check_launcher
-from dppo.cluster.signals import Preemption
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm import mpi, ulfm
 from dppo.comm.collectives import from_rank_zero
@@ -30,7 +27,8 @@ from dppo.comm.ulfm import deaths_noticed, survives_deaths
 from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
-from dppo.run import setup
+from dppo.run import respawn, setup
+from dppo.run.leave import make_watchdog
 from dppo.run.loop import (
     LEAVE_AFTER_RANK_ZERO_S,
     LEAVE_ALONE_S,
@@ -38,12 +36,12 @@ from dppo.run.loop import (
     SAID,
     train_on,
 )
-from dppo.run.members import Member, Rank, Start, first_members, make_watchdog, reorder
+from dppo.run.members import Member, first_members
 from dppo.run.preflight import Plan
+from dppo.run.rank import Group, Rank, begin_services
 from dppo.rundir.summary import EXIT_CODES, FINISHED, Summary
 from dppo.settings.flags import in_python, parse
-from dppo.training.build import CLOSE_S, LAST_S, Parts, build_parts, make_collector
-from dppo.training.standby import Standby
+from dppo.training.build import CLOSE_S, LAST_S, Parts
 
 T = TypeVar("T")
 
@@ -55,7 +53,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
       started: time.monotonic() of the process's start; None: now.
     """
     if ulfm.is_spawned():
-        return EXIT_CODES[_take_a_dead_ones_place().exit]
+        return EXIT_CODES[train_on(respawn.join(), is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
@@ -159,20 +157,20 @@ def train(
     if isinstance(prepared, Summary):
         own.Free()
         return prepared
-    plan, place, members, console, watchdog = prepared
+    plan, parts, members, console, watchdog = prepared
     if startup.on_one_node() and not plan.config.respawn:
-        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only replacements of dead ranks would join
-    me = _rank(plan, own, members, place, console, watchdog, started, own.size, own.rank)
-    me.quiet = quiet
+        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only repartsments of dead ranks would join
+    services = begin_services(plan, console, watchdog, started, quiet=quiet)
+    me = Rank(plan, services, parts, Group(own, tuple(members)))
     try:
         return train_on(me, is_command=is_command)
     except UsageError:
         with contextlib.suppress(MPI.Exception):
-            me.comm.Barrier()  # by now no rank's watchdog has a file there
-        if me.comm.rank == 0:
+            me.group.comm.Barrier()  # by now no rank's watchdog has a file there
+        if me.group.comm.rank == 0:
             setup.leave_no_trace(plan)
         if not survives_deaths():
-            me.comm.Free()
+            me.group.comm.Free()
         raise
 
 
@@ -187,15 +185,15 @@ def _prepare(
     with contextlib.ExitStack() as unless_it_trains:
         watchdog = make_watchdog(plan, comm, comm.rank)
         unless_it_trains.callback(watchdog.stop)
-        place = setup.build(plan.config, comm, watchdog.progress)
-        unless_it_trains.callback(place.close)
-        setup.check_saved(plan, place, comm)
+        parts = setup.build(plan.config, comm, watchdog.progress)
+        unless_it_trains.callback(parts.close)
+        setup.check_saved(plan, parts, comm)
         members = first_members(comm)
-        setup.introduce(plan, place, comm, console, notes, startup.prepare())
+        setup.introduce(plan, parts, comm, console, notes, startup.prepare())
         if not plan.config.dry_run:
             unless_it_trains.pop_all()
-            return plan, place, members, console, watchdog
-        console.line(f"  {setup.try_environments(place, comm)}")
+            return plan, parts, members, console, watchdog
+        console.line(f"  {setup.try_environments(parts, comm)}")
         if is_complete:
             guard.announce(EXIT_FINISHED)  # whatever they do while they are closed
     console.line("dry run: everything is in order; nothing was trained, nothing was written")
@@ -216,67 +214,6 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
     if rank != 0:
         sys.excepthook = leave_it_to_rank_zero
     return said
-
-
-def _rank(
-    plan: Plan,
-    comm: MPI.Comm,
-    members: list[Member],
-    place: Parts,
-    console: Console,
-    watchdog: Watchdog,
-    started: float,
-    num_ranks: int,
-    number: int,
-) -> Rank:
-    config = plan.config
-    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at, guard.leave_at_once)
-    startup.let_children_start_afresh()
-    preemption.install()
-    if startup.early_signals:
-        preemption.request("a signal at start-up")
-    watchdog.write_to(plan.run_dir / "stalls")
-    standby = Standby() if survives_deaths() and num_ranks > 1 else None
-    return Rank(
-        plan,
-        comm,
-        members,
-        place,
-        console,
-        preemption,
-        watchdog,
-        started,
-        startup.prepare(),
-        num_ranks,
-        standby=standby,
-    )
-
-
-def _take_a_dead_ones_place() -> Summary:
-    """A process that `spawn` has started: its life as a worker. Whatever goes wrong before is its death."""
-    try:
-        grown = ulfm.joined(MPI.COMM_WORLD)
-        start: Start = grown.recv(source=0)
-        mine = replace(start.member, host=socket.gethostname(), pid=os.getpid())
-        watchdog = make_watchdog(start.plan, grown, mine.rank)
-        watchdog.write_to(start.plan.run_dir / "stalls")
-        place = build_parts(start.plan.config, mine.worker)
-        comm, members = reorder(grown, mine)
-        started = time.monotonic() - start.started_s
-        console = Console(start.plan.config.log.interval_s, enabled=False)
-        me = _rank(start.plan, comm, members, place, console, watchdog, started, start.num_ranks, mine.rank)
-        me.replaced, me.respawns = start.replaced, start.respawns
-        me.collector = make_collector(start.plan.config, place, *start.states)
-        if me.standby is not None:
-            envs, row, _ = start.states
-            me.standby.replay.start_from(row, [envs[number] for number in sorted(envs)])
-    except BaseException:
-        traceback.print_exc()
-        ulfm.die()
-    return train_on(me, is_command=True)
-
-
-# -- training --------------------
 
 
 # -- the end --------------------

@@ -26,8 +26,9 @@ from dppo.errors import (
     WorkerError,
 )
 from dppo.run import setup
-from dppo.run.members import Rank, begin_collecting
+from dppo.run.rank import Rank
 from dppo.run.recover import FAILURE_NOTICE_S, recover
+from dppo.run.roles import begin_collecting
 from dppo.run.session import run_session
 from dppo.rundir.summary import EXIT_CODES, Summary
 from dppo.seams import Tag
@@ -50,7 +51,7 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
                     if failure is not None:
                         cause, failure = failure, None
                         recover(me, cause)
-                    elif me.place.envs is not None and me.collector is None:
+                    elif me.parts.envs is not None and not me.worker.collects:
                         begin_collecting(me)
                     summary = run_session(me)
             except RankFailure as noticed:
@@ -60,20 +61,20 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
             except BaseException as error:  # also an environment that calls sys.exit
                 failure = _own_failure(error, me)
     finally:
-        me.watchdog.stop()
+        me.services.watchdog.stop()
         if is_command:  # all is settled: an environment that does not close keeps nobody
             guard.announce(EXIT_FAILED if summary is None else EXIT_CODES[summary.exit])
-        me.place.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
+        me.parts.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
         if not is_command:  # the command's own last steps stay protected from a late signal
-            me.preemption.uninstall()
-    if me.comm.rank == 0:
-        setup.conclude(summary, me.console)
+            me.services.preemption.uninstall()
+    if me.group.is_server:
+        setup.conclude(summary, me.services.console)
     if not survives_deaths():
-        for comm in (*me.others, me.comm):
+        for comm in (*me.group.others, me.group.comm):
             comm.Free()
     elif is_command:
         with contextlib.suppress(MPI.Exception):  # all leave at once, with the same code
-            me.comm.Barrier()
+            me.group.comm.Barrier()
     return summary
 
 
@@ -81,38 +82,38 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     """This rank cannot go on. By default nobody can: the failing rank, its host and its traceback are named once, by
     rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
     """
-    state = me.place.state
+    state = me.parts.state
     where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps and {state.updates:,} updates"
-    failure = Failure(f"{me.member} failed {where}:\n{traceback.format_exc()}")
+    failure = Failure(f"{me.group.member} failed {where}:\n{traceback.format_exc()}")
     if isinstance(error, WorkerError | JobFailure):
         failure = error.failure
     if isinstance(error, DumpError):
-        failure = Failure(f"{me.member}: {error} (--trajectories.required)")
+        failure = Failure(f"{me.group.member}: {error} (--trajectories.required)")
     if isinstance(error, SavingError):
-        failure = Failure(f"{me.member}: {error}")
+        failure = Failure(f"{me.group.member}: {error}")
     text = failure.text
-    if me.standby is not None and me.comm.size > 1 and not isinstance(error, JobFailure):
+    if me.survives and not isinstance(error, JobFailure):
         # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
-        spares_others = me.comm.rank != 0 and not isinstance(error, DumpError)
+        spares_others = not me.group.is_server and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
             say(text)
             ulfm.die()
-        me.failure = failure
+        me.recovery.failure = failure
         return RankFailure(text)  # the others hear of it as they would hear of a death
     try:
-        if me.comm.rank == 0:
+        if me.group.is_server:
             say(text)
-            if me.tracker is not None:
-                me.tracker.saver.fail(failure)
+            if me.server.is_open:
+                me.server.tracker.saver.fail(failure)
             else:
                 setup.say_failed(me.plan, failure)
         elif not survives_deaths():
             guard.announce(EXIT_FAILED)  # whatever its environments do while they are closed
             # rank 0 says it, waits until they are closed, and ends the job; if it cannot, this rank does
-            link = MPILink(me.comm, lambda: False)
+            link = MPILink(me.group.comm, lambda: False)
             link.failure(text)
             _let_mpi_send(link, LEAVE_TOGETHER_S)
-            me.place.close(CLOSE_AFTER_FAILURE_S)
+            me.parts.close(CLOSE_AFTER_FAILURE_S)
             link.closed()
             _let_mpi_send(link, FAILURE_NOTICE_S)
             say(text)
@@ -120,14 +121,14 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
     except Exception:  # the first error has been said; whatever follows must not keep the job alive
         say(f"the summary could not be written:\n{traceback.format_exc()}")
     setattr(error, SAID, True)
-    if me.comm.size > 1 and not survives_deaths():
+    if me.group.comm.size > 1 and not survives_deaths():
         guard.announce(EXIT_FAILED)
-        me.place.close(CLOSE_AFTER_FAILURE_S)
+        me.parts.close(CLOSE_AFTER_FAILURE_S)
         if isinstance(error, WorkerError) and error.worker is not None:
-            _let_it_close(me.comm, rank=1 + error.worker)
+            _let_it_close(me.group.comm, rank=1 + error.worker)
         time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
-        me.comm.Abort(EXIT_FAILED)
-    if me.comm.size > 1:
+        me.group.comm.Abort(EXIT_FAILED)
+    if me.group.comm.size > 1:
         _wait_for_the_last_word(me)
     raise error
 
@@ -147,7 +148,7 @@ def _let_it_close(comm: MPI.Comm, rank: int) -> None:
 
 
 def _wait_for_the_last_word(me: Rank) -> None:
-    """Collective over `me.comm`. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
+    """Collective over the group. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
     deadline = time.monotonic() + FAILURE_NOTICE_S
 
     def meanwhile() -> None:
@@ -155,4 +156,4 @@ def _wait_for_the_last_word(me: Rank) -> None:
             raise TimeoutError
 
     with contextlib.suppress(MPI.Exception, TimeoutError):
-        ulfm.wait_for_all(me.comm, meanwhile)
+        ulfm.wait_for_all(me.group.comm, meanwhile)

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from dppo.trajectories.format import compression_filter, refuse_links
 _FILES = ("metrics.jsonl", "summary.json")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True)
 class Plan:
     """What rank 0 found out and every rank needs to know."""
 
@@ -50,6 +50,15 @@ class Plan:
     """When the batch system kills the job, in seconds since 1970; None: not known, or never."""
     was_there: Path | None = None
     """Of a new run: its directory or, where there is none yet, the innermost folder above it."""
+    num_ranks: int = 1
+    """At the start of the run."""
+    survives: bool = False
+    """Whether the run goes on when a rank dies."""
+
+    @property
+    def first_rank(self) -> int:
+        """Of worker 0, at the start of the run."""
+        return int(self.num_ranks > 1)
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
@@ -70,11 +79,13 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     check_world(config, judged_for)
     compression_filter(config.trajectories.compression)
     plan = _plan_resume(config, console) if config.resume else _plan_new(config)
-    if isinstance(plan, Plan):
-        plan.run_dir = plan.run_dir.absolute()  # an environment may change the working directory
-        plan.allocation = allocation
-        plan.ends_at = None if config.dry_run else ends_at()
-    return plan
+    if isinstance(plan, Summary):
+        return plan
+    return replace(
+        plan, run_dir=plan.run_dir.absolute(),  # an environment may change the working directory
+        allocation=allocation, ends_at=None if config.dry_run else ends_at(),
+        num_ranks=world_size, survives=startup.survives_deaths() and world_size > 1,
+    )  # fmt: skip
 
 
 def _plan_new(config: Config) -> Plan:

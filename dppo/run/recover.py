@@ -1,6 +1,6 @@
-"""How those that are left go on when a rank has died. run/command.py's recovery loop calls `survive`.
+"""How those that are left go on when a rank has died; the recovery loop in run/loop.py calls `recover`.
 
-The survivors shrink and tell each other how far they are; what the new server lacks, the others give it; then it has
+The survivors shrink and tell each other how far they are. What the new server lacks, the others give it. Then it has
 the newest state that is left, and all take that over, as at the start of a run.
 """
 
@@ -14,39 +14,43 @@ from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import end_job, regroup
 from dppo.console import say
 from dppo.data import Report
-from dppo.errors import Failure, JobFailure, RankFailure, SavingError
-from dppo.run.members import ENDED_BY_STALL, Rank, assign_roles, leave_alone, replace_lost
+from dppo.errors import EXIT_FAILED, Failure, JobFailure, RankFailure, SavingError
+from dppo.run.leave import ENDED_BY_STALL, leave_alone
+from dppo.run.members import assign_roles
+from dppo.run.rank import Group, Rank
+from dppo.run.respawn import replace_lost
 from dppo.run.setup import say_failed
-from dppo.run.takeover import Contribution, Status, drifted, givers, offered, serve
+from dppo.run.takeover import Contribution, Status, drifted, givers, offered, take_over
+from dppo.rundir.summary import PREEMPTED
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.trajectories.writer import Sealed
 
 FAILURE_NOTICE_S = 5.0
 """How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
+MOST_FRUITLESS = 5
+"""Recoveries in a row in which nobody was missing."""
 
 
 def recover(me: Rank, cause: RankFailure) -> None:
-    """Collective over the survivors of `me.comm`, each of which has noticed a death. After it `me` is a member
-    of a group that can go on; the state that counts is its rank 0's.
+    """Collective over the survivors of the group, each of which has noticed a death. After it `me` has a new group
+    that can go on; the state that counts is its rank 0's.
 
     Raises:
       RankFailure: another one has died meanwhile: call it again.
       JobFailure: a rank has failed in a way that ends the job; on all ranks alike.
     """
     since = time.monotonic()
-    assert me.standby is not None
     updates_seen = _step_back(me)
-    if me.tracker is not None and me.coordinator is not None:
-        me.coordinator.settle()
-        me.standby.totals = me.coordinator.totals
-    state, standby = me.place.state, me.standby
-    serving, all_step = me.tracker is not None, me.plan.config.exchange == "allreduce"
+    state, standby, recovery, before = me.parts.state, me.recovery.standby, me.recovery, me.group.members
+    serving, all_step = me.server.is_open, me.plan.config.exchange == "allreduce"
+    if serving:
+        standby.totals = me.server.settle()
     mirror = standby.mirror
     packed = offered(state, mirror, is_server=serving)
     status = Status(
-        me.member, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
-        None if mirror is None else (mirror.iteration, mirror.updates), me.failure or _ended_by_stall(me),
-        me.synchronised,
+        me.group.member, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
+        None if mirror is None else (mirror.iteration, mirror.updates), recovery.failure or _ended_by_stall(me),
+        recovery.synchronised,
     )  # fmt: skip
 
     def consult(comm: Comm) -> tuple[list[Status], int, list[Contribution], bool]:
@@ -68,91 +72,95 @@ def recover(me: Rank, cause: RankFailure) -> None:
         return statuses, giver, gather_at_zero(comm, contributions), alike
 
     def meanwhile() -> None:
-        me.watchdog.progress("recovery")
+        me.services.watchdog.progress("recovery")
         _end_what_cannot_go_on(me, time.monotonic() - since)
 
-    before = me.members
-    me.comm, (statuses, giver, contributions, alike) = regroup(me.comm, me.others, consult, meanwhile)
-    me.others = []
-    failures = [w.failure for w in statuses if w.failure is not None]
-    if failures:
-        raise JobFailure(failures[0])
+    comm, (statuses, giver, contributions, alike) = regroup(me.group.comm, me.group.others, consult, meanwhile)
+    me.group = Group(comm, tuple(assign_roles([w.member for w in statuses])))
+    for failure in [w.failure for w in statuses if w.failure is not None]:
+        raise JobFailure(failure)
     apart = ", ".join(str(w.member) for w in drifted(statuses)) if all_step else ""
     if not alike:
         text = f"after a death, the states of {apart} differ: --resume goes on from the last checkpoint"
         raise JobFailure(Failure(text, stalled=True))
-    me.members = assign_roles([w.member for w in statuses])
     present = {(w.member.host, w.member.pid) for w in statuses}
     lost = [member for member in before if (member.host, member.pid) not in present]
-    me.fruitless = 0 if lost else me.fruitless + 1
-    if me.fruitless > 5:
-        text = f"{me.member}: MPI reports a death again and again, but nobody is missing: {cause}"
+    recovery.fruitless = 0 if lost else recovery.fruitless + 1
+    if recovery.fruitless > MOST_FRUITLESS:
+        text = f"{me.group.member}: MPI reports a death again and again, but nobody is missing: {cause}"
         raise JobFailure(Failure(text, stalled=True))
-    if me.collector is not None:
-        iteration = statuses[giver].progress[0]
-        for report in _untold(me, iteration):
-            standby.add_report(report)
-            if me.dump is not None and me.collector.last is not None:
-                me.dump.add(me.collector.last)
-        me.collector.keep_last(keep=_is_unused(me, iteration), as_it_is=_was_told(me))
-    settled: list[Sealed] = []
-    if me.dump is not None and me.member.worker != me.place.worker:  # it is no worker any more
-        settled = me.dump.settle(None)
-        me.dump.close()
-        me.dump = None
-    if me.comm.rank == 0:
-        serve(me, statuses, giver, contributions, lost, time.monotonic() - since)
+    settled = _keep_last_rollout(me, statuses[giver].progress[0])
+    if me.group.is_server:
+        take_over(me, statuses, giver, contributions, lost, time.monotonic() - since)
         if apart:
             from_whom = statuses[giver].member
-            me.console.warn(f"the states of {apart} differed by rounding: all go on with that of {from_whom}")
-        if me.tracker is not None:
+            me.services.console.warn(f"the states of {apart} differed by rounding: all go on with that of {from_whom}")
+        if me.server.is_open:
             for answer in settled:
-                me.tracker.saver.on_sealed(answer)
+                me.server.tracker.saver.on_sealed(answer)
     if me.plan.config.respawn:
         replace_lost(me)
-    me.place.worker = me.member.worker
-    if me.member.worker is None and me.collector is not None:  # a server steps nothing
-        me.place.close()
-        me.collector = None
+    me.parts.worker = me.group.member.worker
+    if not me.group.member.is_worker and me.worker.collects:  # a server steps nothing
+        me.parts.close()
+        me.worker.stop()
+
+
+def _keep_last_rollout(me: Rank, iteration: int) -> list[Sealed]:
+    """The run goes on in `iteration`: keeps what was collected for it. Returns what a rank that becomes the server has
+    written of its trajectories.
+    """
+    worker = me.worker
+    if worker.collects:
+        for report in _untold(me, iteration):
+            me.recovery.standby.add_report(report)
+            if worker.dump is not None and worker.collector.last is not None:
+                worker.dump.add(worker.collector.last)
+        worker.collector.keep_last(keep=_is_unused(me, iteration), as_it_is=_was_told(me))
+    if worker.dump is None or me.group.member.worker == me.parts.worker:
+        return []
+    settled = worker.dump.settle(None)
+    worker.dump.close()
+    worker.dump = None
+    return settled
 
 
 def _end_what_cannot_go_on(me: Rank, waited_s: float) -> None:
     """While the slowest survivor is waited for: it may be stuck for ever, and this rank may be asked to leave."""
+    comm, server, preemption = me.group.comm, me.server, me.services.preemption
     stall_abort_s = me.plan.config.log.stall_abort_s
-    failure = me.failure if waited_s > FAILURE_NOTICE_S else None
+    failure = me.recovery.failure if waited_s > FAILURE_NOTICE_S else None
     if 0 < stall_abort_s < waited_s - ABORT_MARGIN_S:
         failure = Failure(f"after a death, a rank did not answer for {waited_s:.0f} s (--log.stall-abort-s)", True)
     if failure is not None:
         say(failure.text)
         say_failed(me.plan, failure)
-        end_job(me.comm, 1)
-    if me.tracker is not None and me.preemption.past(GIVE_UP) and not me.tracker.saver.has_ended:
+        end_job(comm, EXIT_FAILED)
+    if server.is_open and preemption.past(GIVE_UP) and not server.has_ended:
         try:
-            me.tracker.saver.finish("preempted")
+            server.tracker.saver.finish(PREEMPTED)
         except SavingError as error:
             say(str(error))
-            me.tracker.saver.fail(Failure(str(error)))
-            end_job(me.comm, 1)
-    if me.tracker is not None and me.tracker.saver.has_ended and me.preemption.past(LEAVE):
+            server.tracker.saver.fail(Failure(str(error)))
+            end_job(comm, EXIT_FAILED)
+    if server.is_open and server.has_ended and preemption.past(LEAVE):
         leave_alone(me)
 
 
 def _step_back(me: Rank) -> int:
     """sync/allreduce: to the last boundary. Returns the updates that this rank knew of."""
-    state = me.place.state
+    state = me.parts.state
     updates = state.updates
-    assert me.standby is not None
     if me.plan.config.exchange == "allreduce":
-        if me.standby.boundary is not None:
-            state.unpack(me.standby.boundary)
+        if me.recovery.standby.boundary is not None:
+            state.unpack(me.recovery.standby.boundary)
         state.forget_unfinished()
     return updates
 
 
 def _was_told(me: Rank) -> bool:
     """Whether rank 0 was sent a report of the last rollout."""
-    assert me.collector is not None and me.standby is not None
-    last, reports = me.collector.last, me.standby.reports
+    last, reports = me.worker.collector.last, me.recovery.standby.reports
     return last is None or bool(reports and reports[-1].first_row == last.first_row)
 
 
@@ -160,19 +168,19 @@ def _is_unused(me: Rank, iteration: int) -> bool:
     """Whether the last rollout can still be learnt from, if the run goes on in `iteration`. In async one that was told
     of counts as used: its gradients may have been.
     """
-    assert me.collector is not None
-    if me.collector.last is None:
+    if me.worker.collector.last is None:
         return False
     if me.plan.config.mode == "sync":
-        return me.collector.last_iteration == iteration
+        return me.worker.collector.last_iteration == iteration
     return not _was_told(me)
 
 
 def _untold(me: Rank, iteration: int) -> list[Report]:
     """Of a rollout that was cut short and comes too late for its iteration (`--server.drop`): its steps were made."""
-    collector = me.collector
-    if collector is None or collector.last is None or _was_told(me) or _is_unused(me, iteration):
+    if not me.worker.num_last_steps or _was_told(me) or _is_unused(me, iteration):
         return []
+    collector = me.worker.collector
+    assert collector.last is not None
     collector.discounted_returns(collector.last)
     return [collector.report(collector.last, 0.0, 0.0, 0.0)]
 
@@ -181,10 +189,10 @@ def _discarded(me: Rank, iteration: int, becomes_server: bool) -> int:
     """Transitions of the last rollout that nobody will learn from because of the death: of a worker that becomes the
     server, and of one that comes too late.
     """
-    if me.collector is None or me.collector.last is None:
+    if not me.worker.num_last_steps:
         return 0
     lost = becomes_server if _is_unused(me, iteration) else not _was_told(me)
-    return me.collector.last.num_steps if lost else 0
+    return me.worker.num_last_steps if lost else 0
 
 
 def _ended_by_stall(me: Rank) -> Failure | None:

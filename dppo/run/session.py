@@ -14,9 +14,11 @@ from dppo.comm.mpi import Comm
 from dppo.comm.server import serve
 from dppo.comm.ulfm import wait_for_all
 from dppo.comm.waiting import ask_for_longer_turns
-from dppo.comm.wakeup import make_doorbell
+from dppo.comm.wakeup import Doorbell, make_doorbell
 from dppo.errors import DumpError, UsageError
-from dppo.run.members import ENDED_BY_STALL, Rank, begin_dump, begin_tracking, build_envs_alone, leave_alone
+from dppo.run.leave import ENDED_BY_STALL, leave_alone
+from dppo.run.rank import Rank
+from dppo.run.roles import begin_dump, begin_tracking, build_envs_alone
 from dppo.rundir.summary import Summary
 from dppo.seams import Exchange
 from dppo.startup import forks_end_here
@@ -28,77 +30,56 @@ from dppo.training.sync_pooled import PooledExchange, pool_bytes
 
 
 def run_session(me: Rank) -> Summary:
-    """Collective over `me.comm`. Rank 0 serves, the others work; one rank alone does both, through a link that is a
+    """Collective over the group. Rank 0 serves, the others work; one rank alone does both, through a link that is a
     function call.
 
     Raises:
       UsageError: the run directory cannot be written; on all ranks alike, and nothing was left there.
     """
-    place, comm, standby, config = me.place, me.comm, me.standby, me.plan.config
-    alone = comm.size == 1
-    wait_for_all(comm, lambda: me.watchdog.progress("start"))  # from here on nobody is at an earlier stage
+    group, comm, heartbeat = me.group, me.group.comm, me.services.watchdog.progress
+    wait_for_all(comm, lambda: heartbeat("start"))  # from here on nobody is at an earlier stage
     problem = _open_run(me)
-    if alone and me.collector is None and me.ended is None and problem is None:
+    if group.is_alone and me.server.is_open and not me.worker.collects:
         build_envs_alone(me)
-    tracker, collector = me.tracker, me.collector
-    wait_for_all(comm, lambda: me.watchdog.progress("start"))
+    wait_for_all(comm, lambda: heartbeat("start"))
     if (problem := from_rank_zero(comm, problem)) is not None:
         raise UsageError(problem)
-    if tracker is not None:
-        tracker.saver.heartbeat = me.watchdog.progress
-    if from_rank_zero(comm, me.ended is not None or (tracker is not None and tracker.saver.has_ended)):
+    if from_rank_zero(comm, me.server.has_ended):
         return _summary(me)
-    if collector is not None and me.dump is None:
-        begin_dump(me)
+    begin_dump(me)
     _synchronise(me)
-    workers = comm
-    if config.mode == "sync":
-        workers = comm.Split(color=0 if comm.rank == 0 and not alone else 1, key=comm.rank)
-        me.others.append(workers)
-        wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
-    with (
-        contextlib.ExitStack() as at_end
-    ):  # what the next session, or a caller that goes on after an error, must not inherit
-        pool, computing = None, workers
-        if config.mode == "sync" and not config.server.drop:  # whoever is pooled cannot be late by itself
-            room = pool_bytes(place.learner, place.state, config)
-            pool, computing = make_pool(workers, room, me.workers, me.others)
-        if pool is not None and standby is not None:
-            at_end.callback(pool.give_up)
-        computes = collector is not None and (pool is None or pool.computes)
+    workers = _workers(me)
+    with contextlib.ExitStack() as at_end:  # the next session, or a caller after an error, must not inherit this
+        pool, computing = _make_pool(me, workers, at_end)
+        computes = me.worker.collects and (pool is None or pool.computes)
         num_computing = total(comm, int(computes))
         doorbell = make_doorbell(comm)
-        if doorbell.crowded and collector is not None:
+        if doorbell.crowded and me.worker.collects:
             ask_for_longer_turns()
-        _remember(me, computes=computes)
+        _keep_first_boundary(me, computes=computes)
         comm.Barrier()  # training time starts when every worker can step
-        me.coordinator = coordinator = _coordinator(me, num_computing)
-        if tracker is not None:
-            tracker.start_training()
-        if collector is not None:
-            asked = me.preemption.asked
-            progress = me.watchdog.progress
-            link: Link = (
-                MPILink(comm, asked, progress, doorbell=doorbell, standby=standby, dump=me.dump)
-                if coordinator is None
-                else LocalLink(coordinator, asked, progress, me.dump)
-            )
-            sums = Allreduce(computing, survives=standby is not None)
-            me.retired.append(sums)
+        if group.is_server:
+            me.server.coordinator = _make_coordinator(me, num_computing)
+            me.server.tracker.start_training()
+        if me.worker.collects:
+            link = _make_link(me, doorbell)
+            sums = Allreduce(computing, survives=me.plan.survives)
+            me.recovery.retired.append(sums)
             with forks_end_here():
                 _begin_moments(me, workers)
-                _work(me, sums, pool, link)
+                _train(me, sums, pool, link)
             link.bye()
-        elif coordinator is not None:
-            serve(comm, coordinator, first_worker_rank=1, doorbell=doorbell, progress=me.watchdog.progress)
-            if coordinator.abandoned:
+        else:
+            assert me.server.coordinator is not None
+            serve(comm, me.server.coordinator, first_worker_rank=1, doorbell=doorbell, progress=heartbeat)
+            if me.server.coordinator.abandoned:
                 leave_alone(me)
     return _summary(me)
 
 
 def _open_run(me: Rank) -> str | None:
-    """Rank 0, where nobody has done it: opens the run. Why it cannot, where that is for the user to mend."""
-    if me.comm.rank != 0 or me.tracker is not None or me.ended is not None:
+    """The server, where no server has done it: opens the run. Returns why it cannot, where the user can mend that."""
+    if not me.group.is_server or me.server.is_open or me.server.has_ended:
         return None
     try:
         begin_tracking(me)
@@ -109,99 +90,124 @@ def _open_run(me: Rank) -> str | None:
     return None
 
 
-def _coordinator(me: Rank, num_computing: int) -> BaseCoordinator | None:
+def _workers(me: Rank) -> Comm:
+    """Collective over the group. The communicator of the ranks that exchange directly."""
+    group, comm = me.group, me.group.comm
+    if me.plan.config.mode != "sync":
+        return comm
+    workers = comm.Split(color=0 if group.is_server and not group.is_alone else 1, key=comm.rank)
+    group.others.append(workers)
+    wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
+    return workers
+
+
+def _make_pool(me: Rank, workers: Comm, at_end: contextlib.ExitStack) -> tuple[Pool | None, Comm]:
+    """Collective over `workers`. Returns this worker's pool, where there is one, and who computes."""
+    config = me.plan.config
+    if config.mode != "sync" or config.server.drop:  # a pooled worker cannot be late by itself
+        return None, workers
+    room = pool_bytes(me.parts.learner, me.parts.state, config)
+    pool, computing = make_pool(workers, room, me.group.workers, me.group.others)
+    if pool is not None and me.plan.survives:
+        at_end.callback(pool.give_up)
+    return pool, computing
+
+
+def _make_coordinator(me: Rank, num_computing: int) -> BaseCoordinator:
     """Rank 0's part of the loop."""
-    if me.tracker is None:
-        return None
-    config, state, learner = me.plan.config, me.place.state, me.place.learner
-    survives = me.standby is not None and me.comm.size > 1
-    names = [str(member) for member in me.members[1:]]
+    config, parts, group, tracker = me.plan.config, me.parts, me.group, me.server.tracker
+    names = [str(member) for member in group.members[1:]]
     if config.mode == "async":
         return async_loop.AsyncCoordinator(
-            me.tracker, state, learner, config, me.workers, survives=survives, names=names
+            tracker, parts.state, parts.learner, config, group.workers, survives=me.survives, names=names
         )
     if config.exchange == "allreduce":
-        return AllreduceCoordinator(me.tracker, state, config, me.workers, survives=survives, names=names)
-    totals = None if me.standby is None else me.standby.totals
+        return AllreduceCoordinator(tracker, parts.state, config, group.workers, survives=me.survives, names=names)
     return P2PCoordinator(
-        me.tracker, state, learner, config, me.workers, num_computing, survives=survives, totals=totals, names=names
-    )
+        tracker, parts.state, parts.learner, config, group.workers, num_computing, survives=me.survives,
+        totals=me.recovery.standby.totals, names=names,
+    )  # fmt: skip
 
 
-def _remember(me: Rank, *, computes: bool) -> None:
+def _make_link(me: Rank, doorbell: Doorbell) -> Link:
+    """A worker's link to rank 0."""
+    asked, heartbeat, dump = me.services.preemption.asked, me.services.watchdog.progress, me.worker.dump
+    if me.server.coordinator is not None:
+        return LocalLink(me.server.coordinator, asked, heartbeat, dump)
+    standby = me.recovery.standby if me.plan.survives else None
+    return MPILink(me.group.comm, asked, heartbeat, doorbell=doorbell, standby=standby, dump=dump)
+
+
+def _keep_first_boundary(me: Rank, *, computes: bool) -> None:
     """sync/allreduce: where a worker that computes steps back to, should someone die in the first iteration."""
-    standby, state = me.standby, me.place.state
-    if standby is None:
-        return
+    standby, state = me.recovery.standby, me.parts.state
     standby.boundary = None
-    if computes and me.plan.config.exchange == "allreduce":
+    if me.plan.survives and computes and me.plan.config.exchange == "allreduce":
         packed = np.empty(state.all_bytes, np.uint8)
         state.pack(packed)
         standby.pass_boundary(state.iteration, packed, state.head_bytes)
 
 
 def _summary(me: Rank) -> Summary:
-    """Collective over `me.comm`. The run has ended: what trajectories its last boundary has seen is written first."""
+    """Collective over the group. The run has ended: what trajectories its last boundary has seen is written first."""
+    comm, server, dump = me.group.comm, me.server, me.worker.dump
     if me.plan.config.trajectories.enabled:
-        tracker, comm = me.tracker, me.comm
-        limits = from_rank_zero(comm, None if tracker is None else tracker.saver.boundary.rows)
-        worker, settled = me.member.worker, []
-        if me.dump is not None and limits is not None and worker in limits:  # as a rule it is on disk since the goodbye
-            settled = me.dump.settle(limits[worker])
-        for answer in [answer for answers in gather_at_zero(comm, settled) for answer in answers]:
-            if tracker is not None:
-                tracker.saver.on_sealed(answer)
-        if tracker is not None:
-            tracker.saver.conclude()
-            if tracker.saver.dumps is not None and tracker.saver.dumps.ends_the_run:
-                raise DumpError(tracker.saver.dumps.problem)
-    summary: Summary = from_rank_zero(
-        me.comm, me.ended or (me.tracker.saver.summary if me.tracker is not None else None)
-    )
-    if me.dump is not None:  # not before: had rank 0 died, the others would go on, with what is not sealed yet
-        me.dump.close()
-        me.dump = None
+        rows = from_rank_zero(comm, server.tracker.saver.boundary.rows if server.is_open else {})
+        worker, settled = me.group.member.worker, []
+        if dump is not None and worker in rows:  # as a rule it is on disk since the goodbye
+            settled = dump.settle(rows[worker])
+        answers = gather_at_zero(comm, settled)
+        if server.is_open:
+            saver = server.tracker.saver
+            for answer in [answer for of_rank in answers for answer in of_rank]:
+                saver.on_sealed(answer)
+            saver.conclude()
+            if saver.dumps is not None and saver.dumps.ends_the_run:
+                raise DumpError(saver.dumps.problem)
+    summary: Summary = from_rank_zero(comm, server.summary)
+    if dump is not None:  # not before: had rank 0 died, the others would go on, with what is not sealed yet
+        dump.close()
+        me.worker.dump = None
     return summary
 
 
 def _synchronise(me: Rank) -> None:
-    """Collective over `me.comm`. Every rank takes over rank 0's state: fresh, from the checkpoint, or the newest that
+    """Collective over the group. Every rank takes over rank 0's state: fresh, from the checkpoint, or the newest that
     the survivors had.
     """
-    state = me.place.state
-    newest = from_rank_zero(me.comm, state.as_dict() if me.comm.rank == 0 else None)
-    if me.comm.rank != 0:
+    state, comm = me.parts.state, me.group.comm
+    newest = from_rank_zero(comm, state.as_dict() if me.group.is_server else None)
+    if not me.group.is_server:
         state.load(newest)
     state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
-    assert_in_sync(me.comm, me.place.policy.flat.fingerprint())
-    me.synchronised = True
+    assert_in_sync(comm, me.parts.policy.flat.fingerprint())
+    me.recovery.synchronised = True
 
 
 def _begin_moments(me: Rank, workers: Comm) -> None:
     """Collective over `workers` in sync. Before the first moments: all take their sums about the same observation, that
     of the first environment. In async each takes its own, which it sends along.
     """
-    normaliser, collector = me.place.learner.normaliser, me.collector
-    assert collector is not None
+    normaliser = me.parts.learner.normaliser
     if normaliser.observations.count == 0:  # the same on all: they have the same state
-        first = collector.first_observation()
+        first = me.worker.collector.first_observation()
         if me.plan.config.mode == "sync":
-            wait_for_all(workers, lambda: me.watchdog.progress("collect"))
+            wait_for_all(workers, lambda: me.services.watchdog.progress("collect"))
             first = from_rank_zero(workers, first)
         normaliser.start_from(first)
 
 
-def _work(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
-    config, place, collector = me.plan.config, me.place, me.collector
-    assert collector is not None
+def _train(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
+    """A worker's loop, until the run has ended."""
+    config, collector, learner, state = me.plan.config, me.worker.collector, me.parts.learner, me.parts.state
     if config.mode == "async":
-        async_loop.train_worker(collector, place.learner, place.state, link, config)
+        async_loop.train_worker(collector, learner, state, link, config)
         return
     exchange: Exchange
     if config.exchange == "allreduce":
-        exchange = AllreduceExchange(sums, place.state, link)
+        exchange = AllreduceExchange(sums, state, link)
     else:
-        exchange = P2PExchange(place.state, link, place.learner)
+        exchange = P2PExchange(state, link, learner)
     if pool is not None:
-        exchange = PooledExchange(exchange, pool, place.state, link)
-    sync_loop.train_worker(collector, place.learner, place.state, exchange, link, config)
+        exchange = PooledExchange(exchange, pool, state, link)
+    sync_loop.train_worker(collector, learner, state, exchange, link, config)

@@ -203,24 +203,19 @@ def open_tracker(
     console: Console,
     started: float,
     threads: int,
-    *,
-    first_rank: int,
 ) -> Tracker:
     """Rank 0: makes the run directory, or goes on in it, and saves step 0.
 
     Args:
       workers: their numbers.
       hosts: of all ranks.
-      first_rank: of worker 0.
 
     Raises:
       OSError: the run directory cannot be written. Of a new run nothing is left then.
     """
     before = set(os.listdir(planned.run_dir)) if planned.run_dir.is_dir() else set()
     try:
-        return _open_tracker(
-            planned, state, workers, hosts, preemption, console, started, threads, first_rank=first_rank
-        )
+        return _open_tracker(planned, state, workers, hosts, preemption, console, started, threads)
     except OSError:
         if planned.saved is None:
             _remove_all_but(planned.run_dir, before)
@@ -253,8 +248,6 @@ def _open_tracker(
     console: Console,
     started: float,
     threads: int,
-    *,
-    first_rank: int,
 ) -> Tracker:
     planned.run_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(planned.run_dir)
@@ -282,7 +275,7 @@ def _open_tracker(
         wall_s=planned.wall_s,
         counters=None if saved is None else saved.counters,
         replays=saved_replays(saved, workers, planned.config.num_envs),
-        first_rank=first_rank, next_segments=named,
+        first_rank=planned.first_rank, next_segments=named,
     )  # fmt: skip
     if saved is None:
         tracker.saver.write(tracker.saver.boundary)  # a job that is killed at any time can be resumed

@@ -14,7 +14,9 @@ import numpy as np
 
 from dppo.data import Report
 from dppo.errors import Failure, SavingError
-from dppo.run.members import Member, Rank, begin_tracking, count_ranks
+from dppo.run.members import Member
+from dppo.run.rank import Rank
+from dppo.run.roles import begin_tracking, count_ranks, keep_track
 from dppo.run.setup import saved_replays
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
 from dppo.rundir.summary import EXIT_CODES, Summary, read_summary
@@ -95,35 +97,34 @@ def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> 
     return mirror.state if copy_at > own_at and (same_round or state.is_boundary(mirror.state)) else own
 
 
-def serve(
+def take_over(
     me: Rank, statuses: list[Status], giver: int, contributions: list[Contribution], lost: list[Member], took_s: float
 ) -> None:
     """Rank 0: has the newest state after it, and the counters."""
-    state, all_step = me.place.state, me.plan.config.exchange == "allreduce"
+    state, all_step = me.parts.state, me.plan.config.exchange == "allreduce"
     packed = contributions[giver].state
-    assert packed is not None and me.standby is not None
+    assert packed is not None
     told = [report for g in contributions for report in g.reports]
-    took_over = me.tracker is None
-    if not me.quiet:
-        me.console.enable()
+    took_over, console = not me.server.is_open, me.services.console
+    if not me.services.quiet:
+        console.enable()
     if took_over:
         said = read_summary(me.plan.run_dir)
         if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
-            me.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
+            me.server.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
             return
         try:
             if not any(w.synchronised for w in statuses):  # it died before anyone had the run's state
                 _begin_anew(me, lost)
                 return
-            known_updates, closed = _take_over(me, statuses, packed, contributions, told)
+            known_updates, closed = _open_with_what_is_left(me, statuses, packed, contributions, told)
         except OSError as error:
             raise SavingError(f"after the server's death, {me.plan.run_dir} cannot be taken over: {error}") from error
     else:
-        if all_step and me.coordinator is not None:
-            told += me.coordinator.unclosed
+        if all_step and me.server.coordinator is not None:
+            told += me.server.coordinator.unclosed
         closed, known_updates = state.iteration, state.updates
-    tracker = me.tracker
-    assert tracker is not None
+    tracker = me.server.tracker
     if tracker.saver.has_ended:
         state.unpack(packed)
     elif all_step:
@@ -133,41 +134,41 @@ def serve(
         for report in told:
             if tracker.add(report) and report.moment_sums is not None and report.moment_means and not took_over:
                 state.normaliser.merge(report.moment_sums, *report.moment_means)
-        me.standby.totals = contributions[giver].totals
+        me.recovery.standby.totals = contributions[giver].totals
     _count_losses(me, statuses, contributions, lost, known_updates)
-    me.coordinator = me.standby.boundary = None  # from here on this rank has the newest state
+    me.server.coordinator = me.recovery.standby.boundary = None  # from here on this rank has the newest state
     for member in lost:
-        me.console.warn(f"{member} has died in iteration {state.iteration + 1}")
-    server = f"; {me.member} is the server now" if took_over else ""
-    me.console.warn(f"{me.comm.size} rank(s) go on after {took_s:.2f} s{server}")
+        console.warn(f"{member} has died in iteration {state.iteration + 1}")
+    server = f"; {me.group.member} is the server now" if took_over else ""
+    console.warn(f"{me.group.comm.size} rank(s) go on after {took_s:.2f} s{server}")
 
 
 def _begin_anew(me: Rank, lost: list[Member]) -> None:
     begin_tracking(me)
     count_ranks(me)
     for member in lost:
-        me.console.warn(f"{member} has died at the start")
+        me.services.console.warn(f"{member} has died at the start")
 
 
 def _count_losses(
     me: Rank, statuses: list[Status], contributions: list[Contribution], lost: list[Member], known_updates: int
 ) -> None:
     config = me.plan.config
-    assert me.tracker is not None and config.horizon is not None
-    losses = me.tracker.counters.losses
+    assert config.horizon is not None, "an unresolved configuration reached the loop"
+    losses = me.server.tracker.counters.losses
     losses.updates_lost += max(0, max(w.updates_seen for w in statuses) - known_updates)
     losses.env_steps_lost += sum(g.discarded for g in contributions)
-    losses.env_steps_lost += config.horizon * config.num_envs * sum(member.worker is not None for member in lost)
+    losses.env_steps_lost += config.horizon * config.num_envs * sum(member.is_worker for member in lost)
     count_ranks(me)
 
 
-def _take_over(
+def _open_with_what_is_left(
     me: Rank, statuses: list[Status], packed: np.ndarray, contributions: list[Contribution], told: list[Report]
 ) -> tuple[int, int]:
     """Makes the tracker. Returns the updates that the optimiser's statistics know of, and the iteration of the last
     line of metrics.
     """
-    config, state, plan = me.plan.config, me.place.state, me.plan
+    config, state, plan = me.plan.config, me.parts.state, me.plan
     state.unpack(packed)
     state.forget_unfinished()
     mirror = next((g.mirror for g in contributions if g.mirror is not None), None)
@@ -188,7 +189,7 @@ def _take_over(
     else:
         assert saved is not None
         counters, counted_until = saved.counters, saved.iteration
-        replays = saved_replays(saved, range(max(1, me.num_ranks - 1)), config.num_envs)
+        replays = saved_replays(saved, range(max(1, me.plan.num_ranks - 1)), config.num_envs)
         if config.exchange != "allreduce":
             state.optimizer.steps, state.optimizer.state[:] = saved.state["optimizer_steps"], saved.state["optimizer"]
             updates = saved.state["numbers"]["updates"]
@@ -196,12 +197,13 @@ def _take_over(
         if w.member.worker is not None and g.replay is not None and not g.replay.is_empty:
             replays[w.member.worker] = g.replay
     line = last_line(plan.run_dir / "metrics.jsonl", state.iteration)
-    me.tracker = tracker = Tracker(
-        plan.run_dir, config, state, me.preemption, me.console,
-        workers=me.workers, world_size=me.comm.size, attempt=plan.attempt, started=me.started, wall_s=plan.wall_s,
-        counters=counters, replays=replays, first_rank=me.first_rank,
+    tracker = Tracker(
+        plan.run_dir, config, state, me.services.preemption, me.services.console,
+        workers=me.group.workers, world_size=me.group.comm.size, attempt=plan.attempt, started=me.services.started,
+        wall_s=plan.wall_s, counters=counters, replays=replays, first_rank=plan.first_rank,
         next_segments=next_segments(plan.run_dir),
     )  # fmt: skip
+    keep_track(me, tracker)
     tracker.start_clock()
     if line.get("iteration", 0) > counted_until:
         for report in told:
@@ -212,7 +214,7 @@ def _take_over(
 
 
 def _is_old(mirror: Mirror, me: Rank) -> bool:
-    state = me.place.state
+    state = me.parts.state
     if me.plan.config.exchange == "allreduce":
         return state.iteration - mirror.iteration > MAX_MIRROR_AGE
     return state.updates - mirror.updates > MAX_MIRROR_AGE * max(1, me.plan.config.server.mirror_every)

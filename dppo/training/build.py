@@ -127,7 +127,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
 
 
 def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
-    """Whether the rollouts of this node's workers fit into its standby. Raises ValueError with the repair."""
+    """Whether the rollouts of this node's workers fit into its memory. Raises ValueError with the repair."""
     assert config.horizon is not None, "the configuration is resolved"
     spaces = (envs.observation_space, envs.action_space)
     observation, action = (math.prod(s.shape or ()) * np.dtype(s.dtype).itemsize for s in spaces)

@@ -158,7 +158,7 @@ class EpisodeCounter:
 
     def _prune(self) -> None:
         """Of those that can only settle together, for they began between the same two that are under way, keeps the
-        newest 100: so an environment that never ends costs no standby.
+        newest 100: so an environment that never ends costs no memory.
         """
         self._waiting = self._waiting[np.lexsort((self._waiting[:, 1], self._waiting[:, 0]))]
         groups = np.searchsorted(np.sort(np.array(list(self._began.values()))), self._waiting[:, 0], side="right")

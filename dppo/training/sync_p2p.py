@@ -41,8 +41,7 @@ class P2PExchange:
         core = self._state.core_bytes
         self._state.unpack(message[:core])
         sums = message[core:].view(np.float64)
-        if self._link.standby is not None:
-            self._link.standby.totals = sums[: self._num_statistics]
+        self._link.keep_totals(sums[: self._num_statistics])
         return sums
 
     def meet(self, batch: Batch) -> Batch | None:

@@ -24,7 +24,7 @@ def seated(members: list[Member]) -> list[tuple[int, int | None]]:
 
 
 def regrouped(members: list[Member], *dead: int) -> list[Member]:
-    """Without those ranks, as `survive` deals the members that are left."""
+    """Without those ranks, as `recover` assigns roles to the members that are left."""
     return assign_roles([member for member in members if member.rank not in dead])
 
 

@@ -107,7 +107,7 @@ def test_tensorboard_shows_each_point_once_after_a_resume(tmp_path: Path) -> Non
 
 
 def test_zeros_behind_the_lines_are_removed(tmp_path: Path) -> None:
-    """As the crash of a machine leaves them; here so many that they would not fit into standby."""
+    """As the crash of a machine leaves them; here so many that they would not fit into memory."""
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
     os.truncate(path, 10 * 2**30)

@@ -258,7 +258,7 @@ def copy_by_message(state: TrainingState, other: TrainingState, tmp_path: Path) 
     message = np.empty(state.all_bytes, np.uint8)
     state.pack(message)
     other.unpack(message)
-    message[:] = 0  # its standby is used again
+    message[:] = 0  # its memory is used again
     other.normaliser.freeze()
 
 

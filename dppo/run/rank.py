@@ -1,0 +1,202 @@
+"""What a rank consists of: plan, services, the group in which it works, its parts as a worker and as the server, and
+what it keeps for a recovery.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dppo import startup
+from dppo.cluster import guard
+from dppo.cluster.signals import Preemption
+from dppo.cluster.watchdog import Watchdog
+from dppo.comm.mpi import Comm
+from dppo.console import Console
+from dppo.errors import Failure
+from dppo.run.members import Member
+from dppo.run.preflight import Plan
+from dppo.rundir.summary import Summary
+from dppo.training.build import Parts
+from dppo.training.collector import Collector
+from dppo.training.coordinator import BaseCoordinator
+from dppo.training.standby import Standby
+from dppo.training.tracker import Tracker
+from dppo.trajectories.writer import TrajectoryWriter
+
+
+@dataclass(frozen=True)
+class Services:
+    """What every rank has, whatever its role."""
+
+    console: Console
+    preemption: Preemption
+    watchdog: Watchdog
+    started: float
+    """time.monotonic() of the job's start."""
+    threads: int
+    quiet: bool = False
+    """Rank 0 prints nothing but warnings."""
+
+
+def begin_services(
+    plan: Plan, console: Console, watchdog: Watchdog, started: float, *, quiet: bool = False
+) -> Services:
+    """From here on signals ask the run to save and leave, and the watchdog writes into the run directory."""
+    config = plan.config
+    preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at, guard.leave_at_once)
+    startup.let_children_start_afresh()
+    preemption.install()
+    if startup.early_signals:
+        preemption.request("a signal at start-up")
+    watchdog.write_to(plan.run_dir / "stalls")
+    return Services(console, preemption, watchdog, started, startup.prepare(), quiet)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The ranks that work together, until one of them dies or is replaced: after a recovery there is a new group."""
+
+    comm: Comm
+    members: tuple[Member, ...]
+    """In the order of `comm`'s ranks; the first is the server."""
+    others: list[Comm] = field(default_factory=list)
+    """Further communicators of the same members."""
+
+    @property
+    def member(self) -> Member:
+        """This rank."""
+        return self.members[self.comm.rank]
+
+    @property
+    def workers(self) -> list[int]:
+        """Their numbers, in the order of their ranks."""
+        return [member.worker for member in self.members if member.worker is not None]
+
+    @property
+    def is_alone(self) -> bool:
+        """One rank is server and worker at once."""
+        return self.comm.size == 1
+
+    @property
+    def is_server(self) -> bool:
+        """Whether this rank is the server."""
+        return self.comm.rank == 0
+
+
+class Worker:
+    """A rank's part as a worker. It is idle until the rank collects, and on a server always."""
+
+    def __init__(self) -> None:
+        self._collector: Collector | None = None
+        self.dump: TrajectoryWriter | None = None
+        """Where trajectories are written."""
+
+    @property
+    def collects(self) -> bool:
+        """Whether this rank steps environments."""
+        return self._collector is not None
+
+    @property
+    def collector(self) -> Collector:
+        assert self._collector is not None, "this rank steps no environments"
+        return self._collector
+
+    def start(self, collector: Collector) -> None:
+        """From here on this rank steps the collector's environments."""
+        self._collector = collector
+
+    def stop(self) -> None:
+        """This rank becomes the server."""
+        self._collector = None
+
+    @property
+    def num_last_steps(self) -> int:
+        """Transitions of the last rollout; 0 where there is none."""
+        return self.collector.last.num_steps if self.collects and self.collector.last is not None else 0
+
+
+class Server:
+    """A rank's part as the server. It is idle until the run is opened, and on a worker always."""
+
+    def __init__(self) -> None:
+        self._tracker: Tracker | None = None
+        self.coordinator: BaseCoordinator | None = None
+        """Of the present session."""
+        self.ended: Summary | None = None
+        """How the run ended, where a server has written that and died."""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether this rank keeps track of the run."""
+        return self._tracker is not None
+
+    @property
+    def tracker(self) -> Tracker:
+        assert self._tracker is not None, "this rank does not keep track of the run"
+        return self._tracker
+
+    def open(self, tracker: Tracker) -> None:
+        """From here on this rank keeps track of the run."""
+        self._tracker = tracker
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the run has ended, as far as this rank knows."""
+        return self.ended is not None or (self.is_open and self.tracker.saver.has_ended)
+
+    @property
+    def summary(self) -> Summary | None:
+        """Of the run; None on a rank that does not keep track of it."""
+        return self.ended or (self.tracker.saver.summary if self.is_open else None)
+
+    def settle(self) -> np.ndarray | None:
+        """Ranks have died: closes what is due without them. Returns the statistics of the iteration under way, where
+        the server has added them up.
+        """
+        if self.coordinator is None:
+            return None
+        self.coordinator.settle()
+        return self.coordinator.totals
+
+
+@dataclass(slots=True)
+class Recovery:
+    """What a rank keeps for the case that others die, and what it knows of deaths so far."""
+
+    standby: Standby = field(default_factory=Standby)
+    retired: list[object] = field(default_factory=list)
+    """Buffers that messages of earlier members might still reach."""
+    respawns: dict[int, int] = field(default_factory=dict)
+    """Times that each worker was replaced; known to all, because any of them may become the server."""
+    given_up: set[int] = field(default_factory=set)
+    """Workers that have died too often, as far as this server has said."""
+    replaced: int = 0
+    """Ranks, since the start of the run."""
+    failure: Failure | None = None
+    """Why this rank cannot go on."""
+    fruitless: int = 0
+    """Recoveries in a row in which nobody was missing."""
+    synchronised: bool = False
+    """This rank has had rank 0's state. Before, its state is a fresh one, whatever the run goes on from."""
+    may_respawn: bool = True
+    """Until this MPI has refused to."""
+
+
+@dataclass(slots=True)
+class Rank:
+    """This process."""
+
+    plan: Plan
+    services: Services
+    parts: Parts
+    group: Group
+    worker: Worker = field(default_factory=Worker)
+    server: Server = field(default_factory=Server)
+    recovery: Recovery = field(default_factory=Recovery)
+
+    @property
+    def survives(self) -> bool:
+        """Whether the run goes on when one of the others dies."""
+        return self.plan.survives and not self.group.is_alone

@@ -1,0 +1,110 @@
+"""How dead workers are replaced by new processes, and how such a process begins."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+import traceback
+from dataclasses import dataclass, replace
+
+from dppo.comm import ulfm
+from dppo.comm.collectives import from_rank_zero
+from dppo.comm.mpi import MPI
+from dppo.comm.ulfm import spawn
+from dppo.console import Console
+from dppo.data import EnvState
+from dppo.run.leave import make_watchdog
+from dppo.run.members import Member, free_ranks, reorder, to_replace
+from dppo.run.preflight import Plan
+from dppo.run.rank import Group, Rank, begin_services
+from dppo.run.roles import count_ranks
+from dppo.training.build import build_parts, make_collector
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a replacement needs to know."""
+
+    plan: Plan
+    member: Member
+    started_s: float
+    """Seconds since the job's start."""
+    replaced: int
+    respawns: dict[int, int]
+    """As `Recovery` has them."""
+    states: tuple[dict[int, EnvState], int, int]
+    """As `make_collector` takes them."""
+
+
+def replace_lost(me: Rank) -> None:
+    """Collective over the group. Starts new processes for the workers that are missing; they join a new group."""
+    group, recovery, console, is_server = me.group, me.recovery, me.services.console, me.group.is_server
+    missing = _to_replace(me) if is_server and me.server.is_open and not me.server.has_ended else []
+    missing = from_rank_zero(group.comm, missing)
+    if not missing:
+        return
+    recovery.fruitless = 0  # nobody misses those that die before they are members
+    grown = spawn(group.comm, len(missing), lambda: me.services.watchdog.progress("recovery"))
+    if isinstance(grown, str):
+        recovery.may_respawn = False
+        if is_server:
+            console.warn(
+                f"a dead rank could not be replaced ({grown}): is there a free slot? mpirun --oversubscribe allows it"
+            )
+        return
+    group.others[:] = [grown]
+    for worker in missing:
+        recovery.respawns[worker] = recovery.respawns.get(worker, 0) + 1
+    replaced = recovery.replaced + len(missing)
+    if is_server:
+        free = free_ranks(missing, group.members, me.plan.num_ranks)
+        for dest, (worker, rank) in enumerate(free, group.comm.size):
+            states, started_s = me.server.tracker.hand_over(worker), time.monotonic() - me.services.started
+            new = Member(rank, "", 0, worker)
+            grown.send(Start(me.plan, new, started_s, replaced, recovery.respawns, states), dest=dest)
+    comm, members = reorder(grown, replace(group.member, worker=None) if is_server else group.member)
+    me.group, recovery.replaced = Group(comm, tuple(members)), replaced
+    if is_server:
+        count_ranks(me)
+        console.warn(f"{len(missing)} rank(s) were replaced: {comm.size} again")
+
+
+def _to_replace(me: Rank) -> list[int]:
+    recovery, members, console = me.recovery, me.group.members, me.services.console
+    wanted, given_up = to_replace(members, me.plan.num_ranks, recovery.respawns)
+    if new := sorted(set(given_up) - recovery.given_up):
+        recovery.given_up.update(new)
+        console.warn(f"workers {new} have died too often to be replaced again")
+    if not recovery.may_respawn:
+        return []
+    if wanted and recovery.respawns and len({member.host for member in members}) > 1:
+        recovery.may_respawn = False
+        console.warn("on several hosts Open MPI replaces dead ranks only once: from here on, the others go on")
+        return []
+    return wanted
+
+
+def join() -> Rank:
+    """The first steps of a process that `spawn` has started, until it is a worker like the others. Whatever goes wrong
+    meanwhile is its death.
+    """
+    try:
+        grown = ulfm.joined(MPI.COMM_WORLD)
+        start: Start = grown.recv(source=0)
+        plan, mine = start.plan, replace(start.member, host=socket.gethostname(), pid=os.getpid())
+        watchdog = make_watchdog(plan, grown, mine.rank)
+        watchdog.write_to(plan.run_dir / "stalls")
+        parts = build_parts(plan.config, mine.worker)
+        comm, members = reorder(grown, mine)
+        console = Console(plan.config.log.interval_s, enabled=False)
+        services = begin_services(plan, console, watchdog, time.monotonic() - start.started_s)
+        me = Rank(plan, services, parts, Group(comm, tuple(members)))
+        me.recovery.replaced, me.recovery.respawns = start.replaced, start.respawns
+        me.worker.start(make_collector(plan.config, parts, *start.states))
+        envs, row, _ = start.states
+        me.recovery.standby.replay.start_from(row, [envs[number] for number in sorted(envs)])
+    except BaseException:
+        traceback.print_exc()
+        ulfm.die()
+    return me

@@ -1,0 +1,86 @@
+"""What a rank begins in its role: a worker collects and writes trajectories, the server keeps track of the run."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+
+from gymnasium.spaces import Box
+
+from dppo.config import VERSION
+from dppo.run.rank import Rank
+from dppo.run.setup import open_tracker, saved_replays, saved_states
+from dppo.rundir.spaces import space_to_json, spec_to_json, write_spaces
+from dppo.startup import forks_end_here
+from dppo.training.build import build_envs, make_collector
+from dppo.training.counters import Losses
+from dppo.training.tracker import Tracker
+from dppo.trajectories.writer import Labels, TrajectoryWriter
+
+
+def begin_collecting(me: Rank) -> None:
+    """A worker, at the start of a run: its environments stand where the checkpoint has them."""
+    worker, config = me.group.member.worker, me.plan.config
+    assert worker is not None
+    with forks_end_here():
+        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker)))
+    standby = me.recovery.standby
+    standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)
+
+
+def build_envs_alone(me: Rank) -> None:
+    """The only rank left needs environments: those of a worker that has died, where they stood when it last told."""
+    worker = me.group.member.worker
+    assert worker is not None
+    build_envs(me.parts, me.plan.config, worker)
+    me.worker.start(make_collector(me.plan.config, me.parts, *me.server.tracker.hand_over(worker)))
+
+
+def begin_dump(me: Rank) -> None:
+    """A worker, once rank 0 has opened the run directory: its trajectories go on behind what is visible there."""
+    config, envs, worker = me.plan.config, me.parts.envs, me.group.member.worker
+    settings = config.trajectories
+    if not (settings.enabled and me.worker.collects) or me.worker.dump is not None:
+        return
+    assert envs is not None and worker is not None
+    labels = Labels(
+        me.plan.run_dir, me.plan.run_id, me.plan.attempt, worker + me.plan.first_rank, me.group.comm.size,
+        worker * config.num_envs, json.dumps(asdict(config)), spec_to_json(config.env),
+        space_to_json(envs.observation_space), space_to_json(envs.action_space), VERSION,
+    )  # fmt: skip
+    share = None if settings.max_gb is None else settings.max_gb * 1e9 / max(1, me.plan.num_ranks - 1)
+    me.worker.dump = TrajectoryWriter(
+        labels, me.parts.seeds.of if envs.replayable else None, has_raw_actions=isinstance(envs.action_space, Box),
+        segment_bytes=int(settings.segment_mb * 2**20), every=settings.every, compression=settings.compression,
+        max_bytes=share, required=settings.required,
+        wait_s=min(10.0, 0.3 * config.checkpoint.grace_s),
+    )  # fmt: skip
+
+
+def begin_tracking(me: Rank) -> None:
+    """Rank 0: makes the run directory, or goes on in it."""
+    services, hosts = me.services, [member.host for member in me.group.members]
+    tracker = open_tracker(
+        me.plan, me.parts.state, me.group.workers, hosts, services.preemption, services.console, services.started,
+        services.threads,
+    )  # fmt: skip
+    keep_track(me, tracker)
+    write_spaces(me.plan.run_dir, *me.parts.spaces)
+
+
+def keep_track(me: Rank, tracker: Tracker) -> None:
+    """From here on this rank, the server, keeps track of the run."""
+    tracker.saver.heartbeat = me.services.watchdog.progress
+    me.server.open(tracker)
+
+
+def count_ranks(me: Rank) -> None:
+    """Rank 0, after a regrouping: how many have been lost follows from how many are left. So it holds whatever a server
+    that died meanwhile had counted.
+    """
+    saved, replaced, size = me.plan.saved, me.recovery.replaced, me.group.comm.size
+    before = Losses(**({} if saved is None else saved.counters.get("losses", {})))
+    losses = me.server.tracker.counters.losses
+    losses.ranks_replaced = before.ranks_replaced + replaced
+    losses.ranks_lost = before.ranks_lost + me.plan.num_ranks + replaced - size
+    me.server.tracker.regroup(size, me.group.workers)
