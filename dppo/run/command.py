@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
       started: time.monotonic() of the process's start; None: now.
     """
     if ulfm.is_spawned():
-        return EXIT_CODES[train_on(respawn.join(), is_command=True).exit]
+        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD), is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
