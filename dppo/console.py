@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from dppo.cluster.launcher import is_by_mpirun
+
 
 def plain(text: object) -> str:
     """One line that commands nothing: line breaks become spaces, and what cannot be seen (a terminal's codes, marks
@@ -71,7 +73,7 @@ def on_terminal() -> bool:
     """Whether a person watches. Under mpirun a rank's own stdout is always a pseudo-terminal: its parent's says the
     truth.
     """
-    if "OMPI_COMM_WORLD_SIZE" not in os.environ:
+    if not is_by_mpirun():
         return sys.stdout.isatty()
     try:
         parent = os.getppid()

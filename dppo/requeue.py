@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 
-from dppo.cluster.slurm import digits, this_allocation
+from dppo.cluster.slurm import JOB_ID, tasks_of_one_node, this_allocation
 from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dppo: {error}", file=sys.stderr)
         return EXIT_USAGE
     job_id = this_allocation().job_id
-    reason = "SLURM_JOB_ID is not set" if job_id is None else "there is no scontrol on this machine"
+    reason = f"{JOB_ID} is not set" if job_id is None else "there is no scontrol on this machine"
     if job_id is None or shutil.which("scontrol") is None:
         print(f"dppo: this is no batch job of Slurm's: {reason}", file=sys.stderr)
         return EXIT_USAGE
@@ -54,12 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def changes(environ: Mapping[str, str]) -> list[str]:
     """To be made to the job, for scontrol update."""
-    tasks, nodes, per_node = (
-        environ.get(name, "") for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
-    )
-    counted = [digits(number, 10**9) for number in (tasks, nodes, per_node)]
-    follows = None not in counted and counted[0] == (counted[1] or 0) * (counted[2] or 0) > (counted[2] or 0)
-    return [f"StartTime={SOON}", *([f"NumTasks={per_node}"] if follows else [])]
+    tasks = tasks_of_one_node(environ)
+    return [f"StartTime={SOON}", *([] if tasks is None else [f"NumTasks={tasks}"])]
 
 
 def _requeue(job_id: str, told: list[int]) -> bool:

@@ -14,7 +14,6 @@ import re
 import shlex
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,7 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
-from dppo.bounds import digits
+from dppo.cluster import slurm
+from dppo.cluster.launcher import is_first, is_launched, leave_job, local_ranks, on_one_node
 from dppo.errors import EXIT_USAGE, NoMPIError
 
 early_signals: list[int] = []
@@ -35,12 +35,6 @@ _CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 MPI_PARAMETERS = Path(__file__).parent / "cluster" / "openmpi.sh"
 
-MOST_RANKS = 10**6
-"""A launcher's variable that says more is taken for nonsense, and counts as not set."""
-_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
-_LAUNCHED = ("OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK")
-_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK", "SLURM_PROCID")
-_TIES = ("PMIX_NAMESPACE", "PMIX_SERVER_URI", "PMI_FD", "PMI_PORT")
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -130,62 +124,6 @@ def is_imported_by_child() -> bool:
     return child.parent_process() is not None or getattr(child.current_process(), "_inheriting", False)
 
 
-def leave_job() -> None:
-    """What would make this process join the job, as the very rank that has started it, is forgotten."""
-    for name in [name for name in os.environ if name.startswith(_TIES)]:
-        del os.environ[name]
-
-
-def is_launched() -> bool:
-    """Whether mpirun or srun has started this process."""
-    return any(name in os.environ for name in _LAUNCHED)
-
-
-def is_first() -> bool:
-    """Whether the launcher calls this process the first one, be it a rank 0 of MPI or not; so without a launcher."""
-    return all(os.environ.get(name, "0") == "0" for name in _RANKS)
-
-
-@functools.cache  # an environment may clear os.environ
-def survives_deaths() -> bool:
-    """Whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
-    return os.environ.get("OMPI_MCA_mpi_ft_enable", "").lower() in ("1", "true")  # noqa: SIM112
-
-
-@functools.cache  # what tells a replacement is not for children
-def rank_name() -> str:
-    """For messages of a process that does not speak MPI."""
-    rank = next((os.environ[name] for name in _RANKS if name in os.environ), None)
-    job = os.environ.get("PMIX_NAMESPACE", "").rpartition("@")
-    if rank is None:
-        return f"the process on {socket.gethostname()}"
-    if job[1] and job[2] != "1":
-        return f"a replacement for a dead rank on {socket.gethostname()}"
-    return f"rank {rank} on {socket.gethostname()}"
-
-
-def local_ranks() -> int:
-    """Ranks on this node, as the launcher says; 1 where there is none."""
-    for name in _LOCAL_RANKS:
-        if (ranks := digits(os.environ.get(name, ""), MOST_RANKS)) is not None:
-            return max(1, ranks)
-    nodes = tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
-    number = digits(os.environ.get("SLURM_NODEID", "0"), MOST_RANKS)
-    return nodes[number] if number is not None and number < len(nodes) else 1
-
-
-def tasks_per_node(text: str) -> list[int]:
-    """Slurm's way to write it: `4(x2),3` is [4, 4, 3]. What cannot be is [], as if nothing were said."""
-    counted: list[int] = []
-    for part in text.split(",") if text else []:
-        found = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part)
-        tasks, nodes = (digits(number or "1", MOST_RANKS) for number in found.groups()) if found else (None, None)
-        if tasks is None or nodes is None or len(counted) + nodes > MOST_RANKS:
-            return []
-        counted += [tasks] * nodes
-    return counted
-
-
 def own_cores() -> frozenset[int]:
     """Numbers of the cores that this process may run on; all of them where the system does not say which."""
     if hasattr(os, "sched_getaffinity"):
@@ -219,7 +157,7 @@ def limit_threads() -> int:
     Returns:
       The share.
     """
-    cores, of_job = len(own_cores()), digits(os.environ.get("SLURM_CPUS_ON_NODE", ""), MOST_RANKS)
+    cores, of_job = len(own_cores()), slurm.cores_on_this_node()
     # to a part of its own of the job's cores, as by srun; where Slurm counts more than there are, nothing can be told
     is_bound = of_job is not None and cores < min(of_job, os.cpu_count() or 1)
     share = max(1, cores if is_bound else cores // local_ranks())
@@ -291,14 +229,6 @@ def say_no_mpi(error: NoMPIError) -> int:
     if is_first():
         print(f"dppo: {error}", file=sys.stderr, flush=True)
     return EXIT_USAGE
-
-
-def on_one_node() -> bool:
-    """Whether no rank of this job is on another node, as the launcher says."""
-    size = os.environ.get("OMPI_COMM_WORLD_SIZE")
-    if size is not None:
-        return size == os.environ.get("OMPI_COMM_WORLD_LOCAL_SIZE")
-    return len(tasks_per_node(os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""))) <= 1
 
 
 if __name__ == "__main__":

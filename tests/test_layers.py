@@ -16,9 +16,9 @@ import dppo
 ROOT = Path(dppo.__file__).parent
 
 FLOORS = (
-    ("bounds", "errors", "console", "data", "seeding"),
-    ("config", "files", "startup", "seams"),
-    ("cluster", "settings", "algo", "models", "envs"),
+    ("bounds", "errors", "data", "seeding"),
+    ("config", "files", "seams", "cluster"),
+    ("console", "startup", "settings", "algo", "models", "envs"),
     ("comm", "rundir"),
     ("trajectories",),
     ("training",),
@@ -123,6 +123,25 @@ def test_only_run_says_comm_world() -> None:
     assert speakers == {"command.py"}
 
 
+READERS = {
+    Path("cluster", "launcher.py"): r"\b(?:OMPI_|PMI_|PMIX_|PRTE_|MV2_|MPI_LOCALNRANKS)\w*",
+    Path("cluster", "slurm.py"): r"\bSLURM_\w+",
+}
+"""The only module that names a launcher's variables, and which; the batch system's, likewise."""
+PARAMETERS = re.compile(r"OMPI_MCA_\w+")
+"""Open MPI's own settings: startup.py sets them."""
+
+
+@pytest.mark.parametrize("reader", READERS, ids=str)
+def test_variables_of_launchers_and_of_slurm_are_read_in_one_module_each(reader: Path) -> None:
+    """Named in the text, comments included: elsewhere a function of that module is called."""
+    named = {path: set(re.findall(READERS[reader], (ROOT / path).read_text())) for path in FILES}
+    assert named.pop(reader)
+    startups = named.pop(Path("startup.py"))
+    assert {path: names for path, names in named.items() if names} == {}
+    assert {name for name in startups if not PARAMETERS.fullmatch(name)} == set()
+
+
 @pytest.mark.parametrize("path", [p for p in FILES if room_of(p) == "algo"], ids=str)
 def test_the_mathematics_is_pure(path: Path) -> None:
     """No MPI, environments, files, clocks or torch."""
@@ -132,7 +151,7 @@ def test_the_mathematics_is_pure(path: Path) -> None:
 
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
     for path in ROOMS:
-        if LEVEL[room_of(path)] <= LEVEL["config"]:
+        if LEVEL[room_of(path)] <= LEVEL["cluster"] or room_of(path) in ("console", "startup"):
             outside = {name.split(".")[0] for name in imports(path)} - {"numpy", "dppo"}
             # one where NumPy is there already, one for annotations alone
             allowed = {"startup.py": {"threadpoolctl"}, "seams.py": {"gymnasium"}}.get(path.name, set())

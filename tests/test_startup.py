@@ -1,4 +1,4 @@
-"""Threads, Open MPI's parameters, and what launchers say, before anything heavy is imported."""
+"""Threads and Open MPI's parameters, before anything heavy is imported, and what children inherit."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing.spawn
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,33 +23,6 @@ def environ(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     empty: dict[str, str] = {}
     monkeypatch.setattr(os, "environ", empty)
     return empty
-
-
-@pytest.mark.parametrize(
-    ("variables", "ranks"),
-    [
-        ({}, 1),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4"}, 4),
-        ({"MPI_LOCALNRANKS": "6"}, 6),
-        ({"MV2_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
-        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}, 2),
-        ({"SLURM_STEP_TASKS_PER_NODE": "2(x3),1", "SLURM_NODEID": "3"}, 1),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "4", "SLURM_STEP_TASKS_PER_NODE": "1"}, 4),  # mpirun inside an allocation
-        ({"SLURM_STEP_TASKS_PER_NODE": "many"}, 1),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "0"}, 1),
-        ({"OMPI_COMM_WORLD_LOCAL_SIZE": "9" * 5000, "MPI_LOCALNRANKS": "²", "MV2_COMM_WORLD_LOCAL_SIZE": "3"}, 3),
-        ({"SLURM_STEP_TASKS_PER_NODE": "4(x1000000000)"}, 1),
-        ({"SLURM_STEP_TASKS_PER_NODE": "4(x999999),4(x999999)"}, 1),
-        ({"SLURM_STEP_TASKS_PER_NODE": "2,x", "SLURM_NODEID": "1"}, 1),
-        ({"SLURM_STEP_TASKS_PER_NODE": "2,3", "SLURM_NODEID": "9" * 5000}, 1),
-    ],
-    ids=str,
-)
-def test_launchers_say_how_many_ranks_share_the_node(
-    environ: dict[str, str], variables: dict[str, str], ranks: int
-) -> None:
-    environ.update(variables)
-    assert startup.local_ranks() == ranks
 
 
 @pytest.mark.parametrize(("cores", "ranks", "share"), [(8, 2, 4), (8, 3, 2), (2, 4, 1), (1, 32, 1), (6, 1, 6)])
@@ -185,21 +157,6 @@ def test_scripts_are_told_where_the_parameters_are() -> None:
     assert Path(told.strip()) == startup.MPI_PARAMETERS
 
 
-@pytest.mark.parametrize(
-    ("variables", "first"),
-    [
-        ({}, True),
-        ({"SLURM_PROCID": "0", "PMI_RANK": "0"}, True),
-        ({"SLURM_PROCID": "3"}, False),
-        ({"SLURM_PROCID": "0", "OMPI_COMM_WORLD_RANK": "2"}, False),  # mpirun in a job: Slurm counts mpirun's daemons
-    ],
-    ids=str,
-)
-def test_one_process_is_the_first(environ: dict[str, str], variables: dict[str, str], first: bool) -> None:
-    environ |= variables
-    assert startup.is_first() is first
-
-
 def test_where_the_system_knows_no_affinity_all_cores_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
@@ -309,25 +266,6 @@ def test_children_do_not_get_what_they_would_join_the_job_by(environ: dict[str, 
             main.__file__ = file
     assert environ.items() >= kept.items()
     assert not [name for name in environ if name.startswith(("PMIX_N", "PMIX_S", "PMI_F"))]
-
-
-@pytest.mark.parametrize(
-    ("variables", "name"),
-    [
-        ({}, "the process on "),
-        ({"OMPI_COMM_WORLD_RANK": "2", "PMIX_NAMESPACE": "prterun-vm-1@1"}, "rank 2 on "),
-        ({"PMIX_RANK": "2", "PMIX_NAMESPACE": "slurm.pmix.7.0"}, "rank 2 on "),
-        ({"OMPI_COMM_WORLD_RANK": "0", "PMIX_NAMESPACE": "prterun-vm-1@2"}, "a replacement for a dead rank on "),
-    ],
-    ids=str,
-)
-def test_a_rank_has_a_name_before_mpi_has_started(
-    environ: dict[str, str], variables: dict[str, str], name: str
-) -> None:
-    environ |= variables
-    startup.rank_name.cache_clear()
-    assert startup.rank_name() == name + socket.gethostname()
-    startup.rank_name.cache_clear()
 
 
 def test_open_mpi_finds_a_home_where_there_is_none(environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,8 +29,7 @@ import time
 import traceback
 from typing import NoReturn
 
-from dppo import startup
-from dppo.cluster import processes
+from dppo.cluster import launcher, processes
 
 LEAVE_S = 20.0
 """How long a rank may take to end after it has said with which code: threads, exit handlers, MPI_Finalize."""
@@ -59,7 +58,7 @@ def stand() -> None:
     global _word, _rank_pid
     if sys.platform != "linux":
         return
-    launched, above = startup.is_launched(), os.getppid()
+    launched, above = launcher.is_launched(), os.getppid()
     depth = 2 if launched else 1
     _word = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("H")
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none is lost meanwhile
@@ -123,7 +122,7 @@ def leave_at_once(code: int) -> NoReturn:
     """Ends this process; with the code that was announced, where one was. Under ULFM that is a death, which the others
     survive: nobody would notice an exit code.
     """
-    if startup.survives_deaths():
+    if launcher.survives_deaths():
         os.kill(os.getpid(), signal.SIGKILL)
     if _word is not None and _word[_STAGE] == _LEAVING:
         code = _word[_CODE]
@@ -153,7 +152,7 @@ class _Guard:
         self._stage, self._deadline = _STARTING, math.inf
         self._beats, self._beat_at = 0, time.monotonic()
         # behind a wrapper script the launcher's children are others, and nothing can be told from them
-        starts_with_others = startup.survives_deaths() and startup.local_ranks() > 1
+        starts_with_others = launcher.survives_deaths() and launcher.local_ranks() > 1
         self._counts = is_outer and starts_with_others and processes.launcher() == self._parent
         self._missing = 0
         self._passed_on: set[int] = set()
@@ -163,12 +162,12 @@ class _Guard:
         try:
             self._watch()
         except Exception:
-            _say(f"the guard of {startup.rank_name()} has failed:\n{traceback.format_exc()}")
+            _say(f"the guard of {launcher.rank_name()} has failed:\n{traceback.format_exc()}")
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("unreachable")
 
     def _watch(self) -> NoReturn:
-        processes.set_title(f"dppo: guard of {startup.rank_name()}")
+        processes.set_title(f"dppo: guard of {launcher.rank_name()}")
         heard = signal.valid_signals()
         if self._shares_terminal:  # it stops and continues with its rank
             heard = heard - _STOPS
@@ -220,7 +219,7 @@ class _Guard:
         """
         assert _word is not None
         self._counts = _word[_STAGE] == _STARTING
-        self._missing = self._missing + 1 if len(processes.children(self._parent)) < startup.local_ranks() else 0
+        self._missing = self._missing + 1 if len(processes.children(self._parent)) < launcher.local_ranks() else 0
         if self._counts and self._missing == _COUNT_PATIENCE:
             _say(f"a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again")
             processes.kill(self._parent, signal.SIGTERM)
@@ -232,7 +231,7 @@ class _Guard:
             self._beats, self._beat_at = _word[_BEATS], now
         elif limit_s and now - self._beat_at > limit_s + SILENCE_MARGIN_S:
             _say(
-                f"{startup.rank_name()} has not come back to Python for {now - self._beat_at:.0f} s: it is killed"
+                f"{launcher.rank_name()} has not come back to Python for {now - self._beat_at:.0f} s: it is killed"
                 " (--log.stall-abort-s)"
             )
             processes.kill(self._child, signal.SIGKILL)
@@ -252,7 +251,7 @@ class _Guard:
             return 1 + os.WEXITSTATUS(status)
         if self._is_inner:
             _say(
-                f"{startup.rank_name()} has left without a word, with exit code {os.WEXITSTATUS(status)}, as by"
+                f"{launcher.rank_name()} has left without a word, with exit code {os.WEXITSTATUS(status)}, as by"
                 " os._exit() or C's exit() in its environment: it counts as killed"
             )
         return _BY_SIGNAL + signal.SIGKILL
@@ -260,14 +259,14 @@ class _Guard:
     def _say_if_starting(self, stage: int, why: str) -> None:
         """MPI_Init of the others may end the job with a text of its own, which does not name what has happened."""
         if self._is_launched and stage == _STARTING and not self._passed_on:
-            _say(f"{startup.rank_name()} died while MPI was starting ({why})")
+            _say(f"{launcher.rank_name()} died while MPI was starting ({why})")
 
     def _conclude(self, end: int, *, orphan: bool = False) -> NoReturn:
         """The child has ended."""
         assert _word is not None
         if left := processes.end_children(but=self._child):
             _say(
-                f"{startup.rank_name()} has left processes behind ({', '.join(left)}), which are ended now: an"
+                f"{launcher.rank_name()} has left processes behind ({', '.join(left)}), which are ended now: an"
                 " environment's close() should end what it has started"
             )
         if self._is_outer and not orphan:

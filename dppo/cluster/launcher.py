@@ -1,11 +1,78 @@
-"""What mpirun, srun and their kin say of this process in its environment."""
+"""What mpirun, srun and their kin say of this process in its environment. The only reader of their variables, those of
+Slurm excepted, which slurm.py reads.
+"""
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 
-from dppo import startup
 from dppo.bounds import digits
+from dppo.cluster import slurm
+
+_SIZE, _LOCAL_SIZE = "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"
+_LOCAL_SIZES = (_LOCAL_SIZE, "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
+_LAUNCHED = (_SIZE, "PMIX_RANK", "PMI_RANK")
+_RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
+_TIES = ("PMIX_NAMESPACE", "PMIX_SERVER_URI", "PMI_FD", "PMI_PORT")
+_FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"
+_TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc")
+
+
+def is_launched() -> bool:
+    """Whether mpirun or srun has started this process."""
+    return any(name in os.environ for name in _LAUNCHED)
+
+
+def is_by_mpirun() -> bool:
+    """Whether Open MPI's mpirun has started this process."""
+    return _SIZE in os.environ
+
+
+def is_first() -> bool:
+    """Whether the launcher calls this process the first one, be it a rank 0 of MPI or not; so without a launcher."""
+    return all(rank == "0" for rank in _ranks())
+
+
+def _ranks() -> list[str]:
+    """This process's rank as each launcher has it that says one, Slurm last: it counts mpirun's daemons."""
+    said = (*(os.environ.get(name) for name in _RANKS), slurm.rank_in_step())
+    return [rank for rank in said if rank is not None]
+
+
+@functools.cache  # an environment may clear os.environ
+def survives_deaths() -> bool:
+    """Whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
+    return os.environ.get(_FAULT_TOLERANCE, "").lower() in ("1", "true")
+
+
+@functools.cache  # what tells a replacement is not for children
+def rank_name() -> str:
+    """For messages of a process that does not speak MPI."""
+    rank = next(iter(_ranks()), None)
+    job = os.environ.get("PMIX_NAMESPACE", "").rpartition("@")
+    if rank is None:
+        return f"the process on {socket.gethostname()}"
+    if job[1] and job[2] != "1":
+        return f"a replacement for a dead rank on {socket.gethostname()}"
+    return f"rank {rank} on {socket.gethostname()}"
+
+
+def local_ranks() -> int:
+    """Ranks on this node, as the launcher says; 1 where there is none."""
+    for name in _LOCAL_SIZES:
+        if (ranks := digits(os.environ.get(name, ""), slurm.MOST_RANKS)) is not None:
+            return max(1, ranks)
+    return slurm.tasks_on_this_node()
+
+
+def on_one_node() -> bool:
+    """Whether no rank of this job is on another node, as the launcher says."""
+    size = os.environ.get(_SIZE)
+    if size is not None:
+        return size == os.environ.get(_LOCAL_SIZE)
+    return slurm.nodes_of_step() <= 1
 
 
 def check_launcher(started: int) -> None:
@@ -17,19 +84,37 @@ def check_launcher(started: int) -> None:
     Raises:
       ValueError: with the repair.
     """
-    asked = next((n for n in ("OMPI_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS", "PMI_SIZE") if n in os.environ), None)
-    if started > 1 or asked is None or (digits(os.environ[asked], startup.MOST_RANKS) or 0) <= 1:
+    sizes = (("mpirun", os.environ.get(_SIZE)), ("srun", slurm.tasks_of_step()), ("mpirun", os.environ.get("PMI_SIZE")))
+    launcher, asked = next(((name, size) for name, size in sizes if size is not None), ("", ""))
+    if started > 1 or (digits(asked, slurm.MOST_RANKS) or 0) <= 1:
         return
-    alone = f"{os.environ[asked]} processes, but each is an MPI world of its own"
-    if asked == "SLURM_STEP_NUM_TASKS":
-        if "SLURM_PTY_PORT" in os.environ:  # the shell of srun --pty, from which one rank may be started for a look
+    alone = f"{launcher} started {asked} processes, but each is an MPI world of its own"
+    if launcher == "srun":
+        if slurm.in_a_shell():  # from which one rank may be started for a look
             return
         raise ValueError(
-            f"srun started {alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
+            f"{alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
             " --mpi=pmi2; srun --mpi=list names what this Slurm has). If srun has not started this process,"
-            " SLURM_STEP_NUM_TASKS is left over in its environment: unset it"
+            f" {slurm.STEP_TASKS} is left over in its environment: unset it"
         )
     raise ValueError(
-        f"mpirun started {alone}: it belongs to another MPI than mpi4py; compare mpirun --version with"
+        f"{alone}: it belongs to another MPI than mpi4py; compare mpirun --version with"
         " python -m mpi4py --mpi-lib-version"
     )
+
+
+def leave_job() -> None:
+    """What would make this process join the job, as the very rank that has started it, is forgotten."""
+    for name in [name for name in os.environ if name.startswith(_TIES)]:
+        del os.environ[name]
+
+
+def settings_of_new_ranks() -> dict[str, str]:
+    """What a process that replaces a dead rank must have as this one has it: Open MPI's parameters, and threads, for it
+    would work out another share of the cores.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.endswith("_NUM_THREADS") or name.startswith("OMPI_MCA_btl") or name in (*_TRANSPORTS, _FAULT_TOLERANCE)
+    }

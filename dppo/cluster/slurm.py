@@ -1,18 +1,21 @@
-"""What the batch system says of this job: its number, room, restarts, and when it ends.
-
-How many ranks share a node is in startup.py.
+"""What the batch system says of this job and this step: number, room, restarts, when it ends, tasks by node. The only
+reader of Slurm's variables.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from dppo.bounds import digits as digits
+from dppo.bounds import digits
 
+MOST_RANKS = 10**6
+"""A launcher's variable that says more is taken for nonsense, and counts as not set."""
+JOB_ID, STEP_TASKS = "SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS"
 ASK_S = 10.0
 """How long an answer from Slurm is waited for: its controller may be busy, or away."""
 _ENDED = {
@@ -42,7 +45,7 @@ class Allocation:
 
 def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
     """What Slurm has put into the environment; nobody is asked."""
-    number = environ.get("SLURM_JOB_ID")
+    number = environ.get(JOB_ID)
     if number is None:
         return Allocation()
     array, task = environ.get("SLURM_ARRAY_JOB_ID"), environ.get("SLURM_ARRAY_TASK_ID")
@@ -54,13 +57,23 @@ def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
     )
 
 
+def tasks_of_one_node(environ: Mapping[str, str] = os.environ) -> int | None:
+    """Tasks that the job has on each node, where its number of tasks follows from that and it has several nodes."""
+    tasks, nodes, per_node = (
+        digits(environ.get(name, ""), 10**9) for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
+    )
+    if tasks is None or nodes is None or per_node is None:
+        return None
+    return per_node if tasks == nodes * per_node > per_node else None
+
+
 def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
     """When this job will be killed, in seconds since 1970; None: not known, or never.
 
     Where Slurm has not put it into the environment (before 23.02), or a time that has passed is left over there from
     another job, its controller is asked, which may take `ASK_S`.
     """
-    number = environ.get("SLURM_JOB_ID")
+    number = environ.get(JOB_ID)
     if number is None:
         return None
     told: float = _number(environ, "SLURM_JOB_END_TIME", 0, 10**11)
@@ -68,7 +81,7 @@ def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
     return end if end is not None and end > time.time() else None
 
 
-def _number(environ: Mapping[str, str], name: str, default: int, most: int = 10**6) -> int:
+def _number(environ: Mapping[str, str], name: str, default: int, most: int = MOST_RANKS) -> int:
     number = digits(environ.get(name, ""), most)
     return default if number is None else number
 
@@ -95,3 +108,50 @@ def in_queue(job_id: str) -> bool:
     except (OSError, ValueError, subprocess.SubprocessError):  # no squeue, no answer, no such job
         return False
     return not set(answer.split()) <= _ENDED
+
+
+# -- what srun says of its step --------------------
+
+
+def tasks_of_step() -> str | None:
+    """How many processes srun has started, as it is written; None where it has not started this one."""
+    return os.environ.get(STEP_TASKS)
+
+
+def in_a_shell() -> bool:
+    """Whether this step is the shell of `srun --pty`."""
+    return "SLURM_PTY_PORT" in os.environ
+
+
+def rank_in_step() -> str | None:
+    """This process's number among those, as it is written."""
+    return os.environ.get("SLURM_PROCID")
+
+
+def nodes_of_step() -> int:
+    """Nodes that the step's tasks are on; 0 where Slurm does not say."""
+    return len(_tasks_per_node())
+
+
+def tasks_on_this_node() -> int:
+    """Tasks of the step; 1 where Slurm does not say."""
+    nodes, number = _tasks_per_node(), digits(os.environ.get("SLURM_NODEID", "0"), MOST_RANKS)
+    return nodes[number] if number is not None and number < len(nodes) else 1
+
+
+def _tasks_per_node() -> list[int]:
+    """By node. Slurm writes `4(x2),3` for [4, 4, 3]. What cannot be is [], as if nothing were said."""
+    counted: list[int] = []
+    text = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    for part in text.split(",") if text else []:
+        found = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part)
+        tasks, nodes = (digits(number or "1", MOST_RANKS) for number in found.groups()) if found else (None, None)
+        if tasks is None or nodes is None or len(counted) + nodes > MOST_RANKS:
+            return []
+        counted += [tasks] * nodes
+    return counted
+
+
+def cores_on_this_node() -> int | None:
+    """Cores of this node that the job has; None where Slurm does not say."""
+    return digits(os.environ.get("SLURM_CPUS_ON_NODE", ""), MOST_RANKS)

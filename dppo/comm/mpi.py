@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dppo.startup import no_mpi, survives_deaths
+from dppo.cluster.launcher import survives_deaths
+from dppo.startup import no_mpi
 
 try:
     import mpi4py

@@ -23,11 +23,12 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from dppo.cluster import guard, processes
+from dppo.cluster.launcher import settings_of_new_ranks
+from dppo.cluster.launcher import survives_deaths as survives_deaths
 from dppo.comm.collectives import UNREADABLE, from_rank_zero, gather_all
 from dppo.comm.mpi import MPI
 from dppo.console import end_output, say
 from dppo.errors import RankFailure
-from dppo.startup import survives_deaths as survives_deaths
 
 T = TypeVar("T")
 _JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5
@@ -268,15 +269,8 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
     return ordered, brought
 
 
-_SETTINGS = {
-    name: value
-    for name, value in os.environ.items()
-    if name.endswith("_NUM_THREADS")
-    or name.startswith("OMPI_MCA_btl")
-    or name in ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc", "OMPI_MCA_mpi_ft_enable")
-}
-"""What a new process must have as this one has it: it would work out another share of the cores. Noted at the start:
-an environment may change them."""
+_SETTINGS = settings_of_new_ranks()
+"""Noted at the start: an environment may change them."""
 
 
 def keep_running() -> None:

@@ -17,13 +17,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it can be noted: no traceback from amid an import
     started = time.monotonic()
     from dppo import startup
-    from dppo.cluster import guard
+    from dppo.cluster import guard, launcher
 
     startup.prepare()
     if not {"-h", "--help", "--version"}.isdisjoint(sys.argv):
         from dppo.settings.flags import answer
 
-        raise SystemExit(answer(sys.argv[1:], is_first=startup.is_first()))
+        raise SystemExit(answer(sys.argv[1:], is_first=launcher.is_first()))
     startup.note_early_signals(guard.leave_at_once)
     guard.stand()
     startup.let_children_start_afresh()

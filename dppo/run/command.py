@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from dppo import startup
 from dppo.cluster import guard, ports, processes
-from dppo.cluster.launcher import check_launcher
+from dppo.cluster.launcher import check_launcher, is_first, on_one_node, rank_name
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm import mpi, ulfm
 from dppo.comm.collectives import from_rank_zero
@@ -110,7 +110,7 @@ def _wrong_use_by_all(message: str) -> int:
     takes their codes: they all leave a little later, and with this one.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    if startup.is_first():
+    if is_first():
         _wrong_use(message)
     time.sleep(LEAVE_ALONE_S)
     return EXIT_USAGE
@@ -158,8 +158,8 @@ def train(
         own.Free()
         return prepared
     plan, parts, members, console, watchdog = prepared
-    if startup.on_one_node() and not plan.config.respawn:
-        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only repartsments of dead ranks would join
+    if on_one_node() and not plan.config.respawn:
+        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only replacements of dead ranks would join
     services = begin_services(plan, console, watchdog, started, quiet=quiet)
     me = Rank(plan, services, parts, Group(own, tuple(members)))
     try:
@@ -224,13 +224,13 @@ def start_mpi() -> None:
     if MPI.Is_initialized():
         return
     mpi.start()
-    if startup.is_first() and startup.on_one_node() and (launcher := processes.launcher()) is not None:
+    if is_first() and on_one_node() and (launcher := processes.launcher()) is not None:
         ports.keep_to_this_node(launcher)
 
 
 def run(started: float) -> None:
     """The whole program, with the exit code made the same on all ranks."""
-    startup.rank_name()
+    rank_name()
     start_mpi()
     guard.started()
     startup.keep_children_out()

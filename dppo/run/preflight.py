@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from dppo import startup
+from dppo.cluster.launcher import is_launched, survives_deaths
 from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
 from dppo.config import Config
 from dppo.console import Console
@@ -70,7 +70,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     config = resolve(config)
     allocation = this_allocation()
     judged_for = world_size
-    if allocation.num_tasks > 1 and world_size == 1 and not startup.is_launched():
+    if allocation.num_tasks > 1 and world_size == 1 and not is_launched():
         if config.dry_run:
             judged_for = allocation.num_tasks
             console.line(f"judged for the {judged_for} ranks that this job has room for")
@@ -84,7 +84,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     return replace(
         plan, run_dir=plan.run_dir.absolute(),  # an environment may change the working directory
         allocation=allocation, ends_at=None if config.dry_run else ends_at(),
-        num_ranks=world_size, survives=startup.survives_deaths() and world_size > 1,
+        num_ranks=world_size, survives=survives_deaths() and world_size > 1,
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from dppo.comm import ulfm
 from dppo.comm.collectives import from_rank_zero
-from dppo.comm.mpi import Comm
+from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import spawn
 from dppo.console import Console
 from dppo.data import EnvState
@@ -85,7 +85,7 @@ def _to_replace(me: Rank) -> list[int]:
     return wanted
 
 
-def join(world: Comm) -> Rank:
+def join(world: MPI.Intracomm) -> Rank:
     """The first steps of a process that `spawn` has started, until it is a worker like the others. Whatever goes wrong
     meanwhile is its death. `world` are the processes that were started with it.
     """

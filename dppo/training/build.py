@@ -15,10 +15,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from dppo import startup
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.cluster import guard
+from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
 from dppo.data import EnvState
 from dppo.envs.process import kept_as_it_was
@@ -97,7 +97,7 @@ def _leave() -> None:
 
 
 def _say_of_close(what: str) -> None:
-    print(f"dppo: {startup.rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
+    print(f"dppo: {rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
 
 
 def build_parts(config: Config, worker: int | None) -> Parts:
@@ -133,7 +133,7 @@ def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> Non
     observation, action = (math.prod(s.shape or ()) * np.dtype(s.dtype).itemsize for s in spaces)
     numbers = observation_size(envs.observation_space) + policy.distribution.head_size + NUMBERS_PER_SAMPLE
     wanted = config.horizon * config.num_envs * (observation + 2 * action + 4 * numbers)
-    there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), startup.local_ranks()
+    there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
     if wanted * max(1, ranks - 1) > there:
         raise ValueError(
             f"horizon*num_envs={config.horizon}*{config.num_envs} samples take {wanted / 1e9:,.1f} GB on each of this"

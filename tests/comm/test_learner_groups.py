@@ -151,7 +151,11 @@ def test_whoever_of_a_group_has_heard_of_the_end_all_leave(who: str) -> None:
 
     def meet(pool: Pool, name: str) -> bool:
         link = SimpleNamespace(
-            stopped=name == who, keep_moving=lambda: None, boundary=lambda message: None, keeps_boundaries=False, keep_boundary=lambda *args: None
+            stopped=name == who,
+            keep_moving=lambda: None,
+            boundary=lambda message: None,
+            keeps_boundaries=False,
+            keep_boundary=lambda *args: None,
         )
         lead = AllreduceExchange(Allreduce(MPI.COMM_SELF), place.state, cast(Link, link))
         exchange = PooledExchange(lead, pool, place.state, cast(Link, link))
