@@ -11,6 +11,7 @@ from pathlib import Path
 from dppo.console import escaped, markdown_table, plain
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import TOML_BYTES, fsync_folder, read_regular, write_durably
+from dppo.rundir import paths
 from dppo.settings.commands import Parser, integer
 from dppo.settings.flags import as_flags
 from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
@@ -80,7 +81,7 @@ def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
     before = read_sweep(copy)
     for task in range(len(before.varied)):
         folder = task_folder(copy.parent, task)
-        if not (folder / "config.toml").exists():
+        if not (folder / paths.CONFIG).exists():
             continue
         now = sweep.settings(task) if task < len(sweep.varied) else {}
         then = before.settings(task)

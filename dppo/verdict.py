@@ -20,10 +20,11 @@ from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.console import plain
 from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, RefusedFileError, UsageError
 from dppo.files import check_run_files, number_in, parse_json, read_lines, read_regular, replace_atomically
+from dppo.rundir import paths
 from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, read_summary
 from dppo.settings.commands import Parser, at_least, integer, require, within
 
-FIRST = "step_000000000"
+FIRST = paths.checkpoint_name(0)
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"dppo: {plain(run_dir)} is a file: give a run directory", file=sys.stderr)
         return EXIT_USAGE
     try:
-        check_run_files(run_dir, ("summary.json", "starts.jsonl", "checkpoints/latest"))
-        lines = _lines(run_dir / "starts.jsonl")
+        check_run_files(run_dir, (paths.SUMMARY, paths.STARTS, paths.LATEST))
+        lines = _lines(run_dir / paths.STARTS)
         if (other := _other(lines)) is not None:
             print(f"dppo: {plain(run_dir)}: {other}", file=sys.stderr)
             return EXIT_USAGE
@@ -124,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             lines.pop()  # wrong use leaves nothing behind
         run_dir.mkdir(parents=True, exist_ok=True)
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        replace_atomically(run_dir / "starts.jsonl", text.encode())
+        replace_atomically(run_dir / paths.STARTS, text.encode())
         if not lines:
             _remove(run_dir)
     except RefusedFileError as error:
@@ -132,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except OSError as error:  # without a count it might be started again for ever
         print(
-            f"dppo: {plain(run_dir)}/starts.jsonl cannot be kept ({plain(error)}): not started again", file=sys.stderr
+            f"dppo: {plain(run_dir)}/{paths.STARTS} cannot be kept ({plain(error)}): not started again", file=sys.stderr
         )
         return EXIT_FAILED
     if verdict is None:
@@ -197,14 +198,14 @@ def _ended(found: Found, verdict: Verdict) -> dict[str, Any]:
 
 def _remove(run_dir: Path) -> None:
     """A record without a line; the folder as well, if nothing else is in it."""
-    (run_dir / "starts.jsonl").unlink()
+    (run_dir / paths.STARTS).unlink()
     with contextlib.suppress(OSError):
         run_dir.rmdir()
 
 
 def look(run_dir: Path) -> Found:
     """What is there; a run directory may be empty, or missing."""
-    path = run_dir / "summary.json"
+    path = run_dir / paths.SUMMARY
     return Found(read_summary(run_dir), path.stat().st_mtime_ns if path.exists() else None, _newest_checkpoint(run_dir))
 
 
@@ -214,7 +215,7 @@ def _now() -> str:
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
     try:
-        name = read_regular(run_dir / "checkpoints" / "latest", run_dir).decode(errors="replace").strip()
+        name = read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip()
         return name or None
     except OSError:
         return None

@@ -18,10 +18,8 @@ from dppo.errors import EXIT_FAILED, EXIT_STALLED, Failure, SavingError
 from dppo.run.preflight import Plan
 from dppo.run.rank import Rank
 from dppo.run.setup import conclude
+from dppo.rundir import paths
 from dppo.rundir.summary import EXIT_CODES
-
-ENDED_BY_STALL = "ended.txt"
-"""In RUN/stalls: written by a rank that ended itself because it made no progress."""
 
 
 def make_watchdog(plan: Plan, comm: Comm, number: int) -> Watchdog:
@@ -43,7 +41,7 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
         if is_starting:
             end_job(comm, EXIT_STALLED)
         with contextlib.suppress(OSError):
-            (plan.run_dir / "stalls" / ENDED_BY_STALL).write_text(
+            (plan.run_dir / paths.ENDED_BY_STALL).write_text(
                 f"rank {number} on {socket.gethostname()} made no progress for {plan.config.log.stall_abort_s:g} s"
                 " (--log.stall-abort-s)"
             )

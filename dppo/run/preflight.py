@@ -21,6 +21,7 @@ from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
 from dppo.config import Config
 from dppo.console import Console
 from dppo.files import check_run_files, number_in, read_regular
+from dppo.rundir import paths
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
 from dppo.rundir.contents import check_complete
 from dppo.rundir.recorders import read_json, write_json
@@ -30,7 +31,7 @@ from dppo.training.counters import Losses
 from dppo.training.episodes import EpisodeCounter
 from dppo.trajectories.format import compression_filter, refuse_links
 
-_FILES = ("metrics.jsonl", "summary.json")
+_FILES = (paths.METRICS, paths.SUMMARY)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def _plan_new(config: Config) -> Plan:
     env = config.env.split(":")[-1].replace("/", "-")
     name = f"{env}-{config.mode}-{config.exchange}-{config.loss}-s{config.seed}-{stamp}"
     run_dir = Path(config.run_dir or Path("runs") / name)
-    held = [name for name in ("config.toml", *_FILES, "checkpoints") if os.path.lexists(run_dir / name)]
+    held = [name for name in (paths.CONFIG, *_FILES, paths.CHECKPOINTS) if os.path.lexists(run_dir / name)]
     if held:
         raise ValueError(
             f"{run_dir} holds a run already ({', '.join(held)}): go on with it by --resume --run-dir {run_dir},"
@@ -114,13 +115,13 @@ def _plan_new(config: Config) -> Plan:
 def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     assert config.run_dir is not None
     run_dir = Path(config.run_dir)
-    check_run_files(run_dir, (*_FILES, "versions.json"))
+    check_run_files(run_dir, (*_FILES, paths.VERSIONS))
     refuse_links(run_dir)
-    if os.path.lexists(run_dir / "checkpoints") and not (run_dir / "checkpoints").is_dir():
-        raise ValueError(f"{run_dir / 'checkpoints'} is not a folder: move it away, and put the run's own there")
-    if (run_dir / "checkpoints" / "latest").is_dir():
-        raise ValueError(f"{run_dir / 'checkpoints' / 'latest'} is a folder: move it away, then resume")
-    run_id = str(read_json(run_dir / "versions.json").get("run_id", "")) or uuid.uuid4().hex
+    if os.path.lexists(run_dir / paths.CHECKPOINTS) and not (run_dir / paths.CHECKPOINTS).is_dir():
+        raise ValueError(f"{run_dir / paths.CHECKPOINTS} is not a folder: move it away, and put the run's own there")
+    if (run_dir / paths.LATEST).is_dir():
+        raise ValueError(f"{run_dir / paths.LATEST} is a folder: move it away, then resume")
+    run_id = str(read_json(run_dir / paths.VERSIONS).get("run_id", "")) or uuid.uuid4().hex
     if (other := _job_in(run_dir)) is not None:
         raise ValueError(
             f"job {other} has {run_dir}, and is still in the queue: wait for its end, or scancel {other} first"
@@ -152,7 +153,7 @@ def _check_for_resume(saved: Checkpoint) -> None:
 
 
 def _check_writable(run_dir: Path) -> None:
-    for folder in (run_dir, run_dir / "checkpoints"):
+    for folder in (run_dir, run_dir / paths.CHECKPOINTS):
         if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
             raise ValueError(f"{folder} cannot be written to: make it writable, or copy {run_dir} and resume the copy")
     for file in (run_dir / name for name in _FILES):
@@ -163,7 +164,7 @@ def _check_writable(run_dir: Path) -> None:
 def _missing(run_dir: Path) -> list[str]:
     """A line on the newest checkpoint, where it is not there."""
     try:
-        name = read_regular(run_dir / "checkpoints" / "latest", run_dir).decode(errors="replace").strip()
+        name = read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip()
     except FileNotFoundError:
         return []
     there = {folder.name for folder in checkpoint_folders(run_dir)}
@@ -172,14 +173,14 @@ def _missing(run_dir: Path) -> list[str]:
 
 def _job_in(run_dir: Path) -> str | None:
     """Another batch job that writes, or will write, into the run directory: two would destroy each other's files."""
-    last = str(read_json(run_dir / "versions.json").get("job_id") or "")
+    last = str(read_json(run_dir / paths.VERSIONS).get("job_id") or "")
     return last if last and last != this_allocation().job_id and in_queue(last) else None
 
 
 def _never_began(run_dir: Path) -> bool:
     """Killed in its first second: the settings are there, and nothing that was computed."""
-    metrics = run_dir / "metrics.jsonl"
-    return (run_dir / "config.toml").exists() and not (metrics.exists() and metrics.stat().st_size)
+    metrics = run_dir / paths.METRICS
+    return (run_dir / paths.CONFIG).exists() and not (metrics.exists() and metrics.stat().st_size)
 
 
 def _reached(config: Config, saved: Checkpoint) -> str | None:
@@ -205,7 +206,7 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     summary.return_mean_100 = EpisodeCounter(0, counters).return_mean
     summary.steps_per_s = summary.env_steps / max(summary.train_s, 1e-9)
     if before.get("exit") != reason:
-        write_json(run_dir / "summary.json", asdict(summary))
+        write_json(run_dir / paths.SUMMARY, asdict(summary))
     return summary
 
 

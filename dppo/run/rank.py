@@ -17,6 +17,7 @@ from dppo.console import Console
 from dppo.errors import Failure
 from dppo.run.members import Member
 from dppo.run.preflight import Plan
+from dppo.rundir import paths
 from dppo.rundir.summary import Summary
 from dppo.training.build import Parts
 from dppo.training.collector import Collector
@@ -50,7 +51,7 @@ def begin_services(
     preemption.install()
     if startup.early_signals:
         preemption.request("a signal at start-up")
-    watchdog.write_to(plan.run_dir / "stalls")
+    watchdog.write_to(plan.run_dir / paths.STALLS)
     return Services(console, preemption, watchdog, started, startup.prepare(), quiet)
 
 

@@ -15,12 +15,13 @@ from dppo.comm.ulfm import end_job, regroup
 from dppo.console import say
 from dppo.data import Report
 from dppo.errors import EXIT_FAILED, Failure, JobFailure, RankFailure, SavingError
-from dppo.run.leave import ENDED_BY_STALL, leave_alone
+from dppo.run.leave import leave_alone
 from dppo.run.members import assign_roles
 from dppo.run.rank import Group, Rank
 from dppo.run.respawn import replace_lost
 from dppo.run.setup import say_failed
 from dppo.run.takeover import Contribution, Status, drifted, givers, offered, take_over
+from dppo.rundir import paths
 from dppo.rundir.summary import PREEMPTED
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.trajectories.writer import Sealed
@@ -197,6 +198,6 @@ def _discarded(me: Rank, iteration: int, becomes_server: bool) -> int:
 
 def _ended_by_stall(me: Rank) -> Failure | None:
     try:
-        return Failure((me.plan.run_dir / "stalls" / ENDED_BY_STALL).read_text().strip(), stalled=True)
+        return Failure((me.plan.run_dir / paths.ENDED_BY_STALL).read_text().strip(), stalled=True)
     except OSError:
         return None

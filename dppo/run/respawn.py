@@ -19,6 +19,7 @@ from dppo.run.members import Member, free_ranks, reorder, to_replace
 from dppo.run.preflight import Plan
 from dppo.run.rank import Group, Rank, begin_services
 from dppo.run.roles import count_ranks
+from dppo.rundir import paths
 from dppo.training.build import build_parts, make_collector
 
 
@@ -94,7 +95,7 @@ def join(world: MPI.Intracomm) -> Rank:
         start: Start = grown.recv(source=0)
         plan, mine = start.plan, replace(start.member, host=socket.gethostname(), pid=os.getpid())
         watchdog = make_watchdog(plan, grown, mine.rank)
-        watchdog.write_to(plan.run_dir / "stalls")
+        watchdog.write_to(plan.run_dir / paths.STALLS)
         parts = build_parts(plan.config, mine.worker)
         comm, members = reorder(grown, mine)
         console = Console(plan.config.log.interval_s, enabled=False)

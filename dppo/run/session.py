@@ -16,9 +16,10 @@ from dppo.comm.ulfm import wait_for_all
 from dppo.comm.waiting import ask_for_longer_turns
 from dppo.comm.wakeup import Doorbell, make_doorbell
 from dppo.errors import DumpError, UsageError
-from dppo.run.leave import ENDED_BY_STALL, leave_alone
+from dppo.run.leave import leave_alone
 from dppo.run.rank import Rank
 from dppo.run.roles import begin_dump, begin_tracking, build_envs_alone
+from dppo.rundir import paths
 from dppo.rundir.summary import Summary
 from dppo.seams import Exchange
 from dppo.startup import forks_end_here
@@ -86,7 +87,7 @@ def _open_run(me: Rank) -> str | None:
     except OSError as error:
         return f"--run-dir {me.plan.run_dir} cannot be written ({error}): make room there, or choose another --run-dir"
     with contextlib.suppress(OSError):
-        (me.plan.run_dir / "stalls" / ENDED_BY_STALL).unlink()
+        (me.plan.run_dir / paths.ENDED_BY_STALL).unlink()
     return None
 
 

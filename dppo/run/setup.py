@@ -23,6 +23,7 @@ from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
 from dppo.run.preflight import Plan, plan_run, versions
+from dppo.rundir import paths
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
 from dppo.rundir.contents import check_environments
 from dppo.rundir.recorders import read_json, write_json
@@ -224,7 +225,7 @@ def open_tracker(
 
 def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
     """Of what an opening writes."""
-    for name in {*SIGNS, "tensorboard"} - kept:
+    for name in {*SIGNS, paths.TENSORBOARD} - kept:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         with contextlib.suppress(OSError):
             (run_dir / name).unlink()
@@ -261,14 +262,14 @@ def _open_tracker(
                 " dealt out by their global numbers, surplus ones are dropped, missing ones start new; the numbers"
                 " will differ"
             )
-    replace_atomically(planned.run_dir / "config.toml", to_toml(planned.config).encode())
-    before = read_json(planned.run_dir / "versions.json").get("attempts")
+    replace_atomically(planned.run_dir / paths.CONFIG, to_toml(planned.config).encode())
+    before = read_json(planned.run_dir / paths.VERSIONS).get("attempts")
     newest = versions(hosts, threads, mpi_version(), planned.allocation)
     attempts = {"run_id": planned.run_id, **newest, "attempts": [*(before if isinstance(before, list) else []), newest]}
-    write_json(planned.run_dir / "versions.json", attempts)
+    write_json(planned.run_dir / paths.VERSIONS, attempts)
     named = {} if saved is None else saved.next_segments
     if moved := set_aside_orphans(planned.run_dir, named, planned.attempt):
-        console.line(f"  {moved} trajectory segment(s) newer than the checkpoint were moved to trajectories/orphaned")
+        console.line(f"  {moved} trajectory segment(s) newer than the checkpoint were moved to {paths.ORPHANED}")
     tracker = Tracker(
         planned.run_dir, planned.config, state, preemption, console,
         workers=workers, world_size=len(hosts), attempt=planned.attempt, started=started,

@@ -18,6 +18,7 @@ from dppo.run.members import Member
 from dppo.run.rank import Rank
 from dppo.run.roles import begin_tracking, count_ranks, keep_track
 from dppo.run.setup import saved_replays
+from dppo.rundir import paths
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
 from dppo.rundir.summary import EXIT_CODES, Summary, read_summary
 from dppo.training.replay import Replay
@@ -196,7 +197,7 @@ def _open_with_what_is_left(
     for w, g in zip(statuses, contributions, strict=True):
         if w.member.worker is not None and g.replay is not None and not g.replay.is_empty:
             replays[w.member.worker] = g.replay
-    line = last_line(plan.run_dir / "metrics.jsonl", state.iteration)
+    line = last_line(plan.run_dir / paths.METRICS, state.iteration)
     tracker = Tracker(
         plan.run_dir, config, state, me.services.preemption, me.services.console,
         workers=me.group.workers, world_size=me.group.comm.size, attempt=plan.attempt, started=me.services.started,

@@ -27,6 +27,7 @@ from dppo.console import plain
 from dppo.data import EnvState
 from dppo.errors import OldFormError
 from dppo.files import MB, fsync_folder, open_regular, parse_json, read_regular, replace_atomically, write_durably
+from dppo.rundir import paths
 from dppo.rundir.contents import check_count, check_values, env_arrays, envs_of
 from dppo.rundir.recorders import read_json
 from dppo.rundir.tensors import check_head, from_bytes, join, split, to_bytes, to_json
@@ -58,9 +59,9 @@ class Checkpoint:
 
 def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes `checkpoint`, points `latest` at it and removes all but the `keep` newest. Returns its folder."""
-    root = run_dir / "checkpoints"
+    root = run_dir / paths.CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
-    folder = root / f"step_{checkpoint.env_steps:09d}"
+    folder = root / paths.checkpoint_name(checkpoint.env_steps)
     part = root / (folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -77,14 +78,14 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "files": {},
     }
     files = {_STATE: arrays}
-    files |= {f"rank_{rank:05d}.safetensors": env_arrays(envs) for rank, (_, envs) in checkpoint.ranks.items()}
+    files |= {f"{paths.rank_name(rank)}.safetensors": env_arrays(envs) for rank, (_, envs) in checkpoint.ranks.items()}
     for name, content in files.items():
         data = to_bytes(content)
         if len(data) > FILE_BYTES:
             raise OSError(f"{name} would have {len(data):,} bytes; a checkpoint's files may have {FILE_BYTES:,}")
         write_durably(part / name, data)
         manifest["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    write_durably(part / "manifest.json", sealed(manifest))
+    write_durably(part / paths.MANIFEST, sealed(manifest))
     fsync_folder(part)
     before = root / (folder.name + ".old")
     if folder.exists():  # a damaged one that a resume had to skip, or the same boundary saved twice
@@ -92,7 +93,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         os.rename(folder, before)  # where it still counts, should this process be killed now
     os.rename(part, folder)
     fsync_folder(root)
-    replace_atomically(root / "latest", (folder.name + "\n").encode())
+    replace_atomically(run_dir / paths.LATEST, (folder.name + "\n").encode())
     shutil.rmtree(before, ignore_errors=True)
     others = [p for p in checkpoint_folders(run_dir) if p != folder]
     # newer ones were damaged, or of a future that a resume has undone: they must not push out what is whole
@@ -113,13 +114,13 @@ def _remove(folder: Path) -> None:
 def remove_leftovers(run_dir: Path) -> None:
     """What a killed write left half done; called when a run opens, before anything writes."""
     for pattern in ("*.part", "*.removed"):
-        for leftover in (run_dir / "checkpoints").glob(pattern):
+        for leftover in (run_dir / paths.CHECKPOINTS).glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
     """Complete checkpoints, newest first."""
-    root = run_dir / "checkpoints"
+    root = run_dir / paths.CHECKPOINTS
     if not root.is_dir():
         return []
     found = {p: _NAME.fullmatch(p.name) for p in root.iterdir() if p.is_dir()}
@@ -142,7 +143,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
       ValueError: it is damaged.
     """
     try:
-        manifest = parse_json(read_regular(folder / "manifest.json", folder.parent.parent, MANIFEST_BYTES))
+        manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent, MANIFEST_BYTES))
         if not isinstance(manifest, dict):
             raise ValueError("it holds no table")
     except (OSError, ValueError) as error:
@@ -255,7 +256,7 @@ def newest_valid(
 
 def _who_reads(run_dir: Path) -> str:
     """What to do with a checkpoint of the old form."""
-    said = read_json(run_dir / "versions.json")
+    said = read_json(run_dir / paths.VERSIONS)
     packages, git = said.get("packages"), said.get("git")
     version = packages.get("dppo") if isinstance(packages, dict) else None
     writer = f"dppo {plain(version)[:40]}" if isinstance(version, str) else "an earlier dppo"

@@ -17,12 +17,13 @@ from typing import Any
 from dppo.config import CheckpointConfig
 from dppo.errors import MovedError, SavingError
 from dppo.files import RETRY_S
+from dppo.rundir import paths
 from dppo.rundir.checkpoint import remove_leftovers
 from dppo.rundir.recorders import MetricsFile, TensorBoard
 from dppo.rundir.summary import write_summary
 
-METRICS, CHECKPOINT, SUMMARY, EVENTS = "metrics.jsonl", "a checkpoint", "summary.json", "TensorBoard's events"
-TRAJECTORIES = "trajectories"
+METRICS, CHECKPOINT, SUMMARY, EVENTS = paths.METRICS, "a checkpoint", paths.SUMMARY, "TensorBoard's events"
+TRAJECTORIES = paths.TRAJECTORIES
 LOOK_S = 0.1
 """How often whoever waits for the disk looks up."""
 
@@ -51,8 +52,8 @@ class RunFiles:
         tensorboard: bool,
     ) -> None:
         self._run_dir, self._patience_s, self._warn = run_dir, config.patience_s, warn
-        self._metrics = MetricsFile(run_dir / "metrics.jsonl", last_iteration)
-        self._tensorboard = TensorBoard(run_dir / "tensorboard", first_step) if tensorboard else None
+        self._metrics = MetricsFile(run_dir / paths.METRICS, last_iteration)
+        self._tensorboard = TensorBoard(run_dir / paths.TENSORBOARD, first_step) if tensorboard else None
         self._summary: dict[str, Any] | None = None  # that was not written yet
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None

@@ -13,10 +13,11 @@ import numpy as np
 from dppo.config import Config
 from dppo.errors import RefusedFileError
 from dppo.files import check_run_files, parse_json, read_lines
+from dppo.rundir import paths
 from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, RUNNING, STATES, read_summary
 from dppo.settings.toml import load_config
 
-SIGNS = ("config.toml", "versions.json", "metrics.jsonl", "summary.json", "checkpoints")
+SIGNS = (paths.CONFIG, paths.VERSIONS, paths.METRICS, paths.SUMMARY, paths.CHECKPOINTS)
 """What a run writes; two of them make a folder a run, as a file of one of these names may lie anywhere."""
 
 
@@ -62,7 +63,7 @@ def read_run(folder: Path) -> Run:
     if not any(os.path.lexists(folder / name) for name in SIGNS):
         return Run(folder, "missing", "nothing is there: it waits in the queue, or its job ended before dppo.run began")
     try:
-        check_run_files(folder, ("summary.json", "metrics.jsonl"))
+        check_run_files(folder, (paths.SUMMARY, paths.METRICS))
     except OSError as error:
         return Run(folder, "unreadable", str(error), is_damaged=True)
     summary = read_summary(folder)
@@ -71,7 +72,7 @@ def read_run(folder: Path) -> Run:
     except ValueError as error:
         return Run(folder, "unreadable", f"its settings: {_first_line(error)}", None, summary, is_damaged=True)
     state = summary.get("exit")
-    if not (folder / "summary.json").exists():
+    if not (folder / paths.SUMMARY).exists():
         state, summary = RUNNING, {}
     if state not in STATES:
         return Run(folder, "unreadable", "its summary.json is damaged", config, summary)
@@ -92,7 +93,7 @@ def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     points: list[tuple[float, float]] = []
     damaged = 0
     try:
-        for line in read_lines(folder / "metrics.jsonl", folder):
+        for line in read_lines(folder / paths.METRICS, folder):
             if not line.endswith(b"\n"):
                 break
             try:

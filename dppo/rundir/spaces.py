@@ -15,8 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dppo.files import parse_json, read_regular, replace_atomically
-
-SPACES_FILE = "spaces.json"
+from dppo.rundir import paths
 
 
 def space_to_json(space: gymnasium.Space[Any]) -> str:
@@ -74,7 +73,7 @@ def _space(plain: dict[str, Any]) -> gymnasium.Space[Any]:
 def write_spaces(run_dir: Path, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
     """RUN/spaces.json: what the environment observes and how it is acted on."""
     content = {"observation_space": _plain(observation_space), "action_space": _plain(action_space)}
-    replace_atomically(run_dir / SPACES_FILE, json.dumps(content).encode())
+    replace_atomically(run_dir / paths.SPACES, json.dumps(content).encode())
 
 
 def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]] | None:
@@ -84,12 +83,12 @@ def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[An
       ValueError: the file is damaged.
     """
     try:
-        content = parse_json(read_regular(run_dir / SPACES_FILE, run_dir))
+        content = parse_json(read_regular(run_dir / paths.SPACES, run_dir))
         return tuple(space_from_json(json.dumps(content[name])) for name in ("observation_space", "action_space"))  # type: ignore[return-value]
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{run_dir / SPACES_FILE} cannot be read: {error}") from error
+        raise ValueError(f"{run_dir / paths.SPACES} cannot be read: {error}") from error
 
 
 def spec_to_json(env_id: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from dppo.errors import EXIT_AGAIN, EXIT_FINISHED
 from dppo.files import overwrite
+from dppo.rundir import paths
 from dppo.rundir.recorders import json_bytes, read_json, write_json
 
 RUNNING, PREEMPTED, FAILED = "running", "preempted", "failed"
@@ -51,14 +52,14 @@ class Summary:
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
     """What RUN/summary.json says, or {} where there is none that can be read."""
-    return read_json(run_dir / "summary.json")
+    return read_json(run_dir / paths.SUMMARY)
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
     """Replaces RUN/summary.json; where the disk has no room for a second file, the one that is there is overwritten, if
     need be with the end of a long error only.
     """
-    path = run_dir / "summary.json"
+    path = run_dir / paths.SUMMARY
     try:
         write_json(path, summary)
     except OSError as refused:

@@ -20,6 +20,7 @@ from dppo.files import TOML_BYTES, read_regular
 from dppo.settings.resolve import resolve
 from dppo.settings.values import as_dict, updated
 
+CONFIG_FILE = "config.toml"
 PER_START = ("resume", "run_dir", "dry_run")
 """What belongs to one start of the program, not to the run; config.toml leaves it out."""
 
@@ -53,11 +54,11 @@ def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
 
 def load_config(run_dir: Path) -> Config:
     """The stored configuration of a run. Raises UsageError."""
-    path = run_dir / "config.toml"
+    path = run_dir / CONFIG_FILE
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise UsageError(f"{run_dir} holds no run: there is no config.toml in it") from error
+        raise UsageError(f"{run_dir} holds no run: there is no {CONFIG_FILE} in it") from error
     except (OSError, ValueError):
         pass  # said by what follows
     values = read_toml(path, run_dir)

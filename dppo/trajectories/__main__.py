@@ -14,6 +14,7 @@ import numpy as np
 
 from dppo.console import plain
 from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
+from dppo.rundir import paths
 from dppo.settings.commands import Parser
 from dppo.trajectories.catalogue import SURPRISES
 from dppo.trajectories.index import check_index, write_index
@@ -71,7 +72,7 @@ def describe_empty(missing_rows: dict[int, int], run_dir: Path) -> dict[str, Any
 
 
 def _count_orphans(run_dir: Path) -> int:
-    return sum(1 for _ in (run_dir / "trajectories" / "orphaned").glob("attempt_*/rank_*/seg_*.h5"))
+    return sum(1 for _ in (run_dir / paths.ORPHANED).glob("attempt_*/rank_*/seg_*.h5"))
 
 
 def _info(args: argparse.Namespace) -> int:

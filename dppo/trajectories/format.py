@@ -16,6 +16,7 @@ import numpy as np
 
 from dppo.data import EpisodeProgress
 from dppo.files import fsync_folder, open_regular
+from dppo.rundir import paths
 from dppo.trajectories.hdf5 import FILE_BYTES, opened_hdf5
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ _MB = 2**20
 
 def rank_folder(run_dir: Path, rank: int) -> Path:
     """Where a worker writes; `rank` is the one that it had at the start of the run."""
-    return run_dir / "trajectories" / f"rank_{rank:05d}"
+    return run_dir / paths.TRAJECTORIES / paths.rank_name(rank)
 
 
 def run_dir_of(segment: Path) -> Path:
@@ -48,7 +49,7 @@ def segment_path(folder: Path, number: int) -> Path:
 
 def rank_folders(run_dir: Path) -> dict[int, Path]:
     """{rank: its folder}, ascending."""
-    root = run_dir / "trajectories"
+    root = run_dir / paths.TRAJECTORIES
     found = {p: _RANK.fullmatch(p.name) for p in root.iterdir()} if root.is_dir() else {}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
@@ -72,7 +73,7 @@ def set_aside_orphans(run_dir: Path, named: dict[int, int], attempt: int) -> int
     for rank, folder in rank_folders(run_dir).items():
         for part in folder.glob("*.part"):
             part.unlink(missing_ok=True)
-        target = run_dir / "trajectories" / "orphaned" / f"attempt_{attempt:05d}" / folder.name
+        target = run_dir / paths.ORPHANED / f"attempt_{attempt:05d}" / folder.name
         # the last one first: killed in between, what is left is still without a gap
         for number, path in reversed(segment_files(folder).items()):
             if number >= named.get(rank, 0):
@@ -107,7 +108,7 @@ def _end_row(path: Path) -> int | None:
 
 def refuse_links(run_dir: Path) -> None:
     """Raises ValueError where trajectories would be written to where no reader follows: out of the run directory."""
-    for folder in (run_dir / "trajectories", *rank_folders(run_dir).values()):
+    for folder in (run_dir / paths.TRAJECTORIES, *rank_folders(run_dir).values()):
         if folder.is_symlink():
             raise ValueError(
                 f"{folder} is a link, and what reads a run stays in its directory: put a folder there, or give a"

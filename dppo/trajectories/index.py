@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dppo.errors import UsageError
 from dppo.files import fsync_folder
+from dppo.rundir import paths
 from dppo.trajectories.catalogue import SURPRISES, gaps, opened
 from dppo.trajectories.export.selection import temporary_name
 from dppo.trajectories.format import rank_folders, segment_files, segment_path
@@ -25,7 +26,7 @@ _SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
 
 
 def index_path(run_dir: Path) -> Path:
-    return run_dir / "trajectories" / "index.h5"
+    return run_dir / paths.INDEX
 
 
 def write_index(run_dir: Path) -> tuple[Path, list[str]]:
@@ -50,7 +51,7 @@ def write_index(run_dir: Path) -> tuple[Path, list[str]]:
             index.attrs["format"] = FORMAT
             for rank, files in folders.items():
                 for first, last in gaps(files):
-                    name = f"rank_{rank:05d}/{segment_path(path, first).name}"
+                    name = f"{paths.rank_name(rank)}/{segment_path(path, first).name}"
                     more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
                     missing.append(f"{name} {more}")
                 _add_rank(index, rank, list(files.values()))
@@ -92,7 +93,7 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
                 f"{path.parent.name}/{path.name}", f"steps/{name}", shape, dtype
             )
             start += shape[0]
-        index.create_virtual_dataset(f"rank_{rank:05d}/steps/{name}", layout)
+        index.create_virtual_dataset(f"{paths.rank_name(rank)}/steps/{name}", layout)
 
 
 def check_index(run_dir: Path) -> list[str]:

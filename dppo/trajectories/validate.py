@@ -13,6 +13,7 @@ from typing import Any
 
 from dppo.errors import OldFormError, UsageError
 from dppo.files import check_regular, parse_json, read_regular
+from dppo.rundir import paths
 from dppo.rundir.checkpoint import checkpoint_folders, numbers_by_rank, read_checkpoint, read_manifest
 from dppo.trajectories.catalogue import SURPRISES, gaps
 from dppo.trajectories.format import checksum_problem, rank_folders, segment_files, segment_path
@@ -202,7 +203,7 @@ def _claim(folder: Path) -> _Claim:
         try:
             manifest = read_manifest(folder)
         except OldFormError:  # nobody reads more of it than this, which was JSON even then
-            manifest = parse_json(read_regular(folder / "manifest.json", folder.parent.parent))
+            manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent))
             return _Claim(folder, numbers_by_rank(manifest, "next_segments"))
         named, missing = numbers_by_rank(manifest, "next_segments"), numbers_by_rank(manifest, "missing_rows")
     except SURPRISES as error:
@@ -241,7 +242,7 @@ def _check_checkpoints(
     violations: list[Violation],
 ) -> None:
     for claim in claims:
-        findings = Findings(str((claim.folder / "manifest.json").relative_to(run_dir)), violations)
+        findings = Findings(str((claim.folder / paths.MANIFEST).relative_to(run_dir)), violations)
         if claim.problem is not None:
             if claim.is_going and _is_removed(claim.folder):
                 continue

@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeVar
 
 from dppo.errors import UsageError
 from dppo.files import fsync_folder
+from dppo.rundir import paths
 from dppo.trajectories.catalogue import opened
 from dppo.trajectories.format import rank_folders
 from dppo.trajectories.reader import Episode, Trajectories
@@ -70,7 +71,7 @@ def refuse_inside_dump(path: Path) -> None:
     """What is written into the folder of a run's trajectories would be taken for a part of them."""
     for place in {path.absolute(), path.resolve()}:
         for folder in (place, *place.parents):
-            if folder.name == "trajectories" and rank_folders(folder.parent):
+            if folder.name == paths.TRAJECTORIES and rank_folders(folder.parent):
                 raise UsageError(f"{path} would lie within the trajectories {folder}: choose another -o")
 
 
