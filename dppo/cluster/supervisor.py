@@ -104,7 +104,7 @@ class Supervisor:
         """Returns the exit code; None where a request to save comes before, or the time `until`."""
         while program.poll() is None:
             number = self._next_signal(min(_LOOK_S, until - time.monotonic()))
-            if (number == ASK or time.monotonic() >= until) and program.poll() is None:
+            if number == ASK or time.monotonic() >= until:
                 return None
         return _code(program)
 
