@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -106,7 +107,8 @@ class Stage:
             job.wait(LIMIT_S)
         for pid in {int(line.split()[1]) for line in self.log("waits ")}:
             with contextlib.suppress(OSError):
-                os.kill(pid, 9)
+                if str(self._bin).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():  # not another one by now
+                    os.kill(pid, signal.SIGKILL)
 
 
 class Job:

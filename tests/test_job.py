@@ -233,11 +233,14 @@ def test_a_job_that_is_cancelled_while_it_is_requeued_is_left_alone(stage: Stage
     assert stage.log("scontrol") == BACK
 
 
-def test_signals_that_come_during_the_verdict_wait_for_its_end(stage: Stage) -> None:
-    stage.plays("mpirun", "save 000064", 'echo \'{"job_id": "18"}\' >$run/starts.jsonl')  # it asks squeue
-    stage.plays("squeue", "kill -USR1 $PPID", "sleep 0.2", "exit 1")
-    assert stage.train().end()[0] == 75
-    assert stage.log("scontrol") == BACK and stage.verdicts()[-1] == 75
+@pytest.mark.parametrize(("number", "code", "asked"), [("USR1", 75, BACK), ("TERM", 143, BACK_BY_ITSELF)])
+def test_a_signal_that_comes_during_the_verdict_waits_for_its_end(
+    number: str, code: int, asked: list[str], stage: Stage
+) -> None:
+    stage.plays("mpirun", "save 000064", """echo '{"job_id": "18"}' >$run/starts.jsonl""")  # it asks squeue
+    stage.plays("squeue", f"kill -{number} $PPID", "sleep 0.2", "exit 1")
+    assert stage.train().end()[0] == code
+    assert stage.log("scontrol") == asked and stage.verdicts() == [75]
 
 
 def test_tasks_of_an_array_are_jobs_of_their_own(stage: Stage) -> None:
