@@ -1,20 +1,111 @@
-"""python -m dppo.job: the batch scripts that come with the package, copied to a folder of your own.
+"""python -m dppo.job: what a batch script does. It tries the settings, trains, and has Slurm start the job again.
 
-Whoever installed dppo with pip has no checkout to take `jobs/` from.
+    exec python -m dppo.job mpirun --with-ft ulfm python -m dppo.run --run-dir runs/it
+
+The last command of the scripts in jobs/. `--copy FOLDER` copies these scripts, which come with the package: whoever
+installed dppo with pip has no checkout to take `jobs/` from.
 """
 
 from __future__ import annotations
 
+import argparse
+import itertools
+import os
 import shutil
+import signal
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from dppo.errors import EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser
+from dppo import requeue, verdict
+from dppo.cluster.supervisor import JobEnds, Supervisor
+from dppo.errors import EXIT_AGAIN, EXIT_USAGE, UsageError
+from dppo.rundir import paths
+from dppo.settings.commands import Parser, at_least, integer, not_negative, require
+from dppo.settings.flags import file_at, flag_value
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """In a checkout a link to its `jobs/`, in an installed package a folder."""
+EXIT_CANCELLED = 128 + signal.SIGTERM
+DRY_RUN_S = 300.0
+"""A dry run that takes longer is no evidence against the settings: the job is started again."""
+KILL_AFTER_S = 90.0
+"""Less than the two minutes between the scripts' advance signal and the end of the job."""
+STARTS = 3
+
+
+@dataclass(frozen=True)
+class Training:
+    """The command that trains, in its parts."""
+
+    launcher: list[str]
+    """mpirun, srun or another, with its options; empty where one process trains."""
+    program: list[str]
+    """python -m dppo.run"""
+    settings: list[str]
+    run_dir: Path
+
+    def flags(self) -> list[str]:
+        """Returns the settings of the next start. A run that goes on has a copy of its settings file: the file may have
+        been changed for another run.
+        """
+        if not os.path.exists(self.run_dir / paths.CONFIG):
+            return self.settings
+        file = file_at(self.settings)
+        return [*(word for place, word in enumerate(self.settings) if place != file), "--resume"]
+
+
+def take_apart(command: Sequence[str]) -> Training:
+    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS …`.
+
+    Raises:
+      UsageError: it does not run dppo.run, or does not say where.
+    """
+    words = list(command[1:] if command[:1] == ["--"] else command)
+    module = next((at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("-m", "dppo.run")), 0)
+    if module == 0:
+        raise UsageError("the command must have python -m dppo.run in it; see python -m dppo.job -h")
+    python, settings = module - 1, words[module + 2 :]
+    run_dir = flag_value(settings, "run-dir")
+    if not run_dir:
+        raise UsageError("dppo.run needs --run-dir here: what became of a run is in its directory")
+    return Training(words[:python], words[python : module + 2], settings, Path(run_dir).expanduser())
+
+
+def train(training: Training, supervisor: Supervisor, starts: int, kill_after_s: float) -> int:
+    """Trains until the run is done or the job is to be started again, which Slurm is asked for.
+
+    Args:
+      starts: so many in a row without a new checkpoint are enough.
+      kill_after_s: what the launcher gets to end once it was asked to save; then the ranks are stuck.
+
+    Returns:
+      The exit code of the job.
+    """
+    try:
+        outcome = _start(training, supervisor, [str(training.run_dir), "--starts", str(starts)], kill_after_s)
+        supervisor.is_asked()  # no longer of interest, but the job may have ended
+    except JobEnds:  # where it is not cancelled, Slurm starts it again
+        requeue.main(["--is-requeued"])
+        return EXIT_CANCELLED
+    return requeue.main([]) if outcome == EXIT_AGAIN else outcome
+
+
+def _start(training: Training, supervisor: Supervisor, record: list[str], kill_after_s: float) -> int:
+    """Returns the verdict on one start."""
+    run = [*training.program, *training.flags()]
+    code = EXIT_AGAIN if supervisor.is_asked() else supervisor.check([*run, "--dry-run"], DRY_RUN_S)
+    if code == EXIT_USAGE:  # it would not help to start the job again
+        return EXIT_USAGE
+    if refused := verdict.main([*record, "--begin"]):
+        return refused
+    if supervisor.is_asked():
+        code = EXIT_AGAIN
+    elif code == 0:
+        code = supervisor.run([*training.launcher, *run], kill_after_s)
+    # what became of the run is in its directory: the launcher's code says little of it
+    return verdict.main([*record, "--code", str(code)])
 
 
 def copy_scripts(folder: Path) -> list[Path]:
@@ -37,12 +128,41 @@ def copy_scripts(folder: Path) -> list[Path]:
     return copies
 
 
+def _parser() -> Parser:
+    parser = Parser(
+        prog="python -m dppo.job",
+        usage="%(prog)s [options] LAUNCHER … python -m dppo.run … --run-dir RUN\n       %(prog)s --copy FOLDER",
+        description="The last command of a batch script: tries the settings, trains, and has Slurm start the job again"
+        " until the run is done. SIGUSR1 to it saves. Or copies dppo's batch scripts, for you to change.",
+    )
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="where the copies go, such as jobs")
+    parser.add_argument(
+        "--starts",
+        type=integer,
+        default=STARTS,
+        help="so many in a row without a new checkpoint are enough (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--kill-after-s",
+        type=float,
+        default=KILL_AFTER_S,
+        help="what the launcher gets to end once it was asked to save (default: %(default)g)",
+    )
+    parser.add_argument("--asked", action="store_true", help="the script was asked to save, before this command began")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="mpirun or srun, python -m dppo.run, its settings")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    parser = Parser(prog="python -m dppo.job", description="Copies dppo's batch scripts, for you to change.")
-    parser.add_argument("--copy", type=Path, required=True, metavar="FOLDER", help="where the copies go, such as jobs")
     try:
-        copies = copy_scripts(parser.parse_args(argv).copy)
+        args = _parser().parse_args(argv)
+        require("--starts", args.starts, at_least(1, 1e6))
+        require("--kill-after-s", args.kill_after_s, not_negative(1e6))
+        if args.copy is None:
+            training = take_apart(args.command)
+            return train(training, Supervisor(asked=args.asked), args.starts, args.kill_after_s)
+        copies = copy_scripts(args.copy)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)
         return EXIT_USAGE

@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     told: list[int] = []  # Slurm ends a job that is being requeued, by SIGTERM, and one that its user cancels
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM))  # dppo.job holds both until here
     if not args.is_requeued and not _requeue(job_id, told):
         return EXIT_FAILED
     for change in changes(os.environ):

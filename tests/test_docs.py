@@ -30,7 +30,7 @@ FLAGS_OF_OTHERS = {
     "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
     | {"ntasks-per-node", "requeue", "signal", "time"},
     "srun": {"cpu-bind", "list", "mpi"},
-    "dppo.job": {"copy"},
+    "dppo.job": {"copy", "kill-after-s"},
     "dppo.verdict": {"begin"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},

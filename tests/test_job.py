@@ -1,15 +1,19 @@
-"""The batch scripts come with the package, and are copied whole or not at all."""
+"""What a batch job does, without a Slurm. Its scripts come with the package, and are copied whole or not at all."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dppo.job import main
+from tests.jobs import MPIRUN, Stage
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,3 +68,269 @@ def test_a_job_without_its_virtual_environment_is_wrong_use_and_runs_no_other_py
         assert ended.returncode == 2, ended
         assert f"dppo: VENV={tmp_path / venv} is no virtual environment with dppo in it" in ended.stderr
     assert not (tmp_path / "started").exists() and not (tmp_path / "runs").exists()
+
+
+@pytest.fixture
+def stage(tmp_path: Path) -> Iterator[Stage]:
+    made = Stage(tmp_path)
+    yield made
+    made.close()
+
+
+SAVES = ("trap 'save 000064; finish preempted; exit 75' USR1", "wait_for_ever")
+BACK = ["scontrol requeue 19", "scontrol update JobId=19 StartTime=now+10"]
+BACK_BY_ITSELF = BACK[1:]
+RUN = "python -m dppo.run --seed 1 --run-dir runs/it"
+
+
+def test_settings_that_cannot_work_end_the_job_and_leave_nothing(stage: Stage) -> None:
+    stage.plays("dry-run", "echo out; echo 'dppo: no such flag' >&2", "exit 2")
+    assert stage.train().end() == (2, "dppo: no such flag\n")
+    assert stage.log() == ["dry-run -m dppo.run --run-dir runs/it --dry-run"]
+    assert not (stage.folder / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    "launcher", [MPIRUN, ("srun", "--mpi=pmix"), ("mpirun", "apptainer", "exec", "x.sif"), ()], ids=str
+)
+def test_a_run_is_tried_and_trained_to_its_end(launcher: tuple[str, ...], stage: Stage) -> None:
+    for program in ("mpirun", "srun"):
+        stage.plays(program, "echo trains", "finish finished")
+    stage.plays("dry-run", "case $* in *--dry-run) ;; *) echo trains; finish finished;; esac")
+    code, output = stage.train("--seed", "1", "--run-dir", "runs/it", launcher=launcher).end()
+    assert (code, output) == (0, "trains\ndppo: runs/it: done (finished) after 64 steps\n")
+    trains = " ".join((*launcher, RUN)) if launcher else RUN.replace("python", "dry-run")
+    assert stage.log() == ["dry-run -m dppo.run --seed 1 --run-dir runs/it --dry-run", trains]
+    assert stage.verdicts() == [0]
+
+
+def test_a_run_that_goes_on_is_resumed_without_its_settings_file(stage: Stage) -> None:
+    (stage.folder / "runs" / "it").mkdir(parents=True)
+    (stage.folder / "runs" / "it" / "config.toml").touch()
+    for at, file in enumerate(((), ("my.toml",), ("--seed", "1", "my.toml"))):
+        stage.train("--log.stall-abort-s", "600", *file, "--run-dir", "elsewhere", "--run-dir=runs/it").end()
+        seed = "--seed 1 " if at == 2 else ""
+        flags = f"--log.stall-abort-s 600 {seed}--run-dir elsewhere --run-dir=runs/it --resume"
+        assert stage.log("mpirun")[at] == f"mpirun --with-ft ulfm python -m dppo.run {flags}"
+        assert stage.log("dry-run")[at] == f"dry-run -m dppo.run {flags} --dry-run"
+    stage.train("my.toml", "--run-dir", "new").end()
+    assert stage.log("mpirun")[-1] == "mpirun --with-ft ulfm python -m dppo.run my.toml --run-dir new"
+
+
+def test_a_job_that_is_preempted_saves_and_comes_back(stage: Stage) -> None:
+    stage.plays("mpirun", *SAVES)
+    code, output = stage.train().waits().send(signal.SIGUSR1).end()
+    assert code == 75 and "was preempted; newest checkpoint: step_000064: start it again" in output
+    assert stage.log("scontrol") == BACK and stage.verdicts() == [75]
+
+
+@pytest.mark.parametrize(
+    ("lines", "code", "words"),
+    [
+        (("kill -KILL $$",), 75, "was cut short"),
+        (("exit 0",), 75, "was cut short"),  # as mpirun that has lost a node
+        (("exit 2",), 2, "wrong use"),
+        (("exit 75",), 75, "was preempted"),
+        (("exit 255",), 75, "was cut short"),
+        (("finish failed", "exit 1"), 1, "failed: KeyError: 1"),
+        (("finish target", "kill -TERM $$"), 0, "done (target)"),
+    ],
+    ids=str,
+)
+def test_the_verdict_on_what_became_of_the_run_is_what_the_job_does(
+    lines: tuple[str, ...], code: int, words: str, stage: Stage
+) -> None:
+    stage.plays("mpirun", *lines)
+    ended, output = stage.train().end()
+    assert ended == code and words in output
+    assert stage.log("scontrol") == (BACK if code == 75 else [])
+
+
+def test_a_launcher_that_cannot_be_started_is_named(stage: Stage) -> None:
+    code, output = stage.train(launcher=["mpiexec.hydra"]).end()
+    assert code == 75 and output.startswith("dppo: mpiexec.hydra cannot be started: No such file or directory\n")
+
+
+def test_three_starts_that_bring_nothing_are_enough(stage: Stage) -> None:
+    stage.plays("mpirun", "exit 1")
+    assert [stage.train().end()[0] for _ in range(3)] == [75, 75, 1]
+    assert len(stage.log("scontrol requeue")) == 2
+    assert stage.train(options=["--starts", "1"]).end()[0] == 1
+
+
+def test_a_start_whose_predecessors_were_killed_with_their_scripts_is_refused(stage: Stage) -> None:
+    stage.plays("mpirun", "wait_for_ever")
+    for start in range(3):
+        job = stage.train()
+        stage.until(lambda start=start: len(stage.log("waits")) > start)  # type: ignore[misc]
+        job.send(signal.SIGKILL).end()
+    code, output = stage.train().end()
+    assert code == 1 and "no start of 3 has brought a new one" in output
+    assert len(stage.log("mpirun")) == 3 and stage.log("scontrol") == []
+
+
+def test_a_program_that_does_not_leave_is_killed(stage: Stage) -> None:
+    stage.plays("mpirun", "trap 'echo told >>$LOG' USR1", "save 000064", "wait_for_ever")
+    since = time.monotonic()
+    code, output = stage.train(options=["--kill-after-s", "0.5"]).waits().send(signal.SIGUSR1).end()
+    assert 0.5 < time.monotonic() - since < 10
+    assert code == 75 and "mpirun has not ended 0.5 s after it was asked to save: it is killed" in output
+    assert "was cut short; newest checkpoint: step_000064" in output and stage.log("told") == ["told"]
+    assert stage.log("scontrol") == BACK
+
+
+def test_a_second_signal_is_passed_on_and_puts_off_nothing(stage: Stage) -> None:
+    stage.plays("mpirun", "trap 'echo told >>$LOG' USR1", "wait_for_ever")
+    job = stage.train(options=["--kill-after-s", "3"]).waits()
+    since = time.monotonic()
+    for times in (1, 2, 3):
+        job.send(signal.SIGUSR1)
+        stage.until(lambda times=times: len(stage.log("told")) == times)  # type: ignore[misc]
+        time.sleep(1)
+    assert job.end()[0] == 75
+    assert 3 < time.monotonic() - since < 5
+
+
+def test_a_signal_before_the_launcher_is_started_saves_it_the_start(stage: Stage) -> None:
+    stage.plays("dry-run", "wait_for_ever")
+    assert stage.train().waits().send(signal.SIGUSR1).end()[0] == 75
+    stage.plays("dry-run", "kill -USR1 $PPID", "exit 0")  # while it ends
+    assert stage.train().end()[0] == 75
+    code, output = stage.train(options=["--asked"]).end()  # the script was
+    assert code == 1 and "was preempted" in output and "no start of 3" in output
+    assert len(stage.log("dry-run")) == 2 and stage.log("mpirun") == []
+
+
+def test_a_signal_to_a_launcher_that_has_just_ended_changes_nothing(stage: Stage) -> None:
+    stage.plays("mpirun", "finish finished", "kill -USR1 $PPID", "exit 0")
+    for _ in range(5):
+        assert stage.train().end() == (0, "dppo: runs/it: done (finished) after 64 steps\n")
+
+
+@pytest.mark.parametrize("during", ["dry-run", "mpirun"])
+def test_what_slurm_ends_is_not_requeued_but_comes_back_soon_if_slurm_requeues_it(during: str, stage: Stage) -> None:
+    stage.plays(during, "trap 'echo told >>$LOG' TERM USR1", "wait_for_ever")
+    assert stage.train().waits().send(signal.SIGTERM).end() == (143, "")
+    assert stage.log("scontrol") == BACK_BY_ITSELF
+    assert stage.log("told") == []  # Slurm does: a second SIGTERM would have mpirun kill its ranks at once
+    assert stage.verdicts() == ([None] if during == "mpirun" else [])
+
+
+def test_a_job_that_ends_before_its_training_begins_starts_nothing(stage: Stage) -> None:
+    """The verdict asks squeue for another job that has had the run directory."""
+    stage.train(SLURM_JOB_ID="18").send(signal.SIGTERM).end()
+    (stage.folder / "runs" / "it").mkdir(parents=True, exist_ok=True)
+    (stage.folder / "runs" / "it" / "starts.jsonl").write_text('{"job_id": "18"}\n')
+    stage.plays("squeue", "kill -TERM $PPID", "exit 1")
+    before = len(stage.log("mpirun"))
+    assert stage.train().end()[0] == 143
+    assert len(stage.log("mpirun")) == before and stage.log("squeue")
+
+
+def test_a_job_that_is_cancelled_while_it_is_requeued_is_left_alone(stage: Stage) -> None:
+    stage.plays("scontrol", "case $1 in requeue) kill -TERM $PPID; kill -USR1 $PPID; exit 1;; esac")
+    assert stage.train().end()[0] == 75
+    assert stage.log("scontrol") == BACK
+
+
+@pytest.mark.parametrize(("number", "code", "asked"), [("USR1", 75, BACK), ("TERM", 143, BACK_BY_ITSELF)])
+def test_a_signal_that_comes_during_the_verdict_waits_for_its_end(
+    number: str, code: int, asked: list[str], stage: Stage
+) -> None:
+    stage.plays("mpirun", "save 000064", """echo '{"job_id": "18"}' >$run/starts.jsonl""")  # it asks squeue
+    stage.plays("squeue", f"kill -{number} $PPID", "sleep 0.2", "exit 1")
+    assert stage.train().end()[0] == code
+    assert stage.log("scontrol") == asked and stage.verdicts() == [75]
+
+
+def test_tasks_of_an_array_are_jobs_of_their_own(stage: Stage) -> None:
+    stage.plays(
+        "mpirun",
+        "trap 'finish preempted; exit 75' USR1",
+        '[ "$RUN" = runs/task_1 ] || wait_for_ever',
+        "finish finished",
+    )
+    jobs = [
+        stage.train("--run-dir", run, RUN=run, SLURM_ARRAY_JOB_ID="19", SLURM_ARRAY_TASK_ID=str(task))
+        for task, run in enumerate(("runs/task_0", "runs/task_1", "runs/task_2"))
+    ]
+    stage.until(lambda: len(stage.log("waits")) == 2)
+    assert jobs[1].end()[0] == 0
+    assert jobs[2].send(signal.SIGUSR1).end()[0] == 75
+    assert stage.log("scontrol") == ["scontrol requeue 19_2", "scontrol update JobId=19_2 StartTime=now+10"]
+    assert jobs[0].process.poll() is None
+    assert [stage.verdicts(f"runs/task_{task}") for task in range(3)] == [[None], [0], [75]]
+
+
+def test_a_second_job_in_the_run_directory_is_refused(stage: Stage) -> None:
+    stage.plays("mpirun", "wait_for_ever")
+    stage.train().waits()
+    stage.plays("squeue", "echo RUNNING")
+    code, output = stage.train(SLURM_JOB_ID="20").end()
+    assert code == 2 and "job 19 has it, and is still in the queue" in output
+    assert len(stage.log("mpirun")) == 1 and stage.log("scontrol") == []
+
+
+def test_programs_start_as_if_the_script_had_started_them(stage: Stage) -> None:
+    """No signal is held or ignored, and nothing in the environment makes a rank of them."""
+    for program in ("dry-run", "mpirun"):
+        stage.plays(
+            program,
+            f"env | grep -v ^_= | sort >{program}.env",
+            f"grep -E 'Sig(Blk|Ign)' /proc/self/status >{program}.signals",
+        )
+    stage.train().end()
+    before = stage.start("sh", "-c", "grep -E 'Sig(Blk|Ign)' /proc/self/status; env | grep -v ^_= | sort").end()[1]
+    for program in ("dry-run", "mpirun"):
+        signals, environ = ((stage.folder / f"{program}.{what}").read_text() for what in ("signals", "env"))
+        assert signals + environ == before
+
+
+def test_outside_of_slurm_nothing_is_requeued(stage: Stage) -> None:
+    stage.plays("mpirun", "exit 1")
+    job = stage.start("env", "-u", "SLURM_JOB_ID", "python", "-m", "dppo.job", *MPIRUN, *RUN.split())
+    code, output = job.end()
+    assert code == 2 and "start it again" in output and "this is no batch job of Slurm's" in output
+
+
+# -- the scripts --------------------
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch", "sweep.sbatch"])
+def test_a_script_trains_is_told_and_comes_back(script: str, stage: Stage) -> None:
+    sweep = {"SWEEP": str(ROOT / "jobs" / "sweep.toml"), "SWEEP_DIR": "runs/all", "SLURM_ARRAY_TASK_ID": "3"}
+    where = sweep | {"SLURM_ARRAY_JOB_ID": "19"} if script == "sweep.sbatch" else {"RUN_DIR": "runs/it"}
+    run, number = ("runs/all/task_003", "19_3") if script == "sweep.sbatch" else ("runs/it", "19")
+    launcher = "srun --mpi=pmix --kill-on-bad-exit=1" if script == "train-srun.sbatch" else "mpirun --with-ft ulfm"
+    stage.plays(launcher.split()[0], *SAVES)
+    job = stage.start("bash", str(ROOT / "jobs" / script), "--horizon", "8", RUN=run, **where)
+    assert job.waits().send(signal.SIGUSR1).end()[0] == 75
+    (trains,) = stage.log(launcher)
+    assert trains.startswith(f"{launcher} python -m dppo.run ")
+    assert trains.endswith(f"--log.stall-abort-s 600 --horizon 8 --run-dir {run}")
+    assert ("--optim.lr 0.002" in trains) == (script == "sweep.sbatch")
+    assert stage.log("scontrol") == [line.replace("19", number) for line in BACK]
+    assert stage.verdicts(run) == [75]
+
+    (stage.folder / run / "config.toml").touch()
+    stage.plays(launcher.split()[0], "finish finished")
+    assert stage.start("bash", str(ROOT / "jobs" / script), RUN=run, **where).end()[0] == 0
+    assert stage.log(launcher)[-1].endswith(f"--log.stall-abort-s 600 --run-dir {run} --resume")
+
+
+@pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch", "sweep.sbatch"])
+def test_a_signal_while_a_script_begins_is_not_lost(script: str, stage: Stage) -> None:
+    stage.activate("kill -USR1 $$")
+    where = {"SWEEP": str(ROOT / "jobs" / "sweep.toml"), "SLURM_ARRAY_TASK_ID": "3", "RUN_DIR": "runs/it"}
+    code, output = stage.start("bash", str(ROOT / "jobs" / script), **where).end()
+    assert code == 75 and "was preempted" in output
+    assert stage.log() == BACK
+
+
+def test_a_signal_while_python_starts_ends_nothing(stage: Stage) -> None:
+    """It comes too late for the script and too early for the job, and is the only one that is lost."""
+    tell = "import os, signal, sys; 'dppo.job' in sys.orig_argv and os.kill(os.getpid(), signal.SIGUSR1)"
+    (stage.folder / "sitecustomize.py").write_text(tell)
+    stage.plays("mpirun", "finish finished")
+    where = {"PYTHONPATH": f"{stage.folder}:{ROOT}", "RUN_DIR": "runs/it"}
+    assert stage.start("bash", str(ROOT / "jobs" / "train.sbatch"), **where).end()[0] == 0

@@ -22,8 +22,8 @@ FLOORS = (
     ("comm", "rundir"),
     ("trajectories",),
     ("training",),
-    ("run", "study"),
-    ("evaluate", "report", "sweep", "verdict", "requeue", "job"),
+    ("run", "study", "verdict", "requeue"),
+    ("evaluate", "report", "sweep", "job"),
 )
 """From the ground up. Files and folders import lower floors only; files of one folder may import each other."""
 
@@ -159,7 +159,8 @@ def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["dppo", "dppo.startup", "dppo.config", "dppo.settings.flags", "dppo.sweep", "dppo.cluster.guard"]
+    "module",
+    ["dppo", "dppo.startup", "dppo.config", "dppo.settings.flags", "dppo.sweep", "dppo.job", "dppo.cluster.guard"],
 )
 def test_light_modules_load_neither_numpy_nor_torch_nor_mpi(module: str) -> None:
     """Threads and Open MPI's parameters must be set before these are imported."""

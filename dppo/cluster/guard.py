@@ -162,7 +162,7 @@ class _Guard:
         try:
             self._watch()
         except Exception:
-            _say(f"the guard of {launcher.rank_name()} has failed:\n{traceback.format_exc()}")
+            processes.say(f"the guard of {launcher.rank_name()} has failed:\n{traceback.format_exc()}")
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError("unreachable")
 
@@ -221,7 +221,7 @@ class _Guard:
         self._counts = _word[_STAGE] == _STARTING
         self._missing = self._missing + 1 if len(processes.children(self._parent)) < launcher.local_ranks() else 0
         if self._counts and self._missing == _COUNT_PATIENCE:
-            _say(f"a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again")
+            processes.say(f"a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again")
             processes.kill(self._parent, signal.SIGTERM)
 
     def _listen(self, now: float) -> None:
@@ -230,7 +230,7 @@ class _Guard:
         if self._beats != _word[_BEATS]:
             self._beats, self._beat_at = _word[_BEATS], now
         elif limit_s and now - self._beat_at > limit_s + SILENCE_MARGIN_S:
-            _say(
+            processes.say(
                 f"{launcher.rank_name()} has not come back to Python for {now - self._beat_at:.0f} s: it is killed"
                 " (--log.stall-abort-s)"
             )
@@ -250,7 +250,7 @@ class _Guard:
         if stage == _STARTING:
             return 1 + os.WEXITSTATUS(status)
         if self._is_inner:
-            _say(
+            processes.say(
                 f"{launcher.rank_name()} has left without a word, with exit code {os.WEXITSTATUS(status)}, as by"
                 " os._exit() or C's exit() in its environment: it counts as killed"
             )
@@ -259,13 +259,13 @@ class _Guard:
     def _say_if_starting(self, stage: int, why: str) -> None:
         """MPI_Init of the others may end the job with a text of its own, which does not name what has happened."""
         if self._is_launched and stage == _STARTING and not self._passed_on:
-            _say(f"{launcher.rank_name()} died while MPI was starting ({why})")
+            processes.say(f"{launcher.rank_name()} died while MPI was starting ({why})")
 
     def _conclude(self, end: int, *, orphan: bool = False) -> NoReturn:
         """The child has ended."""
         assert _word is not None
         if left := processes.end_children(but=self._child):
-            _say(
+            processes.say(
                 f"{launcher.rank_name()} has left processes behind ({', '.join(left)}), which are ended now: an"
                 " environment's close() should end what it has started"
             )
@@ -310,7 +310,7 @@ class _Launcher:
             if time.monotonic() > deadline:
                 with contextlib.suppress(OSError):  # its standard error: this process has none any more
                     os.dup2(os.open(f"/proc/{self._pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), 2)
-                    _say("the launcher does not end, though its ranks have: it is killed")
+                    processes.say("the launcher does not end, though its ranks have: it is killed")
                 self.send(signal.SIGKILL)
                 return
             if not told and processes.children(self._pid):
@@ -328,8 +328,3 @@ def _end_like(end: int) -> NoReturn:
         os.kill(os.getpid(), number)
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError("unreachable")
-
-
-def _say(text: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"dppo: {text}\n".encode())

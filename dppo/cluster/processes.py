@@ -127,3 +127,9 @@ def set_title(title: str) -> None:
         ctypes.memset(arguments, 0, after_arguments - arguments)
         ctypes.memset(variables, 0, after_variables - variables)
         ctypes.memmove(arguments, (text := title.encode()[: after_arguments - arguments - 1]), len(text))
+
+
+def say(text: str) -> None:
+    """A line on standard error, for processes that are about to go."""
+    with contextlib.suppress(OSError):
+        os.write(2, f"dppo: {text}\n".encode())

@@ -63,7 +63,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
         raise HelpShown
     file_values: dict[str, Any] = {}
     notes = []
-    if (place := _file_at(args)) is not None:
+    if (place := file_at(args)) is not None:
         path = Path(args.pop(place))
         file_values = read_toml(path)
         notes.append(f"settings from {path}")
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
 
 
-def _file_at(args: list[str]) -> int | None:
+def file_at(args: list[str]) -> int | None:
     """Where CONFIG.toml is: first, or, as in a batch script that has flags of its own, behind a flag's value."""
     if args and not args[0].startswith("-"):
         return 0
@@ -101,7 +101,7 @@ def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str
 
 
 def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:
-    run_dir = _flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
+    run_dir = flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
     if not run_dir:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
     run_dir = os.path.expanduser(str(run_dir))
@@ -119,7 +119,7 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
     the user replaces its target-return as well."""
 
     def given(name: str) -> Any:
-        value = _flag_value(args, name)
+        value = flag_value(args, name)
         return value if value is not None else file_values.get(name, file_values.get(name.replace("-", "_")))
 
     env = given("env") or Config.env
@@ -194,7 +194,7 @@ def _is_whole_number(name: str) -> bool:
     return is_whole(hints(part).get(last))
 
 
-def _flag_value(args: list[str], name: str) -> str | None:
+def flag_value(args: list[str], name: str) -> str | None:
     """The last value of --name, before the flags are parsed in earnest."""
     found = None
     for i, token in enumerate(args):
@@ -208,7 +208,7 @@ def _show_help(args: list[str], file_values: dict[str, Any]) -> NoReturn:
     """All flags, with the values that they have where they are not given: the defaults or, with an environment, its
     preset's and the file's.
     """
-    env = _flag_value(args, "env") or file_values.get("env")
+    env = flag_value(args, "env") or file_values.get("env")
     if env is None:
         config, tuned = Config(), sorted({name.rsplit(".", 2)[0] for name in presets()})
         note = (

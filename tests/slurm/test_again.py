@@ -33,8 +33,8 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     submit = Submit(slurm)
     long, short = f"{TWO_BY_TWO} --time=10", f"{TWO_BY_TWO} --time=3"
     impatient, patient = slurm.folder / "impatient.sbatch", (ROOT / "jobs" / "train.sbatch").read_text()
-    assert "sleep 90;" in patient
-    impatient.write_text(patient.replace("sleep 90;", "sleep 3;"))
+    assert "exec python -m dppo.job " in patient
+    impatient.write_text(patient.replace("-m dppo.job ", "-m dppo.job --kill-after-s 3 "))
     settings = slurm.folder / "settings.toml"
     settings.write_text("[ppo]\nepochs = 2\n")
     train, train_srun = "train.sbatch", "train-srun.sbatch"

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "jobs").iterdir() if path.suffix in (".sbatch", ""))
-TRAINS = [path for path in SCRIPTS if "dppo.verdict" in path.read_text()]
+TRAINS = [path for path in SCRIPTS if "exec python -m dppo.job " in path.read_text()]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,13 @@ def test_shellcheck_has_nothing_to_say(script: Path) -> None:
 def test_a_script_that_trains_comes_back_and_is_told_in_time(script: Path) -> None:
     directives = re.findall(r"^#SBATCH (--\S+)", script.read_text(), re.MULTILINE)
     assert {"--requeue", "--open-mode=append", "--signal=B:USR1@120"} <= set(directives)
+
+
+def test_these_scripts_train_by_their_last_command() -> None:
+    assert {path.name for path in TRAINS} == {"train.sbatch", "train-srun.sbatch", "sweep.sbatch"}
+    for script in TRAINS:
+        last = script.read_text().replace("\\\n", " ").rstrip().splitlines()[-1]
+        assert last.startswith("exec python -m dppo.job ") and "python -m dppo.run" in last, script.name
 
 
 def test_every_script_says_how_it_is_used() -> None:
