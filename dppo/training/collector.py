@@ -6,19 +6,16 @@ Log-probabilities and values are computed for the whole rollout at once, afterwa
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from dppo.algo.moments import Normaliser
-from dppo.algo.returns import sums_behind
-from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Report, Rollout
+from dppo.data import EnvState, EpisodeProgress, Report, Rollout
 from dppo.models.policy import ActorCritic
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
-
-OTHER_REWARDS = "other rewards came of it; it remembers what the seed of an episode does not restore"
+from dppo.training.episode_sums import EpisodeSums
 
 
 class Collector:
@@ -43,22 +40,16 @@ class Collector:
         gamma: float,
     ) -> None:
         self.envs, self.policy, self.normaliser = envs, policy, normaliser
-        self._seeds, self._noise, self._gamma = seeds, noise, gamma
+        self._seeds, self._noise = seeds, noise
         self.worker, self.first_env = worker, first_env
         self.row = 0
-        n = envs.num_envs
-        self._episode_returns = np.zeros(n)
-        self._episode_lengths = np.zeros(n, np.int64)
-        self._episode_first_rows = np.zeros(n, np.int64)
-        self._discounted_returns = np.zeros(n)
-        self._last_episodes = LastEpisodes.unknown(n)
+        self._sums = EpisodeSums(envs.num_envs, first_env, gamma)
         self._observations: np.ndarray | None = None
         self._cut: list[int] = []  # environments whose episode could not be restored; told with the next rollout
         self.last: Rollout | None = None
         self.last_iteration = 0
         self._kept: Rollout | None = None
         self._kept_whole = False
-        self._discounted = 0, np.empty((0, n))  # first row of the last rollout asked for, and the answer
 
     def collect(
         self,
@@ -112,9 +103,7 @@ class Collector:
         self.first_observation()
         assert self._observations is not None
         n, first_row = self.envs.num_envs, self.row
-        standing = EpisodeProgress(
-            self._seeds.episodes.copy(), self._episode_lengths.copy(), self._episode_returns.copy()
-        )
+        progress = self._sums.progress(self._seeds.episodes)
         current = self._observations
         observations = np.empty((horizon, *current.shape), current.dtype)
         rewards = np.empty((horizon, n))
@@ -158,7 +147,7 @@ class Collector:
         self.row += t
         rollout = self._complete(
             first_row, version, observations[:t], inputs[:t], heads[:t], actions, env_actions,
-            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals, standing,
+            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals, progress,
         )  # fmt: skip
         self._check_finite(rollout)
         return rollout
@@ -177,7 +166,7 @@ class Collector:
         truncations: np.ndarray,
         valid: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
-        standing: EpisodeProgress,
+        progress: EpisodeProgress,
     ) -> Rollout:
         """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next, episodes."""
         assert self._observations is not None
@@ -206,41 +195,13 @@ class Collector:
             if len(final_rows):
                 next_values[final_rows, final_envs] = self.policy.value(self.normaliser.inputs(final_observations))
             next_values[terminations] = 0.0
-        episodes = self._count_episodes(first_row, rewards, terminations, truncations, valid, final_rows, final_envs)
+        episodes = self._sums.count(first_row, rewards, terminations, truncations, valid, final_rows, final_envs)
         cut, self._cut = self._cut, []
         return Rollout(
             first_row, version, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
             truncations, valid, heads, log_probs, values, next_values, final_rows, final_envs, final_observations,
-            np.full(t, version, np.int64), standing, episodes, cut,
+            np.full(t, version, np.int64), progress, episodes, cut,
         )  # fmt: skip
-
-    def _count_episodes(
-        self,
-        first_row: int,
-        rewards: np.ndarray,
-        terminations: np.ndarray,
-        truncations: np.ndarray,
-        valid: np.ndarray,
-        final_rows: np.ndarray,
-        final_envs: np.ndarray,
-    ) -> list[Episode]:
-        """The episodes that ended, in the order of their last rows; keeps the sums of those that go on."""
-        episodes: list[Episode] = []
-        if not len(rewards):
-            return episodes
-        dones = terminations | truncations
-        returns = sums_behind(rewards, dones, 1.0, self._episode_returns)
-        lengths = sums_behind(valid, dones, 1.0, self._episode_lengths)
-        for row, env in zip(final_rows.tolist(), final_envs.tolist(), strict=True):
-            ended = first_row + row, self.first_env + env, float(returns[row, env]), int(lengths[row, env])
-            episodes.append(Episode(*ended, truncated=not terminations[row, env]))
-            last = self._last_episodes
-            last.first_rows[env], last.returns[env] = self._episode_first_rows[env], ended[2]
-            last.last_rewards[env] = rewards[row, env]
-            self._episode_first_rows[env] = first_row + row + 1
-        goes_on = ~dones[-1]
-        self._episode_returns, self._episode_lengths = returns[-1] * goes_on, (lengths[-1] * goes_on).astype(np.int64)
-        return episodes
 
     def _check_finite(self, rollout: Rollout) -> None:
         _check_array("observation", rollout.observations, rollout.first_row, self.first_env)
@@ -254,108 +215,29 @@ class Collector:
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
         """[T, N] float64 running discounted returns of the last rollout; moves the running sums."""
-        first_row, known = self._discounted
-        if first_row != rollout.first_row:
-            known = known[:0]
-        new = slice(len(known), None)  # none where it is asked again, some where a kept rollout was gone on with
-        dones = rollout.terminations[new] | rollout.truncations[new]
-        out = sums_behind(rollout.rewards[new], dones, self._gamma, self._discounted_returns)
-        if len(out):
-            self._discounted_returns = out[-1] * ~dones[-1]
-        out = np.concatenate((known, out)) if len(known) else out
-        self._discounted = rollout.first_row, out
-        return out
+        return self._sums.discount(rollout)
 
     def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:
         """What rank 0 is told of a rollout, after `discounted_returns`."""
         assert self._observations is not None
+        sums = self._sums
         return Report(
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
-            self._seeds.episodes.copy(), self._episode_first_rows.copy(), self._observations,
-            self._episode_returns.copy(), self._episode_lengths.copy(), self._discounted_returns.copy(),
-            self._last_episodes.copy(), collect_s, learn_s, exchange_s,
+            self._seeds.episodes.copy(), sums.first_rows.copy(), self._observations, sums.returns.copy(),
+            sums.lengths.copy(), sums.discounted_returns.copy(), sums.last.copy(), collect_s, learn_s, exchange_s,
             iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
-        """Brings every environment back to where `states` (by global number) has it: reset, then replay of its actions.
-        Where it stands between two episodes, the one before is replayed: it tells whether it remembers anything.
-
-        Args:
-          row: rows of noise that were drawn so far.
-          first_new_episode: episode number for environments that `states` does not know, so that no seed comes twice.
-          deadline: time.monotonic() after which environments begin a new episode instead.
-
-        Returns:
-          A line for every environment that could not be restored; it has begun a new episode, its old one is lost.
+        """Brings every environment back to where `states` has it; arguments as of `EpisodeSums.restore`. Returns a line
+        on each environment that could not be restored.
         """
         self.row = row
-        n = self.envs.num_envs
-        known = [states.get(self.first_env + i) for i in range(n)]
-        self._seeds.episodes[:] = [first_new_episode if s is None else s.episode for s in known]
-        self._episode_first_rows[:] = row
-        problems = []
-        if not self.envs.replayable:
-            self._observations = self.envs.reset()
-            self._cut += [s.env for s in known if s is not None]
-            numbers = f"{self.first_env}..{self.first_env + n - 1}"
-            return [f"environments {numbers} cannot be replayed ({self.envs.description}): their episodes are cut here"]
-        rewards: list[np.ndarray] = []
-        empty = np.empty((0,), np.int64)
-        between = [s is not None and len(s.last_actions) > 0 for s in known]
-        self._seeds.episodes -= between
-        actions = [
-            empty if s is None else s.last_actions if is_between else s.actions
-            for s, is_between in zip(known, between, strict=True)
-        ]
-        observations, failed = self.envs.replay(self._seeds.current(), actions, deadline, rewards)
-        is_late = time.monotonic() > deadline
-        for i, state in enumerate(known):
-            if state is None:
-                continue
-            reason = None
-            if between[i]:
-                observations[i] = self.envs.begin_episode(i)
-                if i in failed:
-                    reason = None if is_late else "its last episode ended early"
-                elif not self._earned_last(rewards[i], state):
-                    reason = OTHER_REWARDS
-            elif i in failed:
-                reason = "its episode ended early or time ran out"
-            if reason is None and not np.array_equal(observations[i], state.observation):
-                reason = "another observation came of it"
-            if reason is None and not between[i] and not self._earned(rewards[i], state):
-                reason = OTHER_REWARDS
-            if reason is not None:
-                problems.append(f"environment {state.env} could not be replayed: {reason}; its episode is cut here")
-                self._cut.append(state.env)
-                observations[i] = self.envs.begin_episode(i)
-                continue
-            self._episode_first_rows[i] = row - len(state.actions)
-            self._episode_returns[i] = state.episode_return
-            self._episode_lengths[i] = state.episode_length
-            self._discounted_returns[i] = state.discounted_return
-        self._observations = observations.copy()
+        self._observations, cut, problems = self._sums.restore(
+            self.envs, self._seeds, states, row, first_new_episode, deadline
+        )
+        self._cut += cut
         return problems
-
-    @staticmethod
-    def _earned_last(rewards: np.ndarray, state: EnvState) -> bool:
-        """Whether `rewards` [K] float64 of a replay, with the last one, add up to the saved return, as in `_earned`."""
-        terms = np.append(rewards, state.last_reward)
-        return bool(_are_same(terms, state.last_return))
-
-    def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
-        """Whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the additions. The
-        discounted one tells rewards apart that come in another order.
-        """
-        steps = len(rewards)
-        discounted = rewards.astype(np.float32) * self._gamma ** np.arange(steps - 1.0, -1.0, -1.0)
-        return _are_same(rewards, state.episode_return) and _are_same(discounted, state.discounted_return)
-
-
-def _are_same(terms: np.ndarray, total: float) -> bool:
-    """Whether they add up to it, but for the order of the additions."""
-    return bool(abs(terms.sum() - total) <= 4 * len(terms) * np.finfo(np.float64).eps * np.abs(terms).sum())
 
 
 def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -> None:

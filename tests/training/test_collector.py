@@ -501,7 +501,7 @@ def test_an_environment_that_remembers_across_episodes_is_named(env: str, rows: 
     rollout, _ = other.rollout(4)
     assert rollout.episodes == []
     assert (other.reports[-1].episodes_cut, other.reports[-1].episode_lengths.tolist()) == ([2, 3], [4, 4])
-    assert other.reports[-1].discounted_returns == pytest.approx(other.collector._discounted_returns)
+    assert other.reports[-1].discounted_returns == pytest.approx(other.collector._sums.discounted_returns)
 
 
 @pytest.mark.parametrize(("env", "rows"), [("Level-v0", 20), ("NormalisedPendulum-v0", 400)])
