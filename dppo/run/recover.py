@@ -24,6 +24,7 @@ from dppo.run.takeover import Contribution, Status, drifted, givers, offered, ta
 from dppo.rundir import paths
 from dppo.rundir.summary import PREEMPTED
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
+from dppo.training.packing import moment_of
 from dppo.trajectories.writer import Sealed
 
 FAILURE_NOTICE_S = 5.0
@@ -49,7 +50,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
     mirror = standby.mirror
     packed = offered(state, mirror, is_server=serving)
     status = Status(
-        me.group.member, serving, state.progress_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
+        me.group.member, serving, moment_of(packed), zlib.crc32(packed.tobytes()), updates_seen,
         None if mirror is None else (mirror.iteration, mirror.updates), recovery.failure or _ended_by_stall(me),
         recovery.synchronised,
     )  # fmt: skip
@@ -62,7 +63,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
         alike = True
         if all_step and (apart := drifted(statuses)):
             given = from_rank(comm, giver, packed)
-            alike = all(gather_all(comm, status not in apart or state.differ_by_rounding(packed, given)))
+            alike = all(gather_all(comm, status not in apart or state.layout.differ_by_rounding(packed, given)))
         server_lives = any(w.is_server for w in statuses)
         iteration = statuses[giver].progress[0]
         contributions = Contribution(

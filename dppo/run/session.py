@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 
-import numpy as np
-
 from dppo.comm.allreduce import Allreduce
 from dppo.comm.collectives import assert_in_sync, from_rank_zero, gather_at_zero, total
 from dppo.comm.learner_groups import Pool, make_pool
@@ -144,9 +142,8 @@ def _keep_first_boundary(me: Rank, *, computes: bool) -> None:
     standby, state = me.recovery.standby, me.parts.state
     standby.boundary = None
     if me.plan.survives and computes and me.plan.config.exchange == "allreduce":
-        packed = np.empty(state.all_bytes, np.uint8)
-        state.pack(packed)
-        standby.pass_boundary(state.iteration, packed, state.head_bytes)
+        packed = state.packed()
+        standby.pass_boundary(state.iteration, packed, state.layout.head_bytes)
 
 
 def _summary(me: Rank) -> Summary:

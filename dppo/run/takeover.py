@@ -21,6 +21,7 @@ from dppo.run.setup import saved_replays
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import newest_valid, remove_leftovers
 from dppo.rundir.summary import EXIT_CODES, Summary, read_summary
+from dppo.training.packing import is_boundary, moment_of
 from dppo.training.replay import Replay
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
@@ -89,13 +90,12 @@ def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> 
     """The newest state that a rank can give, packed: its own, or that of a copy whose reply to the workers was never
     sent.
     """
-    own = np.empty(state.all_bytes, np.uint8)
-    state.pack(own)
+    own = state.packed()
     if is_server or mirror is None or not len(mirror.state):
         return own
-    own_at, copy_at = state.progress_of(own), state.progress_of(mirror.state)
+    own_at, copy_at = moment_of(own), moment_of(mirror.state)
     same_round = copy_at[0] == own_at[0] and state.round > 0  # else the iteration's statistics would be those before
-    return mirror.state if copy_at > own_at and (same_round or state.is_boundary(mirror.state)) else own
+    return mirror.state if copy_at > own_at and (same_round or is_boundary(mirror.state)) else own
 
 
 def take_over(

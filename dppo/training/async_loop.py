@@ -178,7 +178,7 @@ class AsyncCoordinator(BaseCoordinator):
         return [] if self.begun else self._reply(worker)
 
     def _reply(self, worker: int) -> list[Answer]:
-        message = np.empty(self._state.core_bytes, np.uint8)
+        message = np.empty(self._state.layout.core_bytes, np.uint8)
         self._state.pack(message)
         return [*self.aside(), Answer(worker, Tag.REPLY, message)]
 

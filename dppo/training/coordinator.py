@@ -111,7 +111,7 @@ class BaseCoordinator:
         if self._mirrored_at is not None and now - self._mirrored_at < every:
             return []
         self._mirrored_at = now
-        packed = np.empty(state.all_bytes if self._mirrors_state else 0, np.uint8)
+        packed = np.empty(state.layout.all_bytes if self._mirrors_state else 0, np.uint8)
         if self._mirrors_state:
             state.pack(packed)
         copy = Mirror(state.updates, state.iteration, packed, self._tracker.saver.boundary.counters)

@@ -17,12 +17,9 @@ from dppo.algo.moments import Normaliser
 from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
+from dppo.training.packing import COUNTERS, Layout
 
-COUNTERS = ("version", "iteration", "round", "updates", "env_steps", "steps_learnt_from")
-NUMBERS = (*COUNTERS, "optimizer_steps")
 ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
-ROUNDING = 1e-5
-"""Relative to the largest entry; a step on a sum that a death has spoilt is beyond it."""
 _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 _SUMMED = len(METRICS)
 
@@ -77,6 +74,7 @@ class TrainingState:
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
+        self.layout = Layout(1 + len(ITERATION_METRICS) + normaliser.num_sums, self.optimizer.state.shape)
         self.version = self.iteration = self.round = self.updates = self.env_steps = self.steps_learnt_from = 0
         self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
@@ -230,96 +228,51 @@ class TrainingState:
         if (first := self._first_not_finite()) is not None:
             raise ValueError(f"the saved state is not finite: {first}")
 
-    # -- one piece: [numbers int64 | reals float64 | parameters float32 | optimiser float32] --------------------
+    # -- in one piece: training/packing.py --------------------
 
-    @property
-    def _num_reals(self) -> int:
-        return 1 + len(ITERATION_METRICS) + self.normaliser.num_sums
-
-    @property
-    def head_bytes(self) -> int:
-        """Length of a message's beginning that holds counters, metrics and moments, without the parameters."""
-        return 8 * (len(NUMBERS) + self._num_reals)
-
-    @property
-    def core_bytes(self) -> int:
-        """Length of a message without the optimiser's state, which workers of a server do not need."""
-        return self.head_bytes + 4 * self.flat.size
-
-    @property
-    def all_bytes(self) -> int:
-        """Length of a message with everything."""
-        return self.core_bytes + self.optimizer.state.nbytes
+    def packed(self) -> np.ndarray:
+        """[layout.all_bytes] uint8: a copy of everything."""
+        message = np.empty(self.layout.all_bytes, np.uint8)
+        self.pack(message)
+        return message
 
     def pack(self, out: np.ndarray) -> None:
         """Writes the state into `out`, uint8 of core_bytes or all_bytes."""
-        numbers, reals, parameters, optimizer = self._views(out)
-        numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
-        reals[0] = self.kl_coef
-        reals[1 : 1 + len(ITERATION_METRICS)] = self.last_metrics
-        reals[1 + len(ITERATION_METRICS) :] = self.normaliser.pack()
-        parameters[:] = self.flat.vector
-        optimizer[:] = self.optimizer.state.reshape(-1)[: len(optimizer)]
+        parts, after_metrics = self.layout.parts(out), 1 + len(ITERATION_METRICS)
+        parts.numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
+        parts.reals[0] = self.kl_coef
+        parts.reals[1:after_metrics] = self.last_metrics
+        parts.reals[after_metrics:] = self.normaliser.pack()
+        parts.parameters[:] = self.flat.vector
+        parts.optimizer[:] = self.optimizer.state.reshape(-1)[: len(parts.optimizer)]
 
     def unpack(self, message: np.ndarray) -> None:
         """The inverse of `pack`. Moments are not frozen by it."""
-        numbers, reals, parameters, optimizer = self._views(message)
-        for name, number in zip(COUNTERS, numbers, strict=False):
+        parts, after_metrics = self.layout.parts(message), 1 + len(ITERATION_METRICS)
+        for name, number in zip(COUNTERS, parts.numbers, strict=False):
             setattr(self, name, int(number))
-        self.optimizer.steps = int(numbers[-1])
-        self.kl_coef = float(reals[0])
-        self.last_metrics = reals[1 : 1 + len(ITERATION_METRICS)].copy()
-        self.normaliser.unpack(reals[1 + len(ITERATION_METRICS) :])
-        self.flat.vector[:] = parameters
-        self.optimizer.state.reshape(-1)[: len(optimizer)] = optimizer
+        self.optimizer.steps = int(parts.numbers[-1])
+        self.kl_coef = float(parts.reals[0])
+        self.last_metrics = parts.reals[1:after_metrics].copy()
+        self.normaliser.unpack(parts.reals[after_metrics:])
+        self.flat.vector[:] = parts.parameters
+        self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
         self.set_progress()
-
-    @staticmethod
-    def progress_of(message: np.ndarray) -> tuple[int, int]:
-        """(iteration, version) of a packed state."""
-        numbers = message[: 8 * len(NUMBERS)].view(np.int64)
-        return int(numbers[NUMBERS.index("iteration")]), int(numbers[NUMBERS.index("version")])
-
-    @staticmethod
-    def is_boundary(message: np.ndarray) -> bool:
-        """Whether a packed state is between two iterations."""
-        return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("round")]
-
-    def differ_by_rounding(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two packed states are the same, but for last bits that have come out differently on two CPUs."""
-        (numbers, reals, *arrays), (other_numbers, other_reals, *others) = self._views(one), self._views(other)
-        arrays[1:], others[1:] = (list(a[1].reshape(self.optimizer.state.shape)) for a in (arrays, others))
-        return bool(
-            np.array_equal(numbers, other_numbers)
-            and np.allclose(reals, other_reals, rtol=ROUNDING, equal_nan=True)
-            and all(
-                np.abs(a - b).max() <= ROUNDING * min(np.abs(a).max(), np.abs(b).max())
-                for a, b in zip(arrays, others, strict=True)
-            )
-        )
 
     def unpack_head(self, message: np.ndarray) -> None:
         """The same with the first head_bytes of a message: parameters and optimiser stay."""
-        whole = np.empty(self.all_bytes, np.uint8)
-        self.pack(whole)
-        whole[: self.head_bytes] = message
+        whole = self.packed()
+        whole[: self.layout.head_bytes] = message
         self.unpack(whole)
 
     def unpack_optimizer(self, message: np.ndarray) -> None:
         """Takes over only the optimiser's statistics and steps, of a message with everything."""
-        numbers, _, _, optimizer = self._views(message)
-        self.optimizer.steps = int(numbers[-1])
-        self.optimizer.state.reshape(-1)[:] = optimizer
+        parts = self.layout.parts(message)
+        self.optimizer.steps = int(parts.numbers[-1])
+        self.optimizer.state.reshape(-1)[:] = parts.optimizer
 
     def forget_unfinished(self) -> None:
         """The iteration under way is given up: its metrics are."""
         self._metrics = [0.0] * len(ITERATION_METRICS)
         if self._usage is not None:
             self._usage.begin()
-
-    def _views(self, message: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        a = 8 * len(NUMBERS)
-        b = a + 8 * self._num_reals
-        c = b + 4 * self.flat.size
-        parts = message[:a].view(np.int64), message[a:b].view(np.float64), message[b:c].view(np.float32)
-        return *parts, message[c:].view(np.float32)

@@ -77,11 +77,10 @@ class AllreduceExchange:
         checks = self._sums.num_ranks > 1 and state.iteration % CHECK_EVERY == 0
         if not (self._sums.is_lead or self._link.keeps_boundaries or checks):
             return
-        message = np.empty(state.all_bytes, np.uint8)
-        state.pack(message)
+        message = state.packed()
         if checks and not self._sums.agree(zlib.crc32(message.tobytes())):
             self._take_over_the_leads(message)
-        self._link.keep_boundary(state.iteration, message, state.head_bytes)
+        self._link.keep_boundary(state.iteration, message, state.layout.head_bytes)
         if self._sums.is_lead:
             self._link.boundary(message)
             self._open_boundaries += 1

@@ -38,7 +38,7 @@ class P2PExchange:
         message = self._link.reply(wait=True)
         if message is None:
             return None
-        core = self._state.core_bytes
+        core = self._state.layout.core_bytes
         self._state.unpack(message[:core])
         sums = message[core:].view(np.float64)
         self._link.keep_totals(sums[: self._num_statistics])
@@ -192,7 +192,7 @@ class P2PCoordinator(SyncCoordinator):
         if not workers:
             return []
         self._state.version = self._server.version
-        core = self._state.core_bytes
+        core = self._state.layout.core_bytes
         message = np.empty(core + 8 * (len(self._totals) + 2), np.uint8)
         self._state.pack(message[:core])
         message[core:] = np.concatenate((self._totals, self._kl_totals)).view(np.uint8)

@@ -57,8 +57,7 @@ class PooledExchange:
 
     def finish_iteration(self, totals: np.ndarray) -> None:
         self._exchange.finish_iteration(totals)
-        message = np.empty(self._state.all_bytes, np.uint8)
-        self._state.pack(message)
+        message = self._state.packed()
         self._pool.answer(message)
 
     def _end(self) -> None:
@@ -74,4 +73,4 @@ def pool_bytes(learner: Learner, state: TrainingState, config: Config) -> int:
     samples = [inputs, distribution.mode(head), head, number, number, number, number]
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     batch = slot_bytes([*samples, np.zeros(learner.num_statistics + 1)], config.horizon * config.num_envs)
-    return max(batch, 8 + state.all_bytes)
+    return max(batch, 8 + state.layout.all_bytes)

@@ -392,8 +392,7 @@ def test_what_synchronous_asks_for_is_room_for_a_rollout_and_for_the_state(env: 
     computing, member = make_pools(2, pool_bytes(place.learner, place.state, place.config))
     member.put(full)
     assert_same(computing.take(empty)[0][1], full)
-    message = np.empty(place.state.all_bytes, np.uint8)
-    place.state.pack(message)
+    message = place.state.packed()
     computing.answer(message)
     assert_same(together(member.wait), [message])
 

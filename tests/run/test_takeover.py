@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from dppo.run.members import Member
 from dppo.run.takeover import Status, drifted, givers, last_line, offered
+from dppo.training.packing import moment_of
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
 from tests.parts import make_parts
@@ -78,8 +78,7 @@ def at(iteration: int, version: int, round: int) -> TrainingState:
 
 def copy_at(iteration: int, version: int, round: int) -> Mirror:
     state = at(iteration, version, round)
-    packed = np.empty(state.all_bytes, np.uint8)
-    state.pack(packed)
+    packed = state.packed()
     return Mirror(7, iteration, packed, {})
 
 
@@ -99,9 +98,9 @@ def test_a_copy_whose_reply_was_never_sent_counts(
 ) -> None:
     state, mirror = at(*own), copy_at(*copied)
     given = offered(state, mirror, is_server=False)
-    assert TrainingState.progress_of(given) == (copied if newest == "copy" else own)[:2]
-    assert TrainingState.progress_of(offered(state, mirror, is_server=True)) == own[:2]
-    assert TrainingState.progress_of(offered(state, None, is_server=False)) == own[:2]
+    assert moment_of(given) == (copied if newest == "copy" else own)[:2]
+    assert moment_of(offered(state, mirror, is_server=True)) == own[:2]
+    assert moment_of(offered(state, None, is_server=False)) == own[:2]
 
 
 def test_the_last_line_that_is_whole_and_not_newer(tmp_path: Path) -> None:

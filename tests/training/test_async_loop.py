@@ -13,6 +13,7 @@ from dppo.config import PPOConfig, ServerConfig
 from dppo.data import Report, Rollout
 from dppo.seams import Tag
 from dppo.training.async_loop import AsyncCoordinator, train_worker
+from dppo.training.packing import moment_of
 from tests.parts import Parts, Run, make_parts
 
 AHEAD = 100
@@ -40,7 +41,7 @@ class Server(Link):
             return
         state, now = self.place.state, self.place.state.version
         state.version = self.version
-        reply = np.empty(state.core_bytes, np.uint8)
+        reply = np.empty(state.layout.core_bytes, np.uint8)
         state.pack(reply)
         state.version = now
         self._replies.append(reply)
@@ -165,6 +166,6 @@ def test_a_fetch_is_answered_with_the_present_state_until_the_run_ends(tmp_path:
     rank0.gradient(0, 1)
     (answer,) = rank0.coordinator.on_fetch(2)
     assert (answer.worker, answer.tag) == (2, Tag.REPLY)
-    assert rank0.run.state.progress_of(answer.message) == (0, 1)
+    assert moment_of(answer.message) == (0, 1)
     rank0.coordinator.begin("finished")
     assert rank0.coordinator.on_fetch(2) == []

@@ -81,7 +81,7 @@ def test_a_copy_goes_to_the_standbys_when_it_is_due_and_before_all_else(run: Run
         assert bool(answers) == due
         if due:
             mirror = Mirror.from_message(answers[0].message)
-            assert (mirror.updates, len(mirror.state)) == (updates, run.state.all_bytes)
+            assert (mirror.updates, len(mirror.state)) == (updates, run.state.layout.all_bytes)
             assert mirror.counters == run.tracker.saver.boundary.counters
     assert len(BaseCoordinator(run.tracker, run.state, workers=range(1), mirror_every=4).idle()) == 1
     assert BaseCoordinator(run.tracker, run.state, workers=range(3)).idle() == []

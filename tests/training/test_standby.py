@@ -13,8 +13,7 @@ from tests.parts import Run, make_parts
 def test_a_mirror_comes_back_as_it_was_sent(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.iterate()
-    state = np.empty(run.state.all_bytes, np.uint8)
-    run.state.pack(state)
+    state = run.state.packed()
     standby = Standby()
     assert standby.mirror is None
     standby.keep_mirror(Mirror(7, 1, state, run.tracker.saver.boundary.counters).to_message())
@@ -50,10 +49,9 @@ def test_boundaries_are_remembered_until_rank_zero_must_have_closed_them() -> No
 def test_the_states_parts_travel_alone() -> None:
     place, other = make_parts(), make_parts()
     place.iterate()
-    message = np.empty(place.state.all_bytes, np.uint8)
-    place.state.pack(message)
+    message = place.state.packed()
     before = other.policy.flat.vector.copy()
-    other.state.unpack_head(message[: place.state.head_bytes])
+    other.state.unpack_head(message[: place.state.layout.head_bytes])
     assert (other.state.iteration, other.state.updates) == (1, place.state.updates)
     np.testing.assert_array_equal(other.policy.flat.vector, before)
     np.testing.assert_array_equal(other.normaliser.pack(), place.normaliser.pack())

@@ -14,7 +14,8 @@ import pytest
 from dppo.algo.losses import METRICS
 from dppo.config import OptimConfig, PPOConfig
 from dppo.rundir.checkpoint import Checkpoint, newest_valid, write_checkpoint
-from dppo.training.state import NUMBERS, TrainingState, Usage
+from dppo.training.packing import NUMBERS
+from dppo.training.state import TrainingState, Usage
 from tests.parts import Parts, make_parts
 
 
@@ -255,8 +256,7 @@ def copy_by_dict(state: TrainingState, other: TrainingState, tmp_path: Path) -> 
 
 
 def copy_by_message(state: TrainingState, other: TrainingState, tmp_path: Path) -> None:
-    message = np.empty(state.all_bytes, np.uint8)
-    state.pack(message)
+    message = state.packed()
     other.unpack(message)
     message[:] = 0  # its memory is used again
     other.normaliser.freeze()
@@ -301,12 +301,12 @@ def fingerprint(state: TrainingState) -> tuple[object, ...]:
 def test_a_worker_of_a_server_needs_no_optimiser_state() -> None:
     place, other = make_parts(), make_parts(seed=1)
     place.iterate()
-    message = np.empty(place.state.core_bytes, np.uint8)
+    message = np.empty(place.state.layout.core_bytes, np.uint8)
     place.state.pack(message)
     other.state.unpack(message)
     assert other.policy.flat.fingerprint() == place.policy.flat.fingerprint()
     assert not other.state.optimizer.state.any()
-    assert place.state.all_bytes - place.state.core_bytes == place.state.optimizer.state.nbytes
+    assert place.state.layout.all_bytes - place.state.layout.core_bytes == place.state.optimizer.state.nbytes
 
 
 def test_a_message_holds_large_counters_exactly() -> None:
@@ -314,7 +314,7 @@ def test_a_message_holds_large_counters_exactly() -> None:
     for i, name in enumerate(NUMBERS[:-1]):
         setattr(state, name, 2**60 + i)
     state.optimizer.steps = 2**60 + 9
-    message = np.empty(state.core_bytes, np.uint8)
+    message = np.empty(state.layout.core_bytes, np.uint8)
     state.pack(message)
     other.unpack(message)
     assert [getattr(other, name) for name in NUMBERS[:-1]] == [2**60 + i for i in range(len(NUMBERS) - 1)]
@@ -324,7 +324,7 @@ def test_a_message_holds_large_counters_exactly() -> None:
 def test_moments_that_arrive_are_not_frozen_before_the_next_iteration() -> None:
     place, other = make_parts(), make_parts()
     place.iterate()
-    message = np.empty(place.state.core_bytes, np.uint8)
+    message = np.empty(place.state.layout.core_bytes, np.uint8)
     place.state.pack(message)
     other.state.unpack(message)
     assert other.normaliser.observations.count > 0
@@ -405,8 +405,7 @@ def test_steps_are_learnt_from_with_each_iteration() -> None:
 
 
 def packed(state: TrainingState) -> np.ndarray:
-    message = np.empty(state.all_bytes, np.uint8)
-    state.pack(message)
+    message = state.packed()
     return message
 
 
@@ -441,5 +440,5 @@ def in_mid_run() -> TrainingState:
 def test_what_is_rounding_and_what_is_not(change: Callable[[TrainingState], object], by_rounding: bool) -> None:
     state, other = in_mid_run(), in_mid_run()
     change(other)
-    assert state.differ_by_rounding(packed(state), packed(other)) is by_rounding
-    assert state.differ_by_rounding(packed(other), packed(state)) is by_rounding
+    assert state.layout.differ_by_rounding(packed(state), packed(other)) is by_rounding
+    assert state.layout.differ_by_rounding(packed(other), packed(state)) is by_rounding

@@ -44,8 +44,7 @@ class Nobody:
 
 
 def packed(place: Parts) -> np.ndarray:
-    message = np.empty(place.state.all_bytes, np.uint8)
-    place.state.pack(message)
+    message = place.state.packed()
     return message
 
 

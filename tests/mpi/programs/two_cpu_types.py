@@ -31,8 +31,7 @@ def main() -> int:
 
     def finish_and_note(self: Any, totals: np.ndarray) -> None:
         finish(self, totals)
-        packed = np.empty(self._state.all_bytes, np.uint8)
-        self._state.pack(packed)
+        packed = self._state.packed()
         with open(f"worker_{os.environ['OMPI_COMM_WORLD_RANK']}.txt", "a") as file:
             file.write(f"{self._state.iteration} {zlib.crc32(packed.tobytes())}\n")
 

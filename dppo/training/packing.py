@@ -1,0 +1,75 @@
+"""How the state travels in one piece: [numbers int64 | reals float64 | parameters float32 | optimiser float32].
+
+The parts are in the order in which they may be left out: workers of a server need no optimiser's statistics, and what
+rank 0 needs of a boundary that has passed is the head alone.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+COUNTERS = ("version", "iteration", "round", "updates", "env_steps", "steps_learnt_from")
+NUMBERS = (*COUNTERS, "optimizer_steps")
+ROUNDING = 1e-5
+"""Relative to the largest entry; a step on a sum that a death has spoilt is beyond it."""
+
+
+class Parts(NamedTuple):
+    """Views into a packed state."""
+
+    numbers: np.ndarray
+    """[len(NUMBERS)] int64."""
+    reals: np.ndarray
+    """[1 + metrics + moments] float64: the KL penalty's weight first."""
+    parameters: np.ndarray
+    """[P] float32."""
+    optimizer: np.ndarray
+    """[K P] float32, or empty."""
+
+
+class Layout:
+    """Where the parts of a packed state are, for a network of `optimizer_shape` [K, P] statistics."""
+
+    def __init__(self, num_reals: int, optimizer_shape: tuple[int, int]) -> None:
+        self._optimizer_shape = optimizer_shape
+        self.head_bytes = 8 * (len(NUMBERS) + num_reals)
+        """Up to the parameters: counters, metrics and moments."""
+        self.core_bytes = self.head_bytes + 4 * optimizer_shape[1]
+        """Without the optimiser's statistics."""
+        self.all_bytes = self.core_bytes + 4 * optimizer_shape[0] * optimizer_shape[1]
+
+    def parts(self, message: np.ndarray) -> Parts:
+        """Views into `message`, uint8 of core_bytes or all_bytes."""
+        a, b, c = 8 * len(NUMBERS), self.head_bytes, self.core_bytes
+        return Parts(
+            message[:a].view(np.int64), message[a:b].view(np.float64), message[b:c].view(np.float32),
+            message[c:].view(np.float32),
+        )  # fmt: skip
+
+    def differ_by_rounding(self, one: np.ndarray, other: np.ndarray) -> bool:
+        """Whether two packed states are the same, but for last bits that have come out differently on two CPUs."""
+        mine, others = self.parts(one), self.parts(other)
+        arrays, counterparts = (
+            [parts.parameters, *parts.optimizer.reshape(self._optimizer_shape)] for parts in (mine, others)
+        )
+        return bool(
+            np.array_equal(mine.numbers, others.numbers)
+            and np.allclose(mine.reals, others.reals, rtol=ROUNDING, equal_nan=True)
+            and all(
+                np.abs(a - b).max() <= ROUNDING * min(np.abs(a).max(), np.abs(b).max())
+                for a, b in zip(arrays, counterparts, strict=True)
+            )
+        )
+
+
+def moment_of(message: np.ndarray) -> tuple[int, int]:
+    """(iteration, version) of a packed state."""
+    numbers = message[: 8 * len(NUMBERS)].view(np.int64)
+    return int(numbers[NUMBERS.index("iteration")]), int(numbers[NUMBERS.index("version")])
+
+
+def is_boundary(message: np.ndarray) -> bool:
+    """Whether a packed state is between two iterations."""
+    return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("round")]
