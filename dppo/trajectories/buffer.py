@@ -31,7 +31,7 @@ class Part:
         assert rollout.standing is not None
         end_row = rollout.first_row + rollout.num_rows
         computed = {"row": np.arange(rollout.first_row, end_row)}
-        steps = {c.name: computed[c.name] if c.rollout is None else getattr(rollout, c.rollout) for c in columns}
+        steps = {c.name: getattr(rollout, c.rollout) if c.rollout else computed[c.name] for c in columns}
         final = {"row": rollout.final_rows, "env": rollout.final_envs, "observations": rollout.final_observations}
         num_bytes = sum(values.nbytes for values in steps.values()) + final["observations"].nbytes
         return cls(rollout.first_row, end_row, num_bytes, rollout.standing, steps, final)

@@ -129,10 +129,10 @@ class Column:
     """None: the environment's own."""
     axes: str
     """T rows, N environments, F ends, E episodes; * for those of an observation or an action."""
-    rollout: str | None = None
-    """Field of `Rollout` that holds it; None: it follows from others."""
-    single: str | None = None
-    """Name in tables with a line per step; None: it says which steps there are, and no episode has it."""
+    rollout: str = ""
+    """Field of `Rollout` that holds it; "": it follows from others."""
+    single: str = ""
+    """Name in tables with a line per step; "": it says which steps there are, and no episode has it."""
     is_info: bool = False
     """It tells of the policy: exports have it beside the transitions."""
     is_optional: bool = False
@@ -179,7 +179,7 @@ def written_steps() -> list[Column]:
 
 def held_steps() -> list[Column]:
     """What an episode has of each of its steps."""
-    return [column for column in STEPS if column.single is not None]
+    return [column for column in STEPS if column.single]
 
 
 def datasets() -> dict[str, Column]:

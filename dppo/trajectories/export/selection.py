@@ -12,8 +12,9 @@ from typing import NamedTuple, TypeVar
 from dppo.errors import UsageError
 from dppo.files import fsync_folder
 from dppo.trajectories.catalogue import opened
+from dppo.trajectories.episodes import Episode
 from dppo.trajectories.format import TEXTS, rank_folders
-from dppo.trajectories.reader import Episode, Trajectories
+from dppo.trajectories.reader import Trajectories
 
 T = TypeVar("T")
 BATCH_BYTES = 16 * 2**20
