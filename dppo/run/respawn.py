@@ -8,7 +8,7 @@ import time
 import traceback
 from dataclasses import dataclass, replace
 
-from dppo.comm import ulfm
+from dppo.comm import leaving, ulfm
 from dppo.comm.collectives import from_rank_zero
 from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import spawn
@@ -107,5 +107,5 @@ def join(world: MPI.Intracomm) -> Rank:
         me.recovery.standby.replay.start_from(row, [envs[number] for number in sorted(envs)])
     except BaseException:
         traceback.print_exc()
-        ulfm.die()
+        leaving.die()
     return me

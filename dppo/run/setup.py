@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from dppo.cluster import guard
+from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.signals import Preemption
 from dppo.comm.collectives import first_error, from_rank_zero, gather_at_zero, mpi_version
 from dppo.comm.mpi import Comm
-from dppo.comm.ulfm import HOW_TO_SURVIVE, survives_deaths, wait_asleep
+from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.envs.reasons import reason

@@ -18,7 +18,7 @@ import numpy as np
 
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import open_regular
-from dppo.trajectories.format import FORMAT, FORMAT_VERSION, check_types, run_dir_of
+from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, check_types, run_dir_of
 from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
 
 if TYPE_CHECKING:
@@ -163,9 +163,6 @@ class Catalogue:
     """
 
 
-_READ = ("id", "env", "start", "length", "offset", "return", "terminated", "truncated", "seed")
-
-
 def read_catalogue(files: Sequence[tuple[int, int, Path]]) -> Catalogue:
     """Of the segments (rank, number, path), in that order. One file is open at a time."""
     segments: list[SegmentInfo] = []
@@ -183,7 +180,7 @@ def read_catalogue(files: Sequence[tuple[int, int, Path]]) -> Catalogue:
 def _light(file: h5py.File, path: Path, rank: int, number: int) -> tuple[SegmentInfo, dict[str, np.ndarray]]:
     check_types(file)
     rows, versions = read(file, "steps/row"), read(file, "steps/policy_version")
-    table = {name: read(file, f"episodes/{name}") for name in _READ}
+    table = {name: read(file, f"episodes/{name}") for name in EPISODES if name != "complete"}
     first_env, attempt = int(file.attrs["first_env"]), int(file.attrs["attempt"])
     num_envs = int(file["steps/rewards"].shape[1])
     for name, most in (("env", num_envs - 1), ("start", len(rows) - 1), ("length", len(rows) - table["start"])):

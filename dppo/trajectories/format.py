@@ -1,4 +1,4 @@
-"""Trajectory segments as files: where they are, how one is laid out, its checksum and its table of episodes.
+"""Trajectory segments as files: where they are, what is in one, its checksum and its table of episodes.
 
 docs/trajectories.md explains every dataset.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 FORMAT, FORMAT_VERSION = "dppo-trajectories", 1
 USER_BLOCK = 512
-CHUNK_ROWS, CHUNK_ROWS_IMAGE, SMALL_BYTES = 1024, 64, 4096
 _SEGMENT = re.compile(r"seg_(\d{6,})\.h5")
 _RANK = re.compile(r"rank_(\d{5,})")
 _MB = 2**20
@@ -119,35 +119,85 @@ def refuse_links(run_dir: Path) -> None:
 # -- what is in it --------------------
 
 _I, _F, _D, _B = (np.dtype(t) for t in (np.int64, np.float32, np.float64, bool))
-_STEPS: dict[str, tuple[np.dtype[Any] | None, int | None]] = {
-    "row": (_I, 1), "observations": (None, None), "actions": (None, None), "rewards": (_F, 2), "terminations": (_B, 2),
-    "truncations": (_B, 2), "valid": (_B, 2), "log_probs": (_F, 2), "values": (_F, 2), "policy_version": (_I, 1),
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A dataset of a segment."""
+
+    name: str
+    dtype: np.dtype[Any] | None
+    """None: the environment's own."""
+    axes: str
+    """T rows, N environments, F ends, E episodes; * for those of an observation or an action."""
+    rollout: str = ""
+    """Field of `Rollout` that holds it; "": it follows from others."""
+    single: str = ""
+    """Name in tables with a line per step; "": it says which steps there are, and no episode has it."""
+    is_info: bool = False
+    """It tells of the policy: exports have it beside the transitions."""
+    is_optional: bool = False
+    """It is only there where actions as sampled may be other than as sent."""
+
+    @property
+    def ndim(self) -> int | None:
+        """None where the environment says how many axes follow."""
+        return None if self.axes.endswith("*") else len(self.axes)
+
+
+ATTRIBUTES: dict[str, type] = {
+    "format": str, "format_version": int, "run_id": str, "attempt": int, "rank": int, "world_size": int,
+    "segment": int, "first_env": int, "first_env_step": int, "skipped_rows": int, "every": int, "complete": bool,
+    "dppo_version": str,
 }  # fmt: skip
-"""Type and number of axes; None: any, of at least two."""
-_FINAL: dict[str, tuple[np.dtype[Any] | None, int | None]] = {
-    "row": (_I, 1), "env": (_I, 1), "observations": (None, None),
-}  # fmt: skip
+"""Of the root, in the order in which they are written."""
+TEXTS = ("config_json", "env_spec", "observation_space", "action_space")
+STEPS = (
+    Column("row", _I, "T"),
+    Column("observations", None, "TN*", "observations", "obs"),
+    Column("actions", None, "TN*", "env_actions", "action"),
+    Column("actions_raw", _F, "TN*", "actions", "action_raw", is_info=True, is_optional=True),
+    Column("rewards", _F, "TN", "rewards", "reward"),
+    Column("terminations", _B, "TN", "terminations", "terminated"),
+    Column("truncations", _B, "TN", "truncations", "truncated"),
+    Column("valid", _B, "TN", "valid"),
+    Column("log_probs", _F, "TN", "log_probs", "log_prob", is_info=True),
+    Column("values", _F, "TN", "values", "value", is_info=True),
+    Column("policy_version", _I, "T", "versions", "policy_version", is_info=True),
+)
+"""To record something else of each step, add a line: writer, validator, reader and exports go by it."""
+FINAL = (Column("row", _I, "F"), Column("env", _I, "F"), Column("observations", None, "F*"))
 EPISODES = {
     "id": _I, "env": _I, "start": _I, "length": _I, "offset": _I, "return": _D, "terminated": _B, "truncated": _B,
     "complete": _B, "seed": _I,
 }  # fmt: skip
 
 
-def expected_datasets() -> dict[str, tuple[np.dtype[Any] | None, int | None]]:
-    """{path: (type, number of axes)} of all groups; None: any type, at least two axes."""
-    steps = {f"steps/{name}": how for name, how in _STEPS.items()} | {"steps/actions_raw": (_F, None)}
-    final = {f"final/{name}": how for name, how in _FINAL.items()}
-    return steps | final | {f"episodes/{name}": (dtype, 1) for name, dtype in EPISODES.items()}
+def written_steps() -> list[Column]:
+    """STEPS in the order in which format 1 has always been written."""
+    return sorted(STEPS, key=lambda column: column.is_optional)
+
+
+def held_steps() -> list[Column]:
+    """What an episode has of each of its steps."""
+    return [column for column in STEPS if column.single]
+
+
+def datasets() -> dict[str, Column]:
+    """{path: column} of all groups."""
+    episodes = [Column(name, dtype, "E") for name, dtype in EPISODES.items()]
+    groups: dict[str, Sequence[Column]] = {"steps": written_steps(), "final": FINAL, "episodes": episodes}
+    return {f"{group}/{column.name}": column for group, columns in groups.items() for column in columns}
 
 
 def check_types(file: h5py.File) -> None:
     """Raises ValueError for the first dataset that is missing, or not of its type and number of axes."""
-    for name, (dtype, ndim) in expected_datasets().items():
+    for name, column in datasets().items():
         if name not in file:
-            if name == "steps/actions_raw":
+            if column.is_optional:
                 continue
             raise ValueError(f"{name} is missing")
-        found = file[name]
+        found, dtype, ndim = file[name], column.dtype, column.ndim
         if found.dtype.kind not in "biuf" or (dtype is not None and found.dtype != dtype):
             raise ValueError(f"{name} is of type {found.dtype}{'' if dtype is None else f', not {dtype}'}")
         if found.ndim != ndim if ndim is not None else found.ndim < 1:
@@ -171,58 +221,6 @@ def compression_filter(name: str) -> dict[str, Any]:
     return {**hdf5plugin.Zstd(clevel=3), "shuffle": True}
 
 
-def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray], how: dict[str, Any]) -> None:
-    """Of a group of the format: chunked by rows and environments; a small one as it is, for a chunk needs an index of
-    several kilobytes.
-
-    Args:
-      data: or its parts, which are taken out of the list as they are written.
-    """
-    data = data if isinstance(data, list) else [data]
-    length, rest = sum(map(len, data)), data[0].shape[1:]
-    if sum(part.nbytes for part in data) <= SMALL_BYTES:
-        file.create_dataset(path, data=np.concatenate(data))
-        return
-    rows = min(length, CHUNK_ROWS_IMAGE if len(rest) >= 4 else CHUNK_ROWS)
-    each = rest if path.startswith("final/") else (*(1,) * (len(rest) > 0), *rest[1:])
-    maxshape = (None, *rest)
-    dataset = file.create_dataset(path, (length, *rest), data[0].dtype, chunks=(rows, *each), maxshape=maxshape, **how)
-    data.reverse()
-    start, slab = 0, data[0][:0]
-    while data or len(slab):  # slabs of whole chunks, so that none is compressed twice, nor all in memory twice
-        parts = [slab]
-        while data and sum(map(len, parts)) < rows:
-            parts.append(data.pop())
-        joined = np.concatenate(parts)
-        _write_rows(dataset, start, joined[:rows])
-        start, slab = start + rows, joined[rows:]
-
-
-def _write_rows(dataset: h5py.Dataset, start: int, values: np.ndarray) -> None:
-    """A row of chunks; gzip is done here, for HDF5's own takes two to three times as long."""
-    if dataset.compression != "gzip":
-        dataset[start : start + len(values)] = values
-        return
-    shape = dataset.chunks
-    if len(values) < shape[0]:  # the last ones: what lies beyond the dataset is nobody's
-        values = np.concatenate((values, np.zeros((shape[0] - len(values), *values.shape[1:]), values.dtype)))
-    if len(shape) == 1 or shape[1] == values.shape[1]:
-        dataset.id.write_direct_chunk((start, *(0,) * (len(shape) - 1)), _deflated(values))
-        return
-    for n in range(values.shape[1]):
-        dataset.id.write_direct_chunk((start, n, *(0,) * (len(shape) - 2)), _deflated(values[:, n]))
-
-
-def _deflated(chunk: np.ndarray) -> bytes:
-    """What HDF5's filters shuffle and deflate give to be read. What repeats in the shuffled bytes of floats are runs;
-    zlib finds nothing else in them, however long it looks.
-    """
-    shuffled = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes()
-    strategy = zlib.Z_RLE if chunk.dtype.kind == "f" else zlib.Z_DEFAULT_STRATEGY
-    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
-    return deflate.compress(shuffled) + deflate.flush()
-
-
 def seal_image(image: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
     """(user block with the checksum, the HDF5 image itself): what a segment's file holds."""
     text = f"{FORMAT} {FORMAT_VERSION}\nsha256 {hashlib.sha256(image).hexdigest()}\n"
@@ -244,11 +242,6 @@ def checksum_problem(path: Path) -> str | None:
 
 
 # -- episodes of a segment --------------------
-
-_COLUMNS = {
-    "id": np.int64, "env": np.int64, "start": np.int64, "length": np.int64, "offset": np.int64,
-    "return": np.float64, "terminated": bool, "truncated": bool, "complete": bool,
-}  # fmt: skip
 
 
 def episode_table(
@@ -275,6 +268,14 @@ def episode_table(
                 rows.append((ids[n], n, steps[0], length, offset, returns[n], *how, complete))
             if end is not None:
                 ids[n], lengths[n], returns[n], start = ids[n] + 1, 0, 0.0, end + 1
-    columns = zip(*rows, strict=True) if rows else [()] * len(_COLUMNS)
-    table = {name: np.array(c, dtype) for (name, dtype), c in zip(_COLUMNS.items(), columns, strict=True)}
+    dtypes = {name: dtype for name, dtype in EPISODES.items() if name != "seed"}
+    columns = zip(*rows, strict=True) if rows else [()] * len(dtypes)
+    table = {name: np.array(c, dtype) for (name, dtype), c in zip(dtypes.items(), columns, strict=True)}
     return table, EpisodeProgress(ids, lengths, returns)
+
+
+def merged_tables(tables: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """One table of several; by environment, then by start."""
+    merged = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    order = np.lexsort((merged["start"], merged["env"]))
+    return {name: values[order] for name, values in merged.items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from dppo.data import EpisodeProgress
-from dppo.trajectories.format import EPISODES, episode_table
+from dppo.trajectories.format import EPISODES, episode_table, merged_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +85,7 @@ def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected,
         one, after = episode_table(rewards[part], terminations[part], truncations[part], valid[part], standing)
         one["start"] += start
         expected.append(one)
-    joined = {name: np.concatenate([t[name] for t in expected]) for name in expected[0]}
-    order = np.lexsort((joined["start"], joined["env"]))
-    joined = {name: values[order] for name, values in joined.items()}
-    _compare(table, joined, np.abs(rewards.astype(np.float64)), findings)
+    _compare(table, merged_tables(expected), np.abs(rewards.astype(np.float64)), findings)
     _numbers(table, known, goes_on, findings)
     if len(rows):
         found.ends = _ends(table, after, int(rows[-1]) + 1, known)

@@ -16,24 +16,12 @@ from dppo.errors import UsageError
 from dppo.files import parse_json
 from dppo.rundir.spaces import space_from_json
 from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, load_filters
-from dppo.trajectories.format import FORMAT, FORMAT_VERSION, expected_datasets, run_dir_of
+from dppo.trajectories.format import ATTRIBUTES, FORMAT, FORMAT_VERSION, TEXTS, datasets, run_dir_of
 from dppo.trajectories.hdf5 import opened_hdf5
 from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _episodes, _finals
 
 if TYPE_CHECKING:
     import h5py
-
-
-_NUMBERS = (
-    "format_version", "attempt", "rank", "world_size", "segment", "first_env", "first_env_step", "skipped_rows",
-    "every", "complete",
-)  # fmt: skip
-_TEXTS = ("format", "run_id", "dppo_version")
-_ROOT = ("config_json", "env_spec", "observation_space", "action_space")
-_FINITE = (
-    "steps/observations", "steps/rewards", "steps/log_probs", "steps/values", "steps/actions", "steps/actions_raw",
-    "final/observations", "episodes/return",
-)  # fmt: skip
 
 
 def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
@@ -80,13 +68,13 @@ def _said(error: BaseException) -> str:
 
 
 def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
-    for name in (*_NUMBERS, *_TEXTS):
+    for name, kind in ATTRIBUTES.items():
         try:
             value = file.attrs[name]
         except SURPRISES:
             findings.add(None, None, f"has no attribute {name} that can be read")
             continue
-        is_right = isinstance(value, str) if name in _TEXTS else isinstance(value, np.integer | np.bool_ | int)
+        is_right = isinstance(value, str) if kind is str else isinstance(value, np.integer | np.bool_ | int)
         if not is_right:
             findings.add(None, None, f"its attribute {name} is {value!r}, of a wrong type")
             continue
@@ -99,7 +87,7 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
 
 
 def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
-    for name in _ROOT:
+    for name in TEXTS:
         try:
             text = file[name].asstr()[()]
         except SURPRISES as error:
@@ -123,14 +111,13 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
 
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
     """All datasets that can be read and are of the type that they should be."""
-    expected = expected_datasets()
-    if "steps/actions_raw" not in file:
-        del expected["steps/actions_raw"]
     data: dict[str, np.ndarray] = {}
-    for name, (dtype, ndim) in expected.items():
+    for name, column in datasets().items():
+        dtype, ndim = column.dtype, column.ndim
         try:
             if name not in file:
-                findings.add(name, None, "is missing")
+                if not column.is_optional:
+                    findings.add(name, None, "is missing")
                 continue
             load_filters(file[name])
             values = file[name][()]
@@ -152,18 +139,15 @@ def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -
     """All of the lengths that the first of their kind has; what has not is taken out."""
     if "steps/rewards" in data:
         found.num_envs = data["steps/rewards"].shape[1]
-    lead: tuple[int, ...] | None = None
-    for name in ("steps/rewards", "steps/terminations", "steps/truncations", "steps/valid", "steps/values"):
-        if name in data:
-            lead = data[name].shape
-            break
+    columns = datasets()
+    lead = next((values.shape for name, values in data.items() if columns[name].axes == "TN"), None)
     rows = len(data["steps/row"]) if "steps/row" in data else None if lead is None else lead[0]
     if rows == 0:
         findings.add("steps/row", None, "has no rows")
     for name in [n for n in data if n.startswith("steps/")]:
         shape = data[name].shape
         expected = (rows,) if data[name].ndim == 1 or lead is None else (rows, lead[1])
-        if shape[: len(expected)] != expected or (name in ("steps/observations", "steps/actions") and len(shape) < 2):
+        if shape[: len(expected)] != expected or (columns[name].ndim is None and len(shape) < 2):
             findings.add(name, None, f"has the shape {shape}; it should begin with {expected}")
             del data[name]
     if "steps/actions" in data and "steps/actions_raw" in data:
@@ -177,8 +161,8 @@ def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -
             usual = max(set(lengths), key=lengths.count)
             if len(data[name]) != usual:
                 findings.add(name, None, f"has {len(data[name])} entries, the others of {group}/ have {usual}")
-    for name in ("steps/observations", "steps/actions"):
-        if name in data:
+    for name in data:
+        if name.startswith("steps/") and columns[name].dtype is None:
             found.shapes[name] = data[name].dtype.str, data[name].shape[2:]
     final = data.get("final/observations")
     if final is not None and "steps/observations" in found.shapes:
@@ -191,12 +175,11 @@ def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -
 
 def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
     valid = data.get("steps/valid")
-    for name in _FINITE:
-        values = data.get(name)
-        if values is None or values.dtype.kind not in "fc":
+    for name, values in data.items():
+        if values.dtype.kind not in "fc":
             continue
         bad = ~np.isfinite(values)
-        if name.startswith("steps/") and valid is not None and name not in ("steps/observations",):
+        if name.startswith("steps/") and name != "steps/observations" and valid is not None and bad.ndim > 1:
             bad &= valid.reshape(*valid.shape, *(1,) * (bad.ndim - 2))  # what is no step has no reward
         if bad.any():
             where = np.argwhere(bad)
@@ -227,6 +210,3 @@ def _rows(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> 
             i = int(wrong[0])
             findings.add("steps/policy_version", i + 1, f"version {versions[i + 1]} follows on {versions[i]}")
         found.versions = versions
-
-
-# -- episodes --------------------

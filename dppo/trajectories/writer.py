@@ -9,80 +9,20 @@ that dies on a full disk is never near one.
 from __future__ import annotations
 
 import contextlib
-import io
 import math
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-from dppo.data import EpisodeProgress, Rollout
+from dppo.data import Rollout
 from dppo.errors import DumpError
-from dppo.files import PASSING, RETRY_S, fsync_folder, write_durably
-from dppo.trajectories.format import (  # fmt: skip
-    FORMAT,
-    FORMAT_VERSION,
-    compression_filter,
-    end_row,
-    episode_table,
-    rank_folder,
-    seal_image,
-    segment_files,
-    segment_path,
-    write_dataset,
-)
-from dppo.trajectories.hdf5 import RAW_BYTES
-
-if TYPE_CHECKING:
-    import h5py
-
-LOOK_S = 0.02
-"""How often whoever waits for the disk looks whether it refuses."""
-
-
-@dataclass(frozen=True)
-class Labels:
-    """What is the same for all segments of a worker."""
-
-    run_dir: Path
-    run_id: str
-    attempt: int
-    rank: int
-    world_size: int
-    first_env: int
-    config_json: str
-    env_spec: str
-    observation_space: str
-    action_space: str
-    version: str
-
-    @property
-    def folder(self) -> Path:
-        return rank_folder(self.run_dir, self.rank)
-
-
-MAX_BYTES = RAW_BYTES * 7 // 8
-"""Of the steps in a segment; what else is in it is smaller by far."""
-
-
-@dataclass(slots=True)
-class _Part:
-    """A rollout that waits for its segment."""
-
-    first_row: int
-    end_row: int
-    num_bytes: int
-    standing: EpisodeProgress
-    steps: dict[str, np.ndarray]
-    final: tuple[np.ndarray, np.ndarray, np.ndarray]
-    """Rows (of the rollout), environments, observations."""
+from dppo.trajectories.buffer import RolloutBuffer
+from dppo.trajectories.disk import Disk
+from dppo.trajectories.format import end_row, segment_files, segment_path, written_steps
+from dppo.trajectories.segment import MAX_BYTES, SegmentBuilder
+from dppo.trajectories.segment import Labels as Labels
 
 
 class Sealed(NamedTuple):
@@ -101,6 +41,36 @@ class Sealed(NamedTuple):
     """It is an error, not a limit that was set."""
     refusal: str | None = None
     """What the disk says, which is asked again; "": it has taken everything."""
+
+
+class Answers:
+    """What a worker has to tell rank 0."""
+
+    def __init__(self, rank: int) -> None:
+        self._rank = rank
+        self._waiting: list[Sealed] = []
+        self._problem_told = self._refusal_told = False
+
+    def take(self) -> list[Sealed]:
+        """What was not taken before."""
+        out, self._waiting = self._waiting, []
+        return out
+
+    def sealed(self, row: int, next_segment: int | None, end_row: int = 0) -> None:
+        """Answers a `seal`."""
+        self._waiting.append(Sealed(self._rank, row, next_segment, end_row))
+
+    def problem(self, text: str, *, failed: bool = False) -> None:
+        """Tells of the first one only."""
+        if not self._problem_told:
+            self._problem_told = True
+            self._waiting.append(Sealed(self._rank, None, None, 0, text, failed))
+
+    def refusal(self, text: str) -> None:
+        """Tells when the disk begins to refuse, and when that is over ("")."""
+        if self._refusal_told != bool(text):
+            self._refusal_told = bool(text)
+            self._waiting.append(Sealed(self._rank, None, None, refusal=text))
 
 
 class TrajectoryWriter:
@@ -138,30 +108,21 @@ class TrajectoryWriter:
     ) -> None:
         import h5py  # noqa: F401  before training: it takes 0.2 s
 
-        self._labels, self._seed_of, self._has_raw_actions = labels, seed_of, has_raw_actions
+        self._labels, self._required = labels, required
         self._segment_bytes = min(int(self.FULL * segment_bytes), MAX_BYTES // 2)
-        self._every, self._required = every, required
-        self._filter = compression_filter(compression)
         self._max_bytes, self._wait_s = max_bytes, wait_s
-        self._parts: deque[_Part] = deque()
-        self._held_bytes = 0
-        self._next_row = 0  # that was not added yet
-        self._rollouts = 0
-        self._answers: deque[Sealed] = deque()
+        self._builder = SegmentBuilder(labels, seed_of, every=every, compression=compression)
+        self._buffer = RolloutBuffer([c for c in written_steps() if has_raw_actions or not c.is_optional], every)
+        self._disk = Disk(is_patient=not required)
+        self._answers = Answers(labels.rank)
         self._orders: deque[int] = deque()  # that are answered when the segment on its way is written
-        self._stopped = self._told = False
         self._failure: str | None = None
-        self._refusal: str | None = None  # of the segment on its way, which its thread tries again
-        self._refusal_told = self._is_behind = False
-        self._give_up = threading.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="trajectories")
-        self._writing: Future[int] | None = None
-        self._writing_end = 0
+        self._is_behind = False
         with contextlib.suppress(OSError):  # later it is not made again: it was moved, then
             labels.run_dir.mkdir(parents=True, exist_ok=True)
         visible = segment_files(labels.folder)
         self._next_segment = max(visible, default=-1) + 1
-        self._sealed_row = end_row(labels.folder)
+        self._sealed_row = self._sent_row = end_row(labels.folder)  # the latter with the segment on its way
         self._written_bytes = sum(path.stat().st_size for path in visible.values())
 
     def add(self, rollout: Rollout) -> None:
@@ -172,44 +133,35 @@ class TrajectoryWriter:
         """
         if self._failure is not None and self._required:
             raise DumpError(self._failure)
-        if rollout.first_row < self._next_row:
-            return
-        self._next_row = rollout.first_row + rollout.num_rows
-        self._rollouts += 1
-        if self._stopped or not rollout.num_rows or (self._rollouts - 1) % self._every:
-            return
-        part = self._part(rollout)
-        self._parts.append(part)
-        self._held_bytes += part.num_bytes
-        if self._held_bytes >= self._segment_bytes and len(self._parts) > self.KEPT_OPEN:
-            self._seal_until(self._parts[-1 - self.KEPT_OPEN].end_row)
+        is_kept = self._buffer.add(rollout)
+        if is_kept and self._buffer.num_bytes >= self._segment_bytes and len(self._buffer) > self.KEPT_OPEN:
+            self._seal_until(self._buffer.end_row(self.KEPT_OPEN))
 
     def seal(self, row: int) -> None:
         """Everything before `row`, the end of a rollout, becomes visible; `answers` says when."""
-        if (self._writing_end if self._writing is not None else self._sealed_row) > row:
-            self._answers.append(Sealed(self._labels.rank, row, None))
+        if self._sent_row > row:
+            self._answers.sealed(row, None)
             return
         self._seal_until(row)
         self._orders.append(row)
 
     def answers(self) -> list[Sealed]:
         """What is done since it was asked last; never waits."""
-        if self._writing is None or self._writing.done():
-            self._look_at_the_last()
+        if not self._disk.is_busy:
+            self._finish_last()
             if self._orders:  # they have come while the disk refused
                 self._seal_until(self._orders[-1])
-        elif self._refusal is not None:
-            self._tell_refusal(self._refusal)
+        elif self._disk.refusal is not None:
+            self._answers.refusal(self._disk.refusal)
             self._answer_orders()
-        out, self._answers = list(self._answers), deque()
-        return out
+        return self._answers.take()
 
     def settle(self, row: int | None) -> list[Sealed]:
         """The same as `seal`, but waits; `row` None: everything. It may be asked again, and gives the same answer."""
-        until, deadline = self._next_row if row is None else row, time.monotonic() + self._wait_s
+        until, deadline = self._buffer.next_row if row is None else row, time.monotonic() + self._wait_s
         self.seal(until)
         self._wait_until(deadline)
-        while self._has_parts(until):  # they have waited behind a segment that the disk refused
+        while self._buffer.has(until):  # they have waited behind a segment that the disk refused
             self._seal_until(until)
             self._wait_until(deadline)
         return self.answers()
@@ -218,228 +170,67 @@ class TrajectoryWriter:
         """Until nothing is on its way to the disk, or the disk has refused it for too long."""
         self._wait_until(time.monotonic() + self._wait_s)
 
-    def _wait_until(self, deadline: float) -> None:
-        while self._is_refused():
-            if time.monotonic() > deadline:
-                self._give_up.set()
-                break
-            time.sleep(LOOK_S)
-        self._look_at_the_last()
-
     def close(self) -> None:
         """What is not sealed belongs to no boundary."""
         self.wait()
-        self._thread.shutdown()
+        self._disk.close()
 
-    # -- building and committing --------------------
+    def _wait_until(self, deadline: float) -> None:
+        self._disk.wait(deadline)
+        self._finish_last()
 
-    def _part(self, rollout: Rollout) -> _Part:
-        assert rollout.standing is not None
-        steps = {
-            "row": np.arange(rollout.first_row, rollout.first_row + rollout.num_rows),
-            "observations": rollout.observations,
-            "actions": rollout.env_actions,
-            "rewards": rollout.rewards,
-            "terminations": rollout.terminations,
-            "truncations": rollout.truncations,
-            "valid": rollout.valid,
-            "log_probs": rollout.log_probs,
-            "values": rollout.values,
-            "policy_version": rollout.versions,
-        }
-        if self._has_raw_actions:
-            steps["actions_raw"] = rollout.actions
-        final = rollout.final_rows, rollout.final_envs, rollout.final_observations
-        num_bytes = sum(a.nbytes for a in steps.values()) + final[2].nbytes
-        return _Part(rollout.first_row, rollout.first_row + rollout.num_rows, num_bytes, rollout.standing, steps, final)
+    @property
+    def _path(self) -> Path:
+        return segment_path(self._labels.folder, self._next_segment)
 
     def _seal_until(self, row: int) -> None:
         """Builds a segment of the rollouts before `row` and has it committed; several where many have waited."""
-        while self._has_parts(row):
-            if self._is_refused():
+        while self._buffer.has(row):
+            if self._disk.refuses():
                 self._is_behind = True
-                if self._held_bytes <= self.KEPT_WAITING * self._segment_bytes:
+                if self._buffer.num_bytes <= self.KEPT_WAITING * self._segment_bytes:
                     return
-                self._give_up.set()  # there is no more room in memory, either
-            self._look_at_the_last()
-            self._seal(self._take(row))
+                self._disk.give_up()  # there is no more room in memory, either
+            self._finish_last()
+            self._send(row)
         self._is_behind = False
 
-    def _is_refused(self) -> bool:
-        """Whether the disk refuses the segment on its way. Waits while it takes its time."""
-        while self._writing is not None and not self._writing.done() and self._refusal is None:
-            wait([self._writing], LOOK_S)
-        return self._writing is not None and not self._writing.done()
-
-    def _has_parts(self, row: int) -> bool:
-        return bool(self._parts) and self._parts[0].end_row <= row
-
-    def _take(self, row: int) -> list[_Part]:
-        """The parts before `row`; where they have waited, so many as make a segment."""
-        parts = [self._parts.popleft()]
-        num_bytes, limit = parts[0].num_bytes, self._segment_bytes if self._is_behind else math.inf
-        while self._has_parts(row) and num_bytes < limit:
-            parts.append(self._parts.popleft())
-            num_bytes += parts[-1].num_bytes
-        self._held_bytes -= num_bytes
-        return parts
-
-    def _seal(self, parts: list[_Part]) -> None:
-        if self._stopped:
-            return
-        path = segment_path(self._labels.folder, self._next_segment)
+    def _send(self, row: int) -> None:
+        """One segment of the rollouts before `row`; of all, unless they have waited."""
+        parts = self._buffer.take(row, self._segment_bytes if self._is_behind else math.inf)
         end = parts[-1].end_row
         try:
-            image = self._build(parts)
+            image = self._builder.build(parts, self._next_segment, self._sealed_row)
         except Exception as error:  # of h5py, of memory: it is the dump that is lost, not the run
-            self._note_failure(path, error)
+            self._note_failure(error)
             return
         if self._max_bytes is not None and self._written_bytes + len(image) > self._max_bytes:
-            self._stopped = True
-            self._parts.clear()
-            self._tell(f"trajectories: {path} would pass --trajectories.max-gb; no more are written")
+            self._buffer.stop()
+            self._answers.problem(f"trajectories: {self._path} would pass --trajectories.max-gb; no more are written")
             return
-        self._writing_end = end
-        self._writing = self._thread.submit(self._commit, path, image)
+        self._disk.start(self._path, image)
+        self._sent_row = end
 
-    def _commit(self, path: Path, image: memoryview) -> int:
-        """In the thread. A disk that is full, or fails, is asked again."""
-        while True:
-            try:
-                return _commit(path, image)
-            except OSError as error:
-                if self._required or error.errno not in PASSING or self._give_up.is_set():
-                    raise
-                self._refusal = f"{path}: {error}"
-            self._give_up.wait(RETRY_S)
-
-    def _look_at_the_last(self) -> None:
-        """Waits for the segment that is being written, if there is one; whoever asked for it has an answer then."""
-        writing, self._writing = self._writing, None
+    def _finish_last(self) -> None:
+        """Waits for the segment that is on its way, if there is one; whoever asked for it has an answer then."""
         try:
-            if writing is not None:
-                self._written_bytes += writing.result()
-                self._next_segment += 1
-                self._sealed_row = self._writing_end
-                self._refusal = None
-                self._tell_refusal("")
+            num_bytes = self._disk.finish()
         except Exception as error:
-            self._refusal = None
-            self._note_failure(segment_path(self._labels.folder, self._next_segment), error)
-        self._give_up.clear()
+            self._note_failure(error)
+            self._sent_row = self._sealed_row
+        else:
+            if num_bytes is not None:
+                self._written_bytes += num_bytes
+                self._next_segment += 1
+                self._sealed_row = self._sent_row
+                self._answers.refusal("")
         self._answer_orders()
 
     def _answer_orders(self) -> None:
         """Those for which all is done that can be done now."""
-        is_stuck = self._writing is not None and self._refusal is not None
-        while self._orders and (is_stuck or not self._has_parts(self._orders[0])):
-            row = self._orders.popleft()
-            self._answers.append(Sealed(self._labels.rank, row, self._next_segment, self._sealed_row))
+        while self._orders and (self._disk.refusal is not None or not self._buffer.has(self._orders[0])):
+            self._answers.sealed(self._orders.popleft(), self._next_segment, self._sealed_row)
 
-    def _tell_refusal(self, text: str) -> None:
-        """When it begins, and when it is over."""
-        if self._refusal_told != bool(text):
-            self._refusal_told = bool(text)
-            self._answers.append(Sealed(self._labels.rank, None, None, refusal=text))
-
-    def _note_failure(self, path: Path, error: Exception) -> None:
-        self._failure = f"trajectories: {path} could not be written: {str(error) or type(error).__name__}"
-        self._tell(self._failure, failed=True)
-
-    def _tell(self, text: str, *, failed: bool = False) -> None:
-        if not self._told:
-            self._told = True
-            self._answers.append(Sealed(self._labels.rank, None, None, 0, text, failed))
-
-    def _build(self, parts: list[_Part]) -> memoryview:
-        """The HDF5 image of a segment. Empties the parts as it goes; nothing is in memory three times, as it would be
-        with HDF5's own driver for memory, whose image can only be copied.
-        """
-        import h5py
-
-        if (size := sum(part.num_bytes for part in parts)) > MAX_BYTES:
-            raise ValueError(f"a rollout of {size:,} bytes is more than readers take: lower --horizon or --num-envs")
-        image = io.BytesIO()
-        with h5py.File(image, "w", libver=("earliest", "v110")) as file:
-            self._write_labels(file, parts)
-            self._write_episodes(file, parts)
-            self._write_finals(file, parts)
-            for name in list(parts[0].steps):
-                write_dataset(file, f"steps/{name}", [part.steps.pop(name) for part in parts], self._filter)
-        return image.getbuffer()
-
-    def _write_labels(self, file: h5py.File, parts: list[_Part]) -> None:
-        labels, first_row = self._labels, parts[0].first_row
-        num_envs = parts[0].steps["rewards"].shape[1]
-        file.attrs.update({
-            "format": FORMAT, "format_version": FORMAT_VERSION, "run_id": labels.run_id, "attempt": labels.attempt,
-            "rank": labels.rank, "world_size": labels.world_size, "segment": self._next_segment,
-            "first_env": labels.first_env, "first_env_step": first_row * num_envs,
-            "skipped_rows": first_row - self._sealed_row, "every": self._every, "complete": True,
-            "dppo_version": labels.version,
-        })  # fmt: skip
-        for name in ("config_json", "env_spec", "observation_space", "action_space"):
-            file[name] = getattr(labels, name)
-
-    def _write_episodes(self, file: h5py.File, parts: list[_Part]) -> None:
-        tables: list[dict[str, np.ndarray]] = []
-        start = 0
-        for run in _runs(parts):
-            rewards, terminations, truncations, valid = (
-                np.concatenate([part.steps[name] for part in run])
-                for name in ("rewards", "terminations", "truncations", "valid")
-            )
-            table, _ = episode_table(rewards, terminations, truncations, valid, run[0].standing)
-            if self._seed_of is None:  # nobody numbers its episodes
-                table["id"] = run[0].first_row + table["start"] - table["offset"]
-            table["start"] += start
-            start += run[-1].end_row - run[0].first_row
-            tables.append(table)
-        merged = {name: np.concatenate([t[name] for t in tables]) for name in tables[0]}
-        order = np.lexsort((merged["start"], merged["env"]))
-        merged = {name: values[order] for name, values in merged.items()}
-        seeds = [
-            -1 if self._seed_of is None else self._seed_of(int(n), int(e))
-            for n, e in zip(merged["env"], merged["id"], strict=True)
-        ]
-        for name, values in (merged | {"seed": np.array(seeds, np.int64)}).items():
-            write_dataset(file, f"episodes/{name}", [values], self._filter)
-
-    def _write_finals(self, file: h5py.File, parts: list[_Part]) -> None:
-        starts = np.cumsum([0, *(part.end_row - part.first_row for part in parts)])
-        rows = np.concatenate([part.final[0] + start for part, start in zip(parts, starts, strict=False)])
-        write_dataset(file, "final/row", [rows.astype(np.int64)], self._filter)
-        write_dataset(file, "final/env", [p.final[1].astype(np.int64) for p in parts], self._filter)
-        write_dataset(file, "final/observations", [p.final[2] for p in parts], self._filter)
-
-
-def _runs(parts: list[_Part]) -> list[list[_Part]]:
-    """The parts, in groups without a missing row."""
-    runs: list[list[_Part]] = []
-    for part in parts:
-        if runs and runs[-1][-1].end_row == part.first_row:
-            runs[-1].append(part)
-        else:
-            runs.append([part])
-    return runs
-
-
-def _commit(path: Path, image: memoryview) -> int:
-    """Makes a segment visible. Returns its bytes."""
-    head, body = seal_image(image)
-    if not path.parent.is_dir():
-        path.parent.parent.mkdir(exist_ok=True)
-        path.parent.mkdir(exist_ok=True)
-        fsync_folder(path.parent.parent)
-    part = path.with_name(path.name + ".part")
-    if path.exists():
-        raise FileExistsError("it is there already, of another process; segments are never replaced")
-    try:
-        write_durably(part, head, body)
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    fsync_folder(path.parent)
-    return len(head) + len(body)
+    def _note_failure(self, error: Exception) -> None:
+        self._failure = f"trajectories: {self._path} could not be written: {str(error) or type(error).__name__}"
+        self._answers.problem(self._failure, failed=True)

@@ -215,7 +215,7 @@ def test_steps_that_no_chosen_episode_has_are_not_read(tmp_path: Path, monkeypat
         paths.append(path)
         return catalogue.opened(path)
 
-    monkeypatch.setattr("dppo.trajectories.reader.opened", spy)
+    monkeypatch.setattr("dppo.trajectories.episodes.opened", spy)
     assert keys(dump) == [(2, 3, 1)]
     assert [(p.parent.name, p.name) for p in paths] == [("rank_00002", "seg_000001.h5")]
 

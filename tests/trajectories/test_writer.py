@@ -14,7 +14,7 @@ import pytest
 
 from dppo.data import EpisodeProgress, Rollout
 from dppo.errors import DumpError
-from dppo.trajectories import writer as module
+from dppo.trajectories import disk, segment
 from dppo.trajectories.format import (
     checksum_problem,
     compression_filter,
@@ -293,7 +293,7 @@ def test_a_write_error_is_told_once_and_the_next_segment_takes_the_number(
 
     writer = make()
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_durably", too_large)
+        patch.setattr(disk, "write_durably", too_large)
         for row in (16, 32):
             writer.add(place.rollout()[0])
             writer.seal(row)
@@ -314,9 +314,9 @@ class FullDisk:
     """Refuses every segment until it has room again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_full, self.asked, self._write = True, 0, module.write_durably
-        monkeypatch.setattr(module, "write_durably", self)
-        monkeypatch.setattr(module, "RETRY_S", 0.01)
+        self.is_full, self.asked, self._write = True, 0, disk.write_durably
+        monkeypatch.setattr(disk, "write_durably", self)
+        monkeypatch.setattr(disk, "RETRY_S", 0.01)
 
     def __call__(self, path: Path, *data: bytes) -> None:
         self.asked += 1
@@ -338,7 +338,7 @@ def test_a_full_disk_is_asked_again_and_nothing_is_lost(
     make: Make, place: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A checkpoint meanwhile names what is there; every row is there once in the end."""
-    disk, writer = FullDisk(monkeypatch), make()
+    full, writer = FullDisk(monkeypatch), make()
     for row in (16, 32, 48):
         writer.add(place.rollout()[0])
         writer.seal(row)
@@ -347,25 +347,25 @@ def test_a_full_disk_is_asked_again_and_nothing_is_lost(
         f"{rank_folder(tmp_path, 3)}/seg_000000.h5: [Errno 28] No space left on device"
     ]
     assert [s[:4] for s in told if s.row is not None] == [(3, row, 0, 0) for row in (16, 32, 48)]
-    disk.is_full = False
+    full.is_full = False
     told = told_until(writer, lambda told: bool(told))
     writer.add(place.rollout()[0])
     told += writer.settle(None)
     assert Sealed(3, 64, len(files(tmp_path)), 64) in told and Sealed(3, None, None, refusal="") in told
-    assert not any(s.problem for s in told) and disk.asked > 1
+    assert not any(s.problem for s in told) and full.asked > 1
     assert [row for path in files(tmp_path) for row in rows(path)] == list(range(64))
 
 
 def test_what_waits_for_a_full_disk_has_a_bound(
     make: Make, place: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    disk, writer = FullDisk(monkeypatch), make(segment_bytes=10_000)
+    full, writer = FullDisk(monkeypatch), make(segment_bytes=10_000)
     most = 0
     for _ in range(100):
         writer.add(place.rollout()[0])
-        most = max(most, writer._held_bytes)
+        most = max(most, writer._buffer.num_bytes)
     assert most < 1.5 * writer.KEPT_WAITING * 7000
-    disk.is_full = False
+    full.is_full = False
     told = writer.settle(None)
     (problem,) = [s.problem for s in told if s.problem]
     assert problem.endswith("seg_000000.h5 could not be written: [Errno 28] No space left on device")
@@ -413,7 +413,7 @@ def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Parts, monke
     def fail(*args: Any) -> None:
         raise MemoryError
 
-    for name in ("write_durably", "write_dataset"):
+    for module, name in ((disk, "write_durably"), (segment, "write_dataset")):
         writer = make()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)

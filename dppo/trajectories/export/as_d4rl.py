@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dppo.trajectories.episodes import Episode
 from dppo.trajectories.export.selection import (
     Exported,
     appearing,
@@ -16,13 +17,15 @@ from dppo.trajectories.export.selection import (
     nothing_to_export,
     transitions_of,
 )
-from dppo.trajectories.format import compression_filter
-from dppo.trajectories.reader import Episode, Trajectories
+from dppo.trajectories.format import compression_filter, held_steps
+from dppo.trajectories.reader import Trajectories
 
 if TYPE_CHECKING:
     import h5py
 
 CHUNK_BYTES = 2**18
+_NAMES = {"log_probs": "action_log_probs"}
+"""Those that D4RL has for infos."""
 
 
 def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
@@ -75,16 +78,13 @@ def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
         "terminals": terminals,
         "timeouts": timeouts,
         "next_observations": episode.observations[1 : count + 1],
-        "infos/action_log_probs": episode.log_probs[:count],
-        "infos/values": episode.values[:count],
-        "infos/policy_version": episode.policy_version[:count],
         "infos/rank": np.full(count, episode.rank),
         "infos/env": np.full(count, episode.env),
         "infos/episode": np.full(count, episode.id),
     }
-    if episode.actions_raw is not None:
-        columns["infos/actions_raw"] = episode.actions_raw[:count]
-    return columns
+    steps = episode.steps
+    infos = [column.name for column in held_steps() if column.is_info and column.name in steps]
+    return columns | {f"infos/{_NAMES.get(name, name)}": steps[name][:count] for name in infos}
 
 
 def _append(file: h5py.File, name: str, data: np.ndarray) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from dppo.errors import UsageError, missing_package
 from dppo.files import fsync_folder, parse_json
 from dppo.trajectories.catalogue import SURPRISES
+from dppo.trajectories.episodes import Episode
 from dppo.trajectories.export.selection import (
     Exported,
     labels_of,
@@ -26,6 +27,7 @@ from dppo.trajectories.export.selection import (
     transitions_of,
     with_offsets,
 )
+from dppo.trajectories.format import held_steps
 from dppo.trajectories.reader import Trajectories
 
 if TYPE_CHECKING:
@@ -178,12 +180,15 @@ def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
             rewards=episode.rewards[:length],
             terminations=episode.terminations[:length],
             truncations=truncations,
-            infos={
-                "log_probs": np.append(episode.log_probs[:length], np.float32(np.nan)),
-                "values": np.append(episode.values[:length], np.float32(np.nan)),
-                "policy_version": np.append(episode.policy_version[:length], -1),
-            },
+            infos=_infos(episode, length),
         )
+
+
+def _infos(episode: Episode, length: int) -> dict[str, np.ndarray]:
+    """What is one number beside each observation; nan or -1 beside the last one."""
+    steps, infos = episode.steps, [column.name for column in held_steps() if column.is_info and column.ndim is not None]
+    values = {name: steps[name][:length] for name in infos}
+    return {name: np.append(v, v.dtype.type(np.nan if v.dtype.kind == "f" else -1)) for name, v in values.items()}
 
 
 def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:

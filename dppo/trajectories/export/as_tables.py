@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dppo.errors import UsageError, missing_package
+from dppo.trajectories.episodes import Episode
 from dppo.trajectories.export.selection import (
     Exported,
     appearing,
@@ -18,7 +19,8 @@ from dppo.trajectories.export.selection import (
     nothing_to_export,
     with_offsets,
 )
-from dppo.trajectories.reader import Episode, Trajectories
+from dppo.trajectories.format import held_steps
+from dppo.trajectories.reader import Trajectories
 
 if TYPE_CHECKING:
     import pyarrow
@@ -120,17 +122,11 @@ def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
         "seed": same(episode.seed),
         "row": np.ma.array(episode.first_row + np.arange(length)),
         "t": np.ma.array(offset + np.arange(length)),
-        **_flat("obs", np.ma.array(observations[:length])),
-        **_flat("action", np.ma.array(episode.actions)),
-        **({} if episode.actions_raw is None else _flat("action_raw", np.ma.array(episode.actions_raw))),
-        "reward": np.ma.array(episode.rewards),
-        "terminated": np.ma.array(episode.terminations),
-        "truncated": np.ma.array(episode.truncations),
-        "log_prob": np.ma.array(episode.log_probs),
-        "value": np.ma.array(episode.values),
-        "policy_version": np.ma.array(episode.policy_version),
-        **_flat("next_obs", next_observations),
     }
+    singles = {column.name: column.single for column in held_steps()}
+    for name, values in episode.steps.items():
+        columns |= _flat(singles[name], np.ma.array(values))
+    columns |= _flat("next_obs", next_observations)
     if len(columns) > MAX_COLUMNS:
         raise UsageError(
             f"an observation {observations.shape[1:]} makes a table of {len(columns)} columns (at most {MAX_COLUMNS}):"

@@ -13,8 +13,9 @@ from dppo.errors import UsageError
 from dppo.files import fsync_folder
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import opened
-from dppo.trajectories.format import rank_folders
-from dppo.trajectories.reader import Episode, Trajectories
+from dppo.trajectories.episodes import Episode
+from dppo.trajectories.format import TEXTS, rank_folders
+from dppo.trajectories.reader import Trajectories
 
 T = TypeVar("T")
 BATCH_BYTES = 16 * 2**20
@@ -45,9 +46,7 @@ def labels_of(trajectories: Trajectories) -> dict[str, str]:
     """run_id, dppo_version, config_json, env_spec, observation_space, action_space: those of the first segment."""
     first = next(trajectories.segments())
     with opened(first.path) as file:
-        texts = {
-            name: file[name].asstr()[()] for name in ("config_json", "env_spec", "observation_space", "action_space")
-        }
+        texts = {name: file[name].asstr()[()] for name in TEXTS}
     return {name: str(first.attrs[name]) for name in ("run_id", "dppo_version")} | texts
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import dppo.training.tracker
-import dppo.trajectories.writer as trajectory
+import dppo.trajectories.disk as disk
 from dppo.run import command
 
 
 def main() -> int:
-    write, save = trajectory.write_durably, dppo.training.tracker.write_checkpoint
+    write, save = disk.write_durably, dppo.training.tracker.write_checkpoint
 
     def slowly(path: Path, *data: Any) -> None:
         time.sleep(0.2)
@@ -27,7 +27,7 @@ def main() -> int:
             file.write(f"{checkpoint.env_steps}\n")
         return save(run_dir, checkpoint, keep)
 
-    trajectory.write_durably = slowly
+    disk.write_durably = slowly
     dppo.training.tracker.write_checkpoint = noted
     return command.main()
 

@@ -1,0 +1,95 @@
+"""Rollouts of a worker that wait for their segment."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dppo.data import EpisodeProgress, Rollout
+from dppo.trajectories.format import Column
+
+
+@dataclass(slots=True)
+class Part:
+    """What a segment gets of a rollout."""
+
+    first_row: int
+    end_row: int
+    num_bytes: int
+    standing: EpisodeProgress
+    steps: dict[str, np.ndarray]
+    """By the names of the datasets in steps/."""
+    final: dict[str, np.ndarray]
+    """By those in final/; its rows are the rollout's."""
+
+    @classmethod
+    def of(cls, rollout: Rollout, columns: Sequence[Column]) -> Part:
+        assert rollout.standing is not None
+        end_row = rollout.first_row + rollout.num_rows
+        computed = {"row": np.arange(rollout.first_row, end_row)}
+        steps = {c.name: getattr(rollout, c.rollout) if c.rollout else computed[c.name] for c in columns}
+        final = {"row": rollout.final_rows, "env": rollout.final_envs, "observations": rollout.final_observations}
+        num_bytes = sum(values.nbytes for values in steps.values()) + final["observations"].nbytes
+        return cls(rollout.first_row, end_row, num_bytes, rollout.standing, steps, final)
+
+
+class RolloutBuffer:
+    """Parts in the order of their rows, none twice.
+
+    Args:
+      columns: what is kept of each step.
+      every: of so many rollouts the first is kept.
+    """
+
+    def __init__(self, columns: Sequence[Column], every: int) -> None:
+        self._columns, self._every = columns, every
+        self._parts: deque[Part] = deque()
+        self._rollouts = 0
+        self._is_stopped = False
+        self.num_bytes = 0
+        self.next_row = 0
+        """Behind the last rollout that was added, kept or not."""
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def add(self, rollout: Rollout) -> bool:
+        """Adds a rollout, unless it was added before. Returns whether it is kept."""
+        if rollout.first_row < self.next_row:
+            return False
+        self.next_row = rollout.first_row + rollout.num_rows
+        self._rollouts += 1
+        if self._is_stopped or not rollout.num_rows or (self._rollouts - 1) % self._every:
+            return False
+        part = Part.of(rollout, self._columns)
+        self._parts.append(part)
+        self.num_bytes += part.num_bytes
+        return True
+
+    def end_row(self, kept: int) -> int:
+        """Behind all parts but the last `kept`."""
+        return self._parts[-1 - kept].end_row
+
+    def has(self, row: int) -> bool:
+        """Whether a part ends before `row`."""
+        return bool(self._parts) and self._parts[0].end_row <= row
+
+    def take(self, row: int, num_bytes: float = math.inf) -> list[Part]:
+        """Removes the first part and those that end before `row`, until they have `num_bytes`."""
+        parts = [self._parts.popleft()]
+        taken = parts[0].num_bytes
+        while taken < num_bytes and self.has(row):
+            parts.append(self._parts.popleft())
+            taken += parts[-1].num_bytes
+        self.num_bytes -= taken
+        return parts
+
+    def stop(self) -> None:
+        """Drops what is there, and keeps nothing more."""
+        self._is_stopped = True
+        self._parts.clear()
+        self.num_bytes = 0

@@ -1,0 +1,65 @@
+"""How values lie in a segment's datasets: chunks of one environment each, compressed one by one."""
+
+from __future__ import annotations
+
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import h5py
+
+CHUNK_ROWS, CHUNK_ROWS_IMAGE, SMALL_BYTES = 1024, 64, 4096
+
+
+def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray], how: dict[str, Any]) -> None:
+    """Of a group of the format: chunked by rows and environments; a small one as it is, for a chunk needs an index of
+    several kilobytes.
+
+    Args:
+      data: or its parts, which are taken out of the list as they are written.
+    """
+    data = data if isinstance(data, list) else [data]
+    length, rest = sum(map(len, data)), data[0].shape[1:]
+    if sum(part.nbytes for part in data) <= SMALL_BYTES:
+        file.create_dataset(path, data=np.concatenate(data))
+        return
+    rows = min(length, CHUNK_ROWS_IMAGE if len(rest) >= 4 else CHUNK_ROWS)
+    each = rest if path.startswith("final/") else (*(1,) * (len(rest) > 0), *rest[1:])
+    maxshape = (None, *rest)
+    dataset = file.create_dataset(path, (length, *rest), data[0].dtype, chunks=(rows, *each), maxshape=maxshape, **how)
+    data.reverse()
+    start, slab = 0, data[0][:0]
+    while data or len(slab):  # slabs of whole chunks, so that none is compressed twice, nor all in memory twice
+        parts = [slab]
+        while data and sum(map(len, parts)) < rows:
+            parts.append(data.pop())
+        joined = np.concatenate(parts)
+        _write_rows(dataset, start, joined[:rows])
+        start, slab = start + rows, joined[rows:]
+
+
+def _write_rows(dataset: h5py.Dataset, start: int, values: np.ndarray) -> None:
+    """A row of chunks; gzip is done here, for HDF5's own takes two to three times as long."""
+    if dataset.compression != "gzip":
+        dataset[start : start + len(values)] = values
+        return
+    shape = dataset.chunks
+    if len(values) < shape[0]:  # the last ones: what lies beyond the dataset is nobody's
+        values = np.concatenate((values, np.zeros((shape[0] - len(values), *values.shape[1:]), values.dtype)))
+    if len(shape) == 1 or shape[1] == values.shape[1]:
+        dataset.id.write_direct_chunk((start, *(0,) * (len(shape) - 1)), _deflated(values))
+        return
+    for n in range(values.shape[1]):
+        dataset.id.write_direct_chunk((start, n, *(0,) * (len(shape) - 2)), _deflated(values[:, n]))
+
+
+def _deflated(chunk: np.ndarray) -> bytes:
+    """What HDF5's filters shuffle and deflate give to be read. What repeats in the shuffled bytes of floats are runs;
+    zlib finds nothing else in them, however long it looks.
+    """
+    shuffled = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes()
+    strategy = zlib.Z_RLE if chunk.dtype.kind == "f" else zlib.Z_DEFAULT_STRATEGY
+    deflate = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, zlib.DEF_MEM_LEVEL, strategy)
+    return deflate.compress(shuffled) + deflate.flush()

@@ -1,0 +1,136 @@
+"""Whole episodes, put together from what the segments of a dump hold of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dppo.trajectories.catalogue import Catalogue, opened, read
+from dppo.trajectories.format import held_steps
+
+if TYPE_CHECKING:
+    import h5py
+
+_NUMBERS = ("rank", "env", "id", "first_row", "attempt", "length")
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """What is held of an episode, in L steps without a gap; all of it where `complete`."""
+
+    rank: int
+    env: int
+    """Global number of the environment."""
+    id: int
+    """Number of the episode in its environment; of environments without seeds of their own, the row it began in."""
+    seed: int | None
+    """What the environment was reset with; None where it has no seed of its own."""
+    first_row: int
+    """Of its rank's history, in which the first step that is held was made; the others follow row by row."""
+    attempt: int
+    """Of the run, that wrote its last step."""
+    observations: np.ndarray
+    """[L + 1, *obs] where it ended, with its true last one; [L, *obs] where it did not. Raw."""
+    actions: np.ndarray
+    """[L, *act] as sent to the environment."""
+    actions_raw: np.ndarray | None
+    """[L, *act] float32 as sampled, where that may differ."""
+    rewards: np.ndarray
+    """[L] float32, raw."""
+    terminations: np.ndarray
+    """[L] bool."""
+    truncations: np.ndarray
+    """[L] bool."""
+    log_probs: np.ndarray
+    """[L] float32, of the actions as sampled, under the policy that acted."""
+    values: np.ndarray
+    """[L] float32, in units of the normalised return."""
+    policy_version: np.ndarray
+    """[L] int64, of the parameters that acted."""
+    episode_return: float
+    """Sum of its raw rewards since it began, also of those that are not held."""
+    length: int
+    """L."""
+    terminated: bool
+    truncated: bool
+    complete: bool
+    """All its steps are held, from the first to the end."""
+    others: dict[str, np.ndarray] = field(default_factory=dict)
+    """[L, …] each: columns of the format that have no field here."""
+
+    @property
+    def steps(self) -> dict[str, np.ndarray]:
+        """[L, …] each: all columns of the format that are held, by their names."""
+        held = {column.name: self.others.get(column.name, getattr(self, column.name, None)) for column in held_steps()}
+        return {name: values[: self.length] for name, values in held.items() if values is not None}
+
+
+def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]:
+    """Reads the episodes `chosen`, ascending indices into those of the catalogue, segment by segment."""
+    wanted = np.zeros(len(catalogue.episodes["id"]), bool)
+    wanted[chosen] = True
+    p = catalogue.pieces
+    pieces = np.flatnonzero(wanted[p["episode"]])
+    held: dict[int, list[dict[str, np.ndarray]]] = {}
+    for number in np.unique(p["segment"][pieces]).tolist():
+        here = pieces[p["segment"][pieces] == number]
+        with opened(catalogue.segments[number].path) as file:
+            for episode, steps in _steps(file, {name: p[name][here] for name in p}):
+                held.setdefault(episode, []).append(steps)
+            ends = np.sort(p["episode"][here[p["is_last"][here]]])
+            finals = _finals(file, catalogue, ends)
+        for episode in ends.tolist():
+            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode))
+
+
+def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+    """(episode, its steps here) of pieces of one segment. Chunks hold one environment each, so that is how they are
+    read.
+    """
+    names = [column.name for column in held_steps() if column.name in file["steps"]]
+    for index in np.unique(p["index"]).tolist():
+        mine = np.flatnonzero(p["index"] == index)
+        starts, stops = p["start"][mine], p["start"][mine] + p["length"][mine]
+        first, last = int(starts.min()), int(stops.max())
+        columns = {}
+        for name in names:
+            whole = file[f"steps/{name}"].ndim == 1
+            columns[name] = read(file, f"steps/{name}", slice(first, last) if whole else (slice(first, last), index))
+        for episode, start, stop in zip(p["episode"][mine].tolist(), starts - first, stops - first, strict=True):
+            yield episode, {name: values[start:stop].copy() for name, values in columns.items()}
+
+
+def _finals(file: h5py.File, catalogue: Catalogue, ends: np.ndarray) -> dict[int, np.ndarray]:
+    """{episode: its true last observation} of those among `ends` that did end, all of them in this segment."""
+    e = catalogue.episodes
+    ended = ends[e["terminated"][ends] | e["truncated"][ends]]
+    if not len(ended):
+        return {}
+    first_env = catalogue.segments[int(e["last_segment"][ended[0]])].first_env
+    rows, envs = read(file, "steps/row")[read(file, "final/row")], read(file, "final/env") + first_env
+    places = {key: i for i, key in enumerate(zip(rows.tolist(), envs.tolist(), strict=True))}
+    wanted = [places[key] for key in zip(e["last_row"][ended].tolist(), e["env"][ended].tolist(), strict=True)]
+    first = min(wanted)
+    observations = read(file, "final/observations", slice(first, max(wanted) + 1))
+    return {episode: observations[i - first] for episode, i in zip(ended.tolist(), wanted, strict=True)}
+
+
+def _assembled(
+    e: dict[str, np.ndarray], number: int, pieces: list[dict[str, np.ndarray]], final: np.ndarray | None
+) -> Episode:
+    def joined(name: str) -> np.ndarray:
+        parts = [piece[name] for piece in pieces]
+        if name == "observations" and final is not None:
+            parts.append(final[None])
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    seed = int(e["seed"][number])
+    values: dict[str, Any] = {name: int(e[name][number]) for name in _NUMBERS}
+    values |= {name: bool(e[name][number]) for name in ("terminated", "truncated", "complete")}
+    columns = {name: joined(name) for name in pieces[0]}
+    fields = [column.name for column in held_steps() if column.name in Episode.__slots__]
+    values |= {name: columns.pop(name, None) for name in fields} | {"others": columns}
+    return Episode(**values, seed=None if seed == -1 else seed, episode_return=float(e["return"][number]))
