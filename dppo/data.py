@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -291,3 +291,21 @@ class Batch:
         parts = tuple(part for batch in batches for part in batch.parts)
         stop = any(batch.stop for batch in batches)
         return cls(Minibatch(*(np.concatenate(column) for column in columns)), statistics, parts, stop)
+
+
+class Sealed(NamedTuple):
+    """A worker's answer to `TrajectoryWriter.seal`, or its account of what went wrong meanwhile."""
+
+    rank: int
+    row: int | None
+    """That was asked for; None: nobody asked."""
+    next_segment: int | None
+    """Segments below it hold all rows before `row` that could be written; None: a later row is in one already."""
+    end_row: int = 0
+    """Behind the last row in them."""
+    problem: str | None = None
+    """What is not written, and why; told once."""
+    failed: bool = False
+    """It is an error, not a limit that was set."""
+    refusal: str | None = None
+    """What the disk says, which is asked again; "": it has taken everything."""

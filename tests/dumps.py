@@ -9,9 +9,9 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dppo.data import EpisodeProgress, Rollout
+from dppo.data import EpisodeProgress, Rollout, Sealed
 from dppo.trajectories.format import USER_BLOCK, seal_image
-from dppo.trajectories.writer import Labels, Sealed, TrajectoryWriter
+from dppo.trajectories.writer import Labels, TrajectoryWriter
 
 SPACE = '{"type": "Discrete", "n": 2, "start": 0}'
 CONFIG = '{"env": "Fake-v0", "trajectories": {"enabled": true}}'

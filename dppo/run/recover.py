@@ -14,7 +14,7 @@ from dppo.comm.leaving import end_job
 from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import regroup
 from dppo.console import say
-from dppo.data import Report
+from dppo.data import Report, Sealed
 from dppo.errors import EXIT_FAILED, Failure, JobFailure, RankFailure, SavingError
 from dppo.run.leave import leave_alone
 from dppo.run.members import assign_roles
@@ -26,7 +26,6 @@ from dppo.rundir import paths
 from dppo.rundir.summary import PREEMPTED
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.training.packing import moment_of
-from dppo.trajectories.writer import Sealed
 
 FAILURE_NOTICE_S = 5.0
 """How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""

@@ -8,7 +8,6 @@ import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
+from dppo.data import EnvState
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
@@ -298,7 +298,7 @@ def saved_replays(saved: Checkpoint | None, workers: Sequence[int], num_envs: in
     return out
 
 
-def saved_states(planned: Plan, worker: int) -> tuple[Any, int, int]:
+def saved_states(planned: Plan, worker: int) -> tuple[dict[int, EnvState] | None, int, int]:
     """Where the checkpoint has the environments, as `make_collector` takes it; (None, 0, 0) where the run begins."""
     saved = planned.saved
     if saved is None or not saved.ranks:

@@ -9,14 +9,13 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from dppo.data import Report
+from dppo.data import Report, Sealed
 from dppo.errors import WorkerError
 from dppo.rundir.summary import PREEMPTED
 from dppo.seams import Answer, Tag
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
 from dppo.training.tracker import Tracker
-from dppo.trajectories.writer import Sealed
 
 GIVE_UP, LEAVE = 0.7, 0.9
 """Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""

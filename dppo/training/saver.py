@@ -13,13 +13,13 @@ from typing import Any
 
 from dppo.cluster.signals import Preemption
 from dppo.config import Config
+from dppo.data import Sealed
 from dppo.errors import Failure
 from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
 from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
 from dppo.rundir.summary import FAILED, PREEMPTED, RUNNING, Summary
 from dppo.training.replay import Replay
 from dppo.trajectories.commits import Dumps
-from dppo.trajectories.writer import Sealed
 
 LAST_ATTEMPT = 0.8
 """Share of the grace period after which a disk that refuses the last checkpoint is not asked again."""

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
+from dppo.data import Sealed
 from dppo.trajectories.format import end_row, rank_folder, segments_until
-from dppo.trajectories.writer import Sealed
 
 B = TypeVar("B")
 PATIENCE_S = 60.0

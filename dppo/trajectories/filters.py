@@ -4,22 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
 
-class Wanted(TypedDict, total=False):
-    """Keywords of a `Filter`."""
-
-    complete_only: bool | None
-    min_return: float | None
-    last: int | None
-    ranks: Collection[int] | None
-    policy_version: tuple[int | None, int | None] | None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Filter:
     """Which episodes are wanted; None: any."""
 

@@ -5,18 +5,18 @@ One file is open at a time, and no more than one segment is in memory beside the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dppo.errors import UsageError
 from dppo.trajectories.catalogue import Catalogue, opened, read, read_catalogue
 from dppo.trajectories.episodes import Episode, read_episodes
-from dppo.trajectories.filters import Filter, Wanted
+from dppo.trajectories.filters import Filter
 from dppo.trajectories.format import held_steps, rank_folders, segment_files
 from dppo.trajectories.unsealed import unsealed
 
@@ -91,7 +91,15 @@ class Trajectories:
     def __init__(self, dump: _Dump, filters: tuple[Filter, ...] = ()) -> None:
         self._dump, self._filters = dump, filters
 
-    def filter(self, **wanted: Unpack[Wanted]) -> Trajectories:
+    def filter(
+        self,
+        *,
+        complete_only: bool | None = None,
+        min_return: float | None = None,
+        last: int | None = None,
+        ranks: Collection[int] | None = None,
+        policy_version: tuple[int | None, int | None] | None = None,
+    ) -> Trajectories:
         """Those of these episodes that pass all that is given.
 
         Args:
@@ -102,7 +110,11 @@ class Trajectories:
           ranks: whose.
           policy_version: (lowest, highest), both included, of all steps; None leaves an end open.
         """
-        new = Filter(**wanted)
+        new = Filter(complete_only, min_return, last, ranks, policy_version)
+        return self.chosen_by(new)
+
+    def chosen_by(self, new: Filter) -> Trajectories:
+        """Those of these episodes that pass the filter."""
         unknown = sorted(set(new.ranks or ()) - set(self._dump.ranks))
         if unknown:
             raise UsageError(
@@ -209,14 +221,23 @@ class Trajectories:
         return {name: torch.from_numpy(values) for name, values in self.to_numpy().items()}
 
 
-def open_trajectories(run_dir: str | Path, **wanted: Unpack[Wanted]) -> Trajectories:
-    """The trajectories that a run has written so far; of the episodes those that `Trajectories.filter` leaves, which
-    knows the same keywords: complete_only, min_return, last, ranks, policy_version.
+def open_trajectories(
+    run_dir: str | Path,
+    *,
+    complete_only: bool | None = None,
+    min_return: float | None = None,
+    last: int | None = None,
+    ranks: Collection[int] | None = None,
+    policy_version: tuple[int | None, int | None] | None = None,
+) -> Trajectories:
+    """The trajectories that a run has written so far; of the episodes those that `Trajectories.filter`, with the same
+    keywords, leaves.
 
     Raises:
       UsageError: (a ValueError) where there are none.
     """
-    return Trajectories(_Dump(Path(run_dir))).filter(**wanted)
+    wanted = Filter(complete_only, min_return, last, ranks, policy_version)
+    return Trajectories(_Dump(Path(run_dir))).chosen_by(wanted)
 
 
 def _plain(value: Any) -> Any:

@@ -14,33 +14,14 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
-from dppo.data import Rollout
+from dppo.data import Rollout, Sealed
 from dppo.errors import DumpError
 from dppo.trajectories.buffer import RolloutBuffer
 from dppo.trajectories.disk import Disk
 from dppo.trajectories.format import end_row, segment_files, segment_path, written_steps
 from dppo.trajectories.segment import MAX_BYTES, SegmentBuilder
 from dppo.trajectories.segment import Labels as Labels
-
-
-class Sealed(NamedTuple):
-    """A worker's answer to `TrajectoryWriter.seal`, or its account of what went wrong meanwhile."""
-
-    rank: int
-    row: int | None
-    """That was asked for; None: nobody asked."""
-    next_segment: int | None
-    """Segments below it hold all rows before `row` that could be written; None: a later row is in one already."""
-    end_row: int = 0
-    """Behind the last row in them."""
-    problem: str | None = None
-    """What is not written, and why; told once."""
-    failed: bool = False
-    """It is an error, not a limit that was set."""
-    refusal: str | None = None
-    """What the disk says, which is asked again; "": it has taken everything."""
 
 
 class Answers:

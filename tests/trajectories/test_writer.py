@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dppo.data import EpisodeProgress, Rollout
+from dppo.data import EpisodeProgress, Rollout, Sealed
 from dppo.errors import DumpError
 from dppo.trajectories import disk, segment
 from dppo.trajectories.format import (
@@ -26,7 +26,7 @@ from dppo.trajectories.format import (
     segments_until,
     set_aside_orphans,
 )
-from dppo.trajectories.writer import Labels, Sealed, TrajectoryWriter
+from dppo.trajectories.writer import Labels, TrajectoryWriter
 from tests.parts import Parts, make_parts
 
 Make = Callable[..., TrajectoryWriter]
