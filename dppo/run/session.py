@@ -177,7 +177,7 @@ def _synchronise(me: Rank) -> None:
     newest = from_rank_zero(comm, state.as_dict() if me.group.is_server else None)
     if not me.group.is_server:
         state.load(newest)
-    state.normaliser.freeze()  # rank 0 may have taken over moments that its last rollout did not see
+    state.begin_iteration()  # rank 0 may have taken over moments that its last rollout did not see
     assert_in_sync(comm, me.parts.policy.flat.fingerprint())
     me.recovery.synchronised = True
 

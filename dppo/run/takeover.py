@@ -134,7 +134,7 @@ def take_over(
     else:
         for report in told:
             if tracker.add(report) and report.moment_sums is not None and report.moment_means and not took_over:
-                state.normaliser.merge(report.moment_sums, *report.moment_means)
+                state.merge(report.moment_sums, report.moment_means)
         me.recovery.standby.totals = contributions[giver].totals
     _count_losses(me, statuses, contributions, lost, known_updates)
     me.server.coordinator = me.recovery.standby.boundary = None  # from here on this rank has the newest state

@@ -36,7 +36,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
     learn_s = exchange_s = 0.0
     while not link.stopped:
         started = time.monotonic()
-        learner.normaliser.freeze()
+        state.begin_iteration()
         rollout = collector.collect(config.horizon, state.version, link.interrupted, state.iteration)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
@@ -142,7 +142,7 @@ class AsyncCoordinator(BaseCoordinator):
         if self.begun:
             return []
         assert report.moment_sums is not None and report.moment_means is not None
-        self._state.normaliser.merge(report.moment_sums, *report.moment_means)
+        self._state.merge(report.moment_sums, report.moment_means)
         self._tracker.add(report)
         self._usage[self._index[report.worker]].begin()
         return []
@@ -164,9 +164,9 @@ class AsyncCoordinator(BaseCoordinator):
         if closed.total is not None:
             state.step(closed.total, closed.weight)
             self._applied += 1
-        state.steps_learnt_from += self._usage[worker].add(samples, used=used)
+        state.count_learnt_from(self._usage[worker].add(samples, used=used))
         self._say_who_is_shut_out(worker, used=used)
-        state.version = self._server.version
+        state.close_round(self._server.version, is_within_iteration=False)
         if self._applied >= self._num_workers <= self._tracker.counters.pending_rollouts:
             self._applied = 0
             state.finish_iteration(self._tracker.counters.pending_env_steps, float("nan"))

@@ -59,7 +59,8 @@ class Usage:
 
 
 class TrainingState:
-    """The learner's state. `step` and `finish_iteration` are the only ways in which training changes it.
+    """The learner's state. Training changes it by these verbs only: `begin_iteration`, `merge`, `step`, `close_round`,
+    `finish_iteration`.
 
     numbers: version (rounds closed), iteration and round (of messages, within it), updates (steps made), env_steps,
     steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
@@ -83,6 +84,29 @@ class TrainingState:
         self._scratch = np.empty(flat.size, np.float32)
         self._metrics = [0.0] * len(ITERATION_METRICS)
         self.last_metrics = np.zeros(len(ITERATION_METRICS))
+
+    def begin_iteration(self) -> None:
+        """Fixes the moments that acting, advantages and gradients of the next rollout use."""
+        self.normaliser.freeze()
+
+    def merge(self, sums: np.ndarray, means: tuple[np.ndarray, np.ndarray] | None = None) -> None:
+        """Adds moment sums of rollouts, taken about the fixed means or about `means` (of observations, of returns)."""
+        self.normaliser.merge(sums, *(means or ()))
+
+    def close_round(self, version: int, *, is_within_iteration: bool = True) -> None:
+        """A round of messages is over, and the state is `version`. An asynchronous run can go on from any state: its
+        rounds are not within an iteration.
+        """
+        self.version = version
+        self.round += is_within_iteration
+
+    def reopen_round(self) -> None:
+        """The last round is made again."""
+        self.round -= 1
+
+    def count_learnt_from(self, env_steps: int) -> None:
+        """An asynchronous server has used these transitions, which it had not used before."""
+        self.steps_learnt_from += env_steps
 
     def step(self, summed: np.ndarray, weight: float = 1.0) -> StepOutcome:
         """One update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.

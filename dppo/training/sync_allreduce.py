@@ -71,8 +71,8 @@ class AllreduceExchange:
 
     def finish_iteration(self, totals: np.ndarray) -> None:
         state = self._state
-        state.normaliser.merge(totals[len(STATISTICS) :])
-        state.version = state.updates
+        state.merge(totals[len(STATISTICS) :])
+        state.close_round(state.updates)
         state.finish_iteration(int(totals[STATISTICS.index("env_steps")]), explained_variance(totals))
         checks = self._sums.num_ranks > 1 and state.iteration % CHECK_EVERY == 0
         if not (self._sums.is_lead or self._link.keeps_boundaries or checks):

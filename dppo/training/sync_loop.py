@@ -32,7 +32,7 @@ def train_worker(
     link.may_be_hurried = enough is not None
     while True:
         iteration, started = state.iteration, time.monotonic()
-        learner.normaliser.freeze()
+        state.begin_iteration()
         rollout = collector.collect(config.horizon, state.version, link.interrupted, iteration, enough)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)

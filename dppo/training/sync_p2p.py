@@ -103,7 +103,7 @@ class P2PCoordinator(SyncCoordinator):
         self._totals = np.zeros(learner.num_statistics) if totals is None else totals.copy()
         self._kl_totals = np.zeros(2)
         if self._rounds_per_update == 2 and state.round and state.round % 2 == 0:
-            state.round -= 1  # the KL that this minibatch's gradients needed was gathered among other ranks
+            state.reopen_round()  # the KL that this minibatch's gradients needed was gathered among other ranks
 
     @property
     def totals(self) -> np.ndarray:
@@ -141,7 +141,7 @@ class P2PCoordinator(SyncCoordinator):
                 self._totals = closed.total
             else:
                 self._kl_totals = closed.total
-            self._state.round += 1
+            self._state.close_round(self._server.version)
         return self._reply(closed.answer)
 
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
@@ -151,7 +151,7 @@ class P2PCoordinator(SyncCoordinator):
         if closed.total is not None:
             outcome = self._state.step(closed.total)
             self._took_part.update(closed.answer)
-            self._state.round += 1
+            self._state.close_round(self._server.version)
             if outcome.is_last or self._state.round > self._last_round:
                 self._waiting = closed.answer
                 return self._close_when_reported()
@@ -171,9 +171,8 @@ class P2PCoordinator(SyncCoordinator):
 
     def _finish_iteration(self) -> str | None:
         state = self._state
-        state.normaliser.merge(self._totals[len(STATISTICS) :])
-        state.normaliser.freeze()
-        state.version = self._server.version
+        state.merge(self._totals[len(STATISTICS) :])
+        state.begin_iteration()
         state.finish_iteration(self._tracker.counters.pending_env_steps, explained_variance(self._totals))
         late, self._server.late = self._server.late, 0
         if self._drops:
@@ -191,7 +190,6 @@ class P2PCoordinator(SyncCoordinator):
     def _reply(self, workers: Sequence[int]) -> list[Answer]:
         if not workers:
             return []
-        self._state.version = self._server.version
         core = self._state.layout.core_bytes
         message = np.empty(core + 8 * (len(self._totals) + 2), np.uint8)
         self._state.pack(message[:core])
