@@ -27,6 +27,8 @@ from common import RESULTS, machine, markdown_table, middle, mpirun, per_second,
 from cost_model import CELLS, Cell, Model, Point, fit, on_cluster
 from drawing import Series, speed_plot
 
+from dppo.study.curves import write_svg
+
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 CHOICE = {"sync/allreduce": "--exchange allreduce", "sync/p2p": "--exchange p2p", "async": "--mode async"}
 WORKERS, RANKS = (1, 2, 4, 8, 16, 32, 64), (2, 3, 4, 8, 16, 32)
@@ -268,8 +270,8 @@ def report(data: dict[str, Any], models: dict[Cell, Model]) -> str:
     return "\n".join(parts)
 
 
-def plot(data: dict[str, Any], models: dict[Cell, Model]) -> str:
-    """SVG: steps/s over workers. Filled: measured; rings: what the model predicts."""
+def plot(data: dict[str, Any], models: dict[Cell, Model], path: Path) -> None:
+    """Draws `path`: steps/s over workers. Filled: measured; rings: what the model predicts."""
     series = []
     for cell in CELLS:
         measured = {w: p.steps_per_s for w, p in points(data, cell).items()}
@@ -278,7 +280,7 @@ def plot(data: dict[str, Any], models: dict[Cell, Model]) -> str:
             series.append(Series(cell, measured, predicted))
     most = max(w for s in series for w in s.measured)
     ticks = {w: w for w in WORKERS if w <= most}
-    return speed_plot(series, ticks, "workers", f"- - ideal; ○ predicted from {FITTED[0]} to {FITTED[-1]} workers")
+    write_svg(path, speed_plot(series, ticks, "workers", f"predicted from {FITTED[0]} to {FITTED[-1]} workers"))
 
 
 def main() -> None:
@@ -293,14 +295,15 @@ def main() -> None:
     args = parser.parse_args()
     store = RESULTS / "scaling.json"
     data: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
-    data |= {"machine": machine(), "cores": len(os.sched_getaffinity(0))}
+    if args.parts:
+        data |= {"machine": machine(), "cores": len(os.sched_getaffinity(0))}
     measure(args, data, store)
     models = fitted_models(data)
     data["models"] = {cell: asdict(model) for cell, model in models.items()}
     tables = report(data, models)
     save("scaling", tables, data)
     if "weak" in data:
-        (RESULTS / "scaling.svg").write_text(plot(data, models))
+        plot(data, models, RESULTS / "scaling.svg")
     marked = re.compile(r"(<!-- scaling: begin -->\n).*(<!-- scaling: end -->)", re.DOTALL)
     DOCUMENT.write_text(marked.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", DOCUMENT.read_text()))
 
