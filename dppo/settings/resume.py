@@ -7,11 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dppo.bounds import Range as Range
-from dppo.bounds import as_name as as_name
-from dppo.bounds import at_least as at_least
-from dppo.bounds import shown as shown
-from dppo.bounds import within as within
 from dppo.config import Config
 from dppo.errors import UsageError
 from dppo.settings.resolve import resolve
