@@ -47,8 +47,6 @@ class Rollout:
 
     first_row: int
     """Number of row 0 in the worker's whole history."""
-    version: int
-    """Version of the parameters that acted in row 0."""
     observations: np.ndarray
     """[T, N, *obs] in the environment's own type, raw."""
     inputs: np.ndarray

@@ -22,6 +22,8 @@ from dppo.seams import Coordinator, Dump, Standby, Tag
 
 NOTHING = np.empty(0, np.uint8)
 
+SERVER = 0
+"""Rank of it."""
 POLL_S, CROWDED_POLL_S = 0.002, 0.02
 """How often a worker looks for rank 0's word while it collects."""
 
@@ -229,13 +231,12 @@ class MPILink(Link):
         comm: MPI.Comm,
         asked_to_leave: Callable[[], bool],
         progress: Callable[[str], None] = lambda phase: None,
-        server: int = 0,
         doorbell: Doorbell | None = None,
         memory: Standby | None = None,
         dump: Dump | None = None,
     ) -> None:
         super().__init__(asked_to_leave, progress, memory, dump)
-        self._comm, self._server, self._doorbell = comm, server, doorbell
+        self._comm, self._doorbell = comm, doorbell
         if doorbell is not None and doorbell.crowded:
             self._poll_s = CROWDED_POLL_S
         self._status = MPI.Status()
@@ -243,17 +244,17 @@ class MPILink(Link):
 
     def _send(self, tag: Tag, message: np.ndarray) -> None:
         self._sent = [(r, m) for r, m in self._sent if not r.Test()]
-        self._sent.append((self._comm.Isend([message, MPI.BYTE], self._server, int(tag)), message))
+        self._sent.append((self._comm.Isend([message, MPI.BYTE], SERVER, int(tag)), message))
         if self._doorbell is not None:
-            self._doorbell.ring(self._server)
+            self._doorbell.ring(SERVER)
 
     def _backoff(self) -> Backoff:
-        rings = self._doorbell is not None and self._doorbell.reaches(self._server)
+        rings = self._doorbell is not None and self._doorbell.reaches(SERVER)
         return Backoff(self._doorbell, all_ring=rings, longest_s=0.002)
 
     def _look(self) -> None:
         # a look at MPI's queues that finds nothing gives the core away, and to come back to it costs a cold cache
-        if self._doorbell is not None and self._doorbell.crowded and self._doorbell.reaches(self._server):
+        if self._doorbell is not None and self._doorbell.crowded and self._doorbell.reaches(SERVER):
             if not self._doorbell.has_rung():
                 return
             self._poll()  # Iprobe moves what the next one sees
@@ -263,10 +264,10 @@ class MPILink(Link):
         return self._doorbell is not None and self._doorbell.has_rung()
 
     def _poll(self) -> bool:
-        if not self._comm.Iprobe(self._server, MPI.ANY_TAG, self._status):
+        if not self._comm.Iprobe(SERVER, MPI.ANY_TAG, self._status):
             return False
         message = np.empty(self._status.Get_count(MPI.BYTE), np.uint8)
-        self._comm.Recv([message, MPI.BYTE], self._server, self._status.Get_tag())
+        self._comm.Recv([message, MPI.BYTE], SERVER, self._status.Get_tag())
         self._take(Tag(self._status.Get_tag()), message)
         return True
 

@@ -74,10 +74,6 @@ class ActorCritic:
         """The mode of the policy, [N, *act], for [N, D]."""
         return self.distribution.mode(self._head(self.network.policy(inputs)))
 
-    def head(self, inputs: np.ndarray) -> np.ndarray:
-        """[B, K] parameters of the distribution for [B, D]."""
-        return self._head(self.network.policy(inputs))
-
     def value(self, inputs: np.ndarray) -> np.ndarray:
         """[B] values, in units of the normalised return, for [B, D]."""
         return self.network.value(inputs)

@@ -204,10 +204,10 @@ class SyncCoordinator(Ending):
             return []
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:
-            outcome = self._state.step(closed.total)
+            goes_on = self._state.step(closed.total)
             self._took_part.update(closed.answer)
             self._state.ticket += 1
-            if outcome.is_last or self._state.ticket > self._last_ticket:
+            if not goes_on or self._state.ticket > self._last_ticket:
                 self._waiting = closed.answer
                 return self._close_when_reported()
         return self._reply(closed.answer)

@@ -33,7 +33,6 @@ _PER_STEP = (
     "policy_version",
 )  # fmt: skip
 _NUMBERS = ("rank", "env", "id", "first_row", "attempt", "length")
-_LABELS = ("config_json", "env_spec", "observation_space", "action_space")
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +227,6 @@ class Trajectories:
     def catalogue(self) -> Catalogue:
         """Of the whole dump, whatever the filters."""
         return self._dump.catalogue
-
-    def labels(self) -> dict[str, str]:
-        """The run's config_json, env_spec, observation_space, action_space, run_id and dppo_version, as its first
-        segment has them.
-        """
-        with opened(self._dump.files[0][2]) as file:
-            texts = {name: str(file[name].asstr()[()]) for name in _LABELS}
-            return texts | {name: str(file.attrs[name]) for name in ("run_id", "dppo_version")}
 
     def segments(self) -> Iterator[Segment]:
         """The files of the ranks that are asked for, by rank and number; other filters choose episodes, not files."""

@@ -77,11 +77,12 @@ def test_heads_log_probs_and_values_are_those_of_the_acting_policy(env: str) -> 
     t, n = rollout.rewards.shape
     inputs = place.normaliser.inputs(rollout.observations.reshape(t * n, -1))
     np.testing.assert_array_equal(rollout.inputs.reshape(t * n, -1), inputs)
-    np.testing.assert_allclose(rollout.heads.reshape(t * n, -1), place.policy.head(inputs), atol=1e-6)
-    np.testing.assert_allclose(rollout.values.reshape(-1), place.policy.value(inputs), atol=1e-6)
+    head, value = place.policy.forward(inputs)
+    np.testing.assert_allclose(rollout.heads.reshape(t * n, -1), head, atol=1e-6)
+    np.testing.assert_allclose(rollout.values.reshape(-1), value, atol=1e-6)
     actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
     distribution = place.policy.distribution
-    log_probs, _, _ = distribution.evaluate(place.policy.head(inputs), actions)
+    log_probs, _, _ = distribution.evaluate(head, actions)
     np.testing.assert_allclose(rollout.log_probs.reshape(-1), log_probs, atol=1e-5)
     np.testing.assert_array_equal(
         rollout.env_actions.reshape(t * n, *rollout.env_actions.shape[2:]), distribution.to_env(actions)
