@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dppo.bounds import at_least, within
 from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.console import plain
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import check_run_files, number_in, parse_json, read_lines, read_regular, replace_atomically
 from dppo.rundir.recorders import read_json
-from dppo.settings.commands import Parser, at_least, integer, require, within
+from dppo.settings.commands import Parser, integer, require
 
 DONE, FAILED, USAGE, AGAIN = 0, 1, 2, 75
 """Exit codes, the same as of dppo.run."""

@@ -50,7 +50,6 @@ class Categorical:
     """
 
     noise_kind = "gumbel"
-    network_outputs: int
 
     def __init__(self, space: spaces.Discrete) -> None:
         self.head_size = self.network_outputs = self.noise_size = int(space.n)
@@ -105,7 +104,6 @@ class MultiCategorical:
     """Independent categoricals side by side. actions: [B, M] int64; noise: [B, K] Gumbel."""
 
     noise_kind = "gumbel"
-    network_outputs: int
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         self._shape, self._dtype, sizes = space.shape, space.dtype, space.nvec.reshape(-1)
@@ -156,7 +154,6 @@ class Bernoulli:
     """Independent bits, from one logit each. actions: [B, M] int8; noise: [B, M] uniform."""
 
     noise_kind = "uniform"
-    network_outputs: int
 
     def __init__(self, space: spaces.MultiBinary) -> None:
         self._shape = space.shape
@@ -214,7 +211,6 @@ class DiagGaussian:
     """
 
     noise_kind = "normal"
-    network_outputs: int
 
     def __init__(self, space: spaces.Box) -> None:
         self._space = space
