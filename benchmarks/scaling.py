@@ -23,7 +23,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, markdown_table, middle, mpirun, per_second, save, spread, train
+from common import RESULTS, machine, markdown_table, middle, mpirun, per_second, save, spread, stored, train
 from cost_model import CELLS, Cell, Model, Point, fit, on_cluster
 from drawing import Series, speed_plot
 
@@ -102,12 +102,12 @@ def cpu_s_per_step(ranks: int, flags: str, steps: int) -> tuple[float, float]:
     return server, sum(workers)
 
 
-def measure(args: argparse.Namespace, data: dict[str, Any], store: Path) -> None:
+def measure(args: argparse.Namespace, data: dict[str, Any]) -> None:
     """Runs what was asked for, one after another; `data` is on disk after each."""
 
     def keep(part: str, name: str, key: object, value: object) -> None:
         data.setdefault(part, {}).setdefault(name, {})[str(key)] = value
-        store.write_text(json.dumps(data, indent=1) + "\n")
+        (RESULTS / "scaling.json").write_text(json.dumps(data, indent=1) + "\n")
         print(part, name, key, value, flush=True)
 
     if "weak" in args.parts:
@@ -293,11 +293,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="training time of each point of weak")
     parser.add_argument("--repeats", type=int, default=3, help="of cpu")
     args = parser.parse_args()
-    store = RESULTS / "scaling.json"
-    data: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+    data = stored("scaling")
     if args.parts:
         data |= {"machine": machine(), "cores": len(os.sched_getaffinity(0))}
-    measure(args, data, store)
+    measure(args, data)
     models = fitted_models(data)
     data["models"] = {cell: asdict(model) for cell, model in models.items()}
     tables = report(data, models)
