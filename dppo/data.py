@@ -25,8 +25,6 @@ class Episode:
     """Undiscounted sum of raw rewards."""
     length: int
     """Transitions."""
-    truncated: bool
-    """Ended by a time limit, not by a terminal state."""
 
 
 @dataclass(slots=True)

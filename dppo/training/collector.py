@@ -233,7 +233,7 @@ class Collector:
         lengths = sums_behind(valid, dones, 1.0, self._episode_lengths)
         for row, env in zip(final_rows.tolist(), final_envs.tolist(), strict=True):
             ended = first_row + row, self.first_env + env, float(returns[row, env]), int(lengths[row, env])
-            episodes.append(Episode(*ended, truncated=not terminations[row, env]))
+            episodes.append(Episode(*ended))
             last = self._last_episodes
             last.first_rows[env], last.returns[env] = self._episode_first_rows[env], ended[2]
             last.last_rewards[env] = rewards[row, env]

@@ -46,7 +46,7 @@ def test_a_rollout_is_what_single_environments_do(env: str) -> None:
         (int(t), int(i)): obs
         for t, i, obs in zip(rollout.final_rows, rollout.final_envs, rollout.final_observations, strict=True)
     }
-    episodes: list[tuple[int, int, Any, int, bool]] = []
+    episodes: list[tuple[int, int, Any, int]] = []
     for i in range(3):
         single, seeds = gymnasium.make(env), EpisodeSeeds(place.config.seed, i, 1)
         observation, _ = single.reset(seed=seeds.next(0))
@@ -60,12 +60,12 @@ def test_a_rollout_is_what_single_environments_do(env: str) -> None:
             assert ((t, i) in finals) == (terminated or truncated)
             if terminated or truncated:
                 np.testing.assert_array_equal(finals[t, i], observation)
-                episodes.append((t, i, pytest.approx(total), length, not terminated))
+                episodes.append((t, i, pytest.approx(total), length))
                 observation, _ = single.reset(seed=seeds.next(0))
                 total, length = 0.0, 0
         single.close()
     assert rollout.num_steps == 180 and rollout.num_rows == 60
-    actual: list[Any] = [(e.row, e.env, e.episode_return, e.length, e.truncated) for e in rollout.episodes]
+    actual: list[Any] = [(e.row, e.env, e.episode_return, e.length) for e in rollout.episodes]
     assert actual == sorted(episodes, key=lambda e: e[:2])
 
 
