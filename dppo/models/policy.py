@@ -150,10 +150,11 @@ def make_policy(
     log_std = {"log_std": (outputs,)} if isinstance(distribution, DiagGaussian) else {}
     layers = " x ".join(map(str, cfg.hidden))
     network: Network
+    shapes = MLP.shapes(num_inputs, cfg.hidden, outputs)
     if cfg.factory is None:
-        _require_trainable(cfg, MLP.shapes(num_inputs, cfg.hidden, outputs))
+        _require_trainable(cfg, shapes)
     if cfg.factory is None and cfg.backend != "torch":
-        flat = FlatParameters(MLP.shapes(num_inputs, cfg.hidden, outputs) | log_std, num_sums)
+        flat = FlatParameters(shapes | log_std, num_sums)
         network = MLP(flat, len(cfg.hidden), cfg.activation)
         MLP.initialise(flat, len(cfg.hidden), rng)
         description = f"MLP {layers} {cfg.activation}, closed-form gradient in NumPy"
