@@ -36,7 +36,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from common import MPIRUN, RESULTS, machine, markdown_table, save
+from common import MPIRUN, machine, markdown_table, save, stored
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
@@ -401,13 +401,12 @@ def main() -> None:
     parser.add_argument("--mpirun", default="--with-ft ulfm", help="flags of mpirun, in one argument")
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
-    store = RESULTS / "chaos.json"
-    data: dict[str, Any] = json.loads(store.read_text()) if store.exists() and not args.quick else {"runs": {}}
+    data = {} if args.quick else stored("chaos")
     data |= {"machine": machine(), "mpirun": args.mpirun, "command": shlex.join(["python", *sys.argv])}
     failed = False
     for cell in args.cells:
         for kind in args.kinds:
-            outcomes = data["runs"].setdefault(cell, {})[kind] = []
+            outcomes = data.setdefault("runs", {}).setdefault(cell, {})[kind] = []
             for number in range(1 if args.quick else args.runs or KINDS[kind]):
                 outcome = until_struck(cell, kind, number, args)
                 outcomes.append(asdict(outcome) | {"reached": outcome.reached})

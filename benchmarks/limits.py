@@ -31,7 +31,7 @@ os.environ |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # read when
 
 import numpy as np
 import torch
-from common import RESULTS, machine, markdown_table, mpirun, save, spread, train
+from common import machine, markdown_table, mpirun, save, spread, stored, train
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Normal
 
@@ -450,8 +450,7 @@ def main() -> None:
         return random_program(*rest) if name == "random" else profile_program(*rest)
     torch.set_num_threads(1)
     Distribution.set_default_validate_args(False)  # in torch's favour
-    store = RESULTS / "limits.json"
-    results = json.loads(store.read_text()) if store.exists() else {}
+    results = stored("limits")
     for part in args.only:
         results[part] = PARTS[part][0](args.repeats)
         results["machine"] = machine()

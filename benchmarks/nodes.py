@@ -5,9 +5,9 @@
 Weak scaling: each worker's rollout is the same on any number of nodes. Strong scaling: the steps of an iteration are,
 so that `--horizon` shrinks as the workers get more. Both begin with the same runs, on one node.
 
-DIR is what the job has written: plan.json and a run directory for each run. The table and the plot come into it, as
-scaling.md and scaling.svg. Exit code 1 if runs are missing from them, which are named; 2 after wrong use. Uses
-drawing.py and what dppo.report reads with.
+DIR is what the job has written: plan.json and a run directory for each run. The table and, with Matplotlib, the plot
+come into it, as scaling.md and scaling.svg. Exit code 1 if runs are missing from them, which are named; 2 after wrong
+use. Uses drawing.py and what dppo.report reads with.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from drawing import Series, speed_plot
 
 from dppo.cluster.slurm import this_allocation
 from dppo.config import Config
-from dppo.errors import UsageError
+from dppo.errors import UsageError, missing_package
 from dppo.files import replace_atomically
 from dppo.rundir.recorders import read_json, write_json
 from dppo.rundir.runs import read_run
 from dppo.settings.commands import Parser
 from dppo.settings.flags import parse
 from dppo.settings.resolve import check_world
+from dppo.study.curves import write_svg
 
 EXIT_INCOMPLETE, EXIT_USAGE = 1, 2
 FEWEST_ITERATIONS = 4  # middle() leaves two of them
@@ -233,14 +234,14 @@ def table(rows: Sequence[Row]) -> str:
     return markdown_table(HEAD, lines)
 
 
-def plot(rows: Sequence[Row], per_node: int) -> str:
-    """SVG: steps/s over nodes, by their workers."""
+def plot(rows: Sequence[Row], per_node: int, path: Path) -> None:
+    """Draws `path`: steps/s over nodes, by their workers. Raises ImportError where Matplotlib is missing."""
     series = [
         Series(scaling, {row.workers: row.median("steps_per_s") for row in rows if row.scaling == scaling})
         for scaling in (WEAK, STRONG)
     ]
-    title = f"nodes of {per_node} ranks"
-    return speed_plot([s for s in series if s.measured], {row.workers: row.nodes for row in rows}, title, "- - ideal")
+    ticks = {row.workers: row.nodes for row in rows}
+    write_svg(path, speed_plot([s for s in series if s.measured], ticks, f"nodes of {per_node} ranks"))
 
 
 def heading(folder: Path, plan: dict[str, Any], cases: Sequence[Case]) -> str:
@@ -266,10 +267,14 @@ def report(folder: Path) -> int:
     measured = [table(rows), EXPLANATION.format(of_repeats=of_repeats)] if rows else ["No run can be used."]
     notes = [f"- {note}" for note in (*plan["notes"], *(f"{name} {why}" for name, why in problems.items()))]
     text = "\n".join([heading(folder, plan, cases), *measured, "", *notes])
-    picture = "\n\n![Steps per second over nodes](scaling.svg)" if rows else ""
-    replace_atomically(folder / "scaling.md", f"{text.rstrip()}{picture}\n".encode())
+    picture = ""
     if rows:
-        replace_atomically(folder / "scaling.svg", plot(rows, plan["ranks_per_node"]).encode())
+        try:
+            plot(rows, plan["ranks_per_node"], folder / "scaling.svg")
+            picture = "\n\n![Steps per second over nodes](scaling.svg)"
+        except ImportError as error:
+            print(f"dppo: no plot: {missing_package('Matplotlib', error)}", file=sys.stderr)
+    replace_atomically(folder / "scaling.md", f"{text.rstrip()}{picture}\n".encode())
     print(text.rstrip(), flush=True)
     if problems:
         missing = f"{len(problems)} of {len(cases)} runs are missing from the table"

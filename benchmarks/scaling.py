@@ -23,9 +23,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, machine, markdown_table, middle, mpirun, per_second, save, spread, train
+from common import RESULTS, machine, markdown_table, middle, mpirun, per_second, save, spread, stored, train
 from cost_model import CELLS, Cell, Model, Point, fit, on_cluster
 from drawing import Series, speed_plot
+
+from dppo.study.curves import write_svg
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 CHOICE = {"sync/allreduce": "--exchange allreduce", "sync/p2p": "--exchange p2p", "async": "--mode async"}
@@ -100,12 +102,12 @@ def cpu_s_per_step(ranks: int, flags: str, steps: int) -> tuple[float, float]:
     return server, sum(workers)
 
 
-def measure(args: argparse.Namespace, data: dict[str, Any], store: Path) -> None:
+def measure(args: argparse.Namespace, data: dict[str, Any]) -> None:
     """Runs what was asked for, one after another; `data` is on disk after each."""
 
     def keep(part: str, name: str, key: object, value: object) -> None:
         data.setdefault(part, {}).setdefault(name, {})[str(key)] = value
-        store.write_text(json.dumps(data, indent=1) + "\n")
+        (RESULTS / "scaling.json").write_text(json.dumps(data, indent=1) + "\n")
         print(part, name, key, value, flush=True)
 
     if "weak" in args.parts:
@@ -268,8 +270,8 @@ def report(data: dict[str, Any], models: dict[Cell, Model]) -> str:
     return "\n".join(parts)
 
 
-def plot(data: dict[str, Any], models: dict[Cell, Model]) -> str:
-    """SVG: steps/s over workers. Filled: measured; rings: what the model predicts."""
+def plot(data: dict[str, Any], models: dict[Cell, Model], path: Path) -> None:
+    """Draws `path`: steps/s over workers. Filled: measured; rings: what the model predicts."""
     series = []
     for cell in CELLS:
         measured = {w: p.steps_per_s for w, p in points(data, cell).items()}
@@ -278,7 +280,7 @@ def plot(data: dict[str, Any], models: dict[Cell, Model]) -> str:
             series.append(Series(cell, measured, predicted))
     most = max(w for s in series for w in s.measured)
     ticks = {w: w for w in WORKERS if w <= most}
-    return speed_plot(series, ticks, "workers", f"- - ideal; ○ predicted from {FITTED[0]} to {FITTED[-1]} workers")
+    write_svg(path, speed_plot(series, ticks, "workers", f"predicted from {FITTED[0]} to {FITTED[-1]} workers"))
 
 
 def main() -> None:
@@ -291,16 +293,16 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=12.0, help="training time of each point of weak")
     parser.add_argument("--repeats", type=int, default=3, help="of cpu")
     args = parser.parse_args()
-    store = RESULTS / "scaling.json"
-    data: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
-    data |= {"machine": machine(), "cores": len(os.sched_getaffinity(0))}
-    measure(args, data, store)
+    data = stored("scaling")
+    if args.parts:
+        data |= {"machine": machine(), "cores": len(os.sched_getaffinity(0))}
+    measure(args, data)
     models = fitted_models(data)
     data["models"] = {cell: asdict(model) for cell, model in models.items()}
     tables = report(data, models)
     save("scaling", tables, data)
     if "weak" in data:
-        (RESULTS / "scaling.svg").write_text(plot(data, models))
+        plot(data, models, RESULTS / "scaling.svg")
     marked = re.compile(r"(<!-- scaling: begin -->\n).*(<!-- scaling: end -->)", re.DOTALL)
     DOCUMENT.write_text(marked.sub(lambda found: f"{found[1]}\n{tables}\n{found[2]}", DOCUMENT.read_text()))
 

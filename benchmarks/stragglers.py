@@ -13,7 +13,6 @@ Every rank imports this file for the environment: `--env stragglers:Straggler-v0
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from common import RESULTS, machine, markdown_table, save, spread, train
+from common import machine, markdown_table, save, spread, stored, train
 
 STEP_S, SLOW_S, SLOW_SHARE = 0.001, 0.2, 1 / 200
 MEAN_STEP_S = STEP_S + SLOW_SHARE * (SLOW_S - STEP_S)
@@ -240,9 +239,8 @@ def main() -> None:
     args = parser.parse_args()
     paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)  # the ranks', so that they find this file
-    store = RESULTS / "stragglers.json"
     if args.rounds == 0:
-        data = json.loads(store.read_text())
+        data = stored("stragglers")
         return save("stragglers", report(data), data)
     data = {"machine": machine(), "cores": len(os.sched_getaffinity(0)), "rounds": []}
     cells = [cell for cell in CELLS if cell in {PLAIN, *args.cells}]

@@ -25,8 +25,6 @@ class Episode:
     """Undiscounted sum of raw rewards."""
     length: int
     """Transitions."""
-    truncated: bool
-    """Ended by a time limit, not by a terminal state."""
 
 
 @dataclass(slots=True)
@@ -47,8 +45,6 @@ class Rollout:
 
     first_row: int
     """Number of row 0 in the worker's whole history."""
-    version: int
-    """Version of the parameters that acted in row 0."""
     observations: np.ndarray
     """[T, N, *obs] in the environment's own type, raw."""
     inputs: np.ndarray

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
+from dppo.bounds import at_least, within
 from dppo.config import SEED
 from dppo.console import Console, plain
 from dppo.envs.process import kept_as_it_was
@@ -21,7 +21,7 @@ from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
-from dppo.settings.commands import Parser, at_least, integer, require, within
+from dppo.settings.commands import Parser, integer, require
 from dppo.training.build import close_environments
 from dppo.training.policy import Policy, load_policy
 
@@ -50,18 +50,6 @@ class Progress(NamedTuple):
     """In all environments."""
     longest: int
     """Steps of the longest episode under way."""
-
-
-def evaluate(
-    policy: Policy, episodes: int, seed: int = 0, *, stochastic: bool = False, max_steps: int = MAX_STEPS
-) -> tuple[list[float], list[int]]:
-    """Returns and lengths of whole episodes, in a fixed order; the same for the same seed. Those that had to be cut
-    after `max_steps` are not among them, and are warned of.
-    """
-    played = play_episodes(policy, episodes, seed, stochastic=stochastic, max_steps=max_steps)
-    if cut := sum(not p.ended for p in played):
-        warnings.warn(f"{cut} of {episodes} episodes did not end within {max_steps:,} steps: left out", stacklevel=2)
-    return [p.episode_return for p in played if p.ended], [p.length for p in played if p.ended]
 
 
 def play_episodes(

@@ -75,7 +75,7 @@ class FakeWorker:
         step = np.where(over, 0, step)
         zeros = np.zeros((rows, num_envs), np.float32)
         rollout = Rollout(
-            first_row=self.row, version=version, observations=observations, inputs=observations, actions=raw,
+            first_row=self.row, observations=observations, inputs=observations, actions=raw,
             env_actions=np.clip(raw, -2, 2) if self.raw else raw, rewards=np.where(valid, k + 1, 0).astype(np.float32),
             terminations=ended & (ids % 2 == 0), truncations=ended & (ids % 2 == 1), valid=valid, heads=zeros,
             log_probs=zeros - t.astype(np.float32), values=zeros + np.float32(0.5), next_values=zeros,

@@ -73,7 +73,7 @@ class Parts:
         self.learner.normalise_advantages(batch, batch.statistics)
         for samples in self.learner.minibatches(batch, number):
             self.learner.gradient(samples, self.state.kl_coef, lambda total, count: total / count)
-            if self.state.step(self.policy.flat.summed).is_last:
+            if not self.state.step(self.policy.flat.summed):
                 break
         self.normaliser.merge(batch.statistics[-self.normaliser.num_sums :])
         self.state.finish_iteration(rollout.num_steps, 0.0)

@@ -17,7 +17,7 @@ from gymnasium import spaces
 
 import dppo
 from dppo.errors import UsageError
-from dppo.evaluate import MAX_STEPS, Played, evaluate, main, play_episodes
+from dppo.evaluate import MAX_STEPS, Played, main, play_episodes
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
 from dppo.rundir.spaces import write_spaces
 from dppo.seeding import EpisodeSeeds, Purpose
@@ -62,7 +62,7 @@ def test_the_policy_is_loaded_where_its_environment_is_not_installed(pendulum: P
     config.write_text(config.read_text().replace("Pendulum-v1", "a_simulator_that_nobody_has:Plant-v0"))
     np.testing.assert_array_equal(load_policy(pendulum).act(observations), actions)
     with pytest.raises(ValueError, match="a_simulator_that_nobody_has"):  # to play in it is another thing
-        evaluate(load_policy(pendulum), 1)
+        play_episodes(load_policy(pendulum), 1)
     (pendulum / "spaces.json").write_text('{"observation_space": {"type": "Box"}}')
     with pytest.raises(UsageError, match=r"spaces\.json cannot be read"):
         load_policy(pendulum)
@@ -139,16 +139,16 @@ def play(policy: Any, env: str, seed: int) -> tuple[float, int]:
 def test_returns_and_lengths_are_those_of_single_environments(cartpole: Path) -> None:
     """23 episodes over 20 environments: the first three play two each, however long the others' take."""
     policy = load_policy(cartpole)
-    returns, lengths = evaluate(policy, 23, seed=5)
+    played = [(p.episode_return, p.length) for p in play_episodes(policy, 23, seed=5)]
     seeds = EpisodeSeeds(5, 0, 20, Purpose.EVALUATION)
     expected = [play(policy, "CartPole-v1", seeds.of(i, e)) for i in range(20) for e in range(2 if i < 3 else 1)]
-    assert list(zip(returns, lengths, strict=True)) == expected
+    assert played == expected
 
 
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_the_same_seed_gives_the_same_episodes(cartpole: Path, stochastic: bool) -> None:
     policy = load_policy(cartpole)
-    first, again, other = (evaluate(policy, 7, seed, stochastic=stochastic) for seed in (1, 1, 2))
+    first, again, other = (play_episodes(policy, 7, seed, stochastic=stochastic) for seed in (1, 1, 2))
     assert first == again != other
 
 
@@ -203,8 +203,9 @@ def test_an_episode_that_does_not_end_is_cut_and_reported_apart(
     }  # fmt: skip
     assert "20 of 50 episodes did not end within 40 steps (--max-steps)" in told.err and "-40.00" in told.err
     policy = load_policy(folder)
-    with pytest.warns(UserWarning, match="20 of 50 episodes did not end within 40 steps"):
-        assert evaluate(policy, 50, max_steps=40) == ([-5.0] * 30, [5] * 30)
+    played = play_episodes(policy, 50, max_steps=40)
+    assert [p for p in played if p.ended] == [Played(-5.0, 5, True)] * 30
+    assert [p for p in played if not p.ended] == [Played(-40.0, 40, False)] * 20
     assert play_episodes(policy, 3, max_steps=40) == [Played(-5.0, 5, True)] * 3
 
 
@@ -259,7 +260,7 @@ def test_whoever_waits_sees_how_far_it_is(
 def test_json_is_one_object_with_the_promised_keys(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(cartpole), "--episodes", "12", "--seed", "3", "--json"]) == 0
     out = json.loads(capsys.readouterr().out)
-    returns, lengths = evaluate(load_policy(cartpole), 12, 3)
+    returns, lengths, _ = zip(*play_episodes(load_policy(cartpole), 12, 3), strict=True)
     assert out["mean"] == pytest.approx(np.mean(returns))
     assert out["median"] == pytest.approx(np.median(returns))
     assert (out["min"], out["max"]) == (min(returns), max(returns))
@@ -270,7 +271,9 @@ def test_json_is_one_object_with_the_promised_keys(cartpole: Path, capsys: pytes
 def test_the_command_says_the_same_in_a_process_of_its_own(cartpole: Path) -> None:
     command = [sys.executable, "-m", "dppo.evaluate", str(cartpole), "--episodes", "12", "--seed", "3", "--json"]
     out = json.loads(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout)
-    assert out["mean"] == pytest.approx(np.mean(evaluate(load_policy(cartpole), 12, 3)[0]))
+    assert out["mean"] == pytest.approx(
+        np.mean([p.episode_return for p in play_episodes(load_policy(cartpole), 12, 3)])
+    )
 
 
 def test_without_json_it_is_a_table(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:

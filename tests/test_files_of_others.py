@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -423,7 +424,7 @@ def test_environments_that_are_not_of_this_run(
 
 def test_another_network(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = run_dir / "config.toml"
-    config.write_text(config.read_text().replace("hidden = [8]", "hidden = [9]"))
+    config.write_text(re.sub(r"(hidden = \[\s*)8\b", r"\g<1>9", config.read_text()))
     for name in ("resume", "evaluate"):
         code, _, err = call(name, run_dir, capsys)
         assert code == 2 and "holds a network of" in err, name

@@ -36,11 +36,11 @@ class Moments:
         """No samples: mean 0; `std` gives 1."""
         return cls(0.0, np.zeros(size), np.zeros(size))
 
-    def std(self, eps: float = 1e-8) -> np.ndarray:
+    def std(self) -> np.ndarray:
         """[D] float64, population standard deviation, never 0; 1 where fewer than two samples were seen."""
         if self.count < 2:
             return np.ones_like(self.mean)
-        return np.sqrt(self.m2 / self.count + eps)
+        return np.sqrt(self.m2 / self.count + 1e-8)
 
 
 def deltas(samples: np.ndarray, mean: np.ndarray) -> np.ndarray:

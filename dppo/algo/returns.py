@@ -1,8 +1,9 @@
-"""Advantages and value targets: GAE, n-step returns, V-trace; and sums along episodes, of which they are made.
+"""Advantages and value targets: GAE, of which n-step returns are a case, and V-trace; and the sums along episodes that
+they are made of.
 
 Pure NumPy on [T, N] arrays; the learner and the collector use it on whole rollouts.
 
-All three take the value of what truly came next, `next_values`, and the value of each row's own observation. A
+Both take the value of what truly came next, `next_values`, and the value of each row's own observation. A
 time limit is not a termination: where an episode was truncated, `next_values` holds the value of its final
 observation; only a terminal state makes it 0. `dones` (either kind of end) only stops the sum from running into the
 next episode.
@@ -71,7 +72,8 @@ def gae(
       next_values: [T, N] float32, V(s'_t) of the true next observation, 0 after a terminal state.
       dones: [T, N] bool, the episode ended in this row, in either way.
       gamma: discount per step.
-      lam: 1 gives n-step returns up to the rollout's end, 0 the one-step temporal difference.
+      lam: 0 gives the one-step temporal difference; 1 gives A3C's n-step returns, up to the end of the episode or of
+        the rollout, whichever comes first: R_t = r_t + gamma (done_t or t = T-1 ? V(s'_t) : R_{t+1}).
 
     Returns:
       (advantages, returns): [T, N] float32 each; returns = advantages + values are the critic's targets.
@@ -79,28 +81,13 @@ def gae(
     Raises:
       ValueError: if the shapes are not all the same [T, N].
 
-    Source: Schulman et al. 2016 (GAE), eq. 16.
+    Source: Schulman et al. 2016 (GAE), eq. 16; lam = 1: Mnih et al. 2016 (A3C), algorithm S3.
     """
     _check(rewards=rewards, values=values, next_values=next_values, dones=dones)
     advantages = rewards + np.float32(gamma) * next_values - values
     decay = np.where(dones, np.float32(0), np.float32(gamma * lam))
     advantages = sums_ahead(advantages, decay)
     return advantages, advantages + values
-
-
-def n_step_returns(
-    rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, dones: np.ndarray, gamma: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """n-step returns: each row looks forward to the end of its episode or of the rollout, whichever comes first.
-
-        R_t = r_t + gamma (done_t or t = T-1 ? V(s'_t) : R_{t+1}),    A_t = R_t - V(s_t)
-
-    Args and Returns: as `gae`.
-
-    Source: Mnih et al. 2016 (A3C), algorithm S3.
-    """
-    _check(rewards=rewards, values=values, next_values=next_values, dones=dones)
-    return gae(rewards, values, next_values, dones, gamma, 1.0)
 
 
 def vtrace(

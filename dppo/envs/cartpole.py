@@ -209,11 +209,6 @@ class _Physics:
         fallen: np.ndarray = self._outside[0] | self._outside[1]
         return fallen
 
-    def state_of(self, index: int) -> np.ndarray:
-        """The state [4] of one pole, in float64 and in the order of the observation."""
-        state: np.ndarray = self._as_observed[index].reshape(4)
-        return state
-
     def set_state(self, index: int, state: np.ndarray) -> None:
         """Puts one pole into `state` [4], in the order of the observation."""
         self._as_observed[index] = state.reshape(2, 2)

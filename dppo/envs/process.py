@@ -22,7 +22,7 @@ def kept_as_it_was() -> Iterator[None]:
     """
     errors, streams, mask = np.geterr(), (sys.stdout, sys.stderr), os.umask(0o077)
     os.umask(mask)
-    threads, torch = _torch_threads(), _torch_settings()
+    torch = _torch_settings()
     filters = warnings.catch_warnings()
     filters.__enter__()
     fatal, children = _fatal(), _children()
@@ -38,7 +38,6 @@ def kept_as_it_was() -> Iterator[None]:
         np.seterr(**errors)
         sys.stdout, sys.stderr = streams
         os.umask(mask)
-        _set_torch_threads(threads or os.environ.get("OMP_NUM_THREADS", ""))
         _set_torch(torch)
 
 
@@ -52,24 +51,19 @@ def _children() -> set[Any]:
     return set(sys.modules["multiprocessing"].active_children()) if "multiprocessing" in sys.modules else set()
 
 
-def _torch_settings() -> tuple[bool, str]:
-    """Whether it keeps gradients, and its type of floats; what they are at first where it is not imported yet."""
+def _torch_settings() -> tuple[str, bool, str]:
+    """Its threads, whether it keeps gradients, its type of floats: what they are to be, where it is not there yet."""
     torch = sys.modules.get("torch")
-    return (True, "torch.float32") if torch is None else (torch.is_grad_enabled(), str(torch.get_default_dtype()))
+    if torch is None:
+        return os.environ.get("OMP_NUM_THREADS", ""), True, "torch.float32"
+    return str(torch.get_num_threads()), torch.is_grad_enabled(), str(torch.get_default_dtype())
 
 
-def _set_torch(settings: tuple[bool, str]) -> None:
-    if "torch" in sys.modules and settings != _torch_settings():
-        torch, (keeps_gradients, floats) = sys.modules["torch"], settings
-        torch.set_grad_enabled(keeps_gradients)
-        torch.set_default_dtype(getattr(torch, floats.removeprefix("torch.")))
-
-
-def _torch_threads() -> str:
-    """Empty where torch is not imported yet."""
-    return str(sys.modules["torch"].get_num_threads()) if "torch" in sys.modules else ""
-
-
-def _set_torch_threads(number: str) -> None:
-    if "torch" in sys.modules and number.isdigit() and number != _torch_threads():
-        sys.modules["torch"].set_num_threads(int(number))
+def _set_torch(settings: tuple[str, bool, str]) -> None:
+    if "torch" not in sys.modules or settings == _torch_settings():
+        return
+    torch, (threads, keeps_gradients, floats) = sys.modules["torch"], settings
+    if threads.isdigit() and threads != str(torch.get_num_threads()):
+        torch.set_num_threads(int(threads))
+    torch.set_grad_enabled(keeps_gradients)
+    torch.set_default_dtype(getattr(torch, floats.removeprefix("torch.")))

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gymnasium
@@ -50,7 +50,6 @@ class Categorical:
     """
 
     noise_kind = "gumbel"
-    network_outputs: int
 
     def __init__(self, space: spaces.Discrete) -> None:
         self.head_size = self.network_outputs = self.noise_size = int(space.n)
@@ -105,7 +104,6 @@ class MultiCategorical:
     """Independent categoricals side by side. actions: [B, M] int64; noise: [B, K] Gumbel."""
 
     noise_kind = "gumbel"
-    network_outputs: int
 
     def __init__(self, space: spaces.MultiDiscrete) -> None:
         self._shape, self._dtype, sizes = space.shape, space.dtype, space.nvec.reshape(-1)
@@ -116,16 +114,17 @@ class MultiCategorical:
         self._starts = starts
         self.head_size = self.network_outputs = self.noise_size = int(edges[-1])
 
-    def _each(self, head: np.ndarray) -> Any:
-        return zip(itertools.count(), self._parts, [head[:, s] for s in self._slices], strict=False)
+    def _each(self, *heads: np.ndarray) -> Iterator[Any]:
+        """Each part, with its columns of `heads`."""
+        return zip(self._parts, *([head[:, s] for s in self._slices] for head in heads), strict=True)
 
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """[B, M] actions."""
-        return np.stack([(head[:, s] + noise[:, s]).argmax(axis=-1) for s in self._slices], axis=-1)
+        return np.stack([part.sample(h, n) for part, h, n in self._each(head, noise)], axis=-1)
 
     def mode(self, head: np.ndarray) -> np.ndarray:
         """[B, M] most probable actions."""
-        return np.stack([part.mode(h) for _, part, h in self._each(head)], axis=-1)
+        return np.stack([part.mode(h) for part, h in self._each(head)], axis=-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Actions as the environment wants them."""
@@ -133,7 +132,7 @@ class MultiCategorical:
 
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
         """Of `actions`: sums over the parts."""
-        parts = [part.evaluate(h, actions[:, m]) for m, part, h in self._each(head)]
+        parts = [part.evaluate(h, chosen) for (part, h), chosen in zip(self._each(head), actions.T, strict=True)]
 
         def pullback(d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
             return np.concatenate([back(d_log_prob, d_entropy) for _, _, back in parts], axis=-1)
@@ -142,21 +141,18 @@ class MultiCategorical:
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
         """[B] KL[old | new]."""
-        return np.sum(
-            [part.kl(old_head[:, s], head[:, s]) for part, s in zip(self._parts, self._slices, strict=True)], 0
-        )
+        return np.sum([part.kl(old, h) for part, old, h in self._each(old_head, head)], axis=0)
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
         """[B, K]."""
-        pairs = zip(self._parts, self._slices, strict=True)
-        return np.concatenate([part.kl_backward(old_head[:, s], head[:, s], weight) for part, s in pairs], axis=-1)
+        parts = [part.kl_backward(old, h, weight) for part, old, h in self._each(old_head, head)]
+        return np.concatenate(parts, axis=-1)
 
 
 class Bernoulli:
     """Independent bits, from one logit each. actions: [B, M] int8; noise: [B, M] uniform."""
 
     noise_kind = "uniform"
-    network_outputs: int
 
     def __init__(self, space: spaces.MultiBinary) -> None:
         self._shape = space.shape
@@ -214,7 +210,6 @@ class DiagGaussian:
     """
 
     noise_kind = "normal"
-    network_outputs: int
 
     def __init__(self, space: spaces.Box) -> None:
         self._space = space

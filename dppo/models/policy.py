@@ -74,10 +74,6 @@ class ActorCritic:
         """The mode of the policy, [N, *act], for [N, D]."""
         return self.distribution.mode(self._head(self.network.policy(inputs)))
 
-    def head(self, inputs: np.ndarray) -> np.ndarray:
-        """[B, K] parameters of the distribution for [B, D]."""
-        return self._head(self.network.policy(inputs))
-
     def value(self, inputs: np.ndarray) -> np.ndarray:
         """[B] values, in units of the normalised return, for [B, D]."""
         return self.network.value(inputs)
@@ -154,10 +150,11 @@ def make_policy(
     log_std = {"log_std": (outputs,)} if isinstance(distribution, DiagGaussian) else {}
     layers = " x ".join(map(str, cfg.hidden))
     network: Network
+    shapes = MLP.shapes(num_inputs, cfg.hidden, outputs)
     if cfg.factory is None:
-        _require_trainable(cfg, MLP.shapes(num_inputs, cfg.hidden, outputs))
+        _require_trainable(cfg, shapes)
     if cfg.factory is None and cfg.backend != "torch":
-        flat = FlatParameters(MLP.shapes(num_inputs, cfg.hidden, outputs) | log_std, num_sums)
+        flat = FlatParameters(shapes | log_std, num_sums)
         network = MLP(flat, len(cfg.hidden), cfg.activation)
         MLP.initialise(flat, len(cfg.hidden), rng)
         description = f"MLP {layers} {cfg.activation}, closed-form gradient in NumPy"

@@ -10,7 +10,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,13 +19,9 @@ from dppo.config import Config
 from dppo.errors import EXIT_USAGE, HelpShown, UsageError
 from dppo.settings.commands import VERSION
 from dppo.settings.resolve import resolve
-from dppo.settings.resume import require_same
-from dppo.settings.toml import load_config, presets, read_toml, shortened
+from dppo.settings.resume import settings_of, with_the_same
+from dppo.settings.toml import presets, read_toml, shortened
 from dppo.settings.values import setting_names, suggestion, updated
-
-ANSWERED = ("-h", "--help", "--version")
-"""Flags that are answered, whatever else is given, and need no MPI."""
-
 
 USAGE = """usage: [mpirun -n N] python -m dppo.run [CONFIG.toml] [flags]
 
@@ -101,14 +97,9 @@ def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str
 
 
 def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:
-    run_dir = flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir")
-    if not run_dir:
-        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    run_dir = os.path.expanduser(str(run_dir))
-    stored = replace(load_config(Path(run_dir)), run_dir=run_dir, resume=True)
+    stored = settings_of(flag_value(args, "run-dir") or file_values.get("run-dir") or file_values.get("run_dir"))
     config = _apply_flags(updated(stored, file_values), args)
-    require_same(stored, config)
-    return resolve(config), [f"settings from {run_dir}/config.toml", *notes]
+    return with_the_same(stored, config), [f"settings from {stored.run_dir}/config.toml", *notes]
 
 
 # -- presets --------------------
@@ -277,6 +268,3 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
         else:
             args += [f"--{name}", str(value)]
     return args
-
-
-# -- config.toml --------------------

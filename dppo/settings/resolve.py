@@ -35,16 +35,7 @@ def check(config: Config) -> None:
     )
     if config.loss == "ppo":
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
-    _refuse_unavailable(config)
-
-
-def _refuse_unavailable(config: Config) -> None:
-    """Names of the contract whose machinery is not in this version: refused, rather than silently ignored."""
-    unavailable = {
-        "log.trace": config.log.trace,
-    }
-    for name, asked in unavailable.items():
-        _require(not asked, f"{name} is not available in this version of dppo: leave it out")
+    _require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
 
 def _require_divisor(minibatches: int, samples: int) -> None:

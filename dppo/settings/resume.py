@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dppo.bounds import Range as Range
-from dppo.bounds import as_name as as_name
-from dppo.bounds import at_least as at_least
-from dppo.bounds import shown as shown
-from dppo.bounds import within as within
 from dppo.config import Config
 from dppo.errors import UsageError
 from dppo.settings.resolve import resolve
@@ -29,18 +25,21 @@ def resumed(config: Config) -> Config:
     Raises:
       UsageError: no run is there, or what was given differs from the run's and may not.
     """
-    if not config.run_dir:
-        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
-    stored = replace(
-        load_config(Path(config.run_dir).expanduser()), **{name: getattr(config, name) for name in PER_START}
-    )
+    stored = replace(settings_of(config.run_dir), dry_run=config.dry_run)
     given = _given(as_dict(config), as_dict(Config()))
     try:
         changed = updated(stored, {name: value for name, value in given.items() if name not in PER_START})
-        require_same(stored, changed)
-        return resolve(changed)
+        return with_the_same(stored, changed)
     except ValueError as error:
         raise error if isinstance(error, UsageError) else UsageError(str(error)) from error
+
+
+def settings_of(run_dir: str | None) -> Config:
+    """What the run in `run_dir` was set to, as its next attempt begins. Raises UsageError where no run is there."""
+    if not run_dir:
+        raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
+    run_dir = os.path.expanduser(str(run_dir))
+    return replace(load_config(Path(run_dir)), run_dir=run_dir, resume=True)
 
 
 def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
@@ -52,8 +51,8 @@ def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def require_same(stored: Config, config: Config) -> None:
-    """A resumed run keeps its settings. Raises UsageError that names the first that differs."""
+def with_the_same(stored: Config, config: Config) -> Config:
+    """`config`, resolved. A resumed run keeps its settings: raises UsageError that names the first that differs."""
     for key, before, now in _differences(as_dict(stored), as_dict(config)):
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(
@@ -61,6 +60,7 @@ def require_same(stored: Config, config: Config) -> None:
                 " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew); leave it out,"
                 " or start a new run in another --run-dir"
             )
+    return resolve(config)
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tomllib
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from dppo.bounds import Range as Range
-from dppo.bounds import as_name as as_name
-from dppo.bounds import at_least as at_least
-from dppo.bounds import shown as shown
-from dppo.bounds import within as within
+import tomli_w
+
 from dppo.config import Config
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import TOML_BYTES, read_regular
@@ -23,7 +19,6 @@ from dppo.settings.values import as_dict, updated
 CONFIG_FILE = "config.toml"
 PER_START = ("resume", "run_dir", "dry_run")
 """What belongs to one start of the program, not to the run; config.toml leaves it out."""
-
 
 LONGEST_MESSAGE = 600
 
@@ -75,23 +70,12 @@ def shortened(text: str) -> str:
 
 def to_toml(config: Config) -> str:
     """Everything that is set, as a TOML file that `python -m dppo.run FILE` reads."""
-    values = {k: v for k, v in as_dict(config).items() if k not in PER_START}
-    lines = [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in values.items() if not isinstance(v, dict)]
-    for section, content in values.items():
-        if isinstance(content, dict):
-            lines += ["", f"[{section}]"]
-            lines += [f"{k.replace('_', '-')} = {_toml_value(v)}" for k, v in content.items()]
-    return "\n".join(lines) + "\n"
+    values = {name: value for name, value in as_dict(config).items() if name not in PER_START}
+    return tomli_w.dumps(_with_dashes(values))
 
 
-def _toml_value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # TOML's escapes are JSON's
-    if isinstance(value, list):
-        return "[" + ", ".join(_toml_value(v) for v in value) + "]"
-    return repr(value)
+def _with_dashes(values: dict[str, Any]) -> dict[str, Any]:
+    return {k.replace("_", "-"): _with_dashes(v) if isinstance(v, dict) else v for k, v in values.items()}
 
 
 def presets() -> dict[str, Any]:

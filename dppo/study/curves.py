@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dppo.console import plain
 from dppo.files import replace_atomically
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
 """Told apart by people with any kind of colour vision; Okabe and Ito 2008."""
@@ -25,7 +29,6 @@ def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
     Raises:
       ImportError: Matplotlib is missing.
     """
-    import matplotlib
     from matplotlib.figure import Figure
 
     if len(curves) > len(COLOURS):
@@ -41,7 +44,14 @@ def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
     axes.set_xlabel("environment steps of all ranks")
     axes.set_ylabel("mean return of the last 100 episodes")
     axes.legend(fontsize="small", title="IQM over runs, 95% bootstrap", title_fontsize="small")
+    write_svg(path, figure)
+
+
+def write_svg(path: Path, figure: Figure) -> None:
+    """Writes `path` in one step; the same picture again has the same bytes."""
+    import matplotlib
+
     image = io.BytesIO()
-    with matplotlib.rc_context({"svg.hashsalt": "dppo"}):  # the same picture again has the same bytes
+    with matplotlib.rc_context({"svg.hashsalt": "dppo"}):
         figure.savefig(image, format="svg", metadata={"Date": None})
     replace_atomically(path, image.getvalue())

@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dppo.bounds import as_name, shown
 from dppo.config import Config
 from dppo.errors import UsageError
-from dppo.settings.commands import as_name, shown
 from dppo.settings.flags import from_values
 from dppo.settings.toml import PER_START, read_toml, shortened
 from dppo.settings.values import nearest

@@ -198,7 +198,7 @@ class Collector:
         episodes = self._sums.count(first_row, rewards, terminations, truncations, valid, final_rows, final_envs)
         cut, self._cut = self._cut, []
         return Rollout(
-            first_row, version, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
+            first_row, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
             truncations, valid, heads, log_probs, values, next_values, final_rows, final_envs, final_observations,
             np.full(t, version, np.int64), progress, episodes, cut,
         )  # fmt: skip

@@ -55,7 +55,7 @@ class EpisodeSums:
         lengths = sums_behind(valid, dones, 1.0, self.lengths)
         for row, env in zip(final_rows.tolist(), final_envs.tolist(), strict=True):
             ended = first_row + row, self._first_env + env, float(returns[row, env]), int(lengths[row, env])
-            episodes.append(Episode(*ended, truncated=not terminations[row, env]))
+            episodes.append(Episode(*ended))
             last = self.last
             last.first_rows[env], last.returns[env] = self.first_rows[env], ended[2]
             last.last_rewards[env] = rewards[row, env]

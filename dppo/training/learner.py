@@ -77,8 +77,6 @@ class Learner:
         values = rollout.values
         if t and self.config.vtrace:
             advantages, targets, values = self._vtrace(rollout, rewards, dones)
-        elif self._lam == 1.0:
-            advantages, targets = returns.n_step_returns(rewards, values, rollout.next_values, dones, self.gamma)
         else:
             advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
 

@@ -7,7 +7,6 @@ copies; checkpoints save it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -22,16 +21,6 @@ from dppo.training.packing import COUNTERS, Layout
 ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
 _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 _SUMMED = len(METRICS)
-
-
-@dataclass(slots=True)
-class StepOutcome:
-    """What became of a summed gradient."""
-
-    stepped: bool
-    """False: the parameters, the optimiser and the number of updates are as they were."""
-    is_last: bool = False
-    """Its KL was too large: the iteration's updates are over."""
 
 
 class Usage:
@@ -108,12 +97,15 @@ class TrainingState:
         """An asynchronous server has used these transitions, which it had not used before."""
         self.steps_learnt_from += env_steps
 
-    def step(self, summed: np.ndarray, weight: float = 1.0) -> StepOutcome:
+    def step(self, summed: np.ndarray, weight: float = 1.0) -> bool:
         """One update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.
 
         The sums become means here, the mean gradient's norm is clipped, and where the mean KL has passed 1.5
         target_kl the step is not made. Nor is it where there is no sample. `weight` scales the step, as staleness asks
         for; a scaled gradient would be clipped, and divided by its own size, all the same.
+
+        Returns:
+          False where the KL was too large: the iteration's updates are over.
 
         Raises:
           FloatingPointError: where gradient or sums are not finite, or the parameters after the step.
@@ -124,7 +116,7 @@ class TrainingState:
         if not count:
             if self._usage is not None:
                 self._usage.add(0, used=False)
-            return StepOutcome(stepped=False)
+            return True
         mean = 1.0 / max(count, 1.0)
         metrics = self._metrics
         for i, value in enumerate(sums):
@@ -135,7 +127,7 @@ class TrainingState:
             self._usage.add(int(count), used=not stops)
         if stops:
             metrics[-1] += 1
-            return StepOutcome(stepped=False, is_last=True)
+            return False
         gradient = summed[:size]
         square = squared_norm(gradient, self._scratch)
         if not math.isfinite(square + self._last_kl):
@@ -155,7 +147,7 @@ class TrainingState:
         self.flat.keep_within_bounds()
         self.updates += 1
         metrics[_SUMMED + 3] += 1
-        return StepOutcome(stepped=True)
+        return True
 
     @property
     def lr(self) -> float:

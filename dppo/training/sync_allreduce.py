@@ -67,7 +67,7 @@ class AllreduceExchange:
         summed = self._state.flat.summed
         self._link.progress("exchange")
         self._sums.add(summed)
-        return not self._state.step(summed).is_last
+        return self._state.step(summed)
 
     def finish_iteration(self, totals: np.ndarray) -> None:
         state = self._state

@@ -149,10 +149,10 @@ class P2PCoordinator(SyncCoordinator):
             return []
         closed = self._server.handle(worker, version, summed, is_gradient=True)
         if closed.total is not None:
-            outcome = self._state.step(closed.total)
+            goes_on = self._state.step(closed.total)
             self._took_part.update(closed.answer)
             self._state.close_round(self._server.version)
-            if outcome.is_last or self._state.round > self._last_round:
+            if not goes_on or self._state.round > self._last_round:
                 self._waiting = closed.answer
                 return self._close_when_reported()
         return self._reply(closed.answer)

@@ -423,7 +423,8 @@ def assert_every_branch_is_taken(cfg: Config, policy: ActorCritic, batch: Miniba
     if cfg.objective == "clip":
         assert 0 < metrics["clip_fraction"] < len(batch)
     else:
-        assert losses.kl_sum(policy.distribution, policy.head(batch.inputs), batch) / len(batch) > 2 * cfg.kl_target
+        head, _ = policy.forward(batch.inputs)
+        assert losses.kl_sum(policy.distribution, head, batch) / len(batch) > 2 * cfg.kl_target
     if cfg.value_clip:
         outside = np.abs(policy.value(batch.inputs) - batch.values) > cfg.value_clip
         assert 0 < outside.sum() < len(batch)

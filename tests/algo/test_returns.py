@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from dppo.algo.returns import gae, n_step_returns, sums_ahead, sums_behind, vtrace
+from dppo.algo.returns import gae, sums_ahead, sums_behind, vtrace
 
 GAMMA, LAM = 0.97, 0.9
 
@@ -97,10 +97,10 @@ def test_gae_worked_by_hand() -> None:
     assert returns[:, 0].tolist() == [2.0625, 3.25, 4.0]
 
 
-def test_n_step_returns_worked_by_hand() -> None:
+def test_n_step_returns_worked_by_hand_are_gae_with_lambda_one() -> None:
     """R_2 = 3 + 2/2, R_1 = 2 + 4/2, R_0 = 1 + 4/2."""
     rewards, values, next_values = column(1, 2, 3), column(1, 1, 1), column(1, 1, 2)
-    advantages, returns = n_step_returns(rewards, values, next_values, np.zeros((3, 1), bool), gamma=0.5)
+    advantages, returns = gae(rewards, values, next_values, np.zeros((3, 1), bool), gamma=0.5, lam=1.0)
     assert returns[:, 0].tolist() == [3.0, 4.0, 4.0]
     assert advantages[:, 0].tolist() == [2.0, 3.0, 3.0]
 
@@ -131,9 +131,9 @@ def test_gae_is_the_discounted_sum_of_td_errors(rows: Rows) -> None:
         assert returns[t, i] == pytest.approx(expected + rows.values[t, i], abs=1e-5)
 
 
-def test_n_step_returns_are_discounted_rewards_and_a_bootstrap(rows: Rows) -> None:
+def test_with_lambda_one_returns_are_discounted_rewards_and_a_bootstrap(rows: Rows) -> None:
     """Mnih et al. 2016, section 4: R_t = sum of gamma^i r_{t+i} + gamma^k V(s_{t+k})."""
-    advantages, returns = n_step_returns(*rows, GAMMA)
+    advantages, returns = gae(*rows, GAMMA, 1.0)
     for t, i in np.ndindex(rows.rewards.shape):
         last = last_row(rows, t, i)
         expected = sum(GAMMA ** (k - t) * rows.rewards[k, i] for k in range(t, last + 1))
@@ -173,11 +173,6 @@ def test_vtrace_is_the_double_sum_of_the_paper(rows: Rows, rho_clip: float, c_cl
 # -- how they meet --------------------
 
 
-def test_gae_with_lambda_one_is_n_step(rows: Rows) -> None:
-    for a, b in zip(gae(*rows, GAMMA, 1.0), n_step_returns(*rows, GAMMA), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
 def test_gae_with_lambda_zero_is_the_td_error(rows: Rows) -> None:
     advantages, _ = gae(*rows, GAMMA, 0.0)
     expected = [td_error(rows, t, i) for t, i in np.ndindex(rows.rewards.shape)]
@@ -186,7 +181,7 @@ def test_gae_with_lambda_zero_is_the_td_error(rows: Rows) -> None:
 
 def test_vtrace_on_policy_is_n_step(rows: Rows) -> None:
     advantages, targets = vtrace(*rows, np.zeros_like(rows.rewards), GAMMA)
-    expected_advantages, expected_returns = n_step_returns(*rows, GAMMA)
+    expected_advantages, expected_returns = gae(*rows, GAMMA, 1.0)
     np.testing.assert_allclose(targets, expected_returns, atol=1e-5)
     np.testing.assert_allclose(advantages, expected_advantages, atol=1e-5)
 
@@ -234,7 +229,7 @@ def test_nothing_crosses_the_end_of_an_episode(rows: Rows) -> None:
     log_ratios = np.full_like(rows.rewards, 0.1)
     for a, b in [
         (gae(*before, GAMMA, LAM), gae(*after, GAMMA, LAM)),
-        (n_step_returns(*before, GAMMA), n_step_returns(*after, GAMMA)),
+        (gae(*before, GAMMA, 1.0), gae(*after, GAMMA, 1.0)),
         (vtrace(*before, log_ratios, GAMMA), vtrace(*after, log_ratios, GAMMA)),
     ]:
         for x, y in zip(a, b, strict=True):
@@ -258,7 +253,7 @@ def test_the_arguments_are_left_as_they_are(rows: Rows) -> None:
     copies = [array.copy() for array in rows]
     log_ratios = np.full_like(rows.rewards, 0.3)
     gae(*rows, GAMMA, LAM)
-    n_step_returns(*rows, GAMMA)
+    gae(*rows, GAMMA, 1.0)
     vtrace(*rows, log_ratios, GAMMA)
     for array, copy in zip(rows, copies, strict=True):
         np.testing.assert_array_equal(array, copy)

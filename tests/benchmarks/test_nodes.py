@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -14,13 +16,15 @@ from dppo.rundir.recorders import write_json
 from tests.fakeruns import write_run
 
 ROOT = Path(__file__).parents[2]
+SVG = "{http://www.w3.org/2000/svg}"
 RUN = ("--num-envs", 2, "--horizon", 10, "--ppo.minibatches", 2)
 ITERATION_S = {"weak-1-1": 0.1, "weak-2-1": 0.125, "strong-2-1": 0.05}
 
 
-def nodes(folder: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
+def nodes(folder: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(ROOT / "benchmarks" / "nodes.py"), str(folder), *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+    environment = os.environ | variables
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=60)
 
 
 def plan(
@@ -89,7 +93,20 @@ def test_efficiency_by_hand(measured: Path) -> None:
     ]
     assert rows((measured / "scaling.md").read_text()) == rows(done.stdout)
     assert "(scaling.svg)" in (measured / "scaling.md").read_text()
-    assert (measured / "scaling.svg").read_text().count('r="3.2"') == 4
+    picture = ElementTree.parse(measured / "scaling.svg")
+    points = [len(picture.findall(f".//{SVG}g[@id='measured-{number}']//{SVG}use")) for number in (0, 1)]
+    assert points == [2, 2]
+
+
+def test_without_matplotlib_there_is_a_table(measured: Path) -> None:
+    (measured / "matplotlib.py").write_text("raise ImportError('none here')")
+    done = nodes(measured, PYTHONPATH=f"{measured}:{ROOT}")
+    assert done.returncode == 0 and len(rows(done.stdout)) == 4
+    assert done.stderr.startswith("dppo: no plot: this needs Matplotlib, ") and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
+    assert "scaling.svg" not in (measured / "scaling.md").read_text()
+    assert not (measured / "scaling.svg").exists()
 
 
 def test_repeats_are_shown_as_median_and_spread(tmp_path: Path) -> None:

@@ -38,7 +38,6 @@ def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
     actions, head = actions.copy(), head.copy()
     forward_head, forward_value = policy.forward(inputs)
     np.testing.assert_array_equal(forward_head, head)
-    np.testing.assert_array_equal(policy.head(inputs), head)
     np.testing.assert_array_equal(policy.value(inputs), forward_value)
     np.testing.assert_array_equal(policy.distribution.sample(head, noise), actions)
 
@@ -73,13 +72,13 @@ def test_the_head_is_written_where_it_is_wanted_and_nowhere_else(space: spaces.S
 def test_greedy_is_the_mode(space: spaces.Space) -> None:
     policy = make(space)
     inputs = inputs_of(7)
-    np.testing.assert_array_equal(policy.greedy(inputs), policy.distribution.mode(policy.head(inputs)))
+    np.testing.assert_array_equal(policy.greedy(inputs), policy.distribution.mode(policy.forward(inputs)[0]))
 
 
 @every_space
 def test_initial_actions_hardly_depend_on_the_observation(space: spaces.Space) -> None:
     """The policy's last layer starts small: every action can happen before anything was learnt."""
-    head = make(space).head(10 * inputs_of(50))
+    head = make(space).forward(10 * inputs_of(50))[0]
     assert np.abs(head).max() < 0.1
 
 
@@ -93,10 +92,12 @@ def test_the_same_stream_gives_the_same_policy(space: spaces.Space) -> None:
 
 def test_a_box_policy_has_one_log_std_for_all_states() -> None:
     policy = make(reference.SPACES["Box"], cfg=ModelConfig(hidden=(4,), log_std_init=-0.5))
-    head = policy.head(inputs_of(6))
+    head = policy.forward(inputs_of(6))[0]
     np.testing.assert_array_equal(head[:, 2:], np.full((6, 2), -0.5, np.float32))
     policy.flat.parameters["log_std"][:] = 0.25, 0.75
-    np.testing.assert_array_equal(policy.head(inputs_of(6))[:, 2:], np.tile(np.array([0.25, 0.75], np.float32), (6, 1)))
+    np.testing.assert_array_equal(
+        policy.forward(inputs_of(6))[0][:, 2:], np.tile(np.array([0.25, 0.75], np.float32), (6, 1))
+    )
 
 
 def test_the_gradient_of_log_std_is_the_sum_over_samples() -> None:

@@ -49,7 +49,7 @@ def test_one_node_and_two_are_measured_and_drawn(slurm: Cluster, sbatch: Submit)
     for name, hosts in {"weak-1-1": 2 * ["n1"], "weak-2-1": ["n1", "n1", "n2", "n2"]}.items():
         assert json.loads((job.run_dir / name / "versions.json").read_text())["hosts"] == hosts
     assert summary(job.run_dir / "strong-2-1")["env_steps"] == 5 * 48
-    assert (job.run_dir / "scaling.svg").read_text().startswith("<svg")
+    assert "<svg" in (job.run_dir / "scaling.svg").read_text()
     assert "| weak | 2 | 4 |" in output
 
 

@@ -48,7 +48,7 @@ class Lived:
             self.left -= 1
             for env in np.flatnonzero(self.left == 0).tolist():
                 length = int(self.lengths[env])
-                episodes.append(Episode(row, env, -float(length), length, truncated=False))
+                episodes.append(Episode(row, env, -float(length), length))
                 self.by_beginning.append((row + 1 - length, env, length))
                 self.has_ended[env] = True
                 self.lengths[env] = self.left[env] = self.draw(self.rng, 1)[0]
@@ -133,8 +133,8 @@ def test_the_long_episode_that_others_waited_for_is_in_the_window() -> None:
     counter.wait_for([0], 0)
     for number in (1, 2):
         row = 300 * (number - 1)
-        short = [Episode(row + r, 0, 0.0, 1, truncated=False) for r in range(300)]
-        counter.count([report(0, row, 300, [*short, Episode(row + 299, 1, -3000.0, 300, truncated=False)])], number)
+        short = [Episode(row + r, 0, 0.0, 1) for r in range(300)]
+        counter.count([report(0, row, 300, [*short, Episode(row + 299, 1, -3000.0, 300)])], number)
         assert counter.settled_mean == pytest.approx(-3000 / 301)
         assert not counter.reached(-9.0)
 
@@ -144,9 +144,9 @@ def test_both_windows_have_to_be_full_and_at_the_target() -> None:
     counter.wait_for([0], 0)
     for number in (1, 2):
         assert not counter.reached(1.0)
-        counter.count([report(0, 16 * number, 16, [Episode(16 * number, e, 1.0, 5, False) for e in range(50)])], number)
+        counter.count([report(0, 16 * number, 16, [Episode(16 * number, e, 1.0, 5) for e in range(50)])], number)
     assert counter.reached(1.0) and not counter.reached(1.001)
-    counter.count([report(0, 48, 16, [Episode(48, 0, -9.0, 5, False)])], 3)
+    counter.count([report(0, 48, 16, [Episode(48, 0, -9.0, 5)])], 3)
     assert (counter.return_mean, counter.settled_mean) == (0.9, 1.0), "another's that began together is under way"
     assert not counter.reached(1.0) and counter.reached(0.9)
 
@@ -161,10 +161,10 @@ def test_what_waits_for_an_environment_that_never_ends_takes_no_more_and_more_me
         row = 16 * (number - 1)
         ended = sorted((int(rng.integers(0, 16)), e) for e in (0, 1, 2))
         returns += rng.normal(size=3).tolist()
-        episodes = [Episode(row + r, e, v, 5, False) for (r, e), v in zip(ended, returns[-3:], strict=True)]
+        episodes = [Episode(row + r, e, v, 5) for (r, e), v in zip(ended, returns[-3:], strict=True)]
         counter.count([report(0, row, 16, episodes)], number)
         assert len(counter.as_dict()["waiting"]) // 3 <= 10 * (WINDOW + 4) + 3
-    counter.count([report(0, 48_000, 16, [Episode(48_000, 3, 7.0, 5, truncated=False)])], 3001)
+    counter.count([report(0, 48_000, 16, [Episode(48_000, 3, 7.0, 5)])], 3001)
     settled = counter.as_dict()["settled"]
     assert settled[0] == 7.0, "it began first"
     assert set(settled[1:]) <= set(returns) and set(returns[-90:-6]) <= set(settled)
@@ -175,10 +175,10 @@ def test_an_environment_that_never_ends_is_named() -> None:
     counter.wait_for([0], 0)
     for number in range(1, 1200):
         assert counter.stuck is None or number > 1000
-        counter.count([report(0, 16 * number, 16, [Episode(16 * number, 0, 1.0, 5, False)])], number)
+        counter.count([report(0, 16 * number, 16, [Episode(16 * number, 0, 1.0, 5)])], number)
     assert counter.stuck == (1, 0)
     assert counter.return_mean == 1.0 and not counter.reached(0.0)
-    counter.count([report(0, 16 * 1200, 16, [Episode(16 * 1200, 1, 1.0, 5, False)])], 1200)
+    counter.count([report(0, 16 * 1200, 16, [Episode(16 * 1200, 1, 1.0, 5)])], 1200)
     assert counter.stuck is None and counter.reached(1.0)
 
 
@@ -193,8 +193,8 @@ def test_workers_whose_rollouts_are_cut_short_stay_in_the_window() -> None:
     counter.wait_for([0, 1], 0)
     for number in (1, 2, 1000):
         first = 64 * (number - 1), 16 * (number - 1)
-        fast = [Episode(first[0] + r, e, 0.0, 1, truncated=False) for r in range(64) for e in range(4)]
-        slow = [Episode(first[1] + r, e, -1.0, 1, truncated=False) for r in range(16) for e in range(4, 8)]
+        fast = [Episode(first[0] + r, e, 0.0, 1) for r in range(64) for e in range(4)]
+        slow = [Episode(first[1] + r, e, -1.0, 1) for r in range(16) for e in range(4, 8)]
         counter.count([report(0, first[0], 64, fast), report(1, first[1], 16, slow)], number)
         assert counter.return_mean == -0.2
         assert counter.settled_mean == -0.2
@@ -203,9 +203,9 @@ def test_workers_whose_rollouts_are_cut_short_stay_in_the_window() -> None:
 def test_an_iteration_comes_after_the_one_before_whatever_the_rows() -> None:
     """A replacement's rows begin far above the others'; a worker that was late tells of two rollouts at once."""
     counter = EpisodeCounter(1)
-    counter.count([report(0, 9000, 4, [Episode(9003, 0, 1.0, 1, False)])], 1)
-    late = [report(1, 4, 4, [Episode(4, 1, 4.0, 1, False)]), report(1, 0, 4, [Episode(0, 1, 2.0, 1, False)])]
-    counter.count([*late, report(0, 9004, 8, [Episode(9005, 0, 3.0, 1, False)])], 2)
+    counter.count([report(0, 9000, 4, [Episode(9003, 0, 1.0, 1)])], 1)
+    late = [report(1, 4, 4, [Episode(4, 1, 4.0, 1)]), report(1, 0, 4, [Episode(0, 1, 2.0, 1)])]
+    counter.count([*late, report(0, 9004, 8, [Episode(9005, 0, 3.0, 1)])], 2)
     assert counter.as_dict()["returns"] == [1.0, 2.0, 3.0, 4.0]
 
 
@@ -243,10 +243,10 @@ def test_a_cut_takes_what_was_waiting_in_its_environment() -> None:
     """A short episode of environment 1 has ended, the long one behind it is lost: the first alone would be a lie."""
     counter = EpisodeCounter(2)
     counter.wait_for([0], 0)
-    counter.count([report(0, 0, 4, [Episode(3, 1, -4.0, 4, truncated=False)])], 1)
-    counter.count([report(0, 4, 4, [Episode(5, 1, -2.0, 2, truncated=False)])], 2)
+    counter.count([report(0, 0, 4, [Episode(3, 1, -4.0, 4)])], 1)
+    counter.count([report(0, 4, 4, [Episode(5, 1, -2.0, 2)])], 2)
     assert counter.as_dict()["settled"] == [], "environment 0 is still in its first"
-    ended = [Episode(103, 0, -12.0, 12, truncated=False), Episode(102, 1, -3.0, 3, truncated=False)]
+    ended = [Episode(103, 0, -12.0, 12), Episode(102, 1, -3.0, 3)]
     counter.count([report(0, 100, 4, ended, cut=[1])], 3)
     assert counter.as_dict()["returns"] == [-4.0, -2.0, -3.0, -12.0] and counter.total == 4
     assert counter.as_dict()["settled"] == [-12.0, -3.0]
@@ -274,10 +274,10 @@ def test_a_run_that_begins_anew_again_and_again_is_not_judged_by_short_episodes(
 def test_the_dead_are_not_waited_for() -> None:
     counter = EpisodeCounter(1)
     assert counter.wait_for([0, 1, 2], 0) == 0
-    counter.count([report(0, 0, 4, [Episode(3, 0, 1.0, 4, False)]), report(1, 0, 4, [])], 1)
+    counter.count([report(0, 0, 4, [Episode(3, 0, 1.0, 4)]), report(1, 0, 4, [])], 1)
     assert counter.as_dict()["settled"] == []
     assert counter.wait_for([0, 2], 1) == 1
-    counter.count([report(2, 0, 4, [Episode(3, 2, 2.0, 4, False)]), report(1, 4, 4, [Episode(7, 1, 3.0, 8, False)])], 2)
+    counter.count([report(2, 0, 4, [Episode(3, 2, 2.0, 4)]), report(1, 4, 4, [Episode(7, 1, 3.0, 8)])], 2)
     assert counter.as_dict()["settled"] == [1.0, 2.0], "the last word of a dead one leaves out what it had under way"
     assert counter.as_dict()["returns"] == [1.0, 3.0, 2.0]
     assert counter.wait_for([0, 1, 2], 2) == 0

@@ -24,7 +24,7 @@ from tests.parts import Run, make_parts, probe
 
 
 def episode(value: float, row: int = 0, env: int = 0) -> Episode:
-    return Episode(row, env, value, 10, truncated=False)
+    return Episode(row, env, value, 10)
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ def main() -> None:
     rollouts = [collector.collect(horizon, 0), collector.collect(horizon, 0)]
     parts = comm.gather({name: np.concatenate([getattr(r, name) for r in rollouts]) for name in FIELDS + COMPUTED})
     episodes = comm.gather([
-        (e.row, e.env, e.episode_return, e.length, e.truncated) for r in rollouts for e in r.episodes
+        (e.row, e.env, e.episode_return, e.length) for r in rollouts for e in r.episodes
     ])  # fmt: skip
     if parts is not None and episodes is not None:
         joined: dict[str, Any] = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
