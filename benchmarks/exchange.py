@@ -137,7 +137,7 @@ def p2p(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
                 return
             link = MPILink(comm, lambda: False)
             for _ in range(ROUND_TRIPS):
-                link.gradient(0, flat)
+                link.gradient(0, flat.summed)
                 link.reply(wait=True)
 
         def bare() -> None:
@@ -211,7 +211,7 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
             return {"rate": timed.gradients / timed.wall_s, "cpu_us": 1e6 * timed.cpu_s / timed.gradients}
         link = MPILink(comm, lambda: False, doorbell=doorbell)
         while not link.stopped:
-            link.gradient(state.version, state.flat)
+            link.gradient(state.version, state.flat.summed)
             if (message := link.reply(wait=True)) is not None:
                 state.unpack(message)
         link.bye()

@@ -16,14 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dppo.cluster.launcher import is_by_mpirun
-
-
-def plain(text: object) -> str:
-    """One line that commands nothing: line breaks become spaces, and what cannot be seen (a terminal's codes, marks
-    that reverse the order of letters, bytes that are no text) is spelt out.
-    """
-    line = " ".join(str(text).splitlines())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+from dppo.files import plain
 
 
 def escaped(text: object) -> str:

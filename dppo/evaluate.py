@@ -15,10 +15,11 @@ import numpy as np
 
 from dppo.bounds import at_least, within
 from dppo.config import SEED
-from dppo.console import Console, plain
+from dppo.console import Console
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
+from dppo.files import plain
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, integer, require

@@ -304,3 +304,11 @@ def number_in(values: Mapping[str, Any], key: str, default: float = 0) -> Any:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         return default
     return type(default)(value)
+
+
+def plain(text: object) -> str:
+    """One line that commands nothing: line breaks become spaces, and what cannot be seen (a terminal's codes, marks
+    that reverse the order of letters, bytes that are no text) is spelt out.
+    """
+    line = " ".join(str(text).splitlines())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

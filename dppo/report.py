@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppo.console import escaped, markdown_table, plain
+from dppo.console import escaped, markdown_table
 from dppo.errors import EXIT_USAGE, UsageError, missing_package
-from dppo.files import replace_atomically
+from dppo.files import plain, replace_atomically
 from dppo.rundir.runs import Run, find_runs, read_curve, read_run
 from dppo.rundir.summary import PREEMPTED, RUNNING
 from dppo.settings.commands import Parser

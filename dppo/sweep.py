@@ -8,9 +8,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.console import escaped, markdown_table, plain
+from dppo.console import escaped, markdown_table
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.files import TOML_BYTES, fsync_folder, read_regular, write_durably
+from dppo.files import TOML_BYTES, fsync_folder, plain, read_regular, write_durably
 from dppo.rundir import paths
 from dppo.settings.commands import Parser, integer
 from dppo.settings.flags import as_flags

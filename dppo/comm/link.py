@@ -17,7 +17,6 @@ from dppo.comm.server import dispatch
 from dppo.comm.waiting import Backoff
 from dppo.comm.wakeup import Doorbell
 from dppo.data import Report, Rollout
-from dppo.models.flat import FlatParameters
 from dppo.seams import Coordinator, Dump, Standby, Tag
 
 NOTHING = np.empty(0, np.uint8)
@@ -145,10 +144,10 @@ class Link:
         """Sends float64 sums to be added up by the server."""
         self._send(Tag.SUMS, np.concatenate(([float(version)], vector)).view(np.uint8))
 
-    def gradient(self, version: int, flat: FlatParameters) -> None:
-        """Sends the flat gradient with its metric sums, computed from parameters `version`."""
-        message = np.empty(flat.summed.nbytes + 8, np.uint8)
-        message[:-8] = flat.summed.view(np.uint8)
+    def gradient(self, version: int, summed: np.ndarray) -> None:
+        """Sends `summed` [P + sums] float32, the flat gradient with its metric sums, of parameters `version`."""
+        message = np.empty(summed.nbytes + 8, np.uint8)
+        message[:-8] = summed.view(np.uint8)
         message[-8:] = np.array([version], np.int64).view(np.uint8)
         self._send(Tag.GRADIENT, message)
 

@@ -23,10 +23,18 @@ from typing import Any
 
 import numpy as np
 
-from dppo.console import plain
 from dppo.data import EnvState
 from dppo.errors import OldFormError
-from dppo.files import MB, fsync_folder, open_regular, parse_json, read_regular, replace_atomically, write_durably
+from dppo.files import (
+    MB,
+    fsync_folder,
+    open_regular,
+    parse_json,
+    plain,
+    read_regular,
+    replace_atomically,
+    write_durably,
+)
 from dppo.rundir import paths
 from dppo.rundir.contents import check_count, check_values, env_arrays, envs_of
 from dppo.rundir.recorders import read_json

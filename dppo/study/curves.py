@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dppo.console import plain
-from dppo.files import replace_atomically
+from dppo.files import plain, replace_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -103,7 +103,7 @@ class _Replica:
         version = self._state.version
         self.catch_up(wait=True)
         if not self._link.stopped:
-            self._link.gradient(version, self._state.flat)
+            self._link.gradient(version, self._state.flat.summed)
             self._due += 1
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.config import Config
-from dppo.console import plain
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import UsageError
+from dppo.files import plain
 from dppo.models.policy import make_policy, observation_size
 from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.contents import check_state

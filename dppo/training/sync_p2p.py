@@ -59,7 +59,7 @@ class P2PExchange:
         return self._state.round > 1 + minibatch * self._rounds_per_update
 
     def step(self) -> bool:
-        self._link.gradient(self._state.version, self._state.flat)
+        self._link.gradient(self._state.version, self._state.flat.summed)
         return self._receive() is not None and self._state.iteration == self._iteration
 
     def finish_iteration(self, totals: np.ndarray) -> None:

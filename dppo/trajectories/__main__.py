@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from dppo.console import plain
 from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
+from dppo.files import plain
 from dppo.rundir import paths
 from dppo.settings.commands import Parser
 from dppo.trajectories.catalogue import SURPRISES

@@ -235,7 +235,7 @@ def test_everything_that_a_worker_says_arrives_as_it_was_said(recorder: Recorder
     flat = FlatParameters({"w": (2,)}, num_sums=1)
     flat.summed[:] = 1.5, 2.5, 3.0
     link.sums(7, np.array([0.1, 0.2]))
-    link.gradient(2**40, flat)
+    link.gradient(2**40, flat.summed)
     link.boundary(np.array([1, 2], np.uint8))
     link.failure("rank 3 on höst failed")
     link.stopped = True  # goodbye is said only after the order to stop
@@ -254,7 +254,7 @@ def test_a_sent_gradient_does_not_change_with_the_next_one(recorder: Recorder, l
     recorder.on_gradient = lambda worker, version, summed: kept.append(summed) or []  # type: ignore[method-assign,func-returns-value]
     flat = FlatParameters({"w": (2,)}, num_sums=0)
     flat.summed[:] = 1
-    link.gradient(0, flat)
+    link.gradient(0, flat.summed)
     flat.summed[:] = 2
     assert kept[0].tolist() == [1, 1]
 
