@@ -182,9 +182,6 @@ class Exchange(Protocol):
         ended. If the iteration has passed meanwhile, there is nothing to compute.
         """
 
-    def mean_kl(self, kl_sum: float, samples: int) -> float:
-        """Mean over the samples of all ranks."""
-
     def is_past(self, minibatch: int) -> bool:
         """Whether this update of the iteration was made without this worker."""
 

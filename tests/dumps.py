@@ -80,7 +80,7 @@ class FakeWorker:
             terminations=ended & (ids % 2 == 0), truncations=ended & (ids % 2 == 1), valid=valid, heads=zeros,
             log_probs=zeros - t.astype(np.float32), values=zeros + np.float32(0.5), next_values=zeros,
             final_rows=final_rows, final_envs=final_envs, final_observations=final,
-            versions=np.full(rows, version), standing=EpisodeProgress(at + over, step, step * (step + 1) / 2),
+            versions=np.full(rows, version), progress=EpisodeProgress(at + over, step, step * (step + 1) / 2),
         )  # fmt: skip
         self.row += rows
         return rollout

@@ -112,8 +112,8 @@ def ppo(
       batch: the samples; its advantages are normalised already.
       cfg: weights and clip range.
       kl_coef: objective kl, the penalty's present weight.
-      mean_kl: objective kl, the mean over the minibatches of **all** ranks, so that the hinge does not depend on the
-      layout.
+      mean_kl: objective kl, that of the update before, over the samples of **all** ranks, so that the hinge does not
+      depend on the layout; 0 before the first update, where the policy is still the one that acted.
 
     Source: Schulman et al. 2017, eqs. 7 and 9; Heess et al. 2017, algorithm 1 and its hinge term; the value's
     clipping is from OpenAI Baselines' ppo2.

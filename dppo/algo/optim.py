@@ -112,7 +112,7 @@ _LEAST_SAFE, _MOST_SAFE = 1e-20, 1e37
 def squared_norm(vector: np.ndarray, scratch: np.ndarray) -> float:
     """Sum of the squares of `vector` [P] float32, to 6 digits; no finite entries overflow it. `scratch` [P] is lost.
 
-    Every mirror works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
+    Every replica works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
     the kernel that BLAS chooses for the CPU; NumPy's products are exactly rounded and its sums have one order anywhere.
     The dot product only tells whether float32 holds the sum; else it is taken in float64.
     """
@@ -129,9 +129,9 @@ def clip_scale(norm: float, max_norm: float) -> float:
     return max_norm / norm if 0 < max_norm < norm else 1.0
 
 
-def annealed(lr: float, progress: float, anneal: bool) -> float:
-    """The learning rate after a share `progress` in [0, 1] of the run: linear to zero, or constant."""
-    return lr * max(0.0, 1.0 - progress) if anneal else lr
+def annealed(lr: float, fraction_done: float, anneal: bool) -> float:
+    """The learning rate after a share `fraction_done` in [0, 1] of the run: linear to zero, or constant."""
+    return lr * max(0.0, 1.0 - fraction_done) if anneal else lr
 
 
 def staleness_weight(staleness: int, policy: str, max_staleness: float) -> float:

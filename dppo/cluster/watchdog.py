@@ -112,7 +112,7 @@ class Watchdog:
             self._timer_file = open_to_append(path)
         self._armed_for = -1.0  # the timer is armed anew, with this file
 
-    def progress(self, phase: str) -> None:
+    def heartbeat(self, phase: str) -> None:
         """The rank is alive, and in this phase: collect, update, exchange or checkpoint."""
         self._last, self._phase = time.monotonic(), phase
 

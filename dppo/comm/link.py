@@ -32,7 +32,7 @@ class Link:
 
     Args:
       asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
-      progress: told of every row and every update, with the phase.
+      heartbeat: called with the phase at every row and every update.
       standby: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
       dump: where trajectories are written.
     """
@@ -40,7 +40,7 @@ class Link:
     def __init__(
         self,
         asked_to_leave: Callable[[], bool],
-        progress: Callable[[str], None] = lambda phase: None,
+        heartbeat: Callable[[str], None] = lambda phase: None,
         standby: Standby | None = None,
         dump: Dump | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class Link:
         """The iteration in which enough workers have finished their rollouts: the others may stop."""
         self.may_be_hurried = False
         self._broken: MPI.Exception | None = None
-        self.progress = progress
+        self.heartbeat = heartbeat
         self.waited_s = 0.0
         self._asked_to_leave, self._signalled = asked_to_leave, False
         self._replies: deque[np.ndarray] = deque()
@@ -99,7 +99,7 @@ class Link:
         return Backoff(None, longest_s=0.002)
 
     def _wait_for(self, there: Callable[[], object]) -> None:
-        self.progress("exchange")
+        self.heartbeat("exchange")
         since = time.monotonic()
         backoff = self._backoff()
         while not there() and not self.stopped:
@@ -173,7 +173,7 @@ class Link:
         """Whether rank 0 has ended the run; it looks only now and then: where ranks outnumber cores, each look at MPI's
         queues gives the core away.
         """
-        self.progress("update")
+        self.heartbeat("update")
         now = time.monotonic()
         if now >= self._next_poll:
             self._next_poll = now + self._poll_s
@@ -189,7 +189,7 @@ class Link:
         """The same, before each row of a rollout. A death is another reason to stop there, and raises with the report:
         so no environment is lost between two rows.
         """
-        self.progress("collect")
+        self.heartbeat("collect")
         now = time.monotonic()
         rung = self.may_be_hurried and self._has_rung()
         if rung or now >= self._next_poll:
@@ -205,7 +205,7 @@ class Link:
 
     def keep_moving(self) -> None:
         """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
-        self.progress("exchange")
+        self.heartbeat("exchange")
         self._pass_on()
         self._take_all()
 
@@ -231,7 +231,7 @@ class Link:
         """
         self._wait_for(lambda: False)
         if self._dump is not None:
-            self.progress("checkpoint")
+            self.heartbeat("checkpoint")
             self._dump.wait()
             self._pass_on()
         self._send(Tag.BYE, NOTHING)
@@ -248,12 +248,12 @@ class MPILink(Link):
         self,
         comm: MPI.Comm,
         asked_to_leave: Callable[[], bool],
-        progress: Callable[[str], None] = lambda phase: None,
+        heartbeat: Callable[[str], None] = lambda phase: None,
         doorbell: Doorbell | None = None,
         standby: Standby | None = None,
         dump: Dump | None = None,
     ) -> None:
-        super().__init__(asked_to_leave, progress, standby, dump)
+        super().__init__(asked_to_leave, heartbeat, standby, dump)
         self._comm, self._doorbell = comm, doorbell
         if doorbell is not None and doorbell.crowded:
             self._poll_s = CROWDED_POLL_S
@@ -302,10 +302,10 @@ class LocalLink(Link):
         self,
         coordinator: Coordinator,
         asked_to_leave: Callable[[], bool],
-        progress: Callable[[str], None] = lambda phase: None,
+        heartbeat: Callable[[str], None] = lambda phase: None,
         dump: Dump | None = None,
     ) -> None:
-        super().__init__(asked_to_leave, progress, dump=dump)
+        super().__init__(asked_to_leave, heartbeat, dump=dump)
         self._coordinator = coordinator
 
     def _send(self, tag: Tag, message: np.ndarray) -> None:

@@ -81,15 +81,15 @@ def serve(
     coordinator: Coordinator,
     first_worker_rank: int,
     doorbell: Doorbell | None = None,
-    progress: Callable[[str], None] = lambda phase: None,
+    heartbeat: Callable[[str], None] = lambda phase: None,
 ) -> None:
-    """Rank 0's loop until the run has ended. Not collective: it only answers. `progress` is told in every pass."""
+    """Rank 0's loop until the run has ended. Not collective: it only answers. `heartbeat` is called in every pass."""
     status = MPI.Status()
     all_ring = doorbell is not None and all(doorbell.reaches(r) for r in range(first_worker_rank, comm.size))
     backoff = Backoff(doorbell, all_ring=all_ring)
     sent: list[tuple[MPI.Request, np.ndarray]] = []
     while not coordinator.done:
-        progress("serve")
+        heartbeat("serve")
         if comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             message = np.empty(status.Get_count(MPI.BYTE), np.uint8)
             comm.Recv([message, MPI.BYTE], status.Get_source(), status.Get_tag())

@@ -185,7 +185,7 @@ def _prepare(
     with contextlib.ExitStack() as unless_it_trains:
         watchdog = make_watchdog(plan, comm, comm.rank)
         unless_it_trains.callback(watchdog.stop)
-        parts = setup.build(plan.config, comm, watchdog.progress)
+        parts = setup.build(plan.config, comm, watchdog.heartbeat)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
         members = first_members(comm)

@@ -52,7 +52,7 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
                     if failure is not None:
                         cause, failure = failure, None
                         recover(me, cause)
-                    elif me.parts.envs is not None and not me.worker.collects:
+                    elif me.parts.has_envs and not me.worker.collects:
                         begin_collecting(me)
                     summary = run_session(me)
             except RankFailure as noticed:

@@ -45,7 +45,7 @@ def assign_roles(members: list[Member]) -> list[Member]:
     first, *rest = members
     if rest:
         return [replace(first, worker=None), *rest]
-    return [first if first.worker is not None else replace(first, worker=0)]
+    return [first if first.is_worker else replace(first, worker=0)]
 
 
 def reorder(grown: Comm, mine: Member) -> tuple[Comm, list[Member]]:

@@ -14,6 +14,7 @@ from dppo.cluster.signals import Preemption
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm.mpi import Comm
 from dppo.console import Console
+from dppo.data import Report
 from dppo.errors import Failure
 from dppo.run.members import Member
 from dppo.run.preflight import Plan
@@ -123,8 +124,7 @@ class Server:
 
     def __init__(self) -> None:
         self._tracker: Tracker | None = None
-        self.coordinator: BaseCoordinator | None = None
-        """Of the present session."""
+        self._coordinator: BaseCoordinator | None = None
         self.ended: Summary | None = None
         """How the run ended, where a server has written that and died."""
 
@@ -152,14 +152,34 @@ class Server:
         """Of the run; None on a rank that does not keep track of it."""
         return self.ended or (self.tracker.saver.summary if self.is_open else None)
 
+    @property
+    def coordinator(self) -> BaseCoordinator:
+        """Of the present session."""
+        assert self._coordinator is not None, "this rank does not serve"
+        return self._coordinator
+
+    def begin_session(self, coordinator: BaseCoordinator) -> None:
+        """From here on this rank answers messages, and time counts as training."""
+        self._coordinator = coordinator
+        self.tracker.start_training()
+
     def settle(self) -> np.ndarray | None:
         """Ranks have died: closes what is due without them. Returns the statistics of the iteration under way, where
-        the server has added them up.
+        the server has added them up. May be called again, if more ranks die before the session is over.
         """
-        if self.coordinator is None:
+        if self._coordinator is None:
             return None
-        self.coordinator.settle()
-        return self.coordinator.totals
+        self._coordinator.settle()
+        return self._coordinator.totals
+
+    @property
+    def unclosed(self) -> list[Report]:
+        """Reports that wait for their iteration's end."""
+        return [] if self._coordinator is None else self._coordinator.unclosed
+
+    def end_session(self) -> None:
+        """All that the coordinator knew has been taken over."""
+        self._coordinator = None
 
 
 @dataclass(slots=True)

@@ -65,7 +65,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
             given = from_rank(comm, giver, packed)
             alike = all(gather_all(comm, status not in apart or state.layout.differ_by_rounding(packed, given)))
         server_lives = any(w.is_server for w in statuses)
-        iteration = statuses[giver].progress[0]
+        iteration = statuses[giver].moment[0]
         contributions = Contribution(
             [*standby.reports, *_untold(me, iteration)], standby.heads, packed if comm.rank == giver else None,
             standby.totals, mirror if comm.rank == mirror_giver and not server_lives else None,
@@ -74,7 +74,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
         return statuses, giver, gather_at_zero(comm, contributions), alike
 
     def meanwhile() -> None:
-        me.services.watchdog.progress("recovery")
+        me.services.watchdog.heartbeat("recovery")
         _end_what_cannot_go_on(me, time.monotonic() - since)
 
     comm, (statuses, giver, contributions, alike) = regroup(me.group.comm, me.group.others, consult, meanwhile)
@@ -91,7 +91,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
     if recovery.fruitless > MOST_FRUITLESS:
         text = f"{me.group.member}: MPI reports a death again and again, but nobody is missing: {cause}"
         raise JobFailure(Failure(text, stalled=True))
-    settled = _keep_last_rollout(me, statuses[giver].progress[0])
+    settled = _keep_last_rollout(me, statuses[giver].moment[0])
     if me.group.is_server:
         take_over(me, statuses, giver, contributions, lost, time.monotonic() - since)
         if apart:

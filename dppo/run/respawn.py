@@ -46,7 +46,7 @@ def replace_lost(me: Rank) -> None:
     if not missing:
         return
     recovery.fruitless = 0  # nobody misses those that die before they are members
-    grown = spawn(group.comm, len(missing), lambda: me.services.watchdog.progress("recovery"))
+    grown = spawn(group.comm, len(missing), lambda: me.services.watchdog.heartbeat("recovery"))
     if isinstance(grown, str):
         recovery.may_respawn = False
         if is_server:

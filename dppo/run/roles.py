@@ -70,7 +70,7 @@ def begin_tracking(me: Rank) -> None:
 
 def keep_track(me: Rank, tracker: Tracker) -> None:
     """From here on this rank, the server, keeps track of the run."""
-    tracker.saver.heartbeat = me.services.watchdog.progress
+    tracker.saver.heartbeat = me.services.watchdog.heartbeat
     me.server.open(tracker)
 
 

@@ -35,7 +35,7 @@ def run_session(me: Rank) -> Summary:
     Raises:
       UsageError: the run directory cannot be written; on all ranks alike, and nothing was left there.
     """
-    group, comm, heartbeat = me.group, me.group.comm, me.services.watchdog.progress
+    group, comm, heartbeat = me.group, me.group.comm, me.services.watchdog.heartbeat
     wait_for_all(comm, lambda: heartbeat("start"))  # from here on nobody is at an earlier stage
     problem = _open_run(me)
     if group.is_alone and me.server.is_open and not me.worker.collects:
@@ -58,8 +58,7 @@ def run_session(me: Rank) -> Summary:
         _keep_first_boundary(me, computes=computes)
         comm.Barrier()  # training time starts when every worker can step
         if group.is_server:
-            me.server.coordinator = _make_coordinator(me, num_computing)
-            me.server.tracker.start_training()
+            me.server.begin_session(_make_coordinator(me, num_computing))
         if me.worker.collects:
             link = _make_link(me, doorbell)
             sums = Allreduce(computing, survives=me.plan.survives)
@@ -69,8 +68,7 @@ def run_session(me: Rank) -> Summary:
                 _train(me, sums, pool, link)
             link.bye()
         else:
-            assert me.server.coordinator is not None
-            serve(comm, me.server.coordinator, first_worker_rank=1, doorbell=doorbell, progress=heartbeat)
+            serve(comm, me.server.coordinator, first_worker_rank=1, doorbell=doorbell, heartbeat=heartbeat)
             if me.server.coordinator.abandoned:
                 leave_alone(me)
     return _summary(me)
@@ -130,8 +128,8 @@ def _make_coordinator(me: Rank, num_computing: int) -> BaseCoordinator:
 
 def _make_link(me: Rank, doorbell: Doorbell) -> Link:
     """A worker's link to rank 0."""
-    asked, heartbeat, dump = me.services.preemption.asked, me.services.watchdog.progress, me.worker.dump
-    if me.server.coordinator is not None:
+    asked, heartbeat, dump = me.services.preemption.asked, me.services.watchdog.heartbeat, me.worker.dump
+    if me.group.is_server:
         return LocalLink(me.server.coordinator, asked, heartbeat, dump)
     standby = me.recovery.standby if me.plan.survives else None
     return MPILink(me.group.comm, asked, heartbeat, doorbell=doorbell, standby=standby, dump=dump)
@@ -190,7 +188,7 @@ def _begin_moments(me: Rank, workers: Comm) -> None:
     if normaliser.observations.count == 0:  # the same on all: they have the same state
         first = me.worker.collector.first_observation()
         if me.plan.config.mode == "sync":
-            wait_for_all(workers, lambda: me.services.watchdog.progress("collect"))
+            wait_for_all(workers, lambda: me.services.watchdog.heartbeat("collect"))
             first = from_rank_zero(workers, first)
         normaliser.start_from(first)
 
@@ -205,7 +203,7 @@ def _train(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
     if config.exchange == "allreduce":
         exchange = AllreduceExchange(sums, state, link)
     else:
-        exchange = P2PExchange(state, link, learner)
+        exchange = P2PExchange(state, link)
     if pool is not None:
         exchange = PooledExchange(exchange, pool, state, link)
     sync_loop.train_worker(collector, learner, state, exchange, link, config)

@@ -79,34 +79,34 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, progress: Callable[[str], None]) -> Parts:
+def build(config: Config, comm: Comm, heartbeat: Callable[[str], None]) -> Parts:
     """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all.
 
     Args:
-      progress: told where this rank is, as an environment may not come back.
+      heartbeat: called with where this rank is, as an environment may not come back.
     """
-    place, error = None, None
+    parts, error = None, None
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
-    progress("start: making environments")
+    heartbeat("start: making environments")
     try:
         with forks_end_here():
-            place = build_parts(config, worker)
+            parts = build_parts(config, worker)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
         error = f"{config.env} could not be made: {reason(problem)}"
-    wait_asleep(comm, lambda: progress("exchange"))
+    wait_asleep(comm, lambda: heartbeat("exchange"))
     error = first_error(comm, error)
     if error is not None:
         guard.announce(EXIT_USAGE)  # whatever they do while they are closed
-        if place is not None:
-            place.close()
+        if parts is not None:
+            parts.close()
         raise UsageError(error)
-    assert place is not None
-    return place
+    assert parts is not None
+    return parts
 
 
-def try_environments(place: Parts, comm: Comm) -> str:
+def try_environments(parts: Parts, comm: Comm) -> str:
     """Collective over `comm`. Resets every worker's environments and steps them once, for a dry run.
 
     Returns:
@@ -117,8 +117,8 @@ def try_environments(place: Parts, comm: Comm) -> str:
     """
     seen = error = None
     try:
-        if place.envs is not None:
-            seen = _first_step(place)
+        if parts.has_envs:
+            seen = _first_step(parts)
     except (Exception, SystemExit) as problem:
         error = f"an environment failed in its first steps: {reason(problem)}"
     error = first_error(comm, error)
@@ -128,13 +128,13 @@ def try_environments(place: Parts, comm: Comm) -> str:
     return told[0] if told else ""
 
 
-def _first_step(place: Parts) -> str:
+def _first_step(parts: Parts) -> str:
     """Resets and steps the environments of this rank; says what the first of them gave."""
-    assert place.envs is not None
-    observations = place.envs.reset()
+    assert parts.envs is not None
+    observations = parts.envs.reset()
     first = np.array(observations[0])
-    actions = place.policy.greedy(place.learner.normaliser.inputs(observations))
-    step = place.envs.step(place.policy.distribution.to_env(actions))
+    actions = parts.policy.greedy(parts.learner.normaliser.inputs(observations))
+    step = parts.envs.step(parts.policy.distribution.to_env(actions))
     both = np.stack((first, step.observations[0]))
     span = f"{both.min():.4g} to {both.max():.4g}" if both.size else "nothing"
     ends = [name for name, flags in (("terminated", step.terminations), ("truncated", step.truncations)) if flags[0]]
@@ -144,17 +144,17 @@ def _first_step(place: Parts) -> str:
     )
 
 
-def check_saved(planned: Plan, place: Parts, comm: Comm) -> None:
+def check_saved(planned: Plan, parts: Parts, comm: Comm) -> None:
     """Collective over `comm`. What the checkpoint holds is of this network and of these environments."""
     saved, error = planned.saved, None
     try:
         if saved is not None:
-            place.state.check(saved.state)
-        if saved is not None and place.envs is not None:
-            first = (place.worker or 0) * place.envs.num_envs
-            mine = range(first, first + place.envs.num_envs)
+            parts.state.check(saved.state)
+        if saved is not None and parts.envs is not None:
+            first = (parts.worker or 0) * parts.envs.num_envs
+            mine = range(first, first + parts.envs.num_envs)
             envs = [e for _, states in saved.ranks.values() for e in states if e.env in mine]
-            check_environments(envs, place.envs.observation_space, place.envs.action_space)
+            check_environments(envs, parts.envs.observation_space, parts.envs.action_space)
     except ValueError as problem:
         name = f"{planned.run_dir}/checkpoints/step_{0 if saved is None else saved.env_steps:09d}"
         error = f"{name} does not fit to this run: {problem}; move it away, and --resume takes the one before"
@@ -163,9 +163,9 @@ def check_saved(planned: Plan, place: Parts, comm: Comm) -> None:
         raise UsageError(error)
 
 
-def introduce(planned: Plan, place: Parts, comm: Comm, console: Console, notes: Sequence[str], threads: int) -> None:
+def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: Sequence[str], threads: int) -> None:
     """Collective over `comm`. The first lines of output."""
-    description = gather_at_zero(comm, None if place.envs is None else place.envs.description)
+    description = gather_at_zero(comm, None if parts.envs is None else parts.envs.description)
     if comm.rank != 0:
         return
     config, workers = planned.config, max(1, comm.size - 1)
@@ -175,7 +175,7 @@ def introduce(planned: Plan, place: Parts, comm: Comm, console: Console, notes: 
     console.line(f"{VERSION}: {config.env}, {cell}; {role}")
     for note in notes:
         console.line(f"  {note}")
-    console.line(f"  {described} per worker; {place.policy.description}; {threads} thread(s) per rank")
+    console.line(f"  {described} per worker; {parts.policy.description}; {threads} thread(s) per rank")
     if config.time_limit_s is not None and config.time_limit_s <= config.checkpoint.grace_s:
         console.warn(
             f"--time-limit-s {config.time_limit_s:g} leaves nothing before --checkpoint.grace-s"

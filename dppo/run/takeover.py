@@ -38,7 +38,7 @@ class Status:
 
     member: Member
     is_server: bool
-    progress: tuple[int, int]
+    moment: tuple[int, int]
     """(iteration, version) of the state that it can give."""
     checksum: int
     """Of that state."""
@@ -71,7 +71,7 @@ def givers(statuses: Sequence[Status], *, all_step: bool) -> tuple[int, int]:
     """
     places = range(len(statuses))
     state = max(
-        places, key=lambda i: (not all_step and statuses[i].is_server, statuses[i].progress, statuses[i].is_server)
+        places, key=lambda i: (not all_step and statuses[i].is_server, statuses[i].moment, statuses[i].is_server)
     )
     return state, max(places, key=lambda i: statuses[i].mirror or (-1, -1))
 
@@ -81,8 +81,8 @@ def drifted(statuses: Sequence[Status]) -> list[Status]:
     one of them would show here.
     """
     workers = [w for w in statuses if not w.is_server]
-    furthest = max((w.progress for w in workers), default=None)
-    there = [w for w in workers if w.progress == furthest]
+    furthest = max((w.moment for w in workers), default=None)
+    there = [w for w in workers if w.moment == furthest]
     return there if len({w.checksum for w in there}) > 1 else []
 
 
@@ -122,8 +122,7 @@ def take_over(
         except OSError as error:
             raise SavingError(f"after the server's death, {me.plan.run_dir} cannot be taken over: {error}") from error
     else:
-        if all_step and me.server.coordinator is not None:
-            told += me.server.coordinator.unclosed
+        told += me.server.unclosed
         closed, known_updates = state.iteration, state.updates
     tracker = me.server.tracker
     if tracker.saver.has_ended:
@@ -137,7 +136,8 @@ def take_over(
                 state.merge(report.moment_sums, report.moment_means)
         me.recovery.standby.totals = contributions[giver].totals
     _count_losses(me, statuses, contributions, lost, known_updates)
-    me.server.coordinator = me.recovery.standby.boundary = None  # from here on this rank has the newest state
+    me.server.end_session()
+    me.recovery.standby.boundary = None  # from here on this rank has the newest state
     for member in lost:
         console.warn(f"{member} has died in iteration {state.iteration + 1}")
     server = f"; {me.group.member} is the server now" if took_over else ""

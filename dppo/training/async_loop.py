@@ -33,6 +33,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
     replica = _Replica(state, link)
     learns_off_policy = config.vtrace or config.loss == "ppo"
     assert config.horizon is not None, "an unresolved configuration reached the loop"
+    target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" else 0.0
     learn_s = exchange_s = 0.0
     while not link.stopped:
         started = time.monotonic()
@@ -52,25 +53,20 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         report.moment_means = learner.normaliser.frozen_mean, learner.normaliser.frozen_return_mean
         link.report(report, rollout)
         learner.normalise_advantages(batch, batch.statistics)
+        own_kl = 0.0  # of this worker's minibatches alone
         for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
             if link.stop_requested():
                 return
-            link.progress("update")
+            link.heartbeat("update")
             if number:
                 replica.catch_up(wait=True)
-            learner.gradient(samples, state.kl_coef, lambda kl_sum, count: kl_sum / max(count, 1))
-            if number and _kl_exceeded(state, config):
+            learner.gradient(samples, state.kl_coef, own_kl)
+            own_kl = float(state.flat.sums[_KL] / max(state.flat.sums[_COUNT], 1.0))
+            if number and 0 < target_kl < own_kl:
                 break
             replica.send()
         replica.catch_up(wait=False)
         learn_s, exchange_s = time.monotonic() - started, link.waited_s - waited_s
-
-
-def _kl_exceeded(state: TrainingState, config: Config) -> bool:
-    """The KL stop, from this worker's minibatch alone."""
-    sums = state.flat.sums
-    limit = 1.5 * config.ppo.target_kl
-    return config.loss == "ppo" and limit > 0 and sums[_KL] / max(sums[_COUNT], 1.0) > limit
 
 
 class _Replica:

@@ -52,6 +52,11 @@ class Parts:
     spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
     """Of one environment: what it observes, and how it is acted on."""
 
+    @property
+    def has_envs(self) -> bool:
+        """Whether this rank has environments to step."""
+        return self.envs is not None
+
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Closes the environments, once."""
         envs, self.envs = self.envs, None
@@ -148,15 +153,15 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
         return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
 
 
-def build_envs(place: Parts, config: Config, worker: int) -> None:
+def build_envs(parts: Parts, config: Config, worker: int) -> None:
     """A server that has none gets the environments of `worker`."""
-    place.seeds, place.envs = _make_envs(config, worker, config.num_envs)
-    place.worker = worker
+    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs)
+    parts.worker = worker
 
 
 def make_collector(
     config: Config,
-    place: Parts,
+    parts: Parts,
     states: dict[int, EnvState] | None = None,
     row: int = 0,
     first_new_episode: int = 0,
@@ -168,14 +173,14 @@ def make_collector(
         begins.
       row, first_new_episode: as in `Collector.restore`.
     """
-    envs, worker = place.envs, place.worker
+    envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None
     seed_global_generators(config.seed, worker, row)  # not before: an environment may seed them when it is made
     first_env = worker * config.num_envs
-    distribution = place.policy.distribution
+    distribution = parts.policy.distribution
     noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
     collector = Collector(
-        envs, place.policy, place.learner.normaliser, place.seeds, noise, worker, first_env, place.learner.gamma
+        envs, parts.policy, parts.learner.normaliser, parts.seeds, noise, worker, first_env, parts.learner.gamma
     )
     if states is not None:
         deadline = time.monotonic() + config.checkpoint.replay_s

@@ -221,11 +221,12 @@ class Collector:
         """What rank 0 is told of a rollout, after `discounted_returns`."""
         assert self._observations is not None
         sums = self._sums
+        is_between = (sums.first_rows == rollout.first_row + rollout.num_rows).any()
         return Report(
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), sums.first_rows.copy(), self._observations, sums.returns.copy(),
-            sums.lengths.copy(), sums.discounted_returns.copy(), sums.last.copy(), collect_s, learn_s, exchange_s,
-            iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
+            sums.lengths.copy(), sums.discounted_returns.copy(), sums.last.copy() if is_between else None,
+            collect_s, learn_s, exchange_s, iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:

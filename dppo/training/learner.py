@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -49,7 +49,6 @@ class Learner:
         self._lam = config.ppo.lam if self._ppo else config.a3c.lam
         self._normalizes = config.ppo.normalize_advantages if self._ppo else config.a3c.normalize_advantages
         self.epochs, self.minibatches_per_epoch = (config.ppo.epochs, config.ppo.minibatches) if self._ppo else (1, 1)
-        self.needs_mean_kl = self._ppo and config.ppo.objective == "kl"
 
     @property
     def updates_per_rollout(self) -> int:
@@ -149,15 +148,12 @@ class Learner:
             for start, end in itertools.pairwise(edges):
                 yield shuffled[start:end]
 
-    def gradient(
-        self, samples: Minibatch, kl_coef: float = 0.0, mean_kl: Callable[[float, int], float] | None = None
-    ) -> None:
+    def gradient(self, samples: Minibatch, kl_coef: float = 0.0, last_kl: float = 0.0) -> None:
         """Writes the loss's gradient and metric sums, both summed over the samples, into `flat.summed`.
 
         Args:
           kl_coef: the KL penalty's present weight.
-          mean_kl: averages (sum of KL, samples) over all ranks; needed where `needs_mean_kl`, so that the hinge is
-          the same under any layout.
+          last_kl: mean KL of the update before, over all ranks; the penalty has a hinge on it.
 
         No samples have a gradient of zero; the network does not see them.
 
@@ -166,20 +162,11 @@ class Learner:
         """
         flat, distribution = self.policy.flat, self.policy.distribution
         if not len(samples):
-            if self.needs_mean_kl and mean_kl is not None:
-                mean_kl(0.0, 0)  # the other ranks wait for it
             flat.summed[:] = 0.0
             return
         head, value = self.policy.forward(samples.inputs)
         if self._ppo:
-            kl = 0.0
-            if self.needs_mean_kl:
-                assert mean_kl is not None
-                kl_sum = losses.kl_sum(distribution, head, samples)
-                if not math.isfinite(kl_sum):  # before it spoils the mean of all
-                    raise FloatingPointError(_first_bad(head, value, samples))
-                kl = mean_kl(kl_sum, len(samples))
-            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, kl)
+            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, last_kl)
         else:
             loss = losses.a3c(distribution, head, value, samples, self.config.a3c)
         if not math.isfinite(loss.sums.sum()):

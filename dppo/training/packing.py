@@ -22,7 +22,7 @@ class Parts(NamedTuple):
     numbers: np.ndarray
     """[len(NUMBERS)] int64."""
     reals: np.ndarray
-    """[1 + metrics + moments] float64: the KL penalty's weight first."""
+    """[2 + metrics + moments] float64: the KL penalty's weight and the last KL first."""
     parameters: np.ndarray
     """[P] float32."""
     optimizer: np.ndarray

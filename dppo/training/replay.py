@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dppo.data import EnvState, Report
+from dppo.data import EnvState, LastEpisodes, Report
 
 
 class Replay:
@@ -35,16 +35,24 @@ class Replay:
         """Adds a rollout; one that is held already, because it was told twice, changes nothing."""
         if self.last is not None and report.first_row < self.next_row:
             return
-        oldest = int(np.where(self._compared(report), report.last_episodes.first_rows, report.episode_first_rows).min())
+        firsts = report.episode_first_rows
+        if report.last_episodes is not None:
+            last = self._last_first_rows(report)
+            firsts = np.where(last >= 0, last, firsts)
+        oldest = int(firsts.min())
         chunks = (*self.chunks, (report.first_row, report.env_actions))
         self.chunks = tuple((row, a) for row, a in chunks if len(a) and row + len(a) > oldest)
         self.last = report
 
     @staticmethod
-    def _compared(report: Report) -> np.ndarray:
-        """[N] bool: environments that have not made a step in their episode, and the one before is known."""
+    def _last_first_rows(report: Report) -> np.ndarray:
+        """[N] int: of environments that have not made a step in their episode, where the one before began; -1: of the
+        others, and where that is not known.
+        """
+        if report.last_episodes is None:
+            return np.full(len(report.episode_first_rows), -1)
         next_row = report.first_row + len(report.env_actions)
-        return (report.episode_first_rows == next_row) & (report.last_episodes.first_rows >= 0)
+        return np.where(report.episode_first_rows == next_row, report.last_episodes.first_rows, -1)
 
     def start_from(self, row: int, envs: list[EnvState]) -> None:
         """Takes over what a checkpoint held: one chunk that ends at `row`, as long as the longest episode."""
@@ -64,7 +72,9 @@ class Replay:
         if report is None:
             return self._saved
         row = report.first_row + len(report.env_actions)
-        last, compared = report.last_episodes, self._compared(report)
+        n, last_first_rows = len(report.episode_numbers), self._last_first_rows(report)
+        last = report.last_episodes or LastEpisodes.unknown(n)
+        is_between = last_first_rows >= 0
         return row, [
             EnvState(
                 report.first_env + i,
@@ -75,11 +85,11 @@ class Replay:
                 float(report.episode_returns[i]),
                 int(report.episode_lengths[i]),
                 float(report.discounted_returns[i]),
-                self._actions(i, int(last.first_rows[i]) if compared[i] else row, row - 1),
-                float(last.returns[i] * compared[i]),
-                float(last.last_rewards[i] * compared[i]),
+                self._actions(i, int(last_first_rows[i]) if is_between[i] else row, row - 1),
+                float(last.returns[i] * is_between[i]),
+                float(last.last_rewards[i] * is_between[i]),
             )
-            for i in range(len(report.episode_numbers))
+            for i in range(n)
         ]
 
     def _actions(self, i: int, first_row: int, end_row: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
 from dppo.training.packing import COUNTERS, Layout
+from dppo.training.soundness import check_shapes, first_not_finite
 
 ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
 _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
@@ -64,12 +65,13 @@ class TrainingState:
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
-        self.layout = Layout(1 + len(ITERATION_METRICS) + normaliser.num_sums, self.optimizer.state.shape)
+        self.layout = Layout(2 + len(ITERATION_METRICS) + normaliser.num_sums, self.optimizer.state.shape)
         self.version = self.iteration = self.round = self.updates = self.env_steps = self.steps_learnt_from = 0
         self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
-        self.progress = 0.0
-        self._last_kl = 0.0
+        self.fraction_done = 0.0
+        self.last_kl = 0.0
+        """Mean KL of the last update of this iteration; 0 before the first."""
         self._scratch = np.empty(flat.size, np.float32)
         self._metrics = [0.0] * len(ITERATION_METRICS)
         self.last_metrics = np.zeros(len(ITERATION_METRICS))
@@ -88,10 +90,6 @@ class TrainingState:
         """
         self.version = version
         self.round += is_within_iteration
-
-    def reopen_round(self) -> None:
-        """The last round is made again."""
-        self.round -= 1
 
     def count_learnt_from(self, env_steps: int) -> None:
         """An asynchronous server has used these transitions, which it had not used before."""
@@ -121,8 +119,8 @@ class TrainingState:
         metrics = self._metrics
         for i, value in enumerate(sums):
             metrics[i] += value
-        self._last_kl = mean * sums[_KL]
-        stops = 0 < self._target_kl < self._last_kl
+        self.last_kl = mean * sums[_KL]
+        stops = 0 < self._target_kl < self.last_kl
         if self._usage is not None:
             self._usage.add(int(count), used=not stops)
         if stops:
@@ -130,7 +128,7 @@ class TrainingState:
             return False
         gradient = summed[:size]
         square = squared_norm(gradient, self._scratch)
-        if not math.isfinite(square + self._last_kl):
+        if not math.isfinite(square + self.last_kl):
             bad = self.flat.first_not_finite(gradient) or "its metric sums are not"
             raise FloatingPointError(
                 f"update {self.updates + 1} was not made: the gradient summed over all ranks is not finite: {bad}"
@@ -152,7 +150,7 @@ class TrainingState:
     @property
     def lr(self) -> float:
         """The learning rate of this iteration."""
-        return annealed(self._lr, self.progress, self._optim.anneal)
+        return annealed(self._lr, self.fraction_done, self._optim.anneal)
 
     def finish_iteration(self, env_steps: int, explained_variance: float) -> None:
         """Ends an iteration in which `env_steps` more transitions were counted: schedules, penalty, metrics.
@@ -167,33 +165,22 @@ class TrainingState:
         metrics[_SUMMED + 1] = self.lr
         metrics[_SUMMED + 2] = explained_variance
         if self._adapts_kl and count:
-            self.kl_coef = adapted_kl_coef(self.kl_coef, self._last_kl, self._kl_target)
+            self.kl_coef = adapted_kl_coef(self.kl_coef, self.last_kl, self._kl_target)
         self.last_metrics, self._metrics = metrics, [0.0] * len(ITERATION_METRICS)
+        self.last_kl = 0.0
         self.env_steps += env_steps
         if self._usage is not None:
             self.steps_learnt_from += self._usage.most
             self._usage.begin()
         self.iteration += 1
         self.round = 0
-        self.set_progress()
-        if (first := self._first_not_finite()) is not None:
+        self.set_fraction_done()
+        if (first := first_not_finite(self.flat, self.optimizer, self.normaliser, self.kl_coef)) is not None:
             raise FloatingPointError(f"after update {self.updates} the state is not finite: {first}")
 
-    def _first_not_finite(self) -> str | None:
-        """What of the state is not finite, with the repair; None where all is."""
-        flat, statistics = self.flat, self.optimizer.state
-        if not is_finite(flat.vector):
-            return f"parameter {flat.first_not_finite(flat.vector)}; a smaller optim.lr may help"
-        if not is_finite(statistics.reshape(-1)):
-            first = next(bad for row in statistics if (bad := flat.first_not_finite(row)) is not None)
-            return f"the optimiser's statistics of {first}; a smaller optim.max_grad_norm, or an optim.lr, may help"
-        if not math.isfinite(self.kl_coef):
-            return f"kl_coef is {self.kl_coef}"
-        return self.normaliser.first_not_finite()
-
-    def set_progress(self) -> None:
+    def set_fraction_done(self) -> None:
         """Schedules stand still within an iteration: they follow the steps counted at its start."""
-        self.progress = min(1.0, self.env_steps / self._total_steps)
+        self.fraction_done = min(1.0, self.env_steps / self._total_steps)
 
     def metrics(self) -> dict[str, float]:
         """Of the last finished iteration, by name."""
@@ -215,20 +202,7 @@ class TrainingState:
 
     def check(self, saved: dict[str, Any]) -> None:
         """Raises ValueError where the saved network, optimiser or moments are not of this one's shapes."""
-        shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
-        if shapes != self.flat.shapes or saved["optimizer"].shape != self.optimizer.state.shape:
-            raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {self.flat.shapes}")
-        if saved["parameters"].shape != (self.flat.size,) or saved["moments"].shape != (self.normaliser.num_sums,):
-            sizes = len(saved["parameters"]), len(saved["moments"])
-            raise ValueError(
-                f"the checkpoint holds {sizes} parameters and moments, this network has"
-                f" {(self.flat.size, self.normaliser.num_sums)}"
-            )
-        moments, split = saved["moments"], self.normaliser.num_sums - 3
-        size = (split - 1) // 2
-        for count, m2 in ((moments[0], moments[1 + size : split]), (moments[split], moments[split + 2 :])):
-            if count < 0 or (m2 <= -1e-8 * max(count, 1.0)).any():  # a rounding below 0 is as good as 0
-                raise ValueError("the checkpoint holds moments of a negative count or a negative variance")
+        check_shapes(saved, self.flat, self.optimizer, self.normaliser)
 
     def load(self, saved: dict[str, Any]) -> None:
         """The inverse of `as_dict`. Raises ValueError where the saved network is another one."""
@@ -240,8 +214,8 @@ class TrainingState:
         self.normaliser.freeze()
         self.flat.vector[:] = saved["parameters"]
         self.optimizer.state[:] = saved["optimizer"]
-        self.set_progress()
-        if (first := self._first_not_finite()) is not None:
+        self.set_fraction_done()
+        if (first := first_not_finite(self.flat, self.optimizer, self.normaliser, self.kl_coef)) is not None:
             raise ValueError(f"the saved state is not finite: {first}")
 
     # -- in one piece: training/packing.py --------------------
@@ -254,26 +228,26 @@ class TrainingState:
 
     def pack(self, out: np.ndarray) -> None:
         """Writes the state into `out`, uint8 of core_bytes or all_bytes."""
-        parts, after_metrics = self.layout.parts(out), 1 + len(ITERATION_METRICS)
+        parts, after_metrics = self.layout.parts(out), 2 + len(ITERATION_METRICS)
         parts.numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
-        parts.reals[0] = self.kl_coef
-        parts.reals[1:after_metrics] = self.last_metrics
+        parts.reals[:2] = self.kl_coef, self.last_kl
+        parts.reals[2:after_metrics] = self.last_metrics
         parts.reals[after_metrics:] = self.normaliser.pack()
         parts.parameters[:] = self.flat.vector
         parts.optimizer[:] = self.optimizer.state.reshape(-1)[: len(parts.optimizer)]
 
     def unpack(self, message: np.ndarray) -> None:
         """The inverse of `pack`. Moments are not frozen by it."""
-        parts, after_metrics = self.layout.parts(message), 1 + len(ITERATION_METRICS)
+        parts, after_metrics = self.layout.parts(message), 2 + len(ITERATION_METRICS)
         for name, number in zip(COUNTERS, parts.numbers, strict=False):
             setattr(self, name, int(number))
         self.optimizer.steps = int(parts.numbers[-1])
-        self.kl_coef = float(parts.reals[0])
-        self.last_metrics = parts.reals[1:after_metrics].copy()
+        self.kl_coef, self.last_kl = parts.reals[:2].tolist()
+        self.last_metrics = parts.reals[2:after_metrics].copy()
         self.normaliser.unpack(parts.reals[after_metrics:])
         self.flat.vector[:] = parts.parameters
         self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
-        self.set_progress()
+        self.set_fraction_done()
 
     def unpack_head(self, message: np.ndarray) -> None:
         """The same with the first head_bytes of a message: parameters and optimiser stay."""
@@ -289,6 +263,6 @@ class TrainingState:
 
     def forget_unfinished(self) -> None:
         """The iteration under way is given up: its metrics are."""
-        self._metrics = [0.0] * len(ITERATION_METRICS)
+        self._metrics, self.last_kl = [0.0] * len(ITERATION_METRICS), 0.0
         if self._usage is not None:
             self._usage.begin()

@@ -53,19 +53,13 @@ class AllreduceExchange:
         batch.statistics[:] = totals[1:]
         return batch if totals[0] == 0 else None  # one rank that knows is enough, and all leave at this call
 
-    def mean_kl(self, kl_sum: float, samples: int) -> float:
-        """Collective over the workers that compute."""
-        totals = np.array([kl_sum, samples])
-        self._sums.add(totals)
-        return float(totals[0] / max(totals[1], 1.0))
-
     def is_past(self, minibatch: int) -> bool:
         return False
 
     def step(self) -> bool:
         """Collective over the workers that compute."""
         summed = self._state.flat.summed
-        self._link.progress("exchange")
+        self._link.heartbeat("exchange")
         self._sums.add(summed)
         return self._state.step(summed)
 

@@ -42,19 +42,19 @@ def train_worker(
         link.report(report, rollout)
 
         started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s
-        link.progress("exchange")
+        link.heartbeat("exchange")
         batch = exchange.meet(learner.prepare(rollout, discounted_returns))
         if batch is None:
             return
         if state.iteration == iteration:  # else another worker did it, or it passed while this one was late
             learner.normalise_advantages(batch, batch.statistics)
             for number, samples in enumerate(learner.minibatches(batch, iteration)):
-                link.progress("update")
+                link.heartbeat("update")
                 if link.ends_here():
                     return
                 if exchange.is_past(number):
                     continue
-                learner.gradient(samples, state.kl_coef, exchange.mean_kl)
+                learner.gradient(samples, state.kl_coef, state.last_kl)
                 if not exchange.step():
                     break
             if link.stopped:

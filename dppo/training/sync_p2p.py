@@ -1,7 +1,7 @@
 """Synchronous training by a parameter server: rank 0 adds up, makes the step, and answers with its state.
 
-A worker sends the statistics of its rollout, then of each minibatch the gradient (before it, with a KL penalty, the sum
-of the KL), and waits for the reply: [core of the state | statistics float64 | KL sum and samples float64].
+A worker sends the statistics of its rollout, then the gradient of each minibatch, and waits for each reply:
+[core of the state | the statistics of all workers, float64].
 """
 
 from __future__ import annotations
@@ -28,35 +28,29 @@ class P2PExchange:
 
     waited_s = 0.0  # all waiting is the link's
 
-    def __init__(self, state: TrainingState, link: Link, learner: Learner) -> None:
+    def __init__(self, state: TrainingState, link: Link) -> None:
         self._state, self._link = state, link
-        self._num_statistics, self._rounds_per_update = learner.num_statistics, 1 + learner.needs_mean_kl
         self._iteration = state.iteration
 
     def _receive(self) -> np.ndarray | None:
-        """Takes over the server's state; returns what it added up, the totals of the iteration and of the KL round."""
+        """Takes over the server's state; returns the statistics that it added up; None where the run has ended."""
         message = self._link.reply(wait=True)
         if message is None:
             return None
         core = self._state.layout.core_bytes
         self._state.unpack(message[:core])
-        sums = message[core:].view(np.float64)
-        self._link.keep_totals(sums[: self._num_statistics])
-        return sums
+        totals = message[core:].view(np.float64)
+        self._link.keep_totals(totals)
+        return totals
 
     def meet(self, batch: Batch) -> Batch | None:
         self._iteration = self._state.iteration
         self._link.sums(self._state.version, batch.statistics)
-        sums = self._receive()
-        return None if sums is None else replace(batch, statistics=sums[: self._num_statistics])
-
-    def mean_kl(self, kl_sum: float, samples: int) -> float:
-        self._link.sums(self._state.version, np.array([kl_sum, samples]))
-        sums = self._receive()
-        return 0.0 if sums is None else float(sums[-2] / max(sums[-1], 1.0))
+        totals = self._receive()
+        return None if totals is None else replace(batch, statistics=totals)
 
     def is_past(self, minibatch: int) -> bool:
-        return self._state.round > 1 + minibatch * self._rounds_per_update
+        return self._state.round > 1 + minibatch
 
     def step(self) -> bool:
         self._link.gradient(self._state.version, self._state.flat.summed)
@@ -89,8 +83,7 @@ class P2PCoordinator(SyncCoordinator):
     ) -> None:
         super().__init__(tracker, state, config, workers, survives=survives, names=names)
         num_workers = len(workers)
-        self._rounds_per_update = 1 + learner.needs_mean_kl
-        self._last_round = learner.updates_per_rollout * self._rounds_per_update
+        self._last_round = learner.updates_per_rollout
         self._server = ParameterServer(
             num_workers, max(1, num_computing - config.server.drop), lambda staleness: float(staleness == 0)
         )
@@ -101,9 +94,6 @@ class P2PCoordinator(SyncCoordinator):
         self._server.version = state.version
         self._took_part, self._shut_out = set[int](), ShutOut(num_workers)
         self._totals = np.zeros(learner.num_statistics) if totals is None else totals.copy()
-        self._kl_totals = np.zeros(2)
-        if self._rounds_per_update == 2 and state.round and state.round % 2 == 0:
-            state.reopen_round()  # the KL that this minibatch's gradients needed was gathered among other ranks
 
     @property
     def totals(self) -> np.ndarray:
@@ -131,16 +121,13 @@ class P2PCoordinator(SyncCoordinator):
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
         if self.begun:
             return []
-        if self._state.round and len(vector) == len(self._totals):
+        if self._state.round:
             # this iteration's statistics are closed, however new the worker's version: it joins at the present update
             self._server.late += self._drops > 0
             return self._reply((worker,))
         closed = self._server.handle(worker, version, vector, is_gradient=False)
         if closed.total is not None:
-            if self._state.round == 0:
-                self._totals = closed.total
-            else:
-                self._kl_totals = closed.total
+            self._totals = closed.total
             self._state.close_round(self._server.version)
         return self._reply(closed.answer)
 
@@ -191,7 +178,7 @@ class P2PCoordinator(SyncCoordinator):
         if not workers:
             return []
         core = self._state.layout.core_bytes
-        message = np.empty(core + 8 * (len(self._totals) + 2), np.uint8)
+        message = np.empty(core + self._totals.nbytes, np.uint8)
         self._state.pack(message[:core])
-        message[core:] = np.concatenate((self._totals, self._kl_totals)).view(np.uint8)
+        message[core:] = self._totals.view(np.uint8)
         return [*self.aside(), *(Answer(w, Tag.REPLY, message) for w in workers)]

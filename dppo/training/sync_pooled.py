@@ -43,9 +43,6 @@ class PooledExchange:
             self._end()
         return joined
 
-    def mean_kl(self, kl_sum: float, samples: int) -> float:
-        return self._exchange.mean_kl(kl_sum, samples)
-
     def is_past(self, minibatch: int) -> bool:
         return self._exchange.is_past(minibatch)
 

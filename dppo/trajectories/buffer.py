@@ -20,7 +20,7 @@ class Part:
     first_row: int
     end_row: int
     num_bytes: int
-    standing: EpisodeProgress
+    progress: EpisodeProgress
     steps: dict[str, np.ndarray]
     """By the names of the datasets in steps/."""
     final: dict[str, np.ndarray]
@@ -28,13 +28,13 @@ class Part:
 
     @classmethod
     def of(cls, rollout: Rollout, columns: Sequence[Column]) -> Part:
-        assert rollout.standing is not None
+        assert rollout.progress is not None
         end_row = rollout.first_row + rollout.num_rows
         computed = {"row": np.arange(rollout.first_row, end_row)}
         steps = {c.name: getattr(rollout, c.rollout) if c.rollout else computed[c.name] for c in columns}
         final = {"row": rollout.final_rows, "env": rollout.final_envs, "observations": rollout.final_observations}
         num_bytes = sum(values.nbytes for values in steps.values()) + final["observations"].nbytes
-        return cls(rollout.first_row, end_row, num_bytes, rollout.standing, steps, final)
+        return cls(rollout.first_row, end_row, num_bytes, rollout.progress, steps, final)
 
 
 class RolloutBuffer:

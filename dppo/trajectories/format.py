@@ -245,16 +245,16 @@ def checksum_problem(path: Path) -> str | None:
 
 
 def episode_table(
-    rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, standing: EpisodeProgress
+    rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, progress: EpisodeProgress
 ) -> tuple[dict[str, np.ndarray], EpisodeProgress]:
     """The datasets of episodes/, but for the seeds, of [T, N] steps in a row; and how environments stand after them.
 
     Args:
-      standing: before row 0.
+      progress: before row 0.
     """
     rewards = np.where(valid, rewards.astype(np.float64), 0.0)
     rows: list[tuple[Any, ...]] = []
-    ids, lengths, returns = standing.episodes.copy(), standing.lengths.copy(), standing.returns.copy()
+    ids, lengths, returns = progress.episodes.copy(), progress.lengths.copy(), progress.returns.copy()
     for n in range(rewards.shape[1]):
         start = 0
         for end in [*np.flatnonzero(terminations[:, n] | truncations[:, n]).tolist(), None]:

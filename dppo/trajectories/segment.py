@@ -108,7 +108,7 @@ class SegmentBuilder:
                 np.concatenate([part.steps[name] for part in run])
                 for name in ("rewards", "terminations", "truncations", "valid")
             )
-            table, _ = episode_table(rewards, terminations, truncations, valid, run[0].standing)
+            table, _ = episode_table(rewards, terminations, truncations, valid, run[0].progress)
             if self._seed_of is None:  # nobody numbers its episodes
                 table["id"] = run[0].first_row + table["start"] - table["offset"]
             table["start"] += start

@@ -44,7 +44,7 @@ class Ends:
     """How environments stand after the last row of a segment, [N] each."""
 
     end_row: int
-    standing: EpisodeProgress
+    progress: EpisodeProgress
     seeds: np.ndarray
     """Of the present episodes."""
 
@@ -81,8 +81,8 @@ def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected,
     for start, stop in pairwise(cuts):
         part = slice(start, stop)
         here = _begun_in(table, start, stop)
-        standing = _standing(here, start, rewards[part], known if goes_on and start == 0 else None)
-        one, after = episode_table(rewards[part], terminations[part], truncations[part], valid[part], standing)
+        progress = _progress(here, start, rewards[part], known if goes_on and start == 0 else None)
+        one, after = episode_table(rewards[part], terminations[part], truncations[part], valid[part], progress)
         one["start"] += start
         expected.append(one)
     _compare(table, merged_tables(expected), np.abs(rewards.astype(np.float64)), findings)
@@ -96,25 +96,25 @@ def _begun_in(table: dict[str, np.ndarray], start: int, stop: int) -> dict[str, 
     return {name: values[chosen] for name, values in table.items()}
 
 
-def _standing(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> EpisodeProgress:
+def _progress(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> EpisodeProgress:
     """Before the rows `rewards`, the first of them `first`: as the segment before left it, where that is known and the
     episode goes on; or else as the table says. What could not be brought back where it stood begins anew.
     """
     num_envs = rewards.shape[1]
-    standing = EpisodeProgress(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
+    progress = EpisodeProgress(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
     for n in range(num_envs):
         mine = np.flatnonzero(here["env"] == n)
         if not len(mine) or not here["offset"][mine[0]]:
             continue
         if known is not None:
-            standing.lengths[n], standing.returns[n] = known.standing.lengths[n], known.standing.returns[n]
+            progress.lengths[n], progress.returns[n] = known.progress.lengths[n], known.progress.returns[n]
             continue
         one = mine[0]
         start = int(here["start"][one]) - first
-        standing.lengths[n] = here["offset"][one]
+        progress.lengths[n] = here["offset"][one]
         steps = rewards[start : start + int(here["length"][one]), n]
-        standing.returns[n] = here["return"][one] - steps.astype(np.float64).sum()
-    return standing
+        progress.returns[n] = here["return"][one] - steps.astype(np.float64).sum()
+    return progress
 
 
 def _compare(
@@ -150,7 +150,7 @@ def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, fi
             over = bool(table["terminated"][before] or table["truncated"][before])
             must = False
         elif known is not None:  # the first of its environment here
-            last, seed = int(known.standing.episodes[env]), int(known.seeds[env])
+            last, seed = int(known.progress.episodes[env]), int(known.seeds[env])
             over, must = False, goes_on
         else:
             continue
@@ -174,7 +174,7 @@ def _ends(table: dict[str, np.ndarray], after: EpisodeProgress, end_row: int, kn
             if after.lengths[n]:
                 after.returns[n] = table["return"][last]
         else:
-            after.episodes[n], seeds[n] = (-1, -1) if known is None else (known.standing.episodes[n], known.seeds[n])
+            after.episodes[n], seeds[n] = (-1, -1) if known is None else (known.progress.episodes[n], known.seeds[n])
     return Ends(end_row, after, seeds)
 
 

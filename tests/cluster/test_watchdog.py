@@ -46,7 +46,7 @@ def stuck_in_c(folder: Path, after_s: float, abort_s: float) -> Iterator[subproc
         def step_of_a_simulator():
             ctypes.PyDLL(None).sleep(60)
         watchdog = Watchdog(pathlib.Path({str(folder)!r}), 7, {after_s}, {abort_s})
-        watchdog.progress("collect")
+        watchdog.heartbeat("collect")
         time.sleep(0.5)  # two of the thread's looks
         print("stuck from here", flush=True)
         step_of_a_simulator()
@@ -61,7 +61,7 @@ def stuck_in_c(folder: Path, after_s: float, abort_s: float) -> Iterator[subproc
 
 def test_a_stall_is_reported_with_rank_phase_and_stack(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     watchdog = Watchdog(tmp_path / "stalls", rank=3, after_s=0.05, abort_s=0.0)
-    watchdog.progress("collect")
+    watchdog.heartbeat("collect")
     report = wait_for(tmp_path / "stalls" / "rank_00003.txt")
     watchdog.stop()
     assert "rank 3 on " in report and "in phase collect" in report
@@ -96,7 +96,7 @@ def test_progress_keeps_it_quiet(tmp_path: Path) -> None:
     """For longer than the limit of two seconds."""
     watchdog = Watchdog(tmp_path / "stalls", rank=0, after_s=2.0, abort_s=0.0)
     for _ in range(50):
-        watchdog.progress("update")
+        watchdog.heartbeat("update")
         time.sleep(0.05)
     watchdog.stop()
     assert not (tmp_path / "stalls").exists()
@@ -106,7 +106,7 @@ def test_progress_puts_the_timer_off(tmp_path: Path) -> None:
     """It is armed for 1.5 seconds."""
     watchdog = Watchdog(tmp_path / "stalls", rank=0, after_s=1.0, abort_s=0.0)
     for _ in range(50):
-        watchdog.progress("update")
+        watchdog.heartbeat("update")
         time.sleep(0.05)
     assert (tmp_path / "stalls" / "rank_00000.txt").read_text() == ""
     watchdog.stop()
@@ -121,7 +121,7 @@ def test_a_stall_is_written_again_after_progress(tmp_path: Path) -> None:
     for phases in (("collect", "update"), ("exchange", "checkpoint")):
         watchdog = Watchdog(path.parent, rank=0, after_s=0.04, abort_s=0.0)
         for phase in phases:
-            watchdog.progress(phase)
+            watchdog.heartbeat(phase)
             wait_for(path, f" s in phase {phase}")
         watchdog.stop()
     assert " s in phase collect" in path.read_text()
@@ -152,7 +152,7 @@ def test_how_the_process_ends_can_be_chosen(tmp_path: Path, after_s: float) -> N
 def test_without_limits_there_is_no_thread(tmp_path: Path) -> None:
     before = threading.active_count()
     watchdog = Watchdog(tmp_path, rank=0, after_s=0.0, abort_s=0.0)
-    watchdog.progress("collect")
+    watchdog.heartbeat("collect")
     assert threading.active_count() == before
     watchdog.stop()
 
@@ -205,11 +205,11 @@ def test_before_there_is_a_folder_stacks_go_to_stderr(tmp_path: Path) -> None:
     """An environment that does not come back from its import or constructor: nothing may be written yet."""
     with stderr_in(tmp_path) as stderr:
         watchdog = Watchdog(None, rank=3, after_s=0.05, abort_s=0.0)
-        watchdog.progress("start: making environments")
+        watchdog.heartbeat("start: making environments")
         said = wait_for(stderr)
         assert not watchdog.has_folder and list(tmp_path.iterdir()) == [stderr]
         watchdog.write_to(tmp_path / "stalls")
-        watchdog.progress("collect")
+        watchdog.heartbeat("collect")
         assert "in phase collect" in wait_for(tmp_path / "stalls" / "rank_00003.txt")
         watchdog.stop()
     assert "rank 3 on " in said and "in phase start: making environments; its stack follows" in said
@@ -232,7 +232,7 @@ def test_beats_tell_the_guard_that_python_runs() -> None:
     beats: list[float] = []
     watchdog = Watchdog(None, 0, 0.0, 0.4, end=lambda: None, beat=beats.append)
     for _ in range(50):
-        watchdog.progress("collect")
+        watchdog.heartbeat("collect")
         time.sleep(0.01)
     watchdog.stop()
     assert len(beats) > 2 and set(beats[:-1]) == {0.4} and beats[-1] == 0.0

@@ -353,7 +353,7 @@ def test_the_first_progress_of_a_resumed_run_is_where_it_stands() -> None:
     place, other = make_parts(total_steps=100), make_parts(total_steps=100)
     place.iterate()
     other.state.load(place.state.as_dict())
-    assert other.state.progress == place.state.progress == 0.32
+    assert other.state.fraction_done == place.state.fraction_done == 0.32
 
 
 # -- what was learnt from --------------------

@@ -58,7 +58,7 @@ def test_an_environment_that_had_to_begin_anew_is_sound(tmp_path: Path) -> None:
     FakeWorker(tmp_path).go(4).finish()
     anew = FakeWorker(tmp_path, row=4, attempt=2)
     rollout = anew._rollout(2, 0)
-    rollout.standing.episodes[1], rollout.standing.lengths[1], rollout.standing.returns[1] = 1, 0, 0.0
+    rollout.progress.episodes[1], rollout.progress.lengths[1], rollout.progress.returns[1] = 1, 0, 0.0
     rollout.terminations[:, 1] = rollout.truncations[:, 1] = False
     keep = rollout.final_envs == 0
     rollout.final_rows, rollout.final_envs = rollout.final_rows[keep], rollout.final_envs[keep]

@@ -130,14 +130,14 @@ def table(
     rewards: list[float],
     ends: dict[int, str],
     valid: list[bool] | None = None,
-    standing: tuple[int, int, float] = (0, 0, 0),
+    progress: tuple[int, int, float] = (0, 0, 0),
 ) -> tuple[list[tuple[Any, ...]], EpisodeProgress]:
     """Of one environment; ends: {row: "terminated" or "truncated"}."""
     t = len(rewards)
     terminations, truncations = (
         np.array([[ends.get(row) == how] for row in range(t)]) for how in ("terminated", "truncated")
     )
-    before = EpisodeProgress(*(np.array([value]) for value in standing[:2]), np.array([float(standing[2])]))
+    before = EpisodeProgress(*(np.array([value]) for value in progress[:2]), np.array([float(progress[2])]))
     flags = np.ones((t, 1), bool) if valid is None else np.array(valid)[:, None]
     out, after = episode_table(np.array(rewards, np.float32)[:, None], terminations, truncations, flags, before)
     names = ("id", "start", "length", "offset", "return", "terminated", "truncated", "complete")
@@ -145,7 +145,7 @@ def table(
 
 
 def test_episodes_begin_go_on_and_end() -> None:
-    listed, after = table([1, 2, 3, 4, 5, 6], {1: "terminated", 4: "truncated"}, standing=(7, 10, 100.0))
+    listed, after = table([1, 2, 3, 4, 5, 6], {1: "terminated", 4: "truncated"}, progress=(7, 10, 100.0))
     assert listed == [
         (7, 0, 2, 10, 103.0, True, False, False),  # began in the segment before
         (8, 2, 3, 0, 12.0, False, True, True),
@@ -495,4 +495,4 @@ def test_what_no_checkpoint_names_is_set_aside(make: Make, place: Parts, tmp_pat
 def test_joined_rollouts_stand_where_the_first_stood(place: Parts) -> None:
     a, b = place.rollout()[0], place.rollout()[0]
     assert isinstance(a.joined(b), Rollout)
-    assert a.joined(b).standing is a.standing
+    assert a.joined(b).progress is a.progress

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import dppo.training.tracker
+import dppo.training.saver
 import dppo.trajectories.disk as disk
 from dppo.run import command
 
 
 def main() -> int:
-    write, save = disk.write_durably, dppo.training.tracker.write_checkpoint
+    write, save = disk.write_durably, dppo.training.saver.write_checkpoint
 
     def slowly(path: Path, *data: Any) -> None:
         time.sleep(0.2)
@@ -28,7 +28,7 @@ def main() -> int:
         return save(run_dir, checkpoint, keep)
 
     disk.write_durably = slowly
-    dppo.training.tracker.write_checkpoint = noted
+    dppo.training.saver.write_checkpoint = noted
     return command.main()
 
 

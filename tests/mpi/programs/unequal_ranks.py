@@ -138,7 +138,7 @@ def main() -> None:
         if exchange == "allreduce":
             way = AllreduceExchange(Allreduce(workers), rank.state, link)
         else:
-            way = P2PExchange(rank.state, link, rank.learner)
+            way = P2PExchange(rank.state, link)
         sync_loop.train_worker(collector, rank.learner, rank.state, way, link, config)
         link.bye()
         rollouts = collector.__dict__["rollouts"]

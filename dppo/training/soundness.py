@@ -1,0 +1,39 @@
+"""Whether a learner's state is sound: finite, and of the shapes that a checkpoint holds."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from dppo.algo.moments import Normaliser
+from dppo.algo.optim import Optimizer
+from dppo.models.flat import FlatParameters, is_finite
+
+
+def first_not_finite(flat: FlatParameters, optimizer: Optimizer, normaliser: Normaliser, kl_coef: float) -> str | None:
+    """Returns what is not finite, with the repair; None where all is."""
+    if not is_finite(flat.vector):
+        return f"parameter {flat.first_not_finite(flat.vector)}; a smaller optim.lr may help"
+    if not is_finite(optimizer.state.reshape(-1)):
+        first = next(bad for row in optimizer.state if (bad := flat.first_not_finite(row)) is not None)
+        return f"the optimiser's statistics of {first}; a smaller optim.max_grad_norm, or an optim.lr, may help"
+    if not math.isfinite(kl_coef):
+        return f"kl_coef is {kl_coef}"
+    return normaliser.first_not_finite()
+
+
+def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimizer, normaliser: Normaliser) -> None:
+    """Raises ValueError where the saved network, optimiser or moments are of other shapes than these."""
+    shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
+    if shapes != flat.shapes or saved["optimizer"].shape != optimizer.state.shape:
+        raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {flat.shapes}")
+    if saved["parameters"].shape != (flat.size,) or saved["moments"].shape != (normaliser.num_sums,):
+        sizes = len(saved["parameters"]), len(saved["moments"])
+        raise ValueError(
+            f"the checkpoint holds {sizes} parameters and moments, this network has {(flat.size, normaliser.num_sums)}"
+        )
+    moments, split = saved["moments"], normaliser.num_sums - 3
+    size = (split - 1) // 2
+    for count, m2 in ((moments[0], moments[1 + size : split]), (moments[split], moments[split + 2 :])):
+        if count < 0 or (m2 <= -1e-8 * max(count, 1.0)).any():  # a rounding below 0 is as good as 0
+            raise ValueError("the checkpoint holds moments of a negative count or a negative variance")
