@@ -23,10 +23,6 @@ def check(config: Config) -> None:
         not (config.preempt_fraction and config.mode == "async"),
         f"preempt_fraction={config.preempt_fraction} needs mode=sync: asynchronous workers never wait for a slow one",
     )
-    _require(
-        not (config.server.drop and config.ppo.objective == "kl"),
-        "server.drop needs ppo.objective=clip: the KL penalty's hinge averages over all workers",
-    )
     assert config.horizon is not None, "an unresolved configuration is checked"
     _require(
         config.horizon * config.num_envs <= MOST_SAMPLES,

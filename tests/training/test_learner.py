@@ -343,9 +343,9 @@ def test_the_gradient_of_a_joined_minibatch_is_the_sum_of_the_workers_own(
     for m, minibatch in enumerate(learner.minibatches(joined, 1)):
         expected = np.zeros(len(flat.summed), np.float64)
         for place, parts in zip(places, own, strict=True):
-            place.learner.gradient(parts[m], 0.5, lambda kl_sum, count: 0.01)
+            place.learner.gradient(parts[m], 0.5, 0.01)
             expected += place.policy.flat.summed
-        learner.gradient(minibatch, 0.5, lambda kl_sum, count: 0.01)
+        learner.gradient(minibatch, 0.5, 0.01)
         actual, size = flat.summed, flat.size
         assert np.linalg.norm((actual - expected)[:size]) < 1e-5 * np.linalg.norm(expected[:size])
         np.testing.assert_allclose(actual[size:], expected[size:], rtol=1e-4, atol=1e-4)
@@ -361,23 +361,14 @@ def test_gradient_writes_the_configured_losss_sums(objective: str) -> None:
     _, batch = prepared(place)
     place.policy.flat.vector += np.random.default_rng(0).normal(0, 0.1, place.policy.flat.size).astype(np.float32)
     place.policy.flat.summed[:] = 7.0
-    asked = []
-
-    def mean_kl(kl_sum: float, samples: int) -> float:
-        asked.append((kl_sum, samples))
-        return 0.25
-
-    place.learner.gradient(batch.samples, kl_coef=3.0, mean_kl=mean_kl)
+    place.learner.gradient(batch.samples, kl_coef=3.0, last_kl=0.25)
     actual = place.policy.flat.summed.copy()
 
     head, value = place.policy.forward(batch.samples.inputs)
-    mean = 0.25 if objective == "kl" else 0.0
-    loss = losses.ppo(place.policy.distribution, head, value, batch.samples, cfg, 3.0, mean)
-    kl = losses.kl_sum(place.policy.distribution, head, batch.samples)
+    loss = losses.ppo(place.policy.distribution, head, value, batch.samples, cfg, 3.0, 0.25)
     place.policy.backward(loss.d_head, loss.d_value)
     np.testing.assert_array_equal(actual[: place.policy.flat.size], place.policy.flat.gradient)
     np.testing.assert_allclose(actual[place.policy.flat.size :], loss.sums, rtol=1e-6)
-    assert asked == ([(kl, 32)] if objective == "kl" else [])
 
 
 def test_the_first_minibatchs_ratio_is_one() -> None:
@@ -446,27 +437,17 @@ def test_a_large_gradient_is_finite(monkeypatch: pytest.MonkeyPatch) -> None:
         place.learner.gradient(batch.samples)
 
 
-def test_a_kl_that_is_not_finite_never_reaches_the_other_ranks() -> None:
-    place = make_parts(ppo=PPOConfig(objective="kl", minibatches=1))
-    _, batch = prepared(place)
-    place.policy.flat.vector[0] = np.nan
-    with pytest.raises(FloatingPointError, match="the network's head"):
-        place.learner.gradient(batch.samples, 1.0, lambda kl_sum, count: pytest.fail("it was sent"))
-
-
 @pytest.mark.parametrize("objective", ["clip", "kl"])
 def test_no_samples_have_no_gradient_and_the_network_does_not_see_them(
     objective: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Some networks cannot take 0 rows. The other ranks still wait for the sum of its KL."""
+    """Some networks cannot take 0 rows."""
     place = make_parts(ppo=PPOConfig(objective=objective, minibatches=1))  # type: ignore[arg-type]
     _, batch = prepared(place)
     monkeypatch.setattr(place.policy, "forward", lambda inputs: pytest.fail("it was asked"))
     place.policy.flat.summed[:] = 7.0
-    sent: list[tuple[float, int]] = []
-    place.learner.gradient(batch.samples[:0], 1.0, lambda *pair: sent.append(pair) or 0.3)  # type: ignore[func-returns-value]
+    place.learner.gradient(batch.samples[:0], 1.0, 0.3)
     assert not place.policy.flat.summed.any()
-    assert sent == ([(0.0, 0)] if objective == "kl" else [])
 
 
 def test_a_masked_logit_is_not_what_a_bad_loss_is_blamed_on() -> None:
@@ -566,7 +547,7 @@ def test_workers_together_give_the_gradient_of_one_with_all_environments(cell: s
     np.testing.assert_allclose(totals, batches[0].statistics, rtol=1e-5, atol=1e-4)
     for place, batch in zip((alone, *places), batches, strict=True):
         place.learner.normalise_advantages(batch, totals)
-        place.learner.gradient(batch.samples, 1.0, lambda kl_sum, count: 0.0)
+        place.learner.gradient(batch.samples, 1.0, 0.0)
     together = np.sum([p.policy.flat.summed for p in places], axis=0)
     expected = alone.policy.flat.summed
     size = alone.policy.flat.size

@@ -82,6 +82,21 @@ def test_an_update_of_no_samples_is_none(name: Any) -> None:
     assert state.metrics()["minibatches"] == 1
 
 
+def test_the_last_kl_is_that_of_the_update_before_within_an_iteration() -> None:
+    """The KL penalty's hinge goes by it. It travels with the state, for a server's workers know nothing else of it."""
+    state = sgd(ppo=PPOConfig(objective="kl", target_kl=0.0, minibatches=1)).state
+    assert state.last_kl == 0.0
+    state.step(summed(state, 1.0, count=10, approx_kl=0.5))
+    assert state.last_kl == pytest.approx(0.05)
+    other = sgd(ppo=PPOConfig(objective="kl", target_kl=0.0, minibatches=1)).state
+    other.unpack(state.packed())
+    assert other.last_kl == state.last_kl
+    state.finish_iteration(10, 0.0)
+    assert state.last_kl == 0.0, "the policy that learns is the one that acts"
+    other.forget_unfinished()
+    assert other.last_kl == 0.0
+
+
 def test_an_empty_update_says_nothing_of_the_kl() -> None:
     state = sgd(ppo=PPOConfig(objective="kl", kl_coef=2.0, kl_target=0.01, target_kl=0.0, minibatches=1)).state
     state.step(summed(state, 1.0, count=10, approx_kl=0.5))
