@@ -42,7 +42,8 @@ class MetricsFile(AppendedFile):
 
     def put(self, metrics: dict[str, Any]) -> None:
         """A line for the next `flush`; NaN, which JSON lacks, becomes null."""
-        self.add((json.dumps({k: _json_value(v) for k, v in metrics.items()}) + "\n").encode())
+        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
+        self.add((json.dumps(finite) + "\n").encode())
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends a line and flushes it."""

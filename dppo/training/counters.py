@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -24,6 +24,10 @@ class Losses:
     updates_lost: int = 0
     env_steps_lost: int = 0
     episodes_cut: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        """By name."""
+        return {name: getattr(self, name) for name in self.__slots__}
 
 
 class Counters:
@@ -52,7 +56,7 @@ class Counters:
             **self.episodes.as_dict(),
             "next_episode": self.next_episode,
             "train_s": train_s,
-            "losses": asdict(self.losses),
+            "losses": self.losses.as_dict(),
             "rows": dict(self.rows),
         }
 
@@ -94,7 +98,8 @@ class Counters:
         pending, self._pending = sorted(self._pending, key=attrgetter("iteration")), []
         for iteration, reports in groupby(pending, attrgetter("iteration")):
             self.episodes.count(list(reports), iteration + 1)
-        self.episodes.total, self.train_s = line["episodes"], line["train_s"]
+        self.episodes.correct_total(line["episodes"])
+        self.train_s = line["train_s"]
         self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
 
     def reason_to_end(self, state: TrainingState) -> str | None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import groupby
 from operator import attrgetter
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from dppo.data import Episode, Report
+
+T = TypeVar("T")
 
 WINDOW = 100
 MANY = 10
@@ -49,9 +51,14 @@ class EpisodeCounter:
         self._prune_at = 0
         self._began: dict[int, float] = dict(zip(*saved.get("under_way", ((), ())), strict=True))  # by environment
         self._settled_at = self.total
+        self._made: dict[str, Any] = {}  # since the last change
+        self._has_changed = False
 
     def as_dict(self) -> dict[str, Any]:
-        """All that is known, in plain values."""
+        """All that is known, in plain values, which nobody changes."""
+        return self._at_hand("all", self._plain)
+
+    def _plain(self) -> dict[str, Any]:
         return {
             "episodes": self.total,
             "returns": list(self._returns),
@@ -64,22 +71,31 @@ class EpisodeCounter:
     @property
     def return_mean(self) -> float | None:
         """Of the last episodes."""
-        return float(np.mean(self._returns)) if self._returns else None
+        return self._at_hand("returns", lambda: _mean(self._returns))
 
     @property
     def length_mean(self) -> float | None:
         """Of the last episodes."""
-        return float(np.mean(self._lengths)) if self._lengths else None
+        return self._at_hand("lengths", lambda: _mean(self._lengths))
 
     @property
     def settled_mean(self) -> float | None:
         """Mean return of the newest settled episodes."""
-        return float(np.mean(self._settled)) if self._settled else None
+        return self._at_hand("settled", lambda: _mean(self._settled))
+
+    def _at_hand(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made once between two changes: in most iterations of short rollouts no episode ends."""
+        if name not in self._made:
+            self._made[name] = make()
+        made: T = self._made[name]
+        return made
 
     def reached(self, target: float) -> bool:
         """Whether both windows are full and their means at `target`, or above."""
-        windows = self._returns, self._settled
-        return all(len(window) >= WINDOW and np.mean(window) >= target for window in windows)
+        if min(len(self._returns), len(self._settled)) < WINDOW:
+            return False
+        means = self.return_mean, self.settled_mean
+        return all(mean is not None and mean >= target for mean in means)
 
     @property
     def stuck(self) -> tuple[int, float] | None:
@@ -92,6 +108,7 @@ class EpisodeCounter:
         """From here on, the environments of these workers are waited for, and no others; those that are new begin at
         `time`. Returns how many others had an episode under way.
         """
+        self._change()
         present = {env for w in workers for env in range(w * self._num_envs, (w + 1) * self._num_envs)}
         gone = [env for env in self._began if env not in present]
         for env in gone:
@@ -112,19 +129,24 @@ class EpisodeCounter:
 
     def count(self, reports: Sequence[Report], iteration: int) -> int:
         """Counts the episodes that ended in the iteration of this number, 1 for the first. Returns how many."""
-        events: list[tuple[float, int, Episode | None]] = []  # time, environment, what ended; None: it was cut
+        if not (self._has_changed or any(r.episodes or r.episodes_cut for r in reports)):
+            return 0
+        self._change()
+        events: list[tuple[float, int, int, Episode | None]] = []  # time, environment, number, what ended; None: cut
         for _, group in groupby(sorted(reports, key=attrgetter("worker", "first_row")), attrgetter("worker")):
             told = list(group)
             rows = max(1, sum(len(r.env_actions) for r in told))
             before = 0
             for report in told:
                 ended = before + 1 - report.first_row
-                events += [(iteration - 1 + (ended + e.row) / rows, e.env, e) for e in report.episodes]
-                events += [(iteration - 1 + before / rows, env, None) for env in report.episodes_cut]
+                for e in report.episodes:
+                    events.append((iteration - 1 + (ended + e.row) / rows, e.env, len(events), e))
+                for env in report.episodes_cut:
+                    events.append((iteration - 1 + before / rows, env, len(events), None))
                 before += len(report.env_actions)
-        events.sort(key=lambda event: (*event[:2], event[2] is None))
+        events.sort()
         waiting: list[tuple[float, int, float]] = []
-        for time, env, episode in events:
+        for time, env, _, episode in events:
             if episode is not None:
                 self._returns.append(episode.episode_return)
                 self._lengths.append(episode.length)
@@ -137,10 +159,20 @@ class EpisodeCounter:
                 waiting.append((self._began[env], env, episode.episode_return))
                 self._began[env] = time
         self._waiting = np.concatenate((self._waiting, np.reshape(waiting, (-1, 3))))
-        num_ended = sum(episode is not None for _, _, episode in events)
+        num_ended = sum(episode is not None for *_, episode in events)
         self.total += num_ended
         self._settle()
+        self._has_changed = False
         return num_ended
+
+    def correct_total(self, total: int) -> None:
+        """So many episodes have ended, as a server that died has written."""
+        self.total = total
+        self._change()
+
+    def _change(self) -> None:
+        self._made.clear()
+        self._has_changed = True
 
     def _settle(self) -> None:
         is_settled = self._waiting[:, 0] < min(self._began.values(), default=math.inf)
@@ -165,3 +197,8 @@ class EpisodeCounter:
         ends = np.searchsorted(groups, groups, side="right")  # behind the last of each one's group
         self._waiting = self._waiting[ends - np.arange(len(groups)) <= WINDOW]
         self._prune_at = 2 * len(self._waiting)
+
+
+def _mean(values: Collection[float]) -> float | None:
+    """As np.mean, to the bit, in half the time."""
+    return float(np.add.reduce(np.fromiter(values, np.float64, len(values))) / len(values)) if values else None

@@ -6,11 +6,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dppo.cluster.signals import Preemption
 from dppo.config import Config
@@ -202,7 +200,7 @@ class Tracker:
             **extra,
             "rollouts_cut": sum(len(r.env_actions) < (self.config.horizon or 0) for r in reports),
             "workers": len(self.workers),
-            **asdict(self.counters.losses),
+            **self.counters.losses.as_dict(),
             "wall_s": self._wall_s(),
             "train_s": self._train_s(),
             "iteration_s": now - since,
@@ -211,7 +209,7 @@ class Tracker:
         for name in ("collect", "learn", "exchange"):
             spent = [getattr(r, f"{name}_s") for r in reports]
             metrics[f"{name}_max_s"] = max(spent, default=0.0)
-            metrics[f"{name}_mean_s"] = float(np.mean(spent)) if spent else 0.0
+            metrics[f"{name}_mean_s"] = sum(spent) / max(len(spent), 1)
         return metrics
 
     # -- recovery --------------------
@@ -220,7 +218,7 @@ class Tracker:
         """Ranks were lost or replaced; these workers are left."""
         self.workers, self._summary.world_size = list(workers), world_size
         self.saver.boundary.summary.world_size = world_size
-        self.saver.boundary.counters["losses"] = asdict(self.counters.losses)
+        self.saver.boundary.counters["losses"] = self.counters.losses.as_dict()
         self.saver.regroup(workers)
 
     def hand_over(self, worker: int) -> tuple[dict[int, EnvState], int, int]:
