@@ -72,7 +72,7 @@ class Parts:
         batch = self.learner.prepare(rollout, discounted)
         self.learner.normalise_advantages(batch, batch.statistics)
         for samples in self.learner.minibatches(batch, number):
-            self.learner.gradient(samples, self.state.kl_coef, lambda total, count: total / count)
+            self.learner.gradient(samples, self.state.kl_coef, self.state.last_kl)
             if not self.state.step(self.policy.flat.summed):
                 break
         self.normaliser.merge(batch.statistics[-self.normaliser.num_sums :])
