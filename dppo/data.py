@@ -41,7 +41,10 @@ class EpisodeProgress:
 
 @dataclass(slots=True)
 class Rollout:
-    """T rows of N environments, as they were lived through. All arrays are C-contiguous."""
+    """T rows of N environments, as they were lived through. All arrays are C-contiguous.
+
+    `Collector._complete` makes it, and gives the fields in this order.
+    """
 
     first_row: int
     """Number of row 0 in the worker's whole history."""
@@ -50,9 +53,9 @@ class Rollout:
     inputs: np.ndarray
     """[T, N, D] float32, what the network saw: normalised and flattened."""
     actions: np.ndarray
-    """[T, N, *act] as sampled; Box actions in the policy's own units, not clipped."""
+    """[T, N, *act] as sampled; Box actions in the policy's own units, not clipped. Segments call them actions_raw."""
     env_actions: np.ndarray
-    """[T, N, *act] as sent to the environment."""
+    """[T, N, *act] as sent to the environment. Segments call them actions."""
     rewards: np.ndarray
     """[T, N] float32, raw."""
     terminations: np.ndarray
@@ -72,13 +75,13 @@ class Rollout:
     state.
     """
     final_rows: np.ndarray
-    """[F] int: rows in which an episode ended, with"""
+    """[F] int: rows in which an episode ended."""
     final_envs: np.ndarray
-    """[F] int: its environment, and"""
+    """[F] int: the environment of each of these episodes, by its index in the rank."""
     final_observations: np.ndarray
-    """[F, *obs]: its true last observation."""
+    """[F, *obs]: the true last observation of each."""
     versions: np.ndarray
-    """[T] int64: version of the parameters that acted in a row."""
+    """[T] int64: version of the parameters that acted in a row. Segments call it policy_version."""
     progress: EpisodeProgress
     """Before row 0."""
     episodes: list[Episode] = field(default_factory=list)

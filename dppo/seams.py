@@ -5,8 +5,10 @@
 | `VectorEnv` | envs/vector.py, envs/cartpole.py |
 | `Distribution`, `Network` | models/ |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
-| `Coordinator` | training/coordinator.py, and the same files as `Exchange`; training/async_loop.py |
+| `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
+
+All coordinators extend the one of training/coordinator.py; those of sync also that of training/sync_loop.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where ranks outnumber cores: one worker per core computes the gradients of its neighbours' samples.
+"""Pools: where ranks outnumber cores, one worker per core computes the gradients of its neighbours' samples.
 
 Taking turns on a core for each small update costs more than the update: with 31 workers on 2 cores every turn begins
 with a cold cache, and MPI's waits spin. So a worker that has collected puts its samples into shared memory and sleeps
-until the first of its group has made all updates of the iteration. The average by samples is the same; only who
+until the first of its pool has made all updates of the iteration. The average by samples is the same; only who
 computes it is another.
 """
 
@@ -23,15 +23,15 @@ _ALIGNMENT = 64
 
 
 class Pool:
-    """A group of workers on one node; its first computes.
+    """Workers of one node that share a learner; the first of them computes.
 
     The first waits for every member's arrays, and answers when the iteration is over; a member writes again only after
     the answer, which is written again only after all members have written.
 
     Args:
-      slots: [workers of the group, bytes] uint8, shared; slot 0 holds the answer.
-      counters: shared; of each worker's puts, for the first of the group of answers, and whether it is given up.
-      workers: numbers of the workers of the group, in order.
+      slots: [workers of the pool, bytes] uint8, shared; slot 0 holds the answer.
+      counters: shared: puts of each worker, answers of the first one, and whether the pool is given up.
+      workers: numbers of the workers of the pool, in order.
       place: which of them this one is.
     """
 
@@ -89,7 +89,7 @@ class Pool:
         self.waited_s += time.monotonic() - since
 
     def give_up(self) -> None:
-        """Whoever sleeps in this group is told that nothing will come: all regroup."""
+        """Whoever sleeps in this pool is told that nothing will come: all regroup."""
         self._counters.count_up(self._given_up)
         for place in range(self._given_up):
             self._counters.wake(place)

@@ -22,7 +22,7 @@ from dppo.seams import Coordinator, Dump, Standby, Tag
 NOTHING = np.empty(0, np.uint8)
 
 SERVER = 0
-"""Rank of it."""
+"""Rank of the server."""
 POLL_S, CROWDED_POLL_S = 0.002, 0.02
 """How often a worker looks for rank 0's word while it collects."""
 

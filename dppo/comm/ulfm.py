@@ -1,6 +1,6 @@
 """What a dead rank means: noticing it, revoking, shrinking, agreeing, replacing it.
 
-What the survivors tell each other is run/recover.py's.
+run/recover.py and run/takeover.py decide what the survivors tell each other.
 
 Source: Bland et al. 2013, Post-failure recovery of MPI communication capability.
 """

@@ -2,7 +2,7 @@
 
 The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
 together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
-When a rank dies while training, `train_on` goes through its recovery loop, the only parts that knows of it.
+While nothing is on disk, `_from_a_start` repeats the start after a death; `train_on` recovers from later deaths.
 """
 
 from __future__ import annotations

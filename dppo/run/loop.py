@@ -1,6 +1,6 @@
 """The recovery loop: trains with whoever is left, until the run has ended.
 
-It is the only place that catches a RankFailure.
+It catches every RankFailure but those of the start, which `_from_a_start` in run/command.py catches.
 """
 
 from __future__ import annotations

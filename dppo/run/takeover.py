@@ -1,5 +1,6 @@
-"""What rank 0 does after a death: it takes over the newest state that is left and, where the server itself has died,
-its counters.
+"""What the survivors of a death tell each other, who gives what, and how rank 0 takes it over.
+
+Rank 0 takes over the newest state and, where the server has died, its counters.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ class Contribution:
 
     reports: list[Report]
     heads: dict[int, np.ndarray]
+    """By iteration: the head of the packed state at its end, as `Standby` keeps it."""
     state: np.ndarray | None
     totals: np.ndarray | None
     mirror: Mirror | None

@@ -31,7 +31,9 @@ from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
 
 NUMBERS_PER_SAMPLE = 12
-"""Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches."""
+"""Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches. A new column
+of `Rollout` with one number per step adds one.
+"""
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
 """How long environments may take to close. After a failure the other ranks wait for it."""
 LAST_S = 2.0

@@ -1,7 +1,7 @@
 """Collects rollouts: steps a worker's environments with the policy and keeps what happened.
 
 The hot path: a row costs one environment step, one normalisation, one forward of the policy's tower and one sample.
-Log-probabilities and values are computed for the whole rollout at once, afterwards.
+`Collector._complete` computes log-probabilities and values afterwards, for the whole rollout at once.
 """
 
 from __future__ import annotations

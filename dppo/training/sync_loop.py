@@ -1,6 +1,6 @@
 """Synchronous training: collect -> moments -> backward -> average -> step, on all workers together.
 
-How they average is in `training/sync_allreduce.py`, `training/sync_p2p.py` and `training/sync_pooled.py`.
+How they average is an `Exchange`: training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py.
 """
 
 from __future__ import annotations

@@ -182,7 +182,11 @@ class Tracker:
             self.console.progress(_progress_text(metrics))
 
     def _metrics(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> dict[str, Any]:
-        """A line of metrics.jsonl; docs/metrics.md explains its keys."""
+        """Makes a line of metrics.jsonl. docs/metrics.md explains its keys.
+
+        Args:
+          extra: what the coordinator of one protocol adds.
+        """
         state, episodes, now = self._state, self.counters.episodes, time.monotonic()
         since, steps_then = self._last_close
         self._last_close = (now, state.env_steps)

@@ -133,11 +133,13 @@ class Column:
     rollout: str = ""
     """Field of `Rollout` that holds it; "": it follows from others."""
     single: str = ""
-    """Name in tables with a line per step; "": it says which steps there are, and no episode has it."""
+    """Its name in tables with a line per step. "": it says which steps there are; no table and no episode has it."""
     is_info: bool = False
-    """It tells of the policy: exports have it beside the transitions."""
+    """It tells of the policy: Minari and D4RL have it in `infos`, beside the transitions."""
     is_optional: bool = False
-    """It is only there where actions as sampled may be other than as sent."""
+    """Only segments of Box actions have it. A column that older segments lack must not be optional: the writer would
+    leave it out for all other actions.
+    """
 
     @property
     def ndim(self) -> int | None:
@@ -165,7 +167,9 @@ STEPS = (
     Column("values", _F, "TN", "values", "value", is_info=True),
     Column("policy_version", _I, "T", "versions", "policy_version", is_info=True),
 )
-"""To record something else of each step, add a line: writer, validator, reader and exports go by it."""
+"""To record something else of each step, add a line: writer, validator, reader and exports go by it. Older segments
+lack the new column, and readers and validator refuse them: raise FORMAT_VERSION with it.
+"""
 FINAL = (Column("row", _I, "F"), Column("env", _I, "F"), Column("observations", None, "F*"))
 EPISODES = {
     "id": _I, "env": _I, "start": _I, "length": _I, "offset": _I, "return": _D, "terminated": _B, "truncated": _B,
