@@ -237,10 +237,6 @@ class Link:
         self._send(Tag.BYE, NOTHING)
 
 
-SERVER = 0
-"""The rank that serves."""
-
-
 class MPILink(Link):
     """To another process."""
 

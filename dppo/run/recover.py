@@ -67,7 +67,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
         server_lives = any(w.is_server for w in statuses)
         iteration = statuses[giver].moment[0]
         contributions = Contribution(
-            [*standby.reports, *_untold(me, iteration)], standby.heads, packed if comm.rank == giver else None,
+            [*standby.reports, *_untold(me, iteration)], standby.boundary_heads, packed if comm.rank == giver else None,
             standby.totals, mirror if comm.rank == mirror_giver and not server_lives else None,
             None if serving else standby.replay, _discarded(me, iteration, comm.rank == 0),
         )  # fmt: skip

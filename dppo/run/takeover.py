@@ -55,7 +55,7 @@ class Contribution:
     """What it gives to the new server."""
 
     reports: list[Report]
-    heads: dict[int, np.ndarray]
+    boundary_heads: dict[int, np.ndarray]
     """By iteration: the head of the packed state at its end, as `Standby` keeps it."""
     state: np.ndarray | None
     totals: np.ndarray | None
@@ -130,7 +130,7 @@ def take_over(
     if tracker.saver.has_ended:
         state.unpack(packed)
     elif all_step:
-        _close_passed(tracker, state, closed, packed, [g.heads for g in contributions], told)
+        _close_passed(tracker, state, closed, packed, [g.boundary_heads for g in contributions], told)
         known_updates = state.updates
     else:
         for report in told:

@@ -55,7 +55,7 @@ class Standby:
         """The last ones: rank 0 may have counted them or not."""
         self.boundary: np.ndarray | None = None
         """sync/allreduce, a worker that computes: its packed state at the last boundary."""
-        self.heads: dict[int, np.ndarray] = {}
+        self.boundary_heads: dict[int, np.ndarray] = {}
         """sync/allreduce: iteration -> counters and metrics at its end; of those that rank 0 may not have closed."""
         self.totals: np.ndarray | None = None
         """sync/p2p: the statistics of the iteration under way, added up."""
@@ -71,9 +71,9 @@ class Standby:
     def pass_boundary(self, iteration: int, state: np.ndarray, head_bytes: int) -> None:
         """sync/allreduce: `state` [all_bytes] uint8, not written again, is that after `iteration` iterations."""
         self.boundary = state
-        self.heads[iteration] = state[:head_bytes].copy()
-        for old in [i for i in self.heads if i <= iteration - self.HEADS or i > iteration]:
-            del self.heads[old]
+        self.boundary_heads[iteration] = state[:head_bytes].copy()
+        for old in [i for i in self.boundary_heads if i <= iteration - self.HEADS or i > iteration]:
+            del self.boundary_heads[old]
 
     @property
     def mirror(self) -> Mirror | None:

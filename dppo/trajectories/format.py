@@ -136,7 +136,7 @@ class Column:
     """Its name in tables with a line per step. "": it says which steps there are; no table and no episode has it."""
     is_info: bool = False
     """It tells of the policy: Minari and D4RL have it in `infos`, beside the transitions."""
-    is_optional: bool = False
+    only_with_raw_actions: bool = False
     """Only segments of Box actions have it. A column that older segments lack must not be optional: the writer would
     leave it out for all other actions.
     """
@@ -158,7 +158,7 @@ STEPS = (
     Column("row", _I, "T"),
     Column("observations", None, "TN*", "observations", "obs"),
     Column("actions", None, "TN*", "env_actions", "action"),
-    Column("actions_raw", _F, "TN*", "actions", "action_raw", is_info=True, is_optional=True),
+    Column("actions_raw", _F, "TN*", "actions", "action_raw", is_info=True, only_with_raw_actions=True),
     Column("rewards", _F, "TN", "rewards", "reward"),
     Column("terminations", _B, "TN", "terminations", "terminated"),
     Column("truncations", _B, "TN", "truncations", "truncated"),
@@ -179,7 +179,7 @@ EPISODES = {
 
 def written_steps() -> list[Column]:
     """STEPS in the order in which format 1 has always been written."""
-    return sorted(STEPS, key=lambda column: column.is_optional)
+    return sorted(STEPS, key=lambda column: column.only_with_raw_actions)
 
 
 def held_steps() -> list[Column]:
@@ -198,7 +198,7 @@ def check_types(file: h5py.File) -> None:
     """Raises ValueError for the first dataset that is missing, or not of its type and number of axes."""
     for name, column in datasets().items():
         if name not in file:
-            if column.is_optional:
+            if column.only_with_raw_actions:
                 continue
             raise ValueError(f"{name} is missing")
         found, dtype, ndim = file[name], column.dtype, column.ndim

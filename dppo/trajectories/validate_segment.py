@@ -116,7 +116,7 @@ def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
         dtype, ndim = column.dtype, column.ndim
         try:
             if name not in file:
-                if not column.is_optional:
+                if not column.only_with_raw_actions:
                     findings.add(name, None, "is missing")
                 continue
             load_filters(file[name])

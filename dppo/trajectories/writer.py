@@ -93,7 +93,9 @@ class TrajectoryWriter:
         self._segment_bytes = min(int(self.FULL * segment_bytes), MAX_BYTES // 2)
         self._max_bytes, self._wait_s = max_bytes, wait_s
         self._builder = SegmentBuilder(labels, seed_of, every=every, compression=compression)
-        self._buffer = RolloutBuffer([c for c in written_steps() if has_raw_actions or not c.is_optional], every)
+        self._buffer = RolloutBuffer(
+            [c for c in written_steps() if has_raw_actions or not c.only_with_raw_actions], every
+        )
         self._disk = Disk(is_patient=not required)
         self._answers = Answers(labels.rank)
         self._orders: deque[int] = deque()  # that are answered when the segment on its way is written

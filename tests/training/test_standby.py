@@ -41,9 +41,9 @@ def test_boundaries_are_remembered_until_rank_zero_must_have_closed_them() -> No
     for iteration in range(10):
         standby.pass_boundary(iteration, np.full(8, iteration, np.uint8), head)
     assert standby.boundary is not None and standby.boundary.tolist() == [9] * 8
-    assert {i: h.tolist() for i, h in standby.heads.items()} == {i: [i] * head for i in (6, 7, 8, 9)}
+    assert {i: h.tolist() for i, h in standby.boundary_heads.items()} == {i: [i] * head for i in (6, 7, 8, 9)}
     standby.pass_boundary(8, np.full(8, 80, np.uint8), head)  # after a regrouping: iteration 9 is made again
-    assert sorted(standby.heads) == [6, 7, 8] and standby.heads[8].tolist() == [80] * head
+    assert sorted(standby.boundary_heads) == [6, 7, 8] and standby.boundary_heads[8].tolist() == [80] * head
 
 
 def test_the_states_parts_travel_alone() -> None:
