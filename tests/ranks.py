@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,8 +25,6 @@ from dppo.settings.resolve import resolve
 from dppo.training.build import build_parts
 from tests.parts import SMALL
 
-HOST = socket.gethostname()
-
 
 def make_plan(run_dir: Path, num_ranks: int = 1, *, survives: bool | None = None, **changes: Any) -> Plan:
     """Of a new run with `changes`; one that survives deaths, where there are several ranks."""
@@ -38,10 +35,9 @@ def make_plan(run_dir: Path, num_ranks: int = 1, *, survives: bool | None = None
 
 
 def make_members(num_ranks: int) -> list[Member]:
-    """Of a run's start; all but this process's are on another node, where nobody kills them."""
-    if num_ranks == 1:
-        return [Member(0, HOST, os.getpid(), 0)]
-    return [Member(rank, HOST, os.getpid() + rank, rank - 1 if rank else None) for rank in range(num_ranks)]
+    """Of a run's start, each on a node of its own: nobody kills a process that has another's number there."""
+    server = [Member(0, "node0", os.getpid(), None if num_ranks > 1 else 0)]
+    return server + [Member(rank, f"node{rank}", os.getpid(), rank - 1) for rank in range(1, num_ranks)]
 
 
 def make_rank(plan: Plan, rank: int = 0) -> Rank:

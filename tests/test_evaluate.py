@@ -22,7 +22,7 @@ from dppo.rundir.spaces import write_spaces
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.settings.toml import to_toml
 from dppo.training.policy import load_policy
-from tests.parts import make_parts, probe, save, settle
+from tests.parts import make_parts, save, settle
 
 
 @pytest.fixture

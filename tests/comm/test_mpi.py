@@ -27,7 +27,9 @@ def test_mpi_starts_when_it_is_asked_to_and_not_by_an_import(survives: str) -> N
             assert mpi.MPI.Is_initialized()
     """
     env = os.environ | {"OMPI_MCA_mpi_ft_enable": survives}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -17,9 +17,14 @@ HORIZON, NUM_ENVS = 4, 2
 
 
 def report(
-    worker: int, first_row: int, returns: tuple[float, ...] = (), *, iteration: int = 0, numbers: tuple[int, int] = (0, 0),
+    worker: int,
+    first_row: int,
+    returns: tuple[float, ...] = (),
+    *,
+    iteration: int = 0,
+    numbers: tuple[int, int] = (0, 0),
     cut: tuple[int, ...] = (),
-) -> Report:  # fmt: skip
+) -> Report:
     """A rollout of HORIZON rows; an episode of the worker's first environment ends in each of the first rows."""
     first_env = worker * NUM_ENVS
     episodes = [Episode(first_row + i, first_env, value, 1) for i, value in enumerate(returns)]
@@ -110,17 +115,20 @@ def test_a_run_ends_when_its_steps_are_done(env_steps: int, reason: str | None) 
 
 
 def test_a_target_that_is_reached_with_the_last_step_is_the_reason() -> None:
-    counted = counters(total_steps=100, target_return=1.0)
-    assert counted.reason_to_end(at(0)) is None
+    """It is not before every environment has ended an episode: the second of worker 0 is late."""
+    counted = Counters(Config(num_envs=NUM_ENVS, total_steps=100, target_return=1.0))
+    counted.wait_for([0], 0)
     for iteration in range(60):
-        for worker in (0, 1):
-            counted.add(report(worker, HORIZON * iteration, (1.0,) * HORIZON, iteration=iteration))
+        counted.add(report(0, HORIZON * iteration, (1.0,) * HORIZON, iteration=iteration))
         counted.close_iteration(iteration + 1)
-    assert counted.reason_to_end(at(100)) == "finished", "the second environments have not ended an episode yet"
-    counted.wait_for([], 60)
-    counted.add(report(0, HORIZON * 60))
-    counted.close_iteration(61)
     assert counted.episodes.return_mean == 1.0
+    assert counted.reason_to_end(at(99)) is None
+    assert counted.reason_to_end(at(100)) == "finished"
+    late = report(0, HORIZON * 60, iteration=60)
+    late.episodes = [Episode(HORIZON * 60, 1, 1.0, 241)]
+    counted.add(late)
+    counted.close_iteration(61)
+    assert counted.reason_to_end(at(100)) == "target"
 
 
 def test_without_a_target_nobody_is_stuck() -> None:

@@ -44,13 +44,13 @@ def test_actions_of_ended_episodes_are_forgotten(tmp_path: Path) -> None:
     run.tracker.files.close()
 
 
-def told(rollouts: int, horizon: int = 16) -> tuple[Replay, list[np.ndarray]]:
-    """A replay that was told of so many rollouts, and the actions of each."""
-    place, replay = make_parts(horizon=horizon), Replay()
+def told(rollouts: int) -> Replay:
+    """A replay that was told of so many rollouts, of 4 rows each."""
+    place, replay = make_parts(horizon=4), Replay()
     for _ in range(rollouts):
         place.rollout()
         replay.extend(place.reports[-1])
-    return replay, [report.env_actions for report in place.reports]
+    return replay
 
 
 def test_at_the_start_nothing_is_known() -> None:
@@ -80,9 +80,8 @@ def test_a_copy_stays_as_it_was() -> None:
 
 def test_what_a_checkpoint_held_is_gone_on_with() -> None:
     """Three rollouts in one piece, and one after a resume from the first two, give the same."""
-    whole, actions = told(3, horizon=4)
-    before, _ = told(2, horizon=4)
-    row, envs = before.states()
+    whole = told(3)
+    row, envs = told(2).states()
     resumed = Replay()
     resumed.start_from(row, envs)
     assert not resumed.is_empty and resumed.next_row == row == 8

@@ -29,8 +29,8 @@ def test_a_fresh_state_is_sound_and_fits_itself() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_number_that_is_not_finite_is_named_with_the_repair(bad: float) -> None:
     place = make_parts()
-    place.normaliser.observations.mean[0] = bad
-    assert "observation" in str(found(place))
+    place.normaliser.observations.m2[1] = bad
+    assert "moments of observation 1" in str(found(place))
     assert found(place, kl_coef=bad) == f"kl_coef is {bad}"
     place.state.optimizer.state[1, 0] = bad
     text = str(found(place))

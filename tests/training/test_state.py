@@ -297,7 +297,7 @@ def test_a_copy_goes_on_to_the_bit(
             batch = each.learner.prepare(rollout, discounted)
             each.learner.normalise_advantages(batch, batch.statistics)
             for samples in each.learner.minibatches(batch, each.state.iteration):
-                each.learner.gradient(samples, each.state.kl_coef, lambda total, count: total / count)
+                each.learner.gradient(samples, each.state.kl_coef, each.state.last_kl)
                 each.state.step(each.policy.flat.summed)
             each.normaliser.merge(batch.statistics[-each.normaliser.num_sums :])
             each.state.finish_iteration(rollout.num_steps, 0.0)

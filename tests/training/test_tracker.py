@@ -15,10 +15,7 @@ from gymnasium import spaces
 
 from dppo.config import CheckpointConfig, PPOConfig
 from dppo.data import Episode
-from dppo.errors import Failure, SavingError
 from dppo.run import preflight
-from dppo.rundir import checkpoint, runfiles
-from dppo.rundir.checkpoint import checkpoint_folders
 from dppo.training.tracker import WINDOW, Tracker
 from tests.parts import Run, make_parts, probe, wait_for_checkpoints
 
