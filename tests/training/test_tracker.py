@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import pytest
 from gymnasium import spaces
 
 from dppo.config import CheckpointConfig, PPOConfig
+from dppo.console import Console
 from dppo.data import Episode
-from dppo.run import preflight
+from dppo.run.preflight import Plan, plan_run
+from dppo.rundir.summary import Summary
 from dppo.training.tracker import WINDOW, Tracker
 from tests.parts import Run, make_parts, probe, wait_for_checkpoints
 
@@ -198,6 +200,12 @@ def test_a_mean_just_below_the_target_is_not_enough(tmp_path: Path) -> None:
     assert run.iterate(assign_roles([5.0] * 99, 1, row=32)) == "target"
 
 
+def resumed(run: Run) -> Plan | Summary:
+    """What a resume would do."""
+    config = replace(run.config, run_dir=str(run.run_dir), resume=True)
+    return plan_run(config, 1 + len(run.places), Console(60.0, enabled=False))
+
+
 def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(tmp_path: Path) -> None:
     """However many the others have ended; of two workers, the last environment of the second is late."""
     run = Run(tmp_path, target_return=5.0, num_envs=60, workers=2)
@@ -211,7 +219,7 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
     assert run.lines()[-1]["return_mean_100_settled"] is None
     run.tracker.saver.finish("preempted")
     first = run.saved()
-    assert preflight._reached(run.config, first) is None
+    assert isinstance(resumed(run), Plan)
     again = Run(tmp_path, target_return=5.0, num_envs=60, workers=2, saved=first)
     for place in again.places:
         last = place.collector.first_env > 0
@@ -219,7 +227,8 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
     again.state.finish_iteration(0, 0.0)
     assert again.tracker.close({}) == "target"
     assert again.lines()[-1]["return_mean_100_settled"] == 9.0
-    assert preflight._reached(again.config, again.saved()) == "target"
+    ended = resumed(again)
+    assert isinstance(ended, Summary) and ended.exit == "target"
 
 
 def test_an_environment_that_never_ends_is_named_where_it_keeps_a_target_from_being_reached(
