@@ -28,8 +28,8 @@ from tests.parts import SMALL
 
 def make_plan(run_dir: Path, num_ranks: int = 1, *, survives: bool | None = None, **changes: Any) -> Plan:
     """Of a new run with `changes`; one that survives deaths, where there are several ranks."""
-    changes = {"log": LogConfig(tensorboard=False, interval_s=60.0), "total_steps": 96} | changes
-    config = resolve(replace(SMALL, run_dir=str(run_dir), **changes))
+    settings: dict[str, Any] = {"log": LogConfig(tensorboard=False, interval_s=60.0), "total_steps": 96, **changes}
+    config = resolve(replace(SMALL, run_dir=str(run_dir), **settings))
     lives = num_ranks > 1 if survives is None else survives
     return Plan(config, run_dir, None, 1, run_id="run", num_ranks=num_ranks, survives=lives)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn, cast
@@ -16,7 +15,7 @@ from dppo.config import LogConfig
 from dppo.errors import EXIT_FAILED, EXIT_STALLED, SavingError
 from dppo.run import leave
 from dppo.run.leave import leave_alone, make_watchdog
-from dppo.run.rank import Rank
+from dppo.run.rank import Group, Rank
 from dppo.run.roles import begin_tracking
 from dppo.rundir import paths
 from tests.ranks import make_plan, make_rank
@@ -31,7 +30,7 @@ class Left(BaseException):
 
 @pytest.fixture
 def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
-    """The ways in which a process can end are noted in place of being gone; the first that is gone counts."""
+    """The ways in which a process can end are noted, and it goes on: the first counts."""
     ends: list[tuple[str, int]] = []
     monkeypatch.setattr(leave.guard, "leave_at_once", lambda code: ends.append(("leaves", code)))
     monkeypatch.setattr(leave, "end_job", lambda comm, code: ends.append(("ends the job", code)))
@@ -39,32 +38,20 @@ def ends(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return ends
 
 
-def stall(run_dir: Path, *, has_folder: bool, **changes: Any) -> None:
-    """Rank 2's watchdog hears nothing of it."""
+def stall(run_dir: Path, ends: list[tuple[str, int]], *, has_folder: bool = True, **changes: Any) -> None:
+    """Rank 2's watchdog hears nothing of it until it has ended."""
     plan = make_plan(run_dir, num_ranks=3, log=SOON, **changes)
     watchdog = make_watchdog(plan, cast(Any, SimpleNamespace()), 2)
     if has_folder:
         watchdog.write_to(run_dir / paths.STALLS)
     deadline = time.monotonic() + 10
-    while time.monotonic() < deadline and any(thread.name == "watchdog" for thread in threading.enumerate()):
+    while not ends and time.monotonic() < deadline:
         time.sleep(0.01)
-        if not SEEN or SEEN[-1]():
-            break
     watchdog.stop()
 
 
-SEEN: list[Callable[[], object]] = []
-
-
-@pytest.fixture(autouse=True)
-def seen(ends: list[tuple[str, int]]) -> Iterator[None]:
-    SEEN.append(lambda: len(ends) > 0)
-    yield
-    SEEN.clear()
-
-
 def test_a_stuck_rank_leaves_where_deaths_end_the_job(tmp_path: Path, ends: list[tuple[str, int]]) -> None:
-    stall(tmp_path, has_folder=True)
+    stall(tmp_path, ends)
     assert ends[0] == ("leaves", EXIT_STALLED)
 
 
@@ -72,8 +59,7 @@ def test_where_they_are_survived_a_stuck_rank_says_why_the_job_ends(
     tmp_path: Path, ends: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave, "survives_deaths", lambda: True)
-    monkeypatch.setattr(leave.guard, "leave_at_once", lambda code: None)
-    stall(tmp_path, has_folder=True)
+    stall(tmp_path, ends)
     assert ends[0] == ("dies", 0)
     assert "rank 2 on " in (tmp_path / paths.ENDED_BY_STALL).read_text()
 
@@ -82,8 +68,7 @@ def test_with_continue_it_only_dies(
     tmp_path: Path, ends: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave, "survives_deaths", lambda: True)
-    monkeypatch.setattr(leave.guard, "leave_at_once", lambda code: None)
-    stall(tmp_path, has_folder=True, on_worker_error="continue", exchange="p2p")
+    stall(tmp_path, ends, on_worker_error="continue", exchange="p2p")
     assert ends[0] == ("dies", 0)
     assert not (tmp_path / paths.ENDED_BY_STALL).exists()
 
@@ -92,7 +77,7 @@ def test_before_there_is_a_run_directory_a_stuck_rank_ends_the_job(
     tmp_path: Path, ends: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leave, "survives_deaths", lambda: True)
-    stall(tmp_path, has_folder=False)
+    stall(tmp_path, ends, has_folder=False)
     assert ends[0] == ("ends the job", EXIT_STALLED)
 
 
@@ -148,8 +133,8 @@ def test_where_deaths_are_survived_only_stuck_ranks_of_this_node_are_killed(
 ) -> None:
     """MPI_Abort would end some ranks only; those on other nodes end with the launcher."""
     killed: list[int] = []
-    on_this_node = me.group.members[1].__class__(1, "node0", 12345, 0)
-    me.group = me.group.__class__(me.group.comm, (me.group.members[0], on_this_node, me.group.members[2]))
+    server, first, second = me.group.members
+    me.group = Group(me.group.comm, (server, replace(first, host=server.host, pid=12345), second))
     me.server.tracker.saver.finish("preempted")
 
     def leave_with(code: int) -> NoReturn:
