@@ -134,7 +134,7 @@ def test_where_deaths_are_survived_only_stuck_ranks_of_this_node_are_killed(
     """MPI_Abort would end some ranks only; those on other nodes end with the launcher."""
     killed: list[int] = []
     server, first, second = me.group.members
-    me.group = Group(me.group.comm, (server, replace(first, host=server.host, pid=12345), second))
+    me.group = Group(me.group.comm, (server, replace(first, host=server.host, pid=12345), replace(second, pid=54321)))
     me.server.tracker.saver.finish("preempted")
 
     def leave_with(code: int) -> NoReturn:
