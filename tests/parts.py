@@ -1,4 +1,4 @@
-"""Workers and rank 0's tracker put together without MPI, in the way of dppo/run.py: tests collect, learn and save."""
+"""Workers and rank 0's tracker, built as a rank builds them, in one process: tests collect, learn and save."""
 
 from __future__ import annotations
 
@@ -6,29 +6,36 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from gymnasium import spaces
+from mpi4py import MPI
 
-from dppo.algo.losses import METRICS
 from dppo.algo.moments import Normaliser
 from dppo.cluster.signals import Preemption
+from dppo.comm.allreduce import Allreduce
+from dppo.comm.link import Link
 from dppo.config import Config, LogConfig, ModelConfig, PPOConfig
 from dppo.console import Console
-from dppo.data import NO_ENVS, Batch, Episode, Report, Rollout, Step
-from dppo.envs.vector import make_vector_env
-from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.data import NO_ENVS, Episode, Report, Rollout, Step
+from dppo.models.policy import ActorCritic
 from dppo.run.setup import saved_replays
-from dppo.rundir.checkpoint import Checkpoint, newest_valid
+from dppo.rundir.checkpoint import Checkpoint, newest_valid, write_checkpoint
 from dppo.seams import VectorEnv
-from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
+from dppo.seeding import EpisodeSeeds
 from dppo.settings.resolve import resolve
+from dppo.settings.toml import to_toml
+from dppo.training.build import build_parts, make_collector
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
+from dppo.training.sync_allreduce import AllreduceExchange
+from dppo.training.sync_loop import train_worker
 from dppo.training.tracker import Tracker
 
 SMALL = Config(
@@ -48,6 +55,7 @@ class Parts:
 
     config: Config
     collector: Collector
+    seeds: EpisodeSeeds
     policy: ActorCritic
     normaliser: Normaliser
     learner: Learner
@@ -64,36 +72,42 @@ class Parts:
         self.reports.append(self.collector.report(rollout, 0.0, 0.0, 0.0))
         return rollout, discounted_returns
 
-    def iterate(self) -> Batch:
-        """One whole iteration of synchronous training with this worker alone; returns its batch."""
-        number = self.state.iteration
-        self.normaliser.freeze()
-        rollout, discounted = self.rollout()
-        batch = self.learner.prepare(rollout, discounted)
-        self.learner.normalise_advantages(batch, batch.statistics)
-        for samples in self.learner.minibatches(batch, number):
-            self.learner.gradient(samples, self.state.kl_coef, self.state.last_kl)
-            if not self.state.step(self.policy.flat.summed):
-                break
-        self.normaliser.merge(batch.statistics[-self.normaliser.num_sums :])
-        self.state.finish_iteration(rollout.num_steps, 0.0)
-        return batch
+    def iterate(self) -> None:
+        """One whole iteration of synchronous training with this worker alone."""
+        link = OneIteration(self.reports)
+        exchange = AllreduceExchange(Allreduce(MPI.COMM_SELF), self.state, link)
+        train_worker(self.collector, self.learner, self.state, exchange, link, self.config)
+
+
+class OneIteration(Link):
+    """A link to a rank 0 that ends the run at the first boundary."""
+
+    def __init__(self, reports: list[Report]) -> None:
+        super().__init__(asked_to_leave=lambda: False)
+        self._reports = reports
+
+    def report(self, report: Report, rollout: Rollout) -> None:
+        if not self.stopped:
+            self._reports.append(report)
+
+    def boundary(self, message: np.ndarray) -> None:
+        self.stopped = True
+
+    def _poll(self) -> bool:
+        return False
 
 
 def make_parts(config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | None = None, **changes: Any) -> Parts:
-    """Worker number `worker` of a run of `config` with `changes`."""
+    """Worker number `worker` of a run of `config` with `changes`.
+
+    Args:
+      envs: stand in for those of `config.env`.
+    """
     config = resolve(replace(config, **changes))
-    first_env = worker * config.num_envs
-    seeds = EpisodeSeeds(config.seed, first_env, config.num_envs)
-    envs = envs or make_vector_env(config.env, config.num_envs, seeds.next, config.vectorization)
-    rng = generator(config.seed, Purpose.INIT)
-    policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
-    normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
-    learner = Learner(policy, normaliser, config, worker)
-    distribution = policy.distribution
-    noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
-    collector = Collector(envs, policy, normaliser, seeds, noise, worker, first_env, learner.gamma)
-    return Parts(config, collector, policy, normaliser, learner, TrainingState(policy.flat, normaliser, config))
+    with mock.patch("dppo.training.build.make_vector_env", return_value=envs) if envs else nullcontext():
+        built = build_parts(config, worker)
+    learner, collector = built.learner, make_collector(config, built)
+    return Parts(config, collector, built.seeds, built.policy, learner.normaliser, learner, built.state)
 
 
 def settle(place: Parts) -> None:
@@ -103,6 +117,15 @@ def settle(place: Parts) -> None:
     place.normaliser.merge(place.normaliser.deltas(rng.normal(0.1, 0.5, (50, size)), rng.normal(0, 3, (50, 1))))
     place.normaliser.freeze()
     place.policy.flat.vector += rng.normal(0.0, 0.1, place.policy.flat.size).astype(np.float32)
+
+
+def save(place: Parts, run_dir: Path, env_steps: int = 1234) -> Path:
+    """What evaluation needs of a run directory."""
+    run_dir.mkdir(exist_ok=True)
+    (run_dir / "config.toml").write_text(to_toml(place.config))
+    place.state.env_steps = env_steps
+    write_checkpoint(run_dir, Checkpoint(env_steps, 0, place.state.as_dict(), {}, {}), keep=3)
+    return run_dir
 
 
 class NextStep:
@@ -199,3 +222,9 @@ class Run:
         checkpoint, skipped = newest_valid(self.run_dir)
         assert checkpoint is not None and skipped == [], skipped
         return checkpoint
+
+
+def wait_for_checkpoints(run: Run) -> None:
+    """They are written in a thread of their own."""
+    while run.tracker.files.is_writing:
+        time.sleep(0.001)

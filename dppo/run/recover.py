@@ -69,7 +69,7 @@ def recover(me: Rank, cause: RankFailure) -> None:
         contributions = Contribution(
             [*standby.reports, *_untold(me, iteration)], standby.boundary_heads, packed if comm.rank == giver else None,
             standby.totals, mirror if comm.rank == mirror_giver and not server_lives else None,
-            None if serving else standby.replay, _discarded(me, iteration, comm.rank == 0),
+            None if serving else standby.replay, _discarded(me, iteration, comm.rank == 0 and comm.size > 1),
         )  # fmt: skip
         return statuses, giver, gather_at_zero(comm, contributions), alike
 

@@ -5,24 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
 
 import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo.comm.allreduce import Allreduce
 from dppo.comm.learner_groups import Pool, make_pool, slot_bytes
-from dppo.comm.link import Link
 from dppo.comm.sharing import Counters
 from dppo.errors import RankFailure
-from dppo.training.sync_allreduce import AllreduceExchange
-from dppo.training.sync_pooled import PooledExchange, pool_bytes
-from tests.parts import make_parts, probe
-
-LONG_S = 20.0
-"""What does not come back in so long never will."""
+from tests.pools import LONG_S, assert_same, counter_memory, make_pools, together
 
 SAMPLES: dict[str, list[tuple[type, tuple[int, ...]]]] = {
     "one": [(np.float32, ())],
@@ -41,41 +32,6 @@ def arrays(what: Sequence[tuple[type, tuple[int, ...]]], rows: int, last: int, s
         rng.integers(0, 2 if t is np.bool_ else 100, (rows, *shape)).astype(t) for t, shape in what
     ]
     return [*samples, rng.normal(size=last)]
-
-
-def make_pools(count: int, num_bytes: int, workers: Sequence[int] | None = None) -> list[Pool]:
-    """A group of `count` workers on one node; the slots are full of what somebody has left there."""
-    slots = np.full((count, num_bytes), 0xA5, np.uint8)
-    counters = Counters(np.zeros(4 * (count + 1), np.uint8))
-    return [Pool(slots, counters, workers or range(count), place) for place in range(count)]
-
-
-def together(*parts: Callable[[], Any]) -> list[Any]:
-    """What they return, each in a thread of its own; who raises or does not come back fails the test."""
-    outcomes: list[Any] = [TimeoutError("it does not come back")] * len(parts)
-
-    def run(i: int) -> None:
-        try:
-            outcomes[i] = parts[i]()
-        except Exception as error:
-            outcomes[i] = error
-
-    threads = [threading.Thread(target=run, args=(i,), daemon=True) for i in range(len(parts))]
-    deadline = time.monotonic() + LONG_S
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(max(0.0, deadline - time.monotonic()))
-    for outcome in outcomes:
-        if isinstance(outcome, Exception):
-            raise outcome
-    return outcomes
-
-
-def assert_same(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
-    """To the bit, and of the same type and shape."""
-    assert [(a.dtype, a.shape) for a in actual] == [(e.dtype, e.shape) for e in expected]
-    assert [a.tobytes() for a in actual] == [e.tobytes() for e in expected]
 
 
 # -- from the members --------------------
@@ -140,32 +96,6 @@ def test_messages_keep_moving_while_either_side_waits() -> None:
     computing.take(arrays(what, 1, 1), look("computes", lambda: member.put(arrays(what, 1, 1))))
     member.wait(look("waits", lambda: computing.answer(np.empty(0, np.uint8))))
     assert looks == {"computes": 3, "waits": 3}
-
-
-@pytest.mark.parametrize("who", ["computes", "waits", "nobody"])
-def test_whoever_of_a_group_has_heard_of_the_end_all_leave(who: str) -> None:
-    """Without the updates of an iteration that will be given up."""
-    place = make_parts(env="CartPole-v1", horizon=8)
-    pools = make_pools(2, pool_bytes(place.learner, place.state, place.config))
-    rollout, discounted = place.rollout(8)
-
-    def meet(pool: Pool, name: str) -> bool:
-        link = SimpleNamespace(
-            stopped=name == who,
-            keep_moving=lambda: None,
-            boundary=lambda message: None,
-            keeps_boundaries=False,
-            keep_boundary=lambda *args: None,
-        )
-        lead = AllreduceExchange(Allreduce(MPI.COMM_SELF), place.state, cast(Link, link))
-        exchange = PooledExchange(lead, pool, place.state, cast(Link, link))
-        batch = exchange.meet(place.learner.prepare(rollout, discounted))
-        if pool.computes and batch is not None:
-            exchange.finish_iteration(batch.statistics)
-        return batch is not None
-
-    goes_on = together(lambda: meet(pools[0], "computes"), lambda: meet(pools[1], "waits"))
-    assert goes_on == [who == "nobody"] * 2
 
 
 def test_a_group_of_one_waits_for_nobody() -> None:
@@ -275,14 +205,14 @@ def test_who_finds_a_neighbour_dead_leaves_it_to_the_launcher() -> None:
 def test_a_wake_up_that_nothing_stands_behind_changes_nothing() -> None:
     """Neither many of them, nor one that comes early: what counts is what was put, and how often."""
     what, rounds = SAMPLES["one"], 20
-    computing, *members = pools = make_pools(3, 1000)
-    waking = True
+    memory = counter_memory(3)
+    computing, *members = make_pools(3, 1000, memory=memory)
+    waking, counters = True, Counters(memory)
 
     def wake_all() -> None:
         while waking:
-            for pool in pools:
-                for counter in range(4):
-                    pool._counters.wake(counter)
+            for counter in range(4):
+                counters.wake(counter)
 
     def compute() -> list[int]:
         taken = []
@@ -309,12 +239,13 @@ def test_a_wake_up_that_nothing_stands_behind_changes_nothing() -> None:
 
 
 def test_a_wake_up_that_is_lost_delays_by_a_look_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
-    computing, member = make_pools(2, 1000)
+    memory = counter_memory(2)
+    _, member = make_pools(2, 1000, memory=memory)
     monkeypatch.setattr(Pool, "LOOK_S", 0.01)
     sleeping = threading.Thread(target=member.wait, daemon=True)
     sleeping.start()
     time.sleep(0.1)
-    computing._counters._numbers[0] += 1  # as `answer` counts, and nobody is woken
+    memory.view(np.uint32)[0] += 1  # as `answer` counts, and nobody is woken
     sleeping.join(LONG_S)
     assert not sleeping.is_alive()
 
@@ -372,29 +303,6 @@ def test_there_is_room_for_arrays_of_any_shapes_and_they_stay_within_it() -> Non
             members[i].put(puts[i])
         for (_, taken), put in zip(computing.take(puts[0]), puts, strict=True):
             assert_same(taken, put)
-
-
-@pytest.mark.parametrize(
-    "env", ["CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits"), probe("Target"), probe("Constant")]
-)
-def test_what_synchronous_asks_for_is_room_for_a_rollout_and_for_the_state(env: str) -> None:
-    """Of every kind of action space. A rollout that was given up at once has arrays of the same types and widths: the
-    one that computes reads the members' by its own.
-    """
-    place = make_parts(env=env, horizon=50)
-    batches = []
-    for horizon in (50, 0):
-        rollout, discounted = place.rollout(horizon)
-        batch = place.learner.prepare(rollout, discounted)
-        batches.append([*batch.samples.arrays(), batch.statistics])
-    full, empty = batches
-    assert [(a.dtype, a.shape[1:]) for a in full] == [(a.dtype, a.shape[1:]) for a in empty]
-    computing, member = make_pools(2, pool_bytes(place.learner, place.state, place.config))
-    member.put(full)
-    assert_same(computing.take(empty)[0][1], full)
-    message = place.state.packed()
-    computing.answer(message)
-    assert_same(together(member.wait), [message])
 
 
 def test_a_worker_with_a_core_to_itself_has_no_pool() -> None:

@@ -103,8 +103,9 @@ def test_those_who_count_at_once_lose_nothing() -> None:
 
 @pytest.mark.parametrize("at", [0, 2**31 - 1, 2**32 - 1], ids=str)
 def test_a_counter_goes_round(at: int) -> None:
-    both = counters()
-    both._numbers[2] = at
+    memory = np.zeros(12, np.uint8)
+    both = Counters(memory)
+    memory.view(np.uint32)[2] = at
     assert both.comes_to(2, at, 0.0) and both.comes_to(2, at - 1, 0.0) and not both.comes_to(2, at + 1, 0.001)
     both.count_up(2)
     assert both.comes_to(2, at + 1, 0.0) and not both.comes_to(2, at + 2, 0.001)

@@ -44,7 +44,7 @@ class Server(Link):
         reply = np.empty(state.layout.core_bytes, np.uint8)
         state.pack(reply)
         state.version = now
-        self._replies.append(reply)
+        self._take(Tag.REPLY, reply)
 
     def report(self, report: Report, rollout: Rollout) -> None:
         self.stopped = self.left == 0
@@ -111,7 +111,7 @@ class Rank0:
         summed = np.zeros(len(state.flat.summed), np.float32)
         summed[state.flat.size] = samples
         before = state.updates
-        self.coordinator.on_gradient(worker, self.coordinator._server.version - staleness, summed)
+        self.coordinator.on_gradient(worker, state.version - staleness, summed)
         return state.updates > before
 
     @property

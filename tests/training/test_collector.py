@@ -1,9 +1,7 @@
-"""Collecting: what the environments really did, cut anywhere, under any layout, and restored from a checkpoint."""
+"""Collecting: what the environments really did, cut anywhere, and under any layout."""
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,11 +12,10 @@ import pytest
 from gymnasium import spaces
 
 from dppo.config import ModelConfig
-from dppo.data import EnvState, Rollout
+from dppo.data import Rollout
 from dppo.envs import probes
 from dppo.seeding import EpisodeSeeds
-from dppo.training.replay import Replay
-from tests.parts import NextStep, Parts, make_parts, probe, settle
+from tests.parts import NextStep, make_parts, probe, settle
 
 ARRAYS = [
     "observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations", "valid", "heads",
@@ -144,16 +141,17 @@ class Clock(gymnasium.Env[np.ndarray, Any]):
         return np.array([self.time], np.float32), 1.0, False, False, {}
 
 
-class Restless(Clock):
-    """Not deterministic, and does not say so."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.clock = time.monotonic_ns()
-        return super().reset(seed=seed)
+class NaNReward(Clock):
+    """In the seventh step of each episode."""
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        super().step(action)
-        return np.array([time.monotonic_ns() % 2**20], np.float32), 1.0, False, False, {}
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, np.nan if self.time == 7 else reward, terminated, truncated, info
+
+
+for _class in (Clock, NaNReward):
+    creator: Any = _class  # whose type Gymnasium's stubs do not know to be one
+    gymnasium.register(f"{_class.__name__}-v0", creator, max_episode_steps=10)
 
 
 # -- pieces and layouts --------------------
@@ -325,60 +323,6 @@ def test_the_native_cartpole_loses_its_reset_rows_and_nothing_else() -> None:
 # -- what goes wrong --------------------
 
 
-class NaNReward(Clock):
-    """In the seventh step of each episode."""
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = super().step(action)
-        return observation, np.nan if self.time == 7 else reward, terminated, truncated, info
-
-
-class Level(Clock):
-    """Remembers across episodes: the reward is the number of the episode, times a factor."""
-
-    level = 0
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        self.level += 1
-        return super().reset(seed=seed)
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        observation, _, terminated, truncated, info = super().step(action)
-        return observation, self.reward(), terminated, truncated, info
-
-    def reward(self) -> float:
-        return float(self.level)
-
-
-class Reorders(Level):
-    """The same rewards in each episode, but in the other order in every second one: those of 4 steps add up to 10."""
-
-    def reward(self) -> float:
-        return float(self.time if self.level % 2 else 5 - self.time)
-
-
-class Uneven(Level):
-    """Remembers nothing; rewards of all sizes and both signs, whose sum depends on the order of the additions."""
-
-    def reward(self) -> float:
-        return float(self.np_random.normal() * 10.0 ** self.np_random.integers(-8, 8))
-
-
-for _class in (Clock, Restless, NaNReward, Level, Reorders):
-    creator: Any = _class  # whose type Gymnasium's stubs do not know to be one
-    gymnasium.register(f"{_class.__name__}-v0", creator, max_episode_steps=10)
-uneven: Any = Uneven
-gymnasium.register("Uneven-v0", uneven, max_episode_steps=5000)
-
-
-def normalised(**kwargs: Any) -> gymnasium.Env[Any, Any]:
-    """Rewards divided by their running deviation, which no reset forgets."""
-    return gymnasium.wrappers.NormalizeReward(gymnasium.make("Pendulum-v1", **kwargs))
-
-
-gymnasium.register("NormalisedPendulum-v0", normalised)
-
-
 @pytest.mark.parametrize(
     ("step", "message"),
     [
@@ -418,183 +362,3 @@ def test_an_environments_error_comes_through_with_its_number() -> None:
     with pytest.raises(RuntimeError, match="simulated bug") as caught:
         place.rollout()
     assert "raised by environment 0" in "".join(caught.value.__notes__)
-
-
-# -- restoring from a checkpoint --------------------
-
-
-def states(place: Parts) -> dict[int, EnvState]:
-    """Where the environments of `place` stand, by their global numbers."""
-    replay = Replay()
-    for report in place.reports:
-        replay.extend(report)
-    return {state.env: state for state in replay.states()[1]}
-
-
-def go_on(place: Parts, saved: dict[int, EnvState], deadline: float = math.inf) -> tuple[Parts, list[str]]:
-    """A worker of a new process with the policy of `place` and its environments as `saved` has them; its complaints."""
-    other = make_parts(place.config, worker=place.collector.worker)
-    other.policy.flat.vector[:] = place.policy.flat.vector
-    other.normaliser.unpack(place.normaliser.pack())
-    other.normaliser.freeze()
-    return other, other.collector.restore(saved, place.collector.row, 1000, deadline)
-
-
-def assert_same_rollouts(a: Parts, b: Parts) -> None:
-    (first, first_returns), (second, second_returns) = a.rollout(40), b.rollout(40)
-    for name in [*ARRAYS, "next_values", "first_row", "final_observations"]:
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
-    np.testing.assert_array_equal(first_returns, second_returns)
-    assert first.episodes == second.episodes
-    for name in ("episode_numbers", "episode_first_rows", "episode_returns", "episode_lengths"):
-        np.testing.assert_array_equal(getattr(a.reports[-1], name), getattr(b.reports[-1], name), err_msg=name)
-
-
-@pytest.mark.parametrize("env", ENVIRONMENTS)
-@pytest.mark.parametrize("rows", [1, 37])
-def test_a_restored_worker_goes_on_to_the_bit(env: str, rows: int) -> None:
-    place = make_parts(env=env, worker=2)
-    settle(place)
-    place.rollout(rows)
-    other, problems = go_on(place, states(place))
-    assert problems == []
-    assert_same_rollouts(place, other)
-
-
-def test_environments_that_were_not_saved_begin_episodes_that_nobody_had() -> None:
-    place = make_parts(num_envs=4)
-    place.rollout(30)
-    saved = states(place)
-    del saved[1]
-    other, problems = go_on(place, saved)
-    assert problems == []
-    expected, _ = place.rollout(10)
-    rollout, _ = other.rollout(10)
-    np.testing.assert_array_equal(rollout.observations[:, [0, 2, 3]], expected.observations[:, [0, 2, 3]])
-    fresh, seed = gymnasium.make(place.config.env), EpisodeSeeds(place.config.seed, 1, 1).of(0, 1000)
-    np.testing.assert_array_equal(rollout.observations[0, 1], fresh.reset(seed=seed)[0])
-    assert other.reports[-1].episode_lengths[1] == 10
-
-
-def test_an_environment_that_is_not_deterministic_is_named_and_its_episode_is_cut() -> None:
-    place = make_parts(env="Restless-v0", worker=1)
-    place.rollout(13)
-    other, problems = go_on(place, states(place))
-    assert [line.split(":")[0] for line in problems] == [f"environment {e} could not be replayed" for e in (2, 3)]
-    rollout, _ = other.rollout(4)
-    assert rollout.episodes == []
-    assert other.reports[-1].episodes_cut == [2, 3]
-    assert other.reports[-1].episode_numbers.tolist() == [2, 2]
-    assert other.reports[-1].episode_lengths.tolist() == [4, 4]
-
-
-@pytest.mark.parametrize(
-    ("env", "rows"), [("Level-v0", 13), ("Level-v0", 21), ("Reorders-v0", 14), ("NormalisedPendulum-v0", 205)]
-)
-def test_an_environment_that_remembers_across_episodes_is_named(env: str, rows: int) -> None:
-    """Its observations are those that were saved; its rewards are others, or come in another order."""
-    place = make_parts(env=env, worker=1)
-    place.rollout(rows)
-    other, problems = go_on(place, states(place))
-    assert [line.split(";")[0] for line in problems] == [
-        f"environment {e} could not be replayed: other rewards came of it" for e in (2, 3)
-    ]
-    rollout, _ = other.rollout(4)
-    assert rollout.episodes == []
-    assert (other.reports[-1].episodes_cut, other.reports[-1].episode_lengths.tolist()) == ([2, 3], [4, 4])
-    assert other.reports[-1].discounted_returns == pytest.approx(other.collector._sums.discounted_returns)
-
-
-@pytest.mark.parametrize(("env", "rows"), [("Level-v0", 20), ("NormalisedPendulum-v0", 400)])
-def test_between_two_episodes_the_one_before_tells_whether_it_remembers(env: str, rows: int) -> None:
-    """There, a checkpoint has no step to compare: with a horizon that divides an episode's length each one is so."""
-    place = make_parts(env=env, worker=1)
-    place.rollout(rows)
-    assert place.reports[-1].episode_lengths.tolist() == [0, 0]
-    saved = states(place)
-    assert [len(state.actions) for state in saved.values()] == [0, 0]
-    other, problems = go_on(place, saved)
-    assert [line.split(";")[0] for line in problems] == [
-        f"environment {e} could not be replayed: other rewards came of it" for e in (2, 3)
-    ]
-    other.rollout(4)
-    assert other.reports[-1].episodes_cut == [2, 3]
-
-
-@pytest.mark.parametrize(("env", "length"), [("Pendulum-v1", 200), (probe("Truncation"), None)])
-@pytest.mark.parametrize("pieces", [1, 3])
-def test_between_two_episodes_an_honest_environment_goes_on_to_the_bit(
-    env: str, length: int | None, pieces: int
-) -> None:
-    place = make_parts(env=env, worker=2)
-    if length is None:
-        length = int(place.rollout(200)[0].episodes[0].length)
-        place = make_parts(env=env, worker=2)
-    for _ in range(pieces):
-        place.rollout(length)
-    saved = states(place)
-    other, problems = go_on(place, saved)
-    assert problems == []
-    assert_same_rollouts(place, other)
-    assert go_on(place, saved, deadline=-math.inf)[1] == []
-
-
-def test_of_the_episode_before_nothing_is_kept_once_the_next_has_a_step() -> None:
-    place, replay = make_parts(env="Pendulum-v1", worker=2), Replay()
-    for rows, held in ((200, 200), (1, 1), (199, 200), (200, 200)):
-        place.rollout(rows)
-        replay.extend(place.reports[-1])
-        assert sum(len(chunk) for _, chunk in replay.chunks) == held
-        last_actions = [len(state.last_actions) for state in replay.states()[1]]
-        assert last_actions == ([0, 0] if rows == 1 else [199, 199])
-
-
-@pytest.mark.parametrize(("env", "rows"), [("Level-v0", 7), ("NormalisedPendulum-v0", 150)])
-def test_in_its_first_episode_there_is_nothing_that_it_could_have_forgotten(env: str, rows: int) -> None:
-    place = make_parts(env=env)
-    place.rollout(rows)
-    assert go_on(place, states(place))[1] == []
-
-
-@pytest.mark.parametrize("pieces", [[4000], [1, 2, 3, 1000, 17, 977], [100] * 20], ids=len)
-def test_the_order_of_additions_is_no_difference(pieces: list[int]) -> None:
-    """Rewards from 1e-8 to 1e8, summed over rollouts of any length."""
-    place = make_parts(env="Uneven-v0")
-    for rows in pieces:
-        place.rollout(rows)
-    other, problems = go_on(place, states(place))
-    assert problems == []
-    place.rollout(50)
-    other.rollout(50)
-    np.testing.assert_array_equal(place.reports[-1].episode_returns, other.reports[-1].episode_returns)
-    saved = states(other)
-    saved[1].episode_return *= 1 + 1e-9
-    saved[0].discounted_return *= 1 - 1e-9
-    assert len(go_on(other, saved)[1]) == 2
-
-
-@pytest.mark.parametrize("env", ["Pendulum-v1", probe("Truncation")])
-def test_without_time_to_replay_new_episodes_begin(env: str) -> None:
-    place = make_parts(env=env)
-    place.rollout(13)
-    saved = states(place)
-    other, problems = go_on(place, saved, deadline=-math.inf)
-    assert [line.split(":")[0] for line in problems] == [f"environment {e} could not be replayed" for e in (0, 1)]
-    rollout, _ = other.rollout(1)
-    assert rollout.episodes == []
-    assert other.reports[-1].episodes_cut == [0, 1]
-    assert other.reports[-1].episode_numbers.tolist() == [saved[i].episode + 1 for i in (0, 1)]
-    assert other.reports[-1].episode_lengths.tolist() == [1, 1]
-
-
-def test_a_native_form_says_that_it_cannot_be_replayed_and_its_episodes_are_cut() -> None:
-    place = make_parts(vectorization="native")
-    place.rollout(5)
-    other, problems = go_on(place, states(place))
-    assert len(problems) == 1
-    assert problems[0].startswith("environments 0..1 cannot be replayed (2 x CartPole-v1, its own vector form")
-    rollout, _ = other.rollout(4)
-    assert rollout.first_row == 5
-    assert rollout.episodes == []
-    assert other.reports[-1].episodes_cut == [0, 1]
-    assert other.reports[-1].episode_lengths.tolist() == [4, 4]

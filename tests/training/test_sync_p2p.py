@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -32,6 +33,7 @@ class Server:
         preempt_fraction: float = 0.0,
         state: TrainingState | None = None,
         totals: np.ndarray | None = None,
+        names: Sequence[str] = (),
     ) -> None:
         ppo = PPOConfig(target_kl=0.0, epochs=1, minibatches=2)
         server = ServerConfig(drop=drop)
@@ -42,15 +44,19 @@ class Server:
         learner = Learner(policy, normaliser, config, 0)
         self.state = state or TrainingState(policy.flat, normaliser, config)
         self.reports: list[Any] = []
+        self.said: list[str] = []
+        self.late: list[int] = []
+        """In each iteration that was closed."""
         tracker: Any = SimpleNamespace(
             counters=SimpleNamespace(pending_env_steps=0),
             saver=SimpleNamespace(take_seal_orders=dict),
-            close=lambda extra: None,
+            close=lambda extra: self.late.append(extra["late"]),
+            console=SimpleNamespace(warn=self.said.append),
             add=self.reports.append,
         )
         self.coordinator = P2PCoordinator(
             cast(Tracker, tracker), self.state, learner, config, range(num_workers), num_computing or num_workers,
-            totals=totals,
+            totals=totals, names=names,
         )  # fmt: skip
         self._statistics = np.ones(learner.num_statistics)
         self._gradient = np.ones_like(policy.flat.summed)
@@ -115,12 +121,13 @@ def test_a_worker_that_regroups_joins_the_iteration_under_way() -> None:
         before.gradient(worker, version=1)
     server = Server(num_workers=2, drop=0, state=before.state, totals=before.coordinator.totals)
     assert server.sums(1, version=2) == [1]
-    assert server.coordinator._server.late == 0
     np.testing.assert_array_equal(server.coordinator.totals, 2.0)
     assert server.gradient(1, version=2) == []
     server.sums(0, version=2)
     server.gradient(0, version=2)
-    assert server.state.updates == 2
+    for worker in (0, 1):
+        server.report(worker)
+    assert (server.state.updates, server.late) == (2, [0])
 
 
 def test_a_late_gradient_is_answered_at_once_and_never_applied() -> None:
@@ -194,16 +201,13 @@ def test_samples_of_dropped_gradients_are_not_learnt_from() -> None:
 
 
 def test_a_straggler_of_which_nothing_is_used_is_named_once() -> None:
-    server = Server(num_workers=3)
-    said: list[str] = []
-    server.coordinator._tracker.console = SimpleNamespace(warn=said.append)  # type: ignore[assignment]
-    server.coordinator._names = ["rank 1 on a", "rank 2 on b", "rank 3 on c"]
+    server = Server(num_workers=3, names=["rank 1 on a", "rank 2 on b", "rank 3 on c"])
     for _ in range(20):
         iterate(server, (0, 2))
-    assert said == [
+    assert server.said == [
         "rank 2 on b: late in 8 of the last 8 iterations, of which none of its gradients was used (--server.drop 1)"
     ]
-    said.clear()
+    server.said.clear()
     for i in range(60):  # who takes turns in being late is none
         iterate(server, ((0, 1), (1, 2), (0, 2))[i % 3])
-    assert said == []
+    assert server.said == []

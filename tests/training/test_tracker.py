@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,12 @@ import pytest
 from gymnasium import spaces
 
 from dppo.config import CheckpointConfig, PPOConfig
+from dppo.console import Console
 from dppo.data import Episode
-from dppo.errors import Failure, SavingError
-from dppo.run import preflight
-from dppo.rundir import checkpoint, runfiles
-from dppo.rundir.checkpoint import checkpoint_folders
+from dppo.run.preflight import Plan, plan_run
+from dppo.rundir.summary import Summary
 from dppo.training.tracker import WINDOW, Tracker
-from tests.parts import Run, make_parts, probe
+from tests.parts import Run, make_parts, probe, wait_for_checkpoints
 
 
 def episode(value: float, row: int = 0, env: int = 0) -> Episode:
@@ -32,12 +31,6 @@ def run(tmp_path: Path) -> Iterator[Run]:
     run = Run(tmp_path)
     yield run
     run.tracker.files.close()
-
-
-def wait_for_checkpoints(run: Run) -> None:
-    """They are written in a thread of their own."""
-    while run.tracker.files.is_writing:
-        time.sleep(0.001)
 
 
 # -- counting --------------------
@@ -107,16 +100,6 @@ def test_repeated_runs_write_the_same_lines_but_for_the_clocks(tmp_path: Path) -
     assert texts[0] == texts[1]
 
 
-def test_the_watchdog_is_told_where_rank_0_waits_for_the_disk(run: Run) -> None:
-    phases: list[str] = []
-    run.tracker.saver.heartbeat = phases.append
-    run.iterate()
-    assert phases == [], "a checkpoint in the course of training is written by a thread"
-    run.tracker.saver.save_at_once()
-    run.tracker.saver.finish("preempted")
-    assert phases == ["checkpoint", "checkpoint"]
-
-
 # -- when ranks die --------------------
 
 
@@ -184,11 +167,12 @@ def test_a_worker_is_handed_over_where_it_stands(run: Run) -> None:
     states, row, first_free = run.tracker.hand_over(0)
     other = make_parts()
     assert other.collector.restore(states, row, first_free, time.monotonic() + 60) == []
-    np.testing.assert_array_equal(other.collector._observations, run.places[0].collector._observations)
+    first = run.places[0].collector.first_observation()
+    np.testing.assert_array_equal(other.collector.first_observation(), first)
     run.tracker.add(other.rollout() and other.reports[-1])
     run.state.finish_iteration(32, 0.0)
     run.tracker.close({})
-    saved = run.tracker._replays[0].states()
+    saved = run.tracker.saver.boundary.replays[0].states()
     third = make_parts()
     assert third.collector.restore({e.env: e for e in saved[1]}, saved[0], 99, time.monotonic() + 60) == []
     assert run.tracker.hand_over(5)[:2] == ({}, saved[0]), "of one that is not known: nothing"
@@ -216,6 +200,12 @@ def test_a_mean_just_below_the_target_is_not_enough(tmp_path: Path) -> None:
     assert run.iterate(assign_roles([5.0] * 99, 1, row=32)) == "target"
 
 
+def resumed(run: Run) -> Plan | Summary:
+    """What a resume would do."""
+    config = replace(run.config, run_dir=str(run.run_dir), resume=True)
+    return plan_run(config, 1 + len(run.places), Console(60.0, enabled=False))
+
+
 def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(tmp_path: Path) -> None:
     """However many the others have ended; of two workers, the last environment of the second is late."""
     run = Run(tmp_path, target_return=5.0, num_envs=60, workers=2)
@@ -229,7 +219,7 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
     assert run.lines()[-1]["return_mean_100_settled"] is None
     run.tracker.saver.finish("preempted")
     first = run.saved()
-    assert preflight._reached(run.config, first) is None
+    assert isinstance(resumed(run), Plan)
     again = Run(tmp_path, target_return=5.0, num_envs=60, workers=2, saved=first)
     for place in again.places:
         last = place.collector.first_env > 0
@@ -237,7 +227,8 @@ def test_a_target_is_not_decided_before_every_environment_has_ended_an_episode(t
     again.state.finish_iteration(0, 0.0)
     assert again.tracker.close({}) == "target"
     assert again.lines()[-1]["return_mean_100_settled"] == 9.0
-    assert preflight._reached(again.config, again.saved()) == "target"
+    ended = resumed(again)
+    assert isinstance(ended, Summary) and ended.exit == "target"
 
 
 def test_an_environment_that_never_ends_is_named_where_it_keeps_a_target_from_being_reached(
@@ -275,44 +266,6 @@ def test_a_request_to_leave_is_granted_at_the_next_boundary(run: Run) -> None:
     assert run.saved().iteration == 2
 
 
-def test_given_up_in_mid_iteration_the_last_boundary_is_what_counts(run: Run) -> None:
-    """A report has come in, but its iteration will not be closed."""
-    run.iterate()
-    expected = run.tracker.saver.boundary.counters
-    run.collect(run.places[0])
-    run.state.flat.vector += 1.0
-    run.tracker.saver.finish("preempted")
-    saved = run.saved()
-    assert (saved.env_steps, saved.iteration) == (32, 1)
-    assert saved.counters["returns"] == expected["returns"]
-    assert (saved.state["parameters"] != run.state.flat.vector).all()
-    row, envs = saved.ranks[1]
-    assert row == 16 and all(len(e.actions) <= 16 for e in envs)
-    assert run.summary()["env_steps"] == 32
-
-
-def test_asked_to_leave_the_last_boundary_is_saved_at_once_and_the_run_goes_on(run: Run) -> None:
-    """Whoever asked may not wait for the next boundary."""
-    run.iterate()
-    run.collect(run.places[0])
-    assert (run.tracker.counters.pending_rollouts, run.tracker.counters.pending_env_steps) == (1, 32)
-    run.preemption.request("SIGTERM")
-    run.tracker.saver.save_at_once()
-    assert (run.saved().env_steps, run.summary()["exit"]) == (32, "preempted")
-    run.state.finish_iteration(run.tracker.counters.pending_env_steps, 0.0)
-    assert run.tracker.close({}) == "preempted"
-    assert (run.saved().env_steps, run.summary()["env_steps"]) == (64, 64)
-    assert [line["iteration"] for line in run.lines()] == [1, 2]
-
-
-def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:
-    run.iterate()
-    run.tracker.saver.fail(Failure("a rank did not answer", stalled=True))
-    summary = run.summary()
-    assert (summary["exit"], summary["error"], summary["stalled"]) == ("failed", "a rank did not answer", True)
-    assert run.saved().env_steps == 0
-
-
 def test_the_summary_is_there_from_the_start(run: Run) -> None:
     summary = run.summary()
     assert (summary["exit"], summary["env_steps"], summary["attempt"], summary["world_size"]) == ("running", 0, 1, 2)
@@ -320,160 +273,6 @@ def test_the_summary_is_there_from_the_start(run: Run) -> None:
     assert keys <= set(summary)
     assert summary["env"] == "CartPole-v1"
     assert asdict(run.tracker.saver.summary) == summary
-
-
-# -- saving --------------------
-
-
-def test_a_run_can_be_resumed_from_its_first_moment(run: Run) -> None:
-    assert run.saved().env_steps == 0
-    assert run.saved().ranks == {1: (0, [])}
-
-
-def test_checkpoints_come_at_their_interval_and_the_newest_stay(tmp_path: Path) -> None:
-    """32 steps an iteration, one every 64."""
-    run = Run(tmp_path, checkpoint=CheckpointConfig(every=64, keep=2))
-    seen = []
-    for _ in range(6):
-        run.iterate()
-        wait_for_checkpoints(run)
-        seen.append(int(checkpoint_folders(tmp_path)[0].name.removeprefix("step_")))
-    assert seen == [0, 64, 64, 128, 128, 192]
-    assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000192", "step_000000128"]
-    run.tracker.files.close()
-
-
-def test_with_an_interval_of_zero_there_are_only_the_first_and_the_last(tmp_path: Path) -> None:
-    run = Run(tmp_path, checkpoint=CheckpointConfig(every=0), total_steps=96)
-    for _ in range(3):
-        run.iterate()
-    assert [f.name for f in checkpoint_folders(tmp_path)] == ["step_000000096", "step_000000000"]
-
-
-def test_a_disk_that_fails_is_told_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = Run(tmp_path, checkpoint=CheckpointConfig(every=32))
-
-    def full(*args: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("dppo.rundir.checkpoint.write_durably", full)
-        run.iterate()
-        wait_for_checkpoints(run)
-    run.iterate()
-    wait_for_checkpoints(run)
-    assert "a checkpoint could not be written: [Errno 28] No space left on device" in capsys.readouterr().err
-    assert run.saved().env_steps == 64
-    run.tracker.files.close()
-
-
-@pytest.fixture
-def full(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
-    """[True] while the disk has no room for a checkpoint."""
-    is_full, write = [True], checkpoint.write_durably
-
-    def write_if(*args: Any) -> None:
-        if is_full[0]:
-            raise OSError(28, "No space left on device")
-        write(*args)
-
-    monkeypatch.setattr(checkpoint, "write_durably", write_if)
-    yield is_full
-    is_full[0] = False
-
-
-def test_a_checkpoint_that_the_disk_refused_is_tried_again_before_the_next_is_due(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: list[bool]
-) -> None:
-    full[0] = False
-    run = Run(tmp_path, checkpoint=CheckpointConfig(every=64))
-    monkeypatch.setattr(runfiles, "RETRY_S", 0.0)
-    full[0] = True
-    for _ in range(2):
-        run.iterate()
-        wait_for_checkpoints(run)
-    full[0] = False
-    run.iterate()
-    wait_for_checkpoints(run)
-    assert run.saved().env_steps == 96
-    run.tracker.files.close()
-
-
-def test_without_patience_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path: Path, full: list[bool]) -> None:
-    full[0] = False
-    run = Run(tmp_path, checkpoint=CheckpointConfig(every=32, patience_s=0))
-    full[0] = True
-    with pytest.raises(SavingError, match="No space left on device") as raised:
-        for _ in range(3):
-            run.iterate()
-            wait_for_checkpoints(run)
-    run.tracker.saver.fail(Failure(str(raised.value)))
-    assert run.summary()["exit"] == "failed" and "No space left" in run.summary()["error"]
-    assert [line["iteration"] for line in run.lines()] == list(range(1, run.state.iteration + 1))
-
-
-def test_asked_to_leave_on_a_full_disk_it_fails_within_the_grace_period(tmp_path: Path, full: list[bool]) -> None:
-    full[0] = False
-    run = Run(tmp_path)
-    run.iterate()
-    full[0] = True
-    run.preemption.grace_s = 0.5
-    run.preemption.request("SIGUSR1")
-    since = time.monotonic()
-    run.tracker.saver.save_at_once()
-    with pytest.raises(SavingError, match="before it had to leave"):
-        run.iterate()
-    assert time.monotonic() - since < 0.5
-    assert run.summary()["exit"] == "running", "not before it is known how it ends"
-    run.tracker.saver.fail(Failure("x"))
-    assert run.summary()["exit"] == "failed"
-
-
-def test_a_run_that_is_done_waits_for_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: list[bool]
-) -> None:
-    full[0] = False
-    run = Run(tmp_path, total_steps=32)
-    monkeypatch.setattr(runfiles, "RETRY_S", 0.01)
-    full[0] = True
-    run.tracker.saver.heartbeat = lambda phase: full.__setitem__(0, False)
-    assert run.iterate() == "finished"
-    assert (run.summary()["exit"], run.saved().env_steps) == ("finished", 32)
-
-
-def test_saved_actions_are_those_since_each_episode_began(tmp_path: Path) -> None:
-    """Over several rollouts and workers, against all that was sent."""
-    run = Run(tmp_path, workers=2, checkpoint=CheckpointConfig(every=0))
-    for _ in range(5):
-        run.iterate()
-    run.tracker.saver.finish("preempted")
-    saved = run.saved()
-    assert sorted(saved.ranks) == [1, 2]
-    for rank, place in enumerate(run.places, 1):
-        row, envs = saved.ranks[rank]
-        sent = np.concatenate([r.env_actions for r in place.reports])
-        report = place.reports[-1]
-        assert row == place.collector.row == 80
-        assert [e.env for e in envs] == [place.collector.first_env, place.collector.first_env + 1]
-        for i, state in enumerate(envs):
-            np.testing.assert_array_equal(state.actions, sent[report.episode_first_rows[i] :, i])
-            np.testing.assert_array_equal(state.observation, report.observations[i])
-            assert (state.episode, state.episode_length) == (report.episode_numbers[i], report.episode_lengths[i])
-            assert (state.episode_return, state.discounted_return) == (
-                report.episode_returns[i],
-                report.discounted_returns[i],
-            )
-
-
-def test_actions_of_ended_episodes_are_forgotten(tmp_path: Path) -> None:
-    """Memory does not grow with the run."""
-    run = Run(tmp_path, env=probe("Truncation"), horizon=16)
-    for _ in range(30):
-        run.iterate()
-    assert len(run.tracker._replays[0].chunks) <= 2
-    run.tracker.files.close()
 
 
 # -- going on --------------------

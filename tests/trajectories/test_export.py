@@ -45,9 +45,7 @@ def make_dump(run_dir: Path, env: str, *, every: int = 1, ranks: int = 2, horizo
             str(serialize_space(envs.action_space)), "0.1.0",
         )  # fmt: skip
         is_box = isinstance(envs.action_space, gymnasium.spaces.Box)
-        writer = TrajectoryWriter(
-            labels, place.collector._seeds.of, has_raw_actions=is_box, segment_bytes=4000, every=every
-        )
+        writer = TrajectoryWriter(labels, place.seeds.of, has_raw_actions=is_box, segment_bytes=4000, every=every)
         for _ in range(NUM_ROLLOUTS[env] * 16 // horizon):
             rollout, _ = place.rollout(horizon)
             writer.add(rollout)

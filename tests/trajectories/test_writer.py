@@ -44,7 +44,7 @@ def make(tmp_path: Path, place: Parts) -> Iterator[Make]:
     def make(**changes: Any) -> TrajectoryWriter:
         labels = Labels(tmp_path, "id", 1, 3, 4, 0, "{}", "{}", "{}", "{}", "0.1")
         settings: dict[str, Any] = {"has_raw_actions": False, "segment_bytes": 10**9} | changes
-        return TrajectoryWriter(labels, place.collector._seeds.of, **settings)
+        return TrajectoryWriter(labels, place.seeds.of, **settings)
 
     yield make
 
@@ -101,7 +101,7 @@ def test_a_segment_holds_what_the_rollouts_held(make: Make, place: Parts, tmp_pa
 def test_actions_as_sampled_are_kept_where_they_may_be_clipped(tmp_path: Path) -> None:
     place = make_parts(env="Pendulum-v1")
     labels = Labels(tmp_path, "id", 1, 3, 4, 0, "{}", "{}", "{}", "{}", "0.1")
-    writer = TrajectoryWriter(labels, place.collector._seeds.of, has_raw_actions=True, segment_bytes=10**9)
+    writer = TrajectoryWriter(labels, place.seeds.of, has_raw_actions=True, segment_bytes=10**9)
     rollout, _ = place.rollout()
     writer.add(rollout)
     writer.settle(None)
@@ -182,7 +182,7 @@ def test_episodes_go_on_over_segments(make: Make, place: Parts, tmp_path: Path) 
             known = listed.setdefault((e["env"][i], e["id"][i]), [0, 0.0, False])
             assert e["offset"][i] == known[0]
             known[:] = [known[0] + e["length"][i], e["return"][i], bool(e["terminated"][i])]
-            assert e["seed"][i] == place.collector._seeds.of(int(e["env"][i]), int(e["id"][i]))
+            assert e["seed"][i] == place.seeds.of(int(e["env"][i]), int(e["id"][i]))
     told = [(e.env, e.length, e.episode_return) for r in rollouts for e in r.episodes]
     ended = [(n, length, total) for (n, _), (length, total, end) in sorted(listed.items()) if end]
     assert sorted(told) == sorted(ended)

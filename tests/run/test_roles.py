@@ -1,0 +1,112 @@
+"""What a rank begins in its role; a role that it does not have stays idle."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dppo.config import TrajectoriesConfig
+from dppo.run.members import Member
+from dppo.run.rank import Group, Rank
+from dppo.run.roles import begin_collecting, begin_dump, begin_tracking, build_envs_alone, count_ranks
+from dppo.run.session import run_session
+from dppo.rundir.checkpoint import newest_valid
+from dppo.rundir.spaces import read_spaces
+from tests.ranks import make_plan, make_rank
+
+WRITES = TrajectoriesConfig(enabled=True)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Rank:
+    """Of three ranks."""
+    me = make_rank(make_plan(tmp_path, num_ranks=3))
+    begin_tracking(me)
+    return me
+
+
+def test_the_server_makes_the_run_directory_with_what_a_reader_needs(server: Rank, tmp_path: Path) -> None:
+    assert {"config.toml", "summary.json", "versions.json", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
+    assert read_spaces(tmp_path) == server.parts.spaces
+    assert server.server.tracker.workers == [0, 1]
+    server.server.tracker.saver.heartbeat("checkpoint")  # the watchdog's
+
+
+def test_a_worker_begins_at_the_start_of_its_environments(tmp_path: Path) -> None:
+    me = make_rank(make_plan(tmp_path, num_ranks=3), rank=2)
+    begin_collecting(me)
+    collector = me.worker.collector
+    assert (collector.worker, collector.first_env, collector.row) == (1, 2, 0)
+    assert me.recovery.standby.replay.is_empty
+    me.parts.close()
+
+
+def test_a_worker_of_a_resumed_run_begins_where_the_checkpoint_has_its_environments(tmp_path: Path) -> None:
+    whole = make_rank(make_plan(tmp_path, total_steps=64))
+    begin_collecting(whole)
+    run_session(whole)
+    me = make_rank(replace(make_plan(tmp_path), saved=newest_valid(tmp_path)[0], attempt=2))
+    begin_collecting(me)
+    np.testing.assert_array_equal(me.worker.collector.first_observation(), whole.worker.collector.first_observation())
+    assert me.worker.collector.row == me.recovery.standby.replay.next_row == 32
+    for rank in (whole, me):
+        rank.parts.close()
+
+
+def test_a_rank_that_is_left_alone_goes_on_with_a_dead_workers_environments(server: Rank) -> None:
+    alone = make_rank(make_plan(server.plan.run_dir)).group
+    server.group = Group(alone.comm, (Member(0, "host", 1, 1),))
+    assert not server.parts.has_envs
+    build_envs_alone(server)
+    assert server.parts.has_envs and server.parts.worker == 1
+    assert (server.worker.collector.worker, server.worker.collector.first_env) == (1, 2)
+    server.parts.close()
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_trajectories_are_written_by_workers_and_where_that_is_asked_for(
+    enabled: bool, rank: int, tmp_path: Path
+) -> None:
+    me = make_rank(make_plan(tmp_path, num_ranks=2, trajectories=replace(WRITES, enabled=enabled)), rank)
+    if rank:
+        begin_collecting(me)
+    begin_dump(me)
+    first = me.worker.dump
+    assert (first is not None) is (enabled and rank == 1)
+    begin_dump(me)
+    assert me.worker.dump is first, "the next session goes on with it"
+    if first is not None:
+        first.close()
+    me.parts.close()
+
+
+def test_how_many_ranks_were_lost_follows_from_how_many_are_left(server: Rank) -> None:
+    """However often it is asked, and whatever a server that died meanwhile had counted."""
+    losses = server.server.tracker.counters.losses
+    losses.ranks_lost = 17
+    for size, replaced, lost in ((3, 0, 0), (2, 0, 1), (3, 1, 1), (3, 1, 1), (1, 1, 3)):
+        server.group.comm.size = size  # type: ignore[misc]
+        server.recovery.replaced = replaced
+        count_ranks(server)
+        assert (losses.ranks_lost, losses.ranks_replaced) == (lost, replaced)
+    assert server.server.summary is not None and server.server.summary.world_size == 1
+
+
+def test_ranks_that_earlier_attempts_have_lost_stay_lost(tmp_path: Path) -> None:
+    before = make_rank(make_plan(tmp_path, total_steps=32))
+    begin_collecting(before)
+    run_session(before)
+    before.parts.close()
+    saved = newest_valid(tmp_path)[0]
+    assert saved is not None
+    saved.counters["losses"] |= {"ranks_lost": 2, "ranks_replaced": 1}
+    me = make_rank(replace(make_plan(tmp_path, num_ranks=2), saved=saved, attempt=2))
+    begin_tracking(me)
+    count_ranks(me)
+    losses = me.server.tracker.counters.losses
+    assert (losses.ranks_lost, losses.ranks_replaced) == (2, 1)
+    me.server.tracker.files.close()

@@ -1,0 +1,119 @@
+"""A trained policy: the saved one with its frozen moments, from the newest checkpoint that is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import pytest
+
+from dppo.errors import UsageError
+from dppo.evaluate import play_episodes
+from dppo.rundir.checkpoint import checkpoint_folders
+from dppo.rundir.spaces import write_spaces
+from dppo.training.policy import load_policy
+from tests.parts import make_parts, probe, save, settle
+
+
+@pytest.fixture
+def cartpole(tmp_path: Path) -> Path:
+    """An untrained policy: episodes of some ten steps."""
+    place = make_parts(env="CartPole-v1")
+    settle(place)
+    return save(place, tmp_path / "cartpole")
+
+
+@pytest.fixture
+def pendulum(tmp_path: Path) -> Path:
+    place = make_parts(env="Pendulum-v1")
+    settle(place)
+    return save(place, tmp_path / "pendulum")
+
+
+def test_the_policy_is_loaded_where_its_environment_is_not_installed(pendulum: Path) -> None:
+    observations = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
+    actions = load_policy(pendulum).act(observations)
+    env = gymnasium.make("Pendulum-v1")
+    write_spaces(pendulum, env.observation_space, env.action_space)
+    config = pendulum / "config.toml"
+    config.write_text(config.read_text().replace("Pendulum-v1", "a_simulator_that_nobody_has:Plant-v0"))
+    np.testing.assert_array_equal(load_policy(pendulum).act(observations), actions)
+    with pytest.raises(ValueError, match="a_simulator_that_nobody_has"):  # to play in it is another thing
+        play_episodes(load_policy(pendulum), 1)
+    (pendulum / "spaces.json").write_text('{"observation_space": {"type": "Box"}}')
+    with pytest.raises(UsageError, match=r"spaces\.json cannot be read"):
+        load_policy(pendulum)
+
+
+def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> None:
+    place = make_parts(env="CartPole-v1")
+    settle(place)
+    policy = load_policy(save(place, tmp_path / "run"))
+    observations = np.random.default_rng(0).normal(0, 1, (20, 4)).astype(np.float32)
+    np.testing.assert_array_equal(policy.act(observations), place.policy.greedy(place.normaliser.inputs(observations)))
+    values = place.policy.value(place.normaliser.inputs(observations)) / place.normaliser.reward_scale
+    np.testing.assert_allclose(policy.value(observations), values, rtol=1e-6)
+    assert (policy.env_steps, policy.config.env) == (1234, "CartPole-v1")
+    for _ in range(3):
+        policy.act(100 * observations)
+    np.testing.assert_allclose(policy.value(observations), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")])
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_actions_are_as_the_environment_wants_them(tmp_path: Path, env: str, stochastic: bool) -> None:
+    place = make_parts(env=env)
+    policy = load_policy(save(place, tmp_path / "run"))
+    space, observation = place.collector.envs.action_space, place.collector.envs.observation_space.sample()
+    single = policy.act(observation, stochastic=stochastic)
+    assert space.contains(np.asarray(single, space.dtype)) or space.contains(int(single))
+    many = policy.act(np.stack([observation] * 5), stochastic=stochastic)
+    assert many.shape == (5, *np.shape(single))
+    assert np.shape(policy.value(observation)) == ()
+
+
+def test_greedy_repeats_itself_and_stochastic_does_not(pendulum: Path) -> None:
+    policy = load_policy(pendulum)
+    observation = np.zeros(3, np.float32)
+    assert policy.act(observation) == policy.act(observation)
+    assert policy.act(observation, stochastic=True) != policy.act(observation, stochastic=True)
+
+
+def test_an_observation_of_another_shape_is_refused_with_both(cartpole: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected an observation \(4,\) or a batch .*got \(3,\)"):
+        load_policy(cartpole).act(np.zeros(3))
+
+
+def test_the_newest_valid_checkpoint_is_taken_and_damage_is_told(
+    cartpole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = make_parts(env="CartPole-v1")
+    save(place, cartpole, env_steps=5678)
+    assert load_policy(cartpole).env_steps == 5678
+    (checkpoint_folders(cartpole)[0] / "state.safetensors").write_bytes(b"")
+    assert load_policy(cartpole).env_steps == 1234
+    assert "step_000005678 is damaged and was skipped: state.safetensors" in capsys.readouterr().err
+
+
+def test_where_no_checkpoint_is_left_it_says_why(cartpole: Path) -> None:
+    (checkpoint_folders(cartpole)[0] / "state.safetensors").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"has no valid checkpoint: .*step_000001234"):
+        load_policy(cartpole)
+
+
+def test_a_policy_asks_for_the_spaces_that_it_was_trained_with_but_not_for_their_bounds(cartpole: Path) -> None:
+    policy, (space, two) = load_policy(cartpole), (gymnasium.spaces.Box(-1, 1, (4,)), gymnasium.spaces.Discrete(2))
+    policy.require(space, two)
+    with pytest.raises(UsageError, match=r"CartPole-v1 observes Box\(.* it observes Box"):
+        policy.require(gymnasium.spaces.Box(-1, 1, (3,)), two)
+    with pytest.raises(UsageError, match=r"CartPole-v1 takes Discrete\(3\) here"):
+        policy.require(space, gymnasium.spaces.Discrete(3))
+
+
+def test_a_seed_repeats_stochastic_actions(pendulum: Path) -> None:
+    policy, observations = load_policy(pendulum), np.zeros((5, 3), np.float32)
+    policy.seed(7)
+    first = policy.act(observations, stochastic=True)
+    policy.seed(7)
+    np.testing.assert_array_equal(policy.act(observations, stochastic=True), first)
