@@ -1,4 +1,4 @@
-"""What travels between collecting and learning: arrays, with a legend of their shapes.
+"""The arrays that travel between collecting and learning, with their shapes.
 
 Axes: T rows (time), N environments of the rank, B samples of a minibatch, D numbers of an observation, K numbers that
 parametrise the action distribution.
@@ -15,43 +15,43 @@ import numpy as np
 
 @dataclass(slots=True)
 class Episode:
-    """An episode that ended: where, and what it was worth."""
+    """An episode that ended: where it ended, its return and its length."""
 
     row: int
-    """Row of the worker's whole history (not of the rollout) in which it ended."""
+    """Row in which the episode ended, counted in the worker's whole history (not in the rollout)."""
     env: int
     """Global number of the environment."""
     episode_return: float
     """Undiscounted sum of raw rewards."""
     length: int
-    """Transitions."""
+    """Number of transitions."""
 
 
 @dataclass(slots=True)
 class EpisodeProgress:
-    """How a worker's environments stand between two rows: their present episodes, [N] each."""
+    """The present episodes of a worker's environments between two rows; arrays of shape [N]."""
 
     episodes: np.ndarray
-    """int64, numbers."""
+    """int64, numbers of the episodes."""
     lengths: np.ndarray
     """int64, transitions so far."""
     returns: np.ndarray
-    """float64, so far."""
+    """float64, returns so far."""
 
 
 @dataclass(slots=True)
 class Rollout:
-    """T rows of N environments, as they were lived through. All arrays are C-contiguous.
+    """T rows of N environments, as they were collected. All arrays are C-contiguous.
 
-    `Collector._complete` makes it, and gives the fields in this order.
+    `Collector._complete` makes a rollout, and gives the fields in this order.
     """
 
     first_row: int
     """Number of row 0 in the worker's whole history."""
     observations: np.ndarray
-    """[T, N, *obs] in the environment's own type, raw."""
+    """[T, N, *obs], raw, in the environment's own type."""
     inputs: np.ndarray
-    """[T, N, D] float32, what the network saw: normalised and flattened."""
+    """[T, N, D] float32, the network's inputs: observations, normalised and flattened."""
     actions: np.ndarray
     """[T, N, *act] as sampled; Box actions in the policy's own units, not clipped. Segments call them actions_raw."""
     env_actions: np.ndarray
@@ -63,7 +63,7 @@ class Rollout:
     truncations: np.ndarray
     """[T, N] bool."""
     valid: np.ndarray
-    """[T, N] bool: False for a row that a native environment spent on a reset; it is no transition."""
+    """[T, N] bool: False for a row that a native environment spent on a reset, which is no transition."""
     heads: np.ndarray
     """[T, N, K] float32: parameters of the distribution that the action was drawn from."""
     log_probs: np.ndarray
@@ -71,27 +71,27 @@ class Rollout:
     values: np.ndarray
     """[T, N] float32: the critic's value of the observation."""
     next_values: np.ndarray
-    """[T, N] float32: its value of what truly came next (also where a time limit cut the episode); 0 after a terminal
-    state.
+    """[T, N] float32: the critic's value of what truly came next (also where a time limit cut the episode); 0 after a
+    terminal state.
     """
     final_rows: np.ndarray
     """[F] int: rows in which an episode ended."""
     final_envs: np.ndarray
     """[F] int: the environment of each of these episodes, by its index in the rank."""
     final_observations: np.ndarray
-    """[F, *obs]: the true last observation of each."""
+    """[F, *obs]: the true last observation of each of these episodes."""
     versions: np.ndarray
     """[T] int64: version of the parameters that acted in a row. Segments call it policy_version."""
     progress: EpisodeProgress
-    """Before row 0."""
+    """The episodes' progress before row 0."""
     episodes: list[Episode] = field(default_factory=list)
     episodes_cut: list[int] = field(default_factory=list)
-    """Global numbers of environments whose episode could not be restored: it came to nothing, and another began in row
-    0.
+    """Global numbers of environments whose episode could not be restored: it is not counted, and another one began in
+    row 0.
     """
 
     def joined(self, rest: Rollout) -> Rollout:
-        """This rollout, which was cut short, and the one that goes on where it was cut."""
+        """Returns this rollout, which was cut short, joined with `rest`, which continues where it was cut."""
         assert rest.first_row == self.first_row + self.num_rows
         values: dict[str, Any] = {}
         for name in self.__slots__:
@@ -106,12 +106,12 @@ class Rollout:
 
     @property
     def num_rows(self) -> int:
-        """T; smaller than the horizon where collection was cut short."""
+        """T; smaller than the horizon if collection was cut short."""
         return int(self.rewards.shape[0])
 
     @property
     def num_steps(self) -> int:
-        """Valid transitions."""
+        """Number of valid transitions."""
         return int(np.count_nonzero(self.valid))
 
 
@@ -138,13 +138,13 @@ class Minibatch:
         return len(self.log_probs)
 
     def __getitem__(self, index: np.ndarray | slice) -> Minibatch:
-        """The samples `index`, copied; views of a slice."""
+        """Returns the samples `index`: copies, or views if `index` is a slice."""
         if isinstance(index, slice):
             return Minibatch(*[array[index] for array in self.arrays()])
         return Minibatch(*[array.take(index, axis=0) for array in self.arrays()])
 
     def arrays(self) -> list[np.ndarray]:
-        """The fields, in their order; `Minibatch(*arrays)` is the inverse."""
+        """Returns the fields, in their order; `Minibatch(*arrays)` is the inverse."""
         return [
             self.inputs, self.actions, self.heads, self.log_probs, self.values, self.advantages, self.returns,
         ]  # fmt: skip
@@ -152,11 +152,12 @@ class Minibatch:
 
 @dataclass(slots=True)
 class LastEpisodes:
-    """Of N environments, the episodes before their current ones; what a resume compares where those have no step yet.
+    """The episodes of N environments before their current ones. A resume compares them if the current ones have no
+    step yet.
 
-    first_rows: [N] int64, row in which each began; -1: there is none, or it is not known.
-    returns: [N] float64.
-    last_rewards: [N] float64, of their last steps.
+    first_rows: [N] int64, row in which each episode began; -1: there is none, or its row is not known.
+    returns: [N] float64, returns of the episodes.
+    last_rewards: [N] float64, rewards of the episodes' last steps.
     """
 
     first_rows: np.ndarray
@@ -173,10 +174,10 @@ class LastEpisodes:
 
 @dataclass(slots=True)
 class Report:
-    """What a worker tells rank 0 of a rollout: counts, episodes, and where its environments stand after it.
+    """What a worker tells rank 0 of a rollout: counts, episodes, and where its environments are after the rollout.
 
-    The actions are only those of this rollout; rank 0 keeps the history since each episode's start, which is what a
-    resume replays.
+    The actions are only those of this rollout. Rank 0 keeps the actions since each episode's start, which a resume
+    replays.
     """
 
     worker: int
@@ -185,110 +186,113 @@ class Report:
     env_steps: int
     episodes: list[Episode]
     env_actions: np.ndarray
-    """[T, N, *act], T may be 0."""
+    """[T, N, *act]; T may be 0."""
     episode_numbers: np.ndarray
     """[N] int64, number of each environment's current episode."""
     episode_first_rows: np.ndarray
-    """[N] int64, row in which it began."""
+    """[N] int64, row in which each current episode began."""
     observations: np.ndarray
-    """[N, *obs], the next to act on."""
+    """[N, *obs], the next observations to act on."""
     episode_returns: np.ndarray
-    """[N] float64, so far."""
+    """[N] float64, returns of the current episodes so far."""
     episode_lengths: np.ndarray
-    """[N] int64, so far."""
+    """[N] int64, lengths of the current episodes so far."""
     discounted_returns: np.ndarray
-    """[N] float64, the running discounted return."""
+    """[N] float64, running discounted returns."""
     last_episodes: LastEpisodes | None
-    """Of the environments, before their current ones; None where no environment is between two episodes."""
+    """The episodes before the current ones; None if no environment is between two episodes."""
     collect_s: float
     learn_s: float
-    """Of the iteration before."""
+    """Seconds of learning in the iteration before."""
     exchange_s: float
-    """Of the iteration before: waiting for other ranks, a part of learn_s."""
+    """Seconds of waiting for other ranks in the iteration before, a part of learn_s."""
     moment_sums: np.ndarray | None = None
-    """Async: sums of the rollout about the means that follow; in sync they travel with the statistics."""
+    """Sums of the rollout about `moment_means`, in async; in sync they travel with the statistics."""
     moment_means: tuple[np.ndarray, np.ndarray] | None = None
-    """In sync only before the first sums are merged: what all workers have taken them about."""
+    """The means about which moment sums are taken; in sync given only before the first sums are merged, the same from
+    all workers.
+    """
     iteration: int = 0
-    """Sync: iterations that were finished when it was begun."""
+    """Number of iterations that were finished when the rollout began, in sync."""
     episodes_cut: list[int] = field(default_factory=list)
-    """As in `Rollout`."""
+    """Global numbers of environments whose episode could not be restored, as in `Rollout`."""
 
     def __reduce__(self) -> tuple[type[Report], tuple[Any, ...]]:
-        """Pickled once in a rollout: half the time of what a dataclass does by itself."""
+        """Pickles a report, once in a rollout, in half the time of what a dataclass does by itself."""
         return Report, tuple([getattr(self, name) for name in self.__slots__])
 
 
 @dataclass(slots=True)
 class EnvState:
-    """Where one environment stands, so that it can be brought there again."""
+    """The place of one environment within its episode, so that it can be brought there again."""
 
     env: int
-    """Global number."""
+    """Global number of the environment."""
     row: int
-    """Row of its worker's history."""
+    """Row of the worker's history."""
     episode: int
     """Number of the episode; with the run's seed it gives the episode's seed."""
     actions: np.ndarray
-    """[L, *act] since the episode's start."""
+    """[L, *act], actions since the episode's start."""
     observation: np.ndarray
-    """[*obs], what replaying them must lead to."""
+    """[*obs], the observation to which a replay of the actions must lead."""
     episode_return: float
     episode_length: int
     discounted_return: float
     last_actions: np.ndarray
-    """[K, *act]: where the episode has no step yet, those of the one before, but for its last; else empty."""
+    """[K, *act]: if the episode has no step yet, the actions of the episode before, except the last; else empty."""
     last_return: float
-    """Of that episode; 0 where none is compared."""
+    """Return of the episode before; 0 if it is not compared."""
     last_reward: float
-    """Of its last step."""
+    """Reward of the last step of the episode before."""
 
 
 NO_ENVS = np.empty(0, np.intp)
-NO_ENVS.setflags(write=False)  # shared by every row in which nothing ended
+NO_ENVS.setflags(write=False)  # shared by every row in which no episode ended
 
 
 @dataclass(slots=True)
 class Step:
-    """One row of N environments: what came of one action in each.
+    """One row of N environments: the results of one action in each.
 
-    The arrays are not for the caller to write to. They outlive the next `step` and are overwritten by the one
-    after that: "this observation" and "the next" may be held together, a whole rollout of them may not.
-    `final_*` are never overwritten.
+    The caller must not write to the arrays. They survive the next `step`, and the step after that overwrites them. So
+    "this observation" and "the next" may be held together, but not the observations of a whole rollout. `final_*` are
+    never overwritten.
     """
 
     observations: np.ndarray
-    """[N, *obs], the space's dtype: those to act on next. Where an episode ended, already the first of the
-    next one (in a native NEXT_STEP environment still the last of the old one: the next row is its reset)."""
+    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is already the
+    first observation of the next one (in a native NEXT_STEP environment it is still the last of the old one, and the
+    next row is the reset)."""
     rewards: np.ndarray
     """[N] float32 or float64."""
     terminations: np.ndarray
-    """[N] bool: the episode reached an end of the task; nothing is to be earned after it."""
+    """[N] bool: the episode reached an end of the task, after which no reward can be earned."""
     truncations: np.ndarray
-    """[N] bool: the episode was cut, as a rule by a time limit; its value goes on. Both can be true."""
+    """[N] bool: the episode was cut, as a rule by a time limit, so its value does not end. Both can be true."""
     final_envs: np.ndarray
     """[F] intp, ascending: the environments whose episode ended in this row. Nearly always empty."""
     final_observations: np.ndarray
-    """[F, *obs]: their true last observations."""
+    """[F, *obs]: the true last observations of these episodes."""
     valid: np.ndarray | None = None
-    """[N] bool, None for all: false where a NEXT_STEP environment was reset instead: not a transition."""
+    """[N] bool, or None if all are true: false where a NEXT_STEP environment was reset, which is no transition."""
 
 
 @dataclass(slots=True)
 class Batch:
-    """A worker's rollout, ready for minibatches, and what the ranks have to add up first."""
+    """A worker's rollout, ready for minibatches, and the statistics that the ranks have to add up first."""
 
     samples: Minibatch
     statistics: np.ndarray
-    """[len(STATISTICS) + moments] float64, sums over this worker's samples; once the workers have met, over all."""
+    """[len(STATISTICS) + moments] float64: sums over this worker's samples, or over all samples after the exchange."""
     parts: tuple[tuple[int, int], ...]
-    """(worker, samples) of the rollouts that `samples` joins, in its order: nearly always one."""
+    """(worker, number of samples) of the rollouts that `samples` joins, in this order: nearly always one."""
     stop: bool = False
-    """A worker whose samples these are knows that the run has ended."""
+    """Whether a worker of these samples knows that the run has ended."""
 
     @classmethod
     def joined(cls, batches: Sequence[Batch]) -> Batch:
-        """Of several workers, whose gradients one of them computes."""
+        """Joins the batches of several workers, whose gradients one of them computes."""
         columns = zip(*(batch.samples.arrays() for batch in batches), strict=True)
         statistics = np.sum([batch.statistics for batch in batches], axis=0)
         parts = tuple(part for batch in batches for part in batch.parts)
@@ -301,14 +305,16 @@ class Sealed(NamedTuple):
 
     rank: int
     row: int | None
-    """That was asked for; None: nobody asked."""
+    """The row that was asked for; None: nobody asked."""
     next_segment: int | None
-    """Segments below it hold all rows before `row` that could be written; None: a later row is in one already."""
+    """Number of the next segment: the segments below it hold all rows before `row` that could be written; None: a
+    later row is in one of them already.
+    """
     end_row: int = 0
-    """Behind the last row in them."""
+    """The row behind the last one in these segments."""
     problem: str | None = None
-    """What is not written, and why; told once."""
+    """The reason why something is not written, and what; told once."""
     failed: bool = False
-    """It is an error, not a limit that was set."""
+    """Whether the problem is an error, not a limit that was set."""
     refusal: str | None = None
-    """What the disk says, which is asked again; "": it has taken everything."""
+    """The error of a disk that is tried again; "": the disk has taken everything."""

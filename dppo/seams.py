@@ -1,4 +1,4 @@
-"""Every seam of the package on one page: what each side may rely on, and where each is made.
+"""Every seam of the package on one page: what each side may rely on, and where each seam is implemented.
 
 | seam | made in |
 |---|---|
@@ -8,7 +8,7 @@
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
 
-All coordinators extend the one of training/coordinator.py; those of sync also that of training/sync_loop.py.
+All coordinators extend the one of training/coordinator.py; the synchronous ones also that of training/sync_loop.py.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 # -- environments --------------------
 
 EpisodeSeed = Callable[[int], int]
-"""Called with the local index of an environment; returns the seed of its next episode, and counts it."""
+"""A function that takes the local index of an environment, returns the seed of its next episode, and counts it."""
 
 
 class Closable(Protocol):
-    """Environments, or one."""
+    """One environment, or several, that can be closed."""
 
     def close(self) -> None: ...
 
@@ -42,11 +42,11 @@ class VectorEnv(Protocol):
 
     num_envs: int
     observation_space: gymnasium.Space[Any]
-    """Of one environment."""
+    """The observation space of one environment."""
     action_space: gymnasium.Space[Any]
-    """Of one environment."""
+    """The action space of one environment."""
     replayable: bool
-    """Every episode begins with a seed of its own, so that seed and actions restore it."""
+    """Whether every episode begins with a seed of its own, so that seed and actions restore it."""
     description: str
     """A short phrase for the log."""
 
@@ -55,7 +55,7 @@ class VectorEnv(Protocol):
         ...
 
     def step(self, actions: np.ndarray) -> Step:
-        """Takes `actions` [N, *act], as the environment wants them. Begins the next of ended episodes."""
+        """Takes `actions` [N, *act], in the form that the environment expects. Begins new episodes after ended ones."""
         ...
 
     def replay(
@@ -65,17 +65,17 @@ class VectorEnv(Protocol):
         deadline: float = math.inf,
         rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
-        """Brings environment i to where `seeds[i]` and the actions `actions[i]` [L_i, *act] since then lead.
+        """Resets each environment i with `seeds[i]` and takes the actions `actions[i]` [L_i, *act].
 
-        Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay
-        was not done by time.monotonic() `deadline`. Those are not what was saved: their rows mean nothing, and
-        each needs `begin_episode` before the next step. Where `rewards` is given, those that each environment gave,
-        [L_i] float64, are appended to it. Does not call `episode_seed`. Only where `replayable`.
+        Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay was not
+        done by time.monotonic() `deadline`. The observations of these environments are not valid, and each of them
+        needs `begin_episode` before the next step. If `rewards` is given, the rewards of each environment, [L_i]
+        float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
         """
         ...
 
     def begin_episode(self, index: int) -> np.ndarray:
-        """Gives up an environment's episode, begins its next. Returns [*obs]. Only where `replayable`."""
+        """Gives up an environment's episode and begins its next one. Returns [*obs]. Only if `replayable`."""
         ...
 
     def close(self) -> None: ...
@@ -90,26 +90,26 @@ class Distribution(Protocol):
     def evaluate(
         self, head: np.ndarray, actions: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, float], np.ndarray]]:
-        """[B] log-probabilities of `actions`, [B] entropies, and (d_log_prob [B], d_entropy) -> d_head [B, K]."""
+        """Returns [B] log-probabilities of `actions`, [B] entropies, (d_log_prob [B], d_entropy) -> d_head [B, K]."""
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """[B] KL[old | new]."""
+        """Returns [B] KL[old | new]."""
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
-        """[B, K] gradient of weight * sum of `kl` with respect to `head`."""
+        """Returns the [B, K] gradient of weight * sum of `kl` with respect to `head`."""
 
 
 class Network(Protocol):
     """Maps normalised observations to the policy's outputs and to values; its parameters lie in a FlatParameters."""
 
     def policy(self, inputs: np.ndarray) -> np.ndarray:
-        """[B, D] -> [B, K'] the policy's outputs alone; nothing is kept for `backward`. Valid until the next call."""
+        """Maps [B, D] to the policy's outputs [B, K'], valid until the next call; keeps nothing for `backward`."""
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
-        """[B, D] -> [B] values alone; nothing is kept for `backward`. Valid until the next call."""
+        """Maps [B, D] to the values [B], valid until the next call; keeps nothing for `backward`."""
 
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Both, and what `backward` needs is kept."""
+        """Maps [B, D] to the policy's outputs [B, K'] and the values [B]; keeps what `backward` needs."""
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
         """Writes (not adds) the gradient of the last `forward` into the flat gradient."""
@@ -119,7 +119,7 @@ class Network(Protocol):
 
 
 class Tag(IntEnum):
-    """Kinds of messages; the first group goes to rank 0, the second comes from it."""
+    """Kinds of messages: the first group goes to rank 0, the second comes from rank 0."""
 
     REPORT = 1
     SUMS = 2
@@ -145,19 +145,19 @@ class Answer(NamedTuple):
     worker: int
     tag: Tag
     message: np.ndarray
-    """uint8; shared between answers of a round, never written again."""
+    """uint8; shared by the answers of a round, never written again."""
 
 
 class Coordinator(Protocol):
-    """What rank 0 does with messages; one for each mode. All are called in rank 0's one thread."""
+    """Rank 0's part of a protocol: it answers messages. All methods are called in rank 0's one thread."""
 
     @property
     def done(self) -> bool:
-        """The run has ended, and every worker has said goodbye or was abandoned."""
+        """Whether the run has ended, and every worker has said goodbye or was abandoned."""
 
     @property
     def abandoned(self) -> bool:
-        """Some workers did not leave in time."""
+        """Whether some workers did not leave in time."""
 
     def on_report(self, report: Report) -> list[Answer]: ...
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]: ...
@@ -169,27 +169,27 @@ class Coordinator(Protocol):
     def on_bye(self, worker: int) -> list[Answer]: ...
     def on_sealed(self, answer: Sealed) -> list[Answer]: ...
     def idle(self) -> list[Answer]:
-        """Called between messages: clocks and signals."""
+        """Looks at clocks and signals between two messages."""
 
 
 class Exchange(Protocol):
-    """How the sums and gradients of an iteration meet."""
+    """A worker's part of a synchronous protocol: how the sums and gradients of an iteration meet."""
 
     @property
     def waited_s(self) -> float:
-        """Seconds spent in waiting for other ranks, since the start."""
+        """Seconds of waiting for other ranks since the start."""
 
     def meet(self, batch: Batch) -> Batch | None:
-        """The samples whose gradients this worker computes, with the statistics of all workers; None where the run has
-        ended. If the iteration has passed meanwhile, there is nothing to compute.
+        """Returns the samples whose gradients this worker computes, with the statistics of all workers; None if the run
+        has ended. If the iteration has passed meanwhile, there is nothing to compute.
         """
 
     def is_past(self, minibatch: int) -> bool:
-        """Whether this update of the iteration was made without this worker."""
+        """Returns whether this update of the iteration was made without this worker."""
 
     def step(self) -> bool:
-        """Averages the flat gradient over ranks by samples and makes the update; False: the iteration's updates are
-        over.
+        """Averages the flat gradient over ranks by samples and makes the update. Returns False if the iteration's
+        updates are over.
         """
 
     def finish_iteration(self, totals: np.ndarray) -> None:
@@ -197,7 +197,7 @@ class Exchange(Protocol):
 
 
 class Dump(Protocol):
-    """A worker's trajectory writer, as far as rank 0 has to do with it."""
+    """A worker's trajectory writer, as far as rank 0 uses it."""
 
     def add(self, rollout: Rollout) -> None: ...
     def seal(self, row: int) -> None: ...

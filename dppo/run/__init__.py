@@ -1,4 +1,4 @@
-"""python -m dppo.run: how a run starts, goes on after deaths, and ends. `train` is the same for Python."""
+"""python -m dppo.run: how a run starts, continues after deaths, and ends. `train` does the same from Python."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ if TYPE_CHECKING:
 
 
 def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = (), quiet: bool = False) -> Summary:
-    """Trains as `config` says, on all ranks of `comm`; every rank of it must call this. Returns the summary, on every
-    rank that is left.
+    """Trains as `config` says, on all ranks of `comm`; every rank of `comm` must call this. Returns the summary, on
+    every rank that is left.
 
     Args:
-      config: with `resume` everything is as the run in `run_dir` has it; what differs from the default is given anew,
-        where it may be.
+      config: with `resume`, all settings are those of the run in `run_dir`, except the settings given here that differ
+        from the default and that a resume may change.
       comm: COMM_WORLD if None; a process without mpirun is a world of one.
-      notes: shown before the run.
+      notes: lines to show before the run.
       quiet: rank 0 prints nothing but warnings.
 
     Raises:
-      ValueError: for impossible settings, a missing environment, a run directory that holds a run; on every rank.
+      ValueError: on every rank: impossible settings, a missing environment, or a run directory that holds a run.
       ImportError: there is no MPI.
     """
     from dppo.startup import prepare

@@ -1,4 +1,4 @@
-"""python -m dppo.run. The only place where the order of imports counts.
+"""python -m dppo.run. Only in this module does the order of imports matter.
 
 Guards fork before there are threads, and NumPy, torch and MPI read the environment when they are imported.
 """
@@ -13,8 +13,8 @@ from dppo.errors import NoMPIError
 
 
 def main() -> None:
-    """The whole life of a rank."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until it can be noted: no traceback from amid an import
+    """Runs a rank from its start to its end."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the signal can be noted: no traceback from within an import
     started = time.monotonic()
     from dppo import startup
     from dppo.cluster import guard, launcher

@@ -1,8 +1,8 @@
 """python -m dppo.run: flags, COMM_WORLD, recovery loop, exit code.
 
-The top of the house: it puts the other modules together and is the only one that says COMM_WORLD. Ranks decide
-together: what can go wrong before training is gathered and shown once, by rank 0, and all leave with the same code.
-While nothing is on disk, `_from_a_start` repeats the start after a death; `train_on` recovers from later deaths.
+This top module puts the other modules together and is the only one that says COMM_WORLD. Ranks decide together: errors
+before training are gathered and shown once, by rank 0, and all ranks leave with the same code. While nothing is on
+disk, `_from_a_start` repeats the start after a death; `train_on` recovers from later deaths.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None, started: float | None = None) -> int:
-    """Runs the command; returns the exit code, the same on every rank.
+    """Runs the command. Returns the exit code, the same on every rank.
 
     Args:
-      started: time.monotonic() of the process's start; None: now.
+      started: time.monotonic() at the process's start; None: now.
     """
     if mpi.is_spawned():
         return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD), is_command=True).exit]
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
 
 
 def _parse(argv: Sequence[str] | None, comm: MPI.Comm) -> tuple[Config, list[str]] | int:
-    """Collective over `comm`. Settings and notes; an exit code where there is nothing to do."""
+    """Collective over `comm`. Returns settings and notes, or an exit code if there is nothing to do."""
     parsed: tuple[Config, list[str]] | int | None = None
     if comm.rank == 0:
         try:
@@ -85,14 +85,14 @@ def _parse(argv: Sequence[str] | None, comm: MPI.Comm) -> tuple[Config, list[str
 
 
 def _from_a_start(comm: MPI.Comm, begin: Callable[[MPI.Comm], T]) -> tuple[T, MPI.Comm]:
-    """Collective over `comm`. What `begin` gives while nothing is on disk yet: if a rank dies meanwhile, those that are
-    left begin again; with their communicator.
+    """Collective over `comm`. Returns what `begin` returns, and the communicator of the ranks that are left. If a rank
+    dies meanwhile, the others begin again, because nothing is on disk yet.
     """
     while True:
         try:
             with deaths_noticed():
                 begun = begin(comm)
-                ulfm.wait_for_all(comm, lambda: None)  # nobody leaves a stage that somebody else begins again
+                ulfm.wait_for_all(comm, lambda: None)  # no rank leaves a stage that another one begins again
                 return begun, comm
         except RankFailure:
             comm, _ = ulfm.regroup(comm, (), lambda comm: None, lambda: None)
@@ -106,8 +106,8 @@ def _wrong_use(message: str) -> int:
 
 
 def _wrong_use_by_all(message: str) -> int:
-    """Of processes that cannot talk with each other, the first says it. srun ends the others once one has left, and
-    takes their codes: they all leave a little later, and with this one.
+    """Prints the message on the first of the processes, which cannot talk with each other. Returns the exit code after
+    a wait: srun ends the other processes once one has left, and takes their codes, so all leave late, with this code.
     """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if is_first():
@@ -125,20 +125,20 @@ def train(
     quiet: bool = False,
     is_command: bool = False,
 ) -> Summary:
-    """Trains as `config` says, on all ranks of `comm`; every rank of it must call this. Returns the summary, on every
-    rank that is left.
+    """Trains as `config` says, on all ranks of `comm`; every rank of `comm` must call this. Returns the summary, on
+    every rank that is left.
 
     Args:
-      config: need not be resolved. With `resume` everything is as the run in `run_dir` has it; what differs from the
-        default is given anew, where it may be.
+      config: need not be resolved. With `resume`, all settings are those of the run in `run_dir`, except the settings
+        given here that differ from the default and that a resume may change.
       comm: COMM_WORLD if None; a process without mpirun is a world of one.
-      notes: shown before the run.
+      notes: lines to show before the run.
       quiet: rank 0 prints nothing but warnings.
-      is_command: the process ends after it, so signals stay caught.
+      is_command: the process ends after the training, so signals stay caught.
 
     Raises:
-      UsageError: (a ValueError) for impossible settings, a missing environment, a run directory that holds a run; on
-        every rank.
+      UsageError: (a ValueError) on every rank: impossible settings, a missing environment, or a run directory that
+        holds a run.
     """
     started = started or time.monotonic()
     start_mpi()
@@ -159,7 +159,7 @@ def train(
         return prepared
     plan, parts, members, console, watchdog = prepared
     if on_one_node() and not plan.config.respawn:
-        ports.keep_to_this_node(os.getpid())  # of MPI's TCP, by which only replacements of dead ranks would join
+        ports.keep_to_this_node(os.getpid())  # only replacements of dead ranks would join by MPI's TCP
     services = begin_services(plan, console, watchdog, started, quiet=quiet)
     me = Rank(plan, services, parts, Group(own, tuple(members)))
     try:
@@ -177,7 +177,9 @@ def train(
 def _prepare(
     config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
 ) -> tuple[Plan, Parts, list[Member], Console, Watchdog] | Summary:
-    """Collective over `comm`. Everything before training; writes nothing. A summary where there is nothing to do."""
+    """Collective over `comm`. Prepares everything before training; writes nothing. Returns a summary if there is
+    nothing to do.
+    """
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
     plan = setup.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):
@@ -195,19 +197,21 @@ def _prepare(
             return plan, parts, members, console, watchdog
         console.line(f"  {setup.try_environments(parts, comm)}")
         if is_complete:
-            guard.announce(EXIT_FINISHED)  # whatever they do while they are closed
+            guard.announce(EXIT_FINISHED)  # whatever the environments do while they are closed
     console.line("dry run: everything is in order; nothing was trained, nothing was written")
     return Summary(exit=FINISHED, world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
 
 
 def _in_python(error: UsageError, rank: int) -> UsageError:
-    """The same in the words of who called `train`, on every rank. Where nobody catches it, rank 0 alone shows it."""
+    """Returns the error in the words of a caller of `train`, on every rank. If nobody catches it, rank 0 alone shows
+    it.
+    """
     said = UsageError(in_python(str(error)))
     show = sys.excepthook
 
     def leave_it_to_rank_zero(kind: Any, value: Any, trace: Any) -> None:
         if value is said:
-            time.sleep(LEAVE_AFTER_RANK_ZERO_S)  # who leaves first with a code has the others killed
+            time.sleep(LEAVE_AFTER_RANK_ZERO_S)  # the first rank that leaves with a code has the others killed
         else:
             show(kind, value, trace)
 
@@ -220,7 +224,7 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 
 
 def start_mpi() -> None:
-    """What a program must have before it asks for a communicator; again, it does nothing."""
+    """Starts MPI, before the program asks for a communicator; does nothing if MPI has started."""
     if MPI.Is_initialized():
         return
     mpi.start()
@@ -229,7 +233,7 @@ def start_mpi() -> None:
 
 
 def run(started: float) -> None:
-    """The whole program, with the exit code made the same on all ranks."""
+    """Runs the whole program, and leaves with the same exit code on all ranks."""
     rank_name()
     start_mpi()
     guard.started()
@@ -245,14 +249,16 @@ def run(started: float) -> None:
         code = EXIT_FAILED
     end_output()
     if survives_deaths():
-        time.sleep(LEAVE_TOGETHER_S)  # who exits with a code while others still talk would have them killed
+        time.sleep(LEAVE_TOGETHER_S)  # a rank that exits with a code while others still talk would have them killed
     else:
         _wait_for_others(CLOSE_S + LAST_S)
     leaving.leave(code)
 
 
 def _wait_for_others(limit_s: float) -> None:
-    """Collective over all ranks, but for one whose environment has ended MPI, or never closes: all leave together."""
+    """Collective over all ranks, except one whose environment has ended MPI or never closes. Waits for `limit_s` at
+    most, so that all leave together.
+    """
     deadline = time.monotonic() + limit_s
 
     def meanwhile() -> None:

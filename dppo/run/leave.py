@@ -24,7 +24,7 @@ from dppo.rundir.summary import EXIT_CODES
 
 
 def make_watchdog(plan: Plan, comm: Comm, number: int) -> Watchdog:
-    """Of rank `number`; until the run directory is there, it writes to stderr."""
+    """Returns the watchdog of rank `number`; it writes to stderr until the run directory is there."""
     log = plan.config.log
     watchdog = Watchdog(
         None, number, log.stall_after_s, log.stall_abort_s,
@@ -35,7 +35,7 @@ def make_watchdog(plan: Plan, comm: Comm, number: int) -> Watchdog:
 
 
 def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> None:
-    """This rank made no progress for too long, says its watchdog, whose thread calls this."""
+    """Ends a rank that made no progress for too long. The thread of the rank's watchdog calls this."""
     if not survives_deaths():
         guard.leave_at_once(EXIT_STALLED)
     if plan.config.on_worker_error == "abort":
@@ -50,7 +50,7 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
 
 
 def leave_alone(me: Rank) -> NoReturn:
-    """Rank 0: everything is saved, but workers are stuck in an environment: the job ends without them."""
+    """Ends the job, on rank 0, once everything is saved, without the workers that are stuck in an environment."""
     saver, console, group = me.server.tracker.saver, me.services.console, me.group
     try:
         saver.conclude()
@@ -67,7 +67,7 @@ def leave_alone(me: Rank) -> NoReturn:
     guard.announce(code)
     if not survives_deaths():
         group.comm.Abort(code)
-    for member in group.members:  # those on other nodes end with the launcher
+    for member in group.members:  # members on other nodes end with the launcher
         if member.host == group.member.host and member.pid != os.getpid():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member.pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
-"""The recovery loop: trains with whoever is left, until the run has ended.
+"""The recovery loop: trains with the ranks that are left, until the run has ended.
 
-It catches every RankFailure but those of the start, which `_from_a_start` in run/command.py catches.
+It catches every RankFailure except those of the start, which `_from_a_start` in run/command.py catches.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ LEAVE_TOGETHER_S, LEAVE_AFTER_RANK_ZERO_S, LEAVE_ALONE_S = 0.05, 0.5, 5.0
 
 
 def train_on(me: Rank, *, is_command: bool) -> Summary:
-    """Trains, with whoever is left, until the run has ended. The recovery loop."""
+    """Trains, with the ranks that are left, until the run has ended. This is the recovery loop."""
     failure: RankFailure | None = None
     summary: Summary | None = None
     try:
@@ -57,13 +57,13 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
                     summary = run_session(me)
             except RankFailure as noticed:
                 failure = noticed
-            except UsageError:  # of all ranks alike
+            except UsageError:  # raised on all ranks
                 raise
             except BaseException as error:  # also an environment that calls sys.exit
                 failure = _own_failure(error, me)
     finally:
         me.services.watchdog.stop()
-        if is_command:  # all is settled: an environment that does not close keeps nobody
+        if is_command:  # all is settled: an environment that does not close delays nobody
             guard.announce(EXIT_FAILED if summary is None else EXIT_CODES[summary.exit])
         me.parts.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
         if not is_command:  # the command's own last steps stay protected from a late signal
@@ -80,8 +80,9 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
 
 
 def _own_failure(error: BaseException, me: Rank) -> RankFailure:
-    """This rank cannot go on. By default nobody can: the failing rank, its host and its traceback are named once, by
-    rank 0, and the summary says failed. With --on-worker-error continue it dies, and the others go on.
+    """Handles an error after which this rank cannot continue. By default all ranks end: rank 0 names the failing rank,
+    its host and its traceback once, and the summary says failed. With --on-worker-error continue this rank dies and
+    the others continue.
     """
     state = me.parts.state
     where = f"in iteration {state.iteration + 1}, after {state.env_steps:,} steps and {state.updates:,} updates"
@@ -94,13 +95,13 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         failure = Failure(f"{me.group.member}: {error}")
     text = failure.text
     if me.survives and not isinstance(error, JobFailure):
-        # where rank 0 fails the next server would fail like it, and a dump that is required ends the run
+        # if rank 0 fails, the next server would fail, too; a required dump that fails ends the run
         spares_others = not me.group.is_server and not isinstance(error, DumpError)
         if me.plan.config.on_worker_error == "continue" and spares_others:
             say(text)
             leaving.die()
         me.recovery.failure = failure
-        return RankFailure(text)  # the others hear of it as they would hear of a death
+        return RankFailure(text)  # the others notice it as they would notice a death
     try:
         if me.group.is_server:
             say(text)
@@ -110,7 +111,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
                 setup.say_failed(me.plan, failure)
         elif not survives_deaths():
             guard.announce(EXIT_FAILED)  # whatever its environments do while they are closed
-            # rank 0 says it, waits until they are closed, and ends the job; if it cannot, this rank does
+            # rank 0 prints the error, waits until the environments are closed, and ends the job; else this rank does
             link = MPILink(me.group.comm, lambda: False)
             link.failure(text)
             _let_mpi_send(link, LEAVE_TOGETHER_S)
@@ -119,7 +120,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
             _let_mpi_send(link, FAILURE_NOTICE_S)
             say(text)
             setup.say_failed(me.plan, failure)
-    except Exception:  # the first error has been said; whatever follows must not keep the job alive
+    except Exception:  # the first error has been shown; a further one must not keep the job alive
         say(f"the summary could not be written:\n{traceback.format_exc()}")
     setattr(error, SAID, True)
     if me.group.comm.size > 1 and not survives_deaths():
@@ -127,7 +128,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         me.parts.close(CLOSE_AFTER_FAILURE_S)
         if isinstance(error, WorkerError) and error.worker is not None:
             _let_it_close(me.group.comm, rank=1 + error.worker)
-        time.sleep(LEAVE_TOGETHER_S)  # the launcher passes on what was said before it adds its own
+        time.sleep(LEAVE_TOGETHER_S)  # so that the launcher passes on the error before it adds its own lines
         me.group.comm.Abort(EXIT_FAILED)
     if me.group.comm.size > 1:
         _wait_for_the_last_word(me)
@@ -142,14 +143,14 @@ def _let_mpi_send(link: MPILink, for_s: float) -> None:
 
 
 def _let_it_close(comm: MPI.Comm, rank: int) -> None:
-    """Rank 0: MPI_Abort would end the rank that has failed before its environments are closed."""
+    """Waits, on rank 0, until the failed rank has closed its environments: MPI_Abort would end it before."""
     deadline = time.monotonic() + CLOSE_AFTER_FAILURE_S + LAST_S
     while time.monotonic() < deadline and not comm.Iprobe(rank, Tag.BYE):
         time.sleep(0.01)
 
 
 def _wait_for_the_last_word(me: Rank) -> None:
-    """Collective over the group. Until the summary is written: whoever left earlier would have mpirun kill rank 0."""
+    """Collective over the group. Waits until the summary is written: mpirun would kill rank 0 if a rank left before."""
     deadline = time.monotonic() + FAILURE_NOTICE_S
 
     def meanwhile() -> None:

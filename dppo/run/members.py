@@ -12,7 +12,7 @@ from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import sort
 
 MAX_RESPAWNS = 3
-"""Of one worker: what dies again and again is not an accident."""
+"""How often one worker is replaced: a worker that dies again and again does not die by accident."""
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Member:
     """A rank, by what stays the same when others die."""
 
     rank: int
-    """Its number at the start; a replacement has a dead one's."""
+    """The number at the start of the run; a replacement has the number of a dead rank."""
     host: str
     pid: int
     worker: int | None
-    """None: the server."""
+    """The worker's number; None: the server."""
 
     @property
     def is_worker(self) -> bool:
@@ -35,13 +35,13 @@ class Member:
 
 
 def first_members(comm: Comm) -> list[Member]:
-    """Collective over `comm`."""
+    """Collective over `comm`. Returns the members at the start of the run, in the order of their ranks."""
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
     return gather_all(comm, Member(comm.rank, socket.gethostname(), os.getpid(), worker))
 
 
 def assign_roles(members: list[Member]) -> list[Member]:
-    """The lowest rank is the server; one that is left alone is a worker, too."""
+    """Makes the lowest rank the server; a rank that is left alone is a worker, too."""
     first, *rest = members
     if rest:
         return [replace(first, worker=None), *rest]
@@ -49,17 +49,17 @@ def assign_roles(members: list[Member]) -> list[Member]:
 
 
 def reorder(grown: Comm, mine: Member) -> tuple[Comm, list[Member]]:
-    """Collective over `grown`. Its ranks in the order of their workers, the server first."""
+    """Collective over `grown`. Puts its ranks in the order of their workers, the server first."""
     return sort(grown, 0 if mine.worker is None else 1 + mine.worker, mine)
 
 
 def to_replace(members: Sequence[Member], num_ranks: int, respawns: Mapping[int, int]) -> tuple[list[int], list[int]]:
-    """Workers that are missing: those to replace, and those that have died too often. A rank that is left alone becomes
-    a pure server again as soon as somebody works for it: its own worker is missing as well.
+    """Returns the missing workers to replace, and the missing workers that have died too often. The worker of a rank
+    that is left alone counts as missing: this rank becomes a pure server again once it has a worker.
 
     Args:
-      members: of the ranks that are left, the server's first.
-      num_ranks: at the start of the run.
+      members: the ranks that are left, the server first.
+      num_ranks: the number of ranks at the start of the run.
       respawns: times that each worker was replaced.
     """
     present = {member.worker for member in members} if len(members) > 1 else set()
@@ -69,8 +69,8 @@ def to_replace(members: Sequence[Member], num_ranks: int, respawns: Mapping[int,
 
 
 def free_ranks(workers: Sequence[int], members: Sequence[Member], num_ranks: int) -> list[tuple[int, int]]:
-    """(worker, rank) of each replacement: the rank that the worker had at the start where it is free, else that of a
-    server that has died. Ranks of workers that stay dead stay free while there are others.
+    """Returns (worker, rank) of each replacement: the rank that the worker had at the start if it is free, else the
+    rank of a server that has died. Ranks of workers that stay dead are used last.
     """
     free = set(range(num_ranks)) - {member.rank for member in members}
     given = {worker: worker + 1 for worker in workers if worker + 1 in free}

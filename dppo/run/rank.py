@@ -30,13 +30,13 @@ from dppo.trajectories.writer import TrajectoryWriter
 
 @dataclass(frozen=True)
 class Services:
-    """What every rank has, whatever its role."""
+    """The services that every rank has, whatever its role."""
 
     console: Console
     preemption: Preemption
     watchdog: Watchdog
     started: float
-    """time.monotonic() of the job's start."""
+    """time.monotonic() at the job's start."""
     threads: int
     quiet: bool = False
     """Rank 0 prints nothing but warnings."""
@@ -45,7 +45,7 @@ class Services:
 def begin_services(
     plan: Plan, console: Console, watchdog: Watchdog, started: float, *, quiet: bool = False
 ) -> Services:
-    """From here on signals ask the run to save and leave, and the watchdog writes into the run directory."""
+    """Starts the services: signals ask the run to save and leave, and the watchdog writes into the run directory."""
     config = plan.config
     preemption = Preemption(config.checkpoint.grace_s, config.time_limit_s, started, plan.ends_at, guard.leave_at_once)
     startup.let_children_start_afresh()
@@ -58,27 +58,27 @@ def begin_services(
 
 @dataclass(frozen=True)
 class Group:
-    """The ranks that work together, until one of them dies or is replaced: after a recovery there is a new group."""
+    """The ranks that work together until one of them dies or is replaced. A recovery makes a new group."""
 
     comm: Comm
     members: tuple[Member, ...]
-    """In the order of `comm`'s ranks; the first is the server."""
+    """The members, in the order of `comm`'s ranks; the first is the server."""
     others: list[Comm] = field(default_factory=list)
     """Further communicators of the same members."""
 
     @property
     def member(self) -> Member:
-        """This rank."""
+        """The member that this rank is."""
         return self.members[self.comm.rank]
 
     @property
     def workers(self) -> list[int]:
-        """Their numbers, in the order of their ranks."""
+        """The workers' numbers, in the order of their ranks."""
         return [member.worker for member in self.members if member.worker is not None]
 
     @property
     def is_alone(self) -> bool:
-        """One rank is server and worker at once."""
+        """Whether one rank is server and worker at once."""
         return self.comm.size == 1
 
     @property
@@ -88,12 +88,12 @@ class Group:
 
 
 class Worker:
-    """A rank's part as a worker. It is idle until the rank collects, and on a server always."""
+    """A rank's part as a worker. It is idle until the rank collects, and always idle on a server."""
 
     def __init__(self) -> None:
         self._collector: Collector | None = None
         self.dump: TrajectoryWriter | None = None
-        """Where trajectories are written."""
+        """The writer of trajectories."""
 
     @property
     def collects(self) -> bool:
@@ -106,27 +106,27 @@ class Worker:
         return self._collector
 
     def start(self, collector: Collector) -> None:
-        """From here on this rank steps the collector's environments."""
+        """Makes this rank step the collector's environments from now on."""
         self._collector = collector
 
     def stop(self) -> None:
-        """This rank becomes the server."""
+        """Ends this rank's part as a worker, because it becomes the server."""
         self._collector = None
 
     @property
     def num_last_steps(self) -> int:
-        """Transitions of the last rollout; 0 where there is none."""
+        """Number of transitions of the last rollout; 0 if there is none."""
         return self.collector.last.num_steps if self.collects and self.collector.last is not None else 0
 
 
 class Server:
-    """A rank's part as the server. It is idle until the run is opened, and on a worker always."""
+    """A rank's part as the server. It is idle until the run is opened, and always idle on a worker."""
 
     def __init__(self) -> None:
         self._tracker: Tracker | None = None
         self._coordinator: BaseCoordinator | None = None
         self.ended: Summary | None = None
-        """How the run ended, where a server has written that and died."""
+        """The summary of a run that has ended, if a server has written it and died."""
 
     @property
     def is_open(self) -> bool:
@@ -139,7 +139,7 @@ class Server:
         return self._tracker
 
     def open(self, tracker: Tracker) -> None:
-        """From here on this rank keeps track of the run."""
+        """Makes this rank keep track of the run from now on."""
         self._tracker = tracker
 
     @property
@@ -149,23 +149,23 @@ class Server:
 
     @property
     def summary(self) -> Summary | None:
-        """Of the run; None on a rank that does not keep track of it."""
+        """The run's summary; None on a rank that does not keep track of the run."""
         return self.ended or (self.tracker.saver.summary if self.is_open else None)
 
     @property
     def coordinator(self) -> BaseCoordinator:
-        """Of the present session."""
+        """The coordinator of the present session."""
         assert self._coordinator is not None, "this rank does not serve"
         return self._coordinator
 
     def begin_session(self, coordinator: BaseCoordinator) -> None:
-        """From here on this rank answers messages, and time counts as training."""
+        """Makes this rank answer messages from now on; time counts as training."""
         self._coordinator = coordinator
         self.tracker.start_training()
 
     def settle(self) -> np.ndarray | None:
-        """Ranks have died: closes what is due without them. Returns the statistics of the iteration under way, where
-        the server has added them up. May be called again, if more ranks die before the session is over.
+        """Closes, after ranks have died, what is due without them. Returns the statistics of the iteration under way,
+        if the server has added them up. May be called again, if more ranks die before the session is over.
         """
         if self._coordinator is None:
             return None
@@ -174,11 +174,11 @@ class Server:
 
     @property
     def unclosed(self) -> list[Report]:
-        """Reports that wait for their iteration's end."""
+        """The reports that wait for their iteration's end."""
         return [] if self._coordinator is None else self._coordinator.unclosed
 
     def end_session(self) -> None:
-        """All that the coordinator knew has been taken over."""
+        """Drops the coordinator, once everything that it knew has been taken over."""
         self._coordinator = None
 
 
@@ -190,24 +190,24 @@ class Recovery:
     retired: list[object] = field(default_factory=list)
     """Buffers that messages of earlier members might still reach."""
     respawns: dict[int, int] = field(default_factory=dict)
-    """Times that each worker was replaced; known to all, because any of them may become the server."""
+    """Times that each worker was replaced; every rank knows them, because every rank may become the server."""
     given_up: set[int] = field(default_factory=set)
-    """Workers that have died too often, as far as this server has said."""
+    """Workers of which this server has said that they have died too often."""
     replaced: int = 0
-    """Ranks, since the start of the run."""
+    """Number of ranks that were replaced since the start of the run."""
     failure: Failure | None = None
     """Why this rank cannot go on."""
     fruitless: int = 0
     """Recoveries in a row in which nobody was missing."""
     synchronised: bool = False
-    """This rank has had rank 0's state. Before, its state is a fresh one, whatever the run goes on from."""
+    """Whether this rank has taken over rank 0's state. Before that its state is a fresh one, even in a resumed run."""
     may_respawn: bool = True
-    """Until this MPI has refused to."""
+    """Whether dead ranks may be replaced; False once this MPI has refused to."""
 
 
 @dataclass(slots=True)
 class Rank:
-    """This process."""
+    """This process, with its plan, its group and its roles."""
 
     plan: Plan
     services: Services

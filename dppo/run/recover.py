@@ -1,7 +1,7 @@
-"""How those that are left go on when a rank has died; the recovery loop in run/loop.py calls `recover`.
+"""How the survivors continue after a rank has died; the recovery loop in run/loop.py calls `recover`.
 
-The survivors shrink and tell each other how far they are. What the new server lacks, the others give it. Then it has
-the newest state that is left, and all take that over, as at the start of a run.
+The survivors shrink and tell each other how far they are. They give the new server what it lacks, so that it has the
+newest state that is left. All ranks then take over this state, as at the start of a run.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.training.packing import moment_of
 
 FAILURE_NOTICE_S = 5.0
-"""How long a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
+"""Seconds that a failing rank waits for the others, so that all end in good order, before it ends the job by force."""
 MOST_FRUITLESS = 5
-"""Recoveries in a row in which nobody was missing."""
+"""The largest number of recoveries in a row in which nobody was missing."""
 
 
 def recover(me: Rank, cause: RankFailure) -> None:
-    """Collective over the survivors of the group, each of which has noticed a death. After it `me` has a new group
-    that can go on; the state that counts is its rank 0's.
+    """Collective over the survivors of the group, each of which has noticed a death. Gives `me` a new group that can
+    continue; the state of its rank 0 is the valid one.
 
     Raises:
-      RankFailure: another one has died meanwhile: call it again.
-      JobFailure: a rank has failed in a way that ends the job; on all ranks alike.
+      RankFailure: another rank has died meanwhile: call `recover` again.
+      JobFailure: a rank has failed in a way that ends the job; raised on all ranks.
     """
     since = time.monotonic()
     updates_seen = _step_back(me)
@@ -109,8 +109,8 @@ def recover(me: Rank, cause: RankFailure) -> None:
 
 
 def _keep_last_rollout(me: Rank, iteration: int) -> list[Sealed]:
-    """The run goes on in `iteration`: keeps what was collected for it. Returns what a rank that becomes the server has
-    written of its trajectories.
+    """Keeps what this rank has collected for `iteration`, in which the run continues. Returns what a rank that becomes
+    the server has written of its trajectories.
     """
     worker = me.worker
     if worker.collects:
@@ -128,7 +128,7 @@ def _keep_last_rollout(me: Rank, iteration: int) -> list[Sealed]:
 
 
 def _end_what_cannot_go_on(me: Rank, waited_s: float) -> None:
-    """While the slowest survivor is waited for: it may be stuck for ever, and this rank may be asked to leave."""
+    """Ends the job where the slowest survivor seems stuck for ever, where this rank has failed or is asked to leave."""
     comm, server, preemption = me.group.comm, me.server, me.services.preemption
     stall_abort_s = me.plan.config.log.stall_abort_s
     failure = me.recovery.failure if waited_s > FAILURE_NOTICE_S else None
@@ -150,7 +150,7 @@ def _end_what_cannot_go_on(me: Rank, waited_s: float) -> None:
 
 
 def _step_back(me: Rank) -> int:
-    """sync/allreduce: to the last boundary. Returns the updates that this rank knew of."""
+    """Steps back to the last boundary, in sync/allreduce. Returns the number of updates that this rank knew of."""
     state = me.parts.state
     updates = state.updates
     if me.plan.config.exchange == "allreduce":
@@ -161,14 +161,14 @@ def _step_back(me: Rank) -> int:
 
 
 def _was_told(me: Rank) -> bool:
-    """Whether rank 0 was sent a report of the last rollout."""
+    """Returns whether a report of the last rollout was sent to rank 0."""
     last, reports = me.worker.collector.last, me.recovery.standby.reports
     return last is None or bool(reports and reports[-1].first_row == last.first_row)
 
 
 def _is_unused(me: Rank, iteration: int) -> bool:
-    """Whether the last rollout can still be learnt from, if the run goes on in `iteration`. In async one that was told
-    of counts as used: its gradients may have been.
+    """Returns whether updates can still use the last rollout, if the run continues in `iteration`. In async, a rollout
+    that was reported counts as used: its gradients may have been used.
     """
     if me.worker.collector.last is None:
         return False
@@ -178,7 +178,9 @@ def _is_unused(me: Rank, iteration: int) -> bool:
 
 
 def _untold(me: Rank, iteration: int) -> list[Report]:
-    """Of a rollout that was cut short and comes too late for its iteration (`--server.drop`): its steps were made."""
+    """Returns the report of a rollout that was cut short and is too late for its iteration (`--server.drop`), because
+    its steps were made.
+    """
     if not me.worker.num_last_steps or _was_told(me) or _is_unused(me, iteration):
         return []
     collector = me.worker.collector
@@ -188,8 +190,8 @@ def _untold(me: Rank, iteration: int) -> list[Report]:
 
 
 def _discarded(me: Rank, iteration: int, becomes_server: bool) -> int:
-    """Transitions of the last rollout that nobody will learn from because of the death: of a worker that becomes the
-    server, and of one that comes too late.
+    """Returns how many transitions of the last rollout no update will use because of the death: those of a worker that
+    becomes the server, and those of a rollout that comes too late.
     """
     if not me.worker.num_last_steps:
         return 0

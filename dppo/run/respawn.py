@@ -25,7 +25,7 @@ from dppo.training.build import build_parts, make_collector
 
 @dataclass(frozen=True)
 class Start:
-    """What a replacement needs to know."""
+    """What the process that replaces a dead worker needs to know."""
 
     plan: Plan
     member: Member
@@ -33,19 +33,19 @@ class Start:
     """Seconds since the job's start."""
     replaced: int
     respawns: dict[int, int]
-    """As `Recovery` has them."""
+    """The times that each worker was replaced, as in `Recovery`."""
     states: tuple[dict[int, EnvState], int, int]
-    """As `make_collector` takes them."""
+    """The last three arguments of `make_collector`."""
 
 
 def replace_lost(me: Rank) -> None:
-    """Collective over the group. Starts new processes for the workers that are missing; they join a new group."""
+    """Collective over the group. Starts new processes for the missing workers; they join a new group."""
     group, recovery, console, is_server = me.group, me.recovery, me.services.console, me.group.is_server
     missing = _to_replace(me) if is_server and me.server.is_open and not me.server.has_ended else []
     missing = from_rank_zero(group.comm, missing)
     if not missing:
         return
-    recovery.fruitless = 0  # nobody misses those that die before they are members
+    recovery.fruitless = 0  # a process that dies before it is a member is missing to nobody
     grown = spawn(group.comm, len(missing), lambda: me.services.watchdog.heartbeat("recovery"))
     if isinstance(grown, str):
         recovery.may_respawn = False
@@ -87,8 +87,8 @@ def _to_replace(me: Rank) -> list[int]:
 
 
 def join(world: MPI.Intracomm) -> Rank:
-    """The first steps of a process that `spawn` has started, until it is a worker like the others. Whatever goes wrong
-    meanwhile is its death. `world` are the processes that were started with it.
+    """Takes the first steps of a process that `spawn` has started, until it is a worker like the others. Any error
+    meanwhile ends the process. `world` contains the processes that were started with it.
     """
     try:
         grown = ulfm.joined(world)

@@ -19,7 +19,7 @@ from dppo.trajectories.writer import Labels, TrajectoryWriter
 
 
 def begin_collecting(me: Rank) -> None:
-    """A worker, at the start of a run: its environments stand where the checkpoint has them."""
+    """Makes a worker's collector at the start of a run, with its environments where the checkpoint has them."""
     worker, config = me.group.member.worker, me.plan.config
     assert worker is not None
     with forks_end_here():
@@ -29,7 +29,7 @@ def begin_collecting(me: Rank) -> None:
 
 
 def build_envs_alone(me: Rank) -> None:
-    """The only rank left needs environments: those of a worker that has died, where they stood when it last told."""
+    """Makes environments for the only rank that is left: those of a dead worker, where its last report has them."""
     worker = me.group.member.worker
     assert worker is not None
     build_envs(me.parts, me.plan.config, worker)
@@ -37,7 +37,9 @@ def build_envs_alone(me: Rank) -> None:
 
 
 def begin_dump(me: Rank) -> None:
-    """A worker, once rank 0 has opened the run directory: its trajectories go on behind what is visible there."""
+    """Makes a worker's trajectory writer, once rank 0 has opened the run directory. It continues behind the segments
+    that are visible there.
+    """
     config, envs, worker = me.plan.config, me.parts.envs, me.group.member.worker
     settings = config.trajectories
     if not (settings.enabled and me.worker.collects) or me.worker.dump is not None:
@@ -58,7 +60,7 @@ def begin_dump(me: Rank) -> None:
 
 
 def begin_tracking(me: Rank) -> None:
-    """Rank 0: makes the run directory, or goes on in it."""
+    """Makes the run directory on rank 0, or continues in it, and makes the tracker."""
     services, hosts = me.services, [member.host for member in me.group.members]
     tracker = open_tracker(
         me.plan, me.parts.state, me.group.workers, hosts, services.preemption, services.console, services.started,
@@ -69,14 +71,14 @@ def begin_tracking(me: Rank) -> None:
 
 
 def keep_track(me: Rank, tracker: Tracker) -> None:
-    """From here on this rank, the server, keeps track of the run."""
+    """Makes this rank, the server, keep track of the run from now on."""
     tracker.saver.heartbeat = me.services.watchdog.heartbeat
     me.server.open(tracker)
 
 
 def count_ranks(me: Rank) -> None:
-    """Rank 0, after a regrouping: how many have been lost follows from how many are left. So it holds whatever a server
-    that died meanwhile had counted.
+    """Counts, on rank 0 after a regrouping, the lost ranks from the ranks that are left. So the number is right
+    whatever a server that died meanwhile had counted.
     """
     saved, replaced, size = me.plan.saved, me.recovery.replaced, me.group.comm.size
     before = Losses(**({} if saved is None else saved.counters.get("losses", {})))

@@ -1,4 +1,4 @@
-"""One session of training: rank 0 serves, the others work; one rank alone does both."""
+"""One session of training: rank 0 serves, the others work; a single rank does both."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from dppo.training.sync_pooled import PooledExchange, pool_bytes
 
 
 def run_session(me: Rank) -> Summary:
-    """Collective over the group. Rank 0 serves, the others work; one rank alone does both, through a link that is a
-    function call.
+    """Collective over the group. Runs one session: rank 0 serves, the others work; a single rank does both, through a
+    link that is a function call. Returns the run's summary.
 
     Raises:
-      UsageError: the run directory cannot be written; on all ranks alike, and nothing was left there.
+      UsageError: on all ranks: the run directory cannot be written, and nothing was left there.
     """
     group, comm, heartbeat = me.group, me.group.comm, me.services.watchdog.heartbeat
-    wait_for_all(comm, lambda: heartbeat("start"))  # from here on nobody is at an earlier stage
+    wait_for_all(comm, lambda: heartbeat("start"))  # from here on no rank is at an earlier stage
     problem = _open_run(me)
     if group.is_alone and me.server.is_open and not me.worker.collects:
         build_envs_alone(me)
@@ -75,7 +75,7 @@ def run_session(me: Rank) -> Summary:
 
 
 def _open_run(me: Rank) -> str | None:
-    """The server, where no server has done it: opens the run. Returns why it cannot, where the user can mend that."""
+    """Opens the run, on a server, if no server has opened it. Returns why it cannot, if the user can repair that."""
     if not me.group.is_server or me.server.is_open or me.server.has_ended:
         return None
     try:
@@ -88,18 +88,20 @@ def _open_run(me: Rank) -> str | None:
 
 
 def _workers(me: Rank) -> Comm:
-    """Collective over the group. The communicator of the ranks that exchange directly."""
+    """Collective over the group. Returns the communicator of the ranks that exchange directly."""
     group, comm = me.group, me.group.comm
     if me.plan.config.mode != "sync":
         return comm
     workers = comm.Split(color=0 if group.is_server and not group.is_alone else 1, key=comm.rank)
     group.others.append(workers)
-    wait_for_all(comm, lambda: None)  # all have it, so that all can be freed from it
+    wait_for_all(comm, lambda: None)  # all have it now, so that all can revoke it
     return workers
 
 
 def _make_pool(me: Rank, workers: Comm, at_end: contextlib.ExitStack) -> tuple[Pool | None, Comm]:
-    """Collective over `workers`. Returns this worker's pool, where there is one, and who computes."""
+    """Collective over `workers`. Returns this worker's pool, if there is one, and the communicator of the workers that
+    compute.
+    """
     config = me.plan.config
     if config.mode != "sync" or config.server.drop:  # a pooled worker cannot be late by itself
         return None, workers
@@ -111,7 +113,7 @@ def _make_pool(me: Rank, workers: Comm, at_end: contextlib.ExitStack) -> tuple[P
 
 
 def _make_coordinator(me: Rank, num_computing: int) -> BaseCoordinator:
-    """Rank 0's part of the loop."""
+    """Makes rank 0's part of the loop."""
     config, parts, group, tracker = me.plan.config, me.parts, me.group, me.server.tracker
     names = [str(member) for member in group.members[1:]]
     if config.mode == "async":
@@ -127,7 +129,7 @@ def _make_coordinator(me: Rank, num_computing: int) -> BaseCoordinator:
 
 
 def _make_link(me: Rank, doorbell: Doorbell) -> Link:
-    """A worker's link to rank 0."""
+    """Makes a worker's link to rank 0."""
     asked, heartbeat, dump = me.services.preemption.asked, me.services.watchdog.heartbeat, me.worker.dump
     if me.group.is_server:
         return LocalLink(me.server.coordinator, asked, heartbeat, dump)
@@ -136,7 +138,9 @@ def _make_link(me: Rank, doorbell: Doorbell) -> Link:
 
 
 def _keep_first_boundary(me: Rank, *, computes: bool) -> None:
-    """sync/allreduce: where a worker that computes steps back to, should someone die in the first iteration."""
+    """Keeps, in sync/allreduce, the boundary to which a worker that computes steps back if a rank dies in the first
+    iteration.
+    """
     standby, state = me.recovery.standby, me.parts.state
     standby.boundary = None
     if me.plan.survives and computes and me.plan.config.exchange == "allreduce":
@@ -145,12 +149,14 @@ def _keep_first_boundary(me: Rank, *, computes: bool) -> None:
 
 
 def _summary(me: Rank) -> Summary:
-    """Collective over the group. The run has ended: what trajectories its last boundary has seen is written first."""
+    """Collective over the group. Returns the summary of a run that has ended, once the trajectories that its last
+    boundary has seen are written.
+    """
     comm, server, dump = me.group.comm, me.server, me.worker.dump
     if me.plan.config.trajectories.enabled:
         rows = from_rank_zero(comm, server.tracker.saver.boundary.rows if server.is_open else {})
         worker, settled = me.group.member.worker, []
-        if dump is not None and worker in rows:  # as a rule it is on disk since the goodbye
+        if dump is not None and worker in rows:  # as a rule all is on disk since the goodbye
             settled = dump.settle(rows[worker])
         answers = gather_at_zero(comm, settled)
         if server.is_open:
@@ -161,15 +167,15 @@ def _summary(me: Rank) -> Summary:
             if saver.dumps is not None and saver.dumps.ends_the_run:
                 raise DumpError(saver.dumps.problem)
     summary: Summary = from_rank_zero(comm, server.summary)
-    if dump is not None:  # not before: had rank 0 died, the others would go on, with what is not sealed yet
+    if dump is not None:  # not before: if rank 0 died, the others would continue and need what is not sealed yet
         dump.close()
         me.worker.dump = None
     return summary
 
 
 def _synchronise(me: Rank) -> None:
-    """Collective over the group. Every rank takes over rank 0's state: fresh, from the checkpoint, or the newest that
-    the survivors had.
+    """Collective over the group. Gives every rank rank 0's state: a fresh one, that of the checkpoint, or the newest
+    that the survivors had.
     """
     state, comm = me.parts.state, me.group.comm
     newest = from_rank_zero(comm, state.as_dict() if me.group.is_server else None)
@@ -181,8 +187,8 @@ def _synchronise(me: Rank) -> None:
 
 
 def _begin_moments(me: Rank, workers: Comm) -> None:
-    """Collective over `workers` in sync. Before the first moments: all take their sums about the same observation, that
-    of the first environment. In async each takes its own, which it sends along.
+    """Collective over `workers` in sync. Sets, before the first moments, the observation about which sums are taken: in
+    sync that of the first environment, for all; in async each worker's own, which travels with its sums.
     """
     normaliser = me.parts.learner.normaliser
     if normaliser.observations.count == 0:  # the same on all: they have the same state
@@ -194,7 +200,7 @@ def _begin_moments(me: Rank, workers: Comm) -> None:
 
 
 def _train(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:
-    """A worker's loop, until the run has ended."""
+    """Runs a worker's loop until the run has ended."""
     config, collector, learner, state = me.plan.config, me.worker.collector, me.parts.learner, me.parts.state
     if config.mode == "async":
         async_loop.train_worker(collector, learner, state, link, config)

@@ -1,4 +1,4 @@
-"""How a run opens and closes: what is built and said before training, the run directory, and the last lines."""
+"""How a run opens and closes: what it builds and prints before training, the run directory, and the last lines."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     """Collective over `comm`. Checks settings and run directory on rank 0; touches nothing on disk.
 
     Args:
-      is_complete: the command line has put a resumed run's settings in already.
+      is_complete: whether `config` already contains a resumed run's settings, from the command line.
     """
     planned: Plan | Summary | None = None
     error: str | None = None
@@ -80,10 +80,10 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
 
 
 def build(config: Config, comm: Comm, heartbeat: Callable[[str], None]) -> Parts:
-    """Collective over `comm`. Makes environments and networks; what fails on any rank is said once and ends all.
+    """Collective over `comm`. Makes environments and networks. A failure on any rank is shown once and ends all ranks.
 
     Args:
-      heartbeat: called with where this rank is, as an environment may not come back.
+      heartbeat: called with the phase that begins, because an environment may not come back.
     """
     parts, error = None, None
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
@@ -98,7 +98,7 @@ def build(config: Config, comm: Comm, heartbeat: Callable[[str], None]) -> Parts
     wait_asleep(comm, lambda: heartbeat("exchange"))
     error = first_error(comm, error)
     if error is not None:
-        guard.announce(EXIT_USAGE)  # whatever they do while they are closed
+        guard.announce(EXIT_USAGE)  # whatever the environments do while they are closed
         if parts is not None:
             parts.close()
         raise UsageError(error)
@@ -110,10 +110,10 @@ def try_environments(parts: Parts, comm: Comm) -> str:
     """Collective over `comm`. Resets every worker's environments and steps them once, for a dry run.
 
     Returns:
-      What the first worker saw, on rank 0; elsewhere "".
+      A text on what the first worker saw, on rank 0; elsewhere "".
 
     Raises:
-      UsageError: what failed on some rank, on all of them.
+      UsageError: on all ranks, if the environments of any rank failed.
     """
     seen = error = None
     try:
@@ -129,7 +129,7 @@ def try_environments(parts: Parts, comm: Comm) -> str:
 
 
 def _first_step(parts: Parts) -> str:
-    """Resets and steps the environments of this rank; says what the first of them gave."""
+    """Resets and steps the environments of this rank. Returns a text on what the first of them gave."""
     assert parts.envs is not None
     observations = parts.envs.reset()
     first = np.array(observations[0])
@@ -145,7 +145,7 @@ def _first_step(parts: Parts) -> str:
 
 
 def check_saved(planned: Plan, parts: Parts, comm: Comm) -> None:
-    """Collective over `comm`. What the checkpoint holds is of this network and of these environments."""
+    """Collective over `comm`. Raises UsageError if the checkpoint is not of this network and these environments."""
     saved, error = planned.saved, None
     try:
         if saved is not None:
@@ -164,7 +164,7 @@ def check_saved(planned: Plan, parts: Parts, comm: Comm) -> None:
 
 
 def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: Sequence[str], threads: int) -> None:
-    """Collective over `comm`. The first lines of output."""
+    """Collective over `comm`. Prints the first lines of output."""
     description = gather_at_zero(comm, None if parts.envs is None else parts.envs.description)
     if comm.rank != 0:
         return
@@ -206,14 +206,14 @@ def open_tracker(
     started: float,
     threads: int,
 ) -> Tracker:
-    """Rank 0: makes the run directory, or goes on in it, and saves step 0.
+    """Makes the run directory on rank 0, or continues in it, and saves step 0.
 
     Args:
-      workers: their numbers.
-      hosts: of all ranks.
+      workers: the workers' numbers.
+      hosts: the hosts of all ranks.
 
     Raises:
-      OSError: the run directory cannot be written. Of a new run nothing is left then.
+      OSError: the run directory cannot be written. Nothing is left of a new run then.
     """
     before = set(os.listdir(planned.run_dir)) if planned.run_dir.is_dir() else set()
     try:
@@ -225,7 +225,7 @@ def open_tracker(
 
 
 def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
-    """Of what an opening writes."""
+    """Removes what `open_tracker` writes, except the names in `kept`."""
     for name in {*SIGNS, paths.TENSORBOARD} - kept:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         with contextlib.suppress(OSError):
@@ -233,7 +233,7 @@ def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
 
 
 def leave_no_trace(planned: Plan) -> None:
-    """Rank 0: the folders that were made for a run that could not be opened go again; those that hold nothing."""
+    """Removes, on rank 0, the empty folders that were made for a run that could not be opened."""
     folder = planned.run_dir.absolute()
     with contextlib.suppress(OSError):
         while planned.was_there is not None and folder != planned.was_there:
@@ -285,7 +285,9 @@ def _open_tracker(
 
 
 def saved_replays(saved: Checkpoint | None, workers: Sequence[int], num_envs: int) -> dict[int, Replay]:
-    """Of a checkpoint's environments, by worker; with some of them missing, a worker's begins with its first report."""
+    """Returns the replays of a checkpoint's environments, by worker. A worker of which the checkpoint lacks some
+    environments is left out: its replay begins with its first report.
+    """
     out: dict[int, Replay] = {}
     if saved is None:
         return out
@@ -299,7 +301,7 @@ def saved_replays(saved: Checkpoint | None, workers: Sequence[int], num_envs: in
 
 
 def saved_states(planned: Plan, worker: int) -> tuple[dict[int, EnvState] | None, int, int]:
-    """Where the checkpoint has the environments, as `make_collector` takes it; (None, 0, 0) where the run begins."""
+    """Returns the last three arguments of `make_collector`, from the checkpoint; (None, 0, 0) if the run begins."""
     saved = planned.saved
     if saved is None or not saved.ranks:
         return None, 0, 0
@@ -308,13 +310,13 @@ def saved_states(planned: Plan, worker: int) -> tuple[dict[int, EnvState] | None
 
 
 def _next_row(saved: Checkpoint, worker: int, num_envs: int) -> int:
-    """Where a worker goes on: beyond every row that was counted, lest new rollouts be taken for those."""
+    """Returns the row in which a worker continues: above every row that was counted, so that new rollouts count."""
     rows = [row for row, states in saved.ranks.values() if any(e.env // num_envs == worker for e in states)]
     return max((*rows, saved.counters.get("rows", {}).get(worker, 0)))
 
 
 def say_failed(planned: Plan, failure: Failure) -> None:
-    """The summary of a run that ends where no rank keeps track of it."""
+    """Writes the summary of a run that fails while no rank keeps track of it."""
     with contextlib.suppress(OSError):
         said = read_summary(planned.run_dir)
         has_ended = said.get("attempt") == planned.attempt and said.get("exit") in EXIT_CODES
@@ -324,7 +326,7 @@ def say_failed(planned: Plan, failure: Failure) -> None:
 
 
 def conclude(summary: Summary, console: Console) -> None:
-    """The last lines of output."""
+    """Prints the last lines of output."""
     s = summary
     reached = (
         "no episode has ended"

@@ -1,6 +1,6 @@
 """What the survivors of a death tell each other, who gives what, and how rank 0 takes it over.
 
-Rank 0 takes over the newest state and, where the server has died, its counters.
+Rank 0 takes over the newest state and, if the server has died, the server's counters.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dppo.training.tracker import Tracker
 from dppo.trajectories.format import next_segments
 
 MAX_MIRROR_AGE = 10
-"""In copies that should have come since."""
+"""The largest age of a mirror that is still used, in copies that should have come since."""
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,23 @@ class Status:
     member: Member
     is_server: bool
     moment: tuple[int, int]
-    """(iteration, version) of the state that it can give."""
+    """(iteration, version) of the state that the survivor can give."""
     checksum: int
-    """Of that state."""
+    """CRC-32 of this state."""
     updates_seen: int
     mirror: tuple[int, int] | None
-    """(iteration, updates) of the copy that it holds."""
+    """(iteration, updates) of the mirror that the survivor holds."""
     failure: Failure | None
     synchronised: bool
 
 
 @dataclass(frozen=True)
 class Contribution:
-    """What it gives to the new server."""
+    """What a survivor gives to the new server."""
 
     reports: list[Report]
     boundary_heads: dict[int, np.ndarray]
-    """By iteration: the head of the packed state at its end, as `Standby` keeps it."""
+    """iteration -> head of the packed state at the iteration's end, as `Standby` keeps it."""
     state: np.ndarray | None
     totals: np.ndarray | None
     mirror: Mirror | None
@@ -66,10 +66,10 @@ class Contribution:
 
 
 def givers(statuses: Sequence[Status], *, all_step: bool) -> tuple[int, int]:
-    """Who gives the state, and who the copy of a dead server's counters.
+    """Returns who gives the state, and who gives the mirror of a dead server's counters, as indices of `statuses`.
 
-    The server's own state is the newest where only it steps (p2p, async). Where it has died, or every worker steps
-    (allreduce), it is that of whoever is furthest.
+    Where only the server makes steps (p2p, async), the server's own state is the newest. If the server has died, or
+    every worker makes steps (allreduce), the newest state is that of the rank that is furthest.
     """
     places = range(len(statuses))
     state = max(
@@ -79,8 +79,8 @@ def givers(statuses: Sequence[Status], *, all_step: bool) -> tuple[int, int]:
 
 
 def drifted(statuses: Sequence[Status]) -> list[Status]:
-    """sync/allreduce: those whose states are as far as the furthest but not the same. A sum that a death has spoilt on
-    one of them would show here.
+    """Returns, in sync/allreduce, the workers that are furthest, if their states differ; else []. A sum that a death
+    has spoilt on one of them would show here.
     """
     workers = [w for w in statuses if not w.is_server]
     furthest = max((w.moment for w in workers), default=None)
@@ -89,21 +89,21 @@ def drifted(statuses: Sequence[Status]) -> list[Status]:
 
 
 def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> np.ndarray:
-    """The newest state that a rank can give, packed: its own, or that of a copy whose reply to the workers was never
-    sent.
+    """Returns the newest state that a rank can give, packed: its own, or that of a mirror whose reply to the workers
+    was never sent.
     """
     own = state.packed()
     if is_server or mirror is None or not len(mirror.state):
         return own
     own_at, copy_at = moment_of(own), moment_of(mirror.state)
-    same_round = copy_at[0] == own_at[0] and state.round > 0  # else the iteration's statistics would be those before
+    same_round = copy_at[0] == own_at[0] and state.round > 0  # else the statistics are of the iteration before
     return mirror.state if copy_at > own_at and (same_round or is_boundary(mirror.state)) else own
 
 
 def take_over(
     me: Rank, statuses: list[Status], giver: int, contributions: list[Contribution], lost: list[Member], took_s: float
 ) -> None:
-    """Rank 0: has the newest state after it, and the counters."""
+    """Takes over, on rank 0, the newest state and the counters."""
     state, all_step = me.parts.state, me.plan.config.exchange == "allreduce"
     packed = contributions[giver].state
     assert packed is not None
@@ -114,10 +114,10 @@ def take_over(
     if took_over:
         said = read_summary(me.plan.run_dir)
         if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
-            me.server.ended = Summary(**said)  # the server died when it had just ended the run: all is on disk
+            me.server.ended = Summary(**said)  # the server died just after it had ended the run: all is on disk
             return
         try:
-            if not any(w.synchronised for w in statuses):  # it died before anyone had the run's state
+            if not any(w.synchronised for w in statuses):  # the server died before anyone had the run's state
                 _begin_anew(me, lost)
                 return
             known_updates, closed = _open_with_what_is_left(me, statuses, packed, contributions, told)
@@ -168,15 +168,15 @@ def _count_losses(
 def _open_with_what_is_left(
     me: Rank, statuses: list[Status], packed: np.ndarray, contributions: list[Contribution], told: list[Report]
 ) -> tuple[int, int]:
-    """Makes the tracker. Returns the updates that the optimiser's statistics know of, and the iteration of the last
-    line of metrics.
+    """Makes the tracker. Returns the number of updates that the optimiser's statistics contain, and the iteration of
+    the last line of metrics.
     """
     config, state, plan = me.plan.config, me.parts.state, me.plan
     state.unpack(packed)
     state.forget_unfinished()
     mirror = next((g.mirror for g in contributions if g.mirror is not None), None)
     if mirror is not None and _is_old(mirror, me):
-        mirror = None  # of a rank that was a standby once: the last checkpoint is newer
+        mirror = None  # from a rank that was a standby long ago: the last checkpoint is newer
     saved = newest_valid(plan.run_dir)[0] or plan.saved if mirror is None else None
     if mirror is None and saved is None:  # the server died before it had opened the run
         begin_tracking(me)
@@ -224,7 +224,7 @@ def _is_old(mirror: Mirror, me: Rank) -> bool:
 
 
 def last_line(path: Path, iteration: int) -> dict[str, Any]:
-    """Of metrics.jsonl, up to this iteration; {} where there is none."""
+    """Returns the last line of metrics.jsonl up to this iteration; {} if there is none."""
     last: dict[str, Any] = {}
     for text in path.read_bytes().splitlines(keepends=True)[::-1] if path.exists() else ():
         try:
@@ -244,7 +244,7 @@ def _close_passed(
     heads: list[dict[int, np.ndarray]],
     told: list[Report],
 ) -> None:
-    """sync/allreduce: the workers were ahead of the tracker, which catches up here."""
+    """Closes, in sync/allreduce, the iterations in which the workers were ahead of the tracker."""
     state.unpack(packed)
     newest = state.iteration
     for iteration in range(closed + 1, newest + 1):
