@@ -1,1 +1,1 @@
-"""What ranks say to each other. Besides dppo/run, only this folder calls MPI."""
+"""The messages between ranks. Only this folder and dppo/run call MPI."""

@@ -1,4 +1,4 @@
-"""Gradients and sums added up among the workers by MPI."""
+"""Sums of gradients and statistics over the workers, by MPI."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from dppo.comm.mpi import MPI
 
 
 class Allreduce:
-    """Sums over `comm`: the workers that compute gradients (COMM_SELF for one).
+    """Sums over `comm`, the workers that compute gradients (COMM_SELF for one).
 
     Args:
-      survives: a collective that has failed may leave messages on their way, which nobody must read as gradients later:
-        MPI then writes into memory of its own.
+      survives: MPI writes into memory of its own: a collective that has failed may leave messages on their way, which
+        nobody must read as gradients later.
     """
 
     def __init__(self, comm: MPI.Comm, *, survives: bool = False) -> None:
@@ -25,9 +25,7 @@ class Allreduce:
         self.waited_s = 0.0
 
     def add(self, vector: np.ndarray) -> None:
-        """Collective over `comm`. `vector` [n] float32 or float64 becomes the sum over ranks, the same on each to the
-        bit.
-        """
+        """Collective over `comm`. Makes `vector` [n] float32 or float64 the sum over ranks, equal to the bit on all."""
         since = time.monotonic()
         if self._survives:
             key = len(vector), vector.dtype
@@ -41,7 +39,7 @@ class Allreduce:
         self.waited_s += time.monotonic() - since
 
     def agree(self, fingerprint: int) -> bool:
-        """Collective over `comm`. Whether all ranks have the same; all are told alike."""
+        """Collective over `comm`. Returns whether all ranks have the same fingerprint; the same on all ranks."""
         since = time.monotonic()
         self._mine[:] = fingerprint, -fingerprint
         self._comm.Allreduce(self._mine, self._most, MPI.MAX)
@@ -49,5 +47,5 @@ class Allreduce:
         return bool(self._most[0] == -self._most[1])
 
     def take_over(self, message: np.ndarray) -> None:
-        """Collective over `comm`. `message` [n] uint8 becomes the lead's."""
+        """Collective over `comm`. Overwrites `message` [n] uint8 with the lead's."""
         self._comm.Bcast([message, MPI.BYTE], root=0)

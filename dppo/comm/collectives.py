@@ -1,7 +1,7 @@
-"""Objects that all ranks tell each other, and decisions that they take together; pickled, because they are rare.
+"""Collectives of Python objects, and decisions that ranks take together; pickled, because they are rare.
 
-Where a peer dies, a collective may succeed on a survivor and bring it nothing. mpi4py's own, of objects, then read what
-an older message has left in that memory. Here each object comes with its checksum, in memory that was cleared before.
+If a peer dies, a collective may succeed on a survivor without bringing it a message. mpi4py's collectives of objects
+then read what an older message has left in memory. Here each object has a checksum, and memory is cleared before.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from dppo.comm.mpi import MPI
 
 T = TypeVar("T")
 UNREADABLE = pickle.UnpicklingError
-"""What the functions below raise where something has not come, because of a death."""
+"""The error of the functions below if a message has not come, because of a death."""
 _CHECKSUM = struct.Struct("<I")
 
 
 def gather_all(comm: MPI.Comm, value: T) -> list[T]:
-    """Collective over `comm`. The values of all ranks, in their order.
+    """Collective over `comm`. Returns the values of all ranks, in the order of the ranks.
 
     Raises:
-      UNREADABLE: not all have come.
+      UNREADABLE: not all values have come.
     """
     message = _packed(value)
     sizes = np.full(comm.size, -1, np.int64)
@@ -38,7 +38,9 @@ def gather_all(comm: MPI.Comm, value: T) -> list[T]:
 
 
 def gather_at_zero(comm: MPI.Comm, value: T) -> list[T]:
-    """Collective over `comm`. On rank 0 the values of all, in their order; on the others []. Raises as `gather_all`."""
+    """Collective over `comm`. Returns on rank 0 the values of all ranks, in order; on other ranks []. Raises
+    UNREADABLE as `gather_all` does.
+    """
     message = _packed(value)
     sizes = np.full(comm.size, -1, np.int64)
     comm.Gather(np.array([len(message)], np.int64), sizes if comm.rank == 0 else None, root=0)
@@ -52,7 +54,7 @@ def gather_at_zero(comm: MPI.Comm, value: T) -> list[T]:
 
 
 def from_rank(comm: MPI.Comm, root: int, value: T) -> T:
-    """Collective over `comm`. That rank's `value`, on every rank. Raises as `gather_all`."""
+    """Collective over `comm`. Returns the `value` of rank `root`, on every rank. Raises as `gather_all`."""
     message = _packed(value) if comm.rank == root else None
     size = np.array([-1 if message is None else len(message)], np.int64)
     comm.Bcast(size, root=root)
@@ -63,7 +65,7 @@ def from_rank(comm: MPI.Comm, root: int, value: T) -> T:
 
 
 def from_rank_zero(comm: MPI.Comm, value: Any) -> Any:
-    """Collective over `comm`. Rank 0's `value`, on every rank."""
+    """Collective over `comm`. Returns rank 0's `value`, on every rank. Raises as `gather_all`."""
     return from_rank(comm, 0, value)
 
 
@@ -81,20 +83,20 @@ def _unpacked(message: np.ndarray) -> Any:
 
 
 def _edges(sizes: np.ndarray) -> list[int]:
-    """Where each message begins, and where the last one ends."""
+    """Returns where each message begins, and where the last one ends."""
     if (sizes <= 0).any():
         raise UNREADABLE("the size of a message has not come")
     return [0, *itertools.accumulate(sizes.tolist())]
 
 
 def mpi_version() -> str:
-    """Of the library that was loaded."""
+    """Returns the version of the MPI library that was loaded."""
     return MPI.Get_library_version().split(",")[0].strip("\x00 \n")
 
 
 def first_error(comm: MPI.Comm, error: str | None) -> str | None:
-    """Collective over `comm`. The error of the lowest rank that has one, with its rank and host where it is not rank 0;
-    else None.
+    """Collective over `comm`. Returns the error of the lowest rank that has one, with rank and host if it is not rank
+    0; None if no rank has one.
     """
     if error is not None and comm.rank > 0:
         error = f"rank {comm.rank} on {MPI.Get_processor_name()}: {error}"
@@ -102,19 +104,19 @@ def first_error(comm: MPI.Comm, error: str | None) -> str | None:
 
 
 def total(comm: MPI.Comm, number: int) -> int:
-    """Collective over `comm`. The sum over ranks. mpi4py's allreduce of objects would make a communicator for itself,
-    and a death while Open MPI makes one crashes the survivors.
+    """Collective over `comm`. Returns the sum over ranks. mpi4py's allreduce of objects would make a communicator of
+    its own, and a death while Open MPI makes one crashes the survivors.
     """
     return sum(gather_all(comm, number))
 
 
 def all_have(comm: MPI.Comm, thing: object | None) -> bool:
-    """Collective over `comm`. Whether no rank has None."""
+    """Collective over `comm`. Returns whether `thing` is None on no rank."""
     return total(comm, int(thing is None)) == 0
 
 
 def assert_in_sync(comm: MPI.Comm, fingerprint: str) -> None:
-    """Collective over `comm`. Raises AssertionError, on every rank alike, if the fingerprints differ."""
+    """Collective over `comm`. Raises AssertionError, on every rank, if the fingerprints differ."""
     fingerprints = gather_all(comm, fingerprint)
     if len(set(fingerprints)) > 1:
         raise AssertionError(f"ranks have drifted apart: {dict(enumerate(fingerprints))}")

@@ -1,9 +1,9 @@
 """Pools: where ranks outnumber cores, one worker per core computes the gradients of its neighbours' samples.
 
-Taking turns on a core for each small update costs more than the update: with 31 workers on 2 cores every turn begins
+Taking turns on a core for each small update costs more than the update: with 31 workers on 2 cores, every turn begins
 with a cold cache, and MPI's waits spin. So a worker that has collected puts its samples into shared memory and sleeps
-until the first of its pool has made all updates of the iteration. The average by samples is the same; only who
-computes it is another.
+until the first worker of its pool has made all updates of the iteration. The average by samples is the same; only
+another worker computes it.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ _ALIGNMENT = 64
 class Pool:
     """Workers of one node that share a learner; the first of them computes.
 
-    The first waits for every member's arrays, and answers when the iteration is over; a member writes again only after
-    the answer, which is written again only after all members have written.
+    The first worker waits for the arrays of all others, and answers when the iteration is over. The others write again
+    only after the answer; the first worker overwrites the answer only after all others have written.
 
     Args:
       slots: [workers of the pool, bytes] uint8, shared; slot 0 holds the answer.
       counters: shared: puts of each worker, answers of the first one, and whether the pool is given up.
       workers: numbers of the workers of the pool, in order.
-      place: which of them this one is.
+      place: index of this worker among `workers`.
     """
 
     LOOK_S = 0.05
@@ -44,7 +44,9 @@ class Pool:
         self.waited_s = 0.0
 
     def put(self, arrays: Sequence[np.ndarray]) -> None:
-        """A member's arrays, of B rows each; the last one may have another length, always the same."""
+        """Writes the arrays of a worker that does not compute, B rows each. The last array may have another length,
+        which is always the same.
+        """
         slot = self._slots[self._place]
         slot[:8].view(np.int64)[0] = len(arrays[0])
         for view, array in zip(_views(slot, arrays, len(arrays[0])), arrays, strict=True):
@@ -54,49 +56,51 @@ class Pool:
     def take(
         self, like: Sequence[np.ndarray], meanwhile: Callable[[], object] = lambda: None
     ) -> list[tuple[int, list[np.ndarray]]]:
-        """(worker, arrays) of every member, in order, of the types and widths of `like`; valid until `answer`."""
+        """Waits for the other workers. Returns (worker, arrays) of each, in order, with types and widths as in `like`;
+        valid until `answer`.
+        """
         self._round += 1
         self._wait_for(range(1, len(self._workers)), meanwhile)
         members = zip(self._workers[1:], self._slots[1:], strict=True)
         return [(worker, _views(slot, like, int(slot[:8].view(np.int64)[0]))) for worker, slot in members]
 
     def answer(self, message: np.ndarray) -> None:
-        """Wakes the members with uint8 `message`; an empty one says that the run has ended."""
+        """Wakes the other workers with uint8 `message`; an empty one says that the run has ended."""
         slot = self._slots[0]
         slot[:8].view(np.int64)[0] = len(message)
         slot[8 : 8 + len(message)] = message
         self._counters.count_up(0)
 
     def wait(self, meanwhile: Callable[[], object] = lambda: None) -> np.ndarray:
-        """The answer to what this member has put; a view that is valid until the next `put`."""
+        """Waits for the answer to this worker's `put`. Returns a view that is valid until the next `put`."""
         self._round += 1
         self._wait_for((0,), meanwhile)
         slot = self._slots[0]
         return slot[8 : 8 + int(slot[:8].view(np.int64)[0])]
 
     def _wait_for(self, places: Sequence[int], meanwhile: Callable[[], object]) -> None:
-        """Until all of them have counted this round. `meanwhile` is called first, and each `LOOK_S`: what this rank has
-        sent moves only while it calls MPI, and rank 0 may wait for it.
+        """Waits until all workers of `places` have counted this round. Calls `meanwhile` first, and each `LOOK_S`: a
+        message of this rank moves only while the rank calls MPI, and rank 0 may wait for it.
         """
         since = time.monotonic()
         meanwhile()
         for place in places:
             while not self._counters.comes_to(place, self._round, self.LOOK_S):
-                # who has counted may give the pool up, and leave: what was counted before counts
+                # a worker that has counted may give the pool up and leave: its earlier count remains valid
                 if self._counters[self._given_up] and not self._counters.is_at(place, self._round):
                     raise RankFailure("a neighbour has given up the pool")
                 meanwhile()
         self.waited_s += time.monotonic() - since
 
     def give_up(self) -> None:
-        """Whoever sleeps in this pool is told that nothing will come: all regroup."""
+        """Tells the workers that sleep in this pool that nothing will come, so that all regroup."""
         self._counters.count_up(self._given_up)
         for place in range(self._given_up):
             self._counters.wake(place)
 
 
 def _views(slot: np.ndarray, like: Sequence[np.ndarray], rows: int) -> list[np.ndarray]:
-    """Where the arrays lie in a slot: `rows` rows of each but the last, which is as long as it is."""
+    """Returns views of the arrays in a slot: `rows` rows of each but the last, whose length is that in `like`."""
     views, start = [], _ALIGNMENT
     for i, array in enumerate(like):
         shape = array.shape if i == len(like) - 1 else (rows, *array.shape[1:])
@@ -107,7 +111,7 @@ def _views(slot: np.ndarray, like: Sequence[np.ndarray], rows: int) -> list[np.n
 
 
 def slot_bytes(arrays: Sequence[np.ndarray], rows: int) -> int:
-    """Room for `put` of arrays like these with at most so many rows."""
+    """Returns the bytes that `put` needs for arrays like these with at most `rows` rows."""
     return sum(rows * array[:1].nbytes + _ALIGNMENT for array in arrays[:-1]) + arrays[-1].nbytes + 2 * _ALIGNMENT
 
 
@@ -117,13 +121,13 @@ def make_pool(
     numbers: Sequence[int] | None = None,
     opened: list[MPI.Comm] | None = None,
 ) -> tuple[Pool | None, MPI.Comm]:
-    """Collective over `workers`. This worker's pool, and the communicator of those that compute.
+    """Collective over `workers`. Returns this worker's pool, and the communicator of the workers that compute.
 
-    None, and all of `workers`, where every worker has a core to itself, or the memory for it is not to be had.
+    Returns None and `workers` if every worker has a core to itself, or if there is no shared memory for the pools.
 
     Args:
-      numbers: of the workers, where they are not their ranks.
-      opened: gets the communicators that are made here, before anyone waits in them: should one die, all are revoked.
+      numbers: the workers' numbers, if they are not their ranks.
+      opened: gets the communicators that are made here, before a worker waits in them; after a death, all are revoked.
     """
     neighbours = Neighbours(workers)
     if not neighbours.any_crowded:

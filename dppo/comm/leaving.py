@@ -1,4 +1,4 @@
-"""How a rank leaves MPI, and how a job ends, also where ranks may have died."""
+"""How a rank leaves MPI, and how a job ends, even after deaths of ranks."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ for _ in $(seq {_LAUNCHER_LEAVES_S * 10}); do kill -0 {{pid}} || exit 0; sleep 0
 kill -9 {{pid}}
 """
 _FINALIZE_STARTED = 3
-"""Of Open MPI's ompi_mpi_state_t."""
+"""The value of Open MPI's ompi_mpi_state_t from which MPI_Finalize has started."""
 
 _finalize = MPI.Finalize
 
 
 def keep_running() -> None:
-    """An environment that ends MPI would wait in that call for the other ranks, which do not come."""
+    """Makes MPI.Finalize an error: an environment that calls it would wait in it for the other ranks for ever."""
 
     def refuse() -> NoReturn:
         raise RuntimeError("MPI.Finalize() was called, but dppo's ranks still work with MPI: leave the call out")
@@ -38,43 +38,43 @@ def keep_running() -> None:
     MPI.Finalize = refuse
 
 
-@functools.cache  # asked every second, and each CDLL makes classes
+@functools.cache  # called every second, and each CDLL makes classes
 def _open_mpi_state() -> ctypes.c_int | None:
-    """How far Open MPI is; None with another MPI."""
+    """Returns Open MPI's variable of its state; None with another MPI."""
     with contextlib.suppress(OSError, ValueError):
         return ctypes.c_int.in_dll(ctypes.CDLL(MPI.__file__), "ompi_mpi_state")
     return None
 
 
 def left_mpi() -> str:
-    """Why this rank is lost to the others, where its environment has called MPI_Finalize in C."""
+    """Returns why this rank is lost to the others, if its environment has called MPI_Finalize in C; else ""."""
     gone = MPI.Is_finalized()
     if survives_deaths() and not gone and (state := _open_mpi_state()) is not None:
-        gone = state.value >= _FINALIZE_STARTED  # `gone` comes only after it has waited for the others
+        gone = state.value >= _FINALIZE_STARTED  # Is_finalized says so only after MPI has waited for the others
     return "its environment has called MPI_Finalize, which ends its part in the job" if gone else ""
 
 
 def leave(code: int) -> NoReturn:
-    """Ends this process. Where ranks may have died MPI_Finalize could wait for them; a process that was spawned tries
-    all the same, for a moment: else mpirun complains and says 1, though all went well.
+    """Ends this process. If ranks may have died, it leaves out MPI_Finalize, which could wait for them. A spawned
+    process still tries it for a moment: else mpirun complains and returns 1, although all went well.
     """
     guard.announce(code)
     if not survives_deaths():
-        _finalize()  # not at Python's very end: an environment's threads may keep that from coming
+        _finalize()  # not at Python's very end, which an environment's threads may prevent
         for child in sys.modules["multiprocessing"].active_children() if "multiprocessing" in sys.modules else ():
-            child.terminate()  # Python would wait for those that no close() has ended
+            child.terminate()  # Python would wait for children that no close() has ended
         sys.exit(code)
     _remove_shared_memory()
     if is_spawned():
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        time.sleep(_OTHERS_LEAVE_S)  # with them still there it waits for them, who do not come
+        time.sleep(_OTHERS_LEAVE_S)  # while the others are there, MPI_Finalize waits for them, and they do not come
         signal.alarm(_FINALIZE_LIMIT_S)
         _finalize()
     os._exit(code)
 
 
 def _remove_shared_memory() -> None:
-    """Open MPI leaves the files of processes that were spawned in /dev/shm; those who have them mapped need no name."""
+    """Removes files that Open MPI leaves in /dev/shm for spawned processes; a process that maps one needs no name."""
     with contextlib.suppress(OSError), open("/proc/self/maps") as file:
         mapped = {line.split(maxsplit=5)[5].strip() for line in file if "/sm_segment." in line}
         for path in mapped:
@@ -83,8 +83,8 @@ def _remove_shared_memory() -> None:
 
 
 def die() -> NoReturn:
-    """This rank leaves as if it had been killed: survivors go on. An exit with a code would make mpirun end the job, or
-    hang.
+    """Ends this rank as if it had been killed, so that survivors continue. An exit with a code would make mpirun end
+    the job, or hang.
     """
     end_output()
     os.kill(os.getpid(), signal.SIGKILL)
@@ -92,12 +92,12 @@ def die() -> NoReturn:
 
 
 def end_job(comm: MPI.Comm, code: int) -> NoReturn:
-    """Ends all ranks. Under ULFM MPI_Abort ends only some, and mpirun may hang: the launcher is told to. Where it waits
-    for a node that does not answer, it is killed, and the batch system ends what is left there.
+    """Ends all ranks. Under ULFM, MPI_Abort ends only some, and mpirun may hang: the launcher is told to end the job. A
+    launcher that waits for a node that does not answer is killed; the batch system ends what is left on the node.
     """
     end_output()
     if survives_deaths() and (pid := processes.launcher()) is not None:
-        # told to end, it ends this process as well: somebody else must see whether it does
+        # the launcher also ends this process: another one must see whether the launcher itself ends
         if not guard.end_job(code):
             subprocess.Popen(["/bin/sh", "-c", _KILLER.format(pid=pid)], start_new_session=True)
             os.kill(pid, signal.SIGTERM)

@@ -1,6 +1,6 @@
 """A worker's end of the conversation with rank 0.
 
-With one rank, worker and server share a process and `LocalLink` calls the coordinator directly; nothing else differs.
+A single rank is worker and server: `LocalLink` calls the coordinator in the same process; nothing else differs.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ NOTHING = np.empty(0, np.uint8)
 SERVER = 0
 """Rank of the server."""
 POLL_S, CROWDED_POLL_S = 0.002, 0.02
-"""How often a worker looks for rank 0's word while it collects."""
+"""Seconds between two looks of a worker for rank 0's messages while it collects."""
 
 
 class Link:
-    """A worker's end of the conversation with rank 0. What comes in is sorted: replies, verdicts, the order to stop.
+    """A worker's end of the conversation with rank 0. It sorts what comes in: replies, verdicts, the order to stop.
 
     Args:
-      asked_to_leave: whether this process got a signal to save and leave; rank 0 is told then.
+      asked_to_leave: returns whether this process got a signal to save and leave; the link then tells rank 0.
       heartbeat: called with the phase at every row and every update.
-      standby: where deaths can be survived: it keeps reports, and what rank 0 has a standby keep.
-      dump: where trajectories are written.
+      standby: keeps reports, and mirrors that rank 0 sends; None if deaths cannot be survived.
+      dump: writes trajectories; None if none are written.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Link:
         self.stopped = False
         self._standby, self._dump = standby, dump
         self.hurried_in = -1
-        """The iteration in which enough workers have finished their rollouts: the others may stop."""
+        """The iteration in which enough workers have finished their rollouts, so that the others may stop."""
         self.may_be_hurried = False
         self._broken: MPI.Exception | None = None
         self.heartbeat = heartbeat
@@ -62,20 +62,20 @@ class Link:
         raise NotImplementedError
 
     def _poll(self) -> bool:
-        """Takes in one message if there is one; never waits."""
+        """Receives one message if there is one; never waits."""
         raise NotImplementedError
 
     def _take_all(self) -> None:
-        """Takes in what there is; never waits."""
+        """Receives all messages that are there; never waits."""
         while self._poll():
             pass
 
     def _look(self) -> None:
-        """The same, where an answer is hoped for."""
+        """Receives all messages that are there, if a reply may be among them; never waits."""
         self._take_all()
 
     def _has_rung(self) -> bool:
-        """Whether rank 0 has sent something, as far as it can say so at once."""
+        """Returns whether rank 0 has announced a message by its ring; False if it cannot ring."""
         return False
 
     def _take(self, tag: Tag, message: np.ndarray) -> None:
@@ -108,10 +108,10 @@ class Link:
         self.waited_s += time.monotonic() - since
 
     def report(self, report: Report, rollout: Rollout) -> None:
-        """Tells rank 0 of a rollout, and has it written where trajectories are; nobody waits.
+        """Tells rank 0 of a rollout, and has the dump write it, if there is one; nobody waits.
 
         Raises:
-          MPI.Exception: where a death has cut the rollout short; it was not told of, and can be gone on with.
+          MPI.Exception: a death has cut the rollout short. Rank 0 was not told of it, and it can be continued.
         """
         if self._broken is not None:
             raise self._broken
@@ -123,40 +123,40 @@ class Link:
 
     @property
     def keeps_boundaries(self) -> bool:
-        """Whether this rank keeps what it may have to step back to."""
+        """Whether this rank keeps boundaries, to which it may have to step back."""
         return self._standby is not None
 
     def keep_boundary(self, iteration: int, state: np.ndarray, head_bytes: int) -> None:
-        """Keeps the packed `state` after `iteration` iterations, where deaths can be survived (allreduce)."""
+        """Keeps the packed `state` after `iteration` iterations, if deaths can be survived (allreduce)."""
         if self._standby is not None:
             self._standby.pass_boundary(iteration, state, head_bytes)
 
     def keep_totals(self, totals: np.ndarray) -> None:
-        """Keeps the statistics of the iteration under way, where deaths can be survived (p2p)."""
+        """Keeps the statistics of the iteration under way, if deaths can be survived (p2p)."""
         if self._standby is not None:
             self._standby.totals = totals
 
     def boundary(self, message: np.ndarray) -> None:
-        """Tells rank 0 the state at an iteration's end (allreduce, one worker); nobody waits."""
+        """Sends rank 0 the state at an iteration's end (allreduce, the lead); nobody waits."""
         self._send(Tag.BOUNDARY, message)
 
     def sums(self, version: int, vector: np.ndarray) -> None:
-        """Sends float64 sums to be added up by the server."""
+        """Sends float64 sums, which the server adds up."""
         self._send(Tag.SUMS, np.concatenate(([float(version)], vector)).view(np.uint8))
 
     def gradient(self, version: int, summed: np.ndarray) -> None:
-        """Sends `summed` [P + sums] float32, the flat gradient with its metric sums, of parameters `version`."""
+        """Sends `summed` [P + sums] float32: the flat gradient of parameters `version`, with its metric sums."""
         message = np.empty(summed.nbytes + 8, np.uint8)
         message[:-8] = summed.view(np.uint8)
         message[-8:] = np.array([version], np.int64).view(np.uint8)
         self._send(Tag.GRADIENT, message)
 
     def fetch(self) -> None:
-        """Asks for the server's present state; it comes as a reply."""
+        """Asks for the server's present state, which comes as a reply."""
         self._send(Tag.FETCH, NOTHING)
 
     def reply(self, *, wait: bool) -> np.ndarray | None:
-        """The server's next reply; None where there is none yet (wait=False) or the run has ended."""
+        """Returns the server's next reply; None if there is none yet (wait=False) or the run has ended."""
         if wait:
             self._wait_for(lambda: self._replies)
         else:
@@ -164,14 +164,14 @@ class Link:
         return self._replies.popleft() if self._replies else None
 
     def verdict(self) -> bool:
-        """Waits for rank 0's word on the last boundary: True where the run ends there."""
+        """Waits for rank 0's verdict on the last boundary. Returns True if the run ends there."""
         self._wait_for(lambda: self._verdicts)
         self._verdicts -= not self.stopped
         return self.stopped
 
     def stop_requested(self) -> bool:
-        """Whether rank 0 has ended the run; it looks only now and then: where ranks outnumber cores, each look at MPI's
-        queues gives the core away.
+        """Returns whether rank 0 has ended the run. It looks only now and then: where ranks outnumber cores, each look
+        at MPI's queues gives the core away.
         """
         self.heartbeat("update")
         now = time.monotonic()
@@ -182,12 +182,12 @@ class Link:
         return self.stopped
 
     def ends_here(self) -> bool:
-        """Whether the run has ended amid an iteration, and this rank may leave it by itself; asked between updates."""
+        """Returns whether the run has ended within an iteration that this rank may leave; asked between updates."""
         return False
 
     def interrupted(self) -> bool:
-        """The same, before each row of a rollout. A death is another reason to stop there, and raises with the report:
-        so no environment is lost between two rows.
+        """Returns, before each row of a rollout, whether collecting ends here: by the run's end, or by a death, whose
+        error `report` raises, so that no environment is lost between two rows.
         """
         self.heartbeat("collect")
         now = time.monotonic()
@@ -197,20 +197,20 @@ class Link:
             try:
                 self._pass_on()
                 if rung:
-                    self._poll()  # Iprobe moves what the next one sees
+                    self._poll()  # this Iprobe moves what the next one sees
                 self._take_all()
             except MPI.Exception as error:
                 self._broken = error
         return self.stopped or self._broken is not None
 
     def keep_moving(self) -> None:
-        """For a worker that waits for its neighbours for long: its messages go out, and it is not taken for stalled."""
+        """Moves the messages of a worker that waits long for its neighbours, and shows that it is not stalled."""
         self.heartbeat("exchange")
         self._pass_on()
         self._take_all()
 
     def _pass_on(self) -> None:
-        """What has come up in this process: a signal, segments that are on disk."""
+        """Tells rank 0 what has happened in this process: a signal, segments that are on disk."""
         for answer in self._dump.answers() if self._dump is not None else ():
             self._send(Tag.SEALED, np.frombuffer(pickle.dumps(answer, protocol=5), np.uint8))
         if self._asked_to_leave() and not self._signalled:
@@ -218,17 +218,15 @@ class Link:
             self._send(Tag.SIGNAL, NOTHING)
 
     def failure(self, text: str) -> None:
-        """Tells rank 0 that this worker cannot go on."""
+        """Tells rank 0 that this worker cannot continue."""
         self._send(Tag.FAILURE, np.frombuffer(text.encode(), np.uint8))
 
     def closed(self) -> None:
-        """Tells rank 0 that the environments of this worker, which has failed, are closed."""
+        """Tells rank 0 that this worker, which has failed, has closed its environments."""
         self._send(Tag.BYE, NOTHING)
 
     def bye(self) -> None:
-        """The last word, once rank 0's order to stop has come; everything sent before it has arrived when this
-        returns.
-        """
+        """Says goodbye, once rank 0's order to stop has come. Everything sent before has arrived when this returns."""
         self._wait_for(lambda: False)
         if self._dump is not None:
             self.heartbeat("checkpoint")
@@ -238,7 +236,7 @@ class Link:
 
 
 class MPILink(Link):
-    """To another process."""
+    """A link to rank 0 in another process."""
 
     def __init__(
         self,
@@ -267,11 +265,11 @@ class MPILink(Link):
         return Backoff(self._doorbell, all_ring=rings, longest_s=0.002)
 
     def _look(self) -> None:
-        # a look at MPI's queues that finds nothing gives the core away, and to come back to it costs a cold cache
+        # a look at MPI's queues that finds nothing gives the core away, and when it comes back its cache is cold
         if self._doorbell is not None and self._doorbell.crowded and self._doorbell.reaches(SERVER):
             if not self._doorbell.has_rung():
                 return
-            self._poll()  # Iprobe moves what the next one sees
+            self._poll()  # this Iprobe moves what the next one sees
         super()._look()
 
     def _has_rung(self) -> bool:
@@ -292,7 +290,7 @@ class MPILink(Link):
 
 
 class LocalLink(Link):
-    """To a coordinator in this process: the one rank that is server and worker at once."""
+    """A link to a coordinator in this process, for the single rank that is server and worker at once."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The one import of mpi4py. It does not start MPI, as that of mpi4py would: `start` does."""
+"""The only import of mpi4py. Importing this module does not start MPI, as importing mpi4py would; `start` does."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ except (ImportError, RuntimeError) as error:  # RuntimeError: mpi4py is there, a
     raise no_mpi(error) from None
 
 Comm = MPI.Comm
-"""For those who hand one on and know nothing else of MPI."""
+"""The type of communicators, for modules that pass one on and use nothing else of MPI."""
 
 
 def start() -> None:
-    """Starts MPI, unless somebody has."""
+    """Starts MPI, unless it has started."""
     if not MPI.Is_initialized():
         MPI.Init_thread()
 
 
 def is_spawned() -> bool:
-    """Whether other ranks have started this process, in place of a dead one."""
+    """Returns whether other ranks have started this process, in place of a dead one."""
     return bool(MPI.Comm.Get_parent() != MPI.COMM_NULL)

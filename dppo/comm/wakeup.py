@@ -1,7 +1,7 @@
 """Wake-up calls among the ranks of one node, so that a rank that waits sleeps and is woken at once.
 
-MPI's own waits spin, and where ranks outnumber cores the scheduler gives a spinning rank as much of the core as a
-computing one: thirty that wait then leave one thirty-first to the one that works.
+MPI's own waits spin. Where ranks outnumber cores, the scheduler gives a spinning rank as much of a core as a computing
+rank: thirty ranks that wait leave one thirty-first of the core to the rank that works.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dppo.startup import own_cores
 
 
 class Neighbours:
-    """Who runs on this rank's node, and whether the node has a core for each of them.
+    """The ranks on this rank's node, and whether the node has a core for each of them.
 
     Collective over `comm`, once, at start-up.
     """
@@ -30,15 +30,17 @@ class Neighbours:
         self.ranks = [rank for rank, (host, _) in enumerate(everyone) if host == mine[0]]
         cores = {host: _cores(everyone, host) for host, _ in everyone}
         self.num_cores = cores[mine[0]]
-        """That the ranks of this node may run on, together."""
+        """Number of cores that the ranks of this node together may run on."""
         ranks = Counter(host for host, _ in everyone)
         self.crowded = len(self.ranks) > self.num_cores
-        """More ranks than cores here: who waits must sleep."""
+        """Whether this node has more ranks than cores, so that a rank that waits must sleep."""
         self.any_crowded = any(ranks[host] > cores[host] for host in ranks)
-        """So on some node; the same on all ranks."""
+        """Whether any node has more ranks than cores; the same on all ranks."""
 
     def groups(self) -> list[list[int]]:
-        """The ranks of this node in as many groups as there are cores, in order, equal but for one."""
+        """Returns the ranks of this node, in order, in as many groups as there are cores, whose sizes differ by at most
+        one.
+        """
         count = min(self.num_cores, len(self.ranks))
         edges = [len(self.ranks) * i // count for i in range(count + 1)]
         return [self.ranks[start:stop] for start, stop in itertools.pairwise(edges)]
@@ -51,11 +53,11 @@ def _cores(everyone: list[tuple[str, frozenset[int]]], host: str) -> int:
 class Doorbell:
     """A rank's bell, and the way to its neighbours' bells.
 
-    A ring says: look at MPI's queues. Nothing depends on it: a neighbour on another node, or a node without shared
-    memory, only makes the wait as long as its timeout.
+    A ring says: look at MPI's queues. No result depends on rings: without them (another node, or a node without shared
+    memory) a wait only takes as long as its timeout.
 
     Args:
-      bells: a counter for each of the neighbours, in their order; None: nobody can ring.
+      bells: a counter for each neighbour, in the order of `neighbours.ranks`; None: no rank can ring.
     """
 
     def __init__(self, neighbours: Neighbours, bells: Counters | None) -> None:
@@ -66,31 +68,31 @@ class Doorbell:
         self._seen = 0
 
     def reaches(self, rank: int) -> bool:
-        """Whether that rank's messages are announced by its ring."""
+        """Returns whether that rank announces its messages by a ring."""
         return rank in self._others
 
     def ring(self, rank: int) -> None:
-        """Wakes `rank`, if it is on this node; never waits."""
+        """Wakes `rank` if it is on this node; never waits."""
         if self._bells is not None and (place := self._others.get(rank)) is not None:
             self._bells.count_up(place)
 
     def wait(self, longest_s: float) -> None:
-        """Sleeps until somebody rings, or for `longest_s`."""
-        if not self._others:  # nobody can ring
+        """Sleeps until a neighbour rings, or for `longest_s`."""
+        if not self._others:  # no rank can ring
             time.sleep(longest_s)
         elif self._bells is not None and not self.has_rung():
             self._bells.sleep(self._mine, self._seen, longest_s)
             self._seen = self._bells[self._mine]
 
     def has_rung(self) -> bool:
-        """Whether somebody has rung since the last wait or question; never waits."""
+        """Returns whether a neighbour has rung since the last call of this or of `wait`; never waits."""
         before = self._seen
         self._seen = before if self._bells is None else self._bells[self._mine]
         return self._seen != before
 
 
 def make_doorbell(comm: MPI.Comm) -> Doorbell:
-    """Collective over `comm`."""
+    """Collective over `comm`. Makes this rank's doorbell."""
     neighbours = Neighbours(comm)
     memory = share(comm, neighbours.ranks, 4 * len(neighbours.ranks))
     return Doorbell(neighbours, None if memory is None else Counters(memory))

@@ -1,1 +1,1 @@
-"""Training on one rank: what it builds, how it collects and learns, and the loops of each mode."""
+"""Training on one rank: what the rank builds, how it collects and learns, and the loops of each mode."""

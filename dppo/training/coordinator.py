@@ -1,5 +1,6 @@
-"""What the coordinators of both loops do alike on rank 0: signals, failures, the standby's copy, and how a run ends:
-the order to stop goes to every worker, each says goodbye, and nobody is waited for longer than allowed.
+"""What the coordinators of both loops have in common on rank 0: signals, failures, mirrors, and the end of a run.
+
+At the end, the order to stop goes to every worker, each worker says goodbye, and rank 0 waits only as long as allowed.
 """
 
 from __future__ import annotations
@@ -18,25 +19,26 @@ from dppo.training.state import TrainingState
 from dppo.training.tracker import Tracker
 
 GIVE_UP, LEAVE = 0.7, 0.9
-"""Shares of the grace period after which the iteration under way is given up, and after which nobody is waited for."""
+"""Shares of the grace period after which the iteration under way is given up, and after which rank 0 stops waiting."""
 
 
 LOOK_S, ABORT_MARGIN_S = 0.5, 5.0
-"""How often rank 0 looks for workers that are stuck, and how long it lets them end by themselves."""
+"""Seconds between two looks of rank 0 for workers that are stuck, and seconds that they have to end by themselves."""
 STANDBYS = 2
-"""One of them may die together with the server."""
+"""Number of standbys: one of them may die together with the server."""
 LEAVE_S = 5.0
-"""A run that ended by itself waits for its workers at least so long, however short the grace period."""
+"""Seconds that a run that ended by itself waits for its workers at least, however short the grace period."""
 
 
 class BaseCoordinator:
-    """What every coordinator does about signals, failures and the end of the run.
+    """A coordinator's reactions to signals, failures and the end of the run.
 
     Args:
-      workers: their numbers, in the order of their ranks.
-      mirror_every: updates between copies for the standbys, the first of the workers present; None: there are none.
-      names: of the workers' ranks, with their hosts; without, nobody is taken for stuck.
-      mirrors_state: whether the copies hold the state; without, only the run's counters, and each iteration.
+      workers: the workers' numbers, in the order of their ranks.
+      mirror_every: updates between two mirrors for the standbys, the first of the workers present; None: no mirrors.
+      names: names of the workers' ranks, with their hosts; if empty, rank 0 does not look for stuck workers.
+      mirrors_state: whether mirrors hold the state; if not, they hold only the run's counters, and go out each
+        iteration.
     """
 
     def __init__(
@@ -61,32 +63,34 @@ class BaseCoordinator:
         self._begun_at = 0.0
         self._saved_at_once = False
         self.abandoned = False
-        """Workers that did not leave in time are still there: only the launcher can end them."""
+        """Whether workers that did not leave in time are still there; only the launcher can end them."""
 
     @property
     def totals(self) -> np.ndarray | None:
-        """p2p: the statistics of the iteration under way, added up."""
+        """The statistics of the iteration under way, added up (p2p)."""
         return None
 
     @property
     def unclosed(self) -> list[Report]:
-        """allreduce: reports that wait for their iteration's end."""
+        """Reports that wait for their iteration's end (allreduce)."""
         return []
 
     def settle(self) -> None:
-        """Ranks have died: what is due is done without them. After it, `totals` belongs to the state."""
+        """Does, after ranks have died, what is due without them. Afterwards `totals` belongs to the state."""
 
     @property
     def done(self) -> bool:
         return self.begun and (not self._present or self.abandoned)
 
     def begin(self, reason: str) -> list[Answer]:
-        """The tracker has closed for `reason`: everyone seals what the last boundary has seen, and stops."""
+        """Begins the end of the run, which the tracker has closed for `reason`: every worker seals what the last
+        boundary has seen, and stops.
+        """
         self.begun, self._begun_at = True, time.monotonic()
         return self._seal_orders() + [Answer(w, Tag.STOP, np.empty(0, np.uint8)) for w in sorted(self._present)]
 
     def aside(self) -> list[Answer]:
-        """What goes out before the answer to a message, in addition to it."""
+        """Returns what goes out before the answer to a message, in addition to it."""
         return [*self.mirror(), *self._seal_orders()]
 
     def _seal_orders(self) -> list[Answer]:
@@ -95,13 +99,13 @@ class BaseCoordinator:
         return [Answer(self._index[worker], Tag.SEAL, row) for worker, row in rows.items()]
 
     def on_sealed(self, answer: Sealed) -> list[Answer]:
-        """A worker has written what a checkpoint waits for."""
+        """Takes in that a worker has written trajectories for which a checkpoint waits."""
         self._tracker.saver.on_sealed(answer)
         return []
 
     def mirror(self) -> list[Answer]:
-        """The standbys' next copy, if it is due. It is sent before the replies of the same update: a standby that has
-        taken part in the next one has it.
+        """Returns the standbys' next mirror, if it is due. It goes out before the replies of the same update: a standby
+        that has taken part in the next update has received it.
         """
         if self._mirror_every is None or self.begun:
             return []
@@ -118,45 +122,45 @@ class BaseCoordinator:
         return [Answer(w, Tag.MIRROR, message) for w in range(min(STANDBYS, self._num_workers))]
 
     def on_report(self, report: Report) -> list[Answer]:
-        """A worker has finished a rollout."""
+        """Takes in the report of a finished rollout."""
         raise NotImplementedError
 
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
-        """A worker's sums, for a server that adds up."""
+        """Takes in a worker's sums, on a server that adds up."""
         raise self._unexpected(Tag.SUMS)
 
     def on_gradient(self, worker: int, version: int, summed: np.ndarray) -> list[Answer]:
-        """A worker's gradient, for a server that makes the steps."""
+        """Takes in a worker's gradient, on a server that makes the steps."""
         raise self._unexpected(Tag.GRADIENT)
 
     def on_boundary(self, worker: int, message: np.ndarray) -> list[Answer]:
-        """The lead's state at an iteration's end, where workers make the steps."""
+        """Takes in the lead's state at an iteration's end, if workers make the steps."""
         raise self._unexpected(Tag.BOUNDARY)
 
     def on_fetch(self, worker: int) -> list[Answer]:
-        """A worker wants the server's state."""
+        """Answers a worker that wants the server's state."""
         raise self._unexpected(Tag.FETCH)
 
     def _unexpected(self, tag: Tag) -> AssertionError:
         return AssertionError(f"{type(self).__name__} got {tag.name}, which its workers do not send")
 
     def on_failure(self, worker: int, text: str) -> list[Answer]:
-        """A worker cannot go on, so nobody can."""
+        """Raises WorkerError: if one worker cannot continue, no rank can."""
         raise WorkerError(text, worker=worker)
 
     def on_signal(self) -> list[Answer]:
-        """A worker was asked to save and leave: that holds for all."""
+        """Asks all ranks to save and leave, because one worker was asked to."""
         self._tracker.preemption.request("a signal to a worker")
         return []
 
     def on_bye(self, worker: int) -> list[Answer]:
-        """A worker has left its loop."""
+        """Takes in that a worker has left its loop."""
         self._present.discard(worker)
         return []
 
     def idle(self) -> list[Answer]:
-        """Asked to leave: the last boundary is saved at once, the run ends at the next, or, where that is too far
-        away, here.
+        """Looks at clocks and signals. If asked to leave, it saves the last boundary at once, and the run ends at the
+        next one, or now, if the next one is too far away.
         """
         preemption = self._tracker.preemption
         if preemption.requested and not self.begun and not self._saved_at_once:
@@ -176,21 +180,21 @@ class BaseCoordinator:
         return self.aside() if self._mirrored_at is None else self._seal_orders()
 
     def heard(self, index: int) -> None:
-        """This worker has finished a rollout."""
+        """Notes that this worker has finished a rollout."""
         self._heard_at[index] = time.monotonic()
         self._told_of.discard(index)
 
     def name(self, index: int) -> str:
-        """A worker's rank, and its host."""
+        """Returns a worker's rank and host."""
         return self._names[index] if self._names else f"rank {index}"
 
     def waits_for(self) -> Collection[int]:
-        """Whose rollouts are missing before the run can go on."""
+        """Returns the workers whose rollouts the run waits for."""
         raise NotImplementedError
 
     def _look_for_the_stuck(self) -> None:
-        """Names the workers that rank 0 waits for. They say more themselves, unless an environment holds Python's lock:
-        then they cannot end either, where that was asked for.
+        """Names the workers that rank 0 waits for. They tell more themselves, unless an environment holds Python's
+        lock; then they cannot end themselves, either, and this raises WorkerError if --log.stall-abort-s asks for that.
         """
         now, log = time.monotonic(), self._tracker.config.log
         self._next_look = now + LOOK_S

@@ -1,4 +1,4 @@
-"""What a worker's episodes have come to so far, and how they are brought back after a resume."""
+"""Sums over a worker's present episodes, and how a resume brings the episodes back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OTHER_REWARDS = "other rewards came of it; it remembers what the seed of an epis
 
 
 class EpisodeSums:
-    """Of N environments: sums over their present episodes, and where these began.
+    """Sums over the present episodes of N environments, and the rows in which the episodes began.
 
     Args:
       first_env: global number of the first environment.
@@ -33,7 +33,7 @@ class EpisodeSums:
         self._discounted = 0, np.empty((0, num_envs))  # first row of the rollout asked for last, and the answer
 
     def progress(self, numbers: np.ndarray) -> EpisodeProgress:
-        """A copy of how far the episodes of these `numbers` [N] are."""
+        """Returns a copy of how far the episodes with these `numbers` [N] are."""
         return EpisodeProgress(numbers.copy(), self.lengths.copy(), self.returns.copy())
 
     def count(
@@ -46,7 +46,7 @@ class EpisodeSums:
         final_rows: np.ndarray,
         final_envs: np.ndarray,
     ) -> list[Episode]:
-        """The episodes that ended, in the order of their last rows; keeps the sums of those that go on."""
+        """Returns the episodes that ended, in the order of their last rows; keeps the sums of the other episodes."""
         episodes: list[Episode] = []
         if not len(rewards):
             return episodes
@@ -65,11 +65,11 @@ class EpisodeSums:
         return episodes
 
     def discount(self, rollout: Rollout) -> np.ndarray:
-        """[T, N] float64 running discounted returns of the last rollout; moves the running sums."""
+        """Returns [T, N] float64 running discounted returns of the last rollout; moves the running sums."""
         first_row, known = self._discounted
         if first_row != rollout.first_row:
             known = known[:0]
-        new = slice(len(known), None)  # none where it is asked again, some where a kept rollout was gone on with
+        new = slice(len(known), None)  # no row if it is asked again, some rows if a kept rollout was continued
         dones = rollout.terminations[new] | rollout.truncations[new]
         out = sums_behind(rollout.rewards[new], dones, self._gamma, self.discounted_returns)
         if len(out):
@@ -87,18 +87,19 @@ class EpisodeSums:
         first_new_episode: int,
         deadline: float,
     ) -> tuple[np.ndarray, list[int], list[str]]:
-        """Brings every environment back to where `states` (by global number) has it: reset, then replay of its actions.
-        Where it stands between two episodes, the one before is replayed: it tells whether it remembers anything.
+        """Brings every environment back to where `states` (by global number) has it: by a reset and a replay of its
+        actions. For an environment between two episodes, the one before is replayed, to see whether the environment
+        remembers anything.
 
         Args:
-          seeds: of the episodes of `envs`.
-          row: rows of noise that were drawn so far.
+          seeds: seeds of the episodes of `envs`.
+          row: number of rows of noise that were drawn so far.
           first_new_episode: episode number for environments that `states` does not know, so that no seed comes twice.
           deadline: time.monotonic() after which environments begin a new episode instead.
 
         Returns:
-          Observations [N, *obs]; global numbers of the environments that could not be restored: their episodes are
-          cut, and new ones have begun; a line on each of them, or one on all.
+          Observations [N, *obs]; global numbers of the environments that could not be restored, whose episodes are cut
+          and followed by new ones; a line on each of these environments, or one line on all.
         """
         n = envs.num_envs
         known = [states.get(self._first_env + i) for i in range(n)]
@@ -149,8 +150,8 @@ class EpisodeSums:
         return observations.copy(), cut, problems
 
     def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
-        """Whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the additions. The
-        discounted one tells rewards apart that come in another order.
+        """Returns whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the
+        additions. The discounted sum detects rewards that come in another order.
         """
         steps = len(rewards)
         discounted = rewards.astype(np.float32) * self._gamma ** np.arange(steps - 1.0, -1.0, -1.0)
@@ -158,11 +159,13 @@ class EpisodeSums:
 
 
 def _earned_last(rewards: np.ndarray, state: EnvState) -> bool:
-    """Whether `rewards` [K] float64 of a replay, with the last one, add up to the saved return, as in `_earned`."""
+    """Returns whether `rewards` [K] float64 of a replay and the saved last reward add up to the saved return, as in
+    `_earned`.
+    """
     terms = np.append(rewards, state.last_reward)
     return bool(_are_same(terms, state.last_return))
 
 
 def _are_same(terms: np.ndarray, total: float) -> bool:
-    """Whether they add up to it, but for the order of the additions."""
+    """Returns whether `terms` add up to `total`, but for the order of the additions."""
     return bool(abs(terms.sum() - total) <= 4 * len(terms) * np.finfo(np.float64).eps * np.abs(terms).sum())

@@ -1,4 +1,4 @@
-"""What brings a worker's environments back to where they stand: their actions since their present episodes began."""
+"""The actions since the present episodes of a worker's environments began, which bring the environments back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dppo.data import EnvState, LastEpisodes, Report
 
 
 class Replay:
-    """Of one worker's environments; chunks are never changed."""
+    """The replay of one worker's environments; chunks are never changed."""
 
     def __init__(self) -> None:
         self.chunks: tuple[tuple[int, np.ndarray], ...] = ()
@@ -16,23 +16,23 @@ class Replay:
         self._saved: tuple[int, list[EnvState]] = (0, [])
 
     def copy(self) -> Replay:
-        """As it is now; chunks are shared."""
+        """Returns a copy, which shares the chunks."""
         out = Replay()
         out.chunks, out.last, out._saved = self.chunks, self.last, self._saved
         return out
 
     @property
     def is_empty(self) -> bool:
-        """Nothing is known of these environments."""
+        """Whether nothing is known of these environments."""
         return self.last is None and not self._saved[1]
 
     @property
     def next_row(self) -> int:
-        """The first row that it does not hold yet."""
+        """The first row that the replay does not hold yet."""
         return self._saved[0] if self.last is None else self.last.first_row + len(self.last.env_actions)
 
     def extend(self, report: Report) -> None:
-        """Adds a rollout; one that is held already, because it was told twice, changes nothing."""
+        """Adds a rollout. A rollout that was added before, because it was reported twice, changes nothing."""
         if self.last is not None and report.first_row < self.next_row:
             return
         firsts = report.episode_first_rows
@@ -46,8 +46,8 @@ class Replay:
 
     @staticmethod
     def _last_first_rows(report: Report) -> np.ndarray:
-        """[N] int: of environments that have not made a step in their episode, where the one before began; -1: of the
-        others, and where that is not known.
+        """Returns [N] int: the row in which the episode before began, for environments whose present episode has no
+        step yet; -1 for the others, and if the row is not known.
         """
         if report.last_episodes is None:
             return np.full(len(report.episode_first_rows), -1)
@@ -55,7 +55,7 @@ class Replay:
         return np.where(report.episode_first_rows == next_row, report.last_episodes.first_rows, -1)
 
     def start_from(self, row: int, envs: list[EnvState]) -> None:
-        """Takes over what a checkpoint held: one chunk that ends at `row`, as long as the longest episode."""
+        """Takes over the replays of a checkpoint: one chunk that ends at `row`, as long as the longest episode."""
         self._saved = (row, envs)
         longest = max((len(e.actions) for e in envs), default=0)
         if longest:
@@ -67,7 +67,7 @@ class Replay:
             self.chunks = ((row - longest, chunk),)
 
     def states(self) -> tuple[int, list[EnvState]]:
-        """(rows so far, where each environment stands)."""
+        """Returns the number of rows so far, and the state of each environment."""
         report = self.last
         if report is None:
             return self._saved
@@ -93,7 +93,7 @@ class Replay:
         ]
 
     def _actions(self, i: int, first_row: int, end_row: int) -> np.ndarray:
-        """[L, *act] of environment `i`, from row `first_row` up to before `end_row`."""
+        """Returns the actions [L, *act] of environment `i`, from row `first_row` up to, but without, `end_row`."""
         parts = [
             a[max(0, first_row - row) : max(0, end_row - row), i] for row, a in self.chunks if row + len(a) > first_row
         ]

@@ -22,31 +22,31 @@ from dppo.training.replay import Replay
 from dppo.trajectories.commits import Dumps
 
 LAST_ATTEMPT = 0.8
-"""Share of the grace period after which a disk that refuses the last checkpoint is not asked again."""
+"""The share of the grace period after which a disk that refuses the last checkpoint is not tried again."""
 
 
 @dataclass(slots=True)
 class Boundary:
-    """What is saved of a moment between two iterations."""
+    """The contents of a checkpoint and a summary at a moment between two iterations."""
 
     state: dict[str, Any]
     counters: dict[str, Any]
     replays: dict[int, Replay]
-    """By worker, how its environments are brought back."""
+    """worker -> replay of its environments."""
     summary: Summary
     rows: dict[int, int]
-    """By worker that is present, the first row that the boundary has not seen."""
+    """worker -> first row that the boundary has not seen, for the workers that are present."""
 
 
 class CheckpointSaver:
     """Saves boundaries.
 
     Args:
-      boundary: the one at which the run begins, or goes on.
+      boundary: the boundary at which the run begins or continues.
       wall_s: returns the seconds since the run's start, of all attempts.
       warn: shows a line.
-      first_rank: of worker 0.
-      next_segments: of trajectories, by rank, where the run goes on.
+      first_rank: the rank of worker 0.
+      next_segments: rank -> number of its next segment of trajectories, if the run continues.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class CheckpointSaver:
         dumps, required = config.trajectories.enabled, config.trajectories.required
         self.dumps = Dumps[Boundary](run_dir, first_rank, next_segments, required=required) if dumps else None
         self.boundary = boundary
-        """The last one."""
+        """The last boundary."""
         self.heartbeat: Callable[[str], None] = lambda phase: None
-        """Called where rank 0 itself waits for the disk."""
+        """The rank's heartbeat, called while rank 0 itself waits for the disk."""
         self.has_ended = False
         self._exit, self._is_concluded = RUNNING, False
         self._next_checkpoint = boundary.state["numbers"]["env_steps"] + self._config.every
@@ -90,7 +90,7 @@ class CheckpointSaver:
         write_checkpoint(self._run_dir, checkpoint, self._config.keep)
 
     def save_if_due(self) -> None:
-        """Has the last boundary written by a thread, where its turn has come. Nobody waits for the disk."""
+        """Has a thread write the last boundary, if a checkpoint is due. Nobody waits for the disk."""
         env_steps = self.boundary.state["numbers"]["env_steps"]
         is_due = bool(self._config.every) and env_steps >= self._next_checkpoint
         if not (is_due or self._files.owes_checkpoint):
@@ -107,8 +107,8 @@ class CheckpointSaver:
             self.dumps.ask(self.boundary, self.boundary.rows)
 
     def save_at_once(self) -> None:
-        """Writes the last boundary now: whoever asked the run to leave may kill it before the next one. Where
-        trajectories are written, as soon as they are.
+        """Writes the last boundary now: the run was asked to leave and may be killed before the next boundary. If
+        there are trajectories, it first waits until they are written.
         """
         if self.dumps is not None:
             self.dumps.ask(self.boundary, self.boundary.rows)
@@ -132,11 +132,13 @@ class CheckpointSaver:
     # -- trajectories --------------------
 
     def take_seal_orders(self) -> dict[int, int]:
-        """{worker: row}: what a checkpoint that waits needs to have written, each once."""
+        """Returns {worker: row}: the rows up to which trajectories must be written for a checkpoint that waits. Returns
+        each order once.
+        """
         return {} if self.dumps is None else self.dumps.take_orders()
 
     def on_sealed(self, answer: Sealed) -> None:
-        """A worker has said what it has written of its trajectories."""
+        """Takes in a worker's answer on what it has written of its trajectories."""
         assert self.dumps is not None
         known, waited = self.dumps.problem, self.dumps.is_waiting
         boundary = self.dumps.answer(answer)
@@ -157,7 +159,7 @@ class CheckpointSaver:
             self._write_meanwhile(boundary)
 
     def regroup(self, workers: Sequence[int]) -> None:
-        """Only these workers are left: nobody waits for what the others have not sealed."""
+        """Keeps only these workers, which are left. Nobody waits for what the others have not sealed."""
         self.boundary.rows = {w: row for w, row in self.boundary.rows.items() if w in workers}
         if self.dumps is not None and self.dumps.is_waiting:
             self._save_next_boundary_instead()
@@ -165,11 +167,11 @@ class CheckpointSaver:
     # -- the end --------------------
 
     def finish(self, reason: str) -> None:
-        """Ends the run at the last boundary; nothing is counted after it. Where trajectories are written, `conclude`
-        has to be called once they are.
+        """Ends the run at the last boundary; nothing is counted after it. If there are trajectories, `conclude` has to
+        be called once they are written.
 
         Raises:
-          SavingError: as by `conclude`.
+          SavingError: as `conclude`.
         """
         self.has_ended, self._exit = True, reason
         if self.dumps is None:
@@ -178,11 +180,11 @@ class CheckpointSaver:
             self.dumps.ask(self.boundary, self.boundary.rows)
 
     def conclude(self) -> None:
-        """Saves the last boundary and says how the run ended; once. Not where trajectories that were required are
-        lost: a resume makes them anew. Waits for a disk that is full as long as that is allowed.
+        """Saves the last boundary and writes how the run ended; once. If required trajectories are lost, it does not
+        save the boundary: a resume makes them anew. Waits for a full disk as long as that is allowed.
 
         Raises:
-          SavingError: it was not well in time.
+          SavingError: the boundary could not be saved in time.
         """
         if self._is_concluded:
             return
@@ -201,13 +203,13 @@ class CheckpointSaver:
         return not self._preemption.past(LAST_ATTEMPT)
 
     def fail(self, failure: Failure) -> None:
-        """The run ends by an error: the summary says so, checkpoints stay as they are."""
+        """Ends the run by an error: the summary says so, checkpoints stay as they are."""
         self.boundary.summary.error, self.boundary.summary.stalled = failure
         self.update_summary(FAILED)
         self._files.close()
 
     def update_summary(self, exit_reason: str) -> None:
-        """Writes summary.json: the last boundary's, with how the run is."""
+        """Writes summary.json: the last boundary's summary, with the present state of the run."""
         self.summary = summary = self.boundary.summary
         summary.exit = exit_reason
         summary.preempted_by = self._preemption.reason if exit_reason == PREEMPTED else None

@@ -1,4 +1,4 @@
-"""How stale a gradient may be, by what is usual for its worker; and which workers nothing is learnt from."""
+"""How stale a gradient may be, compared with its worker's usual ones; and workers whose gradients are not used."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections import deque
 
 
 class UsualStaleness:
-    """A limit for each worker that follows its pace: what the others do while it makes a gradient is much where it is
-    slow, and no reason to leave it out. Out of the ordinary is what takes it far longer than usual.
+    """A limit of staleness for each worker that follows the worker's pace. The gradients of a slow worker are always
+    stale, which is no reason to leave them out; a gradient that took far longer than usual is left out.
     """
 
     TIMES, LAST = 4, 8
@@ -18,10 +18,10 @@ class UsualStaleness:
         self._last = [deque[int](maxlen=self.LAST) for _ in range(num_workers)]
 
     def limit(self, worker: int, staleness: int) -> float:
-        """The limit for this worker's next gradient, which is so stale; it counts from then on, dropped or not.
+        """Returns the limit for this worker's next gradient, whose staleness counts from then on, dropped or not.
 
-        Four times the median of its last eight, and at least four times the number of workers. Nothing is too stale
-        for the first: there is nothing to compare it with.
+        The limit is four times the median of the worker's last eight, and at least four times the number of workers.
+        The first gradient has no limit, because there is nothing to compare it with.
         """
         last = self._last[worker]
         usual = sorted(last)[len(last) // 2] if last else math.inf
@@ -30,7 +30,7 @@ class UsualStaleness:
 
 
 class ShutOut:
-    """Notices workers of whose last gradients most were not used."""
+    """Notices workers most of whose last gradients were not used."""
 
     LAST, FEWEST = 32, 8
 
@@ -40,8 +40,8 @@ class ShutOut:
         self._heard, self._quiet_until = [0] * num_workers, [self.FEWEST] * num_workers
 
     def note(self, worker: int, *, used: bool) -> tuple[int, int] | None:
-        """(not used, of so many last ones) where it is time to say it: once, and after it has been well again rarely,
-        each time after ten times as many gradients.
+        """Returns (gradients not used, of how many last ones) if it is time for a warning, else None. A second warning
+        needs a time without trouble in between, and ten times as many gradients as the first.
         """
         last = self._used[worker]
         last.append(used)

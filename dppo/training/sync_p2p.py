@@ -1,7 +1,7 @@
 """Synchronous training by a parameter server: rank 0 adds up, makes the step, and answers with its state.
 
 A worker sends the statistics of its rollout, then the gradient of each minibatch, and waits for each reply:
-[core of the state | the statistics of all workers, float64].
+[core of the state | sum of all workers' statistics, float64].
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ from dppo.training.tracker import Tracker
 
 
 class P2PExchange:
-    """A worker's end. A reply that is ahead of this worker tells it what to skip."""
+    """A worker's part. A reply that is ahead of this worker tells it what to skip."""
 
-    waited_s = 0.0  # all waiting is the link's
+    waited_s = 0.0  # only the link waits
 
     def __init__(self, state: TrainingState, link: Link) -> None:
         self._state, self._link = state, link
         self._iteration = state.iteration
 
     def _receive(self) -> np.ndarray | None:
-        """Takes over the server's state; returns the statistics that it added up; None where the run has ended."""
+        """Takes over the server's state. Returns the statistics that the server has added up; None if the run has
+        ended.
+        """
         message = self._link.reply(wait=True)
         if message is None:
             return None
@@ -57,15 +59,15 @@ class P2PExchange:
         return self._receive() is not None and self._state.iteration == self._iteration
 
     def finish_iteration(self, totals: np.ndarray) -> None:
-        """The server has done it."""
+        """Does nothing: the server finishes the iteration."""
 
 
 class P2PCoordinator(SyncCoordinator):
-    """Rank 0: the parameter server.
+    """Rank 0's part: the parameter server.
 
     Args:
-      num_computing: workers that compute gradients; fewer than all where they are pooled.
-      totals: where the run goes on within an iteration: its statistics, added up.
+      num_computing: number of workers that compute gradients; smaller than the number of workers if they are pooled.
+      totals: the iteration's statistics, added up, if the run continues within an iteration.
     """
 
     def __init__(
@@ -87,10 +89,10 @@ class P2PCoordinator(SyncCoordinator):
         self._server = ParameterServer(
             num_workers, max(1, num_computing - config.server.drop), lambda staleness: float(staleness == 0)
         )
-        self._drops = config.server.drop  # without it, only a worker that has regrouped joins within an iteration
+        self._drops = config.server.drop  # if 0, only a worker that has regrouped joins within an iteration
         self._reports_per_iteration = 0 if self._drops else num_workers
         self._missing_reports = self._reports_per_iteration
-        self._waiting: Sequence[int] = ()  # for this iteration's last reports
+        self._waiting: Sequence[int] = ()  # workers that wait for this iteration's last reports
         self._server.version = state.version
         self._took_part, self._shut_out = set[int](), ShutOut(num_workers)
         self._totals = np.zeros(learner.num_statistics) if totals is None else totals.copy()
@@ -100,7 +102,7 @@ class P2PCoordinator(SyncCoordinator):
         return self._totals
 
     def settle(self) -> None:
-        """Ranks have died: what is due is done without them. After it, `totals` belongs to the state."""
+        """Does, after ranks have died, what is due without them. Afterwards `totals` belongs to the state."""
         if self._waiting and not self.begun:
             self._waiting = ()
             self._finish_iteration()
@@ -112,7 +114,7 @@ class P2PCoordinator(SyncCoordinator):
         return self._close_when_reported()
 
     def _take_start(self, report: Report) -> None:
-        """Before the first moments: the sums that this worker sends next are about what it says here."""
+        """Takes over, before the first moments, the observation about which this worker takes its next sums."""
         state = self._state
         match report:
             case Report(moment_means=(mean, _)) if state.normaliser.observations.count == 0 and state.round == 0:
@@ -122,7 +124,8 @@ class P2PCoordinator(SyncCoordinator):
         if self.begun:
             return []
         if self._state.round:
-            # this iteration's statistics are closed, however new the worker's version: it joins at the present update
+            # this iteration's statistics are closed, however new the worker's version: the worker joins at the
+            # present update
             self._server.late += self._drops > 0
             return self._reply((worker,))
         closed = self._server.handle(worker, version, vector, is_gradient=False)
@@ -145,8 +148,8 @@ class P2PCoordinator(SyncCoordinator):
         return self._reply(closed.answer)
 
     def _close_when_reported(self) -> list[Answer]:
-        """Ends an iteration whose updates are over. The report of a pool's member may come after them; with `drop`,
-        that of a late worker counts in the iteration in which it comes.
+        """Ends an iteration whose updates are over. The report of a pooled worker may come after them. With `drop`, a
+        late worker's report counts in the iteration in which it comes.
         """
         if not self._waiting or self._missing_reports > 0:
             return []
