@@ -1,7 +1,7 @@
 """Asynchronous training: every gradient is applied as it comes (A3C; with the PPO loss it is APPO-like).
 
-A worker's gradient travels while its next rollout begins: at most one is under way (double buffering). Where the loss
-allows for a policy that is newer than the one that acted, a worker fetches the newest before it learns.
+A worker's gradient travels while its next rollout begins: at most one is under way (double buffering). If the loss
+allows a policy that is newer than the one that acted, a worker fetches the newest state before it learns.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 
 
 def train_worker(collector: Collector, learner: Learner, state: TrainingState, link: Link, config: Config) -> None:
-    """One worker's life, until rank 0 ends the run."""
+    """Runs one worker until rank 0 ends the run."""
     replica = _Replica(state, link)
     learns_off_policy = config.vtrace or config.loss == "ppo"
     assert config.horizon is not None, "an unresolved configuration reached the loop"
@@ -53,7 +53,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         report.moment_means = learner.normaliser.frozen_mean, learner.normaliser.frozen_return_mean
         link.report(report, rollout)
         learner.normalise_advantages(batch, batch.statistics)
-        own_kl = 0.0  # of this worker's minibatches alone
+        own_kl = 0.0  # only of this worker's minibatches
         for number, samples in enumerate(learner.minibatches(batch, rollout.first_row)):
             if link.stop_requested():
                 return
@@ -77,7 +77,7 @@ class _Replica:
         self._due = 0  # replies, of which the last one is the newest
 
     def catch_up(self, *, wait: bool) -> None:
-        """Takes over the newest of the replies that are due; with `wait`, the last of them."""
+        """Takes over the newest of the due replies that have come; with `wait`, waits for the last of them."""
         newest: np.ndarray | None = None
         while self._due and (message := self._link.reply(wait=wait)) is not None:
             newest, self._due = message, self._due - 1
@@ -85,15 +85,15 @@ class _Replica:
             self._state.unpack(newest)
 
     def fetch(self) -> None:
-        """Takes over the server's present state. The reply to the gradient under way was packed when that arrived:
-        before the rollout that has just been collected.
+        """Takes over the server's present state. The reply to the gradient under way is older: it was packed when the
+        gradient arrived, before the rollout that has just been collected.
         """
         self._link.fetch()
         self._due += 1
         self.catch_up(wait=True)
 
     def send(self) -> None:
-        """Sends the flat gradient, tagged with the version that it was computed from, once the last one was
+        """Sends the flat gradient, tagged with the version from which it was computed, once the last gradient was
         answered.
         """
         version = self._state.version
@@ -104,10 +104,10 @@ class _Replica:
 
 
 class AsyncCoordinator(BaseCoordinator):
-    """Rank 0 of asynchronous training: a parameter server with quorum 1, and the tracker.
+    """Rank 0's part of asynchronous training: a parameter server with quorum 1, and the tracker.
 
-    An iteration, the unit of metrics and checkpoints, is as many applied gradients as one rollout of every worker
-    gives.
+    An iteration, the unit of metrics and checkpoints, ends once at least as many gradients as there are workers were
+    applied, and as many rollouts were reported.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class AsyncCoordinator(BaseCoordinator):
         super().__init__(tracker, state, workers, every, names=names)
         self._applied = 0
         self._max_staleness, self._usual = config.server.max_staleness, UsualStaleness(num_workers)
-        self._limit = 0.0  # of the gradient that is looked at
+        self._limit = 0.0  # the largest staleness allowed to the present gradient
         self._server = ParameterServer(
             num_workers, 1, lambda age: staleness_weight(age, config.server.staleness, self._limit)
         )

@@ -1,4 +1,4 @@
-"""What a rank builds for itself: environments, policy, learner, state, and the collector that steps them."""
+"""Builds the parts of a rank: environments, policy, learner, state, and the collector that steps the environments."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
 
 NUMBERS_PER_SAMPLE = 12
-"""Besides observation, action and head: rewards, values, advantages, … of a rollout and its minibatches. A new column
-of `Rollout` with one number per step adds one.
+"""The numbers per sample in addition to observation, action and head: rewards, values, advantages, … of a rollout and
+its minibatches. A new column of `Rollout` with one number per step adds one.
 """
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
-"""How long environments may take to close. After a failure the other ranks wait for it."""
+"""Seconds that environments may take to close. After a failure the other ranks wait for them."""
 LAST_S = 2.0
-"""How much longer, where they cannot be interrupted: C code that waits lets no signal through."""
+"""Further seconds for environments that cannot be interrupted: C code that waits lets no signal through."""
 
 
 @dataclass(slots=True)
@@ -50,9 +50,9 @@ class Parts:
     learner: Learner
     state: TrainingState
     worker: int | None
-    """Its stable number, which seeds and environments follow; None: a server that steps nothing."""
+    """The worker's stable number, which decides seeds and environments; None: a server that steps nothing."""
     spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
-    """Of one environment: what it observes, and how it is acted on."""
+    """The observation space and the action space of one environment."""
 
     @property
     def has_envs(self) -> bool:
@@ -67,8 +67,8 @@ class Parts:
 
 
 def close_environments(envs: Closable, limit_s: float = CLOSE_S) -> None:
-    """Nobody needs them any more: whatever `close` raises is said and does no harm, and it is given up where it does
-    not come back. Where it cannot even be interrupted, this process ends.
+    """Closes environments that are not needed any more. An error of `close` is only shown, and a `close` that does not
+    return is interrupted. If it cannot be interrupted, this process ends.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -95,7 +95,7 @@ def close_environments(envs: Closable, limit_s: float = CLOSE_S) -> None:
 
 
 class _TooLong(BaseException):
-    """No Exception: simulators suppress those."""
+    """The interruption of a `close` that takes too long; not an Exception, which simulators suppress."""
 
 
 def _leave() -> None:
@@ -108,10 +108,11 @@ def _say_of_close(what: str) -> None:
 
 
 def build_parts(config: Config, worker: int | None) -> Parts:
-    """Everything that this worker needs, or a server (None), freshly initialised; the same network on every rank.
+    """Builds everything that this worker, or a server (None), needs, freshly initialised; the same network on every
+    rank.
 
     Raises:
-      ValueError: for a missing environment, spaces that are not supported, a factory that does not work.
+      ValueError: an environment is missing, spaces are not supported, or a factory does not work.
     """
     number = worker or 0
     # a server that steps nothing still needs the spaces, to know the network
@@ -134,7 +135,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
 
 
 def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
-    """Whether the rollouts of this node's workers fit into its memory. Raises ValueError with the repair."""
+    """Raises ValueError, with the repair, if the rollouts of this node's workers do not fit into its memory."""
     assert config.horizon is not None, "the configuration is resolved"
     spaces = (envs.observation_space, envs.action_space)
     observation, action = (math.prod(s.shape or ()) * np.dtype(s.dtype).itemsize for s in spaces)
@@ -156,7 +157,7 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
 
 
 def build_envs(parts: Parts, config: Config, worker: int) -> None:
-    """A server that has none gets the environments of `worker`."""
+    """Gives a server, which has no environments, those of `worker`."""
     parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs)
     parts.worker = worker
 
@@ -168,12 +169,12 @@ def make_collector(
     row: int = 0,
     first_new_episode: int = 0,
 ) -> Collector:
-    """The worker's collector.
+    """Makes the worker's collector.
 
     Args:
-      states: where environments stand, by global number; they are brought there, or it is said why not. None: the run
-        begins.
-      row, first_new_episode: as in `Collector.restore`.
+      states: states of environments, by global number; environments are brought there, or a line says why not. None:
+        the run begins.
+      row, first_new_episode: see `Collector.restore`.
     """
     envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None

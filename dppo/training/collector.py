@@ -1,7 +1,7 @@
 """Collects rollouts: steps a worker's environments with the policy and keeps what happened.
 
-The hot path: a row costs one environment step, one normalisation, one forward of the policy's tower and one sample.
-`Collector._complete` computes log-probabilities and values afterwards, for the whole rollout at once.
+This is the hot path: a row costs one environment step, one normalisation, one forward pass of the policy's tower and
+one sample. `Collector._complete` computes log-probabilities and values afterwards, for the whole rollout at once.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dppo.training.episode_sums import EpisodeSums
 
 
 class Collector:
-    """A worker's environments, where they stand, and the streams that they draw from.
+    """A worker's environments with their present episodes, and the streams of random numbers for them.
 
     Args:
-      envs: N environments, the global numbers of which are first_env, first_env + 1, …
-      seeds: of their episodes; `envs` was made with `seeds.next`.
-      noise: for action sampling.
+      envs: N environments with the global numbers first_env, first_env + 1, …
+      seeds: seeds of the environments' episodes; `envs` was made with `seeds.next`.
+      noise: random numbers for action sampling.
       gamma: discount of the running return whose deviation scales rewards.
     """
 
@@ -45,7 +45,7 @@ class Collector:
         self.row = 0
         self._sums = EpisodeSums(envs.num_envs, first_env, gamma)
         self._observations: np.ndarray | None = None
-        self._cut: list[int] = []  # environments whose episode could not be restored; told with the next rollout
+        self._cut: list[int] = []  # environments whose episode could not be restored; reported with the next rollout
         self.last: Rollout | None = None
         self.last_iteration = 0
         self._kept: Rollout | None = None
@@ -59,14 +59,14 @@ class Collector:
         iteration: int = 0,
         enough: Callable[[], bool] | None = None,
     ) -> Rollout:
-        """Collects up to `horizon` rows. A rollout that was kept is continued.
+        """Collects up to `horizon` rows. Continues a rollout that was kept.
 
         Args:
-          interrupt: asked before each row; True ends the rollout there.
-          enough: the same, asked from a quarter of the horizon on.
+          interrupt: called before each row; True ends the rollout there.
+          enough: also called before each row, but only from a quarter of the horizon on; True ends the rollout there.
 
         Raises:
-          FloatingPointError: for an observation or reward that is not finite, naming row and environment.
+          FloatingPointError: an observation or reward is not finite; the text names row and environment.
         """
         kept, self._kept = self._kept, None
         least = -(-horizon // 4) if enough is not None else horizon
@@ -81,14 +81,14 @@ class Collector:
         return rollout
 
     def first_observation(self) -> np.ndarray:
-        """[*obs], the next of the worker's first environment; a run that begins resets its environments here."""
+        """Returns [*obs], the next observation of the first environment. A new run resets environments here."""
         if self._observations is None:
             self._observations = self.envs.reset()
         return self._observations[0]
 
     def keep_last(self, *, keep: bool = True, as_it_is: bool = False) -> None:
-        """Keeps the last rollout, which nobody has used. The next `collect` returns it again, and adds the rows that it
-        lacks, unless rank 0 has its report as it is.
+        """Keeps the last rollout, which no update has used. The next `collect` returns it again and adds the rows that
+        are missing, unless `as_it_is`: rank 0 already has its report.
         """
         self._kept, self._kept_whole = (self.last if keep else None), as_it_is
 
@@ -129,7 +129,7 @@ class Collector:
             try:
                 step = self.envs.step(env_action)
             except Exception as error:
-                # a NaN that the environment gave earlier is the likelier cause than the action that came of it
+                # a NaN that the environment gave earlier is a likelier cause than the action that it has led to
                 _check_array("observation", observations[: t + 1], first_row, self.first_env)
                 error.add_note(f"in row {first_row + t} of environments {self.first_env}..{self.first_env + n - 1}")
                 raise
@@ -137,7 +137,7 @@ class Collector:
             rewards[t] = step.rewards
             if step.valid is not None:
                 valid[t] = step.valid
-                rewards[t, ~step.valid] = 0.0  # whatever the environment says: it belongs to no episode
+                rewards[t, ~step.valid] = 0.0  # whatever the environment says: such a row belongs to no episode
             if len(step.final_envs):
                 terminations[t] = step.terminations
                 truncations[t] = step.truncations
@@ -168,7 +168,7 @@ class Collector:
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
         progress: EpisodeProgress,
     ) -> Rollout:
-        """Adds what is cheaper for all rows at once: values, log-probabilities, values of what came next, episodes."""
+        """Makes the rollout; adds values, log-probabilities, next values and episodes, cheaper for all rows at once."""
         assert self._observations is not None
         t, n = rewards.shape
         final_rows = np.array([row for row, envs, _ in finals for _ in envs], np.int64)
@@ -179,7 +179,7 @@ class Collector:
         if t:
             all_actions = np.stack(actions)
             sent = all_actions if env_actions[0] is actions[0] else np.stack(env_actions)
-        else:  # given up before its first row: no actions, of the right type and shape
+        else:  # given up before its first row: empty actions of the right type and shape
             one = self.policy.distribution.mode(np.zeros((n, heads.shape[2]), np.float32))
             all_actions, sent = one[None][:0], self.policy.distribution.to_env(one)[None][:0]
         values = np.zeros((t, n), np.float32)
@@ -214,11 +214,11 @@ class Collector:
                 _check_array("final observation", final[None, None], rollout.first_row + row, self.first_env + env)
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
-        """[T, N] float64 running discounted returns of the last rollout; moves the running sums."""
+        """Returns [T, N] float64 running discounted returns of the last rollout; moves the running sums."""
         return self._sums.discount(rollout)
 
     def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:
-        """What rank 0 is told of a rollout, after `discounted_returns`."""
+        """Returns the report of a rollout for rank 0; call it after `discounted_returns`."""
         assert self._observations is not None
         sums = self._sums
         is_between = (sums.first_rows == rollout.first_row + rollout.num_rows).any()
@@ -230,8 +230,8 @@ class Collector:
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
-        """Brings every environment back to where `states` has it; arguments as of `EpisodeSums.restore`. Returns a line
-        on each environment that could not be restored.
+        """Brings every environment back to where `states` has it; for the arguments see `EpisodeSums.restore`. Returns
+        a line on each environment that could not be restored.
         """
         self.row = row
         self._observations, cut, problems = self._sums.restore(

@@ -1,4 +1,4 @@
-"""What rank 0 counts: rollouts, episodes, what deaths have cost; why the run ends. It knows no clock and no file."""
+"""Rank 0's counters: rollouts, episodes, what deaths have cost, why the run ends. No clocks, no files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dppo.training.state import TrainingState
 
 @dataclass(slots=True)
 class Losses:
-    """What deaths and resumes have cost so far; in every line of metrics.jsonl, and in checkpoints."""
+    """What deaths and resumes have cost so far, as in every line of metrics.jsonl and in checkpoints."""
 
     ranks_lost: int = 0
     ranks_replaced: int = 0
@@ -26,7 +26,7 @@ class Losses:
     episodes_cut: int = 0
 
     def as_dict(self) -> dict[str, int]:
-        """By name."""
+        """Returns the numbers by name."""
         return {name: getattr(self, name) for name in self.__slots__}
 
 
@@ -34,7 +34,7 @@ class Counters:
     """The numbers of a run that are not the learner's.
 
     Args:
-      saved: what `as_dict` gave, of a checkpoint or of a server that died; None: the run begins.
+      saved: the result of `as_dict`, from a checkpoint or from a server that died; None: the run begins.
     """
 
     def __init__(self, config: Config, saved: dict[str, Any] | None = None) -> None:
@@ -43,15 +43,15 @@ class Counters:
         self.episodes = EpisodeCounter(config.num_envs, saved)
         self.losses = Losses(**saved.get("losses", {}))
         self.rows: dict[int, int] = dict(saved.get("rows", {}))
-        """Of each worker, the first row that was not counted yet."""
+        """worker -> first row that was not counted yet."""
         self.next_episode: int = saved.get("next_episode", 0)
-        """Above every episode number that was ever used, also by environments that were dropped since."""
+        """A number above every episode number that was ever used, also by environments that were dropped since."""
         self.train_s: float = saved.get("train_s", 0.0)
         """Seconds of training before this attempt."""
         self._pending: list[Report] = []
 
     def as_dict(self, train_s: float) -> dict[str, Any]:
-        """Everything, as plain values; `train_s` includes this attempt."""
+        """Returns everything as plain values; `train_s` includes this attempt."""
         return {
             **self.episodes.as_dict(),
             "next_episode": self.next_episode,
@@ -71,16 +71,16 @@ class Counters:
 
     @property
     def pending_env_steps(self) -> int:
-        """Transitions that were reported since the last iteration was closed."""
+        """Number of transitions that were reported since the last iteration was closed."""
         return sum(r.env_steps for r in self._pending)
 
     @property
     def pending_rollouts(self) -> int:
-        """Rollouts that were reported since the last iteration was closed."""
+        """Number of rollouts that were reported since the last iteration was closed."""
         return len(self._pending)
 
     def close_iteration(self, iteration: int) -> tuple[list[Report], int]:
-        """Counts the episodes of the reports since the last call, as those of `iteration`. Returns the reports, and
+        """Counts the episodes of the reports since the last call as episodes of `iteration`. Returns the reports, and
         how many episodes ended.
         """
         reports, self._pending = sorted(self._pending, key=attrgetter("worker")), []
@@ -88,12 +88,12 @@ class Counters:
         return reports, self.episodes.count(reports, iteration)
 
     def wait_for(self, workers: Sequence[int], iteration: int) -> None:
-        """From here on the environments of these workers take part, and no others."""
+        """Makes the environments of these workers take part from now on, and no others."""
         self.losses.episodes_cut += self.episodes.wait_for(workers, iteration)
 
     def catch_up(self, line: dict[str, Any]) -> None:
-        """These are a dead server's counters, and it has written on until `line` of metrics.jsonl. The reports that
-        were added since belong to the iterations up to that line.
+        """Brings a dead server's counters up to `line` of metrics.jsonl, the last that the server has written. The
+        reports that were added since belong to the iterations up to this line.
         """
         pending, self._pending = sorted(self._pending, key=attrgetter("iteration")), []
         for iteration, reports in groupby(pending, attrgetter("iteration")):
@@ -103,15 +103,15 @@ class Counters:
         self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
 
     def reason_to_end(self, state: TrainingState) -> str | None:
-        """Why the run ends by itself at this boundary: "target", "finished", or None."""
+        """Returns why the run ends by itself at this boundary: "target", "finished", or None."""
         if self._target is not None and self.episodes.reached(self._target):
             return TARGET
         return FINISHED if state.env_steps >= self._total_steps else None
 
     @property
     def waits_for_stuck(self) -> tuple[int, float] | None:
-        """The environment whose episode does not end, and since which iteration, where it alone keeps the target from
-        being reached.
+        """The environment whose episode does not end, and since which iteration, if only this episode keeps the run
+        from its target; else None.
         """
         mean = self.episodes.return_mean
         if self._target is None or mean is None or mean < self._target:

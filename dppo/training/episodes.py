@@ -1,6 +1,6 @@
 """Counts the episodes that have ended, and says whether their returns have reached a target.
 
-It knows no clock and no file: the time here is the run's own, in iterations.
+No clocks, no files: time here is the run's own, in iterations.
 """
 
 from __future__ import annotations
@@ -20,24 +20,25 @@ T = TypeVar("T")
 
 WINDOW = 100
 MANY = 10
-"""Episodes that wait for an older one are many from so many per environment, and per place in the window, on."""
+"""The number of episodes per environment, and per place in the window, from which many wait for an older episode."""
 
 
 class EpisodeCounter:
     """Counts whole episodes, and keeps two windows of their returns.
 
-    An iteration takes one unit of time, from every worker alike, however many rows that worker made of it. So one whose
-    rollouts are cut short (`--preempt-fraction`), or that comes late, is not always before the others.
+    An iteration takes one unit of time on every worker, however many rows the worker collects in it. So a worker whose
+    rollouts are cut short (`--preempt-fraction`), or that is late, is not always ahead of the others.
 
-    The window of the *last* 100 episodes is in the order in which they ended. Where environments begin together, short
-    episodes end first, and its mean is theirs. So a target is judged by the *settled* ones as well: in the order in
-    which they began, as far as all that began before them, or with them, have ended. The length of an episode has no
-    influence on its place in that order: whatever the lengths, any 100 in a row are a fair sample. Where more settle at
-    once, because a long one has ended that they had waited for, the window holds them all: it among them.
+    The window of the *last* 100 episodes has them in the order in which they ended. If environments begin together,
+    short episodes end first, and the mean is that of short episodes. So a target is judged by the *settled* episodes as
+    well. They are in the order in which they began; an episode is settled once all episodes that began before it, or
+    with it, have ended. The length of an episode has no influence on its place in this order, so that any 100 in a row
+    are a fair sample. If more than 100 settle at once, because a long episode has ended for which they had waited, the
+    window holds them all, with the long one.
 
     Args:
-      num_envs: of each worker.
-      saved: what `as_dict` gave.
+      num_envs: number of environments of each worker.
+      saved: the result of `as_dict`.
     """
 
     def __init__(self, num_envs: int, saved: dict[str, Any] | None = None) -> None:
@@ -55,7 +56,7 @@ class EpisodeCounter:
         self._has_changed = False
 
     def as_dict(self) -> dict[str, Any]:
-        """All that is known, in plain values, which nobody changes."""
+        """Returns all that is known as plain values, which nobody changes."""
         return self._at_hand("all", self._plain)
 
     def _plain(self) -> dict[str, Any]:
@@ -70,12 +71,12 @@ class EpisodeCounter:
 
     @property
     def return_mean(self) -> float | None:
-        """Of the last episodes."""
+        """Mean return of the last episodes."""
         return self._at_hand("returns", lambda: _mean(self._returns))
 
     @property
     def length_mean(self) -> float | None:
-        """Of the last episodes."""
+        """Mean length of the last episodes."""
         return self._at_hand("lengths", lambda: _mean(self._lengths))
 
     @property
@@ -84,14 +85,14 @@ class EpisodeCounter:
         return self._at_hand("settled", lambda: _mean(self._settled))
 
     def _at_hand(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gives, made once between two changes: in most iterations of short rollouts no episode ends."""
+        """Returns what `make` returns, made once between two changes: in most short rollouts no episode ends."""
         if name not in self._made:
             self._made[name] = make()
         made: T = self._made[name]
         return made
 
     def reached(self, target: float) -> bool:
-        """Whether both windows are full and their means at `target`, or above."""
+        """Returns whether both windows are full and their means are `target` or higher."""
         if min(len(self._returns), len(self._settled)) < WINDOW:
             return False
         means = self.return_mean, self.settled_mean
@@ -99,14 +100,14 @@ class EpisodeCounter:
 
     @property
     def stuck(self) -> tuple[int, float] | None:
-        """The environment whose episode is waited for, and since when, where it takes far longer than all others."""
+        """The environment whose episode takes far longer than all others, and when it began; None if there is none."""
         if self.total - self._settled_at <= MANY * (len(self._began) + WINDOW) or not self._began:
             return None
         return min(self._began.items(), key=lambda pair: pair[1])
 
     def wait_for(self, workers: Sequence[int], time: float) -> int:
-        """From here on, the environments of these workers are waited for, and no others; those that are new begin at
-        `time`. Returns how many others had an episode under way.
+        """Waits from now on for the environments of these workers, and no others; new environments begin at `time`.
+        Returns how many of the other environments had an episode under way.
         """
         self._change()
         present = {env for w in workers for env in range(w * self._num_envs, (w + 1) * self._num_envs)}
@@ -118,8 +119,8 @@ class EpisodeCounter:
         return len(gone)
 
     def _cut(self, env: int, time: float | None) -> None:
-        """Its episode comes to nothing, and the next begins at `time`. Those of its episodes that wait are left out,
-        too: they are the short ones of a sample whose long one is lost.
+        """Drops an environment's episode; the next one begins at `time` (None: never). Its waiting episodes are
+        dropped, too: they are the short ones of a sample whose long one is lost.
         """
         self._waiting = self._waiting[self._waiting[:, 1] != env]
         if time is None:
@@ -128,7 +129,7 @@ class EpisodeCounter:
             self._began[env] = time
 
     def count(self, reports: Sequence[Report], iteration: int) -> int:
-        """Counts the episodes that ended in the iteration of this number, 1 for the first. Returns how many."""
+        """Counts the episodes that ended in iteration number `iteration`, 1 for the first. Returns how many ended."""
         if not (self._has_changed or any(r.episodes or r.episodes_cut for r in reports)):
             return 0
         self._change()
@@ -150,7 +151,7 @@ class EpisodeCounter:
             if episode is not None:
                 self._returns.append(episode.episode_return)
                 self._lengths.append(episode.length)
-            if env not in self._began:  # of a worker that has died since
+            if env not in self._began:  # its worker has died since
                 continue
             if episode is None:
                 waiting = [row for row in waiting if row[1] != env]
@@ -166,7 +167,7 @@ class EpisodeCounter:
         return num_ended
 
     def correct_total(self, total: int) -> None:
-        """So many episodes have ended, as a server that died has written."""
+        """Sets the number of episodes that have ended to `total`, which a server that died has written."""
         self.total = total
         self._change()
 
@@ -181,7 +182,7 @@ class EpisodeCounter:
             order = np.lexsort((settled[:, 1], settled[:, 0]))
             kept = max(
                 0, WINDOW - len(settled)
-            )  # all that settle together count: the long one that the others waited for
+            )  # all that settle together count: one is the long one for which the others waited
             self._settled = self._settled[max(0, len(self._settled) - kept) :] + settled[order, 2].tolist()
             self._waiting = self._waiting[~is_settled]
             self._settled_at = self.total
@@ -189,8 +190,8 @@ class EpisodeCounter:
             self._prune()
 
     def _prune(self) -> None:
-        """Of those that can only settle together, for they began between the same two that are under way, keeps the
-        newest 100: so an environment that never ends costs no memory.
+        """Keeps only the newest 100 of the waiting episodes that can only settle together, because they began between
+        the same two episodes that are under way. So an episode that never ends costs no memory.
         """
         self._waiting = self._waiting[np.lexsort((self._waiting[:, 1], self._waiting[:, 0]))]
         groups = np.searchsorted(np.sort(np.array(list(self._began.values()))), self._waiting[:, 0], side="right")
@@ -200,5 +201,5 @@ class EpisodeCounter:
 
 
 def _mean(values: Collection[float]) -> float | None:
-    """As np.mean, to the bit, in half the time."""
+    """Returns the same as np.mean, to the bit, in half the time; None if there are no values."""
     return float(np.add.reduce(np.fromiter(values, np.float64, len(values))) / len(values)) if values else None

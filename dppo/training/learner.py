@@ -1,7 +1,7 @@
 """From a rollout to gradients: advantages, statistics, epochs and minibatches, loss -> gradient in the flat buffer.
 
-It knows no MPI: what has to be added up over ranks is handed out as one float64 vector (`Batch.statistics`) or left in
-the flat buffer (`gradient`).
+No MPI here: sums that ranks have to add up are returned as one float64 vector (`Batch.statistics`) or left in the flat
+buffer (`gradient`).
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from dppo.models.policy import ActorCritic
 from dppo.seeding import Purpose, generator
 
 LARGEST_TARGETS = 1e34
-"""Sum of the squares of a rollout's value targets. The loss of larger ones overflows float32 in the sum over all ranks.
+"""The largest sum of squares of a rollout's value targets: above it the loss, summed over all ranks, overflows float32.
 """
 STATISTICS = ("samples", "env_steps", "adv", "adv2", "target", "target2", "error", "error2")
-"""First entries of a rollout's statistics; the moments' sums follow."""
+"""The first entries of a rollout's statistics; the moments' sums follow."""
 
 
 def explained_variance(totals: np.ndarray) -> float:
-    """Of the acting critic, from the added-up statistics."""
+    """Returns the acting critic's explained variance, from the added-up statistics."""
     named = dict(zip(STATISTICS, totals, strict=False))
     return losses.explained_variance(
         (named["target"], named["target2"]), (named["error"], named["error2"]), named["samples"]
@@ -39,7 +39,7 @@ class Learner:
     """Turns rollouts into gradients of the configured loss.
 
     Args:
-      worker: stable number of the worker; the shuffling stream follows it.
+      worker: stable number of the worker, which decides the shuffling stream.
     """
 
     def __init__(self, policy: ActorCritic, normaliser: Normaliser, config: Config, worker: int) -> None:
@@ -52,7 +52,7 @@ class Learner:
 
     @property
     def updates_per_rollout(self) -> int:
-        """Gradients that a rollout gives, unless the KL stops earlier."""
+        """Number of gradients that a rollout gives, unless the KL stops earlier."""
         return self.epochs * self.minibatches_per_epoch
 
     @property
@@ -61,14 +61,14 @@ class Learner:
         return len(STATISTICS) + self.normaliser.num_sums
 
     def prepare(self, rollout: Rollout, discounted_returns: np.ndarray) -> Batch:
-        """Advantages, value targets and statistics of a rollout.
+        """Computes advantages, value targets and statistics of a rollout.
 
         Args:
-          rollout: T rows of N environments; T may be 0 where it was given up.
-          discounted_returns: [T, N] float64, of the raw rewards.
+          rollout: T rows of N environments; T may be 0 if it was given up.
+          discounted_returns: [T, N] float64, from the raw rewards.
 
         Raises:
-          FloatingPointError: where the value targets are too large for float32, or not finite; it says why.
+          FloatingPointError: the value targets are too large for float32, or not finite; the text says why.
         """
         t, n = rollout.rewards.shape
         rewards = rollout.rewards * np.float32(self.normaliser.reward_scale)
@@ -103,14 +103,14 @@ class Learner:
     def _vtrace(
         self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Targets of the present policy, which may be newer than the one that acted."""
+        """Returns advantages, targets and values of the present policy, which may be newer than the one that acted."""
         t, n = rewards.shape
         head, value = self.policy.forward(rollout.inputs.reshape(t * n, -1))
         actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
         log_probs = self.policy.distribution.evaluate(head, actions)[0].reshape(t, n)
         values = value.reshape(t, n).copy()
-        # the value of what came next, where it is the next row's, is the present critic's too; elsewhere the acting
-        # one's
+        # the next value is the present critic's, too, where it is the value of the next row; elsewhere it remains the
+        # acting critic's
         next_values = rollout.next_values.copy()
         inside = ~dones[:-1]
         next_values[:-1][inside] = values[1:][inside]
@@ -120,7 +120,7 @@ class Learner:
         return advantages, targets, values
 
     def normalise_advantages(self, batch: Batch, totals: np.ndarray) -> None:
-        """To mean 0 and deviation 1 over the samples behind `totals`, the added-up statistics."""
+        """Brings advantages to mean 0 and deviation 1 over the samples of `totals`, the added-up statistics."""
         if not self._normalizes:
             return
         count, _, total, square = totals[:4]
@@ -129,7 +129,7 @@ class Learner:
         batch.samples.advantages = ((batch.samples.advantages - mean) / (std + 1e-6)).astype(np.float32)
 
     def minibatches(self, batch: Batch, iteration: int) -> Iterator[Minibatch]:
-        """epochs x minibatches, shuffled anew each epoch from each worker's stream of this iteration."""
+        """Yields epochs x minibatches, shuffled anew in each epoch by each worker's stream of this iteration."""
         if self.updates_per_rollout == 1:
             yield batch.samples
             return
@@ -155,10 +155,10 @@ class Learner:
           kl_coef: the KL penalty's present weight.
           last_kl: mean KL of the update before, over all ranks; the penalty has a hinge on it.
 
-        No samples have a gradient of zero; the network does not see them.
+        Without samples the gradient is zero, and the network is not called.
 
         Raises:
-          FloatingPointError: where the loss or its gradient is not finite.
+          FloatingPointError: the loss or its gradient is not finite.
         """
         flat, distribution = self.policy.flat, self.policy.distribution
         if not len(samples):
@@ -182,7 +182,7 @@ class Learner:
             )
 
     def _too_large(self, rollout: Rollout, values: np.ndarray) -> str:
-        """What makes the value targets too large: rewards or critic."""
+        """Returns a text on what makes the value targets too large: rewards or critic."""
         rewards, scale = np.abs(rollout.rewards), self.normaliser.reward_scale
         row, env = np.unravel_index(int(np.argmax(rewards)), rewards.shape)
         largest_value = float(np.abs(values).max())

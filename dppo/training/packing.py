@@ -1,7 +1,7 @@
 """How the state travels in one piece: [numbers int64 | reals float64 | parameters float32 | optimiser float32].
 
-The parts are in the order in which they may be left out: workers of a server need no optimiser's statistics, and what
-rank 0 needs of a boundary that has passed is the head alone.
+The later parts may be left out: a server's workers do not need the optimiser's statistics, and rank 0 needs only the
+head of a boundary that has passed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 COUNTERS = ("version", "iteration", "round", "updates", "env_steps", "steps_learnt_from")
 NUMBERS = (*COUNTERS, "optimizer_steps")
 ROUNDING = 1e-5
-"""Relative to the largest entry; a step on a sum that a death has spoilt is beyond it."""
+"""The largest rounding, relative to the largest entry; a step on a sum that a death has spoilt differs by more."""
 
 
 class Parts(NamedTuple):
@@ -35,13 +35,13 @@ class Layout:
     def __init__(self, num_reals: int, optimizer_shape: tuple[int, int]) -> None:
         self._optimizer_shape = optimizer_shape
         self.head_bytes = 8 * (len(NUMBERS) + num_reals)
-        """Up to the parameters: counters, metrics and moments."""
+        """Bytes up to the parameters: counters, metrics and moments."""
         self.core_bytes = self.head_bytes + 4 * optimizer_shape[1]
-        """Without the optimiser's statistics."""
+        """Bytes without the optimiser's statistics."""
         self.all_bytes = self.core_bytes + 4 * optimizer_shape[0] * optimizer_shape[1]
 
     def parts(self, message: np.ndarray) -> Parts:
-        """Views into `message`, uint8 of core_bytes or all_bytes."""
+        """Returns views into `message`, uint8 of core_bytes or all_bytes."""
         a, b, c = 8 * len(NUMBERS), self.head_bytes, self.core_bytes
         return Parts(
             message[:a].view(np.int64), message[a:b].view(np.float64), message[b:c].view(np.float32),
@@ -49,7 +49,7 @@ class Layout:
         )  # fmt: skip
 
     def differ_by_rounding(self, one: np.ndarray, other: np.ndarray) -> bool:
-        """Whether two packed states are the same, but for last bits that have come out differently on two CPUs."""
+        """Returns whether two packed states are equal, except for last bits that differ between two CPUs."""
         mine, others = self.parts(one), self.parts(other)
         arrays, counterparts = (
             [parts.parameters, *parts.optimizer.reshape(self._optimizer_shape)] for parts in (mine, others)
@@ -65,11 +65,11 @@ class Layout:
 
 
 def moment_of(message: np.ndarray) -> tuple[int, int]:
-    """(iteration, version) of a packed state."""
+    """Returns (iteration, version) of a packed state."""
     numbers = message[: 8 * len(NUMBERS)].view(np.int64)
     return int(numbers[NUMBERS.index("iteration")]), int(numbers[NUMBERS.index("version")])
 
 
 def is_boundary(message: np.ndarray) -> bool:
-    """Whether a packed state is between two iterations."""
+    """Returns whether a packed state is between two iterations."""
     return not message[: 8 * len(NUMBERS)].view(np.int64)[NUMBERS.index("round")]

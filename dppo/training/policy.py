@@ -27,11 +27,11 @@ from dppo.training.state import TrainingState
 
 
 class Policy:
-    """A trained policy with the moments it was trained under, frozen.
+    """A trained policy with the moments of its training, which are frozen.
 
     Attributes:
-      config: of the run.
-      env_steps: that it had seen.
+      config: the run's configuration.
+      env_steps: number of steps that the policy was trained on.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Policy:
         self.config, self.env_steps = config, state.env_steps
 
     def require(self, observation_space: gymnasium.Space, action_space: gymnasium.Space) -> None:
-        """Raises UsageError where these are not the spaces that the policy was trained with, but for their bounds."""
+        """Raises UsageError if these are not the spaces that the policy was trained with; bounds may differ."""
         for verb, trained, here in zip(
             ("observes", "takes"), self._spaces, (observation_space, action_space), strict=True
         ):
@@ -61,7 +61,7 @@ class Policy:
                 )
 
     def seed(self, seed: int) -> None:
-        """Starts the randomness of stochastic actions anew."""
+        """Seeds the random numbers of stochastic actions."""
         self._noise = generator(seed, Purpose.EVALUATION)
 
     def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -73,11 +73,12 @@ class Policy:
         raise ValueError(f"expected an observation {self._shape} or a batch [B, *{self._shape}], got {array.shape}")
 
     def act(self, observation: np.ndarray, *, stochastic: bool = False) -> np.ndarray:
-        """The action for one observation [*obs], or the actions for a batch [B, *obs], as the environment wants them.
+        """Returns the action for one observation [*obs], or the actions for a batch [B, *obs], in the form that the
+        environment expects.
 
         Args:
           observation: raw, as the environment gives it.
-          stochastic: sample instead of taking the most probable action.
+          stochastic: whether to sample instead of taking the most probable action.
         """
         inputs, single = self._batch(observation)
         distribution = self._policy.distribution
@@ -90,17 +91,17 @@ class Policy:
         return env_actions[0] if single else env_actions
 
     def value(self, observation: np.ndarray) -> np.ndarray:
-        """The critic's value of one observation or of a batch, [] or [B], in units of the environment's reward."""
+        """Returns the critic's value of one observation or of a batch, [] or [B], in units of the raw reward."""
         inputs, single = self._batch(observation)
         values = self._policy.value(inputs) / self._normaliser.reward_scale
         return values[0] if single else values
 
 
 def load_policy(run_dir: str | Path) -> Policy:
-    """The policy of a run's newest valid checkpoint.
+    """Returns the policy of a run's newest valid checkpoint.
 
     Raises:
-      UsageError: (a ValueError) where there is no run and where it has no valid checkpoint.
+      UsageError: (a ValueError) there is no run, or the run has no valid checkpoint.
     """
     folder = Path(run_dir).absolute()
     config = load_config(folder)
@@ -111,7 +112,7 @@ def load_policy(run_dir: str | Path) -> Policy:
         print(f"dppo: {plain(line)}", file=sys.stderr)
     try:
         spaces = read_spaces(folder)
-        if spaces is None:  # of a run that an earlier dppo has begun: the environment says it
+        if spaces is None:  # an earlier dppo has begun the run: the environment tells its spaces
             with kept_as_it_was():
                 env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
             close_environments(env)

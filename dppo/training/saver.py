@@ -107,8 +107,8 @@ class CheckpointSaver:
             self.dumps.ask(self.boundary, self.boundary.rows)
 
     def save_at_once(self) -> None:
-        """Writes the last boundary now: the run was asked to leave and may be killed before the next boundary. If
-        there are trajectories, it first waits until they are written.
+        """Writes the last boundary now, because a run that was asked to leave may be killed before the next one. If
+        there are trajectories, the boundary is written as soon as they are.
         """
         if self.dumps is not None:
             self.dumps.ask(self.boundary, self.boundary.rows)

@@ -11,7 +11,7 @@ from dppo.models.flat import FlatParameters, is_finite
 
 
 def first_not_finite(flat: FlatParameters, optimizer: Optimizer, normaliser: Normaliser, kl_coef: float) -> str | None:
-    """Returns what is not finite, with the repair; None where all is."""
+    """Returns the first thing that is not finite, with the repair; None if everything is finite."""
     if not is_finite(flat.vector):
         return f"parameter {flat.first_not_finite(flat.vector)}; a smaller optim.lr may help"
     if not is_finite(optimizer.state.reshape(-1)):
@@ -23,7 +23,7 @@ def first_not_finite(flat: FlatParameters, optimizer: Optimizer, normaliser: Nor
 
 
 def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimizer, normaliser: Normaliser) -> None:
-    """Raises ValueError where the saved network, optimiser or moments are of other shapes than these."""
+    """Raises ValueError if the saved network, optimiser or moments have other shapes than the given ones."""
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
     if shapes != flat.shapes or saved["optimizer"].shape != optimizer.state.shape:
         raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {flat.shapes}")
@@ -35,5 +35,5 @@ def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimiz
     moments, split = saved["moments"], normaliser.num_sums - 3
     size = (split - 1) // 2
     for count, m2 in ((moments[0], moments[1 + size : split]), (moments[split], moments[split + 2 :])):
-        if count < 0 or (m2 <= -1e-8 * max(count, 1.0)).any():  # a rounding below 0 is as good as 0
+        if count < 0 or (m2 <= -1e-8 * max(count, 1.0)).any():  # a rounding below 0 counts as 0
             raise ValueError("the checkpoint holds moments of a negative count or a negative variance")

@@ -40,8 +40,8 @@ class ShutOut:
         self._heard, self._quiet_until = [0] * num_workers, [self.FEWEST] * num_workers
 
     def note(self, worker: int, *, used: bool) -> tuple[int, int] | None:
-        """Returns (gradients not used, of how many last ones) if it is time for a warning, else None. A second warning
-        needs a time without trouble in between, and ten times as many gradients as the first.
+        """Returns (gradients not used, of how many last ones) if it is time for a warning, else None. A further warning
+        needs a time in between in which most were used, and ten times as many gradients as the last warning.
         """
         last = self._used[worker]
         last.append(used)

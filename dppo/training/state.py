@@ -1,7 +1,7 @@
 """Everything that learning changes: parameters, optimiser, moments, counters; and how it travels in one piece.
 
-In sync/allreduce every worker holds one and all stay equal; in p2p and async the server holds it and workers hold
-copies; checkpoints save it.
+In sync/allreduce every worker holds a state, and all stay equal. In p2p and async the server holds the state, and
+workers hold copies. Checkpoints save the state.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _SUMMED = len(METRICS)
 
 
 class Usage:
-    """Of a rollout, or of the rollouts of an iteration: how many transitions updates were made from. It is the most
-    that one epoch has used, because each epoch sees every transition once.
+    """The number of transitions of one rollout, or of an iteration's rollouts, from which updates were made. It is the
+    largest number that one epoch has used, because each epoch sees every transition once.
     """
 
     def __init__(self, minibatches_per_epoch: int) -> None:
@@ -34,11 +34,11 @@ class Usage:
         self.begin()
 
     def begin(self) -> None:
-        """Another rollout."""
+        """Begins to count for another rollout."""
         self._seen = self._in_epoch = self.most = 0
 
     def add(self, samples: int, *, used: bool) -> int:
-        """The next minibatch. Returns the transitions that were not learnt from before."""
+        """Counts the next minibatch. Returns how many of its transitions no update was made from before."""
         if self._seen % self._per_epoch == 0:
             self._in_epoch = 0
         self._seen += 1
@@ -49,18 +49,18 @@ class Usage:
 
 
 class TrainingState:
-    """The learner's state. Training changes it by these verbs only: `begin_iteration`, `merge`, `step`, `close_round`,
+    """The learner's state. Training changes it only by `begin_iteration`, `merge`, `step`, `close_round` and
     `finish_iteration`.
 
-    numbers: version (rounds closed), iteration and round (of messages, within it), updates (steps made), env_steps,
-    steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
+    numbers: version (rounds closed), iteration, round (of messages, within the iteration), updates (steps made),
+    env_steps, steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
     """
 
     def __init__(self, flat: FlatParameters, normaliser: Normaliser, config: Config) -> None:
         assert config.optim.lr is not None, "an unresolved configuration reached the state"
         self.flat, self.normaliser = flat, normaliser
         self._optim, self._lr, self._total_steps = config.optim, config.optim.lr, config.total_steps
-        # in async the workers stop by themselves, each on its own KL
+        # in async each worker stops by itself, by its own KL
         self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" and config.mode == "sync" else 0.0
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
@@ -77,7 +77,7 @@ class TrainingState:
         self.last_metrics = np.zeros(len(ITERATION_METRICS))
 
     def begin_iteration(self) -> None:
-        """Fixes the moments that acting, advantages and gradients of the next rollout use."""
+        """Freezes the moments that acting, advantages and gradients of the next rollout use."""
         self.normaliser.freeze()
 
     def merge(self, sums: np.ndarray, means: tuple[np.ndarray, np.ndarray] | None = None) -> None:
@@ -85,28 +85,28 @@ class TrainingState:
         self.normaliser.merge(sums, *(means or ()))
 
     def close_round(self, version: int, *, is_within_iteration: bool = True) -> None:
-        """A round of messages is over, and the state is `version`. An asynchronous run can go on from any state: its
-        rounds are not within an iteration.
+        """Closes a round of messages; the state is now `version`. The rounds of an asynchronous run are not within an
+        iteration, because the run can continue from any state.
         """
         self.version = version
         self.round += is_within_iteration
 
     def count_learnt_from(self, env_steps: int) -> None:
-        """An asynchronous server has used these transitions, which it had not used before."""
+        """Counts transitions that an asynchronous server has used for the first time."""
         self.steps_learnt_from += env_steps
 
     def step(self, summed: np.ndarray, weight: float = 1.0) -> bool:
-        """One update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.
+        """Makes one update from `summed` [P + sums] float32: gradient and metric sums over all samples of all ranks.
 
-        The sums become means here, the mean gradient's norm is clipped, and where the mean KL has passed 1.5
-        target_kl the step is not made. Nor is it where there is no sample. `weight` scales the step, as staleness asks
-        for; a scaled gradient would be clipped, and divided by its own size, all the same.
+        The sums become means here, and the mean gradient's norm is clipped. The step is not made if the mean KL has
+        passed 1.5 target_kl, or if there is no sample. `weight` scales the step, as staleness requires. Scaling the
+        gradient would not do: clipping, and the optimiser's division by the gradient's size, would undo it.
 
         Returns:
-          False where the KL was too large: the iteration's updates are over.
+          False if the KL was too large, so that the iteration's updates are over.
 
         Raises:
-          FloatingPointError: where gradient or sums are not finite, or the parameters after the step.
+          FloatingPointError: the gradient, the sums, or the parameters after the step are not finite.
         """
         size = self.flat.size
         sums = summed[size:].tolist()
@@ -153,7 +153,7 @@ class TrainingState:
         return annealed(self._lr, self.fraction_done, self._optim.anneal)
 
     def finish_iteration(self, env_steps: int, explained_variance: float) -> None:
-        """Ends an iteration in which `env_steps` more transitions were counted: schedules, penalty, metrics.
+        """Ends an iteration in which `env_steps` more transitions were counted: moves schedules, penalty and metrics.
 
         Raises:
           FloatingPointError: a number of the state is not finite. The run must neither save it nor continue.
@@ -179,17 +179,19 @@ class TrainingState:
             raise FloatingPointError(f"after update {self.updates} the state is not finite: {first}")
 
     def set_fraction_done(self) -> None:
-        """Schedules stand still within an iteration: they follow the steps counted at its start."""
+        """Sets the share of the run that is done, by the steps counted so far. Schedules follow it, so they do not move
+        within an iteration.
+        """
         self.fraction_done = min(1.0, self.env_steps / self._total_steps)
 
     def metrics(self) -> dict[str, float]:
-        """Of the last finished iteration, by name."""
+        """Returns the metrics of the last finished iteration, by name."""
         named = dict(zip(ITERATION_METRICS, self.last_metrics.tolist(), strict=True))
         named["samples"] = named.pop("count")
         return named | ({"kl_coef": self.kl_coef} if self._adapts_kl else {})
 
     def as_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as plain values and copies of the arrays."""
+        """Returns what a checkpoint keeps, as plain values and copies of the arrays."""
         return {
             "numbers": {name: int(getattr(self, name)) for name in COUNTERS},
             "optimizer_steps": self.optimizer.steps,
@@ -201,11 +203,11 @@ class TrainingState:
         }
 
     def check(self, saved: dict[str, Any]) -> None:
-        """Raises ValueError where the saved network, optimiser or moments are not of this one's shapes."""
+        """Raises ValueError if the saved network, optimiser or moments have other shapes than this state's."""
         check_shapes(saved, self.flat, self.optimizer, self.normaliser)
 
     def load(self, saved: dict[str, Any]) -> None:
-        """The inverse of `as_dict`. Raises ValueError where the saved network is another one."""
+        """Takes over what `as_dict` has returned. Raises ValueError if the saved network is another one."""
         self.check(saved)
         for name in COUNTERS:
             setattr(self, name, saved["numbers"][name])
@@ -221,7 +223,7 @@ class TrainingState:
     # -- in one piece: training/packing.py --------------------
 
     def packed(self) -> np.ndarray:
-        """[layout.all_bytes] uint8: a copy of everything."""
+        """Returns a copy of everything, [layout.all_bytes] uint8."""
         message = np.empty(self.layout.all_bytes, np.uint8)
         self.pack(message)
         return message
@@ -237,7 +239,7 @@ class TrainingState:
         parts.optimizer[:] = self.optimizer.state.reshape(-1)[: len(parts.optimizer)]
 
     def unpack(self, message: np.ndarray) -> None:
-        """The inverse of `pack`. Moments are not frozen by it."""
+        """Takes over what `pack` has written. Does not freeze the moments."""
         parts, after_metrics = self.layout.parts(message), 2 + len(ITERATION_METRICS)
         for name, number in zip(COUNTERS, parts.numbers, strict=False):
             setattr(self, name, int(number))
@@ -250,19 +252,19 @@ class TrainingState:
         self.set_fraction_done()
 
     def unpack_head(self, message: np.ndarray) -> None:
-        """The same with the first head_bytes of a message: parameters and optimiser stay."""
+        """Takes over the head of a packed state, [head_bytes] uint8; parameters and optimiser stay."""
         whole = self.packed()
         whole[: self.layout.head_bytes] = message
         self.unpack(whole)
 
     def unpack_optimizer(self, message: np.ndarray) -> None:
-        """Takes over only the optimiser's statistics and steps, of a message with everything."""
+        """Takes over only the optimiser's statistics and steps, from a message with everything."""
         parts = self.layout.parts(message)
         self.optimizer.steps = int(parts.numbers[-1])
         self.optimizer.state.reshape(-1)[:] = parts.optimizer
 
     def forget_unfinished(self) -> None:
-        """The iteration under way is given up: its metrics are."""
+        """Drops the metrics of the iteration under way, which is given up."""
         self._metrics, self.last_kl = [0.0] * len(ITERATION_METRICS), 0.0
         if self._usage is not None:
             self._usage.begin()

@@ -1,6 +1,7 @@
-"""Synchronous training by allreduce: every worker holds the whole state, and makes the same step on the same sum.
+"""Synchronous training by allreduce: every worker holds the whole state, and makes the same step from the same sum.
 
-The lead (worker 0) tells rank 0 of each boundary, and goes on. Rank 0 keeps track, and says whether the run ends there.
+The lead (the first worker) tells rank 0 of each boundary, and continues. Rank 0 keeps track, and says whether the run
+ends there.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from dppo.training.sync_loop import SyncCoordinator
 from dppo.training.tracker import Tracker
 
 CHECK_EVERY = 32
-"""Iterations between two looks at whether the workers' states are equal."""
+"""Iterations between two checks that the workers' states are equal."""
 
 
 class AllreduceExchange:
-    """A worker's end. Now and then the workers compare their states.
+    """A worker's part. The workers compare their states every `CHECK_EVERY` iterations.
 
-    Whoever hears rank 0's order to stop says so with
-    the next statistics, and all leave together; what they had begun since the boundary at which the run ended is given
-    up. So nobody waits for rank 0, unless it is a whole iteration behind.
+    A worker that has got rank 0's order to stop says so with the next statistics, and all workers leave together. They
+    give up what they have begun since the boundary at which the run ended. So no worker waits for rank 0, unless rank 0
+    is a whole iteration behind.
     """
 
     def __init__(self, sums: Allreduce, state: TrainingState, link: Link) -> None:
@@ -44,7 +45,7 @@ class AllreduceExchange:
         return self._sums.waited_s
 
     def meet(self, batch: Batch) -> Batch | None:
-        """Collective over the workers that compute."""
+        """Collective over the workers that compute. Adds up the statistics; returns None if the run has ended."""
         while self._open_boundaries > 1 and not self._link.verdict():
             self._open_boundaries -= 1
         stop = batch.stop or self._link.stopped
@@ -57,7 +58,7 @@ class AllreduceExchange:
         return False
 
     def step(self) -> bool:
-        """Collective over the workers that compute."""
+        """Collective over the workers that compute. Adds up the gradients and makes the step."""
         summed = self._state.flat.summed
         self._link.heartbeat("exchange")
         self._sums.add(summed)
@@ -80,8 +81,8 @@ class AllreduceExchange:
             self._open_boundaries += 1
 
     def _take_over_the_leads(self, message: np.ndarray) -> None:
-        """Collective over the workers that compute. States that should be equal are not: a last bit that came out
-        differently on another type of CPU goes on in every later step.
+        """Collective over the workers that compute. Gives all workers the lead's state, after a check has found that
+        states differ: a last bit that is different on another type of CPU affects every later step.
         """
         self._sums.take_over(message)
         self._state.unpack(message)
@@ -96,7 +97,7 @@ class AllreduceExchange:
 
 
 class AllreduceCoordinator(SyncCoordinator):
-    """Rank 0: it closes an iteration once all workers have reported and the lead has sent the state."""
+    """Rank 0's part: it closes an iteration once all workers have reported and the lead has sent the state."""
 
     mirrors_state = False
 

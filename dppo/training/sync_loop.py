@@ -1,6 +1,6 @@
 """Synchronous training: collect -> moments -> backward -> average -> step, on all workers together.
 
-How they average is an `Exchange`: training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py.
+An `Exchange` averages: training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dppo.training.tracker import Tracker
 def train_worker(
     collector: Collector, learner: Learner, state: TrainingState, exchange: Exchange, link: Link, config: Config
 ) -> None:
-    """One worker's life, until rank 0 ends the run. Every worker goes through the same rounds in the same order."""
+    """Runs one worker until rank 0 ends the run. Every worker goes through the same rounds in the same order."""
     assert config.horizon is not None, "an unresolved configuration reached the loop"
     learn_s = exchange_s = 0.0
     enough = (lambda: link.hurried_in >= state.iteration) if config.preempt_fraction else None
@@ -46,7 +46,7 @@ def train_worker(
         batch = exchange.meet(learner.prepare(rollout, discounted_returns))
         if batch is None:
             return
-        if state.iteration == iteration:  # else another worker did it, or it passed while this one was late
+        if state.iteration == iteration:  # else another worker made the updates, or they were over before this one came
             learner.normalise_advantages(batch, batch.statistics)
             for number, samples in enumerate(learner.minibatches(batch, iteration)):
                 link.heartbeat("update")
@@ -64,11 +64,11 @@ def train_worker(
 
 
 class SyncCoordinator(BaseCoordinator):
-    """What rank 0 does in a synchronous run, however the workers average.
+    """Rank 0's part of a synchronous run, however the workers average.
 
     Args:
-      workers: their numbers, in the order of their ranks.
-      survives: whether copies go to a standby.
+      workers: the workers' numbers, in the order of their ranks.
+      survives: whether mirrors go to standbys.
     """
 
     mirrors_state = True
@@ -94,7 +94,7 @@ class SyncCoordinator(BaseCoordinator):
         return [*self._note_collected(report), *self._take_report(report)]
 
     def _take_report(self, report: Report) -> list[Answer]:
-        """Adds a rollout; closes the iteration where it was the last one missing."""
+        """Adds a rollout, and closes the iteration if nothing else is missing."""
         raise NotImplementedError
 
     def waits_for(self) -> Collection[int]:
@@ -102,13 +102,13 @@ class SyncCoordinator(BaseCoordinator):
         return missing or self._present
 
     def _note_collected(self, report: Report) -> list[Answer]:
-        """Once enough workers have finished their rollouts of an iteration, the others are told to (Wijmans et al.
-        2020, DD-PPO).
+        """Notes a finished rollout. Once enough workers have finished theirs, tells the others to end theirs (Wijmans
+        et al. 2020, DD-PPO).
         """
         index = self._index[report.worker]
         self.heard(index)
         if report.iteration < self._collected_in:
-            return []  # of a worker that was late
+            return []  # the worker was late
         if report.iteration > self._collected_in:
             self._collected_in, self._collected = report.iteration, set()
         self._collected.add(index)

@@ -14,8 +14,8 @@ from dppo.training.state import TrainingState
 
 
 class PooledExchange:
-    """The first worker of a pool takes over its members' samples and exchanges for them. They sleep, and take over its
-    state at the iteration's end.
+    """A pooled worker's part. The first worker of a pool takes over the samples of the others and exchanges for them.
+    The others sleep, and take over the first worker's state at the iteration's end.
     """
 
     def __init__(self, exchange: Exchange, pool: Pool, state: TrainingState, link: Link) -> None:
@@ -26,7 +26,7 @@ class PooledExchange:
         return self._exchange.waited_s + self._pool.waited_s
 
     def meet(self, batch: Batch) -> Batch | None:
-        stop = float(self._link.stopped)  # a member may be the only one that has heard
+        stop = float(self._link.stopped)  # only this worker may have got the order to stop
         arrays = [*batch.samples.arrays(), np.append(batch.statistics, stop)]
         if not self._pool.computes:
             self._pool.put(arrays)
@@ -62,7 +62,7 @@ class PooledExchange:
 
 
 def pool_bytes(learner: Learner, state: TrainingState, config: Config) -> int:
-    """What a worker puts into its pool, or is answered, at most."""
+    """Returns the largest number of bytes that a worker puts into its pool or gets as an answer."""
     distribution = learner.policy.distribution
     head = np.zeros((1, distribution.head_size), np.float32)
     number = np.zeros(1, np.float32)

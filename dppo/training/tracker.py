@@ -1,5 +1,5 @@
-"""Keeps track of a run on rank 0: closes each iteration, with its line of metrics, its checkpoint and the decision
-whether the run ends.
+"""Keeps track of a run on rank 0: closes each iteration, with a line of metrics, a checkpoint and the decision whether
+the run ends.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ class Tracker:
     """Ties a run's counters, recorders and saver together.
 
     Args:
-      workers: their numbers; a checkpoint's files are named after the ranks that they had at the start.
-      started: time.monotonic() of this attempt's start.
+      workers: the workers' numbers; a checkpoint's files are named after the ranks that they had at the start.
+      started: time.monotonic() at this attempt's start.
       wall_s: seconds of the attempts before.
-      counters: what `Counters.as_dict` gave, of a checkpoint or of a server that died; None: a run that begins.
-      replays: by worker, of the same moment or later; the environments of a worker that it lacks begin new episodes on
-      resume.
-      first_rank: of worker 0.
-      next_segments: of trajectories, by rank, where the run goes on.
+      counters: the result of `Counters.as_dict`, from a checkpoint or a server that died; None: the run begins.
+      replays: worker -> replay, as old as `counters` or newer; on a resume, the environments of a worker without a
+        replay begin new episodes.
+      first_rank: the rank of worker 0.
+      next_segments: rank -> number of its next segment of trajectories, if the run continues.
     """
 
     def __init__(
@@ -79,12 +79,12 @@ class Tracker:
     # -- clocks --------------------
 
     def start_training(self) -> None:
-        """Called just before the first environment step, and again after each recovery."""
+        """Starts to wait for the workers' episodes, just before the first environment step and after each recovery."""
         self.counters.wait_for(self.workers, self._state.iteration)
         self.start_clock()
 
     def start_clock(self) -> None:
-        """Time counts as training from the first call on."""
+        """Makes time count as training, from the first call on."""
         if self._first_step_at is None:
             self._first_step_at = time.monotonic()
             self._last_close = (self._first_step_at, self._state.env_steps)
@@ -109,7 +109,7 @@ class Tracker:
         """Closes the iteration that the state has just finished: metrics, checkpoint, and whether the run ends.
 
         Returns:
-          Why the run ends here ("target", "finished", "preempted"), or None.
+          The reason if the run ends here ("target", "finished", "preempted"), else None.
 
         Raises:
           SavingError: the disk has refused a checkpoint for too long.
@@ -130,11 +130,11 @@ class Tracker:
         return None
 
     def close_passed(self) -> None:
-        """Closes an iteration of which only the metrics are known, not the whole state. The next is closed at once."""
+        """Closes an iteration of which only the metrics are known, not the state. The next one is closed at once."""
         self._record(*self._count_episodes(), {})
 
     def catch_up(self, line: dict[str, Any]) -> None:
-        """The counters are those of a server that died, which has written on until `line`."""
+        """Brings the counters of a server that died up to `line` of metrics.jsonl, the last that it has written."""
         self.counters.catch_up(line)
         self.saver.boundary = self._make_boundary()
 
@@ -163,7 +163,7 @@ class Tracker:
     def _make_boundary(self) -> Boundary:
         state, train_s, episodes = self._state, self._train_s(), self.counters.episodes
         saved = state.as_dict()
-        saved["numbers"]["round"] = 0  # a server that took over within an iteration: on resume it begins again
+        saved["numbers"]["round"] = 0  # if a server took over within an iteration, a resume begins the iteration again
         replays = {worker: replay.copy() for worker, replay in self._replays.items()}
         summary = replace(
             self._summary, env_steps=state.env_steps, updates=state.updates,
@@ -185,7 +185,7 @@ class Tracker:
         """Makes a line of metrics.jsonl. docs/metrics.md explains its keys.
 
         Args:
-          extra: what the coordinator of one protocol adds.
+          extra: metrics that the coordinator of one protocol adds.
         """
         state, episodes, now = self._state, self.counters.episodes, time.monotonic()
         since, steps_then = self._last_close
@@ -219,19 +219,19 @@ class Tracker:
     # -- recovery --------------------
 
     def regroup(self, world_size: int, workers: Sequence[int]) -> None:
-        """Ranks were lost or replaced; these workers are left."""
+        """Notes that ranks were lost or replaced, and that `workers` are left."""
         self.workers, self._summary.world_size = list(workers), world_size
         self.saver.boundary.summary.world_size = world_size
         self.saver.boundary.counters["losses"] = self.counters.losses.as_dict()
         self.saver.regroup(workers)
 
     def hand_over(self, worker: int) -> tuple[dict[int, EnvState], int, int]:
-        """Returns where this worker's environments are, for the rank that becomes this worker, as `Collector.restore`
-        takes it: by global number, rows so far, first free episode number.
+        """Returns the first three arguments of `Collector.restore` for the rank that becomes this worker: states of the
+        environments by global number, rows so far, first free episode number.
         """
         envs = self._replays[worker].states()[1] if worker in self._replays else []
         row = max((*(r.next_row for r in self._replays.values()), *self.counters.rows.values()), default=0)
-        if (dumps := self.saver.dumps) is not None:  # it may have written more than it could tell of
+        if (dumps := self.saver.dumps) is not None:  # the worker may have written more than it has reported
             row = max(row, dumps.end_row(worker))
         self._replays[worker] = Replay()
         self._replays[worker].start_from(row, envs)
