@@ -75,7 +75,7 @@ class Rollout:
     terminal state.
     """
     final_rows: np.ndarray
-    """[F] int: rows in which an episode ended."""
+    """[F] int: the rows in which episodes ended."""
     final_envs: np.ndarray
     """[F] int: the environment of each of these episodes, by its index in the rank."""
     final_observations: np.ndarray
@@ -86,8 +86,8 @@ class Rollout:
     """The episodes' progress before row 0."""
     episodes: list[Episode] = field(default_factory=list)
     episodes_cut: list[int] = field(default_factory=list)
-    """Global numbers of environments whose episode could not be restored: it is not counted, and another one began in
-    row 0.
+    """Global numbers of environments whose episode could not be restored: the episode is not counted, and another one
+    began in row 0.
     """
 
     def joined(self, rest: Rollout) -> Rollout:
@@ -126,9 +126,9 @@ class Minibatch:
     heads: np.ndarray
     """[B, K] float32: the acting policy's head, for the exact KL."""
     log_probs: np.ndarray
-    """[B] float32: of the acting policy."""
+    """[B] float32: log-probabilities under the acting policy."""
     values: np.ndarray
-    """[B] float32: of the acting policy's critic."""
+    """[B] float32: values of the acting policy's critic."""
     advantages: np.ndarray
     """[B] float32."""
     returns: np.ndarray
@@ -174,7 +174,7 @@ class LastEpisodes:
 
 @dataclass(slots=True)
 class Report:
-    """What a worker tells rank 0 of a rollout: counts, episodes, and where its environments are after the rollout.
+    """A worker's message to rank 0 about a rollout: counts, episodes, and where its environments are after the rollout.
 
     The actions are only those of this rollout. Rank 0 keeps the actions since each episode's start, which a resume
     replays.

@@ -193,7 +193,7 @@ class Exchange(Protocol):
         """
 
     def finish_iteration(self, totals: np.ndarray) -> None:
-        """Merges moments, moves counters and schedules, tells rank 0."""
+        """Merges moments, moves counters and schedules, and tells rank 0."""
 
 
 class Dump(Protocol):
@@ -206,7 +206,7 @@ class Dump(Protocol):
 
 
 class Standby(Protocol):
-    """What a worker keeps for the case that others die: training/standby.py."""
+    """The part of a worker that keeps what is needed if others die: training/standby.py."""
 
     totals: np.ndarray | None
 

@@ -33,7 +33,7 @@ class Link:
     Args:
       asked_to_leave: returns whether this process got a signal to save and leave; the link then tells rank 0.
       heartbeat: called with the phase at every row and every update.
-      standby: keeps reports, and mirrors that rank 0 sends; None if deaths cannot be survived.
+      standby: keeps reports, boundaries, and mirrors that rank 0 sends; None if deaths cannot be survived.
       dump: writes trajectories; None if none are written.
     """
 
@@ -186,8 +186,8 @@ class Link:
         return False
 
     def interrupted(self) -> bool:
-        """Returns, before each row of a rollout, whether collecting ends here: by the run's end, or by a death, whose
-        error `report` raises, so that no environment is lost between two rows.
+        """Returns whether a rollout ends before its next row: by the run's end, or by a death. `report` raises the
+        error of a death later, so that no environment is lost between two rows.
         """
         self.heartbeat("collect")
         now = time.monotonic()
@@ -265,7 +265,7 @@ class MPILink(Link):
         return Backoff(self._doorbell, all_ring=rings, longest_s=0.002)
 
     def _look(self) -> None:
-        # a look at MPI's queues that finds nothing gives the core away, and when it comes back its cache is cold
+        # a look at MPI's queues that finds nothing gives the core away, whose cache is cold when the rank gets it back
         if self._doorbell is not None and self._doorbell.crowded and self._doorbell.reaches(SERVER):
             if not self._doorbell.has_rung():
                 return

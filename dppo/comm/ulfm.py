@@ -165,7 +165,7 @@ def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple
     flag = np.array([word], np.intc)
     try:
         _wait(comm.Iagree(flag), meanwhile)
-    except MPI.Exception as death:  # the living have agreed all the same
+    except MPI.Exception as death:  # the living ranks have agreed nevertheless
         return int(flag[0]), death
     return int(flag[0]), None
 

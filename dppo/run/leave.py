@@ -50,7 +50,7 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
 
 
 def leave_alone(me: Rank) -> NoReturn:
-    """Ends the job, on rank 0, once everything is saved, without the workers that are stuck in an environment."""
+    """Ends the job without workers that are stuck in an environment, on rank 0, once everything is saved."""
     saver, console, group = me.server.tracker.saver, me.services.console, me.group
     try:
         saver.conclude()

@@ -143,7 +143,7 @@ def _let_mpi_send(link: MPILink, for_s: float) -> None:
 
 
 def _let_it_close(comm: MPI.Comm, rank: int) -> None:
-    """Waits, on rank 0, until the failed rank has closed its environments: MPI_Abort would end it before."""
+    """Waits on rank 0 until the failed rank has closed its environments: MPI_Abort would end the rank before."""
     deadline = time.monotonic() + CLOSE_AFTER_FAILURE_S + LAST_S
     while time.monotonic() < deadline and not comm.Iprobe(rank, Tag.BYE):
         time.sleep(0.01)

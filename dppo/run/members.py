@@ -12,7 +12,7 @@ from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import sort
 
 MAX_RESPAWNS = 3
-"""How often one worker is replaced: a worker that dies again and again does not die by accident."""
+"""The largest number of replacements of one worker: a worker that dies again and again does not die by accident."""
 
 
 @dataclass(frozen=True)

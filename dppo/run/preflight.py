@@ -36,7 +36,7 @@ _FILES = (paths.METRICS, paths.SUMMARY)
 
 @dataclass(frozen=True)
 class Plan:
-    """What rank 0 has found out and every rank needs to know."""
+    """The plan of a run: everything that rank 0 has found out and every rank needs to know."""
 
     config: Config
     run_dir: Path
@@ -54,7 +54,7 @@ class Plan:
     num_ranks: int = 1
     """Number of ranks at the start of the run."""
     survives: bool = False
-    """Whether the run goes on when a rank dies."""
+    """Whether the run continues when a rank dies."""
 
     @property
     def first_rank(self) -> int:

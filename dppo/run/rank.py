@@ -39,7 +39,7 @@ class Services:
     """time.monotonic() at the job's start."""
     threads: int
     quiet: bool = False
-    """Rank 0 prints nothing but warnings."""
+    """Whether rank 0 prints nothing but warnings."""
 
 
 def begin_services(
@@ -164,8 +164,8 @@ class Server:
         self.tracker.start_training()
 
     def settle(self) -> np.ndarray | None:
-        """Closes, after ranks have died, what is due without them. Returns the statistics of the iteration under way,
-        if the server has added them up. May be called again, if more ranks die before the session is over.
+        """Closes what is due without the ranks that have died. Returns the statistics of the iteration under way, if
+        the server has added them up. May be called again, if more ranks die before the session is over.
         """
         if self._coordinator is None:
             return None
@@ -184,7 +184,7 @@ class Server:
 
 @dataclass(slots=True)
 class Recovery:
-    """What a rank keeps for the case that others die, and what it knows of deaths so far."""
+    """A rank's part in recoveries: what it keeps for the case that others die, and what it knows of deaths so far."""
 
     standby: Standby = field(default_factory=Standby)
     retired: list[object] = field(default_factory=list)
@@ -196,9 +196,9 @@ class Recovery:
     replaced: int = 0
     """Number of ranks that were replaced since the start of the run."""
     failure: Failure | None = None
-    """Why this rank cannot go on."""
+    """The reason why this rank cannot continue; None: it can."""
     fruitless: int = 0
-    """Recoveries in a row in which nobody was missing."""
+    """Number of recoveries in a row in which nobody was missing."""
     synchronised: bool = False
     """Whether this rank has taken over rank 0's state. Before that its state is a fresh one, even in a resumed run."""
     may_respawn: bool = True
@@ -219,5 +219,5 @@ class Rank:
 
     @property
     def survives(self) -> bool:
-        """Whether the run goes on when one of the others dies."""
+        """Whether the run continues when one of the others dies."""
         return self.plan.survives and not self.group.is_alone

@@ -25,7 +25,7 @@ from dppo.training.build import build_parts, make_collector
 
 @dataclass(frozen=True)
 class Start:
-    """What the process that replaces a dead worker needs to know."""
+    """The first message to a process that replaces a dead worker: everything that it needs to know."""
 
     plan: Plan
     member: Member
@@ -45,7 +45,7 @@ def replace_lost(me: Rank) -> None:
     missing = from_rank_zero(group.comm, missing)
     if not missing:
         return
-    recovery.fruitless = 0  # a process that dies before it is a member is missing to nobody
+    recovery.fruitless = 0  # processes that die before they are members do not count as missing
     grown = spawn(group.comm, len(missing), lambda: me.services.watchdog.heartbeat("recovery"))
     if isinstance(grown, str):
         recovery.may_respawn = False

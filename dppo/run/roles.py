@@ -77,8 +77,8 @@ def keep_track(me: Rank, tracker: Tracker) -> None:
 
 
 def count_ranks(me: Rank) -> None:
-    """Counts, on rank 0 after a regrouping, the lost ranks from the ranks that are left. So the number is right
-    whatever a server that died meanwhile had counted.
+    """Counts the lost ranks from the ranks that are left, on rank 0 after a regrouping. So the number is right whatever
+    a server that died meanwhile had counted.
     """
     saved, replaced, size = me.plan.saved, me.recovery.replaced, me.group.comm.size
     before = Losses(**({} if saved is None else saved.counters.get("losses", {})))

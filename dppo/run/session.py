@@ -75,7 +75,7 @@ def run_session(me: Rank) -> Summary:
 
 
 def _open_run(me: Rank) -> str | None:
-    """Opens the run, on a server, if no server has opened it. Returns why it cannot, if the user can repair that."""
+    """Opens the run on the server, if no server has opened it. Returns why it cannot, if the user can repair that."""
     if not me.group.is_server or me.server.is_open or me.server.has_ended:
         return None
     try:
@@ -138,8 +138,8 @@ def _make_link(me: Rank, doorbell: Doorbell) -> Link:
 
 
 def _keep_first_boundary(me: Rank, *, computes: bool) -> None:
-    """Keeps, in sync/allreduce, the boundary to which a worker that computes steps back if a rank dies in the first
-    iteration.
+    """Keeps the boundary to which a worker that computes steps back if a rank dies in the first iteration
+    (sync/allreduce).
     """
     standby, state = me.recovery.standby, me.parts.state
     standby.boundary = None
@@ -187,7 +187,7 @@ def _synchronise(me: Rank) -> None:
 
 
 def _begin_moments(me: Rank, workers: Comm) -> None:
-    """Collective over `workers` in sync. Sets, before the first moments, the observation about which sums are taken: in
+    """Collective over `workers` in sync. Sets the observation about which the sums for the first moments are taken: in
     sync that of the first environment, for all; in async each worker's own, which travels with its sums.
     """
     normaliser = me.parts.learner.normaliser

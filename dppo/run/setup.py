@@ -233,7 +233,7 @@ def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
 
 
 def leave_no_trace(planned: Plan) -> None:
-    """Removes, on rank 0, the empty folders that were made for a run that could not be opened."""
+    """Removes the empty folders that were made for a run that could not be opened, on rank 0."""
     folder = planned.run_dir.absolute()
     with contextlib.suppress(OSError):
         while planned.was_there is not None and folder != planned.was_there:

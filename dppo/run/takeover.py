@@ -35,7 +35,7 @@ MAX_MIRROR_AGE = 10
 
 @dataclass(frozen=True)
 class Status:
-    """What a survivor tells all others."""
+    """A survivor's message to all others: who it is, and how far."""
 
     member: Member
     is_server: bool
@@ -52,7 +52,7 @@ class Status:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What a survivor gives to the new server."""
+    """A survivor's contribution to the new server: reports, heads, a state, a mirror."""
 
     reports: list[Report]
     boundary_heads: dict[int, np.ndarray]
@@ -79,8 +79,8 @@ def givers(statuses: Sequence[Status], *, all_step: bool) -> tuple[int, int]:
 
 
 def drifted(statuses: Sequence[Status]) -> list[Status]:
-    """Returns, in sync/allreduce, the workers that are furthest, if their states differ; else []. A sum that a death
-    has spoilt on one of them would show here.
+    """Returns the workers that are furthest, if their states differ, else [] (sync/allreduce). A sum that a death has
+    spoilt on one of them would show here.
     """
     workers = [w for w in statuses if not w.is_server]
     furthest = max((w.moment for w in workers), default=None)
@@ -103,7 +103,7 @@ def offered(state: TrainingState, mirror: Mirror | None, *, is_server: bool) -> 
 def take_over(
     me: Rank, statuses: list[Status], giver: int, contributions: list[Contribution], lost: list[Member], took_s: float
 ) -> None:
-    """Takes over, on rank 0, the newest state and the counters."""
+    """Gives rank 0 the newest state and the counters."""
     state, all_step = me.parts.state, me.plan.config.exchange == "allreduce"
     packed = contributions[giver].state
     assert packed is not None
@@ -244,7 +244,7 @@ def _close_passed(
     heads: list[dict[int, np.ndarray]],
     told: list[Report],
 ) -> None:
-    """Closes, in sync/allreduce, the iterations in which the workers were ahead of the tracker."""
+    """Closes the iterations by which the workers were ahead of the tracker (sync/allreduce)."""
     state.unpack(packed)
     newest = state.iteration
     for iteration in range(closed + 1, newest + 1):

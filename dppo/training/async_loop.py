@@ -74,7 +74,7 @@ class _Replica:
 
     def __init__(self, state: TrainingState, link: Link) -> None:
         self._state, self._link = state, link
-        self._due = 0  # replies, of which the last one is the newest
+        self._due = 0  # number of replies that are due; the last one is the newest
 
     def catch_up(self, *, wait: bool) -> None:
         """Takes over the newest of the due replies that have come; with `wait`, waits for the last of them."""

@@ -42,7 +42,7 @@ LAST_S = 2.0
 
 @dataclass(slots=True)
 class Parts:
-    """What a rank has built: environments (workers only), policy, learner and state."""
+    """The parts that a rank has built: environments (workers only), policy, learner and state."""
 
     envs: VectorEnv | None
     seeds: EpisodeSeeds

@@ -230,9 +230,7 @@ class Collector:
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
-        """Brings every environment back to where `states` has it; for the arguments see `EpisodeSums.restore`. Returns
-        a line on each environment that could not be restored.
-        """
+        """Brings environments back as `EpisodeSums.restore` does. Returns a line on each that could not be restored."""
         self.row = row
         self._observations, cut, problems = self._sums.restore(
             self.envs, self._seeds, states, row, first_new_episode, deadline

@@ -76,7 +76,7 @@ class BaseCoordinator:
         return []
 
     def settle(self) -> None:
-        """Does, after ranks have died, what is due without them. Afterwards `totals` belongs to the state."""
+        """Does what is due without the ranks that have died. Afterwards `totals` belongs to the state."""
 
     @property
     def done(self) -> bool:

@@ -17,7 +17,7 @@ from dppo.training.state import TrainingState
 
 @dataclass(slots=True)
 class Losses:
-    """What deaths and resumes have cost so far, as in every line of metrics.jsonl and in checkpoints."""
+    """The costs of deaths and resumes so far, as in every line of metrics.jsonl and in checkpoints."""
 
     ranks_lost: int = 0
     ranks_replaced: int = 0
@@ -61,7 +61,7 @@ class Counters:
         }
 
     def add(self, report: Report) -> bool:
-        """Adds a rollout to the iteration that is closed next. Returns False where it was added before."""
+        """Adds a rollout to the iteration that is closed next. Returns False if it was added before."""
         if report.first_row < self.rows.get(report.worker, 0):
             return False
         self.rows[report.worker] = report.first_row + len(report.env_actions)

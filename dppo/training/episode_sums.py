@@ -30,7 +30,7 @@ class EpisodeSums:
         """Rows in which the episodes began."""
         self.discounted_returns = np.zeros(num_envs)
         self.last = LastEpisodes.unknown(num_envs)
-        self._discounted = 0, np.empty((0, num_envs))  # first row of the rollout asked for last, and the answer
+        self._discounted = 0, np.empty((0, num_envs))  # first row of the rollout asked for last, and its result
 
     def progress(self, numbers: np.ndarray) -> EpisodeProgress:
         """Returns a copy of how far the episodes with these `numbers` [N] are."""

@@ -109,8 +109,8 @@ class Learner:
         actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
         log_probs = self.policy.distribution.evaluate(head, actions)[0].reshape(t, n)
         values = value.reshape(t, n).copy()
-        # the next value is the present critic's, too, where it is the value of the next row; elsewhere it remains the
-        # acting critic's
+        # where the next value is that of the next row, it is the present critic's, too; elsewhere it remains the acting
+        # critic's
         next_values = rollout.next_values.copy()
         inside = ~dones[:-1]
         next_values[:-1][inside] = values[1:][inside]
@@ -142,7 +142,7 @@ class Learner:
                 np.array_split(first + rng.permutation(count), self.minibatches_per_epoch)
                 for first, count, rng in parts
             ]
-            chosen = list(zip(*pieces, strict=True))  # of each minibatch, a piece from each part
+            chosen = list(zip(*pieces, strict=True))  # for each minibatch, a piece from each part
             shuffled = batch.samples[np.concatenate([piece for minibatch in chosen for piece in minibatch])]
             edges = itertools.accumulate((sum(map(len, minibatch)) for minibatch in chosen), initial=0)
             for start, end in itertools.pairwise(edges):

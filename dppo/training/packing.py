@@ -30,7 +30,7 @@ class Parts(NamedTuple):
 
 
 class Layout:
-    """Where the parts of a packed state are, for a network of `optimizer_shape` [K, P] statistics."""
+    """The places of the parts in a packed state, for a network of `optimizer_shape` [K, P] statistics."""
 
     def __init__(self, num_reals: int, optimizer_shape: tuple[int, int]) -> None:
         self._optimizer_shape = optimizer_shape

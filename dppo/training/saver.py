@@ -181,7 +181,7 @@ class CheckpointSaver:
 
     def conclude(self) -> None:
         """Saves the last boundary and writes how the run ended; once. If required trajectories are lost, it does not
-        save the boundary: a resume makes them anew. Waits for a full disk as long as that is allowed.
+        save the boundary, because a resume makes them again. Waits for a full disk as long as that is allowed.
 
         Raises:
           SavingError: the boundary could not be saved in time.

@@ -102,7 +102,7 @@ class P2PCoordinator(SyncCoordinator):
         return self._totals
 
     def settle(self) -> None:
-        """Does, after ranks have died, what is due without them. Afterwards `totals` belongs to the state."""
+        """Does what is due without the ranks that have died. Afterwards `totals` belongs to the state."""
         if self._waiting and not self.begun:
             self._waiting = ()
             self._finish_iteration()
@@ -114,7 +114,7 @@ class P2PCoordinator(SyncCoordinator):
         return self._close_when_reported()
 
     def _take_start(self, report: Report) -> None:
-        """Takes over, before the first moments, the observation about which this worker takes its next sums."""
+        """Takes over the observation about which this worker takes its sums for the first moments."""
         state = self._state
         match report:
             case Report(moment_means=(mean, _)) if state.normaliser.observations.count == 0 and state.round == 0:

@@ -1,4 +1,4 @@
-"""Synchronous workers that share a learner, because ranks outnumber cores: one exchanges for its neighbours."""
+"""Pooled synchronous workers, which share a learner because ranks outnumber cores: one exchanges for the others."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ class Tracker:
     # -- iterations --------------------
 
     def add(self, report: Report) -> bool:
-        """Adds a worker's rollout to the iteration that is closed next. Returns False where it was added before."""
+        """Adds a worker's rollout to the iteration that is closed next. Returns False if it was added before."""
         is_new = self.counters.add(report)
         if is_new:
             self._replays.setdefault(report.worker, Replay()).extend(report)
