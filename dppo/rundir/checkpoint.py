@@ -43,7 +43,7 @@ from dppo.rundir.tensors import check_head, from_bytes, join, split, to_bytes, t
 
 FORMAT, OLD_FORMAT = 2, 1
 MANIFEST_BYTES, FILE_BYTES = 16 * MB, 4096 * MB
-"""The most bytes of a manifest and of any other file; a run with larger files fails at its first checkpoint."""
+"""The most bytes of a manifest and of any other file; a run with larger files learns that from its first checkpoint."""
 _NAME = re.compile(r"step_(\d+)(\.old)?")
 _STATE, _RANK = "state.safetensors", re.compile(r"rank_(\d{5,9})\.safetensors")
 
@@ -170,7 +170,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads a checkpoint. Raises ValueError (also OldFormError) that says which file is damaged or what is wrong in it."""
+    """Reads a checkpoint. Raises ValueError that says which file is damaged or what is wrong; OldFormError is one."""
     try:
         manifest = read_manifest(folder)
         return _checkpoint_of(folder, manifest)

@@ -119,7 +119,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 
 
 def check_values(state: Any, counters: Any) -> None:
-    """Checks that the values in the learner's state and in rank 0's counters are of the right types and fit together."""
+    """Checks that the values of the learner's state and of rank 0's counters have the right types and fit together."""
     for where, part in (("state", state), ("counters", counters)):
         if not isinstance(part, dict):
             raise ValueError(f"{where} is {_said(part)}; a table is expected")

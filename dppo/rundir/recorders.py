@@ -87,8 +87,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Writes scalars over environment steps in TensorBoard's form, without torch. The caller never waits for the disk: a
-    thread writes every FLUSH_S seconds, and tries again where it cannot write.
+    """Writes scalars over environment steps in TensorBoard's form, without torch. The caller never waits for the disk:
+    a thread writes every FLUSH_S seconds at most, and tries again where it cannot write.
 
     Args:
       first_step: the step where this attempt starts; TensorBoard hides what an earlier attempt wrote beyond it.

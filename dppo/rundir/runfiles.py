@@ -213,7 +213,7 @@ class RunFiles:
         self._summary = None
 
     def _save(self, write: Callable[[], object]) -> None:
-        """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the files were moved."""
+        """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the run was moved."""
         self._metrics.flush()
         self._metrics.sync()
         try:

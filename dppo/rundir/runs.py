@@ -118,7 +118,7 @@ def _first_line(what: object) -> str:
 
 
 def _cause(error: str) -> str:
-    """Returns where a run failed; of a traceback also the exception: the first unindented line after the last frames."""
+    """Says where a run failed; of a traceback also the exception: the first unindented line after the last frames."""
     frames = error.rpartition("\nTraceback (most recent call last):\n")[2] if "\nTraceback " in error else ""
     exception = [line for line in frames.splitlines() if line and not line.startswith(" ")]
     return ": ".join(map(_first_line, [error, *exception[:1]]))

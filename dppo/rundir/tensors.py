@@ -44,8 +44,8 @@ def split(value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
 
 
 def join(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """Inverts `split`. Removes the arrays that it uses from `arrays`. Raises ValueError for a value that `split` did not
-    write.
+    """Inverts `split`. Removes the arrays that it uses from `arrays`. Raises ValueError for a value that `split` did
+    not write.
     """
     if isinstance(plain, list):
         return [join(element, arrays) for element in plain]

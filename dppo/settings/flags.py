@@ -30,7 +30,7 @@ Without arguments it trains CartPole-v1 until the mean return of the last 100 ep
 
 
 def answer(argv: Sequence[str], *, is_first: bool) -> int:
-    """Answers --help and --version before MPI starts. Returns the exit code of all ranks; only the first rank prints."""
+    """Answers --help and --version before MPI starts. Returns the exit code of all ranks; only the first one prints."""
     with contextlib.ExitStack() as silence:
         if not is_first:
             nowhere = silence.enter_context(open(os.devnull, "w"))

@@ -19,8 +19,8 @@ RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir"
 
 
 def resumed(config: Config) -> Config:
-    """Returns what `Config(run_dir=R, resume=True)` means: all settings of the run in R, and those given anew. A setting
-    that equals its default counts as not given, because the two cannot be told apart: the run's value stays.
+    """Returns what `Config(run_dir=R, resume=True)` means: all settings of the run in R, and those given anew. A
+    setting that equals its default counts as not given, because the two cannot be told apart: the run's value stays.
 
     Raises:
       UsageError: no run is there, or a given setting differs from the run's and must not.

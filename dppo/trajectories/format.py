@@ -90,7 +90,7 @@ def end_row(folder: Path) -> int:
 
 
 def segments_until(folder: Path, row: int | None) -> tuple[int, int]:
-    """Returns (number + 1, row after) of the last readable segment that ends by `row`, or else (0, 0); None: any row."""
+    """Returns (number + 1, row after) of the last readable segment that ends by `row`, else (0, 0); None: any row."""
     for number, path in reversed(segment_files(folder).items()):
         end = _end_row(path)
         if end is not None and (row is None or end <= row):
@@ -133,7 +133,7 @@ class Column:
     rollout: str = ""
     """Field of `Rollout` that holds the values; "": they are computed from other fields."""
     single: str = ""
-    """Name in tables with a line per step. "": the column says which steps there are; no table and no episode has it."""
+    """Name in tables with a line per step. "": the column says which steps there are; no table or episode has it."""
     is_info: bool = False
     """Whether the column is about the policy: Minari and D4RL have it in `infos`, beside the transitions."""
     only_with_raw_actions: bool = False

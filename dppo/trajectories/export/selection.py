@@ -67,7 +67,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def refuse_inside_dump(path: Path) -> None:
-    """Raises UsageError for a path in a run's folder of trajectories: a file there would be taken for a part of them."""
+    """Raises UsageError for a path in a run's folder of trajectories: readers would take a file there for one of them."""
     for place in {path.absolute(), path.resolve()}:
         for folder in (place, *place.parents):
             if folder.name == paths.TRAJECTORIES and rank_folders(folder.parent):
