@@ -29,7 +29,7 @@ FIGURES = (
 
 
 AT_WORK = (RUNNING, PREEMPTED)
-"""States in which a job has the run, or gets it back: look at the queue before you submit another one."""
+"""States in which a job has the run, or gets it back: look at the queue before you submit another job."""
 
 
 class Problem(NamedTuple):
@@ -169,7 +169,7 @@ def _number(value: float | None) -> str:
 
 
 def as_json(report: Report, folder: Path) -> dict[str, Any]:
-    """Returns the report as one object; null for unknown values, and for steps and seconds of a target not reached."""
+    """Returns the report as a JSON object; null for unknown values, and for steps and seconds of a missed target."""
 
     def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
@@ -200,7 +200,7 @@ def as_json(report: Report, folder: Path) -> dict[str, Any]:
 
 
 def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
-    """Draws the best settings' learning curves. Returns whether it could, and notes to show."""
+    """Draws the best settings' learning curves. Returns whether that worked, and notes to show."""
     notes, drawn = [], []
     for setting in report.settings[: len(curves.COLOURS)]:
         read = [(run.folder, *read_curve(run.folder)) for run in setting.runs]

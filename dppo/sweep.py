@@ -77,7 +77,7 @@ def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
 
 
 def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
-    """Raises UsageError where the new file changes a task that has been run; repaired and added tasks may change."""
+    """Raises UsageError where the new file changes a task that has been run; repaired and added tasks are allowed."""
     before = read_sweep(copy)
     for task in range(len(before.varied)):
         folder = task_folder(copy.parent, task)

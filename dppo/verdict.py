@@ -29,12 +29,12 @@ FIRST = paths.checkpoint_name(0)
 
 @dataclass(frozen=True)
 class Verdict:
-    """The decision about a job: its exit code, and the reason in words."""
+    """The decision about a job: this command's exit code, and the reason in words."""
 
     code: int
     text: str
     fruitless: int
-    """The number of this job's last starts in a row without a new checkpoint, including the start that has just ended."""
+    """The number of this job's starts in a row without a new checkpoint, including the one that has just ended."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Found:
     summary: dict[str, Any]
     """The run's summary; {} where it has none."""
     written: int | None
-    """The time of the summary's writing, in nanoseconds; tells whether a start came so far as to write it."""
+    """The time when the summary was written, in nanoseconds; it tells whether a start came so far as to write it."""
     checkpoint: str | None
     """The newest checkpoint's name."""
 
@@ -68,7 +68,7 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
     if code == EXIT_USAGE and not is_new:
         return Verdict(EXIT_USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
     how = "was cut short"
-    if (is_new and exit_ == PREEMPTED) or (code == EXIT_AGAIN and not is_new):  # the latter before the run had begun
+    if (is_new and exit_ == PREEMPTED) or (code == EXIT_AGAIN and not is_new):  # the latter: before the run had begun
         how = "was preempted"
     elif is_new and exit_ == FAILED:
         how = f"{'stalled' if found.summary.get('stalled') else 'failed'}: {last_line(found.summary.get('error'))}"

@@ -63,7 +63,7 @@ class Checkpoint:
     next_segments: dict[int, int] = field(default_factory=dict)
     """rank -> number of its next trajectory segment; lower ones hold rows that this checkpoint has seen."""
     missing_rows: dict[int, int] = field(default_factory=dict)
-    """rank -> number of seen rows that no segment holds; a rank without such rows has no entry."""
+    """rank -> number of rows after its last named segment that no segment holds; only ranks that have such rows."""
 
 
 def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -208,7 +208,7 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
 
 
 def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
-    """Returns one of the manifest's tables. Raises ValueError where a number is not whole or is below 0."""
+    """Returns one of the manifest's tables, {rank: number}. Raises ValueError where a number is not whole or below 0."""
     table = manifest[key]
     if not isinstance(table, dict):
         raise ValueError(f"{key} is no table")

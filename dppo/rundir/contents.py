@@ -29,7 +29,7 @@ MAX_AXES = 64
 
 
 def check_count(name: str, value: Any) -> None:
-    """Checks for a whole number of at least 0 that fits into 63 bits."""
+    """Checks that a value is a whole number of at least 0 that fits into 63 bits."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{name} is {_said(value)}; a whole number of at least 0 is expected")
 
@@ -174,7 +174,7 @@ def env_arrays(envs: list[EnvState]) -> dict[str, np.ndarray]:
 
 
 def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
-    """Inverts `env_arrays`. Raises ValueError where an array is missing, too many, or of another type."""
+    """Inverts `env_arrays`. Raises ValueError where an array is missing, unknown, or of another type."""
     count = len(arrays["env"]) if "env" in arrays and arrays["env"].ndim == 1 else 0
     names = [*_COLUMNS, *(f"{name}/{i}" for name in _ARRAYS for i in range(count))]
     if set(names) != set(arrays):

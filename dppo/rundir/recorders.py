@@ -30,7 +30,7 @@ class MetricsFile(AppendedFile):
 
     def __init__(self, path: Path, last_iteration: int) -> None:
         if path.exists():
-            # a line that is too long is not from here: a crash of the machine leaves zeros without an end
+            # a line that is too long is not one of ours: a crash of the machine leaves endless zeros
             kept = [line for line in read_lines(path, path.parent, skip_long=True) if _is_kept(line, last_iteration)]
             size = sum(map(len, kept))
             if path.stat().st_size > size:
@@ -88,7 +88,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 class TensorBoard:
     """Writes scalars over environment steps in TensorBoard's form, without torch. The caller never waits for the disk:
-    a thread writes every FLUSH_S seconds at most, and tries again where it cannot write.
+    a thread writes at intervals, and tries again where it cannot write.
 
     Args:
       first_step: the step where this attempt starts; TensorBoard hides what an earlier attempt wrote beyond it.

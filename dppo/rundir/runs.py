@@ -33,7 +33,7 @@ class Run(NamedTuple):
     config: Config | None = None
     summary: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     is_damaged: bool = False
-    """Whether its settings cannot be read, so that --resume cannot continue it."""
+    """Whether the run's settings cannot be read, so that --resume cannot continue it."""
 
     @property
     def ended(self) -> bool:

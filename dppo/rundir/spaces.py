@@ -92,7 +92,7 @@ def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[An
 
 
 def spec_to_json(env_id: str) -> str:
-    """Returns Gymnasium's own JSON; only the id where the registration holds values that JSON cannot."""
+    """Returns an environment's spec as Gymnasium's own JSON; only the id where the spec has values that JSON lacks."""
     try:
         return gymnasium.spec(env_id).to_json()
     except Exception:  # an entry point that is a function, arguments that are objects

@@ -18,7 +18,7 @@ ENDED = (FINISHED, TARGET)
 """States of a run that reached its own end: all steps are done, or the target return is reached."""
 STATES = (*ENDED, PREEMPTED, FAILED, RUNNING)
 EXIT_CODES = {FINISHED: EXIT_FINISHED, TARGET: EXIT_FINISHED, PREEMPTED: EXIT_AGAIN}
-"""The program's exit codes, by states in which all results of the run are saved; for any other it is EXIT_FAILED."""
+"""The program's exit code for each state in which all results of a run are saved; others have EXIT_FAILED."""
 
 ERROR_CHARS = 1000
 """The number of an error's last characters that are kept where there is no room for more."""
@@ -45,7 +45,7 @@ class Summary:
     error: str | None = None
     """The error, where exit is failed."""
     preempted_by: str | None = None
-    """The cause for the run to save and leave, where exit is preempted."""
+    """The event that made the run save and leave, where exit is preempted."""
     stalled: bool = False
     """Whether the run failed because ranks made no progress or did not answer: starting again may help."""
 

@@ -12,7 +12,7 @@ from dppo.files import MB, parse_json
 
 HEADER_BYTES = 64 * MB
 _ARRAY, _FLOAT, _PAIRS = "$array", "$float", "$pairs"
-"""Keys of a JSON object in place of an array, a number that is not finite, and a dict whose keys are not texts."""
+"""Keys of the JSON objects that replace an array, a number that is not finite, a dict whose keys are no texts."""
 
 
 def split(value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
@@ -72,7 +72,7 @@ def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     from safetensors.numpy import save
 
     try:
-        # the library copies the memory as it is: little-endian and in C order, therefore
+        # the library copies memory as it is, so it must be little-endian and in C order
         return save({name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()})
     except SafetensorError as error:
         raise TypeError(f"an array has no place in a checkpoint: {error}") from error

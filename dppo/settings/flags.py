@@ -244,7 +244,7 @@ def _one_message(complaint: str) -> str:
 
 
 def in_python(message: str) -> str:
-    """Rewrites a message for callers of `dppo.train`: settings have their names there, not their flags."""
+    """Rewrites a message for callers of `dppo.train`: it names settings as Python does, not by their flags."""
     start, end = r"(?<![\w/-])", r"(?![\w-])"  # not a part of a path
     message = re.sub(
         rf"{start}--resume --run-dir (\S+?)(?=[,;.]?(\s|$))", r"Config(run_dir='\1', resume=True)", message

@@ -1,4 +1,4 @@
-"""Completes a configuration: fills in what depends on other settings, and refuses what cannot be, with the repair."""
+"""Completes a configuration: fills in what depends on other settings, and refuses what is impossible."""
 
 from __future__ import annotations
 

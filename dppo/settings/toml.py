@@ -43,12 +43,12 @@ def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
         raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
     try:
         return tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or thousands of digits or of brackets
         raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
 
 
 def load_config(run_dir: Path) -> Config:
-    """Reads the stored configuration of a run. Raises UsageError where it cannot."""
+    """Reads the stored configuration of a run. Raises UsageError where that fails."""
     path = run_dir / CONFIG_FILE
     try:
         os.lstat(path)
@@ -64,7 +64,7 @@ def load_config(run_dir: Path) -> Config:
 
 
 def shortened(text: str) -> str:
-    """Shortens a message of another library, which may quote a whole file."""
+    """Shortens a message of another library, of which a part may be the content of a file."""
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
 
 

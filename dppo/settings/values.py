@@ -32,7 +32,7 @@ def updated(config: C, values: dict[str, Any], where: str = "") -> C:
     """Returns `config` with nested `values` put in; keys are field names with - or _.
 
     Raises:
-      ValueError: a key is unknown (the message has the nearest one) or a value of the wrong type; `where` is named.
+      ValueError: a key is unknown (the message has the nearest one), or a value has the wrong type; names `where`.
     """
     section: Any = type(config)
     known = hints(section)
@@ -63,8 +63,8 @@ def suggestion(name: str, known: Iterable[str] = (), write: Callable[[str], str]
     """Returns `; did you mean X?`, or "" where no setting is near. Both lr and server.lr lead to optim.lr.
 
     Args:
-      known: names to look among; none: those of all settings.
-      write: writes a setting's name as it is written where it was looked for.
+      known: names to look among, instead of those of all settings.
+      write: writes a setting's name as the place writes it in which it was looked for.
     """
     last = name.replace("-", "_").rpartition(".")[2]
     meant = [full for full in setting_names() if full.rpartition(".")[2] == last and "." in full]

@@ -96,7 +96,7 @@ def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = 
 
     Args:
       where: the text before names in messages.
-      leaves: keys of tables that are values: a table whose only key is one of them, with a list in it.
+      leaves: keys that make a table a value: it has only that key, with a list in it.
     """
     out: dict[str, Any] = {}
     for key, value in values.items():
@@ -127,7 +127,7 @@ def numbers(tasks: Iterable[int]) -> str:
 
 
 def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None) -> str:
-    """Returns the line that runs or resumes these tasks of the sweep in `file`; None: in the script's own folder."""
+    """Returns the line that runs or resumes these tasks of the sweep in `file`; sweep_dir None: the script's own."""
     given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(DEFAULTS["SWEEP_DIR"])}
     variables = "".join(
         f"{name}={shlex.quote(str(path))} "

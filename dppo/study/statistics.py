@@ -11,8 +11,8 @@ import numpy as np
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Computes the mean of the middle half of the runs: less wasteful than the median, less moved by one odd run than the
-    mean.
+    """Computes the mean of the middle half of the runs. It is less wasteful than the median, and one odd run moves it
+    less than the mean.
 
         IQM = sum_i w_i x_(i) / (R / 2),    w_i = length of [i - 1, i] within [R / 4, 3 R / 4],  i = 1 … R
 

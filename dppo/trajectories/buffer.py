@@ -42,7 +42,7 @@ class RolloutBuffer:
 
     Args:
       columns: the columns that are kept of each step.
-      every: the first of every so many rollouts is kept.
+      every: of each `every` rollouts, only the first is kept.
     """
 
     def __init__(self, columns: Sequence[Column], every: int) -> None:

@@ -12,16 +12,16 @@ from dppo.trajectories.format import end_row, rank_folder, segments_until
 
 B = TypeVar("B")
 PATIENCE_S = 60.0
-"""Seconds that a checkpoint waits at most: a worker stuck in its environment delays the others' saving no longer."""
+"""Most seconds that a checkpoint waits for a worker stuck in its environment; then the others' progress is saved."""
 
 
 class Named(NamedTuple):
-    """A checkpoint's entry on a rank's segments."""
+    """A checkpoint's entry about a rank's segments."""
 
     next_segment: int
     """The number of the rank's next segment; lower ones hold rows that the checkpoint has seen."""
     missing_rows: int
-    """The number of rows after those segments that the checkpoint has seen and no segment holds."""
+    """The number of rows that the checkpoint has seen after its last named segment and that no segment holds."""
 
 
 class Dumps(Generic[B]):
@@ -30,7 +30,7 @@ class Dumps(Generic[B]):
     Args:
       first_rank: the rank of worker 0 at the start of the run.
       next_segments: {rank: number of its next segment}, of the ranks of earlier attempts.
-      required: whether nothing is saved any more once a segment could not be written.
+      required: whether nothing more is saved once a segment could not be written.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Dumps(Generic[B]):
         worker = sealed.rank - self._first_rank
         if sealed.row is None or self._limits.get(worker) != sealed.row or self._boundary is None:
             return None
-        if sealed.next_segment is None:  # the worker was too far ahead: another boundary will do
+        if sealed.next_segment is None:  # the worker was too far ahead: a later boundary is saved instead
             self.give_up()
             return None
         self._answers[sealed.rank] = sealed

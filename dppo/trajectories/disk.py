@@ -13,7 +13,7 @@ from dppo.files import PASSING, RETRY_S, fsync_folder, write_durably
 from dppo.trajectories.format import seal_image
 
 LOOK_S = 0.02
-"""Seconds between two looks at whether the disk refuses."""
+"""Seconds between two checks whether the disk refuses."""
 
 
 class Disk:

@@ -25,7 +25,7 @@ class Filter:
             raise ValueError(f"policy_version={self.policy_version} must be (lowest, highest); None leaves an end open")
 
     def apply(self, chosen: np.ndarray, e: dict[str, np.ndarray], still_open: np.ndarray) -> np.ndarray:
-        """Returns the part of `chosen`, indices of episodes, that passes, in its order."""
+        """Returns those of the indices `chosen` whose episodes pass, in their order."""
         passes = np.ones(len(chosen), bool)
         if self.complete_only:
             passes &= e["complete"][chosen]

@@ -127,7 +127,7 @@ class Column:
 
     name: str
     dtype: np.dtype[Any] | None
-    """The type of its values; None: the environment's own."""
+    """The type of the values; None: the environment's own type."""
     axes: str
     """The axes: T rows, N environments, F ends, E episodes; * for the axes of an observation or an action."""
     rollout: str = ""
@@ -137,8 +137,8 @@ class Column:
     is_info: bool = False
     """Whether the column is about the policy: Minari and D4RL have it in `infos`, beside the transitions."""
     only_with_raw_actions: bool = False
-    """Whether only segments of Box actions have the column. Not for a column that older segments lack: the writer would
-    leave it out for all other actions.
+    """Whether only segments of Box actions have the column. It must be False for a column that older segments lack:
+    otherwise the writer leaves it out for all other actions.
     """
 
     @property

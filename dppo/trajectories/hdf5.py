@@ -84,7 +84,7 @@ def _check_file(file: h5py.File, *, is_index: bool) -> None:
 
 
 def check_link(group: h5py.Group, name: str) -> None:
-    """Raises ValueError where a name in a group leads elsewhere."""
+    """Raises ValueError where a name in a group is a link to elsewhere."""
     import h5py
 
     if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:

@@ -55,7 +55,7 @@ class Segment:
 
 
 class _Dump:
-    """The dump files of a run at the time when it was opened; their content is read on first use."""
+    """The files of a run's dump, as they were when it was opened; their content is read on first use."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -104,11 +104,11 @@ class Trajectories:
 
         Args:
           complete_only: whether all steps must be recorded.
-          min_return: the lowest return.
-          last: how many of the episodes that meet the other conditions: those that ended last over all ranks, by row,
-            then environment. Episodes that have not ended yet count as the very last.
+          min_return: the lowest return that an episode may have.
+          last: the number of episodes to keep of those that meet the other conditions: the ones that ended last over
+            all ranks, by row, then environment. Episodes that have not ended yet count as the very last.
           ranks: the ranks that wrote the episodes.
-          policy_version: (lowest, highest) version of all steps, both included; None leaves an end open.
+          policy_version: (lowest, highest) version that steps may have, both included; None leaves an end open.
         """
         new = Filter(complete_only, min_return, last, ranks, policy_version)
         return self.chosen_by(new)
@@ -233,7 +233,7 @@ def open_trajectories(
     """Opens the trajectories that a run has written so far. The keywords choose episodes, as in `Trajectories.filter`.
 
     Raises:
-      UsageError: (a ValueError) there are no trajectories.
+      UsageError: there are no trajectories (a UsageError is a ValueError).
     """
     wanted = Filter(complete_only, min_return, last, ranks, policy_version)
     return Trajectories(_Dump(Path(run_dir))).chosen_by(wanted)

@@ -58,7 +58,7 @@ class SegmentBuilder:
 
     Args:
       seed_of: (index of an environment, number of an episode) -> the episode's seed; None where episodes have none.
-      every: one of every so many rollouts is recorded.
+      every: of each `every` rollouts, one is recorded.
     """
 
     def __init__(
@@ -68,8 +68,8 @@ class SegmentBuilder:
         self._filter = compression_filter(compression)
 
     def build(self, parts: list[Part], number: int, end_before: int) -> memoryview:
-        """Builds the HDF5 image of a segment. Empties the parts meanwhile, so that nothing is in memory three times, as
-        with HDF5's own driver for memory, whose image can only be copied.
+        """Builds the HDF5 image of a segment. Empties the parts meanwhile, so that nothing is in memory three times.
+        (With HDF5's own driver for memory it would be, because the driver's image can only be copied.)
 
         Args:
           number: the segment's number.

@@ -25,7 +25,7 @@ from dppo.trajectories.validate_segment import inspect
 __all__ = ["Violation", "validate"]
 
 REMOVAL_S = 2.0
-"""Seconds to wait for a checkpoint that lacks a file to vanish: the run may just be removing it."""
+"""Most seconds to wait until a checkpoint that lacks a file vanishes: the run may just be removing it."""
 
 
 @dataclass(slots=True)

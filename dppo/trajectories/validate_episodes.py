@@ -41,7 +41,7 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """The episodes of the environments after the last row of a segment, [N] each."""
+    """The state of the environments' episodes after the last row of a segment, [N] each."""
 
     end_row: int
     progress: EpisodeProgress

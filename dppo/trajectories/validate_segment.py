@@ -30,7 +30,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
       before: the ends of the segment before, where they are known.
 
     Raises:
-      UsageError: the filter that it is compressed with is not installed.
+      UsageError: the segment's compression filter is not installed.
     """
     found = Inspected()
     try:
@@ -135,7 +135,7 @@ def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
 
 
 def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
-    """Checks that the datasets of each group have equal lengths. Removes those of steps/ that do not."""
+    """Checks that the shapes of the datasets fit together. Removes datasets of steps/ that do not fit."""
     if "steps/rewards" in data:
         found.num_envs = data["steps/rewards"].shape[1]
     columns = datasets()

@@ -42,7 +42,7 @@ class Answers:
         self._waiting.append(Sealed(self._rank, row, next_segment, end_row))
 
     def problem(self, text: str, *, failed: bool = False) -> None:
-        """Adds a message about the first problem only."""
+        """Adds a message about the first problem; ignores later ones."""
         if not self._problem_told:
             self._problem_told = True
             self._waiting.append(Sealed(self._rank, None, None, 0, text, failed))
@@ -63,7 +63,7 @@ class TrajectoryWriter:
       max_bytes: the most bytes of this worker's folder; None: no limit.
       required: whether the first error counts. Otherwise a segment that a full disk refuses waits in memory, and the
         rollouts after it wait too, until they have KEPT_WAITING times a segment's bytes.
-      wait_s: the most seconds to wait in the end for a disk that refuses.
+      wait_s: the most seconds to wait at the end for a disk that refuses.
     """
 
     FULL = 0.7
@@ -140,7 +140,7 @@ class TrajectoryWriter:
         return self._answers.take()
 
     def settle(self, row: int | None) -> list[Sealed]:
-        """Seals as `seal` does, and waits; `row` None: everything. A second call with the row gives the same answer."""
+        """Seals like `seal`, waits, and returns the answers; `row` None: everything. A repeated call gives the same."""
         until, deadline = self._buffer.next_row if row is None else row, time.monotonic() + self._wait_s
         self.seal(until)
         self._wait_until(deadline)

@@ -1,4 +1,4 @@
-"""Trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read."""
+"""Writes trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trajectory dumps as a Minari dataset, written episode by episode."""
+"""Writes trajectory dumps as a Minari dataset, episode by episode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else."""
+"""Writes trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What all exports of trajectory dumps share: files that appear whole, counts, and which steps are transitions."""
+"""Tools of all exports of trajectory dumps: files that appear whole, counts, and which steps are transitions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def refuse_inside_dump(path: Path) -> None:
-    """Raises UsageError for a path in a run's folder of trajectories: readers would take a file there for one of them."""
+    """Raises UsageError for a path in a run's folder of trajectories, where a file would be taken for one of them."""
     for place in {path.absolute(), path.resolve()}:
         for folder in (place, *place.parents):
             if folder.name == paths.TRAJECTORIES and rank_folders(folder.parent):
@@ -97,7 +97,7 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def temporary_name(folder: Path, suffix: str = ".part") -> Path:
-    """Returns a path in `folder` at which nothing can be: its name is random."""
+    """Returns a path in `folder` with a random name, so that nothing is there yet."""
     return folder / f".dppo-{secrets.token_hex(8)}{suffix}"
 
 
@@ -127,7 +127,7 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def in_batches(items: Iterable[tuple[int, T]], num_bytes: int = BATCH_BYTES) -> Iterator[list[T]]:
-    """Groups items, given with their sizes in bytes, in their order. A group is not much larger than `num_bytes`."""
+    """Yields lists of items in their order, not much larger than `num_bytes`. Items come as (size in bytes, item)."""
     held: list[T] = []
     size = 0
     for item_bytes, item in items:
