@@ -208,7 +208,7 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
 
 
 def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
-    """Returns one of the manifest's tables, {rank: number}. Raises ValueError where a number is not whole or below 0."""
+    """Returns a table {rank: number} of the manifest. Raises ValueError where a number is not whole or is below 0."""
     table = manifest[key]
     if not isinstance(table, dict):
         raise ValueError(f"{key} is no table")
