@@ -1,4 +1,4 @@
-"""python -m dppo.report: what came of a sweep, or of any folder of runs, and which of them need attention."""
+"""python -m dppo.report: sums up a sweep, or any folder of runs, and says which runs need attention."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIGURES = (
 
 
 AT_WORK = (RUNNING, PREEMPTED)
-"""States in which a job has the run, or gets it back: another one must not be submitted before one has looked."""
+"""States in which a job has the run, or gets it back: look at the queue before you submit another job."""
 
 
 class Problem(NamedTuple):
@@ -43,7 +43,7 @@ class Problem(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All that is said."""
+    """Everything that a report says."""
 
     settings: list[Setting]
     problems: list[Problem]
@@ -51,7 +51,7 @@ class Report(NamedTuple):
 
 
 def make_report(folder: Path) -> Report:
-    """Reads all runs below `folder`. Raises UsageError where none is there, or none can be read."""
+    """Reads all runs below `folder`. Raises UsageError where no run is there, or none can be read."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give a sweep's, one with run directories, or a run directory")
     sweep, notes = _sweep_of(folder)
@@ -85,7 +85,7 @@ def _sweep_of(folder: Path) -> tuple[Sweep | None, list[str]]:
 
 
 def _as_expected(run: Run, sweep: Sweep, task: int | None) -> Run:
-    """With the settings that the sweep gives it, where it could not tell them itself."""
+    """Adds the settings that the sweep gives a run whose own settings cannot be read."""
     if task is None or run.config is not None:
         return run
     try:
@@ -113,7 +113,7 @@ def _problem(run: Run, task: int | None, sweep_dir: Path) -> Problem:
 
 
 def _submit(tasks: list[int], sweep_dir: Path) -> str:
-    """The line for these tasks of the sweep whose copy is kept in `sweep_dir`."""
+    """Returns the line that submits these tasks of the sweep whose copy is kept in `sweep_dir`."""
     return submit_line(tasks, sweep_dir / "sweep.toml", sweep_dir)
 
 
@@ -121,7 +121,7 @@ def _submit(tasks: list[int], sweep_dir: Path) -> str:
 
 
 def text_lines(report: Report, folder: Path) -> list[str]:
-    """The report on `folder` as Markdown that reads well as plain text."""
+    """Returns the report on `folder` as Markdown that reads well as plain text."""
     to_target = all(setting.has_target for setting in report.settings)
     header = (
         "setting",
@@ -169,7 +169,7 @@ def _number(value: float | None) -> str:
 
 
 def as_json(report: Report, folder: Path) -> dict[str, Any]:
-    """The same as one object; null for what is not known, and for steps and seconds of a target not reached."""
+    """Returns the report as a JSON object; null for unknown values, and for steps and seconds of a missed target."""
 
     def finite(value: float | None) -> float | None:
         return value if value is not None and math.isfinite(value) else None
@@ -200,7 +200,7 @@ def as_json(report: Report, folder: Path) -> dict[str, Any]:
 
 
 def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
-    """Draws the best settings' learning curves; whether it could, and what is to be said of it."""
+    """Draws the best settings' learning curves. Returns whether that worked, and notes to show."""
     notes, drawn = [], []
     for setting in report.settings[: len(curves.COLOURS)]:
         read = [(run.folder, *read_curve(run.folder)) for run in setting.runs]
@@ -220,7 +220,7 @@ def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
 
 
 def _write(report: Report, folder: Path, *, with_plot: bool) -> list[str]:
-    """report.md and report.svg in `folder`; what is to be said of them."""
+    """Writes report.md and report.svg in `folder`. Returns notes to show."""
     drawn, notes = plot(report, folder / "report.svg") if with_plot else (False, [])
     text = [f"# {escaped(folder.resolve().name)}", "", *text_lines(report, folder), "", FIGURES, ""]
     if drawn:

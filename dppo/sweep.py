@@ -1,4 +1,4 @@
-"""python -m dppo.sweep: the tasks of a sweep as a table, or the flags of dppo.run of one of them."""
+"""python -m dppo.sweep: prints the tasks of a sweep as a table, or the flags of dppo.run for one of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, subm
 
 
 def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
-    """Prints the tasks, what is wrong with some, and the line that runs the others; the exit code."""
+    """Prints the tasks, what is wrong with some, and the line that runs the others. Returns the exit code."""
     if sweep.fixed:
         print("fixed:", plain(", ".join(f"{key}={as_text(value)}" for key, value in sweep.fixed.items())), end="\n\n")
     keys = list(sweep.varied[0])
@@ -42,7 +42,7 @@ def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
 
 
 def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
-    """Keeps a copy of the file in `sweep_dir`; the flags of the task.
+    """Keeps a copy of the file in `sweep_dir`. Returns the flags of the task.
 
     Raises:
       UsageError: the task's settings are wrong, or the folder belongs to another sweep.
@@ -66,7 +66,7 @@ def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
             return
         _refuse_another(path, sweep, copy)
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    # tasks that start together write it together: each has a name of its own for what is not complete yet
+    # tasks that start together all write it: each has its own name for the file that is not complete yet
     part = sweep_dir / f"sweep.toml.{socket.gethostname()}-{os.getpid()}.part"
     try:
         write_durably(part, content)
@@ -77,7 +77,7 @@ def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
 
 
 def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
-    """Repaired and added tasks are welcome; a run that is there must stay what it is."""
+    """Raises UsageError where the new file changes a task that has been run; repaired and added tasks are allowed."""
     before = read_sweep(copy)
     for task in range(len(before.varied)):
         folder = task_folder(copy.parent, task)

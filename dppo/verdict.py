@@ -1,8 +1,8 @@
-"""python -m dppo.verdict: after a job's end, whether its run is done, or the job should be started again.
+"""python -m dppo.verdict: says after a job's end whether its run is done, or the job should be started again.
 
-For batch scripts, which cannot trust the launcher's code (mpirun says 0 when it has lost a node). Every start has a
-line in RUN/starts.jsonl: `--begin` writes it, the verdict completes it. Where a start was killed before its verdict,
-the next one's `--begin` gives it.
+Batch scripts use it, because they cannot trust the launcher's code (mpirun says 0 when it has lost a node). Every start
+has a line in RUN/starts.jsonl: `--begin` writes it, the verdict completes it. Where a start was killed before its
+verdict, the next start's `--begin` gives that verdict.
 """
 
 from __future__ import annotations
@@ -29,46 +29,46 @@ FIRST = paths.checkpoint_name(0)
 
 @dataclass(frozen=True)
 class Verdict:
-    """What should become of the job."""
+    """The decision about a job: this command's exit code, and the reason in words."""
 
     code: int
     text: str
     fruitless: int
-    """Starts of this job in a row that brought no new checkpoint, the one that has just ended included."""
+    """The number of this job's starts in a row without a new checkpoint, including the one that has just ended."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What a run directory says."""
+    """The facts that a run directory holds."""
 
     summary: dict[str, Any]
-    """Of the run; {} where it has none."""
+    """The run's summary; {} where it has none."""
     written: int | None
-    """When the summary was, in nanoseconds; tells whether a start came so far as to write it."""
+    """The time when the summary was written, in nanoseconds; it tells whether a start came so far as to write it."""
     checkpoint: str | None
-    """The newest one's name."""
+    """The newest checkpoint's name."""
 
 
 def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int, code: int | None = None) -> Verdict:
-    """The verdict on the start that has just ended.
+    """Returns the verdict on the start that has just ended.
 
     Args:
-      found: at its end.
-      before: the line of `starts.jsonl` of its beginning or, without `--begin`, the one before, with a verdict.
-      job_id: whoever submits a job anew is not held to what happened to the last one.
-      starts: so many in a row without a new checkpoint are enough.
-      code: the launcher's; only what cannot be seen in the run directory is taken from it.
+      found: the run directory at the end of the start.
+      before: the start's own line of `starts.jsonl` or, without `--begin`, the line before, which has a verdict.
+      job_id: the job of the start; fruitless starts of another job do not count.
+      starts: the number of starts in a row without a new checkpoint that are enough.
+      code: the launcher's exit code; it counts only for what cannot be seen in the run directory.
     """
     exit_, where = found.summary.get("exit"), f"newest checkpoint: {found.checkpoint or 'none'}"
     is_new = found.written is not None and found.written != before.get("written")
     progressed = found.checkpoint not in (before.get("checkpoint"), None, FIRST)
     fruitless = 0 if progressed else 1 + (number_in(before, "fruitless") if before.get("job_id") == job_id else 0)
-    if exit_ in ENDED and (is_new or not code):  # nothing is written where there is nothing to do
+    if exit_ in ENDED and (is_new or not code):  # a start that has nothing to do writes nothing
         return Verdict(EXIT_FINISHED, f"done ({exit_}) after {number_in(found.summary, 'env_steps'):,} steps", 0)
     if code == EXIT_USAGE and not is_new:
         return Verdict(EXIT_USAGE, f"wrong use, as said above; {where}: not started again", fruitless)
     how = "was cut short"
-    if (is_new and exit_ == PREEMPTED) or (code == EXIT_AGAIN and not is_new):  # the latter before it had begun
+    if (is_new and exit_ == PREEMPTED) or (code == EXIT_AGAIN and not is_new):  # the latter: before the run had begun
         how = "was preempted"
     elif is_new and exit_ == FAILED:
         how = f"{'stalled' if found.summary.get('stalled') else 'failed'}: {last_line(found.summary.get('error'))}"
@@ -81,7 +81,7 @@ def judge(found: Found, before: dict[str, Any], job_id: str | None, starts: int,
 
 
 def last_line(error: object) -> str:
-    """Of a text with a traceback: the exception itself."""
+    """Returns the last line of an error: of a text with a traceback, the exception itself."""
     return str(error or "").strip().rpartition("\n")[2] or "no reason was given"
 
 
@@ -131,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RefusedFileError as error:
         print(f"dppo: {plain(error)}: not started again", file=sys.stderr)
         return EXIT_USAGE
-    except OSError as error:  # without a count it might be started again for ever
+    except OSError as error:  # without a count the job might be started again forever
         print(
             f"dppo: {plain(run_dir)}/{paths.STARTS} cannot be kept ({plain(error)}): not started again", file=sys.stderr
         )
@@ -144,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _other(lines: list[dict[str, Any]]) -> str | None:
-    """A start that has the run directory now, and is not this one."""
+    """Describes another start that has the run directory now; None where there is none."""
     last, here = lines[-1] if lines else {}, this_allocation()
     if "verdict" in last or here.job_id is None or not last.get("job_id"):
         return None
@@ -158,7 +158,7 @@ def _other(lines: list[dict[str, Any]]) -> str | None:
 
 
 def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict | None:
-    """Adds the line of a start. A verdict where there should be none."""
+    """Adds the line of a start. Returns a verdict instead where there should be no start."""
     allocation, found = this_allocation(), look(run_dir)
     before = lines[-1] if lines and lines[-1].get("job_id") == allocation.job_id else {}
     if before and "verdict" not in before:  # killed with its batch script
@@ -174,7 +174,7 @@ def _begin(run_dir: Path, lines: list[dict[str, Any]], starts: int) -> Verdict |
 
 
 def _end(run_dir: Path, lines: list[dict[str, Any]], starts: int, code: int | None) -> Verdict:
-    """Completes the line of this start, or adds one."""
+    """Completes the line of this start, or adds one. Returns the verdict."""
     allocation, found = this_allocation(), look(run_dir)
     before = lines[-1] if lines else {}
     verdict = judge(found, before, allocation.job_id, starts, code)
@@ -197,14 +197,14 @@ def _ended(found: Found, verdict: Verdict) -> dict[str, Any]:
 
 
 def _remove(run_dir: Path) -> None:
-    """A record without a line; the folder as well, if nothing else is in it."""
+    """Removes a record without a line; the folder as well, if nothing else is in it."""
     (run_dir / paths.STARTS).unlink()
     with contextlib.suppress(OSError):
         run_dir.rmdir()
 
 
 def look(run_dir: Path) -> Found:
-    """What is there; a run directory may be empty, or missing."""
+    """Reads a run directory, which may be empty, or missing."""
     path = run_dir / paths.SUMMARY
     return Found(read_summary(run_dir), path.stat().st_mtime_ns if path.exists() else None, _newest_checkpoint(run_dir))
 
@@ -222,7 +222,7 @@ def _newest_checkpoint(run_dir: Path) -> str | None:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Of a JSON lines file; what is not understood is left out. Raises OSError where it is there and cannot be read."""
+    """Reads a JSON lines file; leaves out what is not understood. Raises OSError where it exists and cannot be read."""
     found: list[dict[str, Any]] = []
     try:
         for line in read_lines(path, path.parent):

@@ -4,8 +4,9 @@
     RUN/checkpoints/latest
 
 Arrays are in the safetensors files, all else is JSON in the manifest (tensors.py); nothing is a pickle. A folder is
-built under another name, every file synced, the manifest (sizes and checksums) written last, then renamed. What is read
-is checked as a file of others': files.py says what may be opened, contents.py what the values must be.
+built under another name: every file is synced, the manifest (sizes and checksums) is written last, and then the folder
+is renamed. Files are read as if others had made them: files.py says what may be opened, contents.py what the values
+must be.
 """
 
 from __future__ import annotations
@@ -42,27 +43,27 @@ from dppo.rundir.tensors import check_head, from_bytes, join, split, to_bytes, t
 
 FORMAT, OLD_FORMAT = 2, 1
 MANIFEST_BYTES, FILE_BYTES = 16 * MB, 4096 * MB
-"""What these files may have at most; a run whose own are larger is told so by its first checkpoint."""
+"""The most bytes of a manifest and of any other file; a run with larger files learns that from its first checkpoint."""
 _NAME = re.compile(r"step_(\d+)(\.old)?")
 _STATE, _RANK = "state.safetensors", re.compile(r"rank_(\d{5,9})\.safetensors")
 
 
 @dataclass(slots=True)
 class Checkpoint:
-    """What a run needs to go on. `state` and `counters` hold plain values and NumPy arrays."""
+    """Everything that a run needs to continue. `state` and `counters` hold plain values and NumPy arrays."""
 
     env_steps: int
     iteration: int
     state: dict[str, Any]
-    """The learner's: parameters, optimiser, moments, counters."""
+    """The learner's state: parameters, optimiser, moments, counters."""
     counters: dict[str, Any]
     """Rank 0's counters: the window of episodes, counts, seconds."""
     ranks: dict[int, tuple[int, list[EnvState]]]
     """rank -> (rows of noise drawn, its environments)."""
     next_segments: dict[int, int] = field(default_factory=dict)
-    """rank -> number of its next trajectory segment: those below hold what this checkpoint has seen."""
+    """rank -> number of its next trajectory segment; lower ones hold rows that this checkpoint has seen."""
     missing_rows: dict[int, int] = field(default_factory=dict)
-    """rank -> rows behind those segments that are in none; a rank that has none is not there."""
+    """rank -> number of rows after its last named segment that no segment holds; only ranks that have such rows."""
 
 
 def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -98,13 +99,13 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     before = root / (folder.name + ".old")
     if folder.exists():  # a damaged one that a resume had to skip, or the same boundary saved twice
         shutil.rmtree(before, ignore_errors=True)
-        os.rename(folder, before)  # where it still counts, should this process be killed now
+        os.rename(folder, before)  # under this name it still counts if this process is killed now
     os.rename(part, folder)
     fsync_folder(root)
     replace_atomically(run_dir / paths.LATEST, (folder.name + "\n").encode())
     shutil.rmtree(before, ignore_errors=True)
     others = [p for p in checkpoint_folders(run_dir) if p != folder]
-    # newer ones were damaged, or of a future that a resume has undone: they must not push out what is whole
+    # newer ones were damaged, or a resume has undone their steps: they must not push out whole ones
     dead = [p for p in others if p.name.removesuffix(".old") > folder.name]
     for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :], *root.glob("*.removed")):
         _remove(surplus)
@@ -112,7 +113,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Under another name first: whoever is killed meanwhile leaves nothing that looks like a damaged checkpoint."""
+    """Renames the folder, then removes it: a process killed meanwhile leaves nothing like a damaged checkpoint."""
     doomed = folder if folder.suffix == ".removed" else folder.with_name(folder.name + ".removed")
     with contextlib.suppress(OSError):
         os.rename(folder, doomed)
@@ -120,14 +121,14 @@ def _remove(folder: Path) -> None:
 
 
 def remove_leftovers(run_dir: Path) -> None:
-    """What a killed write left half done; called when a run opens, before anything writes."""
+    """Removes what a killed or failed write left half done. Call it only while nothing writes a checkpoint."""
     for pattern in ("*.part", "*.removed"):
         for leftover in (run_dir / paths.CHECKPOINTS).glob(pattern):
             shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Complete checkpoints, newest first."""
+    """Returns the folders of complete checkpoints, newest first."""
     root = run_dir / paths.CHECKPOINTS
     if not root.is_dir():
         return []
@@ -137,18 +138,18 @@ def checkpoint_folders(run_dir: Path) -> list[Path]:
 
 
 def sealed(manifest: dict[str, Any]) -> bytes:
-    """The file of a manifest: one key a line, the last one is the checksum of all others."""
+    """Returns the file of a manifest: one key a line; the last one is the checksum of all others."""
     lines = [f"{json.dumps(key)}: {to_json(value).decode()}" for key, value in manifest.items()]
     checksum = hashlib.sha256(to_json(manifest)).hexdigest()
     return ("{\n" + ",\n".join([*lines, f'"sha256": "{checksum}"']) + "\n}\n").encode()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint of this form.
+    """Reads the manifest of a checkpoint of this form.
 
     Raises:
-      OldFormError: it is of an earlier one.
-      ValueError: it is damaged.
+      OldFormError: the checkpoint is of an earlier form.
+      ValueError: the manifest is damaged.
     """
     try:
         manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent, MANIFEST_BYTES))
@@ -169,7 +170,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Reads one. Raises ValueError that says which file is damaged or what in it is wrong; OldFormError is one."""
+    """Reads a checkpoint. Raises ValueError that says which file is damaged or what is wrong; OldFormError is one."""
     try:
         manifest = read_manifest(folder)
         return _checkpoint_of(folder, manifest)
@@ -207,7 +208,7 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
 
 
 def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
-    """One of the manifest's tables. Raises ValueError where a number in it is not a whole one of at least 0."""
+    """Returns a table {rank: number} of the manifest. Raises ValueError where a number is not whole or is below 0."""
     table = manifest[key]
     if not isinstance(table, dict):
         raise ValueError(f"{key} is no table")
@@ -218,14 +219,14 @@ def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
 
 
 def _arrays(folder: Path, name: str, entry: Any) -> dict[str, np.ndarray]:
-    """The arrays of a file, after its size and checksum, which manifest.json lists, were found right."""
+    """Reads the arrays of a file, after a check of its size and checksum against manifest.json."""
     size, checksum = entry["bytes"], entry["sha256"]
     try:
         with open_regular(folder / name, folder.parent.parent, FILE_BYTES) as file:
             head = file.read(8)
             if os.fstat(file.fileno()).st_size != size:
                 raise ValueError("does not match its checksum in manifest.json: it has another size")
-            check_head(head, size)  # before a file that takes no room on the disk takes all of the memory
+            check_head(head, size)  # before a file that takes no room on the disk fills the memory
             data = head + file.read(size)
         if (len(data), hashlib.sha256(data).hexdigest()) != (size, checksum):
             raise ValueError("does not match its checksum in manifest.json")
@@ -239,10 +240,10 @@ def _arrays(folder: Path, name: str, entry: Any) -> dict[str, np.ndarray]:
 def newest_valid(
     run_dir: Path, check: Callable[[Checkpoint], None] | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint that is whole, and a line for each newer one that was skipped, with the reason.
+    """Returns the newest whole checkpoint, and a line for each newer one that was skipped, with the reason.
 
     Args:
-      check: raises ValueError for one that is whole, and of no use to the caller all the same.
+      check: raises ValueError for a whole checkpoint that the caller cannot use.
     """
     skipped: list[str] = []
     old = 0
@@ -263,7 +264,7 @@ def newest_valid(
 
 
 def _who_reads(run_dir: Path) -> str:
-    """What to do with a checkpoint of the old form."""
+    """Says what to do with a checkpoint of the old form."""
     said = read_json(run_dir / paths.VERSIONS)
     packages, git = said.get("packages"), said.get("git")
     version = packages.get("dppo") if isinstance(packages, dict) else None

@@ -1,6 +1,6 @@
-"""What must hold for the contents of a checkpoint, whose checksums may be right and its values all the same wrong.
+"""Checks the values of a checkpoint, which may be wrong even where its checksums are right.
 
-Nothing here knows files: each check raises a ValueError that names the value.
+No check reads files; each raises a ValueError that names the value.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 NUMBERS = ("version", "iteration", "round", "updates", "env_steps", "steps_learnt_from")
 STATE = ("numbers", "optimizer_steps", "kl_coef", "moments", "parameters", "optimizer", "shapes")
 COUNTERS = ("returns", "lengths", "episodes", "next_episode", "train_s")
-"""What a resume needs."""
+"""Names of the values that a resume needs."""
 MAX_AXES = 64
-"""NumPy's own limit."""
+"""The most axes of an array, NumPy's own limit."""
 
 
 # -- one value --------------------
 
 
 def check_count(name: str, value: Any) -> None:
-    """A whole number that fits into 63 bits."""
+    """Checks that a value is a whole number of at least 0 that fits into 63 bits."""
     if type(value) is not int or not 0 <= value < 2**63:
         raise ValueError(f"{name} is {_said(value)}; a whole number of at least 0 is expected")
 
@@ -119,7 +119,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
 
 
 def check_values(state: Any, counters: Any) -> None:
-    """That what is there of the learner's state and of rank 0's counters is of the right types and fits together."""
+    """Checks that the values of the learner's state and of rank 0's counters have the right types and fit together."""
     for where, part in (("state", state), ("counters", counters)):
         if not isinstance(part, dict):
             raise ValueError(f"{where} is {_said(part)}; a table is expected")
@@ -137,7 +137,7 @@ def check_values(state: Any, counters: Any) -> None:
 
 
 def check_state(state: dict[str, Any]) -> None:
-    """That all of the learner's state is there."""
+    """Checks that all of the learner's state is there."""
     _check_names("state", state, STATE)
     _check_names("state.numbers", state["numbers"], NUMBERS)
 
@@ -145,7 +145,7 @@ def check_state(state: dict[str, Any]) -> None:
 def check_complete(
     state: dict[str, Any], counters: dict[str, Any], ranks: dict[int, tuple[int, list[EnvState]]]
 ) -> None:
-    """That all is there that a resume needs."""
+    """Checks that everything is there that a resume needs."""
     check_state(state)
     _check_names("counters", counters, COUNTERS)
     listed = [env.env for _, envs in ranks.values() for env in envs]
@@ -168,13 +168,13 @@ assert {*_COLUMNS, *_ARRAYS} == set(EnvState.__slots__), "a field of a type that
 
 
 def env_arrays(envs: list[EnvState]) -> dict[str, np.ndarray]:
-    """A rank's environments: a column [N] of each number, and `actions/3`, `observation/3`, … of each environment."""
+    """Converts a rank's environments: a column [N] of each number, and `actions/3`, `observation/3`, … of each one."""
     out = {name: np.array([getattr(env, name) for env in envs], dtype) for name, dtype in _COLUMNS.items()}
     return out | {f"{name}/{i}": getattr(env, name) for name in _ARRAYS for i, env in enumerate(envs)}
 
 
 def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
-    """The inverse of `env_arrays`. Raises ValueError where one is missing, too many, or of another type."""
+    """Inverts `env_arrays`. Raises ValueError where an array is missing, unknown, or of another type."""
     count = len(arrays["env"]) if "env" in arrays and arrays["env"].ndim == 1 else 0
     names = [*_COLUMNS, *(f"{name}/{i}" for name in _ARRAYS for i in range(count))]
     if set(names) != set(arrays):
@@ -184,7 +184,7 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
         column = arrays[name]
         if column.dtype != dtype or column.shape != (count,):
             raise ValueError(f"{name} is {_said(column)}; {count} numbers of {np.dtype(dtype)} are expected")
-        least = -1 if name == "episode" else 0  # of a native vector form, whose episodes have no seeds of their own
+        least = -1 if name == "episode" else 0  # -1 in a native vector form, whose episodes have no seeds of their own
         if dtype is np.int64 and (column < least).any():
             raise ValueError(f"{name} holds {column.min()}; it cannot be below {least}")
         if not np.isfinite(column).all():
@@ -197,7 +197,7 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
 def check_environments(
     envs: Iterable[EnvState], observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
 ) -> None:
-    """That saved environments are of these spaces: a resume sends their actions to simulators."""
+    """Checks that saved environments are of these spaces: a resume sends their actions to simulators."""
     for env in envs:
         if env.observation.dtype.kind not in "biuf" or env.observation.shape != observation_space.shape:
             raise ValueError(
@@ -210,7 +210,7 @@ def check_environments(
 
 
 def _are_actions(actions: np.ndarray, space: gymnasium.Space[Any]) -> bool:
-    """Whether all of [L, *act] lie in the space, at once: an episode may have millions of them."""
+    """Returns whether all actions [L, *act] lie in the space. Checks them at once: an episode may have millions."""
     from gymnasium import spaces
 
     if actions.shape[1:] != space.shape or space.dtype is None or actions.dtype.kind != space.dtype.kind:

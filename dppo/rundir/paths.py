@@ -1,4 +1,4 @@
-"""Names of the files and folders of a run directory, each once, as seen from there: `run_dir / paths.LATEST`."""
+"""Names of the files and folders of a run directory, each once, relative to it: `run_dir / paths.LATEST`."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ SUMMARY = "summary.json"
 VERSIONS = "versions.json"
 SPACES = "spaces.json"
 STARTS = "starts.jsonl"
-"""Of python -m dppo.verdict: a line for each start of a batch job."""
+"""The file of python -m dppo.verdict: a line for each start of a batch job."""
 
 CHECKPOINTS = "checkpoints"
 LATEST = f"{CHECKPOINTS}/latest"
-"""Holds the name of the newest checkpoint's folder."""
+"""The file that holds the name of the newest checkpoint's folder."""
 MANIFEST = "manifest.json"
-"""In each checkpoint's folder."""
+"""The file in each checkpoint's folder that lists its contents."""
 
 TRAJECTORIES = "trajectories"
 ORPHANED = f"{TRAJECTORIES}/orphaned"
-"""Segments that no checkpoint names."""
+"""The folder of segments that no checkpoint names."""
 INDEX = f"{TRAJECTORIES}/index.h5"
 
 STALLS = "stalls"
-"""Stacks of ranks that made no progress."""
+"""The folder of stacks of ranks that made no progress."""
 ENDED_BY_STALL = f"{STALLS}/ended.txt"
-"""Written by a rank that ended itself because it made no progress."""
+"""The file of a rank that ended itself because it made no progress."""
 TENSORBOARD = "tensorboard"
 
 
 def checkpoint_name(env_steps: int) -> str:
-    """Name of a checkpoint's folder; the order of names is that of steps."""
+    """Returns the name of a checkpoint's folder; the order of names is the order of steps."""
     return f"step_{env_steps:09d}"
 
 
 def rank_name(rank: int) -> str:
-    """Name of what belongs to one rank: its file in a checkpoint, its folder of trajectories."""
+    """Returns the name of what belongs to one rank: its file in a checkpoint, its folder of trajectories."""
     return f"rank_{rank:05d}"

@@ -1,4 +1,4 @@
-"""What a run writes about itself: metrics.jsonl, versions.json, TensorBoard events.
+"""Writes a run's records: metrics.jsonl, versions.json, TensorBoard events.
 
 docs/metrics.md explains every key.
 """
@@ -22,15 +22,15 @@ from dppo.files import AppendedFile, open_regular, parse_json, read_lines, read_
 
 
 class MetricsFile(AppendedFile):
-    """RUN/metrics.jsonl: one line per iteration, each iteration once, also after a crash and a resume.
+    """The file RUN/metrics.jsonl: one line per iteration, each iteration once, also after a crash and a resume.
 
     Args:
-      last_iteration: lines of later iterations, and a torn last line, are removed first: they will come again.
+      last_iteration: the last iteration to keep; later lines, and a torn last line, are removed: they will come again.
     """
 
     def __init__(self, path: Path, last_iteration: int) -> None:
         if path.exists():
-            # one that is too long is none of ours: zeros without an end, which a crash of the machine leaves
+            # a line that is too long is not one of ours: a crash of the machine leaves endless zeros
             kept = [line for line in read_lines(path, path.parent, skip_long=True) if _is_kept(line, last_iteration)]
             size = sum(map(len, kept))
             if path.stat().st_size > size:
@@ -41,7 +41,7 @@ class MetricsFile(AppendedFile):
         super().__init__(path, durable=True)
 
     def put(self, metrics: dict[str, Any]) -> None:
-        """A line for the next `flush`; NaN, which JSON lacks, becomes null."""
+        """Adds a line for the next `flush`; NaN, which JSON lacks, becomes null."""
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
         self.add((json.dumps(finite) + "\n").encode())
 
@@ -73,12 +73,12 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
-    """The content of a JSON file; NaN, which JSON lacks, becomes null."""
+    """Returns the content of a JSON file; NaN, which JSON lacks, becomes null."""
     return (json.dumps({k: _json_value(v) for k, v in value.items()}, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file, or {} where there is none that can be read."""
+    """Reads a JSON file; returns {} where there is none that can be read."""
     try:
         value = parse_json(read_regular(path, path.parent))
     except (OSError, ValueError):
@@ -87,11 +87,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 class TensorBoard:
-    """Scalars over environment steps, in tensorboard's form: torch is not needed for it. Nobody waits for the disk: a
-    thread writes, now and then, and what it cannot write it tries again.
+    """Writes scalars over environment steps in TensorBoard's form, without torch. The caller never waits for the disk:
+    a thread writes at intervals, and tries again where it cannot write.
 
     Args:
-      first_step: where this attempt starts; TensorBoard then hides what an earlier attempt wrote beyond it.
+      first_step: the step where this attempt starts; TensorBoard hides what an earlier attempt wrote beyond it.
     """
 
     FLUSH_S = 2.0
@@ -112,7 +112,7 @@ class TensorBoard:
         self._waiting: deque[bytes] = deque()
         if first_step:
             start = SessionLog(status=SessionLog.START)
-            # what stands at or beyond this step is hidden; the point at first_step itself stays
+            # hides points at or beyond this step; the point at first_step itself stays
             self._add(Event(wall_time=time.time(), step=first_step + 1, session_log=start))
 
     def _add(self, event: Any) -> None:
@@ -122,7 +122,7 @@ class TensorBoard:
         """Adds every number in `metrics`.
 
         Raises:
-          OSError: what came before could not be written so far; it is tried again.
+          OSError: earlier numbers could not be written so far; the thread tries again.
         """
         values = [
             self._summary.Value(tag=name, simple_value=float(value))
@@ -139,10 +139,10 @@ class TensorBoard:
             raise self._problem
 
     def close(self) -> None:
-        """Writes what waits.
+        """Writes the events that wait.
 
         Raises:
-          OSError: it is lost.
+          OSError: the events could not be written and are lost.
         """
         last = self._thread.submit(self._flush)
         self._thread.shutdown()
@@ -151,7 +151,7 @@ class TensorBoard:
             self._file.close()
 
     def _flush(self) -> None:
-        """In the thread: the checksums, too, take their time."""
+        """Writes the events that wait. Runs in the thread, because the checksums take time, too."""
         if self._file is None:
             self._begin_file()
         assert self._file is not None
@@ -160,12 +160,12 @@ class TensorBoard:
             self._waiting.popleft()
         try:
             self._file.flush()
-        except MovedError:  # somebody has made room
+        except MovedError:  # somebody has moved the file to make room
             self._begin_file()
             self._file.flush()
 
     def _begin_file(self) -> None:
-        self._folder.mkdir(exist_ok=True)  # not where the run directory is gone
+        self._folder.mkdir(exist_ok=True)  # this fails where the run directory is gone
         name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_FILES)}"
         file = AppendedFile(self._folder / name, durable=False)
         file.add(_tensorboard_record(self._opening))
@@ -176,7 +176,7 @@ _FILES = itertools.count()
 
 
 def _tensorboard_record(event: bytes) -> bytes:
-    """Length and content, each with its checksum."""
+    """Returns the record of an event: length and content, each with its checksum."""
     from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
     length = struct.pack("<Q", len(event))

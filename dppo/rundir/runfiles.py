@@ -1,8 +1,8 @@
-"""What rank 0 writes while it trains, on a disk that may be full, or fail, for a while: metrics.jsonl, TensorBoard's
+"""Writes rank 0's files during training, on a disk that may be full, or fail, for a while: metrics.jsonl, TensorBoard's
 events, checkpoints and summary.json.
 
-Whatever the disk refuses is kept and tried again. That is said once, and once more when all is written. A checkpoint
-that has been due for too long ends the run.
+Whatever the disk refuses is kept and tried again. A line says so once, and another one when all is written. A
+checkpoint that has been due for too long ends the run.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dppo.rundir.summary import write_summary
 METRICS, CHECKPOINT, SUMMARY, EVENTS = paths.METRICS, "a checkpoint", paths.SUMMARY, "TensorBoard's events"
 TRAJECTORIES = paths.TRAJECTORIES
 LOOK_S = 0.1
-"""How often whoever waits for the disk looks up."""
+"""Seconds between two looks while something waits for the disk."""
 
 
 class RunFiles:
-    """The files of a run that rank 0 keeps.
+    """The files of a run that rank 0 writes.
 
     Args:
       warn: shows a line.
-      last_iteration: lines of metrics.jsonl beyond it come again.
-      first_step: where this attempt starts.
-      tensorboard: whether there are events.
+      last_iteration: the iteration beyond which lines of metrics.jsonl come again.
+      first_step: the step where this attempt starts.
+      tensorboard: whether TensorBoard's events are written.
 
     Raises:
       OSError: metrics.jsonl cannot be opened.
@@ -54,20 +54,20 @@ class RunFiles:
         self._run_dir, self._patience_s, self._warn = run_dir, config.patience_s, warn
         self._metrics = MetricsFile(run_dir / paths.METRICS, last_iteration)
         self._tensorboard = TensorBoard(run_dir / paths.TENSORBOARD, first_step) if tensorboard else None
-        self._summary: dict[str, Any] | None = None  # that was not written yet
+        self._summary: dict[str, Any] | None = None  # not written yet
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._writing: Future[None] | None = None
         self._refused: dict[str, Exception] = {}
         self._refused_at, self._said = 0.0, False
-        self._late_since: float | None = None  # a checkpoint that was due
+        self._late_since: float | None = None  # when a checkpoint became overdue
         self._closed = False
         self.lacks_steps = False
-        """Of trajectories, some were given up."""
+        """Whether some steps of trajectories were given up."""
 
     # -- writing --------------------
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """An iteration's line, and what else waits."""
+        """Writes an iteration's line, and whatever else waits."""
         self._metrics.put(metrics)
         self._flush()
         if self._tensorboard is not None:
@@ -81,33 +81,33 @@ class RunFiles:
             self._write_summary()
 
     def save(self, write: Callable[[], object]) -> bool:
-        """Has a checkpoint written now. Returns whether it is."""
+        """Writes a checkpoint now. Returns whether it was written."""
         self._take_result(wait=True)
         with self._noted(CHECKPOINT):
             self._save(write)
         return CHECKPOINT not in self._refused
 
     def save_meanwhile(self, write: Callable[[], object]) -> None:
-        """The same, in a thread: nobody waits for the disk."""
+        """Writes a checkpoint in a thread, so that the caller does not wait for the disk."""
         self._take_result(wait=True)
         self._writing = self._writer.submit(self._save, write)
 
     @property
     def is_writing(self) -> bool:
-        """Whether a checkpoint is under way."""
+        """Whether a checkpoint is being written."""
         return self._writing is not None and not self._writing.done()
 
     @property
     def owes_checkpoint(self) -> bool:
-        """Whether one could not be written, and it is time to try again."""
+        """Whether a checkpoint could not be written, and it is time to try again."""
         self._take_result(wait=False)
         return CHECKPOINT in self._refused and time.monotonic() >= self._refused_at + RETRY_S
 
     def finish(self, write: Callable[[], object], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:
-        """Writes the last checkpoint, and then the last summary. Waits for the disk while it may.
+        """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it.
 
         Raises:
-          SavingError: the disk has refused them for too long.
+          SavingError: the disk has refused the files for too long.
         """
         saved, since = False, None
         while True:
@@ -127,7 +127,7 @@ class RunFiles:
                 time.sleep(LOOK_S)
 
     def close(self) -> None:
-        """A last attempt; what is still missing then is said."""
+        """Tries to write everything a last time, and warns of what is still missing then."""
         if self._closed:
             return
         self._closed = True
@@ -144,7 +144,7 @@ class RunFiles:
             self._tell_well()
 
     def hear(self, what: str, error: Exception | None) -> None:
-        """What the disk says to others that write into the run directory."""
+        """Notes what the disk says to others that write into the run directory."""
         with self._noted(what):
             if error is not None:
                 raise error
@@ -152,7 +152,7 @@ class RunFiles:
     # -- what the disk says --------------------
 
     def look(self) -> None:
-        """Says how the disk is, where that has changed.
+        """Says whether the disk can be written, where that has changed.
 
         Raises:
           SavingError: no checkpoint could be written for too long.
@@ -171,7 +171,7 @@ class RunFiles:
             self._tell_well()
 
     def tell(self) -> None:
-        """Says what the disk refuses, unless that has been said."""
+        """Says what the disk refuses, unless it has said so before."""
         if self._refused and not self._said:
             self._said = True
             self._warn(f"{self._reason(next(iter(self._refused)))}; it is tried again")
@@ -190,10 +190,10 @@ class RunFiles:
 
     @contextlib.contextmanager
     def _noted(self, what: str) -> Any:
-        """Keeps in mind whether it could be written."""
+        """Notes whether the block could write `what`."""
         try:
             yield
-        except Exception as error:  # what a thread has brought may be of any kind
+        except Exception as error:  # a thread may bring an error of any kind
             self._refused[what], self._refused_at = error, time.monotonic()
         else:
             self._refused.pop(what, None)
@@ -213,13 +213,13 @@ class RunFiles:
         self._summary = None
 
     def _save(self, write: Callable[[], object]) -> None:
-        """Not before the lines that it has seen: a resume would miss them. Nor where the run directory is another."""
+        """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the run was moved."""
         self._metrics.flush()
         self._metrics.sync()
         try:
             write()
         except OSError:
-            remove_leftovers(self._run_dir)  # others lack the room
+            remove_leftovers(self._run_dir)  # other files need the room
             raise
 
     def _take_result(self, *, wait: bool) -> None:

@@ -1,4 +1,4 @@
-"""Run directories, read: where they are, how each stands, and its learning curve."""
+"""Reads run directories: where they are, each run's state and its learning curve."""
 
 from __future__ import annotations
 
@@ -18,37 +18,37 @@ from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, RUNNING, STATES, read_
 from dppo.settings.toml import load_config
 
 SIGNS = (paths.CONFIG, paths.VERSIONS, paths.METRICS, paths.SUMMARY, paths.CHECKPOINTS)
-"""What a run writes; two of them make a folder a run, as a file of one of these names may lie anywhere."""
+"""Names that a run writes; two of them make a folder a run, because one alone may lie anywhere."""
 
 
 class Run(NamedTuple):
-    """A run as it stands on disk."""
+    """A run, as its files describe it."""
 
     folder: Path
     state: str
-    """summary.json's `exit`; running: also where there is no summary.json yet; unreadable: that or config.toml is
-    damaged; missing: nothing is there."""
+    """The `exit` of summary.json; running: also where there is no summary.json yet; unreadable: summary.json or
+    config.toml is damaged; missing: nothing is there."""
     reason: str = ""
-    """Of a state that is not the end, as far as it is known."""
+    """The reason for a state that is not the end, as far as it is known."""
     config: Config | None = None
     summary: dict[str, Any] = {}  # noqa: RUF012 (never written to)
     is_damaged: bool = False
-    """Its settings cannot be read: --resume cannot go on with it."""
+    """Whether the run's settings cannot be read, so that --resume cannot continue it."""
 
     @property
     def ended(self) -> bool:
-        """It went on to its own end."""
+        """Whether the run reached its own end."""
         return self.state in ENDED
 
     def number(self, key: str) -> float | None:
-        """A finite number of summary.json, or None."""
+        """Returns a finite number of summary.json, or None."""
         value = self.summary.get(key)
         right = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
         return float(value) if right else None  # type: ignore[arg-type]
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """Run directories at any depth, `folder` itself included; none lies within another."""
+    """Finds run directories at any depth, `folder` itself included; none lies within another."""
     found = []
     for place, below, files in os.walk(folder):
         below.sort()
@@ -59,7 +59,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_run(folder: Path) -> Run:
-    """How a run stands."""
+    """Reads the state of a run."""
     if not any(os.path.lexists(folder / name) for name in SIGNS):
         return Run(folder, "missing", "nothing is there: it waits in the queue, or its job ended before dppo.run began")
     try:
@@ -85,10 +85,10 @@ def read_run(folder: Path) -> Run:
 
 
 def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """A run's learning curve: env_steps [I] and return_mean_100 [I], float64, of the iterations that have a return.
+    """Reads a run's learning curve: env_steps [I] and return_mean_100 [I], float64, of iterations that have a return.
 
     Returns:
-      Both, and how many lines of metrics.jsonl are damaged; a last line that was cut is not.
+      Both, and the number of damaged lines of metrics.jsonl, not counting a last line that was cut.
     """
     points: list[tuple[float, float]] = []
     damaged = 0
@@ -118,7 +118,7 @@ def _first_line(what: object) -> str:
 
 
 def _cause(error: str) -> str:
-    """Where it failed; of a traceback also the exception, the first line after the last frames that is not indented."""
+    """Says where a run failed; of a traceback also the exception: the first unindented line after the last frames."""
     frames = error.rpartition("\nTraceback (most recent call last):\n")[2] if "\nTraceback " in error else ""
     exception = [line for line in frames.splitlines() if line and not line.startswith(" ")]
     return ": ".join(map(_first_line, [error, *exception[:1]]))

@@ -1,7 +1,7 @@
 """Spaces and environment specifications as JSON text, in Minari's form, without Minari.
 
-Trajectory segments and RUN/spaces.json carry it, so that a policy is loaded, and steps are read, where the environment
-is not installed.
+Trajectory segments and RUN/spaces.json hold this text, so that policies can be loaded and steps read where the
+environment is not installed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dppo.rundir import paths
 
 
 def space_to_json(space: gymnasium.Space[Any]) -> str:
-    """Raises ValueError for a space that no policy here acts on or observes."""
+    """Converts a space to JSON. Raises ValueError for a space that no policy here acts on or observes."""
     return json.dumps(_plain(space))
 
 
@@ -43,7 +43,7 @@ def _plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
 
 
 def space_from_json(text: str) -> gymnasium.Space[Any]:
-    """The inverse of `space_to_json`. Raises ValueError where the text describes no space."""
+    """Inverts `space_to_json`. Raises ValueError where the text describes no space."""
     try:
         return _space(parse_json(text))
     except (KeyError, TypeError, AttributeError, AssertionError, OverflowError, RecursionError, MemoryError) as error:
@@ -71,13 +71,13 @@ def _space(plain: dict[str, Any]) -> gymnasium.Space[Any]:
 
 
 def write_spaces(run_dir: Path, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
-    """RUN/spaces.json: what the environment observes and how it is acted on."""
+    """Writes RUN/spaces.json: the environment's spaces of observations and of actions."""
     content = {"observation_space": _plain(observation_space), "action_space": _plain(action_space)}
     replace_atomically(run_dir / paths.SPACES, json.dumps(content).encode())
 
 
 def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]] | None:
-    """(observation space, action space) of a run; None where none were written.
+    """Reads (observation space, action space) of a run; None where none were written.
 
     Raises:
       ValueError: the file is damaged.
@@ -92,7 +92,7 @@ def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[An
 
 
 def spec_to_json(env_id: str) -> str:
-    """Gymnasium's own JSON; only the id where the registration holds what JSON cannot."""
+    """Returns an environment's spec as Gymnasium's own JSON; only the id where the spec has values that JSON lacks."""
     try:
         return gymnasium.spec(env_id).to_json()
     except Exception:  # an entry point that is a function, arguments that are objects

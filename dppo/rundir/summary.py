@@ -1,4 +1,4 @@
-"""How a run stands or ended: its states, the exit code of each, and RUN/summary.json."""
+"""The states of a run, the exit code of each, and RUN/summary.json."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from dppo.rundir.recorders import json_bytes, read_json, write_json
 RUNNING, PREEMPTED, FAILED = "running", "preempted", "failed"
 FINISHED, TARGET = "finished", "target"
 ENDED = (FINISHED, TARGET)
-"""States of a run that went on to its own end: all steps are done, or the target return is reached."""
+"""States of a run that reached its own end: all steps are done, or the target return is reached."""
 STATES = (*ENDED, PREEMPTED, FAILED, RUNNING)
 EXIT_CODES = {FINISHED: EXIT_FINISHED, TARGET: EXIT_FINISHED, PREEMPTED: EXIT_AGAIN}
-"""Of the program, by the state in which all that the run came to is saved; after any other it is EXIT_FAILED."""
+"""The program's exit code for each state in which all results of a run are saved; others have EXIT_FAILED."""
 
 ERROR_CHARS = 1000
-"""Of an error, where there is no room for more."""
+"""The number of an error's last characters that are kept where there is no room for more."""
 
 
 @dataclass(slots=True)
 class Summary:
-    """What a run came to; RUN/summary.json holds the same."""
+    """The result of a run; RUN/summary.json holds the same."""
 
     env_steps: int = 0
     steps_learnt_from: int = 0
@@ -43,21 +43,21 @@ class Summary:
     env: str = ""
     run_dir: str = ""
     error: str | None = None
-    """What went wrong, where exit is failed."""
+    """The error, where exit is failed."""
     preempted_by: str | None = None
-    """What asked the run to save and leave, where exit is preempted."""
+    """The event that made the run save and leave, where exit is preempted."""
     stalled: bool = False
-    """It went wrong because ranks made no progress or did not answer: starting again may help."""
+    """Whether the run failed because ranks made no progress or did not answer: starting again may help."""
 
 
 def read_summary(run_dir: Path) -> dict[str, Any]:
-    """What RUN/summary.json says, or {} where there is none that can be read."""
+    """Reads RUN/summary.json; returns {} where there is none that can be read."""
     return read_json(run_dir / paths.SUMMARY)
 
 
 def write_summary(run_dir: Path, summary: dict[str, Any]) -> None:
-    """Replaces RUN/summary.json; where the disk has no room for a second file, the one that is there is overwritten, if
-    need be with the end of a long error only.
+    """Replaces RUN/summary.json. Where the disk has no room for a second file, overwrites the present one, if need be
+    with the end of a long error only.
     """
     path = run_dir / paths.SUMMARY
     try:

@@ -1,4 +1,4 @@
-"""Values of a checkpoint as JSON and arrays: what JSON holds exactly stays in it, arrays go to a safetensors file."""
+"""Splits a checkpoint's values: what JSON holds exactly stays in JSON, arrays go to a safetensors file."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dppo.files import MB, parse_json
 
 HEADER_BYTES = 64 * MB
 _ARRAY, _FLOAT, _PAIRS = "$array", "$float", "$pairs"
-"""Keys of an object that stands for an array, for a number that is not finite, for a dict whose keys are no texts."""
+"""Keys of the JSON objects that replace an array, a number that is not finite, a dict whose keys are no texts."""
 
 
 def split(value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
-    """`value`, of dicts, lists, tuples, texts, numbers, None and arrays, as JSON can hold it; tuples become lists.
+    """Converts dicts, lists, tuples, texts, numbers, None and arrays to values for JSON; tuples become lists.
 
     Args:
-      arrays: gets the arrays of it, under the path that leads to them.
-      where: that path, so far.
+      arrays: receives the arrays in `value`, each under the path that leads to it.
+      where: the path so far.
 
     Raises:
-      TypeError: for anything else.
+      TypeError: `value` holds anything else.
     """
     if value is None or isinstance(value, bool | str | int):
         return value
@@ -44,8 +44,8 @@ def split(value: Any, arrays: dict[str, np.ndarray], where: str = "") -> Any:
 
 
 def join(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
-    """The inverse of `split`. Takes the arrays that it finds out of `arrays`. Raises ValueError for what it did not
-    write.
+    """Inverts `split`. Removes the arrays that it uses from `arrays`. Raises ValueError for a value that `split` did
+    not write.
     """
     if isinstance(plain, list):
         return [join(element, arrays) for element in plain]
@@ -67,19 +67,19 @@ def join(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
 
 
 def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """A safetensors file. Raises TypeError for a type of numbers that it cannot hold."""
+    """Makes a safetensors file. Raises TypeError for a type of numbers that it cannot hold."""
     from safetensors import SafetensorError
     from safetensors.numpy import save
 
     try:
-        # it reads the memory as it lies there
+        # the library copies memory as it is, so it must be little-endian and in C order
         return save({name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()})
     except SafetensorError as error:
         raise TypeError(f"an array has no place in a checkpoint: {error}") from error
 
 
 def from_bytes(data: bytes) -> dict[str, np.ndarray]:
-    """The arrays of a safetensors file. Raises ValueError where it is damaged or forged."""
+    """Reads the arrays of a safetensors file. Raises ValueError where it is damaged or forged."""
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
@@ -99,5 +99,5 @@ def check_head(head: bytes, size: int) -> None:
 
 
 def to_json(value: Any) -> bytes:
-    """Standard JSON; `value` is of `split`."""
+    """Returns standard JSON of a value that `split` returned."""
     return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()

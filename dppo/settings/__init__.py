@@ -1,1 +1,1 @@
-"""From flags, TOML files and presets to a Config."""
+"""Makes a Config of flags, TOML files and presets."""

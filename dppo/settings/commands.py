@@ -1,4 +1,4 @@
-"""What the flags of all commands share: their parser, whole numbers, ranges, and how wrong use ends."""
+"""Parts that the flags of all commands share: parser, whole numbers, ranges, and how wrong use ends."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ VERSION = f"dppo {NUMBER}"
 
 
 class Parser(argparse.ArgumentParser):
-    """Of the other commands: says what is wrong in one line, as all of them do."""
+    """The parser of all commands except dppo.run. It says what is wrong in one line, as dppo.run does."""
 
     def __init__(self, **given: Any) -> None:
         super().__init__(**given)
@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def integer(text: str) -> int:
-    """A type for argparse: 1000, 1_000 or 1e3."""
+    """Converts 1000, 1_000 or 1e3 to an integer; a type for argparse."""
     number = whole_number(text)
     if number is None:
         raise argparse.ArgumentTypeError(f"invalid int value: {shown(text)}")

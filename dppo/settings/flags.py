@@ -1,4 +1,4 @@
-"""From the command line to a Config: presets, TOML and flags, each winning over the one before."""
+"""Makes a Config of the command line: of presets, TOML and flags, each overriding the one before."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Without arguments it trains CartPole-v1 until the mean return of the last 100 ep
 
 
 def answer(argv: Sequence[str], *, is_first: bool) -> int:
-    """--help and --version, before MPI is there; the exit code, of all ranks. The first one speaks."""
+    """Answers --help and --version before MPI starts. Returns the exit code of all ranks; only the first one prints."""
     with contextlib.ExitStack() as silence:
         if not is_first:
             nowhere = silence.enter_context(open(os.devnull, "w"))
@@ -47,11 +47,11 @@ def answer(argv: Sequence[str], *, is_first: bool) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
-    """The complete configuration, and lines that say where it comes from.
+    """Returns the complete configuration, and lines that say where it comes from.
 
     Raises:
-      UsageError: for anything wrong, with the repair.
-      HelpShown: after --help.
+      UsageError: anything is wrong; the message has the repair.
+      HelpShown: --help or --version was given.
     """
     args = list(argv)
     if "--version" in args:
@@ -76,7 +76,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, list[str]]:
 
 
 def file_at(args: list[str]) -> int | None:
-    """Where CONFIG.toml is: first, or, as in a batch script that has flags of its own, behind a flag's value."""
+    """Returns where CONFIG.toml is: first, or after a flag's value, as in a batch script that has flags of its own."""
     if args and not args[0].startswith("-"):
         return 0
     pairs = itertools.pairwise(args)
@@ -84,7 +84,7 @@ def file_at(args: list[str]) -> int | None:
 
 
 def from_values(values: dict[str, Any]) -> Config:
-    """The complete configuration that a TOML file with these values alone would give. Raises UsageError."""
+    """Returns the complete configuration that a TOML file with these values alone would give. Raises UsageError."""
     try:
         return _new([], values)[0]
     except ValueError as error:
@@ -106,8 +106,8 @@ def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> 
 
 
 def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
-    """The defaults with the preset of environment and loss. A preset's stopping rule is a whole: total-steps given by
-    the user replaces its target-return as well."""
+    """Returns the defaults with the preset of environment and loss. A preset's stopping rule is one unit: total-steps
+    given by the user replaces its target-return as well."""
 
     def given(name: str) -> Any:
         value = flag_value(args, name)
@@ -130,7 +130,7 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
 
 
 def flag_names() -> list[str]:
-    """Every flag without its dashes: total-steps, ppo.clip, …"""
+    """Returns every flag without its dashes: total-steps, ppo.clip, …"""
     return [name.replace("_", "-") for name in setting_names()]
 
 
@@ -145,13 +145,13 @@ def _check_flags(args: list[str]) -> None:
 
 
 def _positive(name: str) -> str:
-    """A flag's name without its negation: --no-log.tensorboard and --log.no-tensorboard are both --log.tensorboard."""
+    """Removes a flag's negation: --no-log.tensorboard and --log.no-tensorboard both become --log.tensorboard."""
     section, dot, last = name.removeprefix("no-").rpartition(".")
     return section + dot + last.removeprefix("no-")
 
 
 def _as_tyro_wants(token: str) -> str:
-    """A switch in the form that tyro knows: --no-log.tensorboard becomes --log.no-tensorboard."""
+    """Puts a switch into the form that tyro knows: --no-log.tensorboard becomes --log.no-tensorboard."""
     if token in ("--vtrace", "--no-vtrace"):
         return f"--vtrace={token == '--vtrace'}"
     if token.startswith("--no-") and "." in token:
@@ -161,7 +161,7 @@ def _as_tyro_wants(token: str) -> str:
 
 
 def _with_digits(args: list[str]) -> list[str]:
-    """1e6 as 1000000 behind the flags of whole numbers, as tyro knows it."""
+    """Writes 1e6 as 1000000 after the flags of whole numbers, as tyro knows it."""
     out: list[str] = []
     takes_whole_numbers = False
     for token in args:
@@ -186,7 +186,7 @@ def _is_whole_number(name: str) -> bool:
 
 
 def flag_value(args: list[str], name: str) -> str | None:
-    """The last value of --name, before the flags are parsed in earnest."""
+    """Returns the last value of --name, before tyro parses the flags."""
     found = None
     for i, token in enumerate(args):
         key, equals, value = token.replace("_", "-", token.split("=")[0].count("_")).partition("=")
@@ -196,8 +196,8 @@ def flag_value(args: list[str], name: str) -> str | None:
 
 
 def _show_help(args: list[str], file_values: dict[str, Any]) -> NoReturn:
-    """All flags, with the values that they have where they are not given: the defaults or, with an environment, its
-    preset's and the file's.
+    """Shows all flags, with the values that they have where they are not given: the defaults or, with an environment,
+    the values of its preset and of the file.
     """
     env = flag_value(args, "env") or file_values.get("env")
     if env is None:
@@ -232,20 +232,20 @@ def _apply_flags(base: Config, args: list[str], description: str = USAGE) -> Con
 
 
 def _one_message(complaint: str) -> str:
-    """What tyro's framed message says, without its frame, its title, the help below its first rule, and the colours
-    that it has under mpirun, on a pseudo-terminal.
+    """Returns the text of tyro's framed message without its frame, its title, the help below its first rule, and the
+    colours that it has under mpirun, on a pseudo-terminal.
     """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", complaint)
     lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
     said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
-    # a value out of range is named by the message itself
+    # the message itself names a value out of range
     message = re.sub(r"^Error parsing \w+: (?=[\w.]+=)", "", " ".join(line for line in said if line))
     return shortened(message) or "the flags cannot be understood; see --help"
 
 
 def in_python(message: str) -> str:
-    """A message for those who call `dppo.train`: settings by their names there, not by their flags."""
-    start, end = r"(?<![\w/-])", r"(?![\w-])"  # no part of a path
+    """Rewrites a message for callers of `dppo.train`: it names settings as Python does, not by their flags."""
+    start, end = r"(?<![\w/-])", r"(?![\w-])"  # not a part of a path
     message = re.sub(
         rf"{start}--resume --run-dir (\S+?)(?=[,;.]?(\s|$))", r"Config(run_dir='\1', resume=True)", message
     )
@@ -256,7 +256,7 @@ def in_python(message: str) -> str:
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
-    """The arguments that give these settings, by flag's name: {"ppo.clip": 0.1} becomes --ppo.clip, 0.1."""
+    """Returns the arguments that give these settings (by flag's name): {"ppo.clip": 0.1} becomes --ppo.clip, 0.1."""
     args: list[str] = []
     for name, value in settings.items():
         if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""A whole configuration: what depends on other settings is filled in, and what cannot be is refused with the repair."""
+"""Completes a configuration: fills in what depends on other settings, and refuses what is impossible."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dppo.config import MOST_SAMPLES, Config, _require
 
 
 def check(config: Config) -> None:
-    """What only shows when the settings are seen together. Raises ValueError with the repair."""
+    """Checks the settings against each other. Raises ValueError with the repair."""
     _require(
         not (config.mode == "async" and config.exchange == "allreduce"),
         "mode=async exchanges gradients p2p with the parameter server: leave exchange out, or set mode=sync",
@@ -46,10 +46,10 @@ def _require_divisor(minibatches: int, samples: int) -> None:
 
 
 def resolve(config: Config) -> Config:
-    """Replaces every None that stands for "depends on the rest" by what it means, and checks the whole.
+    """Replaces every None that means "depends on the rest" by its value, and checks the whole.
 
     Raises:
-      ValueError: for an impossible combination, with the repair.
+      ValueError: a combination is impossible; the message has the repair.
     """
     loss = config.loss or ("ppo" if config.mode == "sync" else "a3c")
     optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
@@ -68,7 +68,7 @@ def resolve(config: Config) -> Config:
 
 
 def check_world(config: Config, world_size: int) -> None:
-    """What depends on the number of ranks. Raises ValueError with the repair."""
+    """Checks what depends on the number of ranks. Raises ValueError with the repair."""
     workers = max(1, world_size - 1)
     _require(
         config.server.drop < workers,

@@ -1,4 +1,4 @@
-"""A run that goes on keeps its settings."""
+"""Makes the settings of a resumed run, which keeps those that it had."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dppo.settings.toml import PER_START, load_config
 from dppo.settings.values import as_dict, updated
 
 RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
-"""What may be given anew with --resume."""
+"""Settings and sections that may be given anew with --resume."""
 
 
 def resumed(config: Config) -> Config:
-    """What `Config(run_dir=R, resume=True)` means: all settings of the run in R, and what it gives anew. What equals
-    its default cannot be told from what was not given, and is the run's.
+    """Returns what `Config(run_dir=R, resume=True)` means: all settings of the run in R, and those given anew. A
+    setting that equals its default counts as not given, because the two cannot be told apart: the run's value stays.
 
     Raises:
-      UsageError: no run is there, or what was given differs from the run's and may not.
+      UsageError: no run is there, or a given setting differs from the run's and must not.
     """
     stored = replace(settings_of(config.run_dir), dry_run=config.dry_run)
     given = _given(as_dict(config), as_dict(Config()))
@@ -35,7 +35,7 @@ def resumed(config: Config) -> Config:
 
 
 def settings_of(run_dir: str | None) -> Config:
-    """What the run in `run_dir` was set to, as its next attempt begins. Raises UsageError where no run is there."""
+    """Returns the settings of the run in `run_dir` for its next attempt. Raises UsageError where no run is there."""
     if not run_dir:
         raise UsageError("--resume needs --run-dir, the directory of the run to go on with")
     run_dir = os.path.expanduser(str(run_dir))
@@ -43,7 +43,7 @@ def settings_of(run_dir: str | None) -> Config:
 
 
 def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """What is not as it is by default."""
+    """Returns the values that differ from the defaults."""
     return {
         name: _given(value, defaults[name]) if isinstance(value, dict) else value
         for name, value in values.items()
@@ -52,7 +52,7 @@ def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
 
 
 def with_the_same(stored: Config, config: Config) -> Config:
-    """`config`, resolved. A resumed run keeps its settings: raises UsageError that names the first that differs."""
+    """Resolves `config` for a resumed run. Raises UsageError that names the first setting that differs and must not."""
     for key, before, now in _differences(as_dict(stored), as_dict(config)):
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""TOML files of settings, read and written."""
+"""Reads and writes TOML files of settings."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from dppo.settings.values import as_dict, updated
 
 CONFIG_FILE = "config.toml"
 PER_START = ("resume", "run_dir", "dry_run")
-"""What belongs to one start of the program, not to the run; config.toml leaves it out."""
+"""Settings that belong to one start of the program, not to the run; config.toml leaves them out."""
 
 LONGEST_MESSAGE = 600
 
 
 def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
-    """A TOML file's values.
+    """Reads a TOML file's values.
 
     Args:
-      root: the folder that it must lie in, as in `open_regular`.
+      root: the folder that the file must lie in, as in `open_regular`.
 
     Raises:
-      UsageError: that names the file and what is wrong with it.
+      UsageError: the file cannot be read or is no TOML; the message names it and what is wrong.
     """
     try:
         content = read_regular(path, root, TOML_BYTES)
@@ -43,19 +43,19 @@ def read_toml(path: Path, root: Path | None = None) -> dict[str, Any]:
         raise UsageError(f"{str(path)!r}: cannot be read: {error}") from error
     try:
         return tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:  # no UTF-8, no TOML, thousands of digits or of brackets
+    except (ValueError, RecursionError) as error:  # not UTF-8, not TOML, or thousands of digits or of brackets
         raise UsageError(f"{path}: is not valid TOML: {shortened(str(error))}") from error
 
 
 def load_config(run_dir: Path) -> Config:
-    """The stored configuration of a run. Raises UsageError."""
+    """Reads the stored configuration of a run. Raises UsageError where that fails."""
     path = run_dir / CONFIG_FILE
     try:
         os.lstat(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise UsageError(f"{run_dir} holds no run: there is no {CONFIG_FILE} in it") from error
     except (OSError, ValueError):
-        pass  # said by what follows
+        pass  # read_toml says what is wrong
     values = read_toml(path, run_dir)
     try:
         return resolve(updated(Config(), values))
@@ -64,12 +64,12 @@ def load_config(run_dir: Path) -> Config:
 
 
 def shortened(text: str) -> str:
-    """Somebody else's message, of which a part may be somebody's file."""
+    """Shortens a message of another library, of which a part may be the content of a file."""
     return text if len(text) <= LONGEST_MESSAGE else f"{text[: LONGEST_MESSAGE - 3]}..."
 
 
 def to_toml(config: Config) -> str:
-    """Everything that is set, as a TOML file that `python -m dppo.run FILE` reads."""
+    """Returns all settings as a TOML file that `python -m dppo.run FILE` reads."""
     values = {name: value for name, value in as_dict(config).items() if name not in PER_START}
     return tomli_w.dumps(_with_dashes(values))
 
@@ -79,7 +79,7 @@ def _with_dashes(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def presets() -> dict[str, Any]:
-    """The files of all presets, by their names: ENV.LOSS.toml."""
+    """Returns the files of all presets, by their names: ENV.LOSS.toml."""
     return {
         file.name: file
         for file in (resources.files("dppo.settings") / "presets").iterdir()

@@ -1,4 +1,4 @@
-"""Values as plain data, and back: what files, flags and messages call a setting."""
+"""Converts settings to plain values and back; names settings in files, flags and messages."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dppo.config import C, Config, _require
 
 
 def as_dict(config: Any) -> dict[str, Any]:
-    """Nested plain values, in the order of the fields; None is left out (TOML has none)."""
+    """Returns nested plain values, in the order of the fields; None is left out (TOML has none)."""
     out: dict[str, Any] = {}
     for f in fields(config):
         value = getattr(config, f.name)
@@ -29,10 +29,10 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def updated(config: C, values: dict[str, Any], where: str = "") -> C:
-    """`config` with nested `values` put in; keys are field names with - or _.
+    """Returns `config` with nested `values` put in; keys are field names with - or _.
 
     Raises:
-      ValueError: for an unknown key (with the nearest right one) or a value of the wrong type, naming `where`.
+      ValueError: a key is unknown (the message has the nearest one), or a value has the wrong type; names `where`.
     """
     section: Any = type(config)
     known = hints(section)
@@ -52,7 +52,7 @@ def updated(config: C, values: dict[str, Any], where: str = "") -> C:
 
 
 def setting_names(cls: type = Config, prefix: str = "") -> list[str]:
-    """All settings, by their full names: total_steps, ppo.clip, …"""
+    """Returns the full names of all settings: total_steps, ppo.clip, …"""
     names: list[str] = []
     for key, hint in hints(cls).items():
         names += setting_names(hint, f"{key}.") if is_dataclass(hint) else [prefix + key]  # type: ignore[arg-type]
@@ -60,11 +60,11 @@ def setting_names(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def suggestion(name: str, known: Iterable[str] = (), write: Callable[[str], str] = str) -> str:
-    """`; did you mean X?`, or nothing where no setting is near: lr leads to optim.lr, as server.lr does.
+    """Returns `; did you mean X?`, or "" where no setting is near. Both lr and server.lr lead to optim.lr.
 
     Args:
-      known: names that may be meant, before those of all settings.
-      write: how a setting is written where it was looked for.
+      known: names to look among, instead of those of all settings.
+      write: writes a setting's name as the place writes it in which it was looked for.
     """
     last = name.replace("-", "_").rpartition(".")[2]
     meant = [full for full in setting_names() if full.rpartition(".")[2] == last and "." in full]
@@ -74,6 +74,6 @@ def suggestion(name: str, known: Iterable[str] = (), write: Callable[[str], str]
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean X?`, or nothing where no known name is near."""
+    """Returns `; did you mean X?`, or "" where no known name is near."""
     close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""

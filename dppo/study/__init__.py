@@ -1,1 +1,1 @@
-"""Many runs: what a sweep varies, and what came of it."""
+"""Sweeps of many runs: the settings that vary, and the results."""

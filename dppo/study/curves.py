@@ -15,15 +15,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
-"""Told apart by people with any kind of colour vision; Okabe and Ito 2008."""
+"""Colours that people with any kind of colour vision can tell apart; Okabe and Ito 2008."""
 
 
 def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
-    """Draws `path`, an SVG, in one step.
+    """Draws the SVG file `path`, which appears in one step.
 
     Args:
-      curves: at most as many as there are colours; of each its label, and [4, K]: steps, line, lower and upper end of
-      the band.
+      curves: at most as many as there are colours; each has a label and [4, K]: steps, line, lower and upper end of the
+        band.
 
     Raises:
       ImportError: Matplotlib is missing.
@@ -36,7 +36,7 @@ def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
     axes = figure.subplots()
     for number, (label, (steps, line, low, high)) in enumerate(curves):
         style = "-" if number < len(COLOURS) // 2 else "--"
-        # no formula, and not hidden, as Matplotlib hides what begins with an underscore
+        # Matplotlib takes $ for a formula, and hides what begins with an underscore
         label = f" {plain(label)}".replace("$", r"\$")
         axes.plot(steps, line, style, lw=1.5, color=COLOURS[number], label=label)
         axes.fill_between(steps, low, high, color=COLOURS[number], alpha=0.15, lw=0)
@@ -47,7 +47,7 @@ def draw(path: Path, curves: Sequence[tuple[str, np.ndarray]]) -> None:
 
 
 def write_svg(path: Path, figure: Figure) -> None:
-    """Writes `path` in one step; the same picture again has the same bytes."""
+    """Writes `path` in one step; the same picture always has the same bytes."""
     import matplotlib
 
     image = io.BytesIO()

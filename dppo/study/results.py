@@ -1,4 +1,4 @@
-"""What many runs say: they are grouped by the settings in which they differ, and each group is summed up."""
+"""Groups many runs by the settings in which they differ, and sums up each group."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from dppo.study.spec import as_text, flatten
 from dppo.study.statistics import bootstrap_interval, interquartile_mean
 
 NO_SETTINGS = ("seed", "run-dir", "resume", "dry-run", "time-limit-s", "log", "checkpoint", "trajectories")
-"""Flags and sections in which runs of one setting may differ: they change no result but by chance."""
+"""Flags and sections in which runs of one setting may differ: they change results by chance only."""
 
 POINTS = 100
-"""Of a learning curve."""
+"""The number of points of a learning curve."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ by seed only; figures are of those that ended by themselves."""
+    """Runs that differ by seed only; figures are of the runs that ended by themselves."""
 
     values: dict[str, Any]
     """Every setting in which the report's runs differ, by flag's name."""
     label: str
-    """So much of it as tells it from the others."""
+    """As many of the values, as text, as tell this setting from the others."""
     runs: list[Run]
     env: str
 
@@ -39,23 +39,23 @@ class Setting:
 
     @property
     def returns(self) -> np.ndarray:
-        """[R] float64, final return_mean_100 of the runs that ended and have one."""
+        """The final return_mean_100, [R] float64, of the runs that ended and have one."""
         numbers = [run.number("return_mean_100") for run in self.ended]
         return np.array([n for n in numbers if n is not None])
 
     @property
     def has_target(self) -> bool:
-        """Whether all runs are to reach a target_return."""
+        """Whether all runs have a target_return to reach."""
         return all(run.config is not None and run.config.target_return is not None for run in self.runs)
 
     @property
     def reached(self) -> int:
-        """How many have reached their target."""
+        """The number of runs that have reached their target."""
         return sum(run.state == TARGET for run in self.runs)
 
     def median(self, key: str) -> float | None:
-        """Of env_steps or train_s, up to the target where there is one: infinite where half of the runs or more have
-        not reached it. None where no run has ended.
+        """Returns the median of env_steps or train_s, up to the target where there is one: infinite where half of the
+        runs or more have not reached it. None where no run has ended.
         """
         numbers = [
             math.inf if self.has_target and run.state != TARGET else number
@@ -65,26 +65,26 @@ class Setting:
         return float(np.median(numbers)) if numbers else None
 
     def median_return(self) -> float | None:
-        """Of the final returns."""
+        """Returns the median of the final returns."""
         return float(np.median(self.returns)) if len(self.returns) else None
 
     def iqm(self) -> float | None:
-        """Interquartile mean of the final returns."""
+        """Returns the interquartile mean of the final returns."""
         return float(interquartile_mean(self.returns)) if len(self.returns) else None
 
     def interval(self) -> tuple[float, float] | None:
-        """95% bootstrap interval of it; None of fewer than two runs, which say nothing about their spread."""
+        """Returns the 95% bootstrap interval of `iqm`; None for fewer than two runs, which show no spread."""
         if len(self.returns) < 2:
             return None
         return bootstrap_interval(self.returns, interquartile_mean, np.random.default_rng(0))
 
 
 def by_setting(runs: Iterable[Run], first: Sequence[str] = ()) -> list[Setting]:
-    """The settings of these runs, best first: within an environment the one that reaches its target in fewest steps,
-    or has the highest interquartile mean of the final returns. Runs whose settings are not known are left out.
+    """Groups runs by setting, best first: within an environment the setting that reaches its target in fewest steps,
+    or has the highest interquartile mean of the final returns. Leaves out runs whose settings are not known.
 
     Args:
-      first: names that a label should be made of where they suffice: those that a sweep varies.
+      first: names for labels to use first, where they suffice: those that a sweep varies.
     """
     known = [(run, flatten(as_dict(run.config))) for run in runs if run.config is not None]
     names = list(dict.fromkeys(name for _, settings in known for name in settings))
@@ -105,8 +105,8 @@ def by_setting(runs: Iterable[Run], first: Sequence[str] = ()) -> list[Setting]:
 
 
 def _telling(groups: list[dict[str, Any]], differing: list[str], first: Sequence[str]) -> list[str]:
-    """As few of the names as tell all groups apart: one that follows from those before it (as loss from mode) is not
-    among them.
+    """Returns as few names as tell all groups apart. A name that follows from those before it (as loss from mode) is
+    not among them.
     """
     ordered = [n for n in first if n in differing] + [n for n in differing if n not in first]
     told: list[str] = []
@@ -131,13 +131,13 @@ def _rank(setting: Setting) -> tuple[str, float, float, str]:
 
 
 def learning_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
-    """IQM of return_mean_100 over env_steps, with its bootstrap band, on a grid that is common to the runs.
+    """Computes the IQM of return_mean_100 over env_steps, with its bootstrap band, on a grid common to all runs.
 
     Every run is interpolated linearly between its own first and last point, and counts nowhere else; where fewer than
     half of the runs count, there is no value.
 
     Args:
-      curves: of each run, steps [I] ascending, and returns [I].
+      curves: steps [I], ascending, and returns [I] of each run.
 
     Returns:
       [4, POINTS] float64: steps, IQM, lower and upper end; None where no run has a point.

@@ -1,4 +1,4 @@
-"""The tasks of a sweep: which settings each run of a sweep.toml has, the same ones on every machine and each time."""
+"""The tasks of a sweep: the settings of each run of a sweep.toml, the same on every machine and each time."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from dppo.settings.values import nearest
 TABLES = ("fixed", "grid", "random")
 LAWS = ("uniform", "log", "integer", "choice")
 DEFAULTS = {"SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
-"""Of jobs/sweep.sbatch."""
+"""The defaults of jobs/sweep.sbatch."""
 MOST_TASKS = 10_000
-"""Slurm's arrays end earlier, at 1001 tasks by default."""
+"""The most tasks of a sweep; Slurm's arrays end earlier, at 1001 tasks by default."""
 DIGITS = 6
-"""Of a number that was drawn: it stays readable, and no rounding of another machine's logarithm shows in it."""
+"""Digits of a drawn number: it stays readable, and shows no rounding of another machine's logarithm."""
 
 
 class Sweep(NamedTuple):
-    """Settings by flag's name ("ppo.clip"), as the file has them."""
+    """The settings of a sweep by flag's name ("ppo.clip"), as the file has them."""
 
     fixed: dict[str, Any]
-    """The same in every task."""
+    """Settings that are the same in every task."""
     varied: list[dict[str, Any]]
-    """Of each task."""
+    """The settings that vary, one dict for each task."""
 
     def settings(self, task: int) -> dict[str, Any]:
-        """Everything that is given of a task. Raises UsageError where there is no such task."""
+        """Returns all settings that are given for a task. Raises UsageError where there is no such task."""
         if not 0 <= task < len(self.varied):
             raise UsageError(f"there is no task {task}: the sweep has {len(self.varied)}, 0 to {len(self.varied) - 1}")
         return self.fixed | self.varied[task]
 
 
 def read_sweep(path: Path, root: Path | None = None) -> Sweep:
-    """The sweep that a file describes; whether a setting exists and may have its value is left to `config_of`.
+    """Reads the sweep that a file describes. Only `config_of` checks whether a setting exists and may have its value.
 
     Task number = sample · (size of the grid) + place in the grid, whose last key varies fastest. What a sample draws
     for a key depends on `random.seed`, the sample and the key alone.
@@ -79,10 +79,10 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
 
 
 def config_of(settings: dict[str, Any]) -> Config:
-    """What a task with these settings is run with, its preset included.
+    """Returns the configuration of a task with these settings, its preset included.
 
     Raises:
-      UsageError: for a setting that does not exist, or cannot have its value, alone or with the others.
+      UsageError: a setting does not exist, or cannot have its value, alone or with the others.
     """
     for key, value in settings.items():
         texts = value if isinstance(value, list) else [value]
@@ -92,11 +92,11 @@ def config_of(settings: dict[str, Any]) -> Config:
 
 
 def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = ()) -> dict[str, Any]:
-    """{"ppo": {"target_kl": 1}} and {"ppo.target_kl": 1} as {"ppo.target-kl": 1}.
+    """Converts {"ppo": {"target_kl": 1}} and {"ppo.target_kl": 1} to {"ppo.target-kl": 1}.
 
     Args:
-      where: before the names in messages.
-      leaves: a table with one of these keys as its only one, and a list in it, is a value.
+      where: the text before names in messages.
+      leaves: keys that make a table a value: it has only that key, with a list in it.
     """
     out: dict[str, Any] = {}
     for key, value in values.items():
@@ -111,12 +111,12 @@ def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = 
 
 
 def as_text(value: Any) -> str:
-    """A setting's value as a person writes it on the command line."""
+    """Returns a setting's value as a person writes it on the command line."""
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def numbers(tasks: Iterable[int]) -> str:
-    """As sbatch --array takes them: 0-3,7."""
+    """Writes the numbers of tasks as sbatch --array takes them: 0-3,7."""
     parts: list[list[int]] = []
     for task in sorted(tasks):
         if parts and parts[-1][-1] == task - 1:
@@ -127,7 +127,7 @@ def numbers(tasks: Iterable[int]) -> str:
 
 
 def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None) -> str:
-    """What runs these tasks of the sweep in `file`, or goes on with them; None: in the script's own folder."""
+    """Returns the line that runs or resumes these tasks of the sweep in `file`; sweep_dir None: the script's own."""
     given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(DEFAULTS["SWEEP_DIR"])}
     variables = "".join(
         f"{name}={shlex.quote(str(path))} "
@@ -138,7 +138,7 @@ def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None)
 
 
 def task_folder(sweep_dir: Path, task: int) -> Path:
-    """The run directory of a task."""
+    """Returns the run directory of a task."""
     return sweep_dir / f"task_{task:03}"
 
 
@@ -158,7 +158,7 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
-    """samples, seed, and the law of each key."""
+    """Reads samples, seed, and the law of each key."""
     laws = flatten({k: v for k, v in table.items() if k not in ("samples", "seed")}, "random.", leaves=LAWS)
     samples, seed = table.get("samples", 0 if laws else 1), table.get("seed", 0)
     samples, seed = (int(n) if isinstance(n, float) and n.is_integer() else n for n in (samples, seed))
@@ -174,7 +174,7 @@ def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
 
 
 def _require_few(samples: int, lengths: list[int]) -> None:
-    """Before they are made."""
+    """Refuses too many tasks before they are made."""
     tasks = samples * math.prod(lengths)
     if tasks > MOST_TASKS:
         parts = [f"{samples} samples"] * (samples > 1) + [f"{length} values" for length in lengths]
@@ -221,7 +221,7 @@ def _check_law(name: str, law: Any) -> None:
 
 
 def _draw(law: dict[str, Any], stream: str) -> Any:
-    """A value by the law. Random.random of a text is the same in every version of Python, which nothing else is."""
+    """Draws a value by the law. Only Random(text).random() is the same in every version of Python."""
     ((kind, values),) = law.items()
     u = random.Random(stream).random()
     if kind == "choice":

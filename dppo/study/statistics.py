@@ -1,4 +1,4 @@
-"""What a few runs say about a setting: the interquartile mean, and how far it may be trusted.
+"""Statistics of a few runs of a setting: the interquartile mean, and how far it may be trusted.
 
 Pure NumPy; report.py calls it for its table and its learning curves.
 """
@@ -11,11 +11,12 @@ import numpy as np
 
 
 def interquartile_mean(values: np.ndarray) -> np.ndarray:
-    """Mean of the middle half of the runs: less wasteful than the median, less moved by one odd run than the mean.
+    """Computes the mean of the middle half of the runs. It is less wasteful than the median, and one odd run moves it
+    less than the mean.
 
         IQM = sum_i w_i x_(i) / (R / 2),    w_i = length of [i - 1, i] within [R / 4, 3 R / 4],  i = 1 … R
 
-    where x_(1) <= … <= x_(R). Where 4 does not divide R, a run on the edge of the middle half counts by the part of it
+    where x_(1) <= … <= x_(R). Where 4 does not divide R, a run at the edge of the middle half counts by the part of it
     that lies within, so exactly half of the weight is used for every R: R = 1 gives the value, R = 2 and 3 weigh
     (1/2, 1/2) and (1/6, 2/3, 1/6). (rliable and scipy.stats.trim_mean round R / 4 down instead; with 4 dividing R all
     agree.)
@@ -50,12 +51,12 @@ def bootstrap_interval(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a statistic over runs.
+    """Computes the percentile bootstrap interval of a statistic over runs.
 
         x*_k = R values drawn from x with replacement,  k = 1 … K
         interval = quantiles (1 - level) / 2 and (1 + level) / 2 of statistic(x*_1), …, statistic(x*_K)
 
-    With few runs, below about ten, it is too narrow: that of one run has no width at all.
+    The interval of fewer than about ten runs is too narrow, and the interval of one run has no width at all.
 
     Args:
       values: [R], one number of each run; finite.
@@ -65,7 +66,7 @@ def bootstrap_interval(
       level: share of repetitions whose interval should hold the true value, in (0, 1).
 
     Returns:
-      Its lower and upper end.
+      The lower and the upper end of the interval.
 
     Raises:
       ValueError: no run, a value that is not finite, no resample, or a level outside (0, 1).

@@ -1,4 +1,4 @@
-"""python -m dppo.trajectories: what a run's trajectory dump holds, whether it is whole, and what to make of it."""
+"""python -m dppo.trajectories: describes, checks, draws, indexes and exports a run's trajectory dump."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
 def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
-    """What `info` says of a dump.
+    """Collects what `info` prints about a dump.
 
     Returns:
-      episodes (ended, complete, unfinished), steps, returns (quantiles of the episodes that ended; {} of none), ranks
+      episodes (ended, complete, unfinished), steps, returns (quantiles over episodes that ended; {} if none did), ranks
       (segments, rows, steps, bytes, missing_rows of each), attempts, orphaned segments.
     """
     table, catalogue = trajectories.table(), trajectories.catalogue
@@ -59,7 +59,7 @@ def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
 
 
 def describe_empty(missing_rows: dict[int, int], run_dir: Path) -> dict[str, Any]:
-    """The same of a dump in which no segment was sealed yet."""
+    """Collects the entries of `describe` for a dump that has no sealed segment yet."""
     nothing = {"segments": 0, "rows": 0, "steps": 0, "bytes": 0}
     return {
         "episodes": {"ended": 0, "complete": 0, "unfinished": 0},
@@ -206,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         _complain(error)
         return EXIT_FAILED
-    except SURPRISES as error:  # of damaged files, where one does not fit to another
+    except SURPRISES as error:  # damaged files, or files that do not fit together
         _complain(
             f"this cannot be read: {type(error).__name__}: {error}; `python -m dppo.trajectories validate RUN` says"
             " what is damaged"
@@ -216,7 +216,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _complain(what: object) -> None:
-    """One line, whatever is in it."""
+    """Prints `what` as one line on standard error."""
     print(f"dppo: {plain(what)}", file=sys.stderr)
 
 

@@ -1,4 +1,4 @@
-"""Rollouts of a worker that wait for their segment."""
+"""A worker's rollouts that wait to be written to a segment."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from dppo.trajectories.format import Column
 
 @dataclass(slots=True)
 class Part:
-    """What a segment gets of a rollout."""
+    """The part of a rollout that a segment stores."""
 
     first_row: int
     end_row: int
     num_bytes: int
     progress: EpisodeProgress
     steps: dict[str, np.ndarray]
-    """By the names of the datasets in steps/."""
+    """The columns of the steps, by dataset name in steps/."""
     final: dict[str, np.ndarray]
-    """By those in final/; its rows are the rollout's."""
+    """The final observations, by dataset name in final/; rows count from the rollout's first row."""
 
     @classmethod
     def of(cls, rollout: Rollout, columns: Sequence[Column]) -> Part:
@@ -38,11 +38,11 @@ class Part:
 
 
 class RolloutBuffer:
-    """Parts in the order of their rows, none twice.
+    """A queue of parts in the order of their rows; no part is in it twice.
 
     Args:
-      columns: what is kept of each step.
-      every: of so many rollouts the first is kept.
+      columns: the columns that are kept of each step.
+      every: of each `every` rollouts, only the first is kept.
     """
 
     def __init__(self, columns: Sequence[Column], every: int) -> None:
@@ -52,7 +52,7 @@ class RolloutBuffer:
         self._is_stopped = False
         self.num_bytes = 0
         self.next_row = 0
-        """Behind the last rollout that was added, kept or not."""
+        """The row after the last rollout that was added, kept or not."""
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -71,15 +71,15 @@ class RolloutBuffer:
         return True
 
     def end_row(self, kept: int) -> int:
-        """Behind all parts but the last `kept`."""
+        """Returns the row after all parts but the last `kept`."""
         return self._parts[-1 - kept].end_row
 
     def has(self, row: int) -> bool:
-        """Whether a part ends before `row`."""
+        """Returns whether all rows of the first part lie before `row`."""
         return bool(self._parts) and self._parts[0].end_row <= row
 
     def take(self, row: int, num_bytes: float = math.inf) -> list[Part]:
-        """Removes the first part and those that end before `row`, until they have `num_bytes`."""
+        """Removes and returns the first part, then parts that end before `row`, until they have `num_bytes`."""
         parts = [self._parts.popleft()]
         taken = parts[0].num_bytes
         while taken < num_bytes and self.has(row):
@@ -89,7 +89,7 @@ class RolloutBuffer:
         return parts
 
     def stop(self) -> None:
-        """Drops what is there, and keeps nothing more."""
+        """Drops all parts, and keeps no further ones."""
         self._is_stopped = True
         self._parts.clear()
         self.num_bytes = 0

@@ -1,6 +1,6 @@
-"""Where the steps of every episode of a dump lie, from the light tables of its segments alone.
+"""Finds where the steps of every episode of a dump lie, from the small tables of its segments alone.
 
-A *piece* is what one segment holds of an episode; pieces that go on exactly where the one before stopped are one
+A *piece* is the part of an episode that one segment holds. Pieces that follow each other without a gap form one
 episode.
 """
 
@@ -28,17 +28,17 @@ SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
     RecursionError,
 )  # fmt: skip
-"""What h5py and NumPy raise for damaged files."""
+"""Errors that h5py and NumPy raise for damaged files."""
 _HEAD = 2**18
-"""Bytes of a segment in which its texts lie."""
+"""The number of bytes, from a segment's start, in which its texts lie."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """A segment, for reading beside a run that still writes others.
+    """Opens a segment for reading, also while a run still writes others.
 
     Raises:
-      UsageError: it is none, or something in it cannot be read.
+      UsageError: the file is no segment, or something in it cannot be read.
     """
     repair = "`python -m dppo.trajectories validate RUN` says what else is damaged"
     try:
@@ -58,7 +58,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, int]]:
-    """(first, last) of each range from 0 up to below `end` (the highest) that is not among the numbers."""
+    """Returns (first, last) of each range that the numbers lack, from 0 to below `end` (default: the highest one)."""
     found, expected = [], 0
     for number in (*sorted(numbers), *(() if end is None else (end,))):
         if number > expected:
@@ -68,10 +68,10 @@ def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, in
 
 
 def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
-    """Values of a dataset, or a part of them.
+    """Reads the values of a dataset, or a part of them.
 
     Raises:
-      UsageError: they are compressed with zstd, and hdf5plugin is not there.
+      UsageError: the values are compressed with zstd, and hdf5plugin is not installed.
     """
     dataset = file[name]
     load_filters(dataset)
@@ -80,7 +80,7 @@ def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
 
 
 def load_filters(dataset: h5py.Dataset) -> None:
-    """Imports what a dataset is compressed with. Raises UsageError where that is not installed."""
+    """Imports the compression filter that a dataset needs. Raises UsageError where it is not installed."""
     import h5py
 
     plist = dataset.id.get_create_plist()
@@ -96,11 +96,11 @@ def load_filters(dataset: h5py.Dataset) -> None:
 
 
 def has_endless_heap(path: Path, length: int | None = None) -> bool:
-    """Whether HDF5 would never finish reading a heap of texts: zeros in one look like a piece of free space of no size,
-    which it steps over for ever.
+    """Returns whether HDF5 would never finish reading a heap of texts: it takes zeros there for free space of size 0,
+    and steps over that forever.
 
     Args:
-      length: so much of the file is searched; None: all.
+      length: the number of bytes to search; None: all of the file.
     """
     with open_regular(path, max_bytes=FILE_BYTES) as file:
         if length is not None:
@@ -133,7 +133,7 @@ def _one_line(error: Exception) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SegmentInfo:
-    """What is known of a segment without its steps."""
+    """Facts about a segment that are known without its steps."""
 
     path: Path
     rank: int
@@ -144,7 +144,7 @@ class SegmentInfo:
     num_rows: int
     first_row: int
     end_row: int
-    """Behind the last one."""
+    """The row after the last one."""
     num_bytes: int
 
 
@@ -153,18 +153,18 @@ class Catalogue:
     """All episodes of a dump."""
 
     segments: list[SegmentInfo]
-    """By rank and number."""
+    """The segments, by rank and number."""
     pieces: dict[str, np.ndarray]
-    """[K] each, by segment: segment, index (of the environment there), start, length, episode, is_last."""
+    """Columns [K], by segment: segment, index (of the environment in it), start, length, episode, is_last."""
     episodes: dict[str, np.ndarray]
-    """[E] each, by rank, last_row and env: rank, env (global), id, seed, first_row, last_row, offset (steps before
-    those held), length (steps held), return, terminated, truncated, complete, attempt, first_version,
-    last_version, last_segment.
+    """Columns [E] of the episodes, by rank, last_row and env: rank, env (global), id, seed, first_row, last_row, offset
+    (steps before the recorded ones), length (recorded steps), return, terminated, truncated, complete, attempt,
+    first_version, last_version, last_segment.
     """
 
 
 def read_catalogue(files: Sequence[tuple[int, int, Path]]) -> Catalogue:
-    """Of the segments (rank, number, path), in that order. One file is open at a time."""
+    """Makes the catalogue of segments (rank, number, path), in that order. One file is open at a time."""
     segments: list[SegmentInfo] = []
     tables: list[dict[str, np.ndarray]] = []
     for rank, number, path in files:
@@ -200,7 +200,7 @@ def _light(file: h5py.File, path: Path, rank: int, number: int) -> tuple[Segment
 
 
 def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Catalogue:
-    """Joins the pieces that go on: of the same environment and number, and without a step between them."""
+    """Joins the pieces of each episode: those of one environment and number, without a missing step between them."""
     order = np.lexsort((listed["start"], listed["segment"], listed["env"], listed["rank"]))
     p = {name: values[order] for name, values in listed.items()}
     count = len(order)

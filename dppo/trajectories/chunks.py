@@ -1,4 +1,4 @@
-"""How values lie in a segment's datasets: chunks of one environment each, compressed one by one."""
+"""Writes a segment's datasets in chunks of one environment each, compressed one by one."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ CHUNK_ROWS, CHUNK_ROWS_IMAGE, SMALL_BYTES = 1024, 64, 4096
 
 
 def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray], how: dict[str, Any]) -> None:
-    """Of a group of the format: chunked by rows and environments; a small one as it is, for a chunk needs an index of
-    several kilobytes.
+    """Writes a dataset of a segment, chunked by rows and environments. A small dataset has no chunks, because they need
+    an index of several kilobytes.
 
     Args:
-      data: or its parts, which are taken out of the list as they are written.
+      data: the values, or a list of their parts; parts leave the list as they are written.
     """
     data = data if isinstance(data, list) else [data]
     length, rest = sum(map(len, data)), data[0].shape[1:]
@@ -31,7 +31,7 @@ def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray
     dataset = file.create_dataset(path, (length, *rest), data[0].dtype, chunks=(rows, *each), maxshape=maxshape, **how)
     data.reverse()
     start, slab = 0, data[0][:0]
-    while data or len(slab):  # slabs of whole chunks, so that none is compressed twice, nor all in memory twice
+    while data or len(slab):  # slabs of whole chunks: none is compressed twice, and memory never holds all data twice
         parts = [slab]
         while data and sum(map(len, parts)) < rows:
             parts.append(data.pop())
@@ -41,12 +41,12 @@ def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray
 
 
 def _write_rows(dataset: h5py.Dataset, start: int, values: np.ndarray) -> None:
-    """A row of chunks; gzip is done here, for HDF5's own takes two to three times as long."""
+    """Writes a row of chunks. Compresses gzip itself, because HDF5's own filter takes two to three times as long."""
     if dataset.compression != "gzip":
         dataset[start : start + len(values)] = values
         return
     shape = dataset.chunks
-    if len(values) < shape[0]:  # the last ones: what lies beyond the dataset is nobody's
+    if len(values) < shape[0]:  # the last chunks: readers ignore what lies beyond the dataset
         values = np.concatenate((values, np.zeros((shape[0] - len(values), *values.shape[1:]), values.dtype)))
     if len(shape) == 1 or shape[1] == values.shape[1]:
         dataset.id.write_direct_chunk((start, *(0,) * (len(shape) - 1)), _deflated(values))
@@ -56,8 +56,8 @@ def _write_rows(dataset: h5py.Dataset, start: int, values: np.ndarray) -> None:
 
 
 def _deflated(chunk: np.ndarray) -> bytes:
-    """What HDF5's filters shuffle and deflate give to be read. What repeats in the shuffled bytes of floats are runs;
-    zlib finds nothing else in them, however long it looks.
+    """Compresses a chunk as HDF5's filters shuffle and deflate do. In the shuffled bytes of floats only runs repeat, so
+    zlib looks for nothing else there.
     """
     shuffled = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).reshape(-1, chunk.itemsize).T.tobytes()
     strategy = zlib.Z_RLE if chunk.dtype.kind == "f" else zlib.Z_DEFAULT_STRATEGY

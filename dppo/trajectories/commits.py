@@ -1,4 +1,4 @@
-"""Rank 0's side of trajectory dumps: a checkpoint waits until every worker has sealed what it has seen."""
+"""Rank 0's side of trajectory dumps: a checkpoint waits until every worker has sealed the rows that it covers."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from dppo.trajectories.format import end_row, rank_folder, segments_until
 
 B = TypeVar("B")
 PATIENCE_S = 60.0
-"""A worker that is stuck in its environment does not keep the others' progress from being saved for longer."""
+"""Most seconds that a checkpoint waits for a worker stuck in its environment; then the others' progress is saved."""
 
 
 class Named(NamedTuple):
-    """What a checkpoint says of a rank's segments."""
+    """A checkpoint's entry about a rank's segments."""
 
     next_segment: int
-    """Those below it hold what the checkpoint has seen."""
+    """The number of the rank's next segment; lower ones hold rows that the checkpoint has seen."""
     missing_rows: int
-    """Behind them, which no segment holds."""
+    """The number of rows that the checkpoint has seen after its last named segment and that no segment holds."""
 
 
 class Dumps(Generic[B]):
-    """Which segments the next checkpoint names.
+    """Decides which segments the next checkpoint names.
 
     Args:
-      first_rank: of worker 0, at the start of the run.
-      next_segments: by rank, of those that took part in earlier attempts.
-      required: nothing is saved once something could not be written.
+      first_rank: the rank of worker 0 at the start of the run.
+      next_segments: {rank: number of its next segment}, of the ranks of earlier attempts.
+      required: whether nothing more is saved once a segment could not be written.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Dumps(Generic[B]):
         self._run_dir, self._first_rank, self._required = run_dir, first_rank, required
         self._before = dict(next_segments)
         self.problem: str | None = None
-        """The first that a worker has told of."""
+        """The first problem that a worker has reported."""
         self._failed = False
         self._refused: dict[int, str] = {}  # by rank
         self._limits: dict[int, int] = {}
@@ -50,31 +50,31 @@ class Dumps(Generic[B]):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether a checkpoint waits."""
+        """Whether a checkpoint waits for workers."""
         return self._boundary is not None
 
     @property
     def ends_the_run(self) -> bool:
-        """Something could not be written, and that was to end the run."""
+        """Whether a segment could not be written and the run must end because of it."""
         return self._required and self._failed
 
     @property
     def refusal(self) -> str | None:
-        """What the disk says to a worker that asks it again."""
+        """The disk's error for a worker that is trying again; None where there is none."""
         return next(iter(self._refused.values()), None)
 
     def ask(self, boundary: B, limits: Mapping[int, int]) -> None:
-        """`boundary` is to be saved once each worker has sealed its rows before `limits`."""
+        """Asks each worker to seal its rows before its limit, so that `boundary` can be saved."""
         self._boundary, self._since = boundary, time.monotonic()
         self._limits, self._orders, self._answers = dict(limits), dict(limits), {}
 
     def take_orders(self) -> dict[int, int]:
-        """{worker: row} that were not sent yet."""
+        """Returns the orders {worker: row} that were not sent yet."""
         orders, self._orders = self._orders, {}
         return orders
 
     def answer(self, sealed: Sealed) -> B | None:
-        """A worker's answer. The boundary, where it was the last one that was missing."""
+        """Takes a worker's answer. Returns the boundary if this was the last answer that was missing."""
         self.problem, self._failed = self.problem or sealed.problem, self._failed or sealed.failed
         if sealed.refusal:
             self._refused[sealed.rank] = sealed.refusal
@@ -83,14 +83,14 @@ class Dumps(Generic[B]):
         worker = sealed.rank - self._first_rank
         if sealed.row is None or self._limits.get(worker) != sealed.row or self._boundary is None:
             return None
-        if sealed.next_segment is None:  # it was too far ahead: another boundary will do
+        if sealed.next_segment is None:  # the worker was too far ahead: a later boundary is saved instead
             self.give_up()
             return None
         self._answers[sealed.rank] = sealed
         return self._finished() if len(self._answers) == len(self._limits) else None
 
     def expired(self) -> B | None:
-        """The boundary that waits, where that has taken too long: it is saved without those who do not answer."""
+        """Returns the boundary if it has waited for too long: it is saved without the workers that do not answer."""
         late = self._boundary is not None and time.monotonic() - self._since > PATIENCE_S
         return self._finished() if late else None
 
@@ -99,15 +99,15 @@ class Dumps(Generic[B]):
         return None if self.ends_the_run else boundary
 
     def give_up(self) -> None:
-        """Nothing is waited for."""
+        """Stops waiting, and drops the boundary."""
         self._boundary = None
         self._limits, self._orders = {}, {}
 
     def named(self, rows: Mapping[int, int]) -> dict[int, Named]:
-        """{rank: what a checkpoint says of it}; of those that were asked and are silent, or dead, what is visible.
+        """Returns {rank: its entry in a checkpoint}; that of a silent or dead rank follows from its visible segments.
 
         Args:
-          rows: by rank, what the checkpoint has seen.
+          rows: {rank: number of rows that the checkpoint has seen}.
         """
         out = {rank: Named(number, 0) for rank, number in self._before.items()}
         for rank, row in rows.items():
@@ -120,5 +120,5 @@ class Dumps(Generic[B]):
         return out
 
     def end_row(self, worker: int) -> int:
-        """The row behind all that this worker has sealed."""
+        """Returns the row after all that this worker has sealed."""
         return end_row(rank_folder(self._run_dir, worker + self._first_rank))

@@ -1,4 +1,4 @@
-"""Takes segments to the disk in a thread, one at a time, and asks a disk that refuses one again."""
+"""Writes segments to the disk in a thread, one at a time, and tries again where the disk refuses one."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dppo.files import PASSING, RETRY_S, fsync_folder, write_durably
 from dppo.trajectories.format import seal_image
 
 LOOK_S = 0.02
-"""How often whoever waits for the disk looks whether it refuses."""
+"""Seconds between two checks whether the disk refuses."""
 
 
 class Disk:
-    """The segment that is on its way.
+    """Writes one segment at a time.
 
     Args:
-      is_patient: a disk that is full, or fails, is asked again; else its first error counts.
+      is_patient: whether to try again where the disk is full or fails; otherwise the first error counts.
     """
 
     def __init__(self, *, is_patient: bool) -> None:
@@ -29,23 +29,23 @@ class Disk:
         self._writing: Future[int] | None = None
         self._gives_up = threading.Event()
         self.refusal: str | None = None
-        """What the disk says to the segment that is tried again."""
+        """The disk's error for the segment that is tried again."""
 
     @property
     def is_busy(self) -> bool:
-        """Whether a segment is on its way."""
+        """Whether a segment is being written."""
         return self._writing is not None and not self._writing.done()
 
     def start(self, path: Path, image: memoryview) -> None:
-        """Sends a segment on its way; `finish` tells what became of it, and comes before the next `start`."""
+        """Begins to write a segment. `finish` gives the result, and must come before the next `start`."""
         assert self._writing is None
         self._writing = self._thread.submit(self._commit, path, image)
 
     def finish(self) -> int | None:
-        """Waits for the segment that is on its way. Returns its bytes, once; None where there is none.
+        """Waits for the segment that is being written. Returns its number of bytes, once; None where there is none.
 
         Raises:
-          OSError: it could not be written.
+          OSError: the segment could not be written.
         """
         writing, self._writing = self._writing, None
         try:
@@ -55,18 +55,18 @@ class Disk:
             self._gives_up.clear()
 
     def refuses(self) -> bool:
-        """Whether the disk refuses the segment that is on its way. Waits while it takes its time."""
+        """Waits until the segment is written or refused. Returns whether the disk refuses it."""
         writing = self._writing
         while writing is not None and not writing.done() and self.refusal is None:
             wait([writing], LOOK_S)
         return self.is_busy
 
     def give_up(self) -> None:
-        """Does not ask for this segment again."""
+        """Does not try this segment again."""
         self._gives_up.set()
 
     def wait(self, deadline: float) -> None:
-        """Waits until the disk has taken the segment; gives it up at `deadline`."""
+        """Waits until the segment is written; gives it up at `deadline`."""
         while self.refuses():
             if time.monotonic() > deadline:
                 self.give_up()
@@ -88,7 +88,7 @@ class Disk:
 
 
 def _commit(path: Path, image: memoryview) -> int:
-    """Makes a segment visible. Returns its bytes."""
+    """Makes a segment visible. Returns its number of bytes."""
     head, body = seal_image(image)
     if not path.parent.is_dir():
         path.parent.parent.mkdir(exist_ok=True)

@@ -1,4 +1,4 @@
-"""Whole episodes, put together from what the segments of a dump hold of them."""
+"""Puts whole episodes together from their pieces in the segments of a dump."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _NUMBERS = ("rank", "env", "id", "first_row", "attempt", "length")
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """What is held of an episode, in L steps without a gap; all of it where `complete`."""
+    """The recorded steps of an episode, L of them without a gap; the whole episode where `complete`."""
 
     rank: int
     env: int
     """Global number of the environment."""
     id: int
-    """Number of the episode in its environment; of environments without seeds of their own, the row it began in."""
+    """Number of the episode in its environment; the row it began in, where the environment has no seeds of its own."""
     seed: int | None
-    """What the environment was reset with; None where it has no seed of its own."""
+    """The seed that the environment was reset with; None where it has no seed of its own."""
     first_row: int
-    """Of its rank's history, in which the first step that is held was made; the others follow row by row."""
+    """The row of the first recorded step; the others follow row by row."""
     attempt: int
-    """Of the run, that wrote its last step."""
+    """The run's attempt that wrote the last step."""
     observations: np.ndarray
-    """[L + 1, *obs] where it ended, with its true last one; [L, *obs] where it did not. Raw."""
+    """[L + 1, *obs] if the episode ended, with the true last observation; else [L, *obs]. Raw."""
     actions: np.ndarray
     """[L, *act] as sent to the environment."""
     actions_raw: np.ndarray | None
@@ -49,27 +49,27 @@ class Episode:
     values: np.ndarray
     """[L] float32, in units of the normalised return."""
     policy_version: np.ndarray
-    """[L] int64, of the parameters that acted."""
+    """[L] int64, version of the parameters that acted."""
     episode_return: float
-    """Sum of its raw rewards since it began, also of those that are not held."""
+    """Sum of the episode's raw rewards since it began, including steps that are not recorded."""
     length: int
-    """L."""
+    """The number of recorded steps, L."""
     terminated: bool
     truncated: bool
     complete: bool
-    """All its steps are held, from the first to the end."""
+    """Whether all steps of the episode are recorded, from the first to the end."""
     others: dict[str, np.ndarray] = field(default_factory=dict)
-    """[L, …] each: columns of the format that have no field here."""
+    """Columns [L, …] of the format that have no field of their own."""
 
     @property
     def steps(self) -> dict[str, np.ndarray]:
-        """[L, …] each: all columns of the format that are held, by their names."""
+        """All recorded columns [L, …] of the format, by name."""
         held = {column.name: self.others.get(column.name, getattr(self, column.name, None)) for column in held_steps()}
         return {name: values[: self.length] for name, values in held.items() if values is not None}
 
 
 def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]:
-    """Reads the episodes `chosen`, ascending indices into those of the catalogue, segment by segment."""
+    """Reads the episodes `chosen` (ascending indices into the catalogue's episodes), segment by segment."""
     wanted = np.zeros(len(catalogue.episodes["id"]), bool)
     wanted[chosen] = True
     p = catalogue.pieces
@@ -87,8 +87,8 @@ def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]
 
 
 def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """(episode, its steps here) of pieces of one segment. Chunks hold one environment each, so that is how they are
-    read.
+    """Yields (episode, its steps in this segment) for pieces of one segment. Reads one environment at a time, because
+    each chunk holds one.
     """
     names = [column.name for column in held_steps() if column.name in file["steps"]]
     for index in np.unique(p["index"]).tolist():
@@ -104,7 +104,7 @@ def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dic
 
 
 def _finals(file: h5py.File, catalogue: Catalogue, ends: np.ndarray) -> dict[int, np.ndarray]:
-    """{episode: its true last observation} of those among `ends` that did end, all of them in this segment."""
+    """Returns {episode: its true last observation} for the episodes among `ends` that ended, all in this segment."""
     e = catalogue.episodes
     ended = ends[e["terminated"][ends] | e["truncated"][ends]]
     if not len(ended):

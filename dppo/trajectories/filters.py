@@ -1,4 +1,4 @@
-"""Which episodes of a dump are wanted."""
+"""Chooses episodes of a dump."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which episodes are wanted; None: any."""
+    """Conditions that the chosen episodes meet; None: no condition."""
 
     complete_only: bool | None = None
     min_return: float | None = None
@@ -25,7 +25,7 @@ class Filter:
             raise ValueError(f"policy_version={self.policy_version} must be (lowest, highest); None leaves an end open")
 
     def apply(self, chosen: np.ndarray, e: dict[str, np.ndarray], still_open: np.ndarray) -> np.ndarray:
-        """Those of the episodes `chosen` that pass, in their order."""
+        """Returns those of the indices `chosen` whose episodes pass, in their order."""
         passes = np.ones(len(chosen), bool)
         if self.complete_only:
             passes &= e["complete"][chosen]

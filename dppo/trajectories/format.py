@@ -1,4 +1,4 @@
-"""Trajectory segments as files: where they are, what is in one, its checksum and its table of episodes.
+"""The files of trajectory segments: their paths, their datasets, their checksums and their tables of episodes.
 
 docs/trajectories.md explains every dataset.
 """
@@ -34,12 +34,12 @@ _MB = 2**20
 
 
 def rank_folder(run_dir: Path, rank: int) -> Path:
-    """Where a worker writes; `rank` is the one that it had at the start of the run."""
+    """Returns the folder that a worker writes to; `rank` is its rank at the start of the run."""
     return run_dir / paths.TRAJECTORIES / paths.rank_name(rank)
 
 
 def run_dir_of(segment: Path) -> Path:
-    """The run directory of RUN/trajectories/rank_00001/seg_000000.h5."""
+    """Returns the run directory of a segment: RUN of RUN/trajectories/rank_00001/seg_000000.h5."""
     return segment.parent.parent.parent
 
 
@@ -48,33 +48,33 @@ def segment_path(folder: Path, number: int) -> Path:
 
 
 def rank_folders(run_dir: Path) -> dict[int, Path]:
-    """{rank: its folder}, ascending."""
+    """Returns {rank: its folder}, ascending."""
     root = run_dir / paths.TRAJECTORIES
     found = {p: _RANK.fullmatch(p.name) for p in root.iterdir()} if root.is_dir() else {}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
 def segment_files(folder: Path) -> dict[int, Path]:
-    """{number: visible segment}, ascending."""
+    """Returns {number: visible segment}, ascending."""
     found = {p: _SEGMENT.fullmatch(p.name) for p in folder.iterdir()} if folder.is_dir() else {}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
 def next_segments(run_dir: Path) -> dict[int, int]:
-    """{rank: number of its next segment}, by what is visible."""
+    """Returns {rank: number of its next segment}, by the visible segments."""
     return {rank: max(segment_files(folder), default=-1) + 1 for rank, folder in rank_folders(run_dir).items()}
 
 
 def set_aside_orphans(run_dir: Path, named: dict[int, int], attempt: int) -> int:
-    """Moves what no checkpoint names to trajectories/orphaned, and removes what was half written. Returns how many
-    segments were moved.
+    """Moves segments that no checkpoint names to trajectories/orphaned, and removes half-written files. Returns the
+    number of moved segments.
     """
     moved = 0
     for rank, folder in rank_folders(run_dir).items():
         for part in folder.glob("*.part"):
             part.unlink(missing_ok=True)
         target = run_dir / paths.ORPHANED / f"attempt_{attempt:05d}" / folder.name
-        # the last one first: killed in between, what is left is still without a gap
+        # the last one first: if the process is killed in between, the rest is still without a gap
         for number, path in reversed(segment_files(folder).items()):
             if number >= named.get(rank, 0):
                 target.mkdir(parents=True, exist_ok=True)
@@ -85,12 +85,12 @@ def set_aside_orphans(run_dir: Path, named: dict[int, int], attempt: int) -> int
 
 
 def end_row(folder: Path) -> int:
-    """The row behind the last one of a rank's last segment; 0 where there is none that can be read."""
+    """Returns the row after the last one of a rank's last readable segment; 0 where there is none."""
     return segments_until(folder, None)[1]
 
 
 def segments_until(folder: Path, row: int | None) -> tuple[int, int]:
-    """(number of the first segment that ends behind `row`, row behind the last one of those before); None: any row."""
+    """Returns (number + 1, row after) of the last readable segment that ends by `row`, else (0, 0); None: any row."""
     for number, path in reversed(segment_files(folder).items()):
         end = _end_row(path)
         if end is not None and (row is None or end <= row):
@@ -107,7 +107,7 @@ def _end_row(path: Path) -> int | None:
 
 
 def refuse_links(run_dir: Path) -> None:
-    """Raises ValueError where trajectories would be written to where no reader follows: out of the run directory."""
+    """Raises ValueError where a link leads trajectories out of the run directory: no reader follows it."""
     for folder in (run_dir / paths.TRAJECTORIES, *rank_folders(run_dir).values()):
         if folder.is_symlink():
             raise ValueError(
@@ -127,23 +127,23 @@ class Column:
 
     name: str
     dtype: np.dtype[Any] | None
-    """None: the environment's own."""
+    """The type of the values; None: the environment's own type."""
     axes: str
-    """T rows, N environments, F ends, E episodes; * for those of an observation or an action."""
+    """The axes: T rows, N environments, F ends, E episodes; * for the axes of an observation or an action."""
     rollout: str = ""
-    """Field of `Rollout` that holds it; "": it follows from others."""
+    """Field of `Rollout` that holds the values; "": they are computed from other fields."""
     single: str = ""
-    """Its name in tables with a line per step. "": it says which steps there are; no table and no episode has it."""
+    """Name in tables with a line per step. "": the column says which steps there are; no table or episode has it."""
     is_info: bool = False
-    """It tells of the policy: Minari and D4RL have it in `infos`, beside the transitions."""
+    """Whether the column is about the policy: Minari and D4RL have it in `infos`, beside the transitions."""
     only_with_raw_actions: bool = False
-    """Only segments of Box actions have it. A column that older segments lack must not be optional: the writer would
-    leave it out for all other actions.
+    """Whether only segments of Box actions have the column. It must be False for a column that older segments lack:
+    otherwise the writer leaves it out for all other actions.
     """
 
     @property
     def ndim(self) -> int | None:
-        """None where the environment says how many axes follow."""
+        """The number of axes; None where it depends on the environment."""
         return None if self.axes.endswith("*") else len(self.axes)
 
 
@@ -152,7 +152,7 @@ ATTRIBUTES: dict[str, type] = {
     "segment": int, "first_env": int, "first_env_step": int, "skipped_rows": int, "every": int, "complete": bool,
     "dppo_version": str,
 }  # fmt: skip
-"""Of the root, in the order in which they are written."""
+"""The root's attributes, in the order in which they are written."""
 TEXTS = ("config_json", "env_spec", "observation_space", "action_space")
 STEPS = (
     Column("row", _I, "T"),
@@ -167,8 +167,8 @@ STEPS = (
     Column("values", _F, "TN", "values", "value", is_info=True),
     Column("policy_version", _I, "T", "versions", "policy_version", is_info=True),
 )
-"""To record something else of each step, add a line: writer, validator, reader and exports go by it. Older segments
-lack the new column, and readers and validator refuse them: raise FORMAT_VERSION with it.
+"""The columns of a step. To record another one, add a line: writer, validator, reader and exports use it. Older
+segments lack the new column, and readers and validator refuse them: raise FORMAT_VERSION as well.
 """
 FINAL = (Column("row", _I, "F"), Column("env", _I, "F"), Column("observations", None, "F*"))
 EPISODES = {
@@ -178,17 +178,17 @@ EPISODES = {
 
 
 def written_steps() -> list[Column]:
-    """STEPS in the order in which format 1 has always been written."""
+    """Returns STEPS in the order in which format 1 has always been written."""
     return sorted(STEPS, key=lambda column: column.only_with_raw_actions)
 
 
 def held_steps() -> list[Column]:
-    """What an episode has of each of its steps."""
+    """Returns the columns that an episode has of each step."""
     return [column for column in STEPS if column.single]
 
 
 def datasets() -> dict[str, Column]:
-    """{path: column} of all groups."""
+    """Returns {path: column} of all groups."""
     episodes = [Column(name, dtype, "E") for name, dtype in EPISODES.items()]
     groups: dict[str, Sequence[Column]] = {"steps": written_steps(), "final": FINAL, "episodes": episodes}
     return {f"{group}/{column.name}": column for group, columns in groups.items() for column in columns}
@@ -212,7 +212,7 @@ def check_types(file: h5py.File) -> None:
 
 
 def compression_filter(name: str) -> dict[str, Any]:
-    """Arguments of h5py's create_dataset. Raises ValueError where the filter is not installed."""
+    """Returns arguments for h5py's create_dataset. Raises ValueError where the filter is not installed."""
     if name == "none":
         return {}
     if name == "gzip":
@@ -226,13 +226,13 @@ def compression_filter(name: str) -> dict[str, Any]:
 
 
 def seal_image(image: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
-    """(user block with the checksum, the HDF5 image itself): what a segment's file holds."""
+    """Returns (user block with the checksum, HDF5 image), the content of a segment's file."""
     text = f"{FORMAT} {FORMAT_VERSION}\nsha256 {hashlib.sha256(image).hexdigest()}\n"
     return text.encode().ljust(USER_BLOCK, b"\n"), image
 
 
 def checksum_problem(path: Path) -> str | None:
-    """Why the bytes of a segment are not those that were written; None if they are."""
+    """Returns why the bytes of a segment are not those that were written; None if they are."""
     digest = hashlib.sha256()
     with open_regular(path, max_bytes=FILE_BYTES) as file:
         lines = file.read(USER_BLOCK).split(b"\n")
@@ -251,10 +251,11 @@ def checksum_problem(path: Path) -> str | None:
 def episode_table(
     rewards: np.ndarray, terminations: np.ndarray, truncations: np.ndarray, valid: np.ndarray, progress: EpisodeProgress
 ) -> tuple[dict[str, np.ndarray], EpisodeProgress]:
-    """The datasets of episodes/, but for the seeds, of [T, N] steps in a row; and how environments stand after them.
+    """Makes the datasets of episodes/, without the seeds, of T consecutive rows of N environments. Returns them and the
+    progress after those rows.
 
     Args:
-      progress: before row 0.
+      progress: the progress before row 0.
     """
     rewards = np.where(valid, rewards.astype(np.float64), 0.0)
     rows: list[tuple[Any, ...]] = []
@@ -279,7 +280,7 @@ def episode_table(
 
 
 def merged_tables(tables: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """One table of several; by environment, then by start."""
+    """Merges several tables into one, ordered by environment, then by start."""
     merged = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
     order = np.lexsort((merged["start"], merged["env"]))
     return {name: values[order] for name, values in merged.items()}

@@ -1,7 +1,7 @@
-"""Opens HDF5 files that others may have made: nothing in them leads out of them, and all of it fits into memory.
+"""Opens HDF5 files that others may have made, if nothing in them leads out of them and all of it fits into memory.
 
-An HDF5 file may name others (external links, external storage, virtual datasets), and a few kilobytes of it may stand
-for terabytes (chunks that were never written, zeros that were compressed).
+An HDF5 file may name other files (external links, external storage, virtual datasets), and a few kilobytes of it may
+expand to terabytes (chunks that were never written, zeros that were compressed).
 """
 
 from __future__ import annotations
@@ -18,28 +18,28 @@ if TYPE_CHECKING:
     import h5py
 
 FILE_BYTES, RAW_BYTES = 4 * 2**30, 2 * 2**30
-"""What a file may have, and what its datasets may have when they are read; the writer keeps to it."""
+"""The most bytes of a file, and of its datasets in memory; the writer keeps to both limits."""
 ZSTD = 32015
-"""The number that HDF5 knows the filter by."""
+"""HDF5's number of the zstd filter."""
 _SHUFFLE, _DEFLATE = 2, 1
 _RATIOS = {_DEFLATE: 1100, ZSTD: 2**16}
-"""The most that a filter can make of a byte: zeros."""
+"""The most bytes that a filter can make of one byte, when all are zeros."""
 _ANY_BYTES = 2**16
-"""A dataset of so little is not worth a look at how it is stored."""
+"""The most bytes of a dataset whose storage is not checked, because it is small."""
 _MAX_OBJECTS, _MAX_INDEXED, _MAX_DEPTH = 1000, 10**6, 4
 
 
 @contextmanager
 def opened_hdf5(path: Path, root: Path | None, *, is_index: bool = False) -> Iterator[h5py.File]:
-    """An HDF5 file, for reading beside a run that still writes others.
+    """Opens an HDF5 file for reading, also while a run still writes others.
 
     Args:
-      root: the folder that it must lie in, as in `open_regular`.
-      is_index: its datasets are virtual; whoever reads them looks at their sources first.
+      root: the folder that the file must lie in, as in `open_regular`.
+      is_index: whether its datasets are virtual; the caller checks their sources before it reads them.
 
     Raises:
-      OSError: it is no regular file, lies elsewhere, or is no HDF5.
-      ValueError: it leads out of itself, or would not fit into memory.
+      OSError: the file is not regular, lies elsewhere, or is no HDF5.
+      ValueError: the file leads out of itself, or would not fit into memory.
     """
     import h5py
 
@@ -84,7 +84,7 @@ def _check_file(file: h5py.File, *, is_index: bool) -> None:
 
 
 def check_link(group: h5py.Group, name: str) -> None:
-    """Raises ValueError where a name in a group leads elsewhere."""
+    """Raises ValueError where a name in a group is a link to elsewhere."""
     import h5py
 
     if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
@@ -103,7 +103,7 @@ def check_source(dataset: h5py.Dataset) -> None:
 
 
 def _checked_bytes(dataset: h5py.Dataset) -> int:
-    """What a dataset takes in memory. Raises ValueError where so much cannot come of what is on the disk."""
+    """Returns a dataset's bytes in memory. Raises ValueError where its bytes on the disk cannot hold so much."""
     import h5py
 
     dtype, shape = dataset.dtype, dataset.shape

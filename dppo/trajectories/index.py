@@ -1,6 +1,6 @@
-"""One HDF5 file that shows all segments of each rank as one: RUN/trajectories/index.h5, of virtual datasets.
+"""The index RUN/trajectories/index.h5: an HDF5 file of virtual datasets that shows all segments of a rank as one.
 
-HDF5 reads a source that is not there as fill values and says nothing, so the index can be checked.
+HDF5 silently reads fill values where a source is missing; therefore the index can be checked.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def index_path(run_dir: Path) -> Path:
 
 
 def write_index(run_dir: Path) -> tuple[Path, list[str]]:
-    """(the index of all segments that are there, lines that say which are missing among them).
+    """Writes the index of all segments. Returns its path, and lines that say which segments are missing among them.
 
     Raises:
-      UsageError: there are none, or one cannot be read, or something else is in the index's place.
+      UsageError: there is no segment, one cannot be read, or another file is in the index's place.
     """
     import h5py
 
@@ -88,7 +88,7 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
         start = 0
         for path, here in zip(files, shapes, strict=True):
             shape = here[name][0]
-            # relative: the run can be moved
+            # relative, so that the run can be moved
             layout[start : start + shape[0]] = h5py.VirtualSource(
                 f"{path.parent.name}/{path.name}", f"steps/{name}", shape, dtype
             )
@@ -97,10 +97,10 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
 
 
 def check_index(run_dir: Path) -> list[str]:
-    """What is wrong with the index: sources that are not there or are not as they were, segments that it lacks.
+    """Lists what is wrong with the index: sources that are missing or have changed, and segments that it lacks.
 
     Raises:
-      UsageError: there is none.
+      UsageError: there is no index that can be read.
     """
     path = index_path(run_dir)
     if not os.path.lexists(path):

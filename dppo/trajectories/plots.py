@@ -1,4 +1,4 @@
-"""Pictures of a dump: returns, lengths and policy lag over environment steps."""
+"""Draws a dump: returns, lengths and policy lag over environment steps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from dppo.trajectories.export.selection import appearing, refuse_existing, refus
 from dppo.trajectories.reader import Trajectories
 
 POINTS = 500
-"""Of the policy lag, per segment, at most."""
+"""The most points of the policy lag per segment."""
 
 
 def plot(trajectories: Trajectories, path: Path) -> None:
-    """Draws `path`; its suffix says the format.
+    """Draws the picture `path`, in the format that its suffix names.
 
     Raises:
-      UsageError: Matplotlib is missing, or cannot write that, or `path` exists.
+      UsageError: Matplotlib is missing or cannot write the format, or `path` exists.
     """
     if not path.suffix:
         raise UsageError(f"{path} has no suffix that says the format: name it {path.name or 'returns'}.png")
@@ -61,7 +61,7 @@ def plot(trajectories: Trajectories, path: Path) -> None:
 
 
 def policy_lag(catalogue: Catalogue) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """{rank: (rows, how far the version that acted was behind the newest of any rank in that row)}, at some rows."""
+    """Returns {rank: (rows, how far its version was behind the newest of any rank in that row)}, at some rows."""
     parts: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
     for segment in catalogue.segments:
         every = -(-segment.num_rows // POINTS)

@@ -1,6 +1,6 @@
-"""Trajectory dumps for notebooks: `dppo.open_trajectories(RUN)` gives whole episodes, however many segments hold them.
+"""Reads trajectory dumps, for notebooks: `dppo.open_trajectories(RUN)` gives whole episodes, also across segments.
 
-One file is open at a time, and no more than one segment is in memory beside the episodes that it leaves open.
+One file is open at a time. Memory holds at most one segment and the episodes that this segment leaves unfinished.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TABLE = (
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """A file of a dump; it is open only while something is read."""
+    """A file of a dump; it is open only while it is read."""
 
     path: Path
     rank: int
@@ -43,7 +43,7 @@ class Segment:
     """Root attributes, as in docs/trajectories.md."""
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """The values of steps/NAME, or of a dataset by its whole path: segment["final/row"]."""
+        """Reads the values of steps/NAME, or of a dataset by its whole path: segment["final/row"]."""
         with opened(self.path) as file:
             return read(file, name if "/" in name else f"steps/{name}")
 
@@ -55,7 +55,7 @@ class Segment:
 
 
 class _Dump:
-    """The files of a run as they were when it was opened; what is known of them is read when it is first asked for."""
+    """The files of a run's dump, as they were when it was opened; their content is read on first use."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -77,7 +77,7 @@ class _Dump:
 
     @cached_property
     def still_open(self) -> np.ndarray:
-        """[E] bool: has not ended, and is held up to its rank's last row."""
+        """[E] bool: whether the episode has not ended, and is recorded up to its rank's last row."""
         e = self.catalogue.episodes
         end_rows = {s.rank: s.end_row for s in self.catalogue.segments}
         ends = np.array([end_rows[rank] for rank in e["rank"].tolist()], np.int64)
@@ -86,7 +86,7 @@ class _Dump:
 
 
 class Trajectories:
-    """Episodes of a dump, by rank and then by when they ended; `for episode in trajectories` walks through them."""
+    """Episodes of a dump, by rank and then by their ends; `for episode in trajectories` iterates over them."""
 
     def __init__(self, dump: _Dump, filters: tuple[Filter, ...] = ()) -> None:
         self._dump, self._filters = dump, filters
@@ -100,21 +100,21 @@ class Trajectories:
         ranks: Collection[int] | None = None,
         policy_version: tuple[int | None, int | None] | None = None,
     ) -> Trajectories:
-        """Those of these episodes that pass all that is given.
+        """Returns the episodes that meet all given conditions.
 
         Args:
-          complete_only: all steps are held.
-          min_return: the return is at least this.
-          last: so many of those that pass the rest: the ones that ended last over all ranks, by row, then environment.
-            Those that have not ended yet count as the very last.
-          ranks: whose.
-          policy_version: (lowest, highest), both included, of all steps; None leaves an end open.
+          complete_only: whether all steps must be recorded.
+          min_return: the lowest return that an episode may have.
+          last: the number of episodes to keep of those that meet the other conditions: the ones that ended last over
+            all ranks, by row, then environment. Episodes that have not ended yet count as the very last.
+          ranks: the ranks that wrote the episodes.
+          policy_version: (lowest, highest) version that steps may have, both included; None leaves an end open.
         """
         new = Filter(complete_only, min_return, last, ranks, policy_version)
         return self.chosen_by(new)
 
     def chosen_by(self, new: Filter) -> Trajectories:
-        """Those of these episodes that pass the filter."""
+        """Returns the episodes that pass the filter."""
         unknown = sorted(set(new.ranks or ()) - set(self._dump.ranks))
         if unknown:
             raise UsageError(
@@ -124,7 +124,7 @@ class Trajectories:
 
     @cached_property
     def _chosen(self) -> np.ndarray:
-        """Indices into the catalogue's episodes, ascending."""
+        """The indices of the chosen episodes in the catalogue, ascending."""
         e = self._dump.catalogue.episodes
         chosen = np.arange(len(e["id"]))
         for one in self._filters:
@@ -138,18 +138,18 @@ class Trajectories:
         return self.episodes()
 
     def table(self) -> dict[str, np.ndarray]:
-        """One value per episode, without its steps: rank, env, id, seed (-1: none), first_row, last_row, offset (steps
-        before the first that is held), length (steps that are held), return, terminated, truncated, complete, attempt.
+        """Returns columns of one value per episode: rank, env, id, seed (-1: none), first_row, last_row, offset (steps
+        before the first recorded one), length (recorded steps), return, terminated, truncated, complete, attempt.
         """
         return {name: self._dump.catalogue.episodes[name][self._chosen] for name in TABLE}
 
     @property
     def catalogue(self) -> Catalogue:
-        """Of the whole dump, whatever the filters."""
+        """The catalogue of the whole dump, without the filters."""
         return self._dump.catalogue
 
     def segments(self) -> Iterator[Segment]:
-        """The files of the ranks that are asked for, by rank and number; other filters choose episodes, not files."""
+        """Yields the files of the chosen ranks, by rank and number; other filters choose episodes, not files."""
         for rank, number, path in self._dump.files:
             if all(f.ranks is None or rank in f.ranks for f in self._filters):
                 with opened(path) as file:
@@ -157,17 +157,17 @@ class Trajectories:
                 yield Segment(path, rank, number, int(attrs["attempt"]), attrs)
 
     def episodes(self) -> Iterator[Episode]:
-        """The episodes, read segment by segment."""
+        """Reads the episodes, segment by segment."""
         return read_episodes(self._dump.catalogue, self._chosen)
 
     # -- all at once --------------------
 
     def to_numpy(self) -> dict[str, np.ndarray]:
-        """All steps in one array each: observations, next_observations, has_next, actions, actions_raw (where there
-        is), rewards, terminations, truncations, log_probs, values, policy_version, episode (0, 1, … in this order),
-        rank, env, row.
+        """Returns all steps, with one array each for observations, next_observations, has_next, actions, actions_raw
+        (where there is one), rewards, terminations, truncations, log_probs, values, policy_version, episode (0, 1, … in
+        this order), rank, env, row.
 
-        What came after the last step of an episode that has not ended is not known: `has_next` is false there, and
+        The observation after the last step of an unfinished episode is not known: `has_next` is false there, and
         next_observations holds NaN, or 0 of an integer type.
         """
         total = int(self._dump.catalogue.episodes["length"][self._chosen].sum())
@@ -194,8 +194,8 @@ class Trajectories:
         return out
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One line per step, with the names of `to_numpy`; vectors as obs_0, obs_1, … and action_0, …; images as arrays
-        in one column. Next observations are left out: they are those of the next line of the episode.
+        """Returns one line per step, with the names of `to_numpy`; vectors as obs_0, obs_1, … and action_0, …; images
+        as arrays in one column. Next observations are left out: the episode's next line has them.
         """
         try:
             import pandas
@@ -215,7 +215,7 @@ class Trajectories:
         return pandas.DataFrame(columns)
 
     def to_torch(self) -> dict[str, torch.Tensor]:
-        """The arrays of `to_numpy`, as tensors."""
+        """Returns the arrays of `to_numpy` as tensors."""
         import torch
 
         return {name: torch.from_numpy(values) for name, values in self.to_numpy().items()}
@@ -230,11 +230,10 @@ def open_trajectories(
     ranks: Collection[int] | None = None,
     policy_version: tuple[int | None, int | None] | None = None,
 ) -> Trajectories:
-    """The trajectories that a run has written so far; of the episodes those that `Trajectories.filter`, with the same
-    keywords, leaves.
+    """Opens the trajectories that a run has written so far. The keywords choose episodes, as in `Trajectories.filter`.
 
     Raises:
-      UsageError: (a ValueError) where there are none.
+      UsageError: there are no trajectories (a UsageError is a ValueError).
     """
     wanted = Filter(complete_only, min_return, last, ranks, policy_version)
     return Trajectories(_Dump(Path(run_dir))).chosen_by(wanted)

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     import h5py
 
 MAX_BYTES = RAW_BYTES * 7 // 8
-"""Of the steps in a segment; what else is in it is smaller by far."""
+"""The most bytes of the steps in a segment; everything else in it is far smaller."""
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What is the same for all segments of a worker."""
+    """Values that are the same for all segments of a worker."""
 
     run_dir: Path
     run_id: str
@@ -57,8 +57,8 @@ class SegmentBuilder:
     """Builds the segments of a worker.
 
     Args:
-      seed_of: (index of an environment, number of an episode) -> its seed; None where it has none.
-      every: of so many rollouts one is recorded.
+      seed_of: (index of an environment, number of an episode) -> the episode's seed; None where episodes have none.
+      every: of each `every` rollouts, one is recorded.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class SegmentBuilder:
         self._filter = compression_filter(compression)
 
     def build(self, parts: list[Part], number: int, end_before: int) -> memoryview:
-        """The HDF5 image of a segment. Empties the parts as it goes; nothing is in memory three times, as it would be
-        with HDF5's own driver for memory, whose image can only be copied.
+        """Builds the HDF5 image of a segment. Empties the parts meanwhile, so that nothing is in memory three times.
+        (With HDF5's own driver for memory it would be, because the driver's image can only be copied.)
 
         Args:
-          number: of the segment.
-          end_before: the row behind the last one of the segment before.
+          number: the segment's number.
+          end_before: the row after the last one of the segment before.
         """
         import h5py
 
@@ -109,7 +109,7 @@ class SegmentBuilder:
                 for name in ("rewards", "terminations", "truncations", "valid")
             )
             table, _ = episode_table(rewards, terminations, truncations, valid, run[0].progress)
-            if self._seed_of is None:  # nobody numbers its episodes
+            if self._seed_of is None:  # its episodes have no numbers of their own
                 table["id"] = run[0].first_row + table["start"] - table["offset"]
             table["start"] += start
             start += run[-1].end_row - run[0].first_row
@@ -133,7 +133,7 @@ class SegmentBuilder:
 
 
 def _runs(parts: list[Part]) -> list[list[Part]]:
-    """The parts, in groups without a missing row."""
+    """Groups the parts, so that no row is missing within a group."""
     runs: list[list[Part]] = []
     for part in parts:
         if runs and runs[-1][-1].end_row == part.first_row:

@@ -1,4 +1,4 @@
-"""What there is of a dump that has no segment yet: a run was killed before the first was sealed, or has just begun."""
+"""Describes a dump that has no segment yet: its run was killed before the first was sealed, or has just begun."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from dppo.trajectories.format import rank_folders, segment_files
 
 
 class Unsealed(NamedTuple):
-    """A dump that is enabled, and empty."""
+    """A dump that is enabled but has no segment."""
 
     text: str
-    """All that is known, in one line."""
+    """A line that says all that is known."""
     missing_rows: dict[int, int]
-    """rank -> rows that the newest checkpoint has seen, and that are in no segment."""
+    """rank -> number of rows that the newest checkpoint has seen and no segment holds."""
     is_lost: bool = False
-    """There were segments, and somebody has removed them."""
+    """Whether there were segments that somebody has removed."""
 
 
 def unsealed(run_dir: Path) -> Unsealed | None:
-    """None where there is a segment, or where the run's settings do not enable trajectories."""
+    """Describes a run's empty dump; None where there is a segment, or where the settings do not enable trajectories."""
     if any(segment_files(folder) for folder in rank_folders(run_dir).values()):
         return None
     try:

@@ -1,6 +1,6 @@
-"""Whether a dump of trajectories is what it says: `validate` lists all that is wrong and stops at nothing.
+"""Checks whether a dump of trajectories is sound: `validate` lists all violations and does not stop at the first.
 
-validate_segment.py has what must hold within one segment; here is what holds between segments and checkpoints.
+validate_segment.py checks each segment alone; this file checks segments against each other and against checkpoints.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from dppo.trajectories.validate_segment import inspect
 __all__ = ["Violation", "validate"]
 
 REMOVAL_S = 2.0
-"""A checkpoint of which a file is missing may be one that the run is just removing: so long is waited for that."""
+"""Most seconds to wait until a checkpoint that lacks a file vanishes: the run may just be removing it."""
 
 
 @dataclass(slots=True)
 class _Run:
-    """What all segments of a run share, from the first that says it."""
+    """Values that all segments of a run share, from the first segment that has them."""
 
     run_id: Any = None
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
@@ -41,28 +41,28 @@ class _Run:
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
-    """What a checkpoint says of the dump."""
+    """A checkpoint's claims about the dump."""
 
     folder: Path
     named: dict[int, int] = field(default_factory=dict)
     """rank -> number of its next segment."""
     rows: dict[int, int] = field(default_factory=dict)
-    """rank -> rows that it has seen."""
+    """rank -> number of rows that the checkpoint has seen."""
     missing: dict[int, int] = field(default_factory=dict)
-    """rank -> rows behind its last named segment that are in none."""
+    """rank -> number of rows after its last named segment that no segment holds."""
     problem: str | None = None
     is_going: bool = False
-    """A file of it is not there: it may be being removed."""
+    """Whether a file of the checkpoint is missing, perhaps because the run is removing it."""
 
 
 def validate(run_dir: str | Path) -> list[Violation]:
-    """All violations of docs/trajectories.md in the dump of a run; none is good news.
+    """Lists all violations of docs/trajectories.md in the dump of a run; a sound dump has none.
 
     Raises:
       UsageError: there is no dump at all.
     """
     run_dir = Path(run_dir)
-    # before the segments: a run that writes meanwhile makes what a checkpoint names visible first
+    # before the segments: a run that writes meanwhile makes segments visible before a checkpoint names them
     claims = list(_claims(run_dir))
     folders = rank_folders(run_dir)
     if not folders and not any(claim.named for claim in claims) and unsealed(run_dir) is None:
@@ -81,9 +81,9 @@ def validate(run_dir: str | Path) -> list[Violation]:
 def _check_rank(
     run_dir: Path, rank: int, folder: Path, run: _Run, violations: list[Violation]
 ) -> dict[int, tuple[int, int]]:
-    """All segments of a folder. Returns {number: (first row, end row)}; (-1, -1) where that cannot be told."""
+    """Checks all segments of a folder. Returns {number: (first row, end row)}; (-1, -1) where the rows are unknown."""
     files = segment_files(folder)
-    if gaps(files):  # a list that was made while a run sealed two of them may lack the first
+    if gaps(files):  # a list made while a run sealed two segments may lack the first
         files = segment_files(folder)
     spans: dict[int, tuple[int, int]] = {}
     before: Inspected | None = None
@@ -121,7 +121,7 @@ def _check_rank(
 
 
 def _refused(run_dir: Path, path: Path) -> str | None:
-    """Why a segment is not opened; None where it may be, or has vanished."""
+    """Returns why a segment is not opened; None where it may be opened or has vanished."""
     if not path.is_file() and (path.exists() or path.is_symlink()):
         return "is no file"
     try:
@@ -157,11 +157,11 @@ def _spelt(shape: tuple[Any, ...]) -> str:
 
 
 def _check_order(findings: Findings, found: Inspected, before: Inspected | None, number: int) -> None:
-    """Of rows, attempts and versions, from segment to segment of a rank."""
+    """Checks rows, attempts, environments and versions of a segment against the segment before it."""
     assert found.rows is not None
     skipped, first = found.attrs.get("skipped_rows"), int(found.rows[0])
     if before is None and number > 0:
-        return  # nothing is known of the one before
+        return  # nothing is known of the segment before
     end = 0 if before is None or before.rows is None else int(before.rows[-1]) + 1
     if skipped is not None and first != end + skipped:
         findings.add(
@@ -188,10 +188,10 @@ def _check_order(findings: Findings, found: Inspected, before: Inspected | None,
 
 
 def _claims(run_dir: Path) -> Iterator[_Claim]:
-    """What each checkpoint says, newest first; read as a whole, or not at all where it vanishes meanwhile."""
+    """Yields each checkpoint's claims, newest first. Skips a checkpoint that vanishes while it is read."""
     for folder in checkpoint_folders(run_dir):
         claim = _claim(folder)
-        if claim.problem is not None:  # another may just have taken its place
+        if claim.problem is not None:  # another checkpoint may just have taken its place
             claim = _claim(folder)
         if claim.problem is None or folder.exists():
             yield claim
@@ -202,7 +202,7 @@ def _claim(folder: Path) -> _Claim:
     try:
         try:
             manifest = read_manifest(folder)
-        except OldFormError:  # nobody reads more of it than this, which was JSON even then
+        except OldFormError:  # nothing else of the old form is read; this was JSON even then
             manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent))
             return _Claim(folder, numbers_by_rank(manifest, "next_segments"))
         named, missing = numbers_by_rank(manifest, "next_segments"), numbers_by_rank(manifest, "missing_rows")
@@ -218,14 +218,14 @@ def _claim(folder: Path) -> _Claim:
 
 
 def _is_missing(error: BaseException | None) -> bool:
-    """Whether it is about a file that is not there."""
+    """Returns whether the error, or one of its causes, is a missing file."""
     while error is not None and not isinstance(error, FileNotFoundError):
         error = error.__cause__
     return error is not None
 
 
 def _is_removed(folder: Path) -> bool:
-    """Whether a checkpoint of which a file was missing is gone as a whole by now, or soon."""
+    """Returns whether a checkpoint that lacked a file is gone as a whole within REMOVAL_S."""
     deadline = time.monotonic() + REMOVAL_S
     while folder.exists():
         if time.monotonic() > deadline:
@@ -260,7 +260,7 @@ def _check_checkpoints(
 
 
 def _check_named(findings: Findings, rank: int, number: int, there: dict[int, tuple[int, int]]) -> None:
-    """That all segments below `number` are there."""
+    """Checks that all segments below `number` are there."""
     missing = gaps([n for n in there if n < number], number)
     if missing:
         spelt = [str(first) if first == last else f"{first} to {last}" for first, last in missing]
@@ -273,7 +273,7 @@ def _check_named(findings: Findings, rank: int, number: int, there: dict[int, tu
 def _check_rows(
     findings: Findings, rank: int, number: int, row: int, missing: int, there: dict[int, tuple[int, int]]
 ) -> None:
-    """That segments below `number` reach up to `row`, but for `missing` rows behind them."""
+    """Checks that segments below `number` reach up to `row`, except for `missing` rows after them."""
     end = there.get(number - 1, (-1, -1))[1] if number else 0
     if -1 < end <= row and end + missing != row:
         known = f" and knows {missing} of them to be missing" if missing else ""
@@ -285,7 +285,7 @@ def _check_rows(
 
 
 def _check_claim(findings: Findings, rank: int, number: int, row: int, there: dict[int, tuple[int, int]]) -> None:
-    """That segments below `number` hold just the rows below `row`."""
+    """Checks that segments below `number` hold exactly the rows below `row`."""
     beyond = [n for n, (_, end) in there.items() if n < number and end > row]
     for n in beyond:
         findings.add(

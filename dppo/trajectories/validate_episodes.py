@@ -1,4 +1,4 @@
-"""What must hold for the table of episodes of one segment: it follows from the steps."""
+"""Checks a segment's table of episodes, which must follow from the steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Violation:
     """Something that docs/trajectories.md rules out."""
 
     file: str
-    """Relative to the run's directory."""
+    """The path, relative to the run's directory."""
     dataset: str | None
     row: int | None
     """Index of the first value that is wrong, along the dataset's first axis."""
@@ -41,17 +41,17 @@ class Findings:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """How environments stand after the last row of a segment, [N] each."""
+    """The state of the environments' episodes after the last row of a segment, [N] each."""
 
     end_row: int
     progress: EpisodeProgress
     seeds: np.ndarray
-    """Of the present episodes."""
+    """The seeds of the present episodes."""
 
 
 @dataclass(slots=True)
 class Inspected:
-    """What other segments are compared with; None where it cannot be told."""
+    """Facts about a segment that others are compared with; None where one is unknown."""
 
     attrs: dict[str, Any] = field(default_factory=dict)
     rows: np.ndarray | None = None
@@ -61,17 +61,17 @@ class Inspected:
     """(type, shape) of one observation and of one action."""
     ends: Ends | None = None
     is_enabled: bool = False
-    """Whether its settings say that trajectories are written."""
+    """Whether the segment's settings say that trajectories are written."""
 
 
 def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected, before: Ends | None) -> None:
-    """The table against what follows from the steps."""
+    """Compares the table with what follows from the steps."""
     rewards, terminations, truncations, valid, rows = (
         data[f"steps/{name}"] for name in ("rewards", "terminations", "truncations", "valid", "row")
     )
     table = {name: data[f"episodes/{name}"] for name in EPISODES}
     known = before
-    if before is None and len(rows) and not rows[0]:  # the beginning of everything
+    if before is None and len(rows) and not rows[0]:  # the beginning of the run
         num_envs = rewards.shape[1]
         zeros = np.zeros(num_envs, np.int64)
         known = Ends(0, EpisodeProgress(zeros - 1, zeros, np.zeros(num_envs)), zeros - 1)
@@ -97,8 +97,9 @@ def _begun_in(table: dict[str, np.ndarray], start: int, stop: int) -> dict[str, 
 
 
 def _progress(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> EpisodeProgress:
-    """Before the rows `rewards`, the first of them `first`: as the segment before left it, where that is known and the
-    episode goes on; or else as the table says. What could not be brought back where it stood begins anew.
+    """Returns the progress before the rows of `rewards`, whose first index is `first`. An episode that continues has
+    the progress `known` from the segment before or, without that, the table's. An environment that could not be brought
+    back begins anew.
     """
     num_envs = rewards.shape[1]
     progress = EpisodeProgress(np.zeros(num_envs, np.int64), np.zeros(num_envs, np.int64), np.zeros(num_envs))
@@ -133,7 +134,7 @@ def _compare(
     spans = zip(expected["env"].tolist(), expected["start"].tolist(), expected["length"].tolist(), strict=True)
     moved = np.array([sizes[start : start + length, n].sum() for n, start, length in spans])
     got, want = table["return"], expected["return"]
-    # rewards are stored as float32: where they cancel each other the sum is not as exact as they are
+    # rewards are stored as float32: where they cancel each other, the sum is less exact than they are
     wrong = np.flatnonzero(~(np.abs(got - want) <= 1e-4 * np.abs(want) + 1e-6 * moved + 1e-6))
     if len(wrong):
         i = int(wrong[0])
@@ -141,7 +142,7 @@ def _compare(
 
 
 def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, findings: Findings) -> None:
-    """That an episode keeps its number and its seed, and that the next one has a higher number."""
+    """Checks that an episode keeps its number and its seed, and that the next one has a higher number."""
     order = np.lexsort((table["start"], table["env"]))
     for before, i in zip([-1, *order[:-1].tolist()], order.tolist(), strict=True):
         env, number, begins = int(table["env"][i]), int(table["id"][i]), not table["offset"][i]
@@ -149,7 +150,7 @@ def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, fi
             last, seed = int(table["id"][before]), int(table["seed"][before])
             over = bool(table["terminated"][before] or table["truncated"][before])
             must = False
-        elif known is not None:  # the first of its environment here
+        elif known is not None:  # the first episode of its environment here
             last, seed = int(known.progress.episodes[env]), int(known.seeds[env])
             over, must = False, goes_on
         else:
@@ -164,7 +165,7 @@ def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, fi
 
 
 def _ends(table: dict[str, np.ndarray], after: EpisodeProgress, end_row: int, known: Ends | None) -> Ends:
-    """For the next segment: with the table's own returns, so that roundings do not add up."""
+    """Returns the ends for the next segment, with the table's own returns, so that roundings do not add up."""
     seeds = np.full(len(after.lengths), -1, np.int64)
     for n in range(len(after.lengths)):
         mine = np.flatnonzero(table["env"] == n)

@@ -1,7 +1,6 @@
-"""What must hold within one segment: datasets and attributes that are there, finite numbers, episodes that follow from
-the steps.
+"""Checks one segment: its datasets and attributes are there, numbers are finite, and episodes follow from the steps.
 
-Nothing here raises for what a damaged file holds: each surprise is a finding.
+No check raises for the content of a damaged file: each surprise is a finding.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ if TYPE_CHECKING:
 
 
 def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
-    """Looks at everything in one segment.
+    """Checks everything in one segment.
 
     Args:
-      before: how the environments stood after the segment before, where that is known.
+      before: the ends of the segment before, where they are known.
 
     Raises:
-      UsageError: what it is compressed with is not installed.
+      UsageError: the segment's compression filter is not installed.
     """
     found = Inspected()
     try:
@@ -54,7 +53,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
 
 
 def _surely(findings: Findings, name: str, check: Callable[[], None]) -> None:
-    """A check whose arrays may not fit each other; what is wrong with them has been said by then, or is now."""
+    """Runs a check whose arrays may not fit together; adds a finding for that if the file has none yet."""
     known = len(findings.violations)
     try:
         check()
@@ -110,7 +109,7 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
 
 
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
-    """All datasets that can be read and are of the type that they should be."""
+    """Reads all datasets. Returns those that can be read and are of the right type."""
     data: dict[str, np.ndarray] = {}
     for name, column in datasets().items():
         dtype, ndim = column.dtype, column.ndim
@@ -136,7 +135,7 @@ def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
 
 
 def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
-    """All of the lengths that the first of their kind has; what has not is taken out."""
+    """Checks that the shapes of the datasets fit together. Removes datasets of steps/ that do not fit."""
     if "steps/rewards" in data:
         found.num_envs = data["steps/rewards"].shape[1]
     columns = datasets()
@@ -180,7 +179,7 @@ def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
             continue
         bad = ~np.isfinite(values)
         if name.startswith("steps/") and name != "steps/observations" and valid is not None and bad.ndim > 1:
-            bad &= valid.reshape(*valid.shape, *(1,) * (bad.ndim - 2))  # what is no step has no reward
+            bad &= valid.reshape(*valid.shape, *(1,) * (bad.ndim - 2))  # only valid steps need finite values
         if bad.any():
             where = np.argwhere(bad)
             count = f"; {len(where)} such values in all" if len(where) > 1 else ""

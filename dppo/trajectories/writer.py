@@ -1,9 +1,9 @@
-"""A worker's trajectory writer: it gathers rollouts and makes segments of them.
+"""A worker's trajectory writer, which gathers rollouts and makes segments of them.
 
     RUN/trajectories/rank_00003/seg_000012.h5
 
-A segment is built in memory and becomes visible in one step, so that no file is ever half written, and an HDF5 library
-that dies on a full disk is never near one.
+A segment is built in memory and becomes visible in one step. Thus no file is ever half written, and the HDF5 library,
+which dies on a full disk, never writes to one.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from dppo.trajectories.segment import Labels as Labels
 
 
 class Answers:
-    """What a worker has to tell rank 0."""
+    """The messages of a worker to rank 0."""
 
     def __init__(self, rank: int) -> None:
         self._rank = rank
@@ -33,37 +33,37 @@ class Answers:
         self._problem_told = self._refusal_told = False
 
     def take(self) -> list[Sealed]:
-        """What was not taken before."""
+        """Returns the messages that were not taken before."""
         out, self._waiting = self._waiting, []
         return out
 
     def sealed(self, row: int, next_segment: int | None, end_row: int = 0) -> None:
-        """Answers a `seal`."""
+        """Adds the answer to a `seal`."""
         self._waiting.append(Sealed(self._rank, row, next_segment, end_row))
 
     def problem(self, text: str, *, failed: bool = False) -> None:
-        """Tells of the first one only."""
+        """Adds a message about the first problem; ignores later ones."""
         if not self._problem_told:
             self._problem_told = True
             self._waiting.append(Sealed(self._rank, None, None, 0, text, failed))
 
     def refusal(self, text: str) -> None:
-        """Tells when the disk begins to refuse, and when that is over ("")."""
+        """Adds a message when the disk begins to refuse, and when it no longer does ("")."""
         if self._refusal_told != bool(text):
             self._refusal_told = bool(text)
             self._waiting.append(Sealed(self._rank, None, None, refusal=text))
 
 
 class TrajectoryWriter:
-    """Gathers a worker's rollouts and writes them as segments, each in a thread of its own once it is built.
+    """Gathers a worker's rollouts and makes segments of them; a thread writes each once it is built.
 
     Args:
-      seed_of: (index of an environment, number of an episode) -> its seed; None where it has none.
-      has_raw_actions: whether actions as sampled are other than as sent.
-      max_bytes: of this worker's folder; None: any.
-      required: the first error counts. Else a segment that a full disk refuses waits in memory, with what comes after
-        it, until that is KEPT_WAITING times a segment.
-      wait_s: so long at most a disk that refuses is waited for in the end.
+      seed_of: (index of an environment, number of an episode) -> the episode's seed; None where episodes have none.
+      has_raw_actions: whether actions as sampled differ from actions as sent.
+      max_bytes: the most bytes of this worker's folder; None: no limit.
+      required: whether the first error counts. Otherwise a segment that a full disk refuses waits in memory, and the
+        rollouts after it wait too, until they have KEPT_WAITING times a segment's bytes.
+      wait_s: the most seconds to wait at the end for a disk that refuses.
     """
 
     FULL = 0.7
@@ -71,7 +71,7 @@ class TrajectoryWriter:
     grows by twice `segment_bytes` at most.
     """
     KEPT_OPEN = 2
-    """So many of the last rollouts are not sealed for their size: a checkpoint may end before them."""
+    """The number of last rollouts that are not sealed for their size: a checkpoint may end before them."""
     KEPT_WAITING = 4
 
     def __init__(
@@ -98,21 +98,21 @@ class TrajectoryWriter:
         )
         self._disk = Disk(is_patient=not required)
         self._answers = Answers(labels.rank)
-        self._orders: deque[int] = deque()  # that are answered when the segment on its way is written
+        self._orders: deque[int] = deque()  # answered when the segment that is being written is done
         self._failure: str | None = None
         self._is_behind = False
-        with contextlib.suppress(OSError):  # later it is not made again: it was moved, then
+        with contextlib.suppress(OSError):  # later it is not made again: then it was moved
             labels.run_dir.mkdir(parents=True, exist_ok=True)
         visible = segment_files(labels.folder)
         self._next_segment = max(visible, default=-1) + 1
-        self._sealed_row = self._sent_row = end_row(labels.folder)  # the latter with the segment on its way
+        self._sealed_row = self._sent_row = end_row(labels.folder)  # the latter includes the one being written
         self._written_bytes = sum(path.stat().st_size for path in visible.values())
 
     def add(self, rollout: Rollout) -> None:
-        """A rollout that rank 0 was told of; perhaps again.
+        """Adds a rollout that was reported to rank 0; does nothing if it was added before.
 
         Raises:
-          DumpError: a segment could not be written, and that was to end the run.
+          DumpError: a segment could not be written, and segments are required.
         """
         if self._failure is not None and self._required:
             raise DumpError(self._failure)
@@ -121,7 +121,7 @@ class TrajectoryWriter:
             self._seal_until(self._buffer.end_row(self.KEPT_OPEN))
 
     def seal(self, row: int) -> None:
-        """Everything before `row`, the end of a rollout, becomes visible; `answers` says when."""
+        """Makes everything before `row`, the end of a rollout, visible; `answers` says when that is done."""
         if self._sent_row > row:
             self._answers.sealed(row, None)
             return
@@ -129,10 +129,10 @@ class TrajectoryWriter:
         self._orders.append(row)
 
     def answers(self) -> list[Sealed]:
-        """What is done since it was asked last; never waits."""
+        """Returns the messages since the last call; never waits."""
         if not self._disk.is_busy:
             self._finish_last()
-            if self._orders:  # they have come while the disk refused
+            if self._orders:  # orders that came while the disk refused
                 self._seal_until(self._orders[-1])
         elif self._disk.refusal is not None:
             self._answers.refusal(self._disk.refusal)
@@ -140,21 +140,21 @@ class TrajectoryWriter:
         return self._answers.take()
 
     def settle(self, row: int | None) -> list[Sealed]:
-        """The same as `seal`, but waits; `row` None: everything. It may be asked again, and gives the same answer."""
+        """Seals like `seal`, waits, and returns the answers; `row` None: everything. A repeated call gives the same."""
         until, deadline = self._buffer.next_row if row is None else row, time.monotonic() + self._wait_s
         self.seal(until)
         self._wait_until(deadline)
-        while self._buffer.has(until):  # they have waited behind a segment that the disk refused
+        while self._buffer.has(until):  # rollouts that waited behind a segment that the disk refused
             self._seal_until(until)
             self._wait_until(deadline)
         return self.answers()
 
     def wait(self) -> None:
-        """Until nothing is on its way to the disk, or the disk has refused it for too long."""
+        """Waits until nothing is being written, or the disk has refused for too long."""
         self._wait_until(time.monotonic() + self._wait_s)
 
     def close(self) -> None:
-        """What is not sealed belongs to no boundary."""
+        """Closes the writer. Rollouts that are not sealed belong to no boundary."""
         self.wait()
         self._disk.close()
 
@@ -167,24 +167,24 @@ class TrajectoryWriter:
         return segment_path(self._labels.folder, self._next_segment)
 
     def _seal_until(self, row: int) -> None:
-        """Builds a segment of the rollouts before `row` and has it committed; several where many have waited."""
+        """Builds a segment of the rollouts before `row` and sends it to the disk; several segments if many waited."""
         while self._buffer.has(row):
             if self._disk.refuses():
                 self._is_behind = True
                 if self._buffer.num_bytes <= self.KEPT_WAITING * self._segment_bytes:
                     return
-                self._disk.give_up()  # there is no more room in memory, either
+                self._disk.give_up()  # memory has no more room, either
             self._finish_last()
             self._send(row)
         self._is_behind = False
 
     def _send(self, row: int) -> None:
-        """One segment of the rollouts before `row`; of all, unless they have waited."""
+        """Builds and sends one segment of the rollouts before `row`: of all of them, unless they have waited."""
         parts = self._buffer.take(row, self._segment_bytes if self._is_behind else math.inf)
         end = parts[-1].end_row
         try:
             image = self._builder.build(parts, self._next_segment, self._sealed_row)
-        except Exception as error:  # of h5py, of memory: it is the dump that is lost, not the run
+        except Exception as error:  # from h5py, or for lack of memory: the dump is lost, not the run
             self._note_failure(error)
             return
         if self._max_bytes is not None and self._written_bytes + len(image) > self._max_bytes:
@@ -195,7 +195,7 @@ class TrajectoryWriter:
         self._sent_row = end
 
     def _finish_last(self) -> None:
-        """Waits for the segment that is on its way, if there is one; whoever asked for it has an answer then."""
+        """Waits for the segment that is being written, if there is one, and answers the orders that wait for it."""
         try:
             num_bytes = self._disk.finish()
         except Exception as error:
@@ -210,7 +210,7 @@ class TrajectoryWriter:
         self._answer_orders()
 
     def _answer_orders(self) -> None:
-        """Those for which all is done that can be done now."""
+        """Answers the orders for which nothing more can be done now."""
         while self._orders and (self._disk.refusal is not None or not self._buffer.has(self._orders[0])):
             self._answers.sealed(self._orders.popleft(), self._next_segment, self._sealed_row)
 

@@ -1,1 +1,1 @@
-"""Dumps for others: Minari, D4RL, tables."""
+"""Exports of trajectory dumps: Minari, D4RL, tables."""

@@ -1,4 +1,4 @@
-"""Trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read."""
+"""Writes trajectory dumps as one flat HDF5 file with the names of D4RL, which offline learners read."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 2**18
 _NAMES = {"log_probs": "action_log_probs"}
-"""Those that D4RL has for infos."""
+"""D4RL's names for infos, where they differ from the dump's."""
 
 
 def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
     """Writes observations, actions, rewards, terminals, timeouts, next_observations [K, …], and infos/… beside them.
 
-    The last step of an episode is a terminal or a timeout, never both: one that was cut in the step in which it
-    terminated is a terminal. An unfinished episode loses its last step, whose next observation is not known, and ends
-    with a timeout. `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays.
+    The last step of an episode is a terminal or a timeout, never both: a step that is both terminated and truncated is
+    a terminal. An unfinished episode loses its last step, whose next observation is not known, and ends with a timeout.
+    `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays.
 
     Raises:
       UsageError: `path` exists, or there is nothing to export.
@@ -66,7 +66,7 @@ def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
 
 
 def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
-    """Of its first `count` steps."""
+    """Returns the columns of the episode's first `count` steps."""
     terminals = episode.terminations[:count].copy()
     timeouts = episode.truncations[:count] & ~terminals
     if not terminals[-1]:

@@ -1,4 +1,4 @@
-"""Trajectory dumps as a Minari dataset, written episode by episode."""
+"""Writes trajectory dumps as a Minari dataset, episode by episode."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ _ORIGIN = ("rank", "env", "id", "first_row", "offset", "return", "complete")
 _NAMESPACE_FILE = "namespace_metadata.json"
 _ID = re.compile(r"(?:[\w-][\w/-]*[\w-]/)?[\w-]+-v\d+", re.ASCII)
 _MAX_NAME, _MAX_DIGITS = 200, 9
-"""Characters of a part of a dataset's id, and digits of its version."""
+"""The most characters of a part of a dataset's id, and the most digits of its version."""
 _MAX_SIZE = 10**8
-"""Numbers in an observation or an action."""
+"""The most numbers in an observation or an action."""
 
 
 def to_minari(
@@ -48,14 +48,14 @@ def to_minari(
 ) -> Exported:
     """Writes a dataset that `minari.load_dataset(dataset_id)` opens.
 
-    Episodes that ended are exported as they are. Of one that did not (the run stopped, or rows around it were not
-    written) the last step's next observation is not known: the step is dropped, and the one before it is truncated.
-    `infos` hold log_probs, values and policy_version beside each observation, nan and -1 beside the last. Metadata of
-    each episode (`dataset.storage.get_episode_metadata`) has its seed, and under `dppo` where it comes from.
+    Episodes that ended are exported as they are. If an episode did not end (the run stopped, or rows around it were not
+    written), its last step has no known next observation: that step is dropped, and the step before it is truncated.
+    `infos` hold log_probs, values and policy_version beside each observation, with nan and -1 beside the last. Each
+    episode's metadata (`dataset.storage.get_episode_metadata`) has its seed and, under `dppo`, its origin.
 
     Args:
-      dataset_id: (namespace/)name-vN; by default that of `default_dataset_id`.
-      root: of Minari's datasets; by default MINARI_DATASETS_PATH, else ~/.minari/datasets, as Minari has it.
+      dataset_id: (namespace/)name-vN; by default the id of `default_dataset_id`.
+      root: the folder of Minari's datasets; by default MINARI_DATASETS_PATH, else ~/.minari/datasets, as in Minari.
 
     Raises:
       UsageError: Minari is not installed, the dataset exists, or there is nothing to export.
@@ -110,13 +110,13 @@ def to_minari(
 
 
 def default_dataset_id(labels: dict[str, str]) -> str:
-    """dppo/CartPole-v1-v0: the environment with its own version, then the dataset's."""
+    """Returns an id such as dppo/CartPole-v1-v0: the environment with its own version, then the dataset's version."""
     name = _parsed(labels, "env_spec", lambda text: str(json.loads(text)["id"])).rpartition(":")[2]
     return f"dppo/{re.sub(r'[^a-zA-Z0-9_/-]', '_', name)}-v0"
 
 
 def _parsed(labels: dict[str, str], name: str, make: Callable[[str], T]) -> T:
-    """What a label of the dump says. Raises UsageError where it is damaged."""
+    """Parses a label of the dump. Raises UsageError where the label is damaged."""
     try:
         return make(labels[name])
     except (*SURPRISES, AssertionError) as error:  # Minari asserts
@@ -127,7 +127,7 @@ def _parsed(labels: dict[str, str], name: str, make: Callable[[str], T]) -> T:
 
 
 def _space(text: str) -> Any:
-    """A space; refuses one of another size than any trajectory's, before it is made."""
+    """Makes a space of its JSON text. Raises ValueError before it makes one that is too large for any trajectory."""
     from minari.serialization import deserialize_space
 
     parts = [parse_json(text)]
@@ -140,7 +140,7 @@ def _space(text: str) -> Any:
 
 
 def _env_spec(text: str) -> EnvSpec | None:
-    """What `recover_environment` makes the environment from; None where the dump has its id only."""
+    """Returns the spec from which `recover_environment` makes the environment; None where the dump has its id only."""
     from gymnasium.envs.registration import EnvSpec
 
     return None if set(json.loads(text)) == {"id"} else EnvSpec.from_json(text)
@@ -150,7 +150,7 @@ def _env_spec(text: str) -> EnvSpec | None:
 
 
 class _Count:
-    """What went into the dataset."""
+    """Counts what went into the dataset."""
 
     def __init__(self) -> None:
         self.episodes = self.steps = self.dropped = 0
@@ -158,7 +158,7 @@ class _Count:
 
 
 def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
-    """An EpisodeBuffer of each episode that has a transition."""
+    """Yields an EpisodeBuffer for each episode that has a transition."""
     from minari.data_collector import EpisodeBuffer
 
     for episode, offset in with_offsets(trajectories):
@@ -174,7 +174,7 @@ def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
         count.first_version = min(count.first_version, int(episode.policy_version[0]))
         count.last_version = max(count.last_version, int(episode.policy_version[-1]))
         yield EpisodeBuffer(
-            seed=episode.seed if offset == 0 else None,  # it leads to the first observation, or it misleads
+            seed=episode.seed if offset == 0 else None,  # a seed must lead to the first observation
             observations=episode.observations,
             actions=episode.actions[:length],
             rewards=episode.rewards[:length],
@@ -185,14 +185,14 @@ def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
 
 
 def _infos(episode: Episode, length: int) -> dict[str, np.ndarray]:
-    """What is one number beside each observation; nan or -1 beside the last one."""
+    """Returns the infos with one number beside each observation; nan or -1 beside the last one."""
     steps, infos = episode.steps, [column.name for column in held_steps() if column.is_info and column.ndim is not None]
     values = {name: steps[name][:length] for name in infos}
     return {name: np.append(v, v.dtype.type(np.nan if v.dtype.kind == "f" else -1)) for name, v in values.items()}
 
 
 def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
-    """Attributes of the group of each episode that has a transition; Minari reads them back as a dict under `dppo`."""
+    """Yields attributes for each episode that has a transition; Minari reads them back as a dict under `dppo`."""
     table = trajectories.table()
     transitions = table["length"] - ~(table["terminated"] | table["truncated"])
     for i in np.flatnonzero(transitions).tolist():
@@ -247,12 +247,12 @@ def _check_free(root: Path, dataset_id: str) -> None:
 
 
 def _namespaces(root: Path, dataset_id: str) -> list[Path]:
-    """Folders between `root` and the dataset's."""
+    """Returns the folders between `root` and the dataset's folder."""
     return [root / parent for parent in Path(dataset_id).parents if parent != Path(".")]
 
 
 def _name_namespaces(root: Path, dataset_id: str) -> None:
-    """What `minari.namespace.create_namespace` writes, under this root."""
+    """Writes what `minari.namespace.create_namespace` would write, under `root`."""
     for folder in _namespaces(root, dataset_id):
         if not (folder / _NAMESPACE_FILE).exists():
             (folder / _NAMESPACE_FILE).write_text("{}")

@@ -1,4 +1,4 @@
-"""Trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else."""
+"""Writes trajectory dumps as tables with one line per step: Parquet for data frames, CSV for everything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_COLUMNS = 2000
 
 
 def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
-    """Writes the columns of `columns_of` as Parquet (zstd); what is not known is null. The file's schema metadata hold
+    """Writes the columns of `columns_of` as Parquet (zstd); unknown values are null. The file's schema metadata hold
     config_json, env_spec, observation_space and action_space.
 
     Raises:
@@ -72,8 +72,8 @@ def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
 
 
 def to_csv(trajectories: Trajectories, path: Path | str) -> Exported:
-    """Writes the columns of `columns_of` with a line of their names; what is not known is empty. Numbers have as many
-    digits as it takes to read the same ones again; booleans are True and False.
+    """Writes the columns of `columns_of` below a line of their names; unknown values are empty. Numbers have as many
+    digits as it takes to read them back exactly; booleans are True and False.
 
     Raises:
       UsageError: `path` exists, or there is nothing to export.
@@ -95,13 +95,13 @@ def to_csv(trajectories: Trajectories, path: Path | str) -> Exported:
 
 
 def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
-    """One value per step; masked where it is not known: seed, next_obs of the last step of an unfinished episode.
+    """Returns columns with one value per step. Unknown values are masked: seed, next_obs after an unfinished episode.
 
-    Observations and actions are one column where they are one number without an axis, else obs_0, obs_1, …: flat, in C
-    order. `t` counts the episode's steps from 0, `row` those of the worker.
+    An observation or action without an axis is one column; others are obs_0, obs_1, …: flat, in C order. `t` counts the
+    episode's steps from 0, `row` those of the worker.
 
     Args:
-      offset: steps of the episode before the first that is held.
+      offset: the number of the episode's steps before the first recorded one.
 
     Raises:
       UsageError: observations are too large for columns.
@@ -136,7 +136,7 @@ def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
 
 
 def _flat(name: str, values: np.ma.MaskedArray) -> dict[str, np.ma.MaskedArray]:
-    """[L, …] as columns of [L]."""
+    """Splits values [L, …] into columns [L]."""
     if values.ndim == 1:
         return {name: values}
     flat = values.reshape(len(values), -1)

@@ -1,4 +1,4 @@
-"""python -m dppo.trajectories export: a dump in the forms that other programs read."""
+"""python -m dppo.trajectories export: writes a dump in the forms that other programs read."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> list[str]:
-    """What `add_arguments` has parsed. Returns the lines to print. Raises UsageError for wrong use, with the repair."""
+    """Runs the export. Returns the lines to print. Raises UsageError for wrong use, with the repair."""
     for name in ("dataset_id", "author"):
         if args.to != "minari" and getattr(args, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} is for --to minari: leave it out with --to {args.to}")
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> list[str]:
 
 
 def output_path(text: str) -> Path:
-    """Of -o."""
+    """Converts the value of -o to a path."""
     if not text:
         raise argparse.ArgumentTypeError("an empty name; name what is to be written, or leave -o out")
     return Path(text)

@@ -1,4 +1,4 @@
-"""What all exports of trajectory dumps share: how a file appears, what is counted, which steps are transitions."""
+"""Tools of all exports of trajectory dumps: files that appear whole, counts, and which steps are transitions."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dppo.trajectories.reader import Trajectories
 
 T = TypeVar("T")
 BATCH_BYTES = 16 * 2**20
-"""So much is gathered before it is written: short episodes one by one would cost more than their steps."""
+"""Bytes that are gathered before they are written: short episodes one by one would cost more than their steps."""
 
 
 class Exported(NamedTuple):
-    """What an export has written."""
+    """The result of an export."""
 
     path: Path
     episodes: int
@@ -33,17 +33,17 @@ class Exported(NamedTuple):
 
 
 def transitions_of(episode: Episode) -> int:
-    """How many of its steps have a next observation: all if it ended, else all but the last one."""
+    """Returns how many of an episode's steps have a next observation: all if it ended, else all but the last one."""
     return len(episode.observations) - 1
 
 
 def with_offsets(trajectories: Trajectories) -> Iterator[tuple[Episode, int]]:
-    """Each episode, and how many of its steps come before the first that is held."""
+    """Yields each episode with the number of its steps before the first recorded one."""
     return zip(trajectories, trajectories.table()["offset"].tolist(), strict=True)
 
 
 def labels_of(trajectories: Trajectories) -> dict[str, str]:
-    """run_id, dppo_version, config_json, env_spec, observation_space, action_space: those of the first segment."""
+    """Reads run_id, dppo_version, config_json, env_spec, observation_space and action_space from the first segment."""
     first = next(trajectories.segments())
     with opened(first.path) as file:
         texts = {name: file[name].asstr()[()] for name in TEXTS}
@@ -67,7 +67,7 @@ def refuse_existing(path: Path) -> None:
 
 
 def refuse_inside_dump(path: Path) -> None:
-    """What is written into the folder of a run's trajectories would be taken for a part of them."""
+    """Raises UsageError for a path in a run's folder of trajectories, where a file would be taken for one of them."""
     for place in {path.absolute(), path.resolve()}:
         for folder in (place, *place.parents):
             if folder.name == paths.TRAJECTORIES and rank_folders(folder.parent):
@@ -76,10 +76,10 @@ def refuse_inside_dump(path: Path) -> None:
 
 @contextlib.contextmanager
 def made_folder(folder: Path) -> Iterator[None]:
-    """`folder` with its parents; those that were not there before vanish if the block fails.
+    """Makes `folder` with its parents. Removes those that it made if the block fails.
 
     Raises:
-      UsageError: it cannot be made.
+      UsageError: the folder cannot be made.
     """
     made: list[Path] = []
     try:
@@ -97,13 +97,13 @@ def made_folder(folder: Path) -> Iterator[None]:
 
 
 def temporary_name(folder: Path, suffix: str = ".part") -> Path:
-    """Of something that is not there, whatever else is."""
+    """Returns a path in `folder` with a random name, so that nothing is there yet."""
     return folder / f".dppo-{secrets.token_hex(8)}{suffix}"
 
 
 @contextlib.contextmanager
 def appearing(path: Path) -> Iterator[Path]:
-    """A name to write to; the file gets the name `path` when the block ends, and vanishes if it fails.
+    """Yields a path to write to. The file gets the name `path` when the block ends, and is removed if it fails.
 
     Raises:
       UsageError: `path` exists, or its folder cannot be written to.
@@ -127,7 +127,7 @@ def appearing(path: Path) -> Iterator[Path]:
 
 
 def in_batches(items: Iterable[tuple[int, T]], num_bytes: int = BATCH_BYTES) -> Iterator[list[T]]:
-    """Groups (size in bytes, item) in the order in which they come, so that a group is not much larger than that."""
+    """Yields lists of items in their order, not much larger than `num_bytes`. Items come as (size in bytes, item)."""
     held: list[T] = []
     size = 0
     for item_bytes, item in items:
