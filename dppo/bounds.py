@@ -16,7 +16,7 @@ SHOWN = 80
 """The largest number of characters of a value that a message shows."""
 LONGEST_TEXT = 4096
 LONGEST_S = 1e9
-"""Seconds of the longest duration, 31 years: a longer one overflows somewhere, and means never."""
+"""The most seconds of a setting, 31 years: more overflow somewhere, and mean never."""
 
 
 class Range(NamedTuple):

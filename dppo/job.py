@@ -30,7 +30,7 @@ SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """The batch scripts: in a checkout a link to its `jobs/`, in an installed package a folder."""
 EXIT_CANCELLED = 128 + signal.SIGTERM
 DRY_RUN_S = 300.0
-"""Seconds of the longest dry run. A longer one is no evidence against the settings: the job is started again."""
+"""Seconds that a dry run may take. A longer one is no evidence against the settings: the job is started again."""
 KILL_AFTER_S = 90.0
 """The default of --kill-after-s: less than the two minutes between the scripts' advance signal and the job's end."""
 STARTS = 3

@@ -56,7 +56,7 @@ def draw_noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> n
 
 
 class EpisodeSeeds:
-    """The seeds of the episodes of a worker's environments: episode e of global environment g always has the same."""
+    """The seeds of a worker's episodes: episode e of global environment g always has the same seed."""
 
     BLOCK = 64
 

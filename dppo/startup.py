@@ -1,5 +1,5 @@
-"""Settles, before torch, NumPy and MPI are imported, threads, Open MPI's parameters, and what processes that
-environments start inherit.
+"""Settles threads, Open MPI's parameters, and what processes that environments start inherit, before torch, NumPy and
+MPI are imported.
 
 `python -m dppo.startup` prints where the file of Open MPI's parameters is, for scripts that source it.
 """
@@ -62,7 +62,7 @@ def let_children_start_afresh() -> None:
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_handlers)
 
 
-_held = threading.local()  # the signals of ours, and those that were blocked before this thread forked
+_held = threading.local()  # the signals that this program handles, and those that were blocked before this thread forked
 
 
 def _hold_signals() -> None:

@@ -27,9 +27,9 @@ class Moments:
     count: float
     """Samples seen."""
     mean: np.ndarray
-    """[D] float64; before the first sample, the point that the first sums are taken about."""
+    """The mean, [D] float64; before the first sample, the point that the first sums are taken about."""
     m2: np.ndarray
-    """[D] float64, sum of squared deviations from the mean."""
+    """The sum of squared deviations from the mean, [D] float64."""
 
     @classmethod
     def empty(cls, size: int) -> Moments:

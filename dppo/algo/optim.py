@@ -28,7 +28,7 @@ class Optimizer:
     def step(self, params: np.ndarray, gradient: np.ndarray, lr: float, scale: float = 1.0) -> None:
         """Updates `params` [P] in place, against `scale` times `gradient` [P].
 
-        Scales that turn a sum into a mean, or clip, cost nothing here; each alone is a pass over all parameters.
+        A scale that turns a sum into a mean, or that clips, costs nothing here; alone it is a pass over all parameters.
         """
         raise NotImplementedError
 
