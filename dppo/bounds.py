@@ -1,4 +1,4 @@
-"""Checks settings against the types and ranges beside them: a value is made plain, or refused by its setting's name."""
+"""Checks settings against their types and ranges: makes a value plain, or refuses it with the setting's name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHOWN = 80
 """The largest number of characters of a value that a message shows."""
 LONGEST_TEXT = 4096
 LONGEST_S = 1e9
-"""The most seconds of a setting, 31 years: more overflow somewhere, and mean never."""
+"""The largest number of seconds, 31 years: a larger one overflows somewhere, and means never."""
 
 
 class Range(NamedTuple):
@@ -68,7 +68,7 @@ class Section:
     """The base of dataclasses of settings: however one is made, each value has its type and lies in its range."""
 
     def __post_init__(self) -> None:
-        # PPOConfig is ppo, as a section of Config; Config itself has no name
+        # the section PPOConfig has the name ppo in messages; Config itself has none
         section: Any = type(self)
         name = section.__name__.removesuffix("Config").lower()
         for key, hint in hints(section).items():

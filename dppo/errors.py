@@ -1,4 +1,4 @@
-"""All named errors of dppo on one page, with what each means and for whom it is; and the exit codes."""
+"""All named errors of dppo on one page, with their meaning and addressee; and the exit codes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class NoMPIError(ImportError):
     """Raised where no MPI can be loaded; the message says what to install."""
 
 
-# -- of files --------------------
+# -- about files --------------------
 
 
 class RefusedFileError(OSError):

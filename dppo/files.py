@@ -24,7 +24,7 @@ from dppo.errors import MovedError, RefusedFileError
 PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT})
 """The errors of a disk that may accept the same bytes a little later."""
 RETRY_S = 2.0
-"""Seconds after such an error of a disk until the next try."""
+"""Seconds from an error in `PASSING` to the next try."""
 
 
 def fsync_folder(folder: Path) -> None:

@@ -86,7 +86,7 @@ def train(training: Training, supervisor: Supervisor, starts: int, kill_after_s:
     """
     try:
         outcome = _start(training, supervisor, [str(training.run_dir), "--starts", str(starts)], kill_after_s)
-        supervisor.is_asked()  # no longer of interest, but the job may have ended
+        supervisor.is_asked()  # raises JobEnds if the job has ended meanwhile; the answer is no longer of interest
     except JobEnds:  # unless the job is cancelled, Slurm starts it again
         requeue.main(["--is-requeued"])
         return EXIT_CANCELLED
@@ -105,7 +105,7 @@ def _start(training: Training, supervisor: Supervisor, record: list[str], kill_a
         code = EXIT_AGAIN
     elif code == 0:
         code = supervisor.run([*training.launcher, *run], kill_after_s)
-    # what became of the run is in its directory: the launcher's code says little of it
+    # the run directory says what became of the run; the launcher's code says little about that
     return verdict.main([*record, "--code", str(code)])
 
 

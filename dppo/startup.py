@@ -39,8 +39,8 @@ _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def note_early_signals(leave: Callable[[int], object]) -> None:
-    """Has signals that ask to save only noted until training can save. By default one would kill, or end an import with
-    a traceback. A signal that comes much later than the first has the process `leave` with a code.
+    """Only notes signals that ask to save, until training can save. By default one would kill, or end an import with a
+    traceback. A signal that comes much later than the first has the process `leave` with a code.
     """
     first_at: list[float] = []
 
@@ -62,7 +62,7 @@ def let_children_start_afresh() -> None:
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_handlers)
 
 
-_held = threading.local()  # the signals that this program handles, and those that were blocked before this thread forked
+_held = threading.local()  # signals that this program handles, and those blocked before this thread forked
 
 
 def _hold_signals() -> None:
@@ -149,7 +149,7 @@ def prepare() -> int:
 
 
 def limit_threads() -> int:
-    """Gives this rank's thread pools its share of the cores that it may run on. Settings of the user's stay.
+    """Gives this rank's thread pools its share of the cores that it may run on. The user's own settings stay.
 
     torch gets the share. NumPy's BLAS gets one thread: at the closed-form network's sizes a second one brings nothing
     on an idle machine and costs a factor of ten on a busy one, where its partner spins without a core.
@@ -158,7 +158,7 @@ def limit_threads() -> int:
       The share.
     """
     cores, of_job = len(own_cores()), slurm.cores_on_this_node()
-    # bound to its own part of the job's cores, as by srun; cannot be told where Slurm counts more than there are
+    # bound to its own part of the job's cores, as by srun; unknown where Slurm counts more cores than there are
     is_bound = of_job is not None and cores < min(of_job, os.cpu_count() or 1)
     share = max(1, cores if is_bound else cores // local_ranks())
     for name in _TORCH_POOLS:
@@ -168,7 +168,7 @@ def limit_threads() -> int:
 
 
 def set_mpi_parameters() -> None:
-    """Sets Open MPI parameters that the user need not know. Settings of the user's stay.
+    """Sets Open MPI parameters that the user need not know. The user's own settings stay.
 
     In addition to those of `openmpi.sh`: on one node ob1 over shared memory starts twice as fast as the search for a
     network. TCP opens a port on every network; it is left out, except where it may have to join processes that replace
@@ -201,7 +201,7 @@ def this_python() -> str:
         if path.is_relative_to(Path.cwd()):
             return shlex.quote(str(path.relative_to(Path.cwd())))
     found = shutil.which("python")
-    # not by the file alone: the Pythons of virtual environments are links to one
+    # the path is compared, not the file: the Pythons of virtual environments are links to one file
     return "python" if found is not None and Path(found) == path else shlex.quote(str(path))
 
 

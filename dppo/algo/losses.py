@@ -114,7 +114,7 @@ def ppo(
       cfg: weights and clip range.
       kl_coef: for the objective kl: the penalty's present weight.
       mean_kl: for the objective kl: the mean KL of the update before, over the samples of **all** ranks, so that the
-      hinge does not depend on the layout; 0 before the first update, where the policy is still the one that acted.
+        hinge does not depend on the layout; 0 before the first update, where the policy is still the one that acted.
 
     Source: Schulman et al. 2017, eqs. 7 and 9; Heess et al. 2017, algorithm 1 and its hinge term; the value's
     clipping is from OpenAI Baselines' ppo2.

@@ -53,7 +53,7 @@ class Adam(Optimizer):
         np.multiply(gradient, math.sqrt(1.0 - b2) * scale, out=scratch)
         np.multiply(scratch, scratch, out=scratch)
         v += scratch
-        # with both corrections of the bias taken out of the fraction
+        # both bias corrections are taken out of the fraction
         correction = math.sqrt(1.0 - b2**self.steps)
         np.sqrt(v, out=scratch)
         scratch += self.cfg.eps * correction

@@ -43,7 +43,7 @@ _COUNT_PERIOD_S, _COUNT_PATIENCE = 0.5, 6
 _STARTING, _AT_WORK, _LEAVING, _ENDING_JOB = range(4)
 _STAGE, _CODE, _END, _BEATS, _SILENCE_S = range(5)
 _BY_SIGNAL = 1000
-"""The number that the inner guard adds to a signal's when it tells the outer one of an end; else it tells 1 + code."""
+"""The offset of a signal's number in the inner guard's report to the outer one; an exit code has the offset 1."""
 
 _STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _KILLED = 128 + signal.SIGKILL
@@ -171,7 +171,7 @@ class _Guard:
     def _watch(self) -> NoReturn:
         processes.set_title(f"dppo: guard of {launcher.rank_name()}")
         heard = signal.valid_signals()
-        if self._shares_terminal:  # it stops and continues with its rank
+        if self._shares_terminal:  # the guard stops and continues with its rank
             heard = heard - _STOPS
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         while True:
@@ -180,7 +180,7 @@ class _Guard:
             if info is None or info.si_signo == signal.SIGCHLD:
                 continue
             if self._shares_terminal and info.si_code > 0:
-                continue  # the terminal sends it to the whole group, the rank included
+                continue  # the terminal sends the signal to the whole group, the rank included
             self._passed_on.add(info.si_signo)
             processes.kill(self._child, info.si_signo)
 

@@ -117,7 +117,7 @@ def prctl(option: int, value: int) -> None:
 
 def set_title(title: str) -> None:
     """Sets what ps and /proc show: otherwise a guard would look like its rank, whose arguments and variables it has."""
-    # without a space: Slurm's proctrack/linuxproc cannot read such a line of /proc/PID/stat, and signals nobody below
+    # without a space: Slurm's proctrack/linuxproc cannot read a stat line in /proc with one, and signals nobody below
     ctypes.CDLL(None).prctl(_SET_NAME, b"dppo-guard")
     places = [int(field) for field in stat(os.getpid())[45:49]]
     if len(places) < 4:

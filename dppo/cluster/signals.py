@@ -54,7 +54,7 @@ class Preemption:
     def install(self) -> None:
         """Turns SIGUSR1, SIGTERM and Ctrl-C into requests."""
         if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only; an embedding program has its own
+            return  # Python allows handlers in the main thread only; an embedding program has handlers of its own
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._on_signal)
 

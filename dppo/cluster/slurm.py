@@ -142,7 +142,7 @@ def tasks_on_this_node() -> int:
 
 
 def _tasks_per_node() -> list[int]:
-    """Returns the step's tasks on each node; [] where Slurm does not say, or nonsense. It writes `4(x2),3` for
+    """Returns the step's tasks on each node; [] where Slurm says nothing, or what cannot be. Slurm writes `4(x2),3` for
     [4, 4, 3].
     """
     counted: list[int] = []

@@ -37,7 +37,7 @@ class Supervisor:
     def __init__(self, *, asked: bool = False) -> None:
         self._asked = asked
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-        for number in (*_HELD, signal.SIGINT):  # programs inherit what is ignored
+        for number in (*_HELD, signal.SIGINT):  # programs would inherit that a signal is ignored
             signal.signal(number, signal.SIG_DFL)
 
     def is_asked(self) -> bool:

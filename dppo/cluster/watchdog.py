@@ -54,7 +54,7 @@ class Watchdog:
       folder: RUN/stalls; None while there is none: stderr takes the stacks until `write_to`.
       after_s: the time without progress after which the stacks are written, once per stall.
       abort_s: the time without progress after which the process ends, unless it waits for others. The launcher then
-        ends the others.
+        ends the other processes.
       end: ends the process; by default with code 1.
       is_lost: returns why this process can never come back, as far as can be told; "" where it can. A process that is
         lost is killed, also where both limits are off.
@@ -82,14 +82,14 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         limits = [max(s, SHORTEST_S) for s in (self._after_s, self._abort_s) if s]
         self._period_s = min([1.0, *(limit / 4 for limit in limits)])
-        # later than the thread, which knows more, would report
+        # the timer fires after the thread would report, because the thread knows more
         self._timer_s = min(limits, default=math.inf) + 2 * self._period_s
         if not limits and is_lost is None:
             return
         self._timer_file = _STDERR
         if folder is not None:
             self.write_to(folder)
-        # a forked child has the timer's lock but not its thread, and would wait for it for ever when it exits
+        # a forked child has the timer's lock but not its thread, and would wait for ever for that when it exits
         os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
@@ -146,7 +146,7 @@ class Watchdog:
         if self._armed_for != self._last and math.isfinite(self._timer_s):
             # a stall that was reported is not written again by the timer
             self._armed_for = self._last
-            with contextlib.suppress(RuntimeError):  # the system has no thread left for it: watch without
+            with contextlib.suppress(RuntimeError):  # the system has no thread left for the timer: watch without it
                 faulthandler.dump_traceback_later(self._timer_s, file=self._timer_file)
         self._watches.set()
         self._beat(self._abort_s)

@@ -209,7 +209,7 @@ class NativeVector:
         return observations
 
     def step(self, actions: np.ndarray) -> Step:
-        # Copies: the form may write to its actions, hand out the same memory each time, or arrays that are not NumPy's.
+        # Copies: the form may write to its actions, reuse the memory that it returns, or return arrays not of NumPy.
         raw, raw_rewards, terminated, truncated, infos = five(self._env.step(actions.copy()))
         observations = np.array(self._returned.observation(raw), self._returned.dtype)
         rewards = numbers("rewards", raw_rewards, self.num_envs)

@@ -19,9 +19,9 @@ from dppo.seams import Network
 
 MOST_PARAMETERS = 5 * 10**8
 ROWS = 8
-"""The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for eight,
-and a chaotic simulator (HalfCheetah) turns a difference in the last bit into one of order 1 within 60 steps. Eight
-environments on one rank would have other episodes than two on each of four ranks."""
+"""The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for
+eight, and a chaotic simulator (HalfCheetah) turns a difference in the last bit into one of order 1 within 60 steps.
+Without blocks, eight environments on one rank would have other episodes than two on each of four ranks."""
 
 
 class ActorCritic:
