@@ -1,6 +1,7 @@
 """dppo: reinforcement learning on HPC clusters with MPI.
 
-Lazy: a command should not import what it does not need, and no import has a side effect.
+A name is imported when it is first used: a command should not import what it does not need. No import has a side
+effect.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a setting may be: its type and its range stand beside it; a value is made plain, or refused by name."""
+"""Checks settings against their types and ranges: makes a value plain, or refuses it with the setting's name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 SHOWN = 80
-"""Characters of a value that a message shows at most."""
+"""The largest number of characters of a value that a message shows."""
 LONGEST_TEXT = 4096
 LONGEST_S = 1e9
-"""31 years: what is longer overflows somewhere, and means never."""
+"""The largest number of seconds, 31 years: a larger one overflows somewhere, and means never."""
 
 
 class Range(NamedTuple):
@@ -25,7 +25,7 @@ class Range(NamedTuple):
     low: float
     high: float
     said: str
-    """How a message goes on behind the name and the value."""
+    """The words of a message after the name and the value."""
     open_low: bool = False
     open_high: bool = False
 
@@ -42,9 +42,10 @@ def within(low: float, high: float, *, open_low: bool = False, open_high: bool =
 
 
 def positive(most: float, *, otherwise: str = "") -> Range:
-    """
+    """Returns the range of positive numbers up to `most`.
+
     Args:
-      otherwise: what else there is: ", or left out".
+      otherwise: the message's words for what else is allowed, as ", or left out".
     """
     return Range(0, most, f"must be positive{otherwise}, and at most {most:g}", open_low=True)
 
@@ -54,19 +55,20 @@ def at_least(least: float, most: float) -> Range:
 
 
 def not_negative(most: float, *, zero: str = "") -> Range:
-    """
+    """Returns the range from 0 to `most`.
+
     Args:
-      zero: what 0 means, where it is more than a number.
+      zero: the meaning of 0, where it is more than a number.
     """
     said = f"must be 0 ({zero}) or positive" if zero else "must not be negative"
     return Range(0, most, f"{said}, and at most {most:g}")
 
 
 class Section:
-    """Base of dataclasses of settings: whatever makes one, each value is of its type and in its range."""
+    """The base of dataclasses of settings: however one is made, each value has its type and lies in its range."""
 
     def __post_init__(self) -> None:
-        # PPOConfig is ppo, as a section of Config; Config itself has no name
+        # the section PPOConfig has the name ppo in messages; Config itself has none
         section: Any = type(self)
         name = section.__name__.removesuffix("Config").lower()
         for key, hint in hints(section).items():
@@ -76,15 +78,15 @@ class Section:
 
 @cache
 def hints(section: Any) -> dict[str, Any]:
-    """The settings of a section, with their types and ranges."""
+    """Returns the settings of a section, with their types and ranges."""
     return get_type_hints(section, include_extras=True)
 
 
 def settled(hint: Any, value: Any, name: str) -> Any:
-    """`value` as the plain type that `hint` asks for.
+    """Returns `value` as the plain type that `hint` asks for.
 
-    A whole number is taken for a float and the other way round (1e6 is an int), a list for a tuple, a path for a text;
-    what NumPy and torch call numbers and arrays becomes Python's. Nothing else is converted.
+    A whole number is accepted for a float and the other way round (1e6 is an int), a list for a tuple, a path for a
+    text. Numbers and arrays of NumPy and torch become Python's. Nothing else is converted.
 
     Raises:
       ValueError: the type is wrong, or the value is out of its range.
@@ -120,14 +122,14 @@ def settled(hint: Any, value: Any, name: str) -> Any:
 
 
 class _Kind(NamedTuple):
-    """A type hint, taken apart."""
+    """The parts of a type hint."""
 
     plain: Any
     is_optional: bool
     is_section: bool
     choices: tuple[str, ...]
     each: Any
-    """Of a tuple: the hint of its values."""
+    """The hint of a tuple's values."""
     bounds: Range | None
 
 
@@ -144,12 +146,12 @@ def _kind(hint: Any) -> _Kind:
 
 
 def is_whole(hint: Any) -> bool:
-    """Whether a setting of this type is a whole number, or several."""
+    """Returns whether a setting of this type is a whole number, or several."""
     return hint is int or any(map(is_whole, get_args(hint)))
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's, torch's and other kinds of numbers, texts and lists as Python's own."""
+    """Turns numbers, texts and lists of NumPy, torch and other libraries into Python's own."""
     if type(value) in (bool, int, float, str):
         return value
     if isinstance(value, os.PathLike):
@@ -166,7 +168,7 @@ def _plain(value: Any) -> Any:
 
 
 def _require_text(value: str, name: str) -> None:
-    """It goes into config.toml and into names of files."""
+    """Refuses a text that cannot go into config.toml and into names of files."""
     if len(value) > LONGEST_TEXT:
         raise ValueError(f"{name}={shown(value)} is too long: {len(value)} characters, at most {LONGEST_TEXT}")
     if "\0" in value:
@@ -176,7 +178,7 @@ def _require_text(value: str, name: str) -> None:
 
 
 def shown(value: object) -> str:
-    """A value as messages show it: one line of at most `SHOWN` characters, whatever it is."""
+    """Returns a value as messages show it: one line of at most `SHOWN` characters, whatever the value is."""
     try:
         text = repr(value)
     except Exception:  # integers of thousands of digits, lists in lists in lists …, other people's classes
@@ -185,12 +187,12 @@ def shown(value: object) -> str:
 
 
 def as_name(key: str) -> str:
-    """A key of somebody's file as messages show it."""
+    """Returns a key of somebody's file as messages show it."""
     return key if key.isprintable() and len(key) <= SHOWN else shown(key)
 
 
 def whole_number(text: str) -> int | None:
-    """1000, 1_000 and 1e3 as an int; None: it is none, or one of more than 30 digits."""
+    """Reads 1000, 1_000 and 1e3 as an int. Returns None for other texts, and for more than 30 digits."""
     try:
         number = Decimal(text.strip())
         return int(number) if number.is_finite() and number.adjusted() < 30 and number == number.to_integral() else None
@@ -199,6 +201,6 @@ def whole_number(text: str) -> int | None:
 
 
 def digits(text: str, most: int) -> int | None:
-    """The number in an environment variable; None where there is none, or one above `most`."""
+    """Returns the number in an environment variable; None where there is none, or one above `most`."""
     is_number = re.fullmatch("[0-9]{1,18}", text) is not None
     return int(text) if is_number and int(text) <= most else None

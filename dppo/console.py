@@ -1,6 +1,6 @@
-"""What rank 0 shows: lines, and one progress line that is redrawn on a terminal and repeated at a sane rate in a file.
+"""Prints for rank 0: lines, and one progress line, which a terminal redraws and a file repeats at a sane rate.
 
-What is shown may go to a file on a disk that is full, or to a reader that has left: no run ends by that.
+The output may go to a file on a full disk, or to a reader that has left. No run ends because of that.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from dppo.files import plain
 
 
 def escaped(text: object) -> str:
-    """`plain`, and no Markdown or HTML either: no table cells, emphasis, code, tags, links or images."""
+    """Returns `plain(text)` with Markdown and HTML escaped: table cells, emphasis, code, tags, links and images."""
     return re.sub(r"[\\|<>`*#\[\]&~$]|(?<!\w)_|_(?!\w)|(?<=:)//|(?<=www)\.|@", r"\\\g<0>", plain(text))
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
-    """Lines of a table that reads well as plain text, too; the first `left` columns begin on the left.
+    """Returns the lines of a table that also reads well as plain text. The first `left` columns begin on the left.
 
     Args:
-      rows: of Markdown: names in them are `escaped`.
+      rows: cells of Markdown: names in them are `escaped`.
     """
     cells = [[re.sub(r"(\\.)|\|", lambda m: m[1] or r"\|", cell) for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
@@ -42,18 +42,18 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left
 
 
 def say(text: str) -> None:
-    """A line of ours on stderr."""
+    """Prints a line of dppo's on stderr."""
     _show(f"dppo: {text}\n", sys.stderr)
 
 
 def _show(text: str, stream: TextIO) -> None:
-    with contextlib.suppress(OSError, ValueError):  # the latter where it is closed
+    with contextlib.suppress(OSError, ValueError):  # ValueError: the stream is closed
         stream.write(text)
         stream.flush()
 
 
 def end_output() -> None:
-    """Before the process ends: what cannot be shown must not change its code."""
+    """Flushes the output before the process ends: what cannot be shown must not change the exit code."""
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
@@ -63,14 +63,14 @@ def end_output() -> None:
 
 
 def on_terminal() -> bool:
-    """Whether a person watches. Under mpirun a rank's own stdout is always a pseudo-terminal: its parent's says the
-    truth.
+    """Returns whether a person watches. Under mpirun a rank's own stdout is always a pseudo-terminal: the stdout of its
+    parent tells the truth.
     """
     if not is_by_mpirun():
         return sys.stdout.isatty()
     try:
         parent = os.getppid()
-        while Path(f"/proc/{parent}/comm").read_text() == "dppo-guard\n":  # cluster/guard.py's, between it and the rank
+        while Path(f"/proc/{parent}/comm").read_text() == "dppo-guard\n":  # between mpirun and the rank: its guards
             parent = int(Path(f"/proc/{parent}/stat").read_text().rpartition(")")[2].split()[1])
         return os.readlink(f"/proc/{parent}/fd/1").startswith(("/dev/pts/", "/dev/tty"))
     except OSError:
@@ -82,7 +82,7 @@ class Console:
 
     Args:
       interval_s: seconds between two lines of progress, where no person watches.
-      stream: None: standard output.
+      stream: the stream to print on; None: standard output.
     """
 
     def __init__(self, interval_s: float, *, enabled: bool = True, stream: TextIO | None = None) -> None:
@@ -94,29 +94,29 @@ class Console:
             self.enable()
 
     def enable(self) -> None:
-        """This rank is rank 0 now."""
+        """Begins to print: this rank is rank 0 now."""
         self._enabled = True
         self._terminal = on_terminal() if self._stream is None else self._stream.isatty()
         if self._terminal:
             self._interval_s = 0.1
 
     def line(self, text: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays."""
         if self._enabled:
             self._clear()
             _show(f"{text}\n", self._stream or sys.stdout)
 
     def warn(self, text: str) -> None:
-        """A line on stderr that stays."""
+        """Prints a line on stderr that stays."""
         self._clear()
         say(text)
 
     def progress_due(self) -> bool:
-        """Whether `progress` would show something now; asks before work is put into a text."""
+        """Returns whether `progress` would show something now, so that no text is made in vain."""
         return self._enabled and time.monotonic() >= self._next
 
     def progress(self, text: str) -> None:
-        """Where the run stands."""
+        """Shows how far the run is."""
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
             width = shutil.get_terminal_size().columns

@@ -1,4 +1,4 @@
-"""Every error that has a name here, on one page: what it means, and for whom it is; and the exit codes."""
+"""All named errors of dppo on one page, with their meaning and addressee; and the exit codes."""
 
 from __future__ import annotations
 
@@ -8,31 +8,31 @@ from typing import NamedTuple
 
 EXIT_FINISHED, EXIT_FAILED, EXIT_USAGE = 0, 1, 2
 EXIT_AGAIN = 75
-"""What was asked for is not done yet: starting the command again goes on with it."""
+"""The exit code of a command whose work is not done yet: started again, the command continues it."""
 EXIT_STALLED = EXIT_FAILED
-"""Of a rank that made no progress."""
+"""The exit code of a rank that made no progress."""
 
 # -- for the user --------------------
 
 
 class UsageError(ValueError):
-    """Wrong use: one message, EXIT_USAGE."""
+    """Wrong use of a command: one message, EXIT_USAGE."""
 
 
 def missing_package(name: str, error: ImportError) -> UsageError:
-    """A library that only some commands need."""
+    """Returns the error for a missing library that only some commands need."""
     return UsageError(f"this needs {name}, which cannot be imported ({error}): pip install 'dppo[analysis]'")
 
 
 class HelpShown(Exception):
-    """--help or --version was answered; nothing else is to be done."""
+    """Raised once --help or --version was answered: nothing else is to be done."""
 
 
 class NoMPIError(ImportError):
-    """There is no MPI that can be loaded; the message says what to install."""
+    """Raised where no MPI can be loaded; the message says what to install."""
 
 
-# -- of files --------------------
+# -- about files --------------------
 
 
 class RefusedFileError(OSError):
@@ -40,31 +40,31 @@ class RefusedFileError(OSError):
 
 
 class MovedError(OSError):
-    """The path does not lead to the file that was written so far."""
+    """Raised where the path does not lead to the file that was written so far."""
 
 
 class OldFormError(ValueError):
     """A checkpoint of an earlier dppo, which kept pickles."""
 
 
-# -- why a run cannot go on --------------------
+# -- why a run cannot continue --------------------
 
 
 class Failure(NamedTuple):
-    """Why a run cannot go on."""
+    """The reason why a run cannot continue."""
 
     text: str
-    """With a traceback where there is one."""
+    """The reason in words, with a traceback where there is one."""
     stalled: bool = False
-    """As in `Summary`."""
+    """Whether ranks made no progress or did not answer, as in `Summary`."""
 
 
 class RankFailure(Exception):
-    """Another rank has died, or has given the communicator up because of one that did."""
+    """Raised where another rank has died, or has given up the communicator because of a death."""
 
 
 class JobFailure(Exception):
-    """All ranks have agreed that the job ends, and why."""
+    """Raised where all ranks have agreed that the job ends, and why."""
 
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure.text)
@@ -72,10 +72,10 @@ class JobFailure(Exception):
 
 
 class WorkerError(RuntimeError):
-    """A worker cannot go on; the text is its own account, with rank and host.
+    """Raised where a worker cannot continue; the text is the worker's own account, with rank and host.
 
     Args:
-      worker: its place among the workers, where it has said so itself; it closes its environments meanwhile.
+      worker: the worker's number, where the worker itself has said so; it closes its environments meanwhile.
     """
 
     def __init__(self, text: str, *, stalled: bool = False, worker: int | None = None) -> None:
@@ -84,8 +84,8 @@ class WorkerError(RuntimeError):
 
 
 class SavingError(Exception):
-    """What the run has come to cannot be saved, and the run ends with that."""
+    """Raised where the state of the run cannot be saved, and the run ends because of that."""
 
 
 class DumpError(Exception):
-    """Trajectories could not be written, and the run was to end with that."""
+    """Raised where trajectories could not be written, and the run was to end in that case."""

@@ -1,4 +1,4 @@
-"""python -m dppo.evaluate: episodes of a trained policy; `load_policy` for notebooks."""
+"""python -m dppo.evaluate: plays episodes with a trained policy. In notebooks, `load_policy` loads one."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from dppo.training.build import close_environments
 from dppo.training.policy import Policy, load_policy
 
 MAX_STEPS = 30_000
-"""Of an episode: a little more than Atari's games last, whose limit is the longest of those that are in use."""
+"""The default limit of an episode's steps: a little above that of Atari's games, which is the longest in use."""
 _MOST_STEPS = 10**9
 _SILENT_S, _INTERVAL_S = 2.0, 10.0
-"""Short evaluations show no progress; long ones, where no person watches, a line so often."""
+"""Seconds until an evaluation shows progress, and between two lines of it where no person watches."""
 
 
 class Played(NamedTuple):
@@ -39,16 +39,16 @@ class Played(NamedTuple):
     episode_return: float
     length: int
     ended: bool
-    """False: it was cut at the limit of steps, and the return is that until there."""
+    """False where the episode was cut at the limit of steps; the return is then the return until there."""
 
 
 class Progress(NamedTuple):
-    """Where an evaluation stands."""
+    """The progress of an evaluation."""
 
     played: int
-    """Episodes."""
+    """Episodes that were played."""
     steps: int
-    """In all environments."""
+    """Steps in all environments."""
     longest: int
     """Steps of the longest episode under way."""
 
@@ -62,18 +62,18 @@ def play_episodes(
     max_steps: int = MAX_STEPS,
     progress: Callable[[Progress], None] = lambda now: None,
 ) -> list[Played]:
-    """Plays episodes, each to its end or for `max_steps`, in a fixed order; the same for the same seed.
+    """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes.
 
-    Each of several environments plays its share, a fixed number of episodes, however long they take: were it the first
-    that end, short episodes would push long ones out of the sample.
+    Each of several environments plays a fixed number of episodes, however long they take. If the episodes that end
+    first counted, short ones would push long ones out of the sample.
 
     Raises:
-      UsageError: the environment cannot be made, or is another than the one that the policy was trained in.
+      UsageError: the environment cannot be made, or is not the one that the policy was trained in.
     """
     policy.seed(seed)
     num_envs = min(episodes, 20)
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
-    # a native vector form is not what a policy is judged by: its environments cannot be started from a seed
+    # a policy is not judged by a native vector form, whose environments cannot be started from a seed
     vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
     try:
         with kept_as_it_was():
@@ -128,8 +128,8 @@ def _play(
 def record(
     policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic: bool, max_steps: int = MAX_STEPS
 ) -> list[Path]:
-    """Plays `episodes`, of `max_steps` at most, before Gymnasium's own recorder; MP4 files, named after the
-    environment, in `folder`.
+    """Records `episodes` episodes, of `max_steps` at most, with Gymnasium's own recorder. Returns the MP4 files in
+    `folder`, which are named after the environment.
     """
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
     env = None
@@ -224,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _play_and_tell(policy: Policy, args: argparse.Namespace) -> list[Played]:
-    """Shows on standard error how far it is, where it takes a while: an episode may never end."""
+    """Plays the episodes. If that takes a while, shows the progress on standard error: an episode may never end."""
     console, loud_from = Console(_INTERVAL_S, stream=sys.stderr), time.monotonic() + _SILENT_S
 
     def progress(now: Progress) -> None:
@@ -242,7 +242,7 @@ def _play_and_tell(policy: Policy, args: argparse.Namespace) -> list[Played]:
 
 
 def _figure(name: str, values: Sequence[float]) -> float | None:
-    """NumPy's `name` of them; None of none."""
+    """Returns NumPy's `name` of `values`; None where there are no values."""
     return float(getattr(np, name)(values)) if values else None
 
 

@@ -1,7 +1,7 @@
-"""Files, written and read: they appear complete or not at all, or grow by whole records; what others may have made is
-opened only where it is a regular file, below the folder that it belongs to, of plausible size.
+"""Writes and reads files. A file appears complete or not at all, or grows by whole records. A file that others may have
+made is opened only if it is a regular file, below the folder that it belongs to, of plausible size.
 
-A pipe would be waited for without end, a device or a link may lead anywhere on the machine, and a file of a hundred
+A reader would wait for a pipe without end, a device or a link may lead anywhere on the machine, and a file of a hundred
 gigabytes that takes no room on the disk would fill the memory.
 """
 
@@ -22,9 +22,9 @@ from dppo.errors import MovedError, RefusedFileError
 # -- writing --------------------
 
 PASSING = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOENT})
-"""What a disk says that may take the same bytes a little later."""
+"""The errors of a disk that may accept the same bytes a little later."""
 RETRY_S = 2.0
-"""How much later it is asked again."""
+"""Seconds from an error in `PASSING` to the next try."""
 
 
 def fsync_folder(folder: Path) -> None:
@@ -37,9 +37,9 @@ def fsync_folder(folder: Path) -> None:
 
 
 def write_durably(path: Path, *data: bytes | memoryview) -> None:
-    """Writes and syncs a new file, in the place of one that is there; for one that becomes visible later."""
+    """Writes and syncs a new file, which replaces an existing one; for a file that becomes visible later."""
     with contextlib.suppress(FileNotFoundError):
-        path.unlink()  # a link there is not followed, nor a pipe waited for
+        path.unlink()  # so that no link is followed, and no pipe waited for
     with open(path, "xb") as file:
         for piece in data:
             file.write(piece)
@@ -48,21 +48,21 @@ def write_durably(path: Path, *data: bytes | memoryview) -> None:
 
 
 def replace_atomically(path: Path, data: bytes) -> None:
-    """`path` holds the old content or the new one, never a part of either."""
+    """Replaces the content of a file: `path` holds the old content or the new one, never a part of either."""
     part = path.with_name(path.name + ".part")
     try:
         write_durably(part, data)
         os.replace(part, path)
     except OSError:
-        with contextlib.suppress(OSError):  # on a full disk it is what others lack
+        with contextlib.suppress(OSError):  # on a full disk others need its room
             part.unlink()
         raise
     fsync_folder(path.parent)
 
 
 def overwrite(path: Path, data: bytes) -> None:
-    """Writes into a file that is there, in the room that it has: on a full disk there is no other. A crash meanwhile
-    leaves a mixture.
+    """Overwrites an existing file in the room that it has: a full disk has no other room. A crash meanwhile leaves a
+    mixture.
     """
     descriptor = os.open(path, os.O_WRONLY)
     try:
@@ -80,12 +80,12 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 
 class AppendedFile:
-    """A file that grows by whole records, also where the disk is full or fails for a while: a record that could not be
-    written is kept, and comes, in its order, before the next.
+    """A file that grows by whole records, also where the disk is full or fails for a while. A record that could not be
+    written is kept, and is written, in its order, before the next.
 
     Args:
-      durable: records are kept until `sync` has them on the disk: a network's disk may take what it cannot store, and
-        say so only then. `SYNC_AFTER` bounds them.
+      durable: whether records are kept until `sync` has them on the disk: a network's disk may accept what it cannot
+        store, and say so only then. `SYNC_AFTER` bounds their number.
     """
 
     SYNC_AFTER = 1000
@@ -93,8 +93,8 @@ class AppendedFile:
     def __init__(self, path: Path, *, durable: bool) -> None:
         self._path, self._durable = path, durable
         self._lock = threading.Lock()  # `sync` may be called by another thread
-        self._records: list[bytes] = []  # those that were not synced yet
-        self._written = 0  # so many of them are in the file
+        self._records: list[bytes] = []  # not written yet or, if durable, not synced yet
+        self._written = 0  # how many of the records are in the file
         self._descriptor = self._open(os.O_CREAT)
         self._end = self._synced = os.fstat(self._descriptor).st_size
         self._torn = False
@@ -103,20 +103,20 @@ class AppendedFile:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | flags, 0o666)
 
     def add(self, record: bytes) -> None:
-        """For the next `flush`."""
+        """Keeps a record for the next `flush`."""
         self._records.append(record)
 
     @property
     def is_behind(self) -> bool:
-        """Whether records wait."""
+        """Returns whether records wait to be written."""
         return self._written < len(self._records)
 
     def flush(self) -> None:
-        """Writes what waits.
+        """Writes the records that wait.
 
         Raises:
           MovedError: the file was moved, removed or replaced.
-          OSError: it cannot be written now.
+          OSError: the file cannot be written now.
         """
         with self._lock:
             self._find()
@@ -139,11 +139,11 @@ class AppendedFile:
             self.sync()
 
     def sync(self) -> None:
-        """What was flushed survives a crash of the machine. What the disk has lost meanwhile is written again by the
-        next `flush`.
+        """Makes flushed records survive a crash of the machine. The next `flush` writes again what the disk has lost
+        meanwhile.
 
         Raises:
-          OSError: it has lost something.
+          OSError: the disk has lost something.
         """
         with self._lock:
             written, end = self._written, self._end
@@ -157,7 +157,7 @@ class AppendedFile:
             self._forget(written, end)
 
     def close(self) -> None:
-        """What waits is lost."""
+        """Closes the file. Records that wait are lost."""
         os.close(self._descriptor)
 
     def _forget(self, written: int, end: int) -> None:
@@ -166,13 +166,13 @@ class AppendedFile:
         self._synced = end
 
     def _repair(self) -> None:
-        """Only whole records stay in the file."""
+        """Cuts off what is left of a record that was not written whole."""
         if self._torn:
             os.ftruncate(self._descriptor, self._end)
             self._torn = False
 
     def _find(self) -> None:
-        """The path leads to this file; where the server of a network's disk has started anew, it is opened again."""
+        """Checks that the path leads to this file. Opens it again where a network disk's server has restarted."""
         try:
             if os.path.samestat(os.stat(self._path), os.fstat(self._descriptor)):
                 return
@@ -196,7 +196,7 @@ class AppendedFile:
 
 MB = 2**20
 TOML_BYTES, JSON_BYTES, LINE_BYTES = MB, 32 * MB, MB
-"""What settings, a JSON file and one line of a JSON lines file may have at most."""
+"""The most bytes of a file of settings, of a JSON file, and of one line of a JSON lines file."""
 _KINDS = (
     (stat.S_ISDIR, "a folder"), (stat.S_ISFIFO, "a named pipe"), (stat.S_ISSOCK, "a socket"),
     (stat.S_ISCHR, "a device"), (stat.S_ISBLK, "a device"),
@@ -207,17 +207,17 @@ def open_regular(path: Path, root: Path | None = None, max_bytes: int = JSON_BYT
     """Opens `path` for reading.
 
     Args:
-      root: the folder that it must lie in, whatever links lead to it; None: anywhere.
-      max_bytes: that it may have.
+      root: the folder that the file must lie in, whatever links lead to it; None: anywhere.
+      max_bytes: the most bytes that the file may have.
 
     Raises:
-      RefusedFileError: it is no regular file, lies outside of `root`, or is larger.
-      OSError: it is not there, or may not be read.
+      RefusedFileError: the file is not a regular one, lies outside of `root`, or is larger.
+      OSError: the file does not exist, or may not be read.
     """
     real = os.path.realpath(path)
     if root is not None and not Path(real).is_relative_to(os.path.realpath(root)):
         raise RefusedFileError(f"{path} is a link to {real}, outside of {root}: put a file in its place")
-    _refuse(path, os.stat(real), max_bytes)  # before it is opened: some devices act on that alone
+    _refuse(path, os.stat(real), max_bytes)  # before it is opened: some devices act on opening alone
     descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         _refuse(path, os.fstat(descriptor), max_bytes)
@@ -238,7 +238,7 @@ def _refuse(path: Path, status: os.stat_result, max_bytes: int) -> None:
 
 
 def check_regular(path: Path, root: Path | None = None, max_bytes: int = 2**63) -> None:
-    """Raises what `open_regular` does; nothing where there is no such file."""
+    """Raises what `open_regular` raises, except where there is no such file."""
     try:
         open_regular(path, root, max_bytes).close()
     except FileNotFoundError:
@@ -253,7 +253,7 @@ def check_run_files(run_dir: Path, names: Iterable[str]) -> None:
 
 
 def read_regular(path: Path, root: Path | None = None, max_bytes: int = JSON_BYTES) -> bytes:
-    """The whole of `open_regular`."""
+    """Reads a whole file that `open_regular` opens; raises what that raises."""
     with open_regular(path, root, max_bytes) as file:
         data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
@@ -262,13 +262,13 @@ def read_regular(path: Path, root: Path | None = None, max_bytes: int = JSON_BYT
 
 
 def read_lines(path: Path, root: Path | None = None, *, skip_long: bool = False) -> Iterator[bytes]:
-    """The lines of a file of any length, with their ends; the last one may have none.
+    """Yields the lines of a file of any length, with their line ends; the last line may have none.
 
     Args:
-      skip_long: lines that are too long are left out.
+      skip_long: whether to leave out lines that are too long.
 
     Raises:
-      RefusedFileError: it is no regular file, or a line in it has more than LINE_BYTES.
+      RefusedFileError: the file is not a regular one, or a line in it has more than LINE_BYTES.
     """
     with open_regular(path, root, 2**63) as file:
         for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), 1):
@@ -284,7 +284,7 @@ def read_lines(path: Path, root: Path | None = None, *, skip_long: bool = False)
 
 
 def parse_json(text: bytes | str) -> Any:
-    """A JSON value in which no object has a key twice. Raises ValueError for anything else, however deep it is."""
+    """Parses JSON in which no object has a key twice. Raises ValueError for anything else, however deeply nested."""
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except RecursionError:
@@ -299,7 +299,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def number_in(values: Mapping[str, Any], key: str, default: float = 0) -> Any:
-    """A number of at least 0 that is finite, of the type that `default` has, or `default` where there is none."""
+    """Returns the number at `key` as the type of `default`, or `default` where there is no finite one of at least 0."""
     value = values.get(key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**63:
         return default
@@ -307,8 +307,8 @@ def number_in(values: Mapping[str, Any], key: str, default: float = 0) -> Any:
 
 
 def plain(text: object) -> str:
-    """One line that commands nothing: line breaks become spaces, and what cannot be seen (a terminal's codes, marks
-    that reverse the order of letters, bytes that are no text) is spelt out.
+    """Returns one line that commands nothing: line breaks become spaces, and what cannot be seen (a terminal's codes,
+    marks that reverse the order of letters, bytes that are no text) is spelt out.
     """
     line = " ".join(str(text).splitlines())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -1,9 +1,9 @@
-"""python -m dppo.job: what a batch script does. It tries the settings, trains, and has Slurm start the job again.
+"""python -m dppo.job: does a batch script's work. It tries the settings, trains, and has Slurm start the job again.
 
     exec python -m dppo.job mpirun --with-ft ulfm python -m dppo.run --run-dir runs/it
 
-The last command of the scripts in jobs/. `--copy FOLDER` copies these scripts, which come with the package: whoever
-installed dppo with pip has no checkout to take `jobs/` from.
+The scripts in jobs/ end with this command. `--copy FOLDER` copies these scripts. They come with the package, because an
+installation by pip has no checkout with `jobs/`.
 """
 
 from __future__ import annotations
@@ -27,29 +27,29 @@ from dppo.settings.commands import Parser, integer, require
 from dppo.settings.flags import file_at, flag_value
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
-"""In a checkout a link to its `jobs/`, in an installed package a folder."""
+"""The batch scripts: in a checkout a link to its `jobs/`, in an installed package a folder."""
 EXIT_CANCELLED = 128 + signal.SIGTERM
 DRY_RUN_S = 300.0
-"""A dry run that takes longer is no evidence against the settings: the job is started again."""
+"""Seconds that a dry run may take. A longer one is no evidence against the settings: the job is started again."""
 KILL_AFTER_S = 90.0
-"""Less than the two minutes between the scripts' advance signal and the end of the job."""
+"""The default of --kill-after-s: less than the two minutes between the scripts' advance signal and the job's end."""
 STARTS = 3
 
 
 @dataclass(frozen=True)
 class Training:
-    """The command that trains, in its parts."""
+    """The parts of the command that trains."""
 
     launcher: list[str]
-    """mpirun, srun or another, with its options; empty where one process trains."""
+    """The launcher (mpirun, srun or another) with its options; empty where one process trains."""
     program: list[str]
-    """python -m dppo.run"""
+    """The words `python -m dppo.run`."""
     settings: list[str]
     run_dir: Path
 
     def flags(self) -> list[str]:
-        """Returns the settings of the next start. A run that goes on has a copy of its settings file: the file may have
-        been changed for another run.
+        """Returns the settings of the next start. A run that continues has a copy of its settings file, so this leaves
+        the file out: it may have been changed for another run.
         """
         if not os.path.exists(self.run_dir / paths.CONFIG):
             return self.settings
@@ -61,7 +61,7 @@ def take_apart(command: Sequence[str]) -> Training:
     """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS …`.
 
     Raises:
-      UsageError: it does not run dppo.run, or does not say where.
+      UsageError: the command does not run dppo.run, or does not name the run directory.
     """
     words = list(command[1:] if command[:1] == ["--"] else command)
     module = next((at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("-m", "dppo.run")), 0)
@@ -75,26 +75,26 @@ def take_apart(command: Sequence[str]) -> Training:
 
 
 def train(training: Training, supervisor: Supervisor, starts: int, kill_after_s: float) -> int:
-    """Trains until the run is done or the job is to be started again, which Slurm is asked for.
+    """Trains until the run is done, or until the job is to be started again. Asks Slurm for such a start.
 
     Args:
-      starts: so many in a row without a new checkpoint are enough.
-      kill_after_s: what the launcher gets to end once it was asked to save; then the ranks are stuck.
+      starts: the number of starts in a row without a new checkpoint that are enough.
+      kill_after_s: seconds that the launcher gets to end once it was asked to save; later the ranks are stuck.
 
     Returns:
       The exit code of the job.
     """
     try:
         outcome = _start(training, supervisor, [str(training.run_dir), "--starts", str(starts)], kill_after_s)
-        supervisor.is_asked()  # no longer of interest, but the job may have ended
-    except JobEnds:  # where it is not cancelled, Slurm starts it again
+        supervisor.is_asked()  # raises JobEnds if the job has ended meanwhile; the answer is no longer of interest
+    except JobEnds:  # unless the job is cancelled, Slurm starts it again
         requeue.main(["--is-requeued"])
         return EXIT_CANCELLED
     return requeue.main([]) if outcome == EXIT_AGAIN else outcome
 
 
 def _start(training: Training, supervisor: Supervisor, record: list[str], kill_after_s: float) -> int:
-    """Returns the verdict on one start."""
+    """Starts the run once. Returns the verdict on that start."""
     run = [*training.program, *training.flags()]
     code = EXIT_AGAIN if supervisor.is_asked() else supervisor.check([*run, "--dry-run"], DRY_RUN_S)
     if code == EXIT_USAGE:  # it would not help to start the job again
@@ -105,7 +105,7 @@ def _start(training: Training, supervisor: Supervisor, record: list[str], kill_a
         code = EXIT_AGAIN
     elif code == 0:
         code = supervisor.run([*training.launcher, *run], kill_after_s)
-    # what became of the run is in its directory: the launcher's code says little of it
+    # the run directory says what became of the run; the launcher's code says little about that
     return verdict.main([*record, "--code", str(code)])
 
 
@@ -113,7 +113,7 @@ def copy_scripts(folder: Path) -> list[Path]:
     """Copies the batch scripts into `folder`, which is made. Returns the copies.
 
     Raises:
-      UsageError: a file of that name is there already, or the folder cannot be written to; nothing was copied then.
+      UsageError: a file of such a name exists already (then nothing is copied), or the folder cannot be written to.
     """
     sources = sorted(path for path in SCRIPTS.iterdir() if path.is_file())
     if held := [path.name for path in sources if (folder / path.name).exists()]:

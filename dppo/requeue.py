@@ -1,6 +1,6 @@
-"""python -m dppo.requeue: Slurm starts this batch job, or this task of an array, again: soon, on what nodes there are.
+"""python -m dppo.requeue: has Slurm start this batch job, or task of an array, again: soon, on what nodes there are.
 
-For the scripts in jobs/. Slurm alone would wait for `AuthInfo=cred_expire`, two minutes by default, and for as many
+The scripts in jobs/ need it. Slurm alone would wait for `AuthInfo=cred_expire`, two minutes by default, and for as many
 nodes as before, because it remembers how many tasks there were.
 """
 
@@ -19,7 +19,7 @@ from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser
 
 SOON = "now+10"
-"""Not at once: a node refuses a job that was started in the same second in which it ended there."""
+"""The start to ask for. Not at once: a node refuses a job that starts in the same second in which it ended there."""
 PATIENCE_S, BETWEEN_S, ASK_S = 80.0, 10.0, 30.0
 
 
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if job_id is None or shutil.which("scontrol") is None:
         print(f"dppo: this is no batch job of Slurm's: {reason}", file=sys.stderr)
         return EXIT_USAGE
-    told: list[int] = []  # Slurm ends a job that is being requeued, by SIGTERM, and one that its user cancels
+    told: list[int] = []  # Slurm sends SIGTERM to a job that is being requeued, or that its user cancels
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: told.append(number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGUSR1, signal.SIGTERM))  # dppo.job holds both until here
@@ -54,14 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def changes(environ: Mapping[str, str]) -> list[str]:
-    """To be made to the job, for scontrol update."""
+    """Returns the changes to make to the job, for scontrol update."""
     tasks = tasks_of_one_node(environ)
     return [f"StartTime={SOON}", *([] if tasks is None else [f"NumTasks={tasks}"])]
 
 
 def _requeue(job_id: str, told: list[int]) -> bool:
-    """Slurm's controller may be away for some minutes, or just restarting. What it ends is not requeued any more: a job
-    that was cancelled would come back.
+    """Asks Slurm, whose controller may be away for some minutes, to requeue the job. Does not ask again once Slurm ends
+    the job: a job that was cancelled would come back. Returns False where it has given up.
     """
     give_up = time.monotonic() + PATIENCE_S
     while not told:
@@ -78,11 +78,11 @@ def _requeue(job_id: str, told: list[int]) -> bool:
 
 
 def _scontrol(*words: str) -> str | None:
-    """What has gone wrong, or None."""
+    """Runs scontrol. Returns what has gone wrong, or None."""
     try:
         ended = subprocess.run(
             ["scontrol", *words], capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=ASK_S, check=False,
-            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),  # Slurm tells it as well
+            preexec_fn=lambda: signal.signal(signal.SIGTERM, signal.SIG_IGN),  # Slurm sends it to scontrol as well
         )  # fmt: skip
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)

@@ -1,7 +1,7 @@
 """Independent random streams: one per environment by its global number, one per worker for shuffling.
 
-A stream is a pure function of (seed, purpose, number, block), so nothing of it has to be saved but how far it was read,
-and no two streams ever share a draw, also after resume.
+A stream is a pure function of (seed, purpose, number, block). So only its position has to be saved, and no two streams
+ever share a draw, not even after a resume.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ class Purpose(IntEnum):
 
 
 def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
-    """A fresh generator of the stream `key`, spawned from `seed`."""
+    """Makes a fresh generator of the stream `key`, spawned from `seed`."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(purpose), *key))))
 
 
 def seed_global_generators(seed: int, *key: int) -> None:
-    """Python's, NumPy's and (where it is imported) torch's own generators, from the stream `key`. Nothing here draws
-    from them, but environments may, and one that has seeded them when it was made would give all workers the same
+    """Seeds the global generators of Python, NumPy and (where it is imported) torch from the stream `key`. dppo does
+    not draw from them, but environments may. One that has seeded them when it was made would give all workers the same
     numbers.
     """
     words = np.random.SeedSequence(seed, spawn_key=(int(Purpose.GLOBAL), *key)).generate_state(4)
@@ -43,20 +43,20 @@ def seed_global_generators(seed: int, *key: int) -> None:
 
 
 def draw_noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 numbers of `shape`: `normal` (standard), `uniform` in [0, 1), or `gumbel` (standard)."""
+    """Draws float32 numbers of `shape`: `normal` (standard), `uniform` in [0, 1), or `gumbel` (standard)."""
     if kind == "normal":
         return rng.standard_normal(shape, np.float32)
     if kind == "uniform":
         return rng.random(shape, np.float32)
     assert kind == "gumbel", kind
     exponential = rng.standard_exponential(shape, np.float32)
-    # in one draw of eight million it is 0, which stands for anything below the generator's step of 2^-23
+    # in one draw of eight million it is 0, which means anything below the generator's step of 2^-23
     np.maximum(exponential, np.float32(2.0**-24), out=exponential)
     return np.negative(np.log(exponential, out=exponential), out=exponential)
 
 
 class EpisodeSeeds:
-    """Seeds of the episodes of a worker's environments: episode e of global environment g has the same one always."""
+    """The seeds of a worker's episodes: episode e of global environment g always has the same seed."""
 
     BLOCK = 64
 
@@ -66,7 +66,7 @@ class EpisodeSeeds:
         self._blocks: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * num_envs
 
     def of(self, index: int, episode: int) -> int:
-        """The seed of an episode of local environment `index`, in [0, 2^31)."""
+        """Returns the seed of an episode of local environment `index`, in [0, 2^31)."""
         block, within = divmod(episode, self.BLOCK)
         if self._blocks[index][0] != block:
             rng = generator(self._seed, self._purpose, self._first_env + index, block)
@@ -74,20 +74,20 @@ class EpisodeSeeds:
         return int(self._blocks[index][1][within])
 
     def next(self, index: int) -> int:
-        """Moves local environment `index` to its next episode and returns that one's seed."""
+        """Moves local environment `index` to its next episode and returns the seed of that episode."""
         self.episodes[index] += 1
         return self.of(index, int(self.episodes[index]))
 
     def current(self) -> list[int]:
-        """The seeds of the current episodes, one per environment."""
+        """Returns the seeds of the current episodes, one per environment."""
         return [self.of(i, int(e)) for i, e in enumerate(self.episodes)]
 
 
 class ActionNoise:
     """The randomness of action sampling: row r of global environment g sees the same numbers under any layout.
 
-    Blocks of many rows are drawn at once, so that a stream per environment costs nothing per step; of fewer where a
-    row is long, so that a block takes no more than 256 kB of memory.
+    Blocks of many rows are drawn at once, so that a stream per environment costs nothing per step. Where rows are long,
+    a block has fewer, so that it takes no more than 256 kB of memory.
     """
 
     BLOCK = 1024
@@ -108,7 +108,7 @@ class ActionNoise:
         self._block, self._values = block, np.ascontiguousarray(values.swapaxes(0, 1))
 
     def rows(self, first: int, count: int) -> np.ndarray:
-        """Rows [first, first + count) of all environments: [count, N, size] float32."""
+        """Returns rows [first, first + count) of all environments: [count, N, size] float32."""
         out = np.empty((count, self._num_envs, self._size), np.float32)
         done = 0
         while done < count:

@@ -1,5 +1,5 @@
-"""What must be settled before torch, NumPy and MPI are imported: threads, Open MPI's parameters,
-and what processes that environments start inherit.
+"""Settles threads, Open MPI's parameters, and what processes that environments start inherit, before torch, NumPy and
+MPI are imported.
 
 `python -m dppo.startup` prints where the file of Open MPI's parameters is, for scripts that source it.
 """
@@ -27,10 +27,10 @@ from dppo.cluster.launcher import is_first, is_launched, leave_job, local_ranks,
 from dppo.errors import EXIT_USAGE, NoMPIError
 
 early_signals: list[int] = []
-"""SIGUSR1, SIGTERM and Ctrl-C that came while the program was still starting."""
+"""The signals (SIGUSR1, SIGTERM, Ctrl-C) that came while the program was still starting."""
 
 SECOND_SIGNAL_S = 5.0
-"""mpirun and Slurm send several: one that comes so much later than the first is meant."""
+"""Seconds after the first signal from which another one counts: mpirun and Slurm send several."""
 _CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
 MPI_PARAMETERS = Path(__file__).parent / "cluster" / "openmpi.sh"
@@ -39,8 +39,8 @@ _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 def note_early_signals(leave: Callable[[int], object]) -> None:
-    """Until training can save, a signal that asks to is only noted; by default it would kill, or end an import with a
-    traceback. One that comes much later than the first means it, and has the process `leave` with a code.
+    """Only notes signals that ask to save, until training can save. By default one would kill, or end an import with a
+    traceback. A signal that comes much later than the first has the process `leave` with a code.
     """
     first_at: list[float] = []
 
@@ -56,13 +56,13 @@ def note_early_signals(leave: Callable[[int], object]) -> None:
 
 @functools.cache  # once in a process
 def let_children_start_afresh() -> None:
-    """What an environment forks has default handlers where this program has its own: nobody could end a simulator that
-    is deaf to SIGTERM. Signals that come in between wait until it has them.
+    """Gives processes that an environment forks default handlers where this program has its own: nobody could end a
+    simulator that ignores SIGTERM. Signals that come in between wait until the handlers are set.
     """
     os.register_at_fork(before=_hold_signals, after_in_parent=_release_signals, after_in_child=_default_handlers)
 
 
-_held = threading.local()  # what was blocked before this thread forked
+_held = threading.local()  # signals that this program handles, and those blocked before this thread forked
 
 
 def _hold_signals() -> None:
@@ -83,14 +83,14 @@ def _default_handlers() -> None:
     for number in _held.ours:
         signal.signal(number, signal.SIG_DFL)
     _release_signals()
-    if signal.SIGINT in _held.ours:  # not before: nothing can be raised from here
+    if signal.SIGINT in _held.ours:  # only now: an exception cannot leave this hook
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager
 def forks_end_here() -> Iterator[None]:
-    """Around an environment's code: an exception in a process that it has forked must not come to what is a rank's, as
-    MPI and the memory that ranks share.
+    """Surrounds an environment's code: an exception in a process that this code has forked must not reach what belongs
+    to a rank, such as MPI and the memory that ranks share.
     """
     try:
         yield
@@ -103,9 +103,9 @@ def forks_end_here() -> Iterator[None]:
 
 
 def keep_children_out() -> None:
-    """Processes that environments start are no ranks. Once MPI has started, they do not get what they would join the
-    job by, as this very rank: one that uses MPI is a world of its own. And by multiprocessing's spawn or forkserver
-    they import the main module again, as __mp_main__: this program is nothing that they need.
+    """Keeps processes that environments start from becoming ranks. Once MPI has started, they do not inherit variables
+    by which they would join the job as this very rank: a child that uses MPI is a world of its own. With spawn or
+    forkserver of multiprocessing they would import this program again, as __mp_main__, which they do not need.
     """
     leave_job()
     main = sys.modules["__main__"]
@@ -114,8 +114,8 @@ def keep_children_out() -> None:
 
 
 def is_imported_by_child() -> bool:
-    """Whether multiprocessing has this process import its parent's main module: one that a user's own environment has
-    started, by spawn or forkserver, from a program that imports dppo. It is no rank.
+    """Returns whether multiprocessing has this process import its parent's main module. A user's own environment has
+    started such a process, by spawn or forkserver, from a program that imports dppo. It is no rank.
     """
     modules = sys.modules
     if "multiprocessing" not in modules:
@@ -125,7 +125,7 @@ def is_imported_by_child() -> bool:
 
 
 def own_cores() -> frozenset[int]:
-    """Numbers of the cores that this process may run on; all of them where the system does not say which."""
+    """Returns the numbers of the cores that this process may run on; all of them where the system does not say."""
     if hasattr(os, "sched_getaffinity"):
         return frozenset(os.sched_getaffinity(0))
     return frozenset(range(os.cpu_count() or 1))
@@ -133,8 +133,8 @@ def own_cores() -> frozenset[int]:
 
 @functools.cache  # an environment may clear os.environ
 def prepare() -> int:
-    """Settles threads and Open MPI's parameters, in the environment, before NumPy, torch and MPI are imported; where
-    NumPy is there already, its threads are limited now. Returns this rank's threads.
+    """Settles threads and Open MPI's parameters, in the environment, before NumPy, torch and MPI are imported. Where
+    NumPy is imported already, limits its threads now. Returns this rank's threads.
     """
     if is_imported_by_child():
         leave_job()
@@ -149,7 +149,7 @@ def prepare() -> int:
 
 
 def limit_threads() -> int:
-    """Gives this rank's thread pools its share of the cores that it may run on; a setting of the user's stays.
+    """Gives this rank's thread pools its share of the cores that it may run on. The user's own settings stay.
 
     torch gets the share. NumPy's BLAS gets one thread: at the closed-form network's sizes a second one brings nothing
     on an idle machine and costs a factor of ten on a busy one, where its partner spins without a core.
@@ -158,7 +158,7 @@ def limit_threads() -> int:
       The share.
     """
     cores, of_job = len(own_cores()), slurm.cores_on_this_node()
-    # to a part of its own of the job's cores, as by srun; where Slurm counts more than there are, nothing can be told
+    # bound to its own part of the job's cores, as by srun; unknown where Slurm counts more cores than there are
     is_bound = of_job is not None and cores < min(of_job, os.cpu_count() or 1)
     share = max(1, cores if is_bound else cores // local_ranks())
     for name in _TORCH_POOLS:
@@ -168,12 +168,12 @@ def limit_threads() -> int:
 
 
 def set_mpi_parameters() -> None:
-    """Open MPI parameters that the user need not know; a setting of the user's stays.
+    """Sets Open MPI parameters that the user need not know. The user's own settings stay.
 
     In addition to those of `openmpi.sh`: on one node ob1 over shared memory starts twice as fast as the search for a
-    network. TCP, which opens a port on every network, is left out, except where it may have to join processes that
-    replace dead ranks.
-    A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for ever.
+    network. TCP opens a port on every network; it is left out, except where it may have to join processes that replace
+    dead ranks. A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for
+    ever.
     """
     environ = os.environ
     for name, value in re.findall(r'^export (\w+)="\$\{\1-(.*)\}"$', MPI_PARAMETERS.read_text(), re.MULTILINE):
@@ -187,7 +187,7 @@ def set_mpi_parameters() -> None:
 
 
 def may_replace(argv: Sequence[str]) -> bool:
-    """Whether --respawn may be asked for: by a flag, by a settings file, by the run that is resumed, or by a program of
+    """Returns whether --respawn may be asked for: by a flag, a settings file, the run that is resumed, or a program of
     the user's own.
     """
     is_command = bool(argv) and Path(argv[0]).parts[-3:] == ("dppo", "run", "__main__.py")
@@ -195,19 +195,19 @@ def may_replace(argv: Sequence[str]) -> bool:
 
 
 def this_python() -> str:
-    """What a shell in this folder calls the Python that runs: a part of a command that can be pasted there."""
+    """Returns the name of the running Python in a shell in this folder, for a command that can be pasted there."""
     path = Path(sys.executable or "python")
     with contextlib.suppress(OSError):  # a folder that somebody has removed
         if path.is_relative_to(Path.cwd()):
             return shlex.quote(str(path.relative_to(Path.cwd())))
     found = shutil.which("python")
-    # not by the file alone: the Pythons of virtual environments are links to one
+    # the path is compared, not the file: the Pythons of virtual environments are links to one file
     return "python" if found is not None and Path(found) == path else shlex.quote(str(path))
 
 
 def _home() -> str:
-    """As the system knows it; Open MPI does not start without one. Never a folder that others may write to, for its
-    settings are read from there.
+    """Returns the home folder that the system knows; Open MPI does not start without one. Never returns a folder that
+    others may write to, because Open MPI reads its settings there.
     """
     try:
         return pwd.getpwuid(os.getuid()).pw_dir or "/"
@@ -216,7 +216,7 @@ def _home() -> str:
 
 
 def no_mpi(error: Exception) -> NoMPIError:
-    """What an import of mpi4py that has failed means."""
+    """Returns the error that explains a failed import of mpi4py."""
     why = (str(error).splitlines() or [type(error).__name__])[0].rstrip(": ")
     return NoMPIError(
         f"MPI cannot be loaded ({why}): pip install 'dppo[mpi]' brings one; on a cluster load your site's MPI first,"
@@ -225,7 +225,7 @@ def no_mpi(error: Exception) -> NoMPIError:
 
 
 def say_no_mpi(error: NoMPIError) -> int:
-    """The first process says it; the exit code."""
+    """Prints the error in the first process. Returns the exit code."""
     if is_first():
         print(f"dppo: {error}", file=sys.stderr, flush=True)
     return EXIT_USAGE

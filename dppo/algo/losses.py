@@ -1,8 +1,7 @@
-"""PPO and A3C losses with their gradients in closed form, with respect to the network's outputs.
+"""Computes PPO and A3C losses, and their gradients in closed form with respect to the network's outputs.
 
-Pure NumPy; the learner hands in the network's outputs and sends `d_head`, `d_value` back through the network,
-whichever it is (a NumPy network through its own backward, a torch network through autograd): there is one copy of
-every loss.
+Pure NumPy. The learner passes the network's outputs in and sends `d_head` and `d_value` back through the network: a
+NumPy network through its own backward, a torch network through autograd. So there is one copy of every loss.
 
 Everything is a **sum** over the samples of the minibatch, not a mean: sums of ranks add up, and one division by the
 count of all samples gives the average by samples.
@@ -19,24 +18,24 @@ from dppo.data import Minibatch
 from dppo.seams import Distribution
 
 METRICS = ("count", "loss", "policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction")
-"""What `LossGradient.sums` holds, in this order; it travels in the tail of the gradient's message."""
+"""The entries of `LossGradient.sums`, in this order. They travel in the tail of the gradient's message."""
 
 KL_COEF_BOUNDS = (1e-6, 1e6)
-"""Of the adapted weight of the KL penalty: 34 iterations lead from either back to 1. Unbounded it may reach 0, which no
-factor leads back from, or infinity."""
+"""Bounds of the adapted weight of the KL penalty: 34 iterations lead from either back to 1. Without bounds the weight
+may reach infinity, or 0, and no factor leads back from 0."""
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any clip range, yet no overflow to inf and then NaN
 
 
 @dataclass(slots=True)
 class LossGradient:
-    """A loss, summed over B samples, differentiated."""
+    """The gradients and the metrics of a loss that is summed over B samples."""
 
     d_head: np.ndarray
-    """[B, K] float32."""
+    """The gradient with respect to the head, [B, K] float32."""
     d_value: np.ndarray
-    """[B] float32."""
+    """The gradient with respect to the value, [B] float32."""
     sums: np.ndarray
-    """[len(METRICS)] float64."""
+    """The sums that METRICS names, [len(METRICS)] float64."""
 
 
 def _check(head: np.ndarray, value: np.ndarray, batch: Minibatch) -> None:
@@ -46,13 +45,13 @@ def _check(head: np.ndarray, value: np.ndarray, batch: Minibatch) -> None:
 
 
 def approx_kl(log_ratio: np.ndarray, ratio: np.ndarray) -> np.ndarray:
-    """[B] estimate of KL[old | new], (r - 1) - log r: unbiased, never negative. Source: Schulman 2020, k3."""
+    """Estimates KL[old | new], [B], as (r - 1) - log r: unbiased, never negative. Source: Schulman 2020, k3."""
     return (ratio - 1.0) - log_ratio
 
 
 def explained_variance(targets: tuple[float, float], errors: tuple[float, float], count: float) -> float:
-    """1 - Var(target - value) / Var(target), from (sum, sum of squares) pairs over `count` samples; 0 where
-    undefined: targets of one value, whatever its size, but for rounding.
+    """Returns 1 - Var(target - value) / Var(target), from (sum, sum of squares) pairs over `count` samples. Returns 0
+    where that is undefined: all targets have one value, whatever its size, up to rounding.
     """
     if count == 0:
         return 0.0
@@ -63,7 +62,9 @@ def explained_variance(targets: tuple[float, float], errors: tuple[float, float]
 
 
 def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.ndarray, np.ndarray]:
-    """[B] value loss 1/2 (V - R)^2 and its gradient; with clip > 0 the larger of it and that of the clipped value."""
+    """Returns the value loss 1/2 (V - R)^2, [B], and its gradient. With clip > 0 the loss is the larger one of the
+    value's and the clipped value's.
+    """
     error = value - batch.returns
     loss = np.float32(0.5) * error * error
     if clip == 0:
@@ -77,7 +78,7 @@ def _value_loss(value: np.ndarray, batch: Minibatch, clip: float) -> tuple[np.nd
 
 
 def _sums(policy_loss: np.ndarray, value_loss: np.ndarray, entropy: np.ndarray, kl: np.ndarray) -> np.ndarray:
-    """[len(METRICS)] float64 with the count and these four [B] added up, in one call; the rest is 0."""
+    """Returns the count and the sums of the four arguments [B], in one call: [len(METRICS)] float64. The rest is 0."""
     sums = np.zeros(len(METRICS))
     sums[0] = len(policy_loss)
     np.add.reduce((policy_loss, value_loss, entropy, kl), axis=1, dtype=np.float64, out=sums[2:6])
@@ -85,7 +86,7 @@ def _sums(policy_loss: np.ndarray, value_loss: np.ndarray, entropy: np.ndarray, 
 
 
 def kl_sum(distribution: Distribution, head: np.ndarray, batch: Minibatch) -> float:
-    """Sum over the minibatch of KL[old | new]: what the ranks average before the hinge of `ppo`'s kl objective."""
+    """Sums KL[old | new] over the minibatch. The ranks average this sum before the hinge of `ppo`'s kl objective."""
     return float(distribution.kl(batch.heads, head).sum(dtype=np.float64))
 
 
@@ -98,7 +99,7 @@ def ppo(
     kl_coef: float = 0.0,
     mean_kl: float = 0.0,
 ) -> LossGradient:
-    """Proximal policy optimisation.
+    """Computes the loss of proximal policy optimisation.
 
         r = pi(a|s) / pi_old(a|s)
         clip:  L = sum -min(r A, clip(r, 1-eps, 1+eps) A)
@@ -106,14 +107,14 @@ def ppo(
         both:  + value_coef 1/2 (V - R)^2 - entropy_coef H[pi]
 
     Args:
-      distribution: of the actions, parametrised by `head`.
+      distribution: the distribution of the actions, parametrised by `head`.
       head: [B, K] float32, the network's first output.
-      value: [B] float32, its second, in units of the normalised return.
-      batch: the samples; its advantages are normalised already.
+      value: [B] float32, the network's second output, in units of the normalised return.
+      batch: the samples; their advantages are normalised already.
       cfg: weights and clip range.
-      kl_coef: objective kl, the penalty's present weight.
-      mean_kl: objective kl, that of the update before, over the samples of **all** ranks, so that the hinge does not
-      depend on the layout; 0 before the first update, where the policy is still the one that acted.
+      kl_coef: for the objective kl: the penalty's present weight.
+      mean_kl: for the objective kl: the mean KL of the update before, over the samples of **all** ranks, so that the
+        hinge does not depend on the layout; 0 before the first update, where the policy is still the one that acted.
 
     Source: Schulman et al. 2017, eqs. 7 and 9; Heess et al. 2017, algorithm 1 and its hinge term; the value's
     clipping is from OpenAI Baselines' ppo2.
@@ -146,11 +147,11 @@ def ppo(
 def a3c(
     distribution: Distribution, head: np.ndarray, value: np.ndarray, batch: Minibatch, cfg: A3CConfig
 ) -> LossGradient:
-    """Advantage actor-critic.
+    """Computes the loss of the advantage actor-critic.
 
         L = sum -log pi(a|s) A + value_coef 1/2 (R - V)^2 - entropy_coef H[pi]
 
-    Args: as `ppo`.
+    Args: as in `ppo`.
 
     Source: Mnih et al. 2016, algorithm S3 and section 4 (entropy); value_coef as in the usual implementations.
     """
@@ -165,9 +166,9 @@ def a3c(
 
 
 def adapted_kl_coef(kl_coef: float, kl: float, target: float) -> float:
-    """The penalty's weight for the next iteration: 1.5 times more where the KL was above twice the target, 1.5 times
-    less where it was below half of it; within KL_COEF_BOUNDS, but a weight that was set outside of them stays where it
-    is, 0 among them. Source: Heess et al. 2017, algorithm 1; the bounds: ours."""
+    """Returns the penalty's weight for the next iteration: 1.5 times more where the KL was above twice the target, 1.5
+    times less where it was below half of the target. The weight stays within KL_COEF_BOUNDS. A weight that was set
+    outside of them moves no further out: 0 stays 0. Source: Heess et al. 2017, algorithm 1; the bounds: ours."""
     low, high = KL_COEF_BOUNDS
     if kl > 2.0 * target:
         return min(kl_coef * 1.5, max(kl_coef, high))

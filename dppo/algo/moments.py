@@ -1,6 +1,6 @@
-"""Running mean and variance, in float64, of samples that arrive in parts on many ranks.
+"""Keeps the running mean and variance, in float64, of samples that arrive in parts on many ranks.
 
-Pure NumPy; the learner keeps one for observations and one for discounted returns, and merges the parts of all ranks.
+Pure NumPy. The learner keeps moments of observations and of discounted returns, and merges the parts of all ranks.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 from dppo.config import MomentsConfig
 
 LARGE = 1e3
-"""Up to this offset nothing is lost by taking sums about 0, or a mean as float32: what rounding does to a variance is
+"""The largest offset at which sums about 0, and a mean as float32, lose nothing: the rounding error of a variance is
 smaller than the eps of its root."""
 LEAST_VARIANCE = 1e-26
-"""Of discounted returns: what varies less is noise. A reward of 1 that comes all the same is scaled to 1e13 at most,
-whose square float32 can hold."""
+"""The least variance of discounted returns that is not noise. A reward of 1 that comes nevertheless is scaled to 1e13
+at most, and float32 can hold the square of that."""
 
 
 @dataclass(slots=True)
@@ -27,24 +27,24 @@ class Moments:
     count: float
     """Samples seen."""
     mean: np.ndarray
-    """[D] float64; before the first sample, what its sums are taken about."""
+    """The mean, [D] float64; before the first sample, the point that the first sums are taken about."""
     m2: np.ndarray
-    """[D] float64, sum of squared deviations from the mean."""
+    """The sum of squared deviations from the mean, [D] float64."""
 
     @classmethod
     def empty(cls, size: int) -> Moments:
-        """No samples: mean 0; `std` gives 1."""
+        """Returns the moments of no samples: mean 0; `std` gives 1."""
         return cls(0.0, np.zeros(size), np.zeros(size))
 
     def std(self) -> np.ndarray:
-        """[D] float64, population standard deviation, never 0; 1 where fewer than two samples were seen."""
+        """Returns the population standard deviation, [D] float64: never 0; 1 where fewer than two samples were seen."""
         if self.count < 2:
             return np.ones_like(self.mean)
         return np.sqrt(self.m2 / self.count + 1e-8)
 
 
 def deltas(samples: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """Sums of samples about a frozen mean m0; what ranks add up before they merge.
+    """Sums samples about a frozen mean m0. Ranks add these sums up before they merge.
 
     Args:
       samples: [B, D].
@@ -60,13 +60,13 @@ def deltas(samples: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def merge(moments: Moments, sums: np.ndarray, mean: np.ndarray) -> Moments:
-    """`moments` joined with the samples behind `sums`, which were taken about `mean`.
+    """Joins `moments` with the samples behind `sums`, which were taken about `mean`.
 
         batch mean  b = m0 + S1 / n,    batch M2 = S2 - S1^2 / n
         mean' = mean + (b - mean) n / (N + n),    M2' = M2 + batch M2 + (b - mean)^2 N n / (N + n)
 
     Args:
-      moments: what was known before.
+      moments: the moments before.
       sums: [1 + 2 D] float64, from `deltas`, added up over ranks.
       mean: [D] float64, the m0 that the deltas were taken about.
 
@@ -92,10 +92,10 @@ def merge(moments: Moments, sums: np.ndarray, mean: np.ndarray) -> Moments:
 def normalise(
     samples: np.ndarray, mean: np.ndarray, inverse_std: np.ndarray, clip: float, out: np.ndarray | None = None
 ) -> np.ndarray:
-    """(x - mean) / std, clipped to [-clip, clip]. samples: [..., D]; mean: [D]; inverse_std: [D] float32.
+    """Returns (x - mean) / std, clipped to [-clip, clip]. samples: [..., D]; mean: [D]; inverse_std: [D] float32.
 
-    Returns float32, in `out` if given. The difference of samples wider than that is taken in their own type: in
-    float32 a large offset would swallow them.
+    The result is float32, in `out` if given. The mean is subtracted from wider samples in their own type: in float32 a
+    large offset would swallow the difference.
     """
     if out is None:
         out = np.empty(samples.shape, np.float32)
@@ -107,9 +107,10 @@ def normalise(
 
 
 class Normaliser:
-    """The moments of a run: of observations [D], and of the running discounted return, whose deviation scales rewards.
+    """The moments of a run's observations [D] and of its running discounted return, whose deviation scales rewards.
 
-    `freeze` fixes what acting, advantages and gradients of one iteration use; `merge` adds samples for the next one.
+    `freeze` fixes the moments that acting, advantages and gradients of one iteration use. `merge` adds samples for the
+    next iteration.
     """
 
     def __init__(self, observation_size: int, cfg: MomentsConfig) -> None:
@@ -120,7 +121,7 @@ class Normaliser:
         self.freeze()
 
     def freeze(self) -> None:
-        """Takes over the moments as they are now."""
+        """Fixes the moments as they are now."""
         self.frozen_mean = self.observations.mean
         self.frozen_return_mean = self.returns.mean
         is_small = np.abs(self.frozen_mean).max(initial=0.0) <= LARGE
@@ -129,9 +130,9 @@ class Normaliser:
         self.reward_scale = self._reward_scale()
 
     def _reward_scale(self) -> float:
-        """1 / deviation of the discounted return, whatever its unit: eps is at most a ten-thousandth of the variance.
+        """Returns 1 / deviation of the discounted return, in any unit: eps is at most a ten-thousandth of the variance.
 
-        1 where the return does not vary by more than a ten-thousandth of its mean: a constant must not be blown up.
+        Returns 1 where the return varies by at most a ten-thousandth of its mean: a constant must not be blown up.
         """
         count = self.returns.count
         if not self.cfg.returns or count < 2:
@@ -142,10 +143,10 @@ class Normaliser:
         return 1.0 / math.sqrt(variance + min(1e-8, 1e-4 * variance))
 
     def start_from(self, observation: np.ndarray) -> None:
-        """Before the first sample: the first sums are taken about `observation` [*obs] where it is large, else about 0.
+        """Has the first sums taken about `observation` [*obs] where it is large, else about 0; before the first sample.
 
         Sums about 0 of samples with a large offset and a small deviation would cancel. All ranks whose sums are added
-        up start from the same one.
+        up start from the same observation.
         """
         assert self.observations.count == 0, "sums are taken about the mean by now"
         first = np.asarray(observation, np.float64).reshape(-1)
@@ -155,7 +156,7 @@ class Normaliser:
         self.freeze()
 
     def inputs(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """What the network sees: [B, *obs] raw -> [B, D] float32, in `out` if given."""
+        """Turns raw observations [B, *obs] into the network's inputs [B, D] float32, in `out` if given."""
         flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
         if self.cfg.observations:
             shift = self.frozen_mean if flat.dtype.itemsize > 4 else self._shift
@@ -166,9 +167,9 @@ class Normaliser:
         return out
 
     def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
-        """[num_sums] float64: the sums of a rollout about the frozen means; [B, D] and [B, 1].
+        """Sums a rollout's samples, [B, D] and [B, 1], about the frozen means. Returns [num_sums] float64.
 
-        Where `start_from` was not called, they start from the first sample.
+        Where `start_from` was not called, the sums start from the first sample.
         """
         if not self._has_started and self.observations.count == 0 and len(observations):
             self.start_from(observations[0])
@@ -179,7 +180,7 @@ class Normaliser:
 
     @property
     def num_sums(self) -> int:
-        """Length of `deltas`."""
+        """The length of what `deltas` returns."""
         return 2 + 2 * (len(self.observations.mean) + 1)
 
     def merge(self, sums: np.ndarray, mean: np.ndarray | None = None, return_mean: np.ndarray | None = None) -> None:
@@ -191,12 +192,12 @@ class Normaliser:
         )
 
     def pack(self) -> np.ndarray:
-        """[num_sums] float64: both moments, as they travel and are saved."""
+        """Returns both moments in the form in which they travel and are saved: [num_sums] float64."""
         both = (self.observations, self.returns)
         return np.concatenate([part for m in both for part in ([m.count], m.mean, m.m2)])
 
     def unpack(self, packed: np.ndarray) -> None:
-        """The inverse of `pack`; does not freeze. Where no sample is in what was packed, this one's own start stays."""
+        """Reverses `pack`; does not freeze. Where the packed moments hold no sample, the start set here stays."""
         size = len(self.observations.mean)
         split = 1 + 2 * size
         if packed[0] or not self._has_started:
@@ -204,7 +205,7 @@ class Normaliser:
         self.returns = Moments(float(packed[split]), packed[split + 1 : split + 2].copy(), packed[split + 2 :].copy())
 
     def first_not_finite(self) -> str | None:
-        """Which moment is not finite, with the repair; None where all are."""
+        """Says which moment is not finite, with the repair. Returns None where all are finite."""
         returns, observations = float(self.returns.m2[0]), self.observations.m2
         if math.isfinite(returns + float(np.add.reduce(observations))):
             return None

@@ -1,7 +1,7 @@
 """Optimisers on one flat vector: Adam, shared RMSProp, SGD with momentum; gradient clipping, schedules, staleness
 weights.
 
-Pure NumPy, in place, without temporaries; training/learner.py steps with them. A state is one matrix [S, P], so that a
+Pure NumPy, in place, without temporaries. training/state.py makes the steps. A state is one matrix [S, P], so that a
 checkpoint and a message hold it as it lies in memory.
 """
 
@@ -26,14 +26,15 @@ class Optimizer:
         self._scratch = np.empty(size, np.float32)
 
     def step(self, params: np.ndarray, gradient: np.ndarray, lr: float, scale: float = 1.0) -> None:
-        """Updates `params` [P] in place, against `scale` times `gradient` [P]. Both are passes over all parameters, so
-        the scale that makes a mean of a sum, and that of clipping, cost nothing here.
+        """Updates `params` [P] in place, against `scale` times `gradient` [P].
+
+        A scale that turns a sum into a mean, or that clips, costs nothing here; alone it is a pass over all parameters.
         """
         raise NotImplementedError
 
 
 class Adam(Optimizer):
-    """Source: Kingma and Ba 2015, algorithm 1.
+    """The rule of Adam. Source: Kingma and Ba 2015, algorithm 1.
 
     m = b1 m + (1-b1) g,  v = b2 v + (1-b2) g^2,  p -= lr m/(1-b1^t) / (sqrt(v/(1-b2^t)) + eps)
     """
@@ -52,7 +53,7 @@ class Adam(Optimizer):
         np.multiply(gradient, math.sqrt(1.0 - b2) * scale, out=scratch)
         np.multiply(scratch, scratch, out=scratch)
         v += scratch
-        # with both corrections of the bias taken out of the fraction
+        # both bias corrections are taken out of the fraction
         correction = math.sqrt(1.0 - b2**self.steps)
         np.sqrt(v, out=scratch)
         scratch += self.cfg.eps * correction
@@ -62,7 +63,7 @@ class Adam(Optimizer):
 
 
 class RMSProp(Optimizer):
-    """Not centred, epsilon inside the root; shared when the server holds it.
+    """RMSProp, not centred, with epsilon inside the root; shared when the server holds it.
 
     g2 = a g2 + (1-a) g^2,  p -= lr g / sqrt(g2 + eps).  Source: Mnih et al. 2016, eq. S3.
     """
@@ -85,7 +86,7 @@ class RMSProp(Optimizer):
 
 
 class SGD(Optimizer):
-    """With heavy-ball momentum: u = mu u + g,  p -= lr u."""
+    """Gradient descent with heavy-ball momentum: u = mu u + g,  p -= lr u."""
 
     num_slots = 1
 
@@ -100,21 +101,21 @@ class SGD(Optimizer):
 
 
 def make_optimizer(size: int, cfg: OptimConfig) -> Optimizer:
-    """The optimiser that `cfg.name` names, for `size` parameters."""
+    """Makes the optimiser that `cfg.name` names, for `size` parameters."""
     assert cfg.name is not None, "an unresolved configuration reached the optimiser"
     return {"adam": Adam, "rmsprop": RMSProp, "sgd": SGD}[cfg.name](size, cfg)
 
 
 _LEAST_SAFE, _MOST_SAFE = 1e-20, 1e37
-"""Between these a sum of squares in float32 neither overflows nor has lost anything that counts to an underflow."""
+"""Bounds between which a sum of squares in float32 neither overflows nor loses anything that counts to an underflow."""
 
 
 def squared_norm(vector: np.ndarray, scratch: np.ndarray) -> float:
-    """Sum of the squares of `vector` [P] float32, to 6 digits; no finite entries overflow it. `scratch` [P] is lost.
+    """Sums the squares of `vector` [P] float32, to 6 digits; no finite entries overflow. Overwrites `scratch` [P].
 
-    Every replica works it out for itself, and all must get the same to the bit. A dot product's last bits depend on
-    the kernel that BLAS chooses for the CPU; NumPy's products are exactly rounded and its sums have one order anywhere.
-    The dot product only tells whether float32 holds the sum; else it is taken in float64.
+    Every replica computes the sum for itself, and all must get the same bits. A dot product's last bits depend on the
+    kernel that BLAS chooses for the CPU. NumPy's products are exactly rounded, and its sums have one order anywhere.
+    The dot product only tells whether float32 holds the sum; otherwise the sum is taken in float64.
     """
     if _LEAST_SAFE < float(np.vdot(vector, vector)) < _MOST_SAFE:
         return float(np.add.reduce(np.multiply(vector, vector, out=scratch)))
@@ -122,7 +123,7 @@ def squared_norm(vector: np.ndarray, scratch: np.ndarray) -> float:
 
 
 def clip_scale(norm: float, max_norm: float) -> float:
-    """What a gradient of this norm is multiplied by, so that its norm is at most `max_norm` (0: 1.0, whatever it is).
+    """Returns the factor that brings a gradient of this norm down to at most `max_norm` (0: no limit, always 1.0).
 
     Source: Pascanu et al. 2013, algorithm 1.
     """
@@ -130,12 +131,12 @@ def clip_scale(norm: float, max_norm: float) -> float:
 
 
 def annealed(lr: float, fraction_done: float, anneal: bool) -> float:
-    """The learning rate after a share `fraction_done` in [0, 1] of the run: linear to zero, or constant."""
+    """Returns the learning rate after a share `fraction_done` in [0, 1] of the run: linear to zero, or constant."""
     return lr * max(0.0, 1.0 - fraction_done) if anneal else lr
 
 
 def staleness_weight(staleness: int, policy: str, max_staleness: float) -> float:
-    """What becomes of a gradient that is `staleness` versions old: its weight, 0 where it is dropped.
+    """Returns the weight of a gradient that is `staleness` versions old; 0 where the gradient is dropped.
 
     drop: 1 up to `max_staleness`, then 0; scale: the same, times 1/(1+staleness); none: always 1.
     Source: Zhang et al. 2016 (staleness-aware async-SGD), eq. 6, with 1 + staleness so that a fresh gradient counts

@@ -1,9 +1,9 @@
-"""Advantages and value targets: GAE, of which n-step returns are a case, and V-trace; and the sums along episodes that
-they are made of.
+"""Computes advantages and value targets by GAE (n-step returns are a case of it) and by V-trace, and the sums along
+episodes that these use.
 
-Pure NumPy on [T, N] arrays; the learner and the collector use it on whole rollouts.
+Pure NumPy on [T, N] arrays. The learner and the collector pass whole rollouts.
 
-Both take the value of what truly came next, `next_values`, and the value of each row's own observation. A
+`gae` and `vtrace` take the value of what truly came next, `next_values`, and the value of each row's own observation. A
 time limit is not a termination: where an episode was truncated, `next_values` holds the value of its final
 observation; only a terminal state makes it 0. `dones` (either kind of end) only stops the sum from running into the
 next episode.
@@ -22,10 +22,10 @@ def _check(**arrays: np.ndarray) -> None:
 
 
 def sums_ahead(terms: np.ndarray, decay: np.ndarray) -> np.ndarray:
-    """y_t = x_t + d_t y_{t+1}, with y_T = 0; for x and d of one shape [T, N].
+    """Returns y_t = x_t + d_t y_{t+1}, with y_T = 0; for x and d of one shape [T, N].
 
-    By doubling, log2(T) passes over whole arrays: where a row is short, a loop over rows costs several microseconds
-    for each, mostly the calls.
+    Doubling needs log2(T) passes over whole arrays. Where rows are short, a loop over rows costs several microseconds
+    for each, mostly for the calls.
 
     Source: Hillis and Steele 1986, data parallel algorithms.
     """
@@ -39,12 +39,12 @@ def sums_ahead(terms: np.ndarray, decay: np.ndarray) -> np.ndarray:
 
 
 def sums_behind(terms: np.ndarray, dones: np.ndarray, gamma: float, before: np.ndarray) -> np.ndarray:
-    """The running sum of an episode's terms, the older ones discounted: y_t = x_t + gamma (1 - done_{t-1}) y_{t-1}.
+    """Adds up an episode's terms so far, the older ones discounted: y_t = x_t + gamma (1 - done_{t-1}) y_{t-1}.
 
     Args:
-      terms: [T, N].
-      dones: [T, N] bool, the row is the last of an episode.
-      gamma: 1 for plain sums.
+      terms: [T, N] x.
+      dones: [T, N] bool, whether the row is the last of an episode.
+      gamma: the discount; 1 for plain sums.
       before: [N] y_{-1}; 0 where an episode begins in row 0.
 
     Returns:
@@ -61,7 +61,7 @@ def sums_behind(terms: np.ndarray, dones: np.ndarray, gamma: float, before: np.n
 def gae(
     rewards: np.ndarray, values: np.ndarray, next_values: np.ndarray, dones: np.ndarray, gamma: float, lam: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Generalised advantage estimation.
+    """Computes advantages by generalised advantage estimation.
 
         delta_t = r_t + gamma V(s'_t) - V(s_t)
         A_t     = delta_t + gamma lam (1 - done_t) A_{t+1}
@@ -70,7 +70,7 @@ def gae(
       rewards: [T, N] float32, reward units.
       values: [T, N] float32, V(s_t).
       next_values: [T, N] float32, V(s'_t) of the true next observation, 0 after a terminal state.
-      dones: [T, N] bool, the episode ended in this row, in either way.
+      dones: [T, N] bool, whether the episode ended in this row, in either way.
       gamma: discount per step.
       lam: 0 gives the one-step temporal difference; 1 gives A3C's n-step returns, up to the end of the episode or of
         the rollout, whichever comes first: R_t = r_t + gamma (done_t or t = T-1 ? V(s'_t) : R_{t+1}).
@@ -101,7 +101,7 @@ def vtrace(
     rho_clip: float = 1.0,
     c_clip: float = 1.0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """V-trace: value targets and advantages of the learner's policy from rollouts of an older one.
+    """Computes V-trace: value targets and advantages of the learner's policy from rollouts of an older policy.
 
         rho_t   = min(rho_clip, pi(a_t|s_t) / mu(a_t|s_t)),    c_t = lam min(c_clip, pi/mu)
         delta_t = rho_t (r_t + gamma V(s'_t) - V(s_t))

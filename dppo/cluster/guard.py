@@ -1,17 +1,17 @@
-"""What stands between the launcher and a rank, and ends as the rank has ended: so every death is noticed, and nothing
-is left behind.
+"""The process between the launcher and a rank. It ends as the rank has ended, so that every death is noticed and
+nothing is left behind.
 
 Under ULFM nobody notices a rank that leaves by `os._exit(7)` or by C's `exit(3)`, and a simulator's `os._exit(0)`
-passes for a good end; a death by a signal is noticed by all. So what the launcher has started does not become the rank:
-it forks before NumPy and MPI are imported, waits, passes signals on, and kills itself where the rank has ended without
-having said so.
+passes for a good end. All notice a death by a signal. So the process that the launcher has started does not become the
+rank: it forks before NumPy and MPI are imported, waits, passes signals on, and kills itself where the rank has ended
+without announcing it.
 
     launcher -> guard -> inner guard -> rank -> what its environments start
 
-The inner guard has a process group of its own, for the launcher signals whole groups: SIGUSR1 would kill simulators
-before the state is saved, SIGKILL would spare those with a group of their own. It ends what a rank has left behind, and
-last of all a launcher that does not end. Whichever of the three processes is killed, all end. A run that no launcher
-has started has one guard, in the group of its terminal.
+The inner guard has a process group of its own, because the launcher signals whole groups: SIGUSR1 would kill simulators
+before the state is saved, SIGKILL would spare simulators with a group of their own. The inner guard ends what a rank
+has left behind and, last of all, a launcher that does not end. If any of the three processes is killed, all end. A run
+that no launcher has started has one guard, in the group of its terminal.
 """
 
 from __future__ import annotations
@@ -32,41 +32,41 @@ from typing import NoReturn
 from dppo.cluster import launcher, processes
 
 LEAVE_S = 20.0
-"""How long a rank may take to end after it has said with which code: threads, exit handlers, MPI_Finalize."""
+"""Seconds that a rank may take to end after it has announced its exit code: threads, exit handlers, MPI_Finalize."""
 LAUNCHER_ENDS_S, LAUNCHER_IS_TOLD_S = 30.0, 5.0
-"""How long the launcher may stay once its last process has ended, and once it was told to end."""
+"""Seconds that the launcher may stay once its last process has ended, and once it was told to end."""
 SILENCE_MARGIN_S = 10.0
-"""Added to --log.stall-abort-s: rank 0 knows more of a worker that is stuck, and goes first."""
+"""Seconds added to --log.stall-abort-s: rank 0 knows more about a worker that is stuck, and acts first."""
 _LONGEST_SILENCE_S = 2**16 - 1
 _COUNT_PERIOD_S, _COUNT_PATIENCE = 0.5, 6
 
 _STARTING, _AT_WORK, _LEAVING, _ENDING_JOB = range(4)
 _STAGE, _CODE, _END, _BEATS, _SILENCE_S = range(5)
 _BY_SIGNAL = 1000
-"""The inner guard's word to the outer one: 1 + code, or this + the number of a signal."""
+"""The offset of a signal's number in the inner guard's report to the outer one; an exit code has the offset 1."""
 
 _STOPS = {signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU}
 _KILLED = 128 + signal.SIGKILL
 
 _word: memoryview | None = None
-"""Shared with the guards: how far the rank is, and its exit code."""
+"""Memory that the rank shares with its guards: how far the rank is, and its exit code."""
 _rank_pid = 0
 
 
 def stand() -> None:
-    """Returns in a child only, which is the rank. The process that has called it stays as the guard."""
+    """Forks the rank. Returns in the child only, which is the rank; the calling process stays as the guard."""
     global _word, _rank_pid
     if sys.platform != "linux":
         return
     launched, above = launcher.is_launched(), os.getppid()
     depth = 2 if launched else 1
     _word = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("H")
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # none is lost meanwhile
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())  # no signal is lost meanwhile
     if launched:
-        processes.prctl(processes.SET_PDEATHSIG, signal.SIGCHLD)  # the guard looks, and ends the rank
+        processes.prctl(processes.SET_PDEATHSIG, signal.SIGCHLD)  # the guard wakes, and ends the rank
     for level in range(depth):
         parent = os.getpid()
-        processes.prctl(processes.SET_CHILD_SUBREAPER, 1)  # before there is anybody to leave orphans
+        processes.prctl(processes.SET_CHILD_SUBREAPER, 1)  # before any process can leave orphans
         try:
             child = os.fork()
         except OSError as error:
@@ -88,18 +88,20 @@ def stand() -> None:
 
 
 def started() -> None:
-    """MPI has started: from here on an end that was not announced is a death. Before, exit codes are passed on."""
+    """Tells the guard that MPI has started: from here on an end that was not announced is a death. Before, the guard
+    passes exit codes on.
+    """
     _tell(_AT_WORK)
 
 
 def announce(code: int) -> None:
-    """All is done, and this rank is about to leave with `code`. However it ends from here on, that is its code."""
+    """Tells the guard that this rank is about to leave with `code`. However it ends from here on, that is its code."""
     _tell(_LEAVING, code)
 
 
 def beat(silence_s: float) -> None:
-    """Python runs in this rank. Without another beat for `silence_s`, and a while more, something holds Python's lock:
-    nothing in the rank could notice or end that, so its guard kills it. 0: never.
+    """Tells the guard that Python runs in this rank. Without another beat for `silence_s`, and a while more, something
+    holds Python's lock: nothing in the rank could notice or end that, so the guard kills the rank. 0: never.
     """
     if _word is None or os.getpid() != _rank_pid:
         return
@@ -107,11 +109,11 @@ def beat(silence_s: float) -> None:
     limit_s = math.ceil(min(silence_s, _LONGEST_SILENCE_S))
     if _word[_SILENCE_S] != limit_s:
         _word[_SILENCE_S] = limit_s
-        processes.kill(os.getppid(), signal.SIGCHLD)  # the guard looks
+        processes.kill(os.getppid(), signal.SIGCHLD)  # the guard wakes
 
 
 def end_job(code: int) -> bool:
-    """The inner guard tells the launcher to end, and kills it where it does not. False where there is no such guard."""
+    """Has the inner guard tell the launcher to end, and kill it if it does not. Returns False where there is none."""
     if _word is None or os.getpid() != _rank_pid or processes.launcher() is None:
         return False
     _tell(_ENDING_JOB, code)
@@ -119,8 +121,8 @@ def end_job(code: int) -> bool:
 
 
 def leave_at_once(code: int) -> NoReturn:
-    """Ends this process; with the code that was announced, where one was. Under ULFM that is a death, which the others
-    survive: nobody would notice an exit code.
+    """Ends this process; with the code that was announced, where one was. Under ULFM the process dies, which the other
+    ranks survive: nobody would notice an exit code.
     """
     if launcher.survives_deaths():
         os.kill(os.getpid(), signal.SIGKILL)
@@ -131,17 +133,17 @@ def leave_at_once(code: int) -> NoReturn:
 
 
 def _tell(stage: int, code: int = 0) -> None:
-    if _word is None or os.getpid() != _rank_pid:  # a forked child of an environment has nothing to say
+    if _word is None or os.getpid() != _rank_pid:  # a forked child of an environment is not the rank
         return
     _word[_CODE] = code
     _word[_STAGE] = stage
-    processes.kill(os.getppid(), signal.SIGCHLD)  # the guard looks
+    processes.kill(os.getppid(), signal.SIGCHLD)  # the guard wakes
 
 
 class _Guard:
     """A process that waits for `child`: the rank, or the inner guard.
 
-    `parent` has started it, and may be dead by now.
+    `parent` has started this process, and may be dead by now.
     """
 
     def __init__(self, child: int, parent: int, *, is_launched: bool, is_outer: bool, is_inner: bool) -> None:
@@ -151,14 +153,14 @@ class _Guard:
         self._launcher = _Launcher(processes.launcher()) if is_launched and is_inner else None
         self._stage, self._deadline = _STARTING, math.inf
         self._beats, self._beat_at = 0, time.monotonic()
-        # behind a wrapper script the launcher's children are others, and nothing can be told from them
+        # behind a wrapper script the launcher's children are not the guards, and their number says nothing
         starts_with_others = launcher.survives_deaths() and launcher.local_ranks() > 1
         self._counts = is_outer and starts_with_others and processes.launcher() == self._parent
         self._missing = 0
         self._passed_on: set[int] = set()
 
     def watch(self) -> NoReturn:
-        """Until `child` has ended; then this process ends alike."""
+        """Waits until `child` has ended, then ends this process in the same way."""
         try:
             self._watch()
         except Exception:
@@ -169,7 +171,7 @@ class _Guard:
     def _watch(self) -> NoReturn:
         processes.set_title(f"dppo: guard of {launcher.rank_name()}")
         heard = signal.valid_signals()
-        if self._shares_terminal:  # it stops and continues with its rank
+        if self._shares_terminal:  # the guard stops and continues with its rank
             heard = heard - _STOPS
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPS)
         while True:
@@ -178,7 +180,7 @@ class _Guard:
             if info is None or info.si_signo == signal.SIGCHLD:
                 continue
             if self._shares_terminal and info.si_code > 0:
-                continue  # the terminal sends it to the whole group, the rank included
+                continue  # the terminal sends the signal to the whole group, the rank included
             self._passed_on.add(info.si_signo)
             processes.kill(self._child, info.si_signo)
 
@@ -214,8 +216,8 @@ class _Guard:
             self._deadline = now + 1.0
 
     def _count_ranks(self) -> None:
-        """If a rank of this node dies before it has begun, nobody would ever notice, and MPI_Init would wait for it for
-        ever: the guards, which are the launcher's children, end the job if some of them stay missing.
+        """Ends the job if some of this node's guards, which are the launcher's children, stay missing. Otherwise nobody
+        would notice a rank that dies before it has begun, and MPI_Init would wait for it for ever.
         """
         assert _word is not None
         self._counts = _word[_STAGE] == _STARTING
@@ -257,12 +259,12 @@ class _Guard:
         return _BY_SIGNAL + signal.SIGKILL
 
     def _say_if_starting(self, stage: int, why: str) -> None:
-        """MPI_Init of the others may end the job with a text of its own, which does not name what has happened."""
+        """Names a death while MPI starts: MPI_Init of other ranks may end the job with a text that does not name it."""
         if self._is_launched and stage == _STARTING and not self._passed_on:
             processes.say(f"{launcher.rank_name()} died while MPI was starting ({why})")
 
     def _conclude(self, end: int, *, orphan: bool = False) -> NoReturn:
-        """The child has ended."""
+        """Ends what the child, which has ended, has left behind, then this process."""
         assert _word is not None
         if left := processes.end_children(but=self._child):
             processes.say(
@@ -280,12 +282,12 @@ class _Guard:
 
 
 class _Launcher:
-    """The process of Open MPI's on this node that has started the rank."""
+    """Open MPI's process on this node, which has started the rank."""
 
     def __init__(self, pid: int | None) -> None:
         self._pid, self._fd = pid, -1
         if pid is not None:
-            self._is_first = processes.command(pid) != "prted"  # which does what mpirun's node says
+            self._is_first = processes.command(pid) != "prted"  # a prted does what mpirun says
             with contextlib.suppress(OSError, AttributeError):
                 self._fd = os.pidfd_open(pid)
 
@@ -295,20 +297,21 @@ class _Launcher:
                 signal.pidfd_send_signal(self._fd, number)
 
     def outlive(self, *, told: bool) -> None:
-        """Once the run has ended it has nothing to wait for. Where it does not end, it is killed: it was seen to stay,
-        as it is told to for a node that does not answer. The batch system ends what is left elsewhere.
+        """Waits until the launcher has ended, and kills it where it does not. It has nothing to wait for once the run
+        has ended, but was seen to stay, as it is told to for a node that does not answer. The batch system ends what is
+        left elsewhere.
         """
         if self._pid is None or self._fd < 0 or not (told or self._is_first):
             return
         nothing = os.open(os.devnull, os.O_RDWR)
-        for standard in range(3):  # it may wait for these to be closed
+        for standard in range(3):  # the launcher may wait for these to be closed
             os.dup2(nothing, standard)
         ended = select.poll()
         ended.register(self._fd, select.POLLIN)
         deadline = time.monotonic() + (LAUNCHER_IS_TOLD_S if told else LAUNCHER_ENDS_S)
         while not ended.poll(500):
             if time.monotonic() > deadline:
-                with contextlib.suppress(OSError):  # its standard error: this process has none any more
+                with contextlib.suppress(OSError):  # the launcher's standard error: this process has closed its own
                     os.dup2(os.open(f"/proc/{self._pid}/fd/2", os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK), 2)
                     processes.say("the launcher does not end, though its ranks have: it is killed")
                 self.send(signal.SIGKILL)
@@ -321,7 +324,7 @@ def _end_like(end: int) -> NoReturn:
     if end < _BY_SIGNAL:
         os._exit(end - 1)
     number = end - _BY_SIGNAL
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank has left its own
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # the rank has left its own core file
     with contextlib.suppress(OSError, ValueError):
         signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {number})

@@ -1,5 +1,5 @@
-"""What mpirun, srun and their kin say of this process in its environment. The only reader of their variables, those of
-Slurm excepted, which slurm.py reads.
+"""Reads what mpirun, srun and other launchers say about this process in its environment. No other module reads their
+variables; only slurm.py reads those of Slurm.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ _TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc")
 
 
 def is_launched() -> bool:
-    """Whether mpirun or srun has started this process."""
+    """Returns whether mpirun or srun has started this process."""
     return any(name in os.environ for name in _LAUNCHED)
 
 
 def is_by_mpirun() -> bool:
-    """Whether Open MPI's mpirun has started this process."""
+    """Returns whether Open MPI's mpirun has started this process."""
     return _SIZE in os.environ
 
 
 def is_first() -> bool:
-    """Whether the launcher calls this process the first one, be it a rank 0 of MPI or not; so without a launcher."""
+    """Returns whether the launcher calls this process the first, MPI's rank 0 or not; True without a launcher."""
     return all(rank == "0" for rank in _ranks())
 
 
 def _ranks() -> list[str]:
-    """This process's rank as each launcher has it that says one, Slurm last: it counts mpirun's daemons."""
+    """Returns this process's rank by each launcher that says one. Slurm comes last: it counts mpirun's daemons."""
     said = (*(os.environ.get(name) for name in _RANKS), slurm.rank_in_step())
     return [rank for rank in said if rank is not None]
 
 
 @functools.cache  # an environment may clear os.environ
 def survives_deaths() -> bool:
-    """Whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
+    """Returns whether this job was started so that ranks may die: `mpirun --with-ft ulfm`."""
     return os.environ.get(_FAULT_TOLERANCE, "").lower() in ("1", "true")
 
 
-@functools.cache  # what tells a replacement is not for children
+@functools.cache  # leave_job() deletes the variable that marks a replacement
 def rank_name() -> str:
-    """For messages of a process that does not speak MPI."""
+    """Returns the name of this process in messages, without a call of MPI."""
     rank = next(iter(_ranks()), None)
     job = os.environ.get("PMIX_NAMESPACE", "").rpartition("@")
     if rank is None:
@@ -60,7 +60,7 @@ def rank_name() -> str:
 
 
 def local_ranks() -> int:
-    """Ranks on this node, as the launcher says; 1 where there is none."""
+    """Returns the number of ranks on this node, as the launcher says; 1 where there is no launcher."""
     for name in _LOCAL_SIZES:
         if (ranks := digits(os.environ.get(name, ""), slurm.MOST_RANKS)) is not None:
             return max(1, ranks)
@@ -68,7 +68,7 @@ def local_ranks() -> int:
 
 
 def on_one_node() -> bool:
-    """Whether no rank of this job is on another node, as the launcher says."""
+    """Returns whether all ranks of this job are on this node, as the launcher says."""
     size = os.environ.get(_SIZE)
     if size is not None:
         return size == os.environ.get(_LOCAL_SIZE)
@@ -76,13 +76,13 @@ def on_one_node() -> bool:
 
 
 def check_launcher(started: int) -> None:
-    """Where many processes were started, but each is alone, they would train one and the same run many times over.
+    """Refuses many processes of which each is alone: they would train one and the same run many times over.
 
     Args:
-      started: ranks of MPI's world.
+      started: the number of ranks in MPI's world.
 
     Raises:
-      ValueError: with the repair.
+      ValueError: each is alone; the message gives the repair.
     """
     sizes = (("mpirun", os.environ.get(_SIZE)), ("srun", slurm.tasks_of_step()), ("mpirun", os.environ.get("PMI_SIZE")))
     launcher, asked = next(((name, size) for name, size in sizes if size is not None), ("", ""))
@@ -90,7 +90,7 @@ def check_launcher(started: int) -> None:
         return
     alone = f"{launcher} started {asked} processes, but each is an MPI world of its own"
     if launcher == "srun":
-        if slurm.in_a_shell():  # from which one rank may be started for a look
+        if slurm.in_a_shell():  # a user may start one rank from it for a look
             return
         raise ValueError(
             f"{alone}: use mpirun inside the allocation, or srun --mpi=pmix (for MPICH and its kin"
@@ -104,14 +104,14 @@ def check_launcher(started: int) -> None:
 
 
 def leave_job() -> None:
-    """What would make this process join the job, as the very rank that has started it, is forgotten."""
+    """Deletes the variables by which this process, or a child of it, would join the job as the rank that started it."""
     for name in [name for name in os.environ if name.startswith(_TIES)]:
         del os.environ[name]
 
 
 def settings_of_new_ranks() -> dict[str, str]:
-    """What a process that replaces a dead rank must have as this one has it: Open MPI's parameters, and threads, for it
-    would work out another share of the cores.
+    """Returns the variables that a process that replaces a dead rank must share with this one: Open MPI's parameters,
+    and threads, because it would work out another share of the cores.
     """
     return {
         name: value

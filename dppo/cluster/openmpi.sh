@@ -1,5 +1,5 @@
-# What dppo needs of Open MPI, in one place. Jobs and the mpirun of .venv source it; startup.py reads it as well, for what
-# is started without them. A variable that you have set stays as it is. Other MPIs do not look at these.
+# The settings of Open MPI that dppo needs. Jobs and the mpirun of .venv source this file; startup.py reads it for runs
+# that start without them. A variable that you have set stays as it is. Other MPIs ignore these.
 
 # with HAN an Allreduce during a rank's death may return wrong numbers
 export OMPI_MCA_coll="${OMPI_MCA_coll-^han}"
@@ -10,11 +10,11 @@ export OMPI_ALLOW_RUN_AS_ROOT="${OMPI_ALLOW_RUN_AS_ROOT-1}"
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="${OMPI_ALLOW_RUN_AS_ROOT_CONFIRM-1}"
 # more ranks than cores, as on a laptop. Without "slot" (and with --oversubscribe) all ranks come to the first node
 export PRTE_MCA_rmaps_default_mapping_policy="${PRTE_MCA_rmaps_default_mapping_policy-slot:oversubscribe}"
-# jobs that share a node would all be bound to its first cores; Slurm keeps ranks on the job's own
+# jobs that share a node would all be bound to its first cores; Slurm keeps ranks on the cores of their job
 export PRTE_MCA_hwloc_default_binding_policy="${PRTE_MCA_hwloc_default_binding_policy-none}"
 # silences a complaint where Slurm has munge and the package from PyPI does not
 export PMIX_MCA_psec="${PMIX_MCA_psec-native}"
-# a node that does not answer any more ends the job after 60 + 3 * 10 s (Open MPI: 8 minutes), and what runs there as well
+# a node that stops answering ends the job after 60 + 3 * 10 s (Open MPI: 8 minutes), and its processes end as well
 export PRTE_MCA_oob_tcp_keepalive_time="${PRTE_MCA_oob_tcp_keepalive_time-60}"
 export PRTE_MCA_oob_tcp_keepalive_intvl="${PRTE_MCA_oob_tcp_keepalive_intvl-10}"
 export PRTE_MCA_oob_tcp_keepalive_probes="${PRTE_MCA_oob_tcp_keepalive_probes-3}"

@@ -1,7 +1,7 @@
-"""On one node nobody outside it has to reach the ports that Open MPI opens on all networks.
+"""Hides the ports that Open MPI opens on all networks: nobody outside the node has to reach those of a job on one node.
 
-The launcher listens on all interfaces whatever it is told, and has no setting against it. Ranks of one node open ports
-only where dead ones may have to be replaced: else startup.py leaves TCP out.
+The launcher listens on all interfaces, and no setting changes that. Ranks of one node open ports only where dead ranks
+may have to be replaced; otherwise startup.py leaves TCP out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _PIDFD_GETFD = 438
 
 
 def keep_to_this_node(process: int) -> None:
-    """Ties what a process has opened to everybody to the loopback device, where the kernel lets one process do that
-    for another. The socket goes on listening all the while.
+    """Ties the sockets on which a process listens on all networks to the loopback device, where the kernel lets one
+    process do that for another. The sockets listen all the while.
     """
     for file in _files_of(process):
         with contextlib.suppress(OSError), _listening(file) as found:
@@ -27,7 +27,7 @@ def keep_to_this_node(process: int) -> None:
 
 @contextlib.contextmanager
 def _listening(file: int) -> Iterator[socket.socket]:
-    """The socket of a file; OSError where it is none that listens everywhere. Closes the file."""
+    """Yields the socket of a file, then closes it. Raises OSError where it is no socket that listens everywhere."""
     if not stat.S_ISSOCK(os.fstat(file).st_mode):
         os.close(file)
         raise OSError
@@ -41,7 +41,7 @@ def _listening(file: int) -> Iterator[socket.socket]:
 
 
 def _files_of(pid: int) -> Iterator[int]:
-    """Copies of another process's open files; none where that is not allowed."""
+    """Yields copies of another process's open files; none where that is not allowed."""
     system = ctypes.CDLL(None).syscall
     with contextlib.suppress(OSError):
         process = os.pidfd_open(pid)

@@ -1,4 +1,4 @@
-"""Processes, as Linux's /proc shows them: who has started this one, who is left below it, and how those are ended."""
+"""Finds processes in Linux's /proc: the launcher of this one, and its children. Ends the children that are left."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ SET_PDEATHSIG, SET_CHILD_SUBREAPER = 1, 36
 _SET_NAME = 15
 _LAUNCHERS = ("mpirun", "mpiexec", "prterun", "prted")
 _LEAVE_S, _END_S, _DIE_S = 0.1, 1.0, 2.0
-"""What children get to leave by themselves, after SIGTERM, and after SIGKILL."""
+"""Seconds that children get to leave by themselves, after SIGTERM, and after SIGKILL."""
 
 
 def launcher() -> int | None:
-    """Open MPI's process that has started this one, perhaps through a wrapper script; None where there is none."""
+    """Finds Open MPI's process that has started this one, perhaps through a wrapper script; None if there is none."""
     pid = os.getppid()
     while pid > 1:
         if command(pid) in _LAUNCHERS:
@@ -26,7 +26,7 @@ def launcher() -> int | None:
 
 
 def command(pid: int) -> str:
-    """Its short name; "" where there is no such process."""
+    """Returns the short name of a process; "" where there is no such process."""
     try:
         with open(f"/proc/{pid}/comm") as file:
             return file.read().strip()
@@ -35,7 +35,7 @@ def command(pid: int) -> str:
 
 
 def stat(pid: int) -> list[str]:
-    """State, parent, …, as in proc(5) from the third field on; [] where there is no such process."""
+    """Returns state, parent, …, as in proc(5) from the third field on; [] where there is no such process."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()
@@ -44,7 +44,7 @@ def stat(pid: int) -> list[str]:
 
 
 def children(pid: int) -> list[int]:
-    """The living ones."""
+    """Returns the living children of a process."""
     found: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
@@ -59,8 +59,8 @@ def kill(pid: int, number: int) -> None:
 
 
 def end_children(but: int) -> list[str]:
-    """Ends what the rank has left: orphans have become this process's children. Returns the names of those that had to
-    be ended.
+    """Ends what the rank has left: orphans have become this process's children. Returns the names of the processes that
+    had to be ended, without that of `but`.
     """
     since, names, told = time.monotonic(), dict[int, str](), set[tuple[int, int]]()
     while True:
@@ -81,7 +81,7 @@ def end_children(but: int) -> list[str]:
 
 
 def _has_children() -> bool:
-    """Asks the kernel: while some end, the list in /proc may lack others."""
+    """Asks the kernel whether there are children: while some end, the list in /proc may lack others."""
     try:
         os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     except ChildProcessError:
@@ -90,7 +90,7 @@ def _has_children() -> bool:
 
 
 def _leaves_by_itself(pid: int) -> bool:
-    """Whether it is about to end, or a server of Python's multiprocessing, which cleans up once nobody needs it."""
+    """Returns whether a process is about to end, or is a server of multiprocessing, which cleans up once unused."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         text = file.read()
         servers = (b"from multiprocessing.resource_tracker", b"from multiprocessing.forkserver")
@@ -99,7 +99,7 @@ def _leaves_by_itself(pid: int) -> bool:
 
 
 def reap(child: int) -> int | None:
-    """The status of `child` if it has ended; that of orphans is of no interest."""
+    """Reaps children. Returns the status of `child` if it has ended; the status of orphans is of no interest."""
     found = None
     with contextlib.suppress(ChildProcessError):
         while True:
@@ -116,8 +116,8 @@ def prctl(option: int, value: int) -> None:
 
 
 def set_title(title: str) -> None:
-    """What ps and /proc show: else a guard could not be told from its rank, whose arguments and variables it has."""
-    # without a space: Slurm's proctrack/linuxproc cannot read such a line of /proc/PID/stat, and signals nobody below
+    """Sets what ps and /proc show: otherwise a guard would look like its rank, whose arguments and variables it has."""
+    # without a space: Slurm's proctrack/linuxproc cannot read a stat line in /proc with one, and signals nobody below
     ctypes.CDLL(None).prctl(_SET_NAME, b"dppo-guard")
     places = [int(field) for field in stat(os.getpid())[45:49]]
     if len(places) < 4:
@@ -130,6 +130,6 @@ def set_title(title: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line on standard error, for processes that are about to go."""
+    """Writes a line on standard error, for processes that are about to end."""
     with contextlib.suppress(OSError):
         os.write(2, f"dppo: {text}\n".encode())

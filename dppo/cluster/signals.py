@@ -1,4 +1,4 @@
-"""Requests to save and leave: signals, the time limit of a batch job; and how long is left."""
+"""Notices requests to save and leave (signals, the time limit of a batch job), and tells how much time is left."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from types import FrameType
 from typing import Any
 
 SECOND_SIGNAL_S = 5.0
-"""A signal that comes this long after the first means it: the process exits at once. (mpirun and Slurm send
+"""Seconds after the first signal from which another one makes the process exit at once. (mpirun and Slurm send
 several.)
 """
 
 
 class Preemption:
-    """Whether this process was asked to save and leave, and when.
+    """Notes whether this process was asked to save and leave, and when.
 
     Args:
       grace_s: seconds from the request to the process's end.
@@ -40,7 +40,7 @@ class Preemption:
         self.grace_s = grace_s
         self.requested_at: float | None = None
         self.reason = ""
-        """Who or what has asked."""
+        """The source of the request: a signal, a limit or a worker."""
         self._first_signal_at: float | None = None
         self._before: dict[signal.Signals, Any] = {}
         ends: list[tuple[float, str]] = []
@@ -52,21 +52,21 @@ class Preemption:
         self._ask_at -= grace_s
 
     def install(self) -> None:
-        """SIGUSR1, SIGTERM and Ctrl-C become requests."""
+        """Turns SIGUSR1, SIGTERM and Ctrl-C into requests."""
         if threading.current_thread() is not threading.main_thread():
-            return  # Python allows handlers in the main thread only; an embedding program has its own
+            return  # Python allows handlers in the main thread only; an embedding program has handlers of its own
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._on_signal)
 
     def asked(self) -> bool:
-        """Whether it was asked. Handlers that an environment has put in the place of these are replaced again."""
+        """Returns whether this process was asked. Puts its handlers back where an environment has replaced them."""
         for number in self._before:
             if signal.getsignal(number) != self._on_signal:
                 signal.signal(number, self._on_signal)
         return self.requested_at is not None
 
     def uninstall(self) -> None:
-        """Signals mean again what they meant before `install`."""
+        """Restores the handlers that `install` has replaced."""
         while self._before:
             number, handler = self._before.popitem()
             signal.signal(number, handler)
@@ -86,11 +86,11 @@ class Preemption:
 
     @property
     def requested(self) -> bool:
-        """Whether it was asked; looks at the time limit as well."""
+        """Returns whether this process was asked; looks at the time limit as well."""
         if self.requested_at is None and time.monotonic() > self._ask_at:
             self.request(self._limit)
         return self.requested_at is not None
 
     def past(self, share: float) -> bool:
-        """Whether this share of the grace period has passed since the request."""
+        """Returns whether this share of the grace period has passed since the request."""
         return self.requested and time.monotonic() - (self.requested_at or 0.0) > share * self.grace_s

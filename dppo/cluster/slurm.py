@@ -1,5 +1,5 @@
-"""What the batch system says of this job and this step: number, room, restarts, when it ends, tasks by node. The only
-reader of Slurm's variables.
+"""Reads what the batch system says about this job and this step: number, room, restarts, when it ends, tasks by node.
+No other module reads Slurm's variables.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from dppo.bounds import digits
 
 MOST_RANKS = 10**6
-"""A launcher's variable that says more is taken for nonsense, and counts as not set."""
+"""The largest credible number in a launcher's variable; a variable with a larger one counts as not set."""
 JOB_ID, STEP_TASKS = "SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS"
 ASK_S = 10.0
-"""How long an answer from Slurm is waited for: its controller may be busy, or away."""
+"""Seconds to wait for an answer from Slurm, whose controller may be busy, or away."""
 _ENDED = {
     "COMPLETED",
     "FAILED",
@@ -36,15 +36,15 @@ class Allocation:
     """The part of a cluster that this process runs in."""
 
     job_id: str | None = None
-    """As in `squeue`; of a task of a job array ARRAY_TASK; None where there is no batch system."""
+    """The number as in `squeue`; ARRAY_TASK for a task of a job array; None where there is no batch system."""
     restarts: int = 0
-    """How often Slurm has started the job again."""
+    """The number of times that Slurm has started the job again."""
     num_tasks: int = 1
-    """Ranks that the job has room for."""
+    """The number of ranks that the job has room for."""
 
 
 def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
-    """What Slurm has put into the environment; nobody is asked."""
+    """Returns what Slurm has put into the environment; asks nobody."""
     number = environ.get(JOB_ID)
     if number is None:
         return Allocation()
@@ -58,7 +58,9 @@ def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
 
 
 def tasks_of_one_node(environ: Mapping[str, str] = os.environ) -> int | None:
-    """Tasks that the job has on each node, where its number of tasks follows from that and it has several nodes."""
+    """Returns the tasks that the job has on each node, if it has several nodes and its number of tasks follows from
+    that; else None.
+    """
     tasks, nodes, per_node = (
         digits(environ.get(name, ""), 10**9) for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
     )
@@ -68,10 +70,10 @@ def tasks_of_one_node(environ: Mapping[str, str] = os.environ) -> int | None:
 
 
 def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
-    """When this job will be killed, in seconds since 1970; None: not known, or never.
+    """Returns when this job will be killed, in seconds since 1970; None: not known, or never.
 
-    Where Slurm has not put it into the environment (before 23.02), or a time that has passed is left over there from
-    another job, its controller is asked, which may take `ASK_S`.
+    Asks Slurm's controller, which may take `ASK_S`, where the environment holds no such time (before Slurm 23.02), or
+    a time that has passed, which is left over from another job.
     """
     number = environ.get(JOB_ID)
     if number is None:
@@ -102,7 +104,7 @@ def _squeue(job_id: str, form: str) -> str:
 
 
 def in_queue(job_id: str) -> bool:
-    """Whether Slurm has the job: running, or waiting to. False where nobody can be asked."""
+    """Returns whether Slurm has the job: running, or waiting to run. Returns False where nobody can be asked."""
     try:
         answer = _squeue(job_id, "%T")
     except (OSError, ValueError, subprocess.SubprocessError):  # no squeue, no answer, no such job
@@ -114,33 +116,35 @@ def in_queue(job_id: str) -> bool:
 
 
 def tasks_of_step() -> str | None:
-    """How many processes srun has started, as it is written; None where it has not started this one."""
+    """Returns the number of processes that srun has started, as it is written; None where srun has not started this."""
     return os.environ.get(STEP_TASKS)
 
 
 def in_a_shell() -> bool:
-    """Whether this step is the shell of `srun --pty`."""
+    """Returns whether this step is the shell of `srun --pty`."""
     return "SLURM_PTY_PORT" in os.environ
 
 
 def rank_in_step() -> str | None:
-    """This process's number among those, as it is written."""
+    """Returns this process's number in the step, as it is written."""
     return os.environ.get("SLURM_PROCID")
 
 
 def nodes_of_step() -> int:
-    """Nodes that the step's tasks are on; 0 where Slurm does not say."""
+    """Returns the number of nodes that the step's tasks are on; 0 where Slurm does not say."""
     return len(_tasks_per_node())
 
 
 def tasks_on_this_node() -> int:
-    """Tasks of the step; 1 where Slurm does not say."""
+    """Returns the number of the step's tasks on this node; 1 where Slurm does not say."""
     nodes, number = _tasks_per_node(), digits(os.environ.get("SLURM_NODEID", "0"), MOST_RANKS)
     return nodes[number] if number is not None and number < len(nodes) else 1
 
 
 def _tasks_per_node() -> list[int]:
-    """By node. Slurm writes `4(x2),3` for [4, 4, 3]. What cannot be is [], as if nothing were said."""
+    """Returns the step's tasks on each node; [] where Slurm says nothing, or what cannot be. Slurm writes `4(x2),3` for
+    [4, 4, 3].
+    """
     counted: list[int] = []
     text = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     for part in text.split(",") if text else []:
@@ -153,5 +157,5 @@ def _tasks_per_node() -> list[int]:
 
 
 def cores_on_this_node() -> int | None:
-    """Cores of this node that the job has; None where Slurm does not say."""
+    """Returns the number of this node's cores that the job has; None where Slurm does not say."""
     return digits(os.environ.get("SLURM_CPUS_ON_NODE", ""), MOST_RANKS)

@@ -18,26 +18,26 @@ from dppo.cluster import processes
 ASK, END = signal.SIGUSR1, signal.SIGTERM
 _HELD = (ASK, END, signal.SIGCHLD)
 NOT_STARTED = 127
-"""The exit code of a program that cannot be started, as a shell has it; one that a signal N has ended has 128 + N."""
+"""The exit code of a program that cannot be started, as in a shell; a program that signal N has ended has 128 + N."""
 _LOOK_S, _GONE_S = 3600.0, 10.0
-"""The longest pause between two looks at a program; what the kernel gets to end one that was killed."""
+"""Seconds of the longest pause between two looks at a program; seconds for the kernel to end one that was killed."""
 
 
 class JobEnds(Exception):
-    """The batch system has sent SIGTERM: it cancels the job, or starts it again."""
+    """Raised where the batch system has sent SIGTERM: it cancels the job, or starts it again."""
 
 
 class Supervisor:
     """Runs programs, one at a time. The process that makes one holds its signals from then on, until it ends.
 
     Args:
-      asked: the job was asked to save before this process could hear it.
+      asked: whether the job was asked to save before this process could hear it.
     """
 
     def __init__(self, *, asked: bool = False) -> None:
         self._asked = asked
         self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, _HELD)
-        for number in (*_HELD, signal.SIGINT):  # programs inherit what is ignored
+        for number in (*_HELD, signal.SIGINT):  # programs would inherit that a signal is ignored
             signal.signal(number, signal.SIG_DFL)
 
     def is_asked(self) -> bool:
@@ -51,11 +51,11 @@ class Supervisor:
         return self._asked
 
     def check(self, command: Sequence[str], limit_s: float) -> int:
-        """Runs a program that has nothing to save and whose output is of no interest. It is killed after `limit_s`, and
-        as soon as the job is asked to save.
+        """Runs a program that has nothing to save and whose output is of no interest. Kills it after `limit_s`, or as
+        soon as the job is asked to save.
 
         Returns:
-          Its exit code.
+          The exit code of the program.
 
         Raises:
           JobEnds: the job ends; the batch system ends the program.
@@ -67,11 +67,11 @@ class Supervisor:
         return _kill(program) if code is None else code
 
     def run(self, command: Sequence[str], kill_after_s: float) -> int:
-        """Runs a program to its end. Every request to save is passed on to it; `kill_after_s` after the first one it is
-        killed.
+        """Runs a program to its end. Passes every request to save on to it, and kills it `kill_after_s` after the first
+        request.
 
         Returns:
-          Its exit code.
+          The exit code of the program.
 
         Raises:
           JobEnds: the job ends. The batch system has told the program as well: a second SIGTERM would have mpirun kill
@@ -119,7 +119,7 @@ class Supervisor:
 
 
 def _kill(program: subprocess.Popen[bytes]) -> int:
-    """Returns the exit code. Does not wait for ever: a process that hangs in a dead file system stays."""
+    """Kills a program; returns the exit code. Does not wait for ever for one that hangs in a dead file system."""
     program.kill()
     with contextlib.suppress(subprocess.TimeoutExpired):
         program.wait(_GONE_S)

@@ -19,9 +19,9 @@ from types import FunctionType
 from dppo.errors import EXIT_STALLED
 
 WAITING = ("exchange",)
-"""Phases in which a rank waits for others: it is not what keeps the job, and does not end itself."""
+"""Phases in which a rank waits for others: it does not keep the job from continuing, and does not end itself."""
 SHORTEST_S, LONGEST_S = 1e-3, 1e9
-"""Limits beyond these are taken for them: the timer's clock knows neither less nor more."""
+"""The shortest and the longest limit; others are taken for the nearest: the timer's clock knows no less and no more."""
 _STDERR = 2
 
 
@@ -30,10 +30,10 @@ def _exit() -> None:
 
 
 def open_to_append(path: Path) -> int:
-    """A descriptor of a regular file, which is made where there is none; no pipe is waited for, no link is followed.
+    """Opens a regular file, or makes one. Waits for no pipe, follows no link. Returns the descriptor.
 
     Raises:
-      OSError: something else is in its place.
+      OSError: something else is in the file's place.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
     descriptor = os.open(path, flags, 0o666)
@@ -47,16 +47,17 @@ class Watchdog:
     """A thread that compares the time of the last progress with two limits, in seconds; 0 switches a limit off.
 
     A simulator that loops in C++ and holds the GIL stops that thread, too. Then faulthandler's timer, which needs no
-    GIL, writes the stacks to the same file; nothing is said on stderr, and the process is not ended. One watchdog at a
-    time in a process, for there is one such timer.
+    GIL, writes the stacks to the same file; nothing is said on stderr, and the process does not end. A process has one
+    watchdog at a time, because there is one such timer.
 
     Args:
       folder: RUN/stalls; None while there is none: stderr takes the stacks until `write_to`.
-      after_s: without progress for so long, the stacks are written, once per stall.
-      abort_s: without progress for so long, unless it waits for others, the process ends, and the launcher ends those.
-      end: how it ends; with code 1 if not said otherwise.
-      is_lost: why this process can never come back, as far as can be told; "" where it can. It is killed then, also
-        where both limits are off.
+      after_s: the time without progress after which the stacks are written, once per stall.
+      abort_s: the time without progress after which the process ends, unless it waits for others. The launcher then
+        ends the other processes.
+      end: ends the process; by default with code 1.
+      is_lost: returns why this process can never come back, as far as can be told; "" where it can. A process that is
+        lost is killed, also where both limits are off.
       beat: called with `abort_s` as long as Python runs, and with 0 by `stop`.
     """
 
@@ -81,27 +82,27 @@ class Watchdog:
         self._thread: threading.Thread | None = None
         limits = [max(s, SHORTEST_S) for s in (self._after_s, self._abort_s) if s]
         self._period_s = min([1.0, *(limit / 4 for limit in limits)])
-        # later than the thread, which knows more, would report
+        # the timer fires after the thread would report, because the thread knows more
         self._timer_s = min(limits, default=math.inf) + 2 * self._period_s
         if not limits and is_lost is None:
             return
         self._timer_file = _STDERR
         if folder is not None:
             self.write_to(folder)
-        # a forked child has the timer's lock but not its thread, and would wait for it for ever when it exits
+        # a forked child has the timer's lock but not its thread, and would wait for ever for that when it exits
         os.register_at_fork(before=faulthandler.cancel_dump_traceback_later)
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
-        self._watches.wait()  # from here on no hang goes unseen
+        self._watches.wait()  # from here on every hang is noticed
 
     @property
     def has_folder(self) -> bool:
-        """Whether `write_to` was called."""
+        """Returns whether `write_to` was called."""
         return self._path is not None
 
     def write_to(self, folder: Path) -> None:
-        """From here on stacks go to a file in `folder`. The timer's must be open beforehand: it is empty until there is
-        a stall, and removed by `stop` where there was none; a rank that is killed leaves it empty.
+        """Has stacks written to a file in `folder` from here on. The timer needs it open beforehand: the file is empty
+        until there is a stall, and `stop` removes it where there was none; a rank that is killed leaves it empty.
         """
         path = folder.absolute() / f"rank_{self._rank:05d}.txt"  # an environment may change the working directory
         self._path = path
@@ -113,11 +114,11 @@ class Watchdog:
         self._armed_for = -1.0  # the timer is armed anew, with this file
 
     def heartbeat(self, phase: str) -> None:
-        """The rank is alive, and in this phase: collect, update, exchange or checkpoint."""
+        """Notes that the rank makes progress, and its phase: collect, update, exchange or checkpoint."""
         self._last, self._phase = time.monotonic(), phase
 
     def stop(self) -> None:
-        """Training is over."""
+        """Ends the watch: training is over."""
         self._stopped.set()
         if self._thread is None:
             return
@@ -135,17 +136,17 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.is_set():
-            # The timer writes all threads' frames and nothing else: a frame of this thread has a header for its name.
-            # One kept up to date in the file would have every rank write to the shared file system all the time.
+            # The timer writes all threads' frames and nothing else: so the name of a frame of this thread is a header.
+            # To keep a header up to date in the file, every rank would write to the shared file system all the time.
             header = f"{self._who}: last seen in phase {self._phase}"
             FunctionType(Watchdog._look.__code__.replace(co_name=header), globals())(self)
 
     def _look(self) -> None:
-        """Waits for one period, with the timer armed, and compares."""
+        """Waits for one period, with the timer armed, and compares the time of the last progress with the limits."""
         if self._armed_for != self._last and math.isfinite(self._timer_s):
             # a stall that was reported is not written again by the timer
             self._armed_for = self._last
-            with contextlib.suppress(RuntimeError):  # the system has no thread left for it: watch without
+            with contextlib.suppress(RuntimeError):  # the system has no thread left for the timer: watch without it
                 faulthandler.dump_traceback_later(self._timer_s, file=self._timer_file)
         self._watches.set()
         self._beat(self._abort_s)
@@ -173,7 +174,7 @@ class Watchdog:
         try:
             if self._path is None:
                 raise OSError
-            self._path.parent.mkdir(exist_ok=True)  # in a run directory that was removed it is not made anew
+            self._path.parent.mkdir(exist_ok=True)  # not the run directory, if that was removed
             with open(open_to_append(self._path), "a") as file:
                 file.write(f"{time.strftime('%Y-%m-%dT%H:%M:%S')} {told}\n")
                 file.flush()

@@ -1,8 +1,8 @@
 """Steps N cart-poles in NumPy, bit-equal to N single `CartPole-v1` environments and several times as fast.
 
-Gymnasium's own vector form is not used: it draws all start states from one stream, so that an episode depends
-on how many others there are and cannot be replayed; and three quarters of its step of 8 poles go into checks
-and temporary arrays.
+Gymnasium's own vector form is not used. It draws all start states from one stream, so that an episode depends
+on the number of others and cannot be replayed. And three quarters of its step of 8 poles go into checks and
+temporary arrays.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dppo.seams import EpisodeSeed
 
 
 def is_plain_cartpole(spec: EnvSpec) -> bool:
-    """Whether `spec` is Gymnasium's own CartPole, unchanged: then this module may stand in for it."""
+    """Returns whether `spec` is Gymnasium's own CartPole, unchanged: then this module may replace it."""
     return (
         spec.id in ("CartPole-v0", "CartPole-v1")
         and spec.entry_point == "gymnasium.envs.classic_control.cartpole:CartPoleEnv"
@@ -31,9 +31,9 @@ def is_plain_cartpole(spec: EnvSpec) -> bool:
 
 
 class CartPoleVector:
-    """N cart-poles whose every episode begins with a seed of its own.
+    """N cart-poles. Each of their episodes begins with a seed of its own.
 
-    Actions are trusted to be 0 or 1, as those of a categorical policy are.
+    Actions are not checked: they must be 0 or 1, as those of a categorical policy are.
     """
 
     replayable = True
@@ -49,9 +49,9 @@ class CartPoleVector:
         self.action_space = self._physics.single.action_space
         self._now = 0  # rows stepped so far
         self._time_limits = np.zeros(num_envs, np.int64)  # the row at which each episode is truncated
-        self._next_time_limit = 0  # never later than the first of them, and compared in their place
+        self._next_time_limit = 0  # never later than the first of the time limits, and compared in their place
         self._buffers = [np.empty((num_envs, 4), np.float32) for _ in range(2)]
-        # Shared by the many rows that have nothing else to say.
+        # Shared by the many rows in which no episode ends.
         self._rewards = np.ones(num_envs, np.float32)
         self._no_ends = np.zeros(num_envs, bool)
         self._no_observations = np.empty((0, 4), np.float32)
@@ -89,8 +89,8 @@ class CartPoleVector:
         deadline: float = math.inf,
         rewards: list[np.ndarray] | None = None,
     ) -> tuple[np.ndarray, list[int]]:
-        # At most 500 rows of all environments at once, milliseconds: the deadline is not looked at. All histories end
-        # in the last row; each pole is put into its start state where its own begins.
+        # The deadline is not looked at: at most 500 rows of all environments at once take milliseconds. All histories
+        # end in the last row; each pole is put into its start state in the row where its own history begins.
         failed = {index for index, history in enumerate(actions) if len(history) >= self._max_episode_steps}
         lengths = [0 if index in failed else len(history) for index, history in enumerate(actions)]
         longest = max(lengths)
@@ -132,10 +132,10 @@ class CartPoleVector:
 
 
 class _Physics:
-    """The equations of CartPoleEnv.step for N poles, its operations in its order, so that all bits are equal.
+    """The equations of CartPoleEnv.step for N poles, with its operations in its order, so that all bits are equal.
 
-    A NumPy call on a few numbers costs 0.3 µs whatever it computes, so the step is written to need few calls:
-    rows that undergo the same operation lie next to each other, and results go into memory that is there.
+    A NumPy call on a few numbers costs 0.3 µs whatever it computes, so the step needs few calls: rows that undergo
+    the same operation lie next to each other, and results go into existing memory.
     """
 
     def __init__(self, num_envs: int) -> None:
@@ -148,8 +148,8 @@ class _Physics:
         self._total_mass = np.array(single.total_mass)
         self._tau = np.array(single.tau)
         # CartPoleEnv multiplies its denominator, 4/3 - masspole * cos² / total_mass, by length = 0.5. Halving
-        # is exact in binary, so both constants are halved here: a call less, and no bit changes. That of cos²
-        # becomes masspole * length, which is polemass_length.
+        # is exact in binary, so both constants are halved here: a call less, and no bit changes. The constant
+        # of cos² becomes masspole * length, which is polemass_length.
         assert single.length == 0.5
         self._half_4_3 = np.array(4.0 / 3.0 * single.length)
         self._polemass_length = np.array(single.polemass_length)
@@ -205,7 +205,7 @@ class _Physics:
         return 1 in self._outside.tobytes()  # a tenth of the time of .any()
 
     def fallen(self) -> np.ndarray:
-        """[N] bool: the poles that were out of bounds after the last `advance`."""
+        """Returns the poles that were out of bounds after the last `advance`, [N] bool."""
         fallen: np.ndarray = self._outside[0] | self._outside[1]
         return fallen
 
@@ -218,5 +218,5 @@ class _Physics:
         np.copyto(out.reshape(-1, 2, 2), self._as_observed, casting="same_kind")
 
     def clear(self) -> None:
-        """Stands every pole upright and still."""
+        """Puts every pole upright and still."""
         self._motion.fill(0.0)

@@ -1,6 +1,6 @@
-"""Takes in what environments return, and checks it: NumPy spreads a wrong shape, and casts a wrong type, in silence.
+"""Checks what environments return: NumPy would broadcast a wrong shape, and cast a wrong type, silently.
 
-What is right costs a third of a microsecond.
+The check of a correct return costs a third of a microsecond.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ _REPAIR = "repair the environment, or put a wrapper around it"
 
 
 class Returned:
-    """What environments of one observation space return.
+    """The checks of what environments of one observation space return.
 
     Args:
-      shape, dtype: of an observation.
+      shape, dtype: shape and type of an observation.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.shape, self.dtype = shape, dtype
 
     def by_reset(self, result: Any) -> np.ndarray:
-        """The observation, a copy of it."""
+        """Returns a copy of the observation that reset() has returned."""
         if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], dict)):
             raise ValueError(f"reset() returned {show(result)}; expected (observation, info), info a dict: {_REPAIR}")
         return np.array(self.observation(result[0]), self.dtype)
 
     def by_step(self, result: Any) -> tuple[np.ndarray, float, bool, bool]:
-        """Observation, reward, terminated, truncated. The observation may be the environment's own memory."""
+        """Returns observation, reward, terminated, truncated. The observation may be the environment's own memory."""
         try:
             observation, reward, terminated, truncated, info = result
         except (TypeError, ValueError):
@@ -52,7 +52,7 @@ class Returned:
         return observation, reward, terminated, truncated
 
     def observation(self, value: Any) -> np.ndarray:
-        """As an array of the right shape, of a type that can be cast to the right one without loss."""
+        """Returns an observation as an array of the right shape, whose type casts to the right one without loss."""
         array = _array("an observation", value)
         if array.shape != self.shape:
             raise ValueError(
@@ -67,7 +67,7 @@ class Returned:
         return array
 
     def _can_take(self, array: np.ndarray) -> bool:
-        """Floats of other widths, and whole numbers where they stay what they are."""
+        """Returns whether the type takes `array`: a float type takes all numbers, another what it does not change."""
         kind, own = array.dtype.kind, self.dtype.kind
         if own == "f":
             return kind in "fiub"
@@ -75,7 +75,7 @@ class Returned:
 
 
 def five(result: Any) -> Any:
-    """What a step returns, of one environment or of a vector form."""
+    """Takes apart what a step returns, of one environment or of a vector form."""
     try:
         observation, reward, terminated, truncated, info = result
     except (TypeError, ValueError):
@@ -88,7 +88,7 @@ def five(result: Any) -> Any:
 
 
 def numbers(what: str, value: Any, count: int) -> np.ndarray:
-    """[count] numbers that a vector form returned, a copy of them."""
+    """Returns a copy of the numbers [count] that a vector form returned."""
     array = _array(what, value)
     if array.shape != (count,) or array.dtype.kind not in "fiub":
         raise ValueError(f"step() returned the {what} {show(value)}; expected {count} numbers: {_REPAIR}")
@@ -96,7 +96,7 @@ def numbers(what: str, value: Any, count: int) -> np.ndarray:
 
 
 def truths(what: str, value: Any, count: int) -> np.ndarray:
-    """[count] bool that a vector form returned, a copy of them."""
+    """Returns a copy of the truths [count] bool that a vector form returned."""
     array = _array(what, value)
     if array.shape != (count,) or not _are_truths(array):
         raise ValueError(f"step() returned the {what} {show(value)}; expected {count} of True or False: {_REPAIR}")
@@ -104,7 +104,7 @@ def truths(what: str, value: Any, count: int) -> np.ndarray:
 
 
 def show(value: Any) -> str:
-    """A few words for a message."""
+    """Describes a value in a few words for a message."""
     if isinstance(value, np.ndarray):
         return f"an array of shape {value.shape} and type {value.dtype}"
     if isinstance(value, tuple):
@@ -127,7 +127,7 @@ def _truth(what: str, value: Any) -> bool:
 
 
 def _are_truths(array: np.ndarray) -> bool:
-    """Also written as 0 and 1."""
+    """Returns whether all entries are truths, which may also be written as 0 and 1."""
     return array.dtype.kind == "b" or (array.dtype.kind in "iu" and bool(((array == 0) | (array == 1)).all()))
 
 

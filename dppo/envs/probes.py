@@ -17,7 +17,7 @@ Transition = tuple[np.ndarray, float, bool, bool, dict[str, Any]]
 
 
 def _number(low: float = -1.0, high: float = 1.0) -> spaces.Box:
-    """Observation space of one number."""
+    """Makes the observation space of one number."""
     return spaces.Box(low, high, (1,), np.float32)
 
 
@@ -41,11 +41,11 @@ class _OneStepProbe(_Probe):
     """Shows an observation, takes one action, pays and ends: a value is one expected reward, whatever γ."""
 
     def draw(self) -> np.ndarray:
-        """The observation of a new episode."""
+        """Returns the observation of a new episode."""
         return _as_observation(0.0)
 
     def reward(self, action: Any) -> float:
-        """What `action` earns at `self.observation`."""
+        """Returns what `action` earns at `self.observation`."""
         raise NotImplementedError
 
     def begin(self) -> np.ndarray:
@@ -67,7 +67,7 @@ class ProbeConstant(_OneStepProbe):
 
 
 class ProbeObservation(_OneStepProbe):
-    """The reward is the observation, -1 or 1: any policy, value = observation. Needs a value that looks."""
+    """The reward is the observation, -1 or 1: any policy, value = observation. Needs a value that uses it."""
 
     observation_space = _number()
     action_space = spaces.Discrete(2)
@@ -169,7 +169,7 @@ class ProbeDiscount(_Probe):
 class ProbeTruncation(_Probe):
     """Reward 1 a step, for ever; only the time limit cuts it, after 10: any policy, value 1 / (1 - γ).
 
-    Who takes the limit for an end finds less: the mean of (1 - γᵏ) / (1 - γ) over k = 1..10.
+    A learner that takes the limit for an end finds less: the mean of (1 - γᵏ) / (1 - γ) over k = 1..10.
     """
 
     observation_space = _number()
@@ -183,7 +183,7 @@ class ProbeTruncation(_Probe):
 
 
 class ProbeCorridor(_Probe):
-    """Five cells, shown one-hot; action 0 goes left, 1 right; -0.1 a step, but 1 for that onto the right end.
+    """Five cells, shown one-hot; action 0 goes left, 1 right; -0.1 a step, but 1 for the step onto the right end.
 
     Optimal is always right: from cell 0 a return of 0.7. With k = 3 - cell steps before the last one, the
     value is γᵏ - 0.1 (1 - γᵏ) / (1 - γ). The time limit is 20.
@@ -208,7 +208,7 @@ class ProbeCorridor(_Probe):
 
 
 class _NoiseProbe(_Probe):
-    """Observes noise in [-1, 1], earns 1 a step, ends by its time limit: for what goes on around learning."""
+    """Observes noise in [-1, 1], earns 1 a step, ends by its time limit: for tests of what happens around learning."""
 
     observation_space = _number()
     action_space = spaces.Discrete(2)
@@ -235,7 +235,7 @@ class ProbeSlow(_NoiseProbe):
 
 
 class _FailingProbe(_NoiseProbe):
-    """Fails at its step number `at`, the first being 1, counted over all its episodes (of 10 steps)."""
+    """Fails at its step number `at`, counted from 1 over all its episodes (of 10 steps)."""
 
     def __init__(self, at: int = 100) -> None:
         self.at = at

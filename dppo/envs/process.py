@@ -1,4 +1,4 @@
-"""What of this process the making of environments must not change: numbers, speed and messages rest on it."""
+"""Keeps the making of environments from changing what a process's numbers, speed and messages depend on."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 
 @contextlib.contextmanager
 def kept_as_it_was() -> Iterator[None]:
-    """Afterwards are what they were: what NumPy does about overflow, warnings that are raised as errors, torch's
-    threads, gradients and type of floats, the output streams, and the mode of new files. The working directory is left
-    where it is: environments may read files there, and all paths of a run are absolute.
+    """Restores afterwards what NumPy does about overflow, which warnings are raised as errors, torch's threads,
+    gradients and type of floats, the output streams, and the mode of new files. Leaves the working directory where it
+    is: environments may read files there, and all paths of a run are absolute.
 
-    Where it fails, what multiprocessing has started meanwhile is ended: Python would wait for it before it ends.
+    After an error, ends what multiprocessing has started meanwhile: Python would wait for that before it ends.
     """
     errors, streams, mask = np.geterr(), (sys.stdout, sys.stderr), os.umask(0o077)
     os.umask(mask)
@@ -33,7 +33,7 @@ def kept_as_it_was() -> Iterator[None]:
             child.terminate()
         raise
     finally:
-        if _fatal() != fatal:  # one that only hides warnings stays: its author does not want to see them
+        if _fatal() != fatal:  # a filter that only hides warnings stays: its author does not want to see them
             filters.__exit__(None, None, None)
         np.seterr(**errors)
         sys.stdout, sys.stderr = streams
@@ -42,17 +42,19 @@ def kept_as_it_was() -> Iterator[None]:
 
 
 def _fatal() -> list[object]:
-    """The filters that make errors of warnings."""
+    """Returns the filters that turn warnings into errors."""
     return [which for which in warnings.filters if which[0] == "error"]
 
 
 def _children() -> set[Any]:
-    """Those of multiprocessing, where somebody uses it."""
+    """Returns the children of multiprocessing, where somebody uses it."""
     return set(sys.modules["multiprocessing"].active_children()) if "multiprocessing" in sys.modules else set()
 
 
 def _torch_settings() -> tuple[str, bool, str]:
-    """Its threads, whether it keeps gradients, its type of floats: what they are to be, where it is not there yet."""
+    """Returns torch's threads, whether it keeps gradients, and its type of floats. Where torch is not imported yet,
+    returns what these are to be.
+    """
     torch = sys.modules.get("torch")
     if torch is None:
         return os.environ.get("OMP_NUM_THREADS", ""), True, "torch.float32"

@@ -12,7 +12,7 @@ _NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).p
 
 
 def reason(error: BaseException) -> str:
-    """`TypeError: bad operand (my_sim.py:12)`. Of several errors, each the cause of the next, the first is told."""
+    """Describes an error as `TypeError: bad operand (my_sim.py:12)`; of errors that cause each other, the first."""
     chain = list(_causes(error))
     for cause in reversed(chain):
         frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
@@ -27,7 +27,7 @@ def _text(error: BaseException) -> str:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """The error, and what it was raised from."""
+    """Yields the error, then each error that the one before was raised from."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))

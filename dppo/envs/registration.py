@@ -19,7 +19,7 @@ _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 
 
 def find_spec(env_id: str) -> EnvSpec:
-    """The registration of `env_id`. Imports its module first, if it names one."""
+    """Returns the registration of `env_id`. Imports the module first, if the id names one."""
     module, colon, name = env_id.rpartition(":")
     if colon:
         try:
@@ -44,7 +44,7 @@ def find_spec(env_id: str) -> EnvSpec:
 
 
 def _not_its_file(env_id: str) -> str:
-    """What is meant where `folder/module.py:Id` names a file."""
+    """Returns what to write instead where `folder/module.py:Id` names a file."""
     file, _, name = env_id.rpartition(":")
     if not file.endswith(".py"):
         return ""
@@ -53,7 +53,7 @@ def _not_its_file(env_id: str) -> str:
 
 
 def make_from(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:
-    """`make(spec, **kwargs)`; says why where it fails, and how to get what cannot be imported."""
+    """Calls `make(spec, **kwargs)`. Where that fails, says why, and how to get what cannot be imported."""
     try:
         return make(spec, **kwargs)
     except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
@@ -64,24 +64,24 @@ def make_from(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:
 
 
 def keep_mujoco_quiet(spec: EnvSpec) -> None:
-    """MuJoCo 4 appends its warnings to MUJOCO_LOG.TXT in the working directory, one file for all ranks; the first
-    comes with every model that Gymnasium ships. They go to Python's warnings instead, but for those of making the
-    environment."""
+    """Turns MuJoCo's warnings into Python's, except those of making the environment. MuJoCo 4 appends its warnings to
+    MUJOCO_LOG.TXT in the working directory, one file for all ranks; the first warning comes with every model that
+    Gymnasium ships."""
     if not str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
         return
     try:
         import mujoco
     except ImportError:
-        return  # said by the attempt to make the environment
+        return  # the attempt to make the environment says so
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(lambda text: None if "is deprecated" in text else warnings.warn(text, stacklevel=2))
 
 
 def array_form(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of one observation as one array."""
+    """Returns shape and dtype of one observation as one array."""
     if space.shape is None or space.dtype is None:
         wrapper = "gymnasium.wrappers.FlattenObservation"
-        if not space.is_np_flattenable:  # Sequence and Graph: how long one is is known only when it is there
+        if not space.is_np_flattenable:  # Sequence and Graph: their lengths vary
             wrapper = (
                 "gymnasium.wrappers.TransformObservation(env, function, box), with a function of yours to one array,"
             )

@@ -38,12 +38,12 @@ def make_vector_env(
         num_envs: N, at least 1.
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
-            `auto` a fast form that still keeps every promise of `sync`, where we have one, else `sync`.
-        first_env: global number of the first, for messages.
+            `auto` a fast form that still keeps every promise of `sync`, where there is one, else `sync`.
+        first_env: global number of the first environment, for messages.
 
     Raises:
-        ValueError: the id, its module, a package that it needs or its vector form is missing, or it does not
-            observe one array.
+        ValueError: the id, its module, a package that it needs or its vector form is missing, or the environment
+            does not observe one array.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs} must be at least 1")
@@ -62,7 +62,7 @@ def make_vector_env(
 
 
 class EnvList:
-    """Environments stepped one after another in this process: right for any, fast for slow ones."""
+    """Environments stepped one after another in this process: right for any environment, fast for slow ones."""
 
     def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
         self._episode_seed, self._first_env = episode_seed, first_env
@@ -78,7 +78,7 @@ class EnvList:
             if_one_fails.pop_all()
         self._steps = [env.step for env in self._envs]
         self.num_envs = num_envs
-        # Such an environment says itself that a seed does not fix it: to replay it would be work for nothing.
+        # A nondeterministic environment says itself that a seed does not fix it: its replay would be in vain.
         self.replayable = not spec.nondeterministic
         self.description = f"{num_envs} x {spec.id}, stepped one after another"
         self._returned = Returned(self._shape, self._dtype)
@@ -165,16 +165,16 @@ class EnvList:
         error.add_note(f"raised by environment {self._first_env + index} of {self.description}")
 
     def _new_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Room for the observations, rewards, terminations and truncations of one row."""
+        """Makes room for the observations, rewards, terminations and truncations of one row."""
         observations = np.empty((self.num_envs, *self._shape), self._dtype)
         ends = np.zeros((2, self.num_envs), bool)
         return observations, np.empty(self.num_envs), ends[0], ends[1]
 
 
 class NativeVector:
-    """An environment's own vector form (`vector_entry_point`), whichever of the three ways it resets by.
+    """An environment's own vector form (`vector_entry_point`), with any of the three ways to reset.
 
-    It is seeded once, at `reset`: its episodes have no seeds of their own, so it can neither be replayed nor
+    The form is seeded once, at `reset`. Its episodes have no seeds of their own, so it can neither be replayed nor
     promise the same episodes for another N.
     """
 
@@ -201,7 +201,7 @@ class NativeVector:
         self.description = f"{num_envs} x {spec.id}, its own vector form ({self._mode.value} reset, cannot be replayed)"
         self._returned, self._one_returned = Returned((num_envs, *shape), dtype), Returned(shape, dtype)
         self._no_observations = np.empty((0, *shape), dtype)
-        self._resets_next: np.ndarray | None = None  # [N] bool: those that the next step will only reset
+        self._resets_next: np.ndarray | None = None  # [N] bool: environments that the next step only resets
 
     def reset(self) -> np.ndarray:
         observations = self._returned.by_reset(self._env.reset(seed=int(self._episode_seed(0))))
@@ -209,7 +209,7 @@ class NativeVector:
         return observations
 
     def step(self, actions: np.ndarray) -> Step:
-        # Copies: the form may write to its actions, hand out the same memory each time, or arrays that are not NumPy's.
+        # Copies: the form may write to its actions, reuse the memory that it returns, or return arrays not of NumPy.
         raw, raw_rewards, terminated, truncated, infos = five(self._env.step(actions.copy()))
         observations = np.array(self._returned.observation(raw), self._returned.dtype)
         rewards = numbers("rewards", raw_rewards, self.num_envs)
@@ -228,13 +228,13 @@ class NativeVector:
         if self._mode is AutoresetMode.NEXT_STEP:
             self._resets_next = ended
         elif self._mode is AutoresetMode.DISABLED:
-            # Without a seed: it goes on in its own random stream, as the two other modes do.
+            # Without a seed: the form continues its own random stream, as in the two other modes.
             firsts = self._returned.by_reset(self._env.reset(options={"reset_mask": ended}))
             observations[final_envs] = firsts[final_envs]
         return Step(observations, rewards, terminations, truncations, final_envs, final_observations, valid)
 
     def _finals(self, infos: dict[str, Any], envs: np.ndarray) -> np.ndarray:
-        """[F, *obs]: the last observations that a form tells of beside the first ones."""
+        """Returns the last observations that a form gives in addition to the first ones, [F, *obs]."""
         if "final_obs" not in infos:
             raise ValueError("step() has ended an episode, and its infos have no 'final_obs': repair the vector form")
         finals = [self._one_returned.observation(infos["final_obs"][index]) for index in envs]
@@ -257,7 +257,7 @@ class NativeVector:
 
 
 def _autoreset_mode(spec: EnvSpec, metadata: dict[str, Any]) -> AutoresetMode:
-    """How a vector form begins the next episodes. Raises ValueError where it does not say so."""
+    """Returns how a vector form begins the next episodes. Raises ValueError where the form does not say so."""
     try:
         return AutoresetMode(metadata["autoreset_mode"])
     except (KeyError, ValueError) as error:

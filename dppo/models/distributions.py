@@ -1,11 +1,11 @@
 """Action distributions on the network's head: sampling, log-probabilities, entropies, KL, and their gradients, in
 NumPy.
 
-A distribution is parametrised by `head` [B, K]. The noise that a sample needs comes in as an argument, drawn from the
+A distribution is parametrised by `head` [B, K]. The noise that a sample needs is an argument, drawn from the
 environment's own stream, so that sampling is a pure function. `evaluate` gives log-probabilities and entropies
 together with their pullback: (d_log_prob [B], d_entropy scalar) -> d_head [B, K], which reuses what `evaluate` has
 computed. On small batches a NumPy call costs about a microsecond whatever it computes, and a reduction over a short
-last axis several: hence the few calls, and arrays with the samples in their last axis.
+last axis costs several. Hence the few calls, and arrays with the samples in their last axis.
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ from gymnasium import spaces
 LOG_2PI = math.log(2.0 * math.pi)
 
 MAX_LOGIT = 1e30
-"""Logits further than this below the largest of their row, and bits' logits outside of it, count as this: -inf is an
-action that a mask rules out. Its probability is 0, and so are its gradient and its part of entropy and KL: 0 log 0 = 0.
+"""The largest distance of a logit from the largest of its row, and of a bit's logit from 0; what is further counts as
+this. The logit -inf is of an action that a mask rules out. The action's probability is 0, and so are its gradient and
+its part of entropy and KL: 0 log 0 = 0.
 """
 
 LOG_STD_BOUNDS = (-20.0, 20.0)
-"""Of a Gaussian's log standard deviation, a parameter: far outside of them densities overflow float32."""
+"""The bounds of a Gaussian's log standard deviation, a parameter: far outside of them densities overflow float32."""
 
-_LEAST_LOGIT = np.array(-MAX_LOGIT, np.float32)  # an array: a number would be made one at each call
+_LEAST_LOGIT = np.array(-MAX_LOGIT, np.float32)  # each call would make an array of a number
 
 Pullback = Callable[[np.ndarray, float], np.ndarray]
-"""(d_log_prob [B], d_entropy) -> d_head [B, K]."""
+"""A function (d_log_prob [B], d_entropy) -> d_head [B, K]."""
 Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
-"""Log-probabilities [B], entropies [B], and how their gradients lead back to the head."""
+"""Log-probabilities [B], entropies [B], and the pullback of their gradients to the head."""
 
 
 def _log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -45,8 +46,8 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 class Categorical:
     """One of K actions, from K logits. actions: [B] int64; noise: [B, K] Gumbel: argmax(logits + noise) is a sample.
 
-    Source: Maddison et al. 2014 (A* sampling), section 2: the Gumbel-max trick. Two calls where the inverse of the
-    cumulative distribution needs seven; the noise of a whole rollout is drawn at once.
+    Source: Maddison et al. 2014 (A* sampling), section 2: the Gumbel-max trick. It takes two calls, where the inverse
+    of the cumulative distribution needs seven. The noise of a whole rollout is drawn at once.
     """
 
     noise_kind = "gumbel"
@@ -56,20 +57,20 @@ class Categorical:
         self._start, self._dtype = int(space.start), space.dtype
 
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """[B] actions."""
+        """Samples actions [B]."""
         return (head + noise).argmax(axis=-1)
 
     def mode(self, head: np.ndarray) -> np.ndarray:
-        """[B] most probable actions."""
+        """Returns the most probable actions [B]."""
         return head.argmax(axis=-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment wants them."""
+        """Returns actions as the environment wants them."""
         sent = actions + self._start if self._start else actions
         return sent.astype(self._dtype, copy=False)
 
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
-        """Of `actions`; d log p_a / dz = onehot(a) - p, dH/dz = -p (log p + H)."""
+        """Evaluates `actions`; d log p_a / dz = onehot(a) - p, dH/dz = -p (log p + H)."""
         log_p = np.array(head.T, order="C")  # [K, B]
         log_p -= np.maximum.reduce(log_p, axis=0)
         np.maximum(log_p, _LEAST_LOGIT, out=log_p)
@@ -91,12 +92,12 @@ class Categorical:
         return log_p.take(chosen), entropy, pullback
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """[B] KL[old | new]."""
+        """Returns KL[old | new], [B]."""
         old = _log_softmax(old_head)
         return (np.exp(old) * (old - _log_softmax(head))).sum(axis=-1)
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
-        """[B, K]: weight (p - p_old)."""
+        """Returns the gradient of weight * sum of `kl`, [B, K]: weight (p - p_old)."""
         return weight * (np.exp(_log_softmax(head)) - np.exp(_log_softmax(old_head)))
 
 
@@ -115,23 +116,23 @@ class MultiCategorical:
         self.head_size = self.network_outputs = self.noise_size = int(edges[-1])
 
     def _each(self, *heads: np.ndarray) -> Iterator[Any]:
-        """Each part, with its columns of `heads`."""
+        """Yields each part, with its columns of `heads`."""
         return zip(self._parts, *([head[:, s] for s in self._slices] for head in heads), strict=True)
 
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """[B, M] actions."""
+        """Samples actions [B, M]."""
         return np.stack([part.sample(h, n) for part, h, n in self._each(head, noise)], axis=-1)
 
     def mode(self, head: np.ndarray) -> np.ndarray:
-        """[B, M] most probable actions."""
+        """Returns the most probable actions [B, M]."""
         return np.stack([part.mode(h) for part, h in self._each(head)], axis=-1)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment wants them."""
+        """Returns actions as the environment wants them."""
         return (actions + self._starts).reshape(len(actions), *self._shape).astype(self._dtype, copy=False)
 
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
-        """Of `actions`: sums over the parts."""
+        """Evaluates `actions`: sums over the parts."""
         parts = [part.evaluate(h, chosen) for (part, h), chosen in zip(self._each(head), actions.T, strict=True)]
 
         def pullback(d_log_prob: np.ndarray, d_entropy: float) -> np.ndarray:
@@ -140,11 +141,11 @@ class MultiCategorical:
         return np.sum([p[0] for p in parts], axis=0), np.sum([p[1] for p in parts], axis=0), pullback
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """[B] KL[old | new]."""
+        """Returns KL[old | new], [B]."""
         return np.sum([part.kl(old, h) for part, old, h in self._each(old_head, head)], axis=0)
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
-        """[B, K]."""
+        """Returns the gradient of weight * sum of `kl`, [B, K]."""
         parts = [part.kl_backward(old, h, weight) for part, old, h in self._each(old_head, head)]
         return np.concatenate(parts, axis=-1)
 
@@ -167,19 +168,19 @@ class Bernoulli:
         return np.minimum(np.maximum(logits, -MAX_LOGIT), MAX_LOGIT)
 
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """[B, M] bits."""
+        """Samples bits [B, M]."""
         return (noise < self._sigmoid(head)).astype(np.int8)
 
     def mode(self, head: np.ndarray) -> np.ndarray:
-        """[B, M] most probable bits."""
+        """Returns the most probable bits [B, M]."""
         return (head > 0).astype(np.int8)
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment wants them."""
+        """Returns actions as the environment wants them."""
         return actions.reshape(len(actions), *self._shape)
 
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
-        """Of `actions`: sums over the bits; d log p / dz = a - p, dH/dz = -z p (1 - p)."""
+        """Evaluates `actions`: sums over the bits; d log p / dz = a - p, dH/dz = -z p (1 - p)."""
         head = self._bounded(head)
         p, softplus = self._sigmoid(head), np.logaddexp(np.float32(0), head)
 
@@ -189,14 +190,14 @@ class Bernoulli:
         return (actions * head - softplus).sum(axis=-1), (softplus - head * p).sum(axis=-1), pullback
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """[B] KL[old | new]."""
+        """Returns KL[old | new], [B]."""
         zero = np.float32(0)
         old_head, head = self._bounded(old_head), self._bounded(head)
         gap = np.logaddexp(zero, head) - np.logaddexp(zero, old_head)
         return (self._sigmoid(old_head) * (old_head - head) + gap).sum(axis=-1)
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
-        """[B, M]: weight (p - p_old)."""
+        """Returns the gradient of weight * sum of `kl`, [B, M]: weight (p - p_old)."""
         return weight * (self._sigmoid(head) - self._sigmoid(old_head))
 
 
@@ -204,9 +205,9 @@ class DiagGaussian:
     """Independent normals with a state-independent log standard deviation. head: [B, 2 A], mean then log std, which
     every step keeps within LOG_STD_BOUNDS; actions: [B, A] float32, not clipped; noise: [B, A] standard normal.
 
-    The policy's units: where the Box is bounded, [-1, 1] is mapped on [low, high], so that initial weights and noise
-    fit any range; elsewhere the units are the environment's. On the way to the environment actions are clipped to the
-    bounds.
+    Actions have the policy's units: where the Box is bounded, [-1, 1] is mapped to [low, high], so that initial weights
+    and noise fit any range; elsewhere the units are the environment's. On the way to the environment, actions are
+    clipped to the bounds.
     """
 
     noise_kind = "normal"
@@ -227,24 +228,24 @@ class DiagGaussian:
         return head[:, : self.noise_size], head[:, self.noise_size :]
 
     def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """[B, A] actions."""
+        """Samples actions [B, A]."""
         mean, log_std = self._split(head)
         return mean + np.exp(log_std) * noise
 
     def mode(self, head: np.ndarray) -> np.ndarray:
-        """[B, A] means."""
+        """Returns the means [B, A]."""
         return self._split(head)[0].copy()
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Actions as the environment wants them: scaled to the Box, clipped to its bounds."""
+        """Returns actions as the environment wants them: scaled to the Box, clipped to its bounds."""
         scaled = self._centre + self._scale * actions if self._is_scaled else actions
         scaled = scaled.reshape(len(actions), *self._space.shape)
         clipped = np.minimum(np.maximum(scaled, self._space.low), self._space.high)
         return clipped.astype(self._space.dtype, copy=False)
 
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
-        """Of `actions`, densities in the policy's units; d log p / d mean = z / std, d log p / d log std = z^2 - 1,
-        dH / d log std = 1.
+        """Evaluates `actions`: densities in the policy's units; d log p / d mean = z / std,
+        d log p / d log std = z^2 - 1, dH / d log std = 1.
         """
         mean, log_std = self._split(head)
         inverse_std = np.exp(-log_std)
@@ -269,13 +270,15 @@ class DiagGaussian:
         )
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
-        """[B] KL[old | new]."""
+        """Returns KL[old | new], [B]."""
         (mean0, log_std0), (mean1, log_std1) = self._split(old_head), self._split(head)
         square = np.exp(2 * log_std0) + (mean0 - mean1) ** 2
         return (log_std1 - log_std0 + 0.5 * square * np.exp(-2 * log_std1) - 0.5).sum(axis=-1)
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
-        """[B, 2 A]: (mean - mean_old) / var, and 1 - (var_old + (mean_old - mean)^2) / var."""
+        """Returns the gradient of weight * sum of `kl`, [B, 2 A]: weight times (mean - mean_old) / var, and times
+        1 - (var_old + (mean_old - mean)^2) / var.
+        """
         (mean0, log_std0), (mean1, log_std1) = self._split(old_head), self._split(head)
         inverse_var = np.exp(-2 * log_std1)
         square = np.exp(2 * log_std0) + (mean0 - mean1) ** 2
@@ -286,7 +289,7 @@ Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian
 
 
 def make_distribution(space: gymnasium.Space) -> Distribution:
-    """The distribution that fits an action space. Raises ValueError for a space that none fits."""
+    """Makes the distribution that fits an action space. Raises ValueError for a space that none fits."""
     if isinstance(space, spaces.Discrete):
         return Categorical(space)
     if isinstance(space, spaces.MultiDiscrete):
@@ -302,7 +305,7 @@ def make_distribution(space: gymnasium.Space) -> Distribution:
 
 
 def _advice(space: gymnasium.Space) -> str:
-    """The wrapper that turns `space` into one that is supported."""
+    """Names the wrapper that turns `space` into a supported one."""
     if isinstance(space, spaces.Box):
         return (
             "register the environment with gymnasium.wrappers.TransformAction(env, lambda action:"

@@ -1,7 +1,7 @@
-"""The one idea: all parameters of a policy are views into one vector, all gradients into a second.
+"""Keeps all parameters of a policy as views into one vector, and all gradients as views into a second.
 
 MPI moves the vectors without a copy, the optimiser is a handful of operations on them, a checkpoint is two or three of
-them, and "are all ranks equal?" is one hash.
+them, and one hash answers "are all ranks equal?".
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ class FlatParameters:
         self._bounds: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
 
     def bound(self, name: str, low: float, high: float) -> None:
-        """From here on `keep_within_bounds` keeps the parameter `name` in [low, high]."""
-        # arrays: a number would be made one at each call
+        """Has `keep_within_bounds` keep the parameter `name` in [low, high] from here on."""
+        # arrays: each call would make one of a number
         self._bounds.append((self.parameters[name], np.array(low, np.float32), np.array(high, np.float32)))
 
     def keep_within_bounds(self) -> None:
-        """Moves what the last step has carried out of its bounds back to them."""
+        """Moves parameters that the last step has carried out of their bounds back to these."""
         for values, low, high in self._bounds:
             np.maximum(values, low, out=values)
             np.minimum(values, high, out=values)
@@ -51,28 +51,28 @@ class FlatParameters:
         return views
 
     def fingerprint(self) -> str:
-        """A hash of the parameters: equal on two ranks if and only if every bit of them is."""
+        """Returns a hash of the parameters: equal on two ranks if and only if every bit of the parameters is."""
         return hashlib.sha256(self.vector.tobytes()).hexdigest()[:16]
 
     def first_not_finite(self, vector: np.ndarray) -> str | None:
-        """As `first_not_finite`, by the names of the parameters that `vector` [P] lies beside."""
+        """Calls the function `first_not_finite` for `vector` [P], with the names of these parameters."""
         return first_not_finite(self.shapes, vector)
 
 
 def is_finite(vector: np.ndarray) -> bool:
-    """Whether every entry of `vector` [n] is finite.
+    """Returns whether every entry of `vector` [n] is finite.
 
-    One product tells: whatever is not finite makes it infinite or NaN. It may overflow without one, which vdot does not
-    warn of; then each entry is looked at.
+    One product tells: an entry that is not finite makes it infinite or NaN. The product of finite entries may overflow,
+    without a warning by vdot; then each entry is looked at.
     """
     return math.isfinite(np.vdot(vector, vector)) or bool(np.isfinite(vector).all())
 
 
 def first_not_finite(shapes: Mapping[str, tuple[int, ...]], vector: np.ndarray) -> str | None:
-    """Where `vector` [P] is not finite first, such as "policy.weight[3, 1] is nan"; None where all of it is finite.
+    """Says where `vector` [P] is not finite first, as "policy.weight[3, 1] is nan". Returns None where all is finite.
 
     Args:
-      shapes: of the parameters, by name, in the order in which they lie in `vector`.
+      shapes: the shapes of the parameters, by name, in the order in which they lie in `vector`.
     """
     bad = np.flatnonzero(~np.isfinite(vector))
     if not len(bad):

@@ -15,7 +15,7 @@ from dppo.models.flat import FlatParameters
 
 
 def orthogonal(shape: tuple[int, ...], gain: float, rng: np.random.Generator) -> np.ndarray:
-    """[in, out] float32 with orthonormal rows or columns, times `gain`. Source: Saxe et al. 2014, section 3."""
+    """Draws [in, out] float32 with orthonormal rows or columns, times `gain`. Source: Saxe et al. 2014, section 3."""
     rows, columns = shape
     q, r = np.linalg.qr(rng.standard_normal((max(shape), min(shape))))
     q *= np.sign(np.diag(r))
@@ -23,7 +23,7 @@ def orthogonal(shape: tuple[int, ...], gain: float, rng: np.random.Generator) ->
 
 
 class _Layer:
-    """A dense layer's parameters, those of both towers or of one head, and their gradients."""
+    """The parameters of a dense layer, of both towers or of one head, and their gradients."""
 
     def __init__(self, flat: FlatParameters, name: str) -> None:
         self.weight, self.bias = flat.parameters[f"{name}.weight"], flat.parameters[f"{name}.bias"]
@@ -34,7 +34,7 @@ class _Layer:
         return np.add(out, self.bias, out=out)
 
     def backward(self, x: np.ndarray, d_out: np.ndarray, ones: np.ndarray) -> None:
-        """Gradients of weight and bias; ones: [1, B], with which BLAS adds up columns faster than np.sum."""
+        """Computes the gradients of weight and bias. With ones [1, B], BLAS adds up columns faster than np.sum."""
         np.matmul(x.swapaxes(-1, -2), d_out, out=self.d_weight)
         np.matmul(ones, d_out, out=self.d_bias)
 
@@ -42,7 +42,7 @@ class _Layer:
 class MLP:
     """A policy tower and a value tower of the same hidden sizes, sharing nothing.
 
-    Their hidden layers lie side by side, [2, in, out], tower 0 the policy's, so that one call computes both.
+    The hidden layers of both lie side by side, [2, in, out]; tower 0 is the policy's. So one call computes both.
     Activations and their gradients live in buffers that are kept per batch size.
     """
 
@@ -61,7 +61,7 @@ class MLP:
 
     @staticmethod
     def shapes(observation_size: int, hidden: Sequence[int], num_outputs: int) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the parameters, in the order in which they lie in the flat vector."""
+        """Returns names and shapes of the parameters, in the order in which they lie in the flat vector."""
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (fan_in, fan_out) in enumerate(itertools.pairwise((observation_size, *hidden))):
             shapes[f"hidden.{i}.weight"] = (2, fan_in, fan_out)
@@ -74,7 +74,8 @@ class MLP:
 
     @staticmethod
     def initialise(flat: FlatParameters, num_hidden: int, rng: np.random.Generator) -> None:
-        """Orthogonal weights, gain sqrt(2) in hidden layers, 0.01 at the policy's output, 1 at the value's; biases 0.
+        """Sets biases of 0 and orthogonal weights: gain sqrt(2) in hidden layers, 0.01 at the policy's output, 1 at the
+        value's.
 
         Source: Engstrom et al. 2020 (implementation matters), Andrychowicz et al. 2021 (small last policy layer).
         """
@@ -99,7 +100,7 @@ class MLP:
         return self._policy(policy), self._value(value)[:, 0]
 
     def _run(self, towers: str, inputs: np.ndarray) -> list[np.ndarray]:
-        """inputs [B, D], then what each hidden layer gives: [B, H], of both towers [2, B, H]."""
+        """Returns `inputs` [B, D], then what each hidden layer gives: [B, H], or [2, B, H] for both towers."""
         activations = [inputs]
         for (weight, bias), out in zip(self._towers[towers], self._outputs_for(towers, len(inputs)), strict=True):
             np.matmul(activations[-1], weight, out=out)
@@ -147,6 +148,6 @@ class MLP:
                 np.multiply(d_out, out, out=out)
             layer.backward(x, out, ones)
             if i:
-                # BLAS multiplies by a transposed matrix a good deal slower than the copy takes
+                # a copy costs much less than BLAS loses where it multiplies by a transposed matrix
                 weight = np.ascontiguousarray(layer.weight.transpose(0, 2, 1))
                 d_out = np.matmul(out, weight, out=d_out if x.shape == d_out.shape else None)

@@ -19,16 +19,16 @@ from dppo.seams import Network
 
 MOST_PARAMETERS = 5 * 10**8
 ROWS = 8
-"""Acting is done on a multiple of so many rows. BLAS sums in another order for one row or two than for eight, and a
-chaotic simulator (HalfCheetah) makes a difference in the last bit one of order 1 within 60 steps: with it, eight
-environments on one rank would not live through what two on each of four do."""
+"""The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for
+eight, and a chaotic simulator (HalfCheetah) turns a difference in the last bit into one of order 1 within 60 steps.
+Without blocks, eight environments on one rank would have other episodes than two on each of four ranks."""
 
 
 class ActorCritic:
-    """pi(a | s) and V(s) of flat observations.
+    """The policy pi(a | s) and the value V(s) of flat observations.
 
-    A Box policy has one more parameter than its network, the state-independent log standard deviation; `head` is what
-    parametrises the distribution: the network's outputs, followed by it.
+    A Box policy has one more parameter than its network: the state-independent log standard deviation. `head`
+    parametrises the distribution: the network's outputs, followed by that parameter.
     """
 
     def __init__(self, network: Network, distribution: Distribution, flat: FlatParameters, description: str) -> None:
@@ -71,20 +71,20 @@ class ActorCritic:
         return self.distribution.sample(head, noise), head
 
     def greedy(self, inputs: np.ndarray) -> np.ndarray:
-        """The mode of the policy, [N, *act], for [N, D]."""
+        """Returns the mode of the policy, [N, *act], for inputs [N, D]."""
         return self.distribution.mode(self._head(self.network.policy(inputs)))
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
-        """[B] values, in units of the normalised return, for [B, D]."""
+        """Returns values [B], in units of the normalised return, for inputs [B, D]."""
         return self.network.value(inputs)
 
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(head [B, K], value [B]) for [B, D]; `backward` differentiates the last call."""
+        """Returns (head [B, K], value [B]) for inputs [B, D]; `backward` differentiates the last call."""
         outputs, value = self.network.forward(inputs)
         return self._head(outputs), value
 
     def backward(self, d_head: np.ndarray, d_value: np.ndarray) -> None:
-        """Writes the gradient for [B, K] and [B] into `flat.gradient`."""
+        """Writes the gradient for `d_head` [B, K] and `d_value` [B] into `flat.gradient`."""
         if self._log_std is None:
             self.network.backward(d_head, d_value)
             return
@@ -94,7 +94,7 @@ class ActorCritic:
 
 
 def observation_size(space: gymnasium.Space) -> int:
-    """D, the length of a flattened observation. Raises ValueError for what is not a flat Box."""
+    """Returns D, the length of a flattened observation. Raises ValueError for a space that is not a flat Box."""
     if isinstance(space, spaces.Box) and len(space.shape) <= 1:
         return int(np.prod(space.shape, dtype=int))
     raise ValueError(
@@ -104,7 +104,7 @@ def observation_size(space: gymnasium.Space) -> int:
 
 
 def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Before the parameters are made, which takes memory and time."""
+    """Refuses too many parameters before they are made, which takes memory and time."""
     number = sum(map(math.prod, shapes.values()))
     if number > MOST_PARAMETERS:
         raise ValueError(
@@ -115,7 +115,9 @@ def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> 
 
 @contextlib.contextmanager
 def _global_generators(seed: int) -> Iterator[None]:
-    """Python's and NumPy's, seeded for a while: a factory that draws from them makes the same network on every rank."""
+    """Seeds Python's and NumPy's generators for a while, so that a factory that draws from them makes the same network
+    on every rank.
+    """
     before = random.getstate(), np.random.get_state()  # noqa: NPY002
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002
@@ -133,16 +135,16 @@ def make_policy(
     rng: np.random.Generator,
     num_sums: int = 0,
 ) -> ActorCritic:
-    """A freshly initialised policy; the network is the closed-form MLP unless the configuration asks for torch.
+    """Makes a freshly initialised policy. The network is the closed-form MLP unless the configuration asks for torch.
 
     Args:
       observation_space: a flat Box.
       action_space: Discrete, MultiDiscrete, MultiBinary or Box.
-      rng: for the initial weights.
-      num_sums: metric sums that travel behind the gradient.
+      rng: the generator of the initial weights.
+      num_sums: the number of metric sums that travel behind the gradient.
 
     Raises:
-      ValueError: for spaces that are not supported and for a factory that does not work.
+      ValueError: a space is not supported, or the factory does not work.
     """
     num_inputs = observation_size(observation_space)
     distribution = make_distribution(action_space)

@@ -1,7 +1,7 @@
-"""What dppo promises of a network, tried out on a user's torch module before anything is trained.
+"""Tries out, before anything is trained, whether a user's torch module keeps what dppo promises of a network.
 
 A sample's outputs depend on nothing but that sample and the parameters: not on the rest of its batch, on chance, or on
-what was computed before. Otherwise ranks would differ from one rank, a resume from the run that it goes on with, and
+what was computed before. Otherwise ranks would differ from one rank, a resumed run from the run that it continues, and
 the ratio of the first minibatch from 1.
 """
 
@@ -14,15 +14,15 @@ import torch
 
 ROWS = 6
 ROUNDING = 1e-4
-"""Of the largest output: batches of other sizes are summed up in another order."""
+"""The share of the largest output that rounding may change: batches of other sizes are summed up in another order."""
 SHIFT = 0.05
-"""Parameters are also tried this far from where they begin: a last layer of zeros would hide what lies before it."""
+"""The distance from their start at which parameters are tried as well: a last layer of zeros would hide the others."""
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
 
 
 def check_module(module: torch.nn.Module, observation_size: int, num_outputs: int) -> None:
-    """Raises ValueError that says what does not fit, and the repair. Parameters keep their values, in other memory."""
+    """Raises ValueError, with what does not fit, and the repair. Parameters keep their values, in other memory."""
     trial = _Trial(module, num_outputs)
     with torch.no_grad():
         types = [str(out.dtype) for out in trial.run(torch.zeros(2, observation_size))]
@@ -67,7 +67,7 @@ def _check_parameters(module: torch.nn.Module) -> None:
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """First and last address of its memory."""
+    """Returns the first and the last address of a tensor's memory."""
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
 
@@ -115,7 +115,7 @@ def _check_gradient(trial: _Trial, inputs: torch.Tensor) -> None:
 
 
 def _check_memory(trial: _Trial, inputs: torch.Tensor) -> None:
-    """The parameters move to the flat vector; what has kept their old memory would never learn."""
+    """Checks that the parameters can move to the flat vector: what has kept their old memory would never learn."""
     with _shifted(trial.module):
         before = trial.run(inputs)
     for parameter in trial.module.parameters():
@@ -135,13 +135,13 @@ def _check_memory(trial: _Trial, inputs: torch.Tensor) -> None:
 
 
 class _Trial:
-    """A module, and what all of its answers have to be like."""
+    """A module, with checks that all of its answers have to pass."""
 
     def __init__(self, module: torch.nn.Module, num_outputs: int) -> None:
         self.module, self._num_outputs = module, num_outputs
 
     def run(self, inputs: torch.Tensor) -> Outputs:
-        """Copies of head and value; they might be written again."""
+        """Returns copies of head and value: the module might write to its own again."""
         n, k = len(inputs), self._num_outputs
         try:
             result = self.module(inputs)
@@ -159,8 +159,8 @@ class _Trial:
         return head.clone(), value.clone()
 
     def gradients(self, inputs: torch.Tensor, *, accumulate: bool = False) -> dict[str, torch.Tensor]:
-        """Of the parameters that the outputs depend on, for one direction of the outputs; {} where they are added to
-        the parameters' own.
+        """Returns the gradients of the parameters that the outputs depend on, for one direction of the outputs; {}
+        where they are added to the parameters' own gradients.
         """
         outputs = [out for out in self.run(inputs) if out.requires_grad]
         directions = [torch.linspace(-1.0, 2.0, out.numel()).reshape(out.shape) for out in outputs]
@@ -176,7 +176,7 @@ class _Trial:
 
 
 def _inputs_that_fit(trial: _Trial, observation_size: int) -> torch.Tensor:
-    """[ROWS, D]: like normalised observations, or, for a module that cannot take those, in [0, 1)."""
+    """Returns inputs [ROWS, D]: like normalised observations, or, for a module that cannot take those, in [0, 1)."""
     random = torch.Generator().manual_seed(0)
     shape = ROWS, observation_size
     problems = []
@@ -192,7 +192,7 @@ def _inputs_that_fit(trial: _Trial, observation_size: int) -> torch.Tensor:
 
 @contextlib.contextmanager
 def _shifted(module: torch.nn.Module) -> Iterator[None]:
-    """The parameters somewhere else for a while."""
+    """Moves the parameters' values away for a while."""
     kept = [p.detach().clone() for p in module.parameters()]
     random = torch.Generator().manual_seed(1)
     try:
@@ -207,12 +207,12 @@ def _shifted(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _is_possible(out: torch.Tensor) -> bool:
-    """-inf is what a mask of actions makes of a logit."""
+    """Returns whether all outputs are finite or -inf, which a mask of actions makes of a logit."""
     return bool((torch.isfinite(out) | torch.isneginf(out)).all())
 
 
 def _gap(one: Outputs, other: Outputs) -> float:
-    """The largest difference, as a share of the largest output of its kind; infinities that are equal are none."""
+    """Returns the largest difference, as a share of the largest output of its kind; equal infinities do not differ."""
     gaps = []
     for a, b in zip((x.detach() for x in one), (x.detach() for x in other), strict=True):
         difference = torch.where(a == b, torch.zeros_like(a), (a - b).abs()).nan_to_num(nan=float("inf")).max()

@@ -18,7 +18,7 @@ from dppo.models.torch_checks import check_module
 
 
 def module_from_factory(factory: str, observation_size: int, num_outputs: int) -> torch.nn.Module:
-    """Calls `module:function`; raises ValueError that says what is wrong with it, or with the network that it gives."""
+    """Calls `module:function`. Raises ValueError, with what is wrong with it, or with the network that it gives."""
     module_name, _, function_name = factory.partition(":")
     try:
         function: Callable[[int, int], torch.nn.Module] = getattr(importlib.import_module(module_name), function_name)
@@ -67,8 +67,8 @@ class TorchMLP(torch.nn.Module):
 
 
 class TorchNetwork:
-    """Any module with forward([B, D]) -> (outputs [B, K'], value [B]), each row of which stands for itself. It stays in
-    the mode (train, eval) that it comes in.
+    """Any module with forward([B, D]) -> (outputs [B, K'], value [B]), of which each row depends on its own input only.
+    The module stays in the mode (train, eval) that it comes in.
     """
 
     def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
@@ -84,7 +84,7 @@ class TorchNetwork:
 
     @staticmethod
     def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
-        """Names and shapes of the module's parameters, in the order in which they lie in the flat vector."""
+        """Returns names and shapes of the module's parameters, in the order in which they lie in the flat vector."""
         return {name: tuple(p.shape) for name, p in module.named_parameters()}
 
     def policy(self, inputs: np.ndarray) -> np.ndarray:
