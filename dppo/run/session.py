@@ -46,7 +46,7 @@ def run_session(me: Rank) -> Summary:
     if from_rank_zero(comm, me.server.has_ended):
         return _summary(me)
     begin_dump(me)
-    _synchronise(me)
+    synchronise(me)
     workers = _workers(me)
     with contextlib.ExitStack() as at_end:  # the next session, or a caller after an error, must not inherit this
         pool, computing = _make_pool(me, workers, at_end)
@@ -173,14 +173,14 @@ def _summary(me: Rank) -> Summary:
     return summary
 
 
-def _synchronise(me: Rank) -> None:
+def synchronise(me: Rank) -> None:
     """Collective over the group. Gives every rank rank 0's state: a fresh one, that of the checkpoint, or the newest
     that the survivors had.
     """
     state, comm = me.parts.state, me.group.comm
-    newest = from_rank_zero(comm, state.as_dict() if me.group.is_server else None)
+    newest = from_rank_zero(comm, state.packed() if me.group.is_server else None)
     if not me.group.is_server:
-        state.load(newest)
+        state.unpack(newest)  # with the metrics: after a death, states of one boundary are compared as a whole
     state.begin_iteration()  # rank 0 may have taken over moments that its last rollout did not see
     assert_in_sync(comm, me.parts.policy.flat.fingerprint())
     me.recovery.synchronised = True
