@@ -271,6 +271,7 @@ def test_a_second_job_in_the_run_directory_is_refused(stage: Stage) -> None:
     assert len(stage.log("mpirun")) == 1 and stage.log("scontrol") == []
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_programs_start_as_if_the_script_had_started_them(stage: Stage) -> None:
     """No signal is held or ignored, and nothing in the environment makes a rank of them."""
     for program in ("dry-run", "mpirun"):

@@ -111,6 +111,7 @@ kill(found[0])"""
     assert run(text) == (0, "137 1\n", "")
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_program_starts_without_held_or_ignored_signals() -> None:
     show = "print(*(line for line in open('/proc/self/status') if line.startswith(('SigBlk', 'SigIgn'))))"
     plain = subprocess.run([sys.executable, "-c", show], capture_output=True, text=True, check=True).stdout
