@@ -42,7 +42,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
 from dppo.rundir.recorders import read_json
 from tests.launch import LEFT_BEHIND_S, Job
-from tests.rundir import count_lines
+from tests.run_directory import count_lines
 
 ROOT = Path(__file__).parents[1]
 RANKS = 5

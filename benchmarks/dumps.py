@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from dppo.trajectories.format import rank_folders, segment_files
 from dppo.trajectories.validate import validate
 from tests.launch import Job
-from tests.rundir import count_lines, summary
+from tests.run_directory import count_lines, summary
 
 ENVS = {
     "CartPole-v1": "--env CartPole-v1 --total-steps 1000000",

@@ -23,7 +23,7 @@ from common import machine, markdown_table, save
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.launch import Launcher
-from tests.rundir import checkpoint, count_lines, differences, metric_lines, summary
+from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
 
 COMMON = "--env CartPole-v1 --total-steps 60000 --horizon 32 --checkpoint.every 10000 --log.no-tensorboard --seed 3"
 CELLS = {

@@ -87,5 +87,9 @@ class SavingError(Exception):
     """Raised where the state of the run cannot be saved, and the run ends because of that."""
 
 
+class DisplacedError(SavingError):
+    """Raised where another start of the run has begun in the run directory: this one must write nothing more there."""
+
+
 class DumpError(Exception):
     """Raised where trajectories could not be written, and the run was to end in that case."""

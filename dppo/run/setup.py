@@ -319,8 +319,10 @@ def say_failed(planned: Plan, failure: Failure) -> None:
     """Writes the summary of a run that fails while no rank keeps track of it."""
     with contextlib.suppress(OSError):
         said = read_summary(planned.run_dir)
-        has_ended = said.get("attempt") == planned.attempt and said.get("exit") in EXIT_CODES
-        if said and not has_ended:
+        attempt = said.get("attempt")
+        has_ended = attempt == planned.attempt and said.get("exit") in EXIT_CODES
+        is_newer = isinstance(attempt, int) and attempt > planned.attempt
+        if said and not has_ended and not is_newer:
             how = {"exit": FAILED, "error": failure.text, "stalled": failure.stalled, "attempt": planned.attempt}
             write_summary(planned.run_dir, said | how)
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dppo.data import Report
-from dppo.errors import Failure, SavingError
+from dppo.errors import DisplacedError, Failure, SavingError
 from dppo.run.members import Member
 from dppo.run.rank import Rank
 from dppo.run.roles import begin_tracking, count_ranks, keep_track
@@ -116,6 +116,9 @@ def take_over(
         if said.get("exit") in EXIT_CODES and said.get("attempt") == me.plan.attempt:
             me.server.ended = Summary(**said)  # the server died just after it had ended the run: all is on disk
             return
+        attempt = said.get("attempt")
+        if isinstance(attempt, int) and attempt > me.plan.attempt:
+            raise DisplacedError(f"another start of this run has begun in {me.plan.run_dir}: this one ends")
         try:
             if not any(w.synchronised for w in statuses):  # the server died before anyone had the run's state
                 _begin_anew(me, lost)

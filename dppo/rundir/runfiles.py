@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from dppo.config import CheckpointConfig
-from dppo.errors import MovedError, SavingError
+from dppo.errors import DisplacedError, MovedError, SavingError
 from dppo.files import RETRY_S
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import remove_leftovers
-from dppo.rundir.recorders import MetricsFile, TensorBoard
+from dppo.rundir.recorders import MetricsFile, TensorBoard, read_json
 from dppo.rundir.summary import write_summary
 
 METRICS, CHECKPOINT, SUMMARY, EVENTS = paths.METRICS, "a checkpoint", paths.SUMMARY, "TensorBoard's events"
@@ -61,21 +61,50 @@ class RunFiles:
         self._refused_at, self._said = 0.0, False
         self._late_since: float | None = None  # when a checkpoint became overdue
         self._closed = False
+        self._start, self._num_starts = self._newest_start()
+        self._is_displaced = False
         self.lacks_steps = False
         """Whether some steps of trajectories were given up."""
 
     # -- writing --------------------
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes an iteration's line, and whatever else waits."""
+        """Writes an iteration's line, and whatever else waits.
+
+        Raises:
+          DisplacedError: another start has taken over the run directory.
+        """
+        self._require_own_run()
         self._metrics.put(metrics)
         self._flush()
         if self._tensorboard is not None:
             with self._noted(EVENTS):
                 self._tensorboard.write(step, metrics)
 
+    def _newest_start(self) -> tuple[int, int]:
+        """Returns the inode of versions.json, which every start of the run replaces, and how many starts it names."""
+        path = self._run_dir / paths.VERSIONS
+        starts = read_json(path).get("attempts")
+        return path.stat().st_ino if path.exists() else 0, len(starts) if isinstance(starts, list) else 0
+
+    def _require_own_run(self) -> None:
+        """A node that was cut off from the others goes on with its ranks, while the batch system starts the job again
+        elsewhere. Where both reach the run directory, it belongs to the newer start.
+        """
+        with contextlib.suppress(OSError):  # the disk's trouble is not this function's
+            path = self._run_dir / paths.VERSIONS
+            if not self._is_displaced and path.stat().st_ino != self._start:
+                self._start, num_starts = self._newest_start()
+                self._is_displaced = num_starts > self._num_starts
+        if self._is_displaced:
+            raise DisplacedError(
+                f"another start of this run has begun in {self._run_dir}: this one, whose nodes were cut off, ends"
+            )
+
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json, now or later."""
+        if self._is_displaced:
+            return
         self._summary = summary
         with self._noted(SUMMARY):
             self._write_summary()
@@ -107,10 +136,11 @@ class RunFiles:
         """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it.
 
         Raises:
-          SavingError: the disk has refused the files for too long.
+          SavingError: the disk has refused the files for too long, or another start has the run directory.
         """
         saved, since = False, None
         while True:
+            self._require_own_run()
             saved = saved or self.save(write)
             if saved:
                 summary()
@@ -201,6 +231,8 @@ class RunFiles:
         self._late_since = (self._late_since or self._refused_at) if is_late else None
 
     def _flush(self) -> None:
+        if self._is_displaced:
+            return
         with self._noted(METRICS):
             self._metrics.flush()
         if self._summary is not None:
@@ -214,6 +246,7 @@ class RunFiles:
 
     def _save(self, write: Callable[[], object]) -> None:
         """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the run was moved."""
+        self._require_own_run()
         self._metrics.flush()
         self._metrics.sync()
         try:

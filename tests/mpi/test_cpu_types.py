@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import Launcher
-from tests.rundir import count_lines, summary
+from tests.run_directory import count_lines, summary
 
 SMALL = (
     "--env", "CartPole-v1", "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 2, "--ppo.minibatches", 2,

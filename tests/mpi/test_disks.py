@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import Job, Launcher
-from tests.rundir import count_lines, latest, metric_lines, summary
+from tests.run_directory import count_lines, latest, metric_lines, summary
 
 SMALL = (
     "--num-envs", 2, "--horizon", 16, "--ppo.epochs", 1, "--ppo.minibatches", 1, "--log.no-tensorboard",

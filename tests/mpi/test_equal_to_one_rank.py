@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.launch import Launcher, flags
-from tests.rundir import checkpoint, metric_lines, parameters
+from tests.run_directory import checkpoint, metric_lines, parameters
 
 LAYOUTS = {"alone": (1, 8), "n2": (2, 8), "n5": (5, 2)}
 """(ranks, environments per worker): 8 in all, on one worker, on one beside the server, on four."""

@@ -12,7 +12,7 @@ import pytest
 
 from dppo.rundir.checkpoint import newest_valid
 from tests.launch import Ended, Launcher
-from tests.rundir import count_lines, latest, metric_lines, summary
+from tests.run_directory import count_lines, latest, metric_lines, summary
 
 HOST = socket.gethostname()
 LIMIT_S = 10.0

@@ -9,7 +9,7 @@ import pytest
 
 from dppo.evaluate import main as evaluate
 from tests.launch import train_in_one_start
-from tests.rundir import metric_lines
+from tests.run_directory import metric_lines
 
 CELLS: dict[str, tuple[str, ...]] = {
     "allreduce-ppo": ("--exchange", "allreduce", "--loss", "ppo"),

@@ -12,7 +12,7 @@ import pytest
 
 from dppo.cluster import ports
 from tests.launch import Job, Launcher
-from tests.rundir import count_lines
+from tests.run_directory import count_lines
 
 RANKS = 4
 FLAGS = (

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.launch import Job, Launcher, flags
-from tests.rundir import checkpoint, count_lines, differences, metric_lines, parameters, summary
+from tests.run_directory import checkpoint, count_lines, differences, metric_lines, parameters, summary
 
 RANKS, WORKERS = 6, 5
 GROUPS = {1: [[0, 1, 2, 3, 4]], 2: [[0, 1], [2, 3, 4]]}[min(2, len(os.sched_getaffinity(0)))]

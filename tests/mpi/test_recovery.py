@@ -12,7 +12,7 @@ import pytest
 
 from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
 from tests.launch import Ended, Job, Launcher
-from tests.rundir import count_lines, latest, metric_lines, parameters, summary
+from tests.run_directory import count_lines, latest, metric_lines, parameters, summary
 
 HOST = socket.gethostname()
 CELLS = {

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.launch import Launcher, flags
-from tests.rundir import checkpoint, count_lines, differences, metric_lines, summary
+from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
 
 CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
 PENDULUM = {"env": "Pendulum-v1", "num-envs": 2, "horizon": 64}

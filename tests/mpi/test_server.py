@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import Launcher, train_in_one_start
-from tests.rundir import count_lines, metric_lines, summary
+from tests.run_directory import count_lines, metric_lines, summary
 
 MODES = {
     "allreduce": ("--exchange", "allreduce"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import Launcher
-from tests.rundir import count_lines, latest, metric_lines, summary
+from tests.run_directory import count_lines, latest, metric_lines, summary
 
 EXIT_PREEMPTED = 75
 SMALL = (

@@ -18,7 +18,7 @@ from dppo.trajectories.format import checksum_problem, rank_folders, segment_fil
 from dppo.trajectories.reader import open_trajectories
 from dppo.trajectories.validate import validate
 from tests.launch import Launcher
-from tests.rundir import count_lines, metric_lines, summary
+from tests.run_directory import count_lines, metric_lines, summary
 
 CELLS = {
     "allreduce": ("--exchange", "allreduce"),

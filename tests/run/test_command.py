@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.launch import Ended, Launcher
-from tests.rundir import count_lines, snapshot, summary
+from tests.run_directory import count_lines, snapshot, summary
 
 RANKS = [pytest.param(None, id="alone"), pytest.param(3, id="n3")]
 

@@ -19,7 +19,7 @@ from dppo.run.rank import Group, Rank
 from dppo.run.roles import begin_tracking
 from dppo.rundir import paths
 from tests.ranks import make_plan, make_rank
-from tests.rundir import summary
+from tests.run_directory import summary
 
 SOON = LogConfig(tensorboard=False, stall_after_s=0.0, stall_abort_s=0.05)
 

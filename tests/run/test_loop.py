@@ -16,7 +16,7 @@ from dppo.run.rank import Rank
 from dppo.run.roles import begin_tracking
 from dppo.rundir.summary import Summary
 from tests.ranks import make_plan, make_rank
-from tests.rundir import summary
+from tests.run_directory import summary
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from dppo.rundir import paths
 from dppo.training.standby import Mirror
 from dppo.training.sync_p2p import P2PCoordinator
 from tests.ranks import left_alone, make_members, make_plan, make_rank
-from tests.rundir import metric_lines, summary
+from tests.run_directory import metric_lines, summary
 
 CAUSE = RankFailure("a peer has died")
 

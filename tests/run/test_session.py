@@ -23,7 +23,7 @@ from dppo.training import async_loop
 from dppo.training.sync_allreduce import AllreduceCoordinator
 from dppo.training.sync_p2p import P2PCoordinator
 from tests.ranks import make_plan, make_rank
-from tests.rundir import metric_lines, summary
+from tests.run_directory import metric_lines, summary
 
 
 def begin(run_dir: Path, **changes: Any) -> Rank:

@@ -14,9 +14,9 @@ import pytest
 
 from dppo import files
 from dppo.config import CheckpointConfig
-from dppo.errors import SavingError
+from dppo.errors import DisplacedError, SavingError
 from dppo.rundir import runfiles
-from dppo.rundir.recorders import TensorBoard
+from dppo.rundir.recorders import TensorBoard, write_json
 from dppo.rundir.runfiles import RunFiles
 
 Make = Callable[..., RunFiles]
@@ -261,3 +261,26 @@ def test_events_wait_for_the_disk_too(make: Make, disk: Disk, said: list[str], t
     events: Any = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("loss")] == [1, 2, 3, 4]
     assert len(said) == 2, said
+
+
+def test_where_another_start_has_begun_this_one_ends_and_writes_nothing_more(make: Make, tmp_path: Path) -> None:
+    """A node that was cut off went on, and its lines lay between those of the job that had been started again."""
+    starts = tmp_path / "versions.json"
+    write_json(starts, {"attempts": [{}]})
+    run = make()
+    run.log(1, {"iteration": 1})
+    write_json(starts, {"attempts": [{}]})  # the same start: a server that has taken over does not count
+    run.log(2, {"iteration": 2})
+    run.write_summary({"exit": "running"})
+    write_json(starts, {"attempts": [{}, {}]})
+    for _ in range(2):
+        with pytest.raises(DisplacedError, match="another start of this run has begun"):
+            run.log(3, {"iteration": 3})
+    with pytest.raises(DisplacedError):
+        run.finish(lambda: save(tmp_path), lambda: run.write_summary({"exit": "finished"}), lambda: True)
+    assert not run.save(lambda: save(tmp_path))
+    run.write_summary({"exit": "failed"})
+    run.close()
+    assert [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    assert json.loads((tmp_path / "summary.json").read_text())["exit"] == "running"
+    assert not (tmp_path / "saved").exists()

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.rundir import summary
+from tests.run_directory import summary
 
 ROOT = Path(__file__).parents[2]
 PROGRAM = Path(__file__).with_name("cluster")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.rundir import count_lines, metric_lines, summary
+from tests.run_directory import count_lines, metric_lines, summary
 from tests.slurm.emulation import ROOT, Batch, Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]

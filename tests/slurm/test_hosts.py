@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.rundir import checkpoint, count_lines, differences, metric_lines, summary
+from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
 from tests.slurm.emulation import Cluster
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from tests.rundir import summary
+from tests.run_directory import summary
 from tests.slurm.emulation import ROOT, Batch, Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

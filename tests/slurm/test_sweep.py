@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rundir import count_lines, summary
+from tests.run_directory import count_lines, summary
 from tests.slurm.emulation import ROOT, Cluster, Submit, environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

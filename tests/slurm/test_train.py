@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rundir import summary
+from tests.run_directory import summary
 from tests.slurm.emulation import Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
