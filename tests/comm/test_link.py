@@ -256,7 +256,7 @@ def test_a_rollout_is_written_and_its_report_kept_for_the_case_of_a_death() -> N
     assert link.keeps_boundaries
     link.keep_boundary(3, np.arange(8, dtype=np.uint8), 2)
     link.keep_totals(np.ones(2))
-    assert standby.heads[3].tolist() == [0, 1] and standby.totals is not None
+    assert standby.boundary_heads[3].tolist() == [0, 1] and standby.totals is not None
 
 
 def test_where_deaths_end_the_job_nothing_is_kept(link: LocalLink) -> None:
