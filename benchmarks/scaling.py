@@ -197,7 +197,7 @@ def constants_table(models: dict[Cell, Model]) -> str:
         "gradient_s": "a gradient: CPU of a worker",
         "service_s": "rank 0's CPU for a message of a worker (allreduce: a report; else a gradient)",
         "pooled_s": "sync: one more worker's samples, in all updates from a rollout",
-        "round_s": "a round of p2p, besides the messages",
+        "round_s": "a round of p2p, without its messages",
         "spread_s": "spread of a row (standard deviation)",
     }
     rows = [[text, *(f"{1e6 * getattr(m, name):,.0f}" for m in models.values())] for name, text in names.items()]

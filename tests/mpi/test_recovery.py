@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import time
@@ -254,7 +255,8 @@ def test_a_rank_that_dies_while_the_program_starts_ends_it_or_is_survived(launch
         ended = job.wait(30)
         seen.add(ended.code)
         if ended.code:
-            assert "died while MPI was starting" in ended.stderr, ended
+            said = r"died while MPI was starting(: the job ends, start it again| \((signal 9|its guard was killed)\))"
+            assert re.search(said, ended.stderr), ended
         else:
             assert summary(run_dir / str(wait_s))["exit"] == "finished"
-    assert seen - {0}
+    assert 1 in seen
