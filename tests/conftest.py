@@ -10,6 +10,7 @@ import pytest
 from mpi4py import MPI  # noqa: F401 (starts MPI, as an import of dppo does not)
 
 from tests.launch import Launcher
+from tests.parts import make_parts, save, settle
 
 
 @pytest.fixture
@@ -26,3 +27,19 @@ def hears_ctrl_c() -> Iterator[None]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def cartpole(tmp_path: Path) -> Path:
+    """An untrained policy: episodes of some ten steps."""
+    place = make_parts(env="CartPole-v1")
+    settle(place)
+    return save(place, tmp_path / "cartpole")
+
+
+@pytest.fixture
+def pendulum(tmp_path: Path) -> Path:
+    """An untrained policy with continuous actions."""
+    place = make_parts(env="Pendulum-v1")
+    settle(place)
+    return save(place, tmp_path / "pendulum")

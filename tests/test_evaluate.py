@@ -22,22 +22,7 @@ from dppo.rundir.spaces import write_spaces
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.settings.toml import to_toml
 from dppo.training.policy import load_policy
-from tests.parts import make_parts, save, settle
-
-
-@pytest.fixture
-def cartpole(tmp_path: Path) -> Path:
-    """An untrained policy: episodes of some ten steps."""
-    place = make_parts(env="CartPole-v1")
-    settle(place)
-    return save(place, tmp_path / "cartpole")
-
-
-@pytest.fixture
-def pendulum(tmp_path: Path) -> Path:
-    place = make_parts(env="Pendulum-v1")
-    settle(place)
-    return save(place, tmp_path / "pendulum")
+from tests.parts import make_parts, save
 
 
 def test_load_policy_is_part_of_the_package(cartpole: Path) -> None:

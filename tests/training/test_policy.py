@@ -16,21 +16,6 @@ from dppo.training.policy import load_policy
 from tests.parts import make_parts, probe, save, settle
 
 
-@pytest.fixture
-def cartpole(tmp_path: Path) -> Path:
-    """An untrained policy: episodes of some ten steps."""
-    place = make_parts(env="CartPole-v1")
-    settle(place)
-    return save(place, tmp_path / "cartpole")
-
-
-@pytest.fixture
-def pendulum(tmp_path: Path) -> Path:
-    place = make_parts(env="Pendulum-v1")
-    settle(place)
-    return save(place, tmp_path / "pendulum")
-
-
 def test_the_policy_is_loaded_where_its_environment_is_not_installed(pendulum: Path) -> None:
     observations = np.random.default_rng(0).normal(0, 1, (20, 3)).astype(np.float32)
     actions = load_policy(pendulum).act(observations)
