@@ -18,8 +18,8 @@ ROOT = Path(dppo.__file__).parent
 FLOORS = (
     ("bounds", "errors", "data", "seeding"),
     ("config", "files", "seams", "cluster"),
-    ("console", "startup", "settings", "algo", "models", "envs"),
-    ("comm", "rundir"),
+    ("console", "startup", "settings", "algo", "envs"),
+    ("models", "comm", "rundir"),
     ("trajectories",),
     ("training",),
     ("run", "study", "verdict", "requeue"),

@@ -1,0 +1,118 @@
+"""The leaves of a space, and the one array type that holds a value of it.
+
+A plain space (Box, Discrete, MultiDiscrete, MultiBinary) is one leaf: N of its values are a plain array [N, *shape]. A
+Dict or a Tuple is a tree of leaves: N of its values are one structured array [N], whose fields are named like the keys
+(of a Tuple: "0", "1", …) and nest as the space does. So whatever handles rows of observations or actions handles both.
+
+Source: the structured array per space is PufferLib's idea (Suarez 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """A plain space within a space."""
+
+    path: tuple[str, ...]
+    """The fields that lead to it; () if the space is this leaf."""
+    space: gymnasium.Space[Any]
+
+    @property
+    def name(self) -> str:
+        """The path in one word: `camera/left`; "" if the space is this leaf."""
+        return "/".join(self.path)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one value."""
+        assert self.space.shape is not None
+        return self.space.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(self.space.dtype)
+
+    def of(self, array: np.ndarray) -> np.ndarray:
+        """Returns this leaf's part of an array of values of the whole space: a view, [..., *shape]."""
+        for name in self.path:
+            array = array[name]
+        return array
+
+
+def parts(space: gymnasium.Space[Any]) -> Mapping[str, gymnasium.Space[Any]] | None:
+    """Returns {field: space} of a Dict or a Tuple; None for a plain space.
+
+    Raises:
+      ValueError: the space is of another kind, has no part, or has a key that is no text.
+    """
+    if isinstance(space, PLAIN):
+        return None
+    if isinstance(space, spaces.Dict):
+        found: dict[Any, gymnasium.Space[Any]] = dict(space.spaces)
+    elif isinstance(space, spaces.Tuple):
+        found = {str(i): part for i, part in enumerate(space.spaces)}
+    else:
+        raise ValueError(f"{space} is not of Box, Discrete, MultiDiscrete, MultiBinary, Dict and Tuple")
+    if not found:
+        raise ValueError(f"{space} has no part")
+    for name in found:
+        if not isinstance(name, str) or not name or "/" in name:
+            raise ValueError(f"{space} has the key {name!r}: keys must be texts, not empty, and without '/'")
+    return found
+
+
+def leaves(space: gymnasium.Space[Any]) -> tuple[Leaf, ...]:
+    """Returns the leaves of a space, in its order. Raises ValueError as `parts` does."""
+    return tuple(_leaves(space, ()))
+
+
+def _leaves(space: gymnasium.Space[Any], path: tuple[str, ...]) -> Iterator[Leaf]:
+    inner = parts(space)
+    if inner is None:
+        yield Leaf(path, space)
+        return
+    for name, part in inner.items():
+        yield from _leaves(part, (*path, name))
+
+
+def array_type(space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Returns shape and type of one value as one array: a plain space's own; () and a structured type of a Dict or
+    Tuple. Fields are aligned, so that each leaf is an ordinary array for BLAS and torch.
+    """
+    inner = parts(space)
+    if inner is None:
+        assert space.shape is not None
+        return space.shape, np.dtype(space.dtype)
+    fields = [(name, *reversed(array_type(part))) for name, part in inner.items()]
+    return (), np.dtype(fields, align=True)
+
+
+def to_value(space: gymnasium.Space[Any], row: Any) -> Any:
+    """Returns a value of `space` as an environment has it, from one element of an array: dicts and tuples of copies. A
+    Discrete is a NumPy integer.
+    """
+    inner = parts(space)
+    if inner is None:
+        return row.copy() if isinstance(row, np.ndarray) and row.shape else row[()]
+    values = {name: to_value(part, row[name]) for name, part in inner.items()}
+    return values if isinstance(space, spaces.Dict) else tuple(values.values())
+
+
+def are_equal(one: np.ndarray, other: np.ndarray) -> bool:
+    """Returns whether two arrays of one type hold the same values; what lies between the fields does not count."""
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    if one.dtype.names is None:
+        return np.array_equal(one, other)
+    return all(are_equal(one[name], other[name]) for name in one.dtype.names)

@@ -1,0 +1,67 @@
+"""One array type per space, and its leaves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from dppo.envs.leaves import are_equal, array_type, leaves, to_value
+
+TREE = spaces.Dict({
+    "camera": spaces.Box(0, 255, (3, 2, 2), np.uint8),
+    "joints": spaces.Tuple([spaces.Box(-1.0, 1.0, (3,), np.float32), spaces.Discrete(4, start=1)]),
+})  # fmt: skip
+
+
+def test_a_plain_space_is_one_leaf_and_a_plain_array() -> None:
+    space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    (leaf,) = leaves(space)
+    assert (leaf.path, leaf.name, leaf.shape, leaf.dtype) == ((), "", (3,), np.float32)
+    assert array_type(space) == ((3,), np.dtype(np.float32))
+    assert array_type(spaces.Discrete(3)) == ((), np.dtype(np.int64))
+
+
+def test_a_tree_is_one_structured_array_with_a_view_per_leaf() -> None:
+    shape, dtype = array_type(TREE)
+    rows = np.zeros((5, *shape), dtype)
+    camera, position, gear = leaves(TREE)
+    assert [leaf.name for leaf in (camera, position, gear)] == ["camera", "joints/0", "joints/1"]
+    position.of(rows)[1] = 0.5
+    assert rows[1]["joints"]["0"].tolist() == [0.5] * 3
+    assert (camera.of(rows).shape, gear.of(rows).shape) == ((5, 3, 2, 2), (5,))
+    assert all(stride % 4 == 0 for stride in position.of(rows).strides), "torch and BLAS take aligned arrays only"
+
+
+def test_a_row_turns_into_a_value_of_the_space() -> None:
+    rows = np.zeros(1, array_type(TREE)[1])
+    rows["joints"]["1"] = 2
+    value = to_value(TREE, rows[0])
+    assert TREE.contains(value)
+    value["camera"][...] = 1  # a copy
+    assert not rows["camera"].any()
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        (spaces.Text(3), "not of Box"),
+        (spaces.Dict({"a": spaces.Sequence(spaces.Discrete(2))}), "not of Box"),
+        (spaces.Dict({}), "no part"),
+        (spaces.Tuple([]), "no part"),
+        (spaces.Dict({"a/b": spaces.Discrete(2)}), "keys must be texts"),
+        (spaces.Dict({"": spaces.Discrete(2)}), "keys must be texts"),
+    ],
+)
+def test_other_spaces_are_refused(space: spaces.Space[object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        leaves(space)
+
+
+def test_what_lies_between_fields_does_not_count() -> None:
+    dtype = np.dtype([("a", np.uint8), ("b", np.float32)], align=True)
+    one, other = np.zeros(3, dtype), np.frombuffer(b"\xff" * 3 * dtype.itemsize, dtype).copy()
+    other["a"], other["b"] = 0, 0.0
+    assert are_equal(one, other)
+    other["b"][2] = 1.0
+    assert not are_equal(one, other)
