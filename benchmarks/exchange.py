@@ -180,14 +180,16 @@ class Until:
 def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     """Collective over `comm`. Rank 0 is the server of async mode, without a tracker; the others are workers."""
     import numpy as np
+    from gymnasium import spaces
 
     from dppo.algo.losses import METRICS
-    from dppo.algo.moments import Normaliser
+    from dppo.algo.moments import RewardScale
     from dppo.comm.link import MPILink
     from dppo.comm.server import serve
     from dppo.comm.wakeup import make_doorbell
     from dppo.config import Config
     from dppo.models.flat import FlatParameters
+    from dppo.models.inputs import Inputs
     from dppo.settings.resolve import resolve
     from dppo.training.async_loop import AsyncCoordinator
     from dppo.training.state import TrainingState
@@ -222,7 +224,9 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
         flat = FlatParameters({"all": (size,)}, len(METRICS))
         flat.gradient[:] = np.random.default_rng(comm.rank).normal(0.0, 1.0, size)
         flat.sums[METRICS.index("count")] = 64.0
-        state = TrainingState(flat, Normaliser(8, config.moments), config)
+        state = TrainingState(
+            flat, Inputs(spaces.Box(-1.0, 1.0, (8,)), config.moments), RewardScale(is_used=True), config
+        )
         windows = [window(state) for _ in range(WINDOWS)]
         if comm.rank == 0:
             figures = {key: [w[key] for w in windows] for key in windows[0]}

@@ -62,7 +62,7 @@ PROFILE_RUNS = 3
 PROFILED = {  # parts of an iteration: the calls that are timed, without those inside that belong to another part
     "collect: environment": "envs.vector.EnvList.step envs.cartpole.CartPoleVector.step",
     "collect: act": "models.policy.ActorCritic.act",
-    "collect: normalise": "algo.moments.Normaliser.inputs",
+    "collect: normalise": "models.inputs.Inputs.__call__",
     "collect: values of the rollout": "models.policy.ActorCritic.value",
     "collect: rest": "training.collector.Collector.collect",
     "prepare": "training.learner.Learner.prepare training.learner.Learner.normalise_advantages"

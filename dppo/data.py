@@ -6,9 +6,10 @@ parametrise the action distribution.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
 
 import numpy as np
 
@@ -39,56 +40,104 @@ class EpisodeProgress:
     """float64, returns so far."""
 
 
+ArrayType = tuple[tuple[int, ...], np.dtype[Any]]
+"""Shape and type of one environment's part of a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a rollout: one entry for each row, or for each row and environment."""
+
+    axes: str
+    """The first axes: "TN", or "T" for an entry that all environments share."""
+    dtype: type | None = None
+    """The type of the one number in an entry; None: the policy or the environment decides shape and type."""
+    first: Any = None
+    """The value that a new rollout has; None: any."""
+
+    def entry(self, name: str, types: Mapping[str, ArrayType]) -> ArrayType:
+        """Returns shape and type of an entry; `types` has those of the columns without a type of their own."""
+        return types[name] if self.dtype is None else ((), np.dtype(self.dtype))
+
+
 @dataclass(slots=True)
 class Rollout:
     """T rows of N environments, as they were collected. All arrays are C-contiguous.
 
-    `Collector._complete` makes a rollout, and gives the fields in this order.
+    This is the one table of what a row leaves behind. A new column is a line here, and the line of the collector that
+    fills it; it is learnt from if `Minibatch` has a field of its name, and recorded if trajectories/format.py names it.
     """
 
     first_row: int
     """Number of row 0 in the worker's whole history."""
-    observations: np.ndarray
+    observations: Annotated[np.ndarray, Column("TN")]
     """[T, N, *obs], raw, in the environment's own type."""
-    inputs: np.ndarray
+    inputs: Annotated[np.ndarray, Column("TN")]
     """[T, N, D] float32, the network's inputs: observations, normalised and flattened."""
-    actions: np.ndarray
+    actions: Annotated[np.ndarray, Column("TN")]
     """[T, N, *act] as sampled; Box actions in the policy's own units, not clipped. Segments call them actions_raw."""
-    env_actions: np.ndarray
+    env_actions: Annotated[np.ndarray, Column("TN")]
     """[T, N, *act] as sent to the environment. Segments call them actions."""
-    rewards: np.ndarray
-    """[T, N] float32, raw."""
-    terminations: np.ndarray
-    """[T, N] bool."""
-    truncations: np.ndarray
-    """[T, N] bool."""
-    valid: np.ndarray
-    """[T, N] bool: False for a row that a native environment spent on a reset, which is no transition."""
-    heads: np.ndarray
+    heads: Annotated[np.ndarray, Column("TN")]
     """[T, N, K] float32: parameters of the distribution that the action was drawn from."""
-    log_probs: np.ndarray
+    rewards: Annotated[np.ndarray, Column("TN", np.float32)]
+    """[T, N] float32, raw."""
+    terminations: Annotated[np.ndarray, Column("TN", bool, first=False)]
+    """[T, N] bool."""
+    truncations: Annotated[np.ndarray, Column("TN", bool, first=False)]
+    """[T, N] bool."""
+    valid: Annotated[np.ndarray, Column("TN", bool, first=True)]
+    """[T, N] bool: False for a row that a native environment spent on a reset, which is no transition."""
+    log_probs: Annotated[np.ndarray, Column("TN", np.float32)]
     """[T, N] float32: log-probability of the action."""
-    values: np.ndarray
+    values: Annotated[np.ndarray, Column("TN", np.float32)]
     """[T, N] float32: the critic's value of the observation."""
-    next_values: np.ndarray
+    next_values: Annotated[np.ndarray, Column("TN", np.float32)]
     """[T, N] float32: the critic's value of what truly came next (also where a time limit cut the episode); 0 after a
     terminal state.
     """
+    versions: Annotated[np.ndarray, Column("T", np.int64)]
+    """[T] int64: version of the parameters that acted in a row. Segments call it policy_version."""
     final_rows: np.ndarray
     """[F] int: the rows in which episodes ended."""
     final_envs: np.ndarray
     """[F] int: the environment of each of these episodes, by its index in the rank."""
     final_observations: np.ndarray
     """[F, *obs]: the true last observation of each of these episodes."""
-    versions: np.ndarray
-    """[T] int64: version of the parameters that acted in a row. Segments call it policy_version."""
     progress: EpisodeProgress
     """The episodes' progress before row 0."""
-    episodes: list[Episode] = field(default_factory=list)
-    episodes_cut: list[int] = field(default_factory=list)
+    episodes: list[Episode]
+    """The episodes that ended, in the order of their last rows."""
+    episodes_cut: list[int]
     """Global numbers of environments whose episode could not be restored: the episode is not counted, and another one
     began in row 0.
     """
+
+    @classmethod
+    def blank(
+        cls, first_row: int, rows: int, num_envs: int, types: Mapping[str, ArrayType], progress: EpisodeProgress
+    ) -> Rollout:
+        """Returns a rollout with room for `rows` rows, of which no episode has ended.
+
+        Args:
+          types: shape and type of an entry of each column that has no type of its own.
+        """
+        values: dict[str, np.ndarray] = {}
+        for name, column in COLUMNS.items():
+            shape, dtype = column.entry(name, types)
+            whole = (rows, num_envs, *shape) if column.axes == "TN" else (rows, *shape)
+            values[name] = array = np.empty(whole, dtype)
+            if column.first is not None:
+                array.fill(column.first)
+        none = np.empty(0, np.int64)
+        shape, dtype = types["observations"]
+        finals = {"final_rows": none, "final_envs": none, "final_observations": np.empty((0, *shape), dtype)}
+        return cls(first_row=first_row, progress=progress, episodes=[], episodes_cut=[], **values, **finals)
+
+    def cut(self, rows: int) -> None:
+        """Keeps the first `rows` rows only, in which all ended episodes have ended."""
+        for name in COLUMNS:
+            setattr(self, name, getattr(self, name)[:rows])
 
     def joined(self, rest: Rollout) -> Rollout:
         """Returns this rollout, which was cut short, joined with `rest`, which continues where it was cut."""
@@ -104,6 +153,12 @@ class Rollout:
                 values[name] = mine + others if isinstance(mine, list) else mine
         return Rollout(**values)
 
+    def valid_steps(self, column: np.ndarray) -> np.ndarray:
+        """Returns a column's entries for valid transitions, [B, ...] from [T, N, ...]; a view if all are valid."""
+        t, n = self.rewards.shape
+        steps = column.reshape(t * n, *column.shape[2:])
+        return steps if self.valid.all() else steps[self.valid.reshape(-1)]
+
     @property
     def num_rows(self) -> int:
         """T; smaller than the horizon if collection was cut short."""
@@ -115,9 +170,23 @@ class Rollout:
         return int(np.count_nonzero(self.valid))
 
 
+def bytes_per_step(types: Mapping[str, ArrayType]) -> int:
+    """Returns the bytes that a rollout takes for each step; `types` as for `Rollout.blank`."""
+    entries = (column.entry(name, types) for name, column in COLUMNS.items())
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in entries)
+
+
+COLUMNS: dict[str, Column] = {
+    name: hint.__metadata__[0]
+    for name, hint in get_type_hints(Rollout, include_extras=True).items()
+    if get_origin(hint) is Annotated
+}
+"""The columns of a rollout, by name."""
+
+
 @dataclass(slots=True)
 class Minibatch:
-    """B samples, as a loss sees them."""
+    """B samples, as a loss sees them. A field that `Rollout` has, too, is taken from there."""
 
     inputs: np.ndarray
     """[B, D] float32."""
@@ -134,6 +203,16 @@ class Minibatch:
     returns: np.ndarray
     """[B] float32: the value targets."""
 
+    @classmethod
+    def of(cls, rollout: Rollout, **computed: np.ndarray) -> Minibatch:
+        """Returns the valid steps of a rollout as samples, in the order of rows, then environments.
+
+        Args:
+          computed: [T, N] float32: the fields that the rollout does not have, or other values of those that it has.
+        """
+        columns = [computed[f.name] if f.name in computed else getattr(rollout, f.name) for f in fields(cls)]
+        return cls(*map(rollout.valid_steps, columns))
+
     def __len__(self) -> int:
         return len(self.log_probs)
 
@@ -145,9 +224,7 @@ class Minibatch:
 
     def arrays(self) -> list[np.ndarray]:
         """Returns the fields, in their order; `Minibatch(*arrays)` is the inverse."""
-        return [
-            self.inputs, self.actions, self.heads, self.log_probs, self.values, self.advantages, self.returns,
-        ]  # fmt: skip
+        return [getattr(self, name) for name in self.__slots__]
 
 
 @dataclass(slots=True)

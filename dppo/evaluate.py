@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dppo.bounds import at_least, within
 from dppo.config import SEED
 from dppo.console import Console
 from dppo.envs.process import kept_as_it_was
@@ -22,7 +21,7 @@ from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import plain
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
-from dppo.settings.commands import Parser, integer, require
+from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.training.build import close_environments
 from dppo.training.policy import Policy, load_policy
 

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dppo import requeue, verdict
-from dppo.bounds import at_least, not_negative
 from dppo.cluster.supervisor import JobEnds, Supervisor
 from dppo.errors import EXIT_AGAIN, EXIT_USAGE, UsageError
 from dppo.rundir import paths
-from dppo.settings.commands import Parser, integer, require
+from dppo.settings.commands import Parser, at_least, integer, not_negative, require
 from dppo.settings.flags import file_at, flag_value
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dppo.bounds import at_least, within
 from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, RefusedFileError, UsageError
 from dppo.files import check_run_files, number_in, parse_json, plain, read_lines, read_regular, replace_atomically
 from dppo.rundir import paths
 from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, read_summary
-from dppo.settings.commands import Parser, integer, require
+from dppo.settings.commands import Parser, at_least, integer, require, within
 
 FIRST = paths.checkpoint_name(0)
 

@@ -16,7 +16,6 @@ import numpy as np
 from gymnasium import spaces
 from mpi4py import MPI
 
-from dppo.algo.moments import Normaliser
 from dppo.cluster.signals import Preemption
 from dppo.comm.allreduce import Allreduce
 from dppo.comm.link import Link
@@ -57,7 +56,6 @@ class Parts:
     collector: Collector
     seeds: EpisodeSeeds
     policy: ActorCritic
-    normaliser: Normaliser
     learner: Learner
     state: TrainingState
     reports: list[Report] = field(default_factory=list)
@@ -107,15 +105,19 @@ def make_parts(config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | Non
     with mock.patch("dppo.training.build.make_vector_env", return_value=envs) if envs else nullcontext():
         built = build_parts(config, worker)
     learner, collector = built.learner, make_collector(config, built)
-    return Parts(config, collector, built.seeds, built.policy, learner.normaliser, learner, built.state)
+    return Parts(config, collector, built.seeds, built.policy, learner, built.state)
+
+
+def merge_samples(state: TrainingState, observations: np.ndarray, discounted_returns: np.ndarray) -> None:
+    """Merges moments of observations [B, D] and of returns [B, 1]."""
+    state.merge(np.concatenate((state.inputs.deltas(observations), state.rewards.deltas(discounted_returns))))
 
 
 def settle(place: Parts) -> None:
     """Moments and parameters as they might be in mid-run."""
     rng = np.random.default_rng(9)
-    size = len(place.normaliser.frozen_mean)
-    place.normaliser.merge(place.normaliser.deltas(rng.normal(0.1, 0.5, (50, size)), rng.normal(0, 3, (50, 1))))
-    place.normaliser.freeze()
+    merge_samples(place.state, rng.normal(0.1, 0.5, (50, place.policy.inputs.size)), rng.normal(0, 3, (50, 1)))
+    place.state.begin_iteration()
     place.policy.flat.vector += rng.normal(0.0, 0.1, place.policy.flat.size).astype(np.float32)
 
 

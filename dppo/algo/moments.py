@@ -10,8 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dppo.config import MomentsConfig
-
 LARGE = 1e3
 """The largest offset at which sums about 0, and a mean as float32, lose nothing: the rounding error of a variance is
 smaller than the eps of its root."""
@@ -106,112 +104,100 @@ def normalise(
     return np.maximum(out, -clip, out=out)
 
 
-class Normaliser:
-    """The moments of a run's observations [D] and of its running discounted return, whose deviation scales rewards.
-
-    `freeze` fixes the moments that acting, advantages and gradients of one iteration use. `merge` adds samples for the
-    next iteration.
+class RunningMoments:
+    """Moments that grow by sums about a mean which stays fixed within an iteration: `freeze` fixes it, `merge` adds
+    samples for the next iteration.
     """
 
-    def __init__(self, observation_size: int, cfg: MomentsConfig) -> None:
-        self.cfg = cfg
-        self.observations = Moments.empty(observation_size)
-        self.returns = Moments.empty(1)
+    def __init__(self, size: int) -> None:
+        self.now = Moments.empty(size)
+        """The moments of all samples merged so far."""
+        self.frozen_mean = self.now.mean
+        """[D] float64, the mean about which sums are taken."""
         self._has_started = False
-        self.freeze()
-
-    def freeze(self) -> None:
-        """Fixes the moments as they are now."""
-        self.frozen_mean = self.observations.mean
-        self.frozen_return_mean = self.returns.mean
-        is_small = np.abs(self.frozen_mean).max(initial=0.0) <= LARGE
-        self._shift = self.frozen_mean.astype(np.float32) if is_small else self.frozen_mean
-        self._inverse_std = (1.0 / self.observations.std()).astype(np.float32)
-        self.reward_scale = self._reward_scale()
-
-    def _reward_scale(self) -> float:
-        """Returns 1 / deviation of the discounted return, in any unit: eps is at most a ten-thousandth of the variance.
-
-        Returns 1 where the return varies by at most a ten-thousandth of its mean: a constant must not be blown up.
-        """
-        count = self.returns.count
-        if not self.cfg.returns or count < 2:
-            return 1.0
-        mean, variance = float(self.returns.mean[0]), float(self.returns.m2[0]) / count
-        if variance <= max(LEAST_VARIANCE, 1e-8 * mean**2):
-            return 1.0
-        return 1.0 / math.sqrt(variance + min(1e-8, 1e-4 * variance))
-
-    def start_from(self, observation: np.ndarray) -> None:
-        """Has the first sums taken about `observation` [*obs] where it is large, else about 0; before the first sample.
-
-        Sums about 0 of samples with a large offset and a small deviation would cancel. All ranks whose sums are added
-        up start from the same observation.
-        """
-        assert self.observations.count == 0, "sums are taken about the mean by now"
-        first = np.asarray(observation, np.float64).reshape(-1)
-        is_large = np.isfinite(first) & (np.abs(first) > LARGE)
-        self.observations = Moments(0.0, np.where(is_large, first, 0.0), np.zeros(len(first)))
-        self._has_started = True
-        self.freeze()
-
-    def inputs(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Turns raw observations [B, *obs] into the network's inputs [B, D] float32, in `out` if given."""
-        flat = observations if observations.ndim == 2 else observations.reshape(len(observations), -1)
-        if self.cfg.observations:
-            shift = self.frozen_mean if flat.dtype.itemsize > 4 else self._shift
-            return normalise(flat, shift, self._inverse_std, self.cfg.clip, out)
-        if out is None:
-            return flat.astype(np.float32)
-        out[...] = flat
-        return out
-
-    def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
-        """Sums a rollout's samples, [B, D] and [B, 1], about the frozen means. Returns [num_sums] float64.
-
-        Where `start_from` was not called, the sums start from the first sample.
-        """
-        if not self._has_started and self.observations.count == 0 and len(observations):
-            self.start_from(observations[0])
-        return np.concatenate((
-            deltas(observations, self.frozen_mean),
-            deltas(discounted_returns, self.frozen_return_mean),
-        ))  # fmt: skip
 
     @property
     def num_sums(self) -> int:
         """The length of what `deltas` returns."""
-        return 2 + 2 * (len(self.observations.mean) + 1)
+        return 1 + 2 * len(self.now.mean)
 
-    def merge(self, sums: np.ndarray, mean: np.ndarray | None = None, return_mean: np.ndarray | None = None) -> None:
-        """Adds the sums of any number of rollouts, all taken about the same means (the frozen ones by default)."""
-        split = 1 + 2 * len(self.observations.mean)
-        self.observations = merge(self.observations, sums[:split], self.frozen_mean if mean is None else mean)
-        self.returns = merge(
-            self.returns, sums[split:], self.frozen_return_mean if return_mean is None else return_mean
-        )
+    def freeze(self) -> None:
+        """Fixes the moments as they are now."""
+        self.frozen_mean = self.now.mean
+
+    def start_from(self, sample: np.ndarray) -> None:
+        """Has the first sums taken about `sample` [D] where it is large, else about 0; before the first sample.
+
+        Sums about 0 of samples with a large offset and a small deviation would cancel. All ranks whose sums are added
+        up start from the same sample.
+        """
+        assert self.now.count == 0, "sums are taken about the mean by now"
+        first = np.asarray(sample, np.float64).reshape(-1)
+        is_large = np.isfinite(first) & (np.abs(first) > LARGE)
+        self.now = Moments(0.0, np.where(is_large, first, 0.0), np.zeros(len(first)))
+        self._has_started = True
+        self.freeze()
+
+    def deltas(self, samples: np.ndarray) -> np.ndarray:
+        """Sums samples [B, D] about the frozen mean. Returns [num_sums] float64.
+
+        Where `start_from` was not called, the sums start from the first sample.
+        """
+        if not self._has_started and self.now.count == 0 and len(samples):
+            self.start_from(samples[0])
+        return deltas(samples, self.frozen_mean)
+
+    def merge(self, sums: np.ndarray, mean: np.ndarray | None = None) -> None:
+        """Adds the sums of any number of rollouts, all taken about the same mean (the frozen one by default)."""
+        self.now = merge(self.now, sums, self.frozen_mean if mean is None else mean)
 
     def pack(self) -> np.ndarray:
-        """Returns both moments in the form in which they travel and are saved: [num_sums] float64."""
-        both = (self.observations, self.returns)
-        return np.concatenate([part for m in both for part in ([m.count], m.mean, m.m2)])
+        """Returns the moments in the form in which they travel and are saved: [num_sums] float64."""
+        return np.concatenate(([self.now.count], self.now.mean, self.now.m2))
 
     def unpack(self, packed: np.ndarray) -> None:
         """Reverses `pack`; does not freeze. Where the packed moments hold no sample, the start set here stays."""
-        size = len(self.observations.mean)
-        split = 1 + 2 * size
         if packed[0] or not self._has_started:
-            self.observations = Moments(float(packed[0]), packed[1 : 1 + size].copy(), packed[1 + size : split].copy())
-        self.returns = Moments(float(packed[split]), packed[split + 1 : split + 2].copy(), packed[split + 2 :].copy())
+            size = len(self.now.mean)
+            self.now = Moments(float(packed[0]), packed[1 : 1 + size].copy(), packed[1 + size :].copy())
 
-    def first_not_finite(self) -> str | None:
-        """Says which moment is not finite, with the repair. Returns None where all are finite."""
-        returns, observations = float(self.returns.m2[0]), self.observations.m2
-        if math.isfinite(returns + float(np.add.reduce(observations))):
+    def first_not_finite(self) -> int | None:
+        """Returns the index of the first moment that is not finite; None where all are finite."""
+        if math.isfinite(float(np.add.reduce(self.now.m2))):
             return None
-        if not math.isfinite(returns):
-            return "the moments of the discounted returns; have the environment give smaller rewards"
-        bad = np.flatnonzero(~np.isfinite(observations))
-        if not len(bad):  # only their sum is too large
-            return None
-        return f"the moments of observation {bad[0]}; have the environment, or a wrapper, give smaller ones"
+        bad = np.flatnonzero(~np.isfinite(self.now.m2))
+        return int(bad[0]) if len(bad) else None  # else only their sum is too large
+
+
+class RewardScale(RunningMoments):
+    """The moments of a run's running discounted return, whose deviation scales rewards.
+
+    Args:
+      is_used: whether rewards are scaled at all.
+    """
+
+    def __init__(self, *, is_used: bool) -> None:
+        super().__init__(1)
+        self._is_used = is_used
+        self.freeze()
+
+    def freeze(self) -> None:
+        super().freeze()
+        self.scale = self._scale()
+        """1 / deviation of the discounted return, the factor of rewards in this iteration."""
+
+    def deltas(self, samples: np.ndarray) -> np.ndarray:
+        """Sums running discounted returns [B, 1] about the frozen mean, the first ones about 0."""
+        return deltas(samples, self.frozen_mean)
+
+    def _scale(self) -> float:
+        """Returns the factor for rewards in any unit: eps is at most a ten-thousandth of the variance.
+
+        Returns 1 where the return varies by at most a ten-thousandth of its mean: a constant must not be blown up.
+        """
+        if not self._is_used or self.now.count < 2:
+            return 1.0
+        mean, variance = float(self.now.mean[0]), float(self.now.m2[0]) / self.now.count
+        if variance <= max(LEAST_VARIANCE, 1e-8 * mean**2):
+            return 1.0
+        return 1.0 / math.sqrt(variance + min(1e-8, 1e-4 * variance))

@@ -17,6 +17,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dppo.data import ArrayType as ArrayType
+
 PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 
@@ -86,7 +88,7 @@ def _leaves(space: gymnasium.Space[Any], path: tuple[str, ...]) -> Iterator[Leaf
         yield from _leaves(part, (*path, name))
 
 
-def array_type(space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def array_type(space: gymnasium.Space[Any]) -> ArrayType:
     """Returns shape and type of one value as one array: a plain space's own; () and a structured type of a Dict or
     Tuple. Fields are aligned, so that each leaf is an ordinary array for BLAS and torch.
     """

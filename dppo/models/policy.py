@@ -9,11 +9,12 @@ from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
-from gymnasium import spaces
 
-from dppo.config import ModelConfig
+from dppo.config import ModelConfig, MomentsConfig
+from dppo.envs.leaves import ArrayType
 from dppo.models.distributions import LOG_STD_BOUNDS, DiagGaussian, Distribution, make_distribution
 from dppo.models.flat import FlatParameters
+from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
 from dppo.seams import Network
 
@@ -25,14 +26,28 @@ Without blocks, eight environments on one rank would have other episodes than tw
 
 
 class ActorCritic:
-    """The policy pi(a | s) and the value V(s) of flat observations.
+    """The policy pi(a | s) and the value V(s), with the inputs that they are computed from.
 
     A Box policy has one more parameter than its network: the state-independent log standard deviation. `head`
     parametrises the distribution: the network's outputs, followed by that parameter.
     """
 
-    def __init__(self, network: Network, distribution: Distribution, flat: FlatParameters, description: str) -> None:
-        self.network, self.distribution, self.flat, self.description = network, distribution, flat, description
+    def __init__(
+        self, inputs: Inputs, network: Network, distribution: Distribution, flat: FlatParameters, description: str
+    ) -> None:
+        self.inputs, self.network, self.distribution, self.flat = inputs, network, distribution, flat
+        self.description = description
+        action = distribution.mode(np.zeros((1, distribution.head_size), np.float32))
+        sent = distribution.to_env(action)
+        self.sends_as_sampled = sent is action
+        """Whether the environments get actions as they were sampled."""
+        self.types: dict[str, ArrayType] = {
+            "inputs": ((inputs.size,), np.dtype(np.float32)),
+            "actions": (action.shape[1:], action.dtype),
+            "env_actions": (sent.shape[1:], sent.dtype),
+            "heads": ((distribution.head_size,), np.dtype(np.float32)),
+        }
+        """Shape and type of the columns of a rollout that the policy decides."""
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
         self._padded = np.empty((0, 0), np.float32)
@@ -93,16 +108,6 @@ class ActorCritic:
         np.add.reduce(d_head[:, split:], axis=0, out=self._d_log_std)
 
 
-def observation_size(space: gymnasium.Space) -> int:
-    """Returns D, the length of a flattened observation. Raises ValueError for a space that is not a flat Box."""
-    if isinstance(space, spaces.Box) and len(space.shape) <= 1:
-        return int(np.prod(space.shape, dtype=int))
-    raise ValueError(
-        f"observation space {space} is not supported: a flat Box (one axis) is; register the environment with"
-        " gymnasium.wrappers.FlattenObservation around it"
-    )
-
-
 def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuses too many parameters before they are made, which takes memory and time."""
     number = sum(map(math.prod, shapes.values()))
@@ -132,13 +137,14 @@ def make_policy(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
     cfg: ModelConfig,
+    moments: MomentsConfig,
     rng: np.random.Generator,
     num_sums: int = 0,
 ) -> ActorCritic:
     """Makes a freshly initialised policy. The network is the closed-form MLP unless the configuration asks for torch.
 
     Args:
-      observation_space: a flat Box.
+      observation_space: see `Inputs`.
       action_space: Discrete, MultiDiscrete, MultiBinary or Box.
       rng: the generator of the initial weights.
       num_sums: the number of metric sums that travel behind the gradient.
@@ -146,13 +152,13 @@ def make_policy(
     Raises:
       ValueError: a space is not supported, or the factory does not work.
     """
-    num_inputs = observation_size(observation_space)
+    inputs = Inputs(observation_space, moments)
     distribution = make_distribution(action_space)
     outputs = distribution.network_outputs
     log_std = {"log_std": (outputs,)} if isinstance(distribution, DiagGaussian) else {}
     layers = " x ".join(map(str, cfg.hidden))
     network: Network
-    shapes = MLP.shapes(num_inputs, cfg.hidden, outputs)
+    shapes = MLP.shapes(inputs.size, cfg.hidden, outputs)
     if cfg.factory is None:
         _require_trainable(cfg, shapes)
     if cfg.factory is None and cfg.backend != "torch":
@@ -168,15 +174,15 @@ def make_policy(
         seed = int(rng.integers(2**31))
         torch.manual_seed(seed)
         if cfg.factory is None:
-            module: torch.nn.Module = TorchMLP(num_inputs, cfg.hidden, outputs, cfg.activation)
+            module: torch.nn.Module = TorchMLP(inputs.size, cfg.hidden, outputs, cfg.activation)
             description = f"MLP {layers} {cfg.activation}, torch autograd"
         else:
             with _global_generators(seed):
-                module = module_from_factory(cfg.factory, num_inputs, outputs)
+                module = module_from_factory(cfg.factory, inputs.size, outputs)
             description = f"{cfg.factory}, torch autograd"
         flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
         network = TorchNetwork(flat, module)
     if log_std:
         flat.parameters["log_std"][...] = cfg.log_std_init
         flat.bound("log_std", *LOG_STD_BOUNDS)
-    return ActorCritic(network, distribution, flat, f"{description}, {flat.size} parameters")
+    return ActorCritic(inputs, network, distribution, flat, f"{description}, {flat.size} parameters")

@@ -190,13 +190,13 @@ def _begin_moments(me: Rank, workers: Comm) -> None:
     """Collective over `workers` in sync. Sets the observation about which the sums for the first moments are taken: in
     sync that of the first environment, for all; in async each worker's own, which travels with its sums.
     """
-    normaliser = me.parts.learner.normaliser
-    if normaliser.observations.count == 0:  # the same on all: they have the same state
-        first = me.worker.collector.first_observation()
+    inputs = me.parts.policy.inputs
+    if inputs.now.count == 0:  # the same on all: they have the same state
+        first = inputs.numbers(me.worker.collector.first_observation()[None])[0]
         if me.plan.config.mode == "sync":
             wait_for_all(workers, lambda: me.services.watchdog.heartbeat("collect"))
             first = from_rank_zero(workers, first)
-        normaliser.start_from(first)
+        inputs.start_from(first)
 
 
 def _train(me: Rank, sums: Allreduce, pool: Pool | None, link: Link) -> None:

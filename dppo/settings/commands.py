@@ -5,7 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import Any, NoReturn
 
-from dppo.bounds import Range, shown, whole_number
+from dppo.bounds import Range as Range
+from dppo.bounds import at_least as at_least
+from dppo.bounds import not_negative as not_negative
+from dppo.bounds import shown as shown
+from dppo.bounds import whole_number
+from dppo.bounds import within as within
 from dppo.config import VERSION as NUMBER
 from dppo.errors import UsageError
 

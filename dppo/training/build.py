@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import signal
 import sys
@@ -13,27 +12,23 @@ from types import FrameType
 from typing import Any
 
 import gymnasium
-import numpy as np
 
 from dppo.algo.losses import METRICS
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
-from dppo.data import EnvState
+from dppo.data import EnvState, bytes_per_step
+from dppo.envs.leaves import array_type
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
-from dppo.models.policy import ActorCritic, make_policy, observation_size
+from dppo.models.policy import ActorCritic, make_policy
 from dppo.seams import Closable, VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner
 from dppo.training.state import TrainingState
 
-NUMBERS_PER_SAMPLE = 12
-"""The numbers per sample in addition to observation, action and head: rewards, values, advantages, … of a rollout and
-its minibatches. A new column of `Rollout` with one number per step adds one.
-"""
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
 """Seconds that environments may take to close. After a failure the other ranks wait for them."""
 LAST_S = 2.0
@@ -120,27 +115,25 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     is_needed = False
     try:
         rng = generator(config.seed, Purpose.INIT)
-        policy = make_policy(envs.observation_space, envs.action_space, config.model, rng, len(METRICS))
+        spaces = envs.observation_space, envs.action_space
+        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
         if worker is not None:
             _require_memory(config, envs, policy)
-        normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
-        learner = Learner(policy, normaliser, config, number)
-        state = TrainingState(policy.flat, normaliser, config)
+        rewards = RewardScale(is_used=config.moments.returns)
+        learner = Learner(policy, rewards, config, number)
+        state = TrainingState(policy.flat, policy.inputs, rewards, config)
         is_needed = worker is not None
     finally:
         if not is_needed:
             close_environments(envs)
-    spaces = envs.observation_space, envs.action_space
     return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
 
 
 def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
     """Raises ValueError, with the repair, if the rollouts of this node's workers do not fit into its memory."""
     assert config.horizon is not None, "the configuration is resolved"
-    spaces = (envs.observation_space, envs.action_space)
-    observation, action = (math.prod(s.shape or ()) * np.dtype(s.dtype).itemsize for s in spaces)
-    numbers = observation_size(envs.observation_space) + policy.distribution.head_size + NUMBERS_PER_SAMPLE
-    wanted = config.horizon * config.num_envs * (observation + 2 * action + 4 * numbers)
+    types = policy.types | {"observations": array_type(envs.observation_space)}
+    wanted = config.horizon * config.num_envs * bytes_per_step(types)
     there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
     if wanted * max(1, ranks - 1) > there:
         raise ValueError(
@@ -182,9 +175,7 @@ def make_collector(
     first_env = worker * config.num_envs
     distribution = parts.policy.distribution
     noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
-    collector = Collector(
-        envs, parts.policy, parts.learner.normaliser, parts.seeds, noise, worker, first_env, parts.learner.gamma
-    )
+    collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma)
     if states is not None:
         deadline = time.monotonic() + config.checkpoint.replay_s
         for line in collector.restore(states, row, first_new_episode, deadline):

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dppo.algo.moments import Normaliser
-from dppo.data import EnvState, EpisodeProgress, Report, Rollout
+from dppo.data import EnvState, Report, Rollout
 from dppo.models.policy import ActorCritic
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
@@ -32,14 +31,13 @@ class Collector:
         self,
         envs: VectorEnv,
         policy: ActorCritic,
-        normaliser: Normaliser,
         seeds: EpisodeSeeds,
         noise: ActionNoise,
         worker: int,
         first_env: int,
         gamma: float,
     ) -> None:
-        self.envs, self.policy, self.normaliser = envs, policy, normaliser
+        self.envs, self.policy = envs, policy
         self._seeds, self._noise = seeds, noise
         self.worker, self.first_env = worker, first_env
         self.row = 0
@@ -103,29 +101,24 @@ class Collector:
         self.first_observation()
         assert self._observations is not None
         n, first_row = self.envs.num_envs, self.row
-        progress = self._sums.progress(self._seeds.episodes)
         current = self._observations
-        observations = np.empty((horizon, *current.shape), current.dtype)
-        rewards = np.empty((horizon, n))
-        terminations = np.zeros((horizon, n), bool)
-        truncations = np.zeros((horizon, n), bool)
-        valid = np.ones((horizon, n), bool)
+        types = self.policy.types | {"observations": (current.shape[1:], current.dtype)}
+        rollout = Rollout.blank(first_row, horizon, n, types, self._sums.progress(self._seeds.episodes))
+        if self.policy.sends_as_sampled:
+            rollout.env_actions = rollout.actions
+        observations, inputs, heads = rollout.observations, rollout.inputs, rollout.heads
+        rewards = np.empty((horizon, n))  # in the environments' own precision, for the episodes' returns
         noise = self._noise.rows(first_row, horizon)
-        inputs = np.empty((horizon, n, current[0].size), np.float32)
-        heads = np.empty((horizon, n, self.policy.distribution.head_size), np.float32)
-        actions: list[np.ndarray] = []
-        env_actions: list[np.ndarray] = []
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
-        normalise, act, to_env = self.normaliser.inputs, self.policy.act, self.policy.distribution.to_env
+        encode, act, to_env = self.policy.inputs, self.policy.act, self.policy.distribution.to_env
         t = 0
         while t < horizon and not (interrupt is not None and interrupt()):
             if t >= least and enough is not None and enough():
                 break
             observations[t] = current
-            action, _ = act(normalise(current, inputs[t]), noise[t], heads[t])
+            action, _ = act(encode(current, inputs[t]), noise[t], heads[t])
             env_action = to_env(action)
-            actions.append(action)
-            env_actions.append(env_action)
+            rollout.actions[t], rollout.env_actions[t] = action, env_action
             try:
                 step = self.envs.step(env_action)
             except Exception as error:
@@ -136,72 +129,57 @@ class Collector:
             current = step.observations
             rewards[t] = step.rewards
             if step.valid is not None:
-                valid[t] = step.valid
+                rollout.valid[t] = step.valid
                 rewards[t, ~step.valid] = 0.0  # whatever the environment says: such a row belongs to no episode
             if len(step.final_envs):
-                terminations[t] = step.terminations
-                truncations[t] = step.truncations
+                rollout.terminations[t] = step.terminations
+                rollout.truncations[t] = step.truncations
                 finals.append((t, step.final_envs, step.final_observations))
             t += 1
         self._observations = current.copy()
         self.row += t
-        rollout = self._complete(
-            first_row, version, observations[:t], inputs[:t], heads[:t], actions, env_actions,
-            rewards[:t], terminations[:t], truncations[:t], valid[:t], finals, progress,
-        )  # fmt: skip
+        rollout.cut(t)
+        self._complete(rollout, version, rewards[:t], finals)
         self._check_finite(rollout)
         return rollout
 
     def _complete(
         self,
-        first_row: int,
+        rollout: Rollout,
         version: int,
-        observations: np.ndarray,
-        inputs: np.ndarray,
-        heads: np.ndarray,
-        actions: list[np.ndarray],
-        env_actions: list[np.ndarray],
         rewards: np.ndarray,
-        terminations: np.ndarray,
-        truncations: np.ndarray,
-        valid: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
-        progress: EpisodeProgress,
-    ) -> Rollout:
-        """Makes the rollout; adds values, log-probabilities, next values and episodes, cheaper for all rows at once."""
+    ) -> None:
+        """Adds what is cheaper for all rows at once: final observations, values, log-probabilities and episodes.
+
+        Args:
+          rewards: [T, N] float64.
+          finals: (row, environments, their last observations) of the rows in which episodes ended.
+        """
         assert self._observations is not None
         t, n = rewards.shape
-        final_rows = np.array([row for row, envs, _ in finals for _ in envs], np.int64)
-        final_envs = np.array([int(i) for _, envs, _ in finals for i in envs], np.int64)
-        final_observations = (
-            np.concatenate([obs for _, _, obs in finals]) if finals else np.empty_like(self._observations[:0])
-        )
+        rollout.versions.fill(version)
+        rollout.rewards[...] = rewards
+        if finals:
+            rollout.final_rows = np.array([row for row, envs, _ in finals for _ in envs], np.int64)
+            rollout.final_envs = np.array([int(i) for _, envs, _ in finals for i in envs], np.int64)
+            rollout.final_observations = np.concatenate([obs for _, _, obs in finals])
+        ends = rollout.final_rows, rollout.final_envs
         if t:
-            all_actions = np.stack(actions)
-            sent = all_actions if env_actions[0] is actions[0] else np.stack(env_actions)
-        else:  # given up before its first row: empty actions of the right type and shape
-            one = self.policy.distribution.mode(np.zeros((n, heads.shape[2]), np.float32))
-            all_actions, sent = one[None][:0], self.policy.distribution.to_env(one)[None][:0]
-        values = np.zeros((t, n), np.float32)
-        next_values = np.zeros((t, n), np.float32)
-        log_probs = np.zeros((t, n), np.float32)
-        if t:
-            values[...] = self.policy.value(inputs.reshape(t * n, -1)).reshape(t, n)
-            log_probs[...] = self.policy.distribution.evaluate(
-                heads.reshape(t * n, -1), all_actions.reshape(t * n, *all_actions.shape[2:])
+            policy, actions = self.policy, rollout.actions
+            rollout.values[...] = policy.value(rollout.inputs.reshape(t * n, -1)).reshape(t, n)
+            rollout.log_probs[...] = policy.distribution.evaluate(
+                rollout.heads.reshape(t * n, -1), actions.reshape(t * n, *actions.shape[2:])
             )[0].reshape(t, n)
-            next_values[:-1] = values[1:]
-            next_values[-1] = self.policy.value(self.normaliser.inputs(self._observations))
-            if len(final_rows):
-                next_values[final_rows, final_envs] = self.policy.value(self.normaliser.inputs(final_observations))
-            next_values[terminations] = 0.0
-        episodes = self._sums.count(first_row, rewards, terminations, truncations, valid, final_rows, final_envs)
-        cut, self._cut = self._cut, []
-        return Rollout(
-            first_row, observations, inputs, all_actions, sent, rewards.astype(np.float32), terminations,
-            truncations, valid, heads, log_probs, values, next_values, final_rows, final_envs, final_observations,
-            np.full(t, version, np.int64), progress, episodes, cut,
-        )  # fmt: skip
+            rollout.next_values[:-1] = rollout.values[1:]
+            rollout.next_values[-1] = policy.value(policy.inputs(self._observations))
+            if finals:
+                rollout.next_values[ends] = policy.value(policy.inputs(rollout.final_observations))
+            rollout.next_values[rollout.terminations] = 0.0
+        rollout.episodes = self._sums.count(
+            rollout.first_row, rewards, rollout.terminations, rollout.truncations, rollout.valid, *ends
+        )
+        rollout.episodes_cut, self._cut = self._cut, []
 
     def _check_finite(self, rollout: Rollout) -> None:
         _check_array("observation", rollout.observations, rollout.first_row, self.first_env)

@@ -13,9 +13,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from dppo.algo import losses, returns
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.config import Config
-from dppo.data import Batch, Minibatch, Rollout
+from dppo.data import Batch, EpisodeProgress, Minibatch, Rollout
 from dppo.models.flat import first_not_finite, is_finite
 from dppo.models.policy import ActorCritic
 from dppo.seeding import Purpose, generator
@@ -42,8 +42,8 @@ class Learner:
       worker: stable number of the worker, which decides the shuffling stream.
     """
 
-    def __init__(self, policy: ActorCritic, normaliser: Normaliser, config: Config, worker: int) -> None:
-        self.policy, self.normaliser, self.config, self._worker = policy, normaliser, config, worker
+    def __init__(self, policy: ActorCritic, rewards: RewardScale, config: Config, worker: int) -> None:
+        self.policy, self.rewards, self.config, self._worker = policy, rewards, config, worker
         self._ppo = config.loss == "ppo"
         self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
         self._lam = config.ppo.lam if self._ppo else config.a3c.lam
@@ -55,10 +55,18 @@ class Learner:
         """Number of gradients that a rollout gives, unless the KL stops earlier."""
         return self.epochs * self.minibatches_per_epoch
 
+    def one_sample(self) -> Minibatch:
+        """Returns a minibatch of one sample, which shows shapes and types; its values mean nothing."""
+        types = self.policy.types | {"observations": ((), np.dtype(np.float32))}
+        none = np.empty(0, np.int64)
+        number = np.zeros((1, 1), np.float32)
+        rollout = Rollout.blank(0, 1, 1, types, EpisodeProgress(none, none, none))
+        return Minibatch.of(rollout, advantages=number, returns=number)
+
     @property
     def num_statistics(self) -> int:
         """Length of `Batch.statistics`."""
-        return len(STATISTICS) + self.normaliser.num_sums
+        return len(STATISTICS) + self.policy.inputs.num_sums + self.rewards.num_sums
 
     def prepare(self, rollout: Rollout, discounted_returns: np.ndarray) -> Batch:
         """Computes advantages, value targets and statistics of a rollout.
@@ -70,35 +78,24 @@ class Learner:
         Raises:
           FloatingPointError: the value targets are too large for float32, or not finite; the text says why.
         """
-        t, n = rollout.rewards.shape
-        rewards = rollout.rewards * np.float32(self.normaliser.reward_scale)
+        rewards = rollout.rewards * np.float32(self.rewards.scale)
         dones = rollout.terminations | rollout.truncations
         values = rollout.values
-        if t and self.config.vtrace:
+        if len(rewards) and self.config.vtrace:
             advantages, targets, values = self._vtrace(rollout, rewards, dones)
         else:
             advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
 
-        keep = slice(None) if rollout.valid.all() else rollout.valid.reshape(-1)
-
-        def flat(array: np.ndarray) -> np.ndarray:
-            return array.reshape(t * n, *array.shape[2:])[keep]
-
-        samples = Minibatch(
-            flat(rollout.inputs), flat(rollout.actions), flat(rollout.heads), flat(rollout.log_probs), flat(values),
-            flat(advantages), flat(targets),
-        )  # fmt: skip
+        samples = Minibatch.of(rollout, values=values, advantages=advantages, returns=targets)
         adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
-        error = target - flat(rollout.values)
+        error = target - rollout.valid_steps(rollout.values)
         sums = [float(len(samples)), rollout.num_steps]
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
         if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
             raise FloatingPointError(self._too_large(rollout, values))
-        moments = self.normaliser.deltas(
-            flat(rollout.observations.reshape(t, n, -1)) if t else np.empty((0, len(self.normaliser.frozen_mean))),
-            flat(discounted_returns)[:, None],
-        )
-        return Batch(samples, np.concatenate((sums, moments)), ((self._worker, len(samples)),))
+        moments = self.policy.inputs.deltas(rollout.valid_steps(rollout.observations))
+        of_returns = self.rewards.deltas(rollout.valid_steps(discounted_returns)[:, None])
+        return Batch(samples, np.concatenate((sums, moments, of_returns)), ((self._worker, len(samples)),))
 
     def _vtrace(
         self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
@@ -183,7 +180,7 @@ class Learner:
 
     def _too_large(self, rollout: Rollout, values: np.ndarray) -> str:
         """Returns a text on what makes the value targets too large: rewards or critic."""
-        rewards, scale = np.abs(rollout.rewards), self.normaliser.reward_scale
+        rewards, scale = np.abs(rollout.rewards), self.rewards.scale
         row, env = np.unravel_index(int(np.argmax(rewards)), rewards.shape)
         largest_value = float(np.abs(values).max())
         if not largest_value < 0.01 * scale * float(rewards[row, env]):

@@ -10,13 +10,13 @@ import gymnasium
 import numpy as np
 
 from dppo.algo.losses import METRICS
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.config import Config
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import UsageError
 from dppo.files import plain
-from dppo.models.policy import make_policy, observation_size
+from dppo.models.policy import make_policy
 from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.contents import check_state
 from dppo.rundir.spaces import read_spaces
@@ -38,9 +38,9 @@ class Policy:
         self, config: Config, observation_space: gymnasium.Space, action_space: gymnasium.Space, saved: dict[str, Any]
     ) -> None:
         rng = generator(config.seed, Purpose.INIT)
-        self._policy = make_policy(observation_space, action_space, config.model, rng, len(METRICS))
-        self._normaliser = Normaliser(observation_size(observation_space), config.moments)
-        state = TrainingState(self._policy.flat, self._normaliser, config)
+        self._policy = make_policy(observation_space, action_space, config.model, config.moments, rng, len(METRICS))
+        self._rewards = RewardScale(is_used=config.moments.returns)
+        state = TrainingState(self._policy.flat, self._policy.inputs, self._rewards, config)
         state.load(saved)
         self._shape = observation_space.shape or ()
         self._spaces = observation_space, action_space
@@ -67,9 +67,9 @@ class Policy:
     def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
         array = np.asarray(observation)
         if array.shape == self._shape:
-            return self._normaliser.inputs(array[None]), True
+            return self._policy.inputs(array[None]), True
         if array.shape[1:] == self._shape:
-            return self._normaliser.inputs(array), False
+            return self._policy.inputs(array), False
         raise ValueError(f"expected an observation {self._shape} or a batch [B, *{self._shape}], got {array.shape}")
 
     def act(self, observation: np.ndarray, *, stochastic: bool = False) -> np.ndarray:
@@ -93,7 +93,7 @@ class Policy:
     def value(self, observation: np.ndarray) -> np.ndarray:
         """Returns the critic's value of one observation or of a batch, [] or [B], in units of the raw reward."""
         inputs, single = self._batch(observation)
-        values = self._policy.value(inputs) / self._normaliser.reward_scale
+        values = self._policy.value(inputs) / self._rewards.scale
         return values[0] if single else values
 
 

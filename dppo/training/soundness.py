@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.algo.optim import Optimizer
 from dppo.models.flat import FlatParameters, is_finite
+from dppo.models.inputs import Inputs
 
 
-def first_not_finite(flat: FlatParameters, optimizer: Optimizer, normaliser: Normaliser, kl_coef: float) -> str | None:
+def first_not_finite(
+    flat: FlatParameters, optimizer: Optimizer, inputs: Inputs, rewards: RewardScale, kl_coef: float
+) -> str | None:
     """Returns the first thing that is not finite, with the repair; None if everything is finite."""
     if not is_finite(flat.vector):
         return f"parameter {flat.first_not_finite(flat.vector)}; a smaller optim.lr may help"
@@ -19,20 +22,26 @@ def first_not_finite(flat: FlatParameters, optimizer: Optimizer, normaliser: Nor
         return f"the optimiser's statistics of {first}; a smaller optim.max_grad_norm, or an optim.lr, may help"
     if not math.isfinite(kl_coef):
         return f"kl_coef is {kl_coef}"
-    return normaliser.first_not_finite()
+    if rewards.first_not_finite() is not None:
+        return "the moments of the discounted returns; have the environment give smaller rewards"
+    return inputs.problem()
 
 
-def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimizer, normaliser: Normaliser) -> None:
-    """Raises ValueError if the saved network, optimiser or moments have other shapes than the given ones."""
+def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimizer, num_input_sums: int) -> None:
+    """Raises ValueError if the saved network, optimiser or moments have other shapes than the given ones.
+
+    Args:
+      num_input_sums: the length of the packed moments of observations; those of one return follow.
+    """
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
     if shapes != flat.shapes or saved["optimizer"].shape != optimizer.state.shape:
         raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {flat.shapes}")
-    if saved["parameters"].shape != (flat.size,) or saved["moments"].shape != (normaliser.num_sums,):
-        sizes = len(saved["parameters"]), len(saved["moments"])
+    moments, split = saved["moments"], num_input_sums
+    if saved["parameters"].shape != (flat.size,) or moments.shape != (split + 3,):
+        sizes = len(saved["parameters"]), len(moments)
         raise ValueError(
-            f"the checkpoint holds {sizes} parameters and moments, this network has {(flat.size, normaliser.num_sums)}"
+            f"the checkpoint holds {sizes} parameters and moments, this network has {(flat.size, split + 3)}"
         )
-    moments, split = saved["moments"], normaliser.num_sums - 3
     size = (split - 1) // 2
     for count, m2 in ((moments[0], moments[1 + size : split]), (moments[split], moments[split + 2 :])):
         if count < 0 or (m2 <= -1e-8 * max(count, 1.0)).any():  # a rounding below 0 counts as 0

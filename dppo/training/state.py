@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 
 from dppo.algo.losses import METRICS, adapted_kl_coef
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
+from dppo.models.inputs import Inputs
 from dppo.training.packing import COUNTERS, Layout
 from dppo.training.soundness import check_shapes, first_not_finite
 
@@ -56,16 +57,17 @@ class TrainingState:
     env_steps, steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
     """
 
-    def __init__(self, flat: FlatParameters, normaliser: Normaliser, config: Config) -> None:
+    def __init__(self, flat: FlatParameters, inputs: Inputs, rewards: RewardScale, config: Config) -> None:
         assert config.optim.lr is not None, "an unresolved configuration reached the state"
-        self.flat, self.normaliser = flat, normaliser
+        self.flat, self.inputs, self.rewards = flat, inputs, rewards
         self._optim, self._lr, self._total_steps = config.optim, config.optim.lr, config.total_steps
         # in async each worker stops by itself, by its own KL
         self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" and config.mode == "sync" else 0.0
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
-        self.layout = Layout(2 + len(ITERATION_METRICS) + normaliser.num_sums, self.optimizer.state.shape)
+        self.num_moment_sums = inputs.num_sums + rewards.num_sums
+        self.layout = Layout(2 + len(ITERATION_METRICS) + self.num_moment_sums, self.optimizer.state.shape)
         self.version = self.iteration = self.round = self.updates = self.env_steps = self.steps_learnt_from = 0
         self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
@@ -78,11 +80,20 @@ class TrainingState:
 
     def begin_iteration(self) -> None:
         """Freezes the moments that acting, advantages and gradients of the next rollout use."""
-        self.normaliser.freeze()
+        self.inputs.freeze()
+        self.rewards.freeze()
+
+    @property
+    def frozen_means(self) -> tuple[np.ndarray, np.ndarray]:
+        """The fixed means of observations and of discounted returns, about which a rollout's sums are taken."""
+        return self.inputs.frozen_mean, self.rewards.frozen_mean
 
     def merge(self, sums: np.ndarray, means: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Adds moment sums of rollouts, taken about the fixed means or about `means` (of observations, of returns)."""
-        self.normaliser.merge(sums, *(means or ()))
+        split = self.inputs.num_sums
+        of_inputs, of_rewards = means or (None, None)
+        self.inputs.merge(sums[:split], of_inputs)
+        self.rewards.merge(sums[split:], of_rewards)
 
     def close_round(self, version: int, *, is_within_iteration: bool = True) -> None:
         """Closes a round of messages; the state is now `version`. The rounds of an asynchronous run are not within an
@@ -175,7 +186,7 @@ class TrainingState:
         self.iteration += 1
         self.round = 0
         self.set_fraction_done()
-        if (first := first_not_finite(self.flat, self.optimizer, self.normaliser, self.kl_coef)) is not None:
+        if (first := self._first_not_finite()) is not None:
             raise FloatingPointError(f"after update {self.updates} the state is not finite: {first}")
 
     def set_fraction_done(self) -> None:
@@ -196,7 +207,7 @@ class TrainingState:
             "numbers": {name: int(getattr(self, name)) for name in COUNTERS},
             "optimizer_steps": self.optimizer.steps,
             "kl_coef": self.kl_coef,
-            "moments": self.normaliser.pack(),
+            "moments": self.pack_moments(),
             "parameters": self.flat.vector.copy(),
             "optimizer": self.optimizer.state.copy(),
             "shapes": {name: list(shape) for name, shape in self.flat.shapes.items()},
@@ -204,7 +215,7 @@ class TrainingState:
 
     def check(self, saved: dict[str, Any]) -> None:
         """Raises ValueError if the saved network, optimiser or moments have other shapes than this state's."""
-        check_shapes(saved, self.flat, self.optimizer, self.normaliser)
+        check_shapes(saved, self.flat, self.optimizer, self.inputs.num_sums)
 
     def load(self, saved: dict[str, Any]) -> None:
         """Takes over what `as_dict` has returned. Raises ValueError if the saved network is another one."""
@@ -212,15 +223,28 @@ class TrainingState:
         for name in COUNTERS:
             setattr(self, name, saved["numbers"][name])
         self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]
-        self.normaliser.unpack(saved["moments"])
-        self.normaliser.freeze()
+        self.unpack_moments(saved["moments"])
+        self.begin_iteration()
         self.flat.vector[:] = saved["parameters"]
         self.optimizer.state[:] = saved["optimizer"]
         self.set_fraction_done()
-        if (first := first_not_finite(self.flat, self.optimizer, self.normaliser, self.kl_coef)) is not None:
+        if (first := self._first_not_finite()) is not None:
             raise ValueError(f"the saved state is not finite: {first}")
 
+    def _first_not_finite(self) -> str | None:
+        return first_not_finite(self.flat, self.optimizer, self.inputs, self.rewards, self.kl_coef)
+
     # -- in one piece: training/packing.py --------------------
+
+    def pack_moments(self) -> np.ndarray:
+        """Returns the moments of observations and of discounted returns, [num_moment_sums] float64."""
+        return np.concatenate((self.inputs.pack(), self.rewards.pack()))
+
+    def unpack_moments(self, packed: np.ndarray) -> None:
+        """Reverses `pack_moments`; does not freeze."""
+        split = self.inputs.num_sums
+        self.inputs.unpack(packed[:split])
+        self.rewards.unpack(packed[split:])
 
     def packed(self) -> np.ndarray:
         """Returns a copy of everything, [layout.all_bytes] uint8."""
@@ -234,7 +258,7 @@ class TrainingState:
         parts.numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
         parts.reals[:2] = self.kl_coef, self.last_kl
         parts.reals[2:after_metrics] = self.last_metrics
-        parts.reals[after_metrics:] = self.normaliser.pack()
+        parts.reals[after_metrics:] = self.pack_moments()
         parts.parameters[:] = self.flat.vector
         parts.optimizer[:] = self.optimizer.state.reshape(-1)[: len(parts.optimizer)]
 
@@ -246,7 +270,7 @@ class TrainingState:
         self.optimizer.steps = int(parts.numbers[-1])
         self.kl_coef, self.last_kl = parts.reals[:2].tolist()
         self.last_metrics = parts.reals[2:after_metrics].copy()
-        self.normaliser.unpack(parts.reals[after_metrics:])
+        self.unpack_moments(parts.reals[after_metrics:])
         self.flat.vector[:] = parts.parameters
         self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
         self.set_fraction_done()

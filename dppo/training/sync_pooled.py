@@ -63,11 +63,7 @@ class PooledExchange:
 
 def pool_bytes(learner: Learner, state: TrainingState, config: Config) -> int:
     """Returns the largest number of bytes that a worker puts into its pool or gets as an answer."""
-    distribution = learner.policy.distribution
-    head = np.zeros((1, distribution.head_size), np.float32)
-    number = np.zeros(1, np.float32)
-    inputs = np.zeros((1, len(learner.normaliser.frozen_mean)), np.float32)
-    samples = [inputs, distribution.mode(head), head, number, number, number, number]
     assert config.horizon is not None, "an unresolved configuration reached the loop"
+    samples = learner.one_sample().arrays()
     batch = slot_bytes([*samples, np.zeros(learner.num_statistics + 1)], config.horizon * config.num_envs)
     return max(batch, 8 + state.layout.all_bytes)

@@ -11,7 +11,7 @@ from gymnasium import spaces
 
 from dppo.algo import losses
 from dppo.algo.losses import METRICS, LossGradient
-from dppo.config import A3CConfig, ModelConfig, PPOConfig
+from dppo.config import A3CConfig, ModelConfig, MomentsConfig, PPOConfig
 from dppo.data import Minibatch
 from dppo.models.distributions import Categorical, make_distribution
 from dppo.models.policy import ActorCritic, make_policy
@@ -389,7 +389,7 @@ def random_policy(space: spaces.Space, rng: np.random.Generator, backend: str = 
     hidden = tuple(int(n) for n in rng.integers(3, 20, size=rng.integers(0, 4)))
     cfg = ModelConfig(hidden=hidden, backend=backend)  # type: ignore[arg-type]
     observations = spaces.Box(-1.0, 1.0, (size,), np.float32)
-    policy = make_policy(observations, space, cfg, rng, len(METRICS))
+    policy = make_policy(observations, space, cfg, MomentsConfig(), rng, len(METRICS))
     policy.flat.vector += rng.normal(0.0, 0.15, policy.flat.size).astype(np.float32)
     return policy, size
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 
-from dppo.algo.moments import Moments, Normaliser, deltas, merge, normalise
-from dppo.config import MomentsConfig
+from dppo.algo.moments import Moments, RewardScale, RunningMoments, deltas, merge, normalise
 
 
 def moments_of(samples: np.ndarray) -> Moments:
@@ -122,128 +123,109 @@ def test_normalise_lets_nan_through() -> None:
     assert np.isnan(out).all()
 
 
-def filled(cfg: MomentsConfig, seed: int = 0) -> tuple[Normaliser, np.ndarray, np.ndarray]:
-    """A normaliser that has merged samples, not frozen yet, and the samples."""
-    rng = np.random.default_rng(seed)
-    normaliser = Normaliser(3, cfg)
-    observations, returns = rng.normal(4.0, 2.0, (200, 3)), rng.normal(1.0, 5.0, (200, 1))
-    normaliser.merge(normaliser.deltas(observations, returns))
-    return normaliser, observations, returns
+# -- running moments --------------------
 
 
-def test_merged_samples_count_from_the_next_freeze_on() -> None:
-    """Acting, advantages and gradients of one iteration see the same numbers."""
-    normaliser, observations, returns = filled(MomentsConfig())
-    np.testing.assert_array_equal(normaliser.inputs(observations[:5]), observations[:5].astype(np.float32))
-    assert normaliser.reward_scale == 1.0
-    normaliser.freeze()
-    normalised = normaliser.inputs(observations)
-    np.testing.assert_allclose(normalised.mean(0), 0.0, atol=1e-5)
-    np.testing.assert_allclose(normalised.std(0), 1.0, rtol=1e-5)
-    assert normaliser.reward_scale == pytest.approx(1 / returns.std())
-
-
-def test_sums_are_about_the_frozen_means() -> None:
-    normaliser, observations, returns = filled(MomentsConfig())
-    normaliser.freeze()
-    sums = normaliser.deltas(observations, returns)
-    assert len(sums) == normaliser.num_sums == 1 + 2 * 3 + 1 + 2 * 1
+def test_sums_are_about_the_frozen_mean() -> None:
+    rng = np.random.default_rng(0)
+    moments, samples = RunningMoments(3), rng.normal(4.0, 2.0, (200, 3))
+    moments.merge(moments.deltas(samples))
+    assert not moments.frozen_mean.any()
+    moments.freeze()
+    sums = moments.deltas(samples)
+    assert len(sums) == moments.num_sums == 1 + 2 * 3
     np.testing.assert_allclose(sums[1:4], 0.0, atol=1e-9)
-    assert sums[0] == sums[7] == 200
+    assert sums[0] == 200
 
 
-def test_rollouts_that_share_frozen_means_are_merged_one_after_another() -> None:
+def test_rollouts_that_share_a_frozen_mean_are_merged_one_after_another() -> None:
     rng = np.random.default_rng(3)
-    normaliser, seen = Normaliser(1, MomentsConfig()), []
+    moments, seen = RunningMoments(1), []
     for _ in range(2):
-        normaliser.freeze()
+        moments.freeze()
         for _ in range(3):
             samples = rng.normal(5.0, 2.0, (10, 1))
             seen.append(samples)
-            normaliser.merge(normaliser.deltas(samples, -samples))
-    assert_same(normaliser.observations, moments_of(np.concatenate(seen)))
-    assert_same(normaliser.returns, moments_of(-np.concatenate(seen)))
+            moments.merge(moments.deltas(samples))
+    assert_same(moments.now, moments_of(np.concatenate(seen)))
 
 
-def test_clip_bounds_what_the_network_sees() -> None:
-    normaliser, _, _ = filled(MomentsConfig(clip=2.0))
-    normaliser.freeze()
-    assert np.abs(normaliser.inputs(np.full((1, 3), 1e6))).max() == 2.0
-
-
-def test_each_kind_can_be_switched_off() -> None:
-    normaliser, observations, returns = filled(MomentsConfig(observations=False))
-    normaliser.freeze()
-    np.testing.assert_array_equal(normaliser.inputs(observations), observations.astype(np.float32))
-    assert normaliser.reward_scale == pytest.approx(1 / returns.std())
-    normaliser, observations, _ = filled(MomentsConfig(returns=False))
-    normaliser.freeze()
-    assert normaliser.reward_scale == 1.0
-    assert abs(normaliser.inputs(observations).mean()) < 1e-5
-
-
-def test_pack_and_unpack_lose_nothing() -> None:
-    first, _, _ = filled(MomentsConfig())
-    second = Normaliser(3, MomentsConfig())
+@pytest.mark.parametrize("kind", [lambda: RunningMoments(1), lambda: RewardScale(is_used=True)])
+def test_pack_and_unpack_lose_nothing(kind: Callable[[], RunningMoments]) -> None:
+    first, second = kind(), kind()
+    first.merge(first.deltas(np.random.default_rng(0).normal(4.0, 2.0, (200, 1))))
     packed = first.pack()
+    assert len(packed) == first.num_sums
     second.unpack(packed)
     packed[:] = 0.0  # a message's memory is used again
-    for a, b in ((first.observations, second.observations), (first.returns, second.returns)):
-        assert a.count == b.count
-        np.testing.assert_array_equal(a.mean, b.mean)
-        np.testing.assert_array_equal(a.m2, b.m2)
+    assert first.now.count == second.now.count == 200
+    np.testing.assert_array_equal(first.now.mean, second.now.mean)
+    np.testing.assert_array_equal(first.now.m2, second.now.m2)
+    second.unpack(packed)
+    assert second.now.count == (0 if kind().deltas(np.ones((0, 1)))[0] else second.now.count)
 
 
-def test_observations_of_any_shape_are_flattened() -> None:
-    normaliser = Normaliser(1, MomentsConfig())
-    assert normaliser.inputs(np.array([1.0, 2.0])).tolist() == [[1.0], [2.0]]  # Box(shape=())
+# -- the scale of rewards --------------------
+
+
+def scale_of(*parts: np.ndarray) -> RewardScale:
+    """The scale after these returns, [B] each."""
+    scale = RewardScale(is_used=True)
+    for part in parts:
+        scale.merge(scale.deltas(part[:, None]))
+        scale.freeze()
+    return scale
+
+
+def test_merged_returns_count_from_the_next_freeze_on() -> None:
+    scale, returns = RewardScale(is_used=True), np.random.default_rng(0).normal(1.0, 5.0, (200, 1))
+    scale.merge(scale.deltas(returns))
+    assert scale.scale == 1.0
+    scale.freeze()
+    assert scale.scale == pytest.approx(1 / returns.std())
+
+
+def test_the_scale_can_be_switched_off() -> None:
+    scale = RewardScale(is_used=False)
+    scale.merge(scale.deltas(np.random.default_rng(0).normal(1.0, 5.0, (200, 1))))
+    scale.freeze()
+    assert scale.scale == 1.0
+
+
+def test_the_first_returns_are_summed_about_zero() -> None:
+    """However large: the numbers of ordinary runs depend on it."""
+    assert RewardScale(is_used=True).deltas(np.array([[1e6], [3e6]])).tolist() == [2.0, 4e6, 1e13]
 
 
 def test_a_return_that_does_not_vary_scales_nothing() -> None:
     """Divided by the eps of a deviation of 0, a reward of 1 would become 10,000."""
-    normaliser = Normaliser(1, MomentsConfig())
-    for value in (0.0, 1.0, 100.0):
-        normaliser.merge(normaliser.deltas(np.zeros((50, 1)), np.full((50, 1), value)))
-        normaliser.freeze()
-        if value == 0.0:
-            assert normaliser.reward_scale == 1.0
-    assert 0 < normaliser.reward_scale < 1
+    assert scale_of(np.zeros(50)).scale == 1.0
+    assert 0 < scale_of(np.zeros(50), np.ones(50), np.full(50, 100.0)).scale < 1
 
 
 @pytest.mark.parametrize("c", [0.0, 1e-8, 1e-5, 1.0, 3.7, 1e5])
 def test_a_constant_of_any_size_is_not_blown_up(c: float) -> None:
     """Nor what rounding makes of it."""
-    normaliser = Normaliser(1, MomentsConfig())
-    for _ in range(5):
-        normaliser.merge(normaliser.deltas(np.zeros((999, 1)), np.full((999, 1), np.float32(c), np.float64)))
-        normaliser.freeze()
-        assert normaliser.reward_scale == 1.0
+    for times in range(1, 6):
+        assert scale_of(*[np.full(999, np.float32(c), np.float64)] * times).scale == 1.0
 
 
 @pytest.mark.parametrize("unit", [1e-12, 1e-8, 1e-5, 1e-4, 1e-3, 1.0, 1e5, 1e12])
 def test_rewards_of_any_unit_are_scaled_to_the_same(unit: float) -> None:
     """That their deviation is below some eps does not matter."""
-    returns = unit * np.random.default_rng(0).normal(1.0, 2.0, (500, 1))
-    normaliser = Normaliser(1, MomentsConfig())
-    normaliser.merge(normaliser.deltas(np.zeros((500, 1)), returns))
-    normaliser.freeze()
-    assert normaliser.reward_scale == pytest.approx(1 / returns.std(), rel=1e-4)
+    returns = unit * np.random.default_rng(0).normal(1.0, 2.0, 500)
+    assert scale_of(returns).scale == pytest.approx(1 / returns.std(), rel=1e-4)
 
 
 def test_the_scale_of_ordinary_rewards_is_baselines_to_the_bit() -> None:
     """1 / sqrt(variance + 1e-8)."""
-    normaliser, _, _ = filled(MomentsConfig())
-    normaliser.freeze()
-    assert normaliser.reward_scale == float(1.0 / normaliser.returns.std()[0])
+    scale = scale_of(np.random.default_rng(0).normal(1.0, 5.0, 200))
+    assert scale.scale == float(1.0 / scale.now.std()[0])
 
 
-def test_a_reward_after_a_time_of_noise_is_scaled_to_what_float32_can_square() -> None:
-    normaliser = Normaliser(1, MomentsConfig())
-    for noise in (1e-11, 1e-14, 1e-200):
-        normaliser.returns = Moments.empty(1)
-        normaliser.merge(normaliser.deltas(np.zeros((500, 1)), noise * np.tile([[-1.0], [1.0]], (250, 1))))
-        normaliser.freeze()
-        assert np.isfinite(np.square(np.float32(normaliser.reward_scale)))
+@pytest.mark.parametrize("noise", [1e-11, 1e-14, 1e-200])
+def test_a_reward_after_a_time_of_noise_is_scaled_to_what_float32_can_square(noise: float) -> None:
+    assert np.isfinite(np.square(np.float32(scale_of(noise * np.tile([-1.0, 1.0], 250)).scale)))
 
 
 # -- large offsets --------------------
@@ -264,19 +246,15 @@ def test_the_first_merge_keeps_the_spread_of_samples_with_a_large_offset(offset:
     rng = np.random.default_rng(0)
     samples = offset + np.round(rng.normal(0.0, 1.0, (800, 2)) * 8) / 8 * [1.0, 30.0]
     rounding = np.finfo(np.float64).eps * abs(offset)
-    normaliser = Normaliser(2, MomentsConfig())
+    moments = RunningMoments(2)
     for seen in (200, 400, 600, 800):
-        normaliser.freeze()
-        normaliser.merge(normaliser.deltas(samples[seen - 200 : seen], np.zeros((200, 1))))
+        moments.freeze()
+        moments.merge(moments.deltas(samples[seen - 200 : seen]))
         expected = exact(samples[:seen])
-        assert normaliser.observations.count == seen
+        assert moments.now.count == seen
         tolerance = 1e-12 if seen == 200 else 1e-9 + 20 * rounding
-        np.testing.assert_allclose(normaliser.observations.m2, expected.m2, rtol=tolerance)
-        np.testing.assert_allclose(normaliser.observations.mean - offset, expected.mean - offset, atol=2 * rounding)
-    normaliser.freeze()
-    normalised = normaliser.inputs(samples)
-    np.testing.assert_allclose(normalised.std(0), 1.0, rtol=5e-3)
-    np.testing.assert_allclose(normalised.mean(0), 0.0, atol=1e-3)
+        np.testing.assert_allclose(moments.now.m2, expected.m2, rtol=tolerance)
+        np.testing.assert_allclose(moments.now.mean - offset, expected.mean - offset, atol=2 * rounding)
 
 
 @pytest.mark.parametrize("num_ranks", [1, 2, 5])
@@ -284,62 +262,49 @@ def test_ranks_that_start_from_one_observation_are_one_rank_at_any_offset(num_ra
     """The ranks' own first samples differ; one of the observations is small."""
     rng = np.random.default_rng(1)
     parts = [rng.normal([1e9 + 1000.0 * rank, 2.0], [1.0, 0.5], (50, 2)) for rank in range(num_ranks)]
-    ranks = [Normaliser(2, MomentsConfig()) for _ in parts]
+    ranks = [RunningMoments(2) for _ in parts]
     for rank in ranks:
         rank.start_from(parts[0][0])
-    total = np.sum([r.deltas(part, np.zeros((50, 1))) for r, part in zip(ranks, parts, strict=True)], axis=0)
+    total = np.sum([r.deltas(part) for r, part in zip(ranks, parts, strict=True)], axis=0)
     for rank in ranks:
         rank.merge(total)
-        np.testing.assert_allclose(rank.observations.m2, exact(np.concatenate(parts)).m2, rtol=1e-9)
+        np.testing.assert_allclose(rank.now.m2, exact(np.concatenate(parts)).m2, rtol=1e-9)
 
 
 def test_in_async_each_worker_starts_from_its_own() -> None:
     """The server merges what comes, about the means that come with it."""
     rng = np.random.default_rng(2)
-    server, seen = Normaliser(1, MomentsConfig()), []
+    server, seen = RunningMoments(1), []
     for offset in (1e9, 1e9 + 5.0, 1e9 - 7.0):
-        worker = Normaliser(1, MomentsConfig())
+        worker = RunningMoments(1)
         samples = rng.normal(offset, 1.0, (40, 1))
         worker.start_from(samples[0])
-        server.merge(worker.deltas(samples, np.zeros((40, 1))), worker.frozen_mean, worker.frozen_return_mean)
+        server.merge(worker.deltas(samples), worker.frozen_mean)
         seen.append(samples)
-    np.testing.assert_allclose(server.observations.m2, exact(np.concatenate(seen)).m2, rtol=1e-6)
+    np.testing.assert_allclose(server.now.m2, exact(np.concatenate(seen)).m2, rtol=1e-6)
 
 
 def test_a_mean_far_from_where_the_environment_has_moved_loses_nothing() -> None:
     """The spread of all samples is dominated by the move itself."""
     rng = np.random.default_rng(3)
     before, after = rng.normal(0.0, 1.0, (5000, 1)), rng.normal(1e9, 1.0, (100, 1))
-    normaliser = Normaliser(1, MomentsConfig())
+    moments = RunningMoments(1)
     for samples in (before, after, after + 0.5):
-        normaliser.freeze()
-        normaliser.merge(normaliser.deltas(samples, np.zeros((len(samples), 1))))
-    assert_same(normaliser.observations, moments_of(np.concatenate((before, after, after + 0.5))))
+        moments.freeze()
+        moments.merge(moments.deltas(samples))
+    assert_same(moments.now, moments_of(np.concatenate((before, after, after + 0.5))))
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int32, np.int64])
-def test_what_was_normalised_is_the_difference_from_the_whole_mean(dtype: type) -> None:
-    """In float32 the mean itself would be rounded to a multiple of 8."""
-    samples = (1e8 + 8 * np.random.default_rng(4).integers(-2, 3, (300, 1))).astype(dtype)
-    normaliser = Normaliser(1, MomentsConfig())
-    normaliser.start_from(samples[0])
-    np.testing.assert_array_equal(normaliser.inputs(samples), np.clip(samples - np.float64(samples[0]), -10, 10))
-    normaliser.merge(normaliser.deltas(samples, np.zeros((300, 1))))
-    normaliser.freeze()
-    wide = samples.astype(np.float64)
-    np.testing.assert_allclose(normaliser.inputs(samples), (wide - wide.mean()) / wide.std(), atol=1e-6)
-
-
-def test_ordinary_observations_and_those_that_are_not_finite_start_from_zero() -> None:
+def test_ordinary_samples_and_those_that_are_not_finite_start_from_zero() -> None:
     """The numbers of ordinary runs are as if nothing had been said."""
-    normaliser = Normaliser(5, MomentsConfig())
-    normaliser.start_from(np.array([3.0, -999.0, np.nan, np.inf, 1001.0]))
-    assert normaliser.frozen_mean.tolist() == [0.0, 0.0, 0.0, 0.0, 1001.0]
-    assert normaliser.observations.count == 0
+    moments = RunningMoments(5)
+    moments.start_from(np.array([3.0, -999.0, np.nan, np.inf, 1001.0]))
+    assert moments.frozen_mean.tolist() == [0.0, 0.0, 0.0, 0.0, 1001.0]
+    assert moments.now.count == 0
 
 
 def test_what_was_started_from_travels_with_the_moments() -> None:
-    first, second = Normaliser(2, MomentsConfig()), Normaliser(2, MomentsConfig())
+    first, second = RunningMoments(2), RunningMoments(2)
     first.start_from(np.array([1e9, 0.0]))
     second.unpack(first.pack())
     second.freeze()
@@ -348,21 +313,21 @@ def test_what_was_started_from_travels_with_the_moments() -> None:
 
 def test_a_start_of_ones_own_stays_until_there_are_samples() -> None:
     """In async a worker may get the server's state, which has none yet, between its start and its first rollout."""
-    worker, server = Normaliser(2, MomentsConfig()), Normaliser(2, MomentsConfig())
+    worker, server = RunningMoments(2), RunningMoments(2)
     worker.start_from(np.array([1e9, 0.0]))
     worker.unpack(server.pack())
     worker.freeze()
     assert worker.frozen_mean.tolist() == [1e9, 0.0]
     mean = np.array([5e8, 0.0])
-    server.merge(np.append(deltas(np.array([[5e8, 1.0], [5e8, 3.0]]), mean), np.zeros(3)), mean)
+    server.merge(deltas(np.array([[5e8, 1.0], [5e8, 3.0]]), mean), mean)
     worker.unpack(server.pack())
     worker.freeze()
     assert worker.frozen_mean.tolist() == [5e8, 2.0]
 
 
-def test_moments_that_are_not_finite_are_named() -> None:
-    normaliser = Normaliser(3, MomentsConfig())
-    assert normaliser.first_not_finite() is None
+def test_the_first_moment_that_is_not_finite_is_found() -> None:
+    moments = RunningMoments(3)
+    assert moments.first_not_finite() is None
     with np.errstate(over="ignore", invalid="ignore"):
-        normaliser.merge(normaliser.deltas(np.array([[0.0, 0.0, 1e200], [0.0, 0.0, -1e200]]), np.zeros((2, 1))))
-    assert "observation 2" in str(normaliser.first_not_finite())
+        moments.merge(moments.deltas(np.array([[0.0, 0.0, 1e200], [0.0, 0.0, -1e200]])))
+    assert moments.first_not_finite() == 2

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dppo.config import ModelConfig
-from dppo.models.policy import ROWS, ActorCritic, make_policy, observation_size
+from dppo.config import ModelConfig, MomentsConfig
+from dppo.models.policy import ROWS, ActorCritic, make_policy
 from dppo.seeding import draw_noise
 from tests import torch_reference as reference
 
@@ -18,7 +17,7 @@ every_space = pytest.mark.parametrize("space", reference.SPACES.values(), ids=re
 
 def make(space: spaces.Space, seed: int = 0, cfg: ModelConfig | None = None) -> ActorCritic:
     rng = np.random.default_rng(seed)
-    return make_policy(OBSERVATIONS, space, cfg or ModelConfig(hidden=(16,)), rng, num_sums=2)
+    return make_policy(OBSERVATIONS, space, cfg or ModelConfig(hidden=(16,)), MomentsConfig(), rng, num_sums=2)
 
 
 def inputs_of(batch: int, seed: int = 1) -> np.ndarray:
@@ -139,22 +138,3 @@ def test_the_description_counts_the_parameters() -> None:
     policy = make(reference.SPACES["Discrete"])
     assert policy.flat.size == 6 * 16 + 17 * 4 + 6 * 16 + 17
     assert f"{policy.flat.size} parameters" in policy.description
-
-
-@pytest.mark.parametrize(("shape", "size"), [((), 1), ((1,), 1), ((17,), 17)])
-def test_flat_boxes_are_observations(shape: tuple[int, ...], size: int) -> None:
-    assert observation_size(spaces.Box(-1.0, 1.0, shape)) == size
-
-
-@pytest.mark.parametrize(
-    ("space", "hint"),
-    [
-        (spaces.Box(0, 255, (84, 84, 3), np.uint8), "FlattenObservation"),
-        (spaces.Dict({"a": spaces.Box(-1, 1)}), "FlattenObservation"),
-        (spaces.Discrete(5), "FlattenObservation"),
-    ],
-    ids=["image", "Dict", "Discrete"],
-)
-def test_other_observations_are_refused_with_a_way_out(space: gymnasium.Space, hint: str) -> None:
-    with pytest.raises(ValueError, match=rf"observation space.*not supported.*{hint}"):
-        make_policy(space, spaces.Discrete(2), ModelConfig(), np.random.default_rng(0))

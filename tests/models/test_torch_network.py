@@ -11,7 +11,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from dppo.config import ModelConfig
+from dppo.config import ModelConfig, MomentsConfig
 from dppo.models.flat import FlatParameters
 from dppo.models.policy import ActorCritic, make_policy
 from dppo.models.torch_network import TorchMLP, TorchNetwork
@@ -73,7 +73,7 @@ def factories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def make(factory: str | None) -> ActorCritic:
     cfg = ModelConfig(hidden=(6,), factory=factory, backend="auto" if factory else "torch")
     observations = spaces.Box(-1.0, 1.0, (5,), np.float32)
-    return make_policy(observations, spaces.Discrete(3), cfg, np.random.default_rng(0))
+    return make_policy(observations, spaces.Discrete(3), cfg, MomentsConfig(), np.random.default_rng(0))
 
 
 def inputs_of(batch: int = 9) -> np.ndarray:
@@ -119,7 +119,7 @@ def test_the_default_network_is_the_numpy_one_in_torch() -> None:
     towers = [[m for m in t if isinstance(m, torch.nn.Linear)] for t in (module.policy_tower, module.value_tower)]
     cfg = ModelConfig(hidden=(6, 4))
     observations = spaces.Box(-1.0, 1.0, (5,), np.float32)
-    policy = make_policy(observations, spaces.Discrete(3), cfg, np.random.default_rng(0))
+    policy = make_policy(observations, spaces.Discrete(3), cfg, MomentsConfig(), np.random.default_rng(0))
     ours = policy.flat.parameters
     for tower, (*hidden, head) in enumerate(towers):
         layers = [(ours[f"hidden.{i}.weight"][tower], ours[f"hidden.{i}.bias"][tower], m) for i, m in enumerate(hidden)]

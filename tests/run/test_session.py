@@ -133,7 +133,7 @@ def test_moments_are_taken_about_what_the_first_environment_shows_first(
     me: Rank, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, begun = me.worker.collector.first_observation().copy(), []
-    monkeypatch.setattr(me.parts.learner.normaliser, "start_from", lambda mean: begun.append(mean.copy()))
+    monkeypatch.setattr(me.parts.policy.inputs, "start_from", lambda mean: begun.append(mean.copy()))
     run_session(me)
     np.testing.assert_array_equal(begun[0], first)
 
@@ -145,7 +145,7 @@ def test_a_resumed_run_keeps_the_moments_that_it_had(tmp_path: Path, monkeypatch
     saved = newest_valid(tmp_path)[0]
     again = make_rank(replace(make_plan(tmp_path), saved=saved, attempt=2))
     begin_collecting(again)
-    monkeypatch.setattr(again.parts.learner.normaliser, "start_from", lambda observation: pytest.fail("begun anew"))
+    monkeypatch.setattr(again.parts.policy.inputs, "start_from", lambda observation: pytest.fail("begun anew"))
     assert again.worker.collector.row == 32
     assert run_session(again).env_steps == 96
     assert [line["iteration"] for line in metric_lines(tmp_path)] == ["1", "2", "3"]

@@ -100,8 +100,8 @@ class Rank0:
         place = self.run.places[worker]
         rollout, discounted = place.rollout()
         report = place.reports[-1]
-        report.moment_sums = place.learner.prepare(rollout, discounted).statistics[-place.normaliser.num_sums :]
-        report.moment_means = place.normaliser.frozen_mean, place.normaliser.frozen_return_mean
+        report.moment_sums = place.learner.prepare(rollout, discounted).statistics[-place.state.num_moment_sums :]
+        report.moment_means = place.state.frozen_means
         self.coordinator.on_report(report)
         return report.env_steps
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.config import Config, ModelConfig
+from dppo.config import Config, ModelConfig, MomentsConfig
 from dppo.models.policy import make_policy
 from dppo.settings.resolve import resolve
 from dppo.settings.values import updated
@@ -242,4 +242,4 @@ def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:
     observations = gymnasium.spaces.Box(-1, 1, (10**6,), np.float32)
     cfg, rng = ModelConfig(hidden=(8192,)), np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"makes 16,[0-9,]+ parameters with these spaces, and at most 500,000,000"):
-        make_policy(observations, gymnasium.spaces.Discrete(2), cfg, rng)
+        make_policy(observations, gymnasium.spaces.Discrete(2), cfg, MomentsConfig(), rng)

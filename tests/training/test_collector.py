@@ -72,7 +72,7 @@ def test_heads_log_probs_and_values_are_those_of_the_acting_policy(env: str) -> 
     settle(place)
     rollout, _ = place.rollout()
     t, n = rollout.rewards.shape
-    inputs = place.normaliser.inputs(rollout.observations.reshape(t * n, -1))
+    inputs = place.policy.inputs(rollout.observations.reshape(t * n, -1))
     np.testing.assert_array_equal(rollout.inputs.reshape(t * n, -1), inputs)
     head, value = place.policy.forward(inputs)
     np.testing.assert_allclose(rollout.heads.reshape(t * n, -1), head, atol=1e-6)
@@ -105,7 +105,7 @@ def test_next_values_are_those_of_what_truly_came_next() -> None:
     ended = rollout.terminations | rollout.truncations
     assert rollout.terminations.any()
     next_observations = np.concatenate((rollout.observations[1:], following.observations))
-    expected = place.policy.value(place.normaliser.inputs(next_observations.reshape(400, -1))).reshape(100, 4)
+    expected = place.policy.value(place.policy.inputs(next_observations.reshape(400, -1))).reshape(100, 4)
     np.testing.assert_allclose(rollout.next_values[~ended], expected[~ended], atol=1e-6)
     assert not rollout.next_values[rollout.terminations].any()
 
@@ -119,8 +119,8 @@ def test_a_truncated_episode_bootstraps_from_its_own_final_observation(horizon: 
     settle(place)
     rollout, _ = place.rollout()
     assert rollout.truncations[9].all() and not rollout.terminations.any()
-    at_limit = place.policy.value(place.normaliser.inputs(np.full((2, 1), 10.0, np.float32))).copy()
-    at_start = place.policy.value(place.normaliser.inputs(np.zeros((2, 1), np.float32)))
+    at_limit = place.policy.value(place.policy.inputs(np.full((2, 1), 10.0, np.float32))).copy()
+    at_start = place.policy.value(place.policy.inputs(np.zeros((2, 1), np.float32)))
     np.testing.assert_allclose(rollout.next_values[9], at_limit, atol=1e-6)
     assert np.abs(at_limit - at_start).min() > 0.01
 

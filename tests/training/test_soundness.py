@@ -13,11 +13,13 @@ from tests.parts import Parts, make_parts
 
 
 def found(place: Parts, kl_coef: float = 1.0) -> str | None:
-    return first_not_finite(place.policy.flat, place.state.optimizer, place.normaliser, kl_coef)
+    return first_not_finite(
+        place.policy.flat, place.state.optimizer, place.policy.inputs, place.learner.rewards, kl_coef
+    )
 
 
 def check(place: Parts, saved: dict[str, Any]) -> None:
-    check_shapes(saved, place.policy.flat, place.state.optimizer, place.normaliser)
+    check_shapes(saved, place.policy.flat, place.state.optimizer, place.policy.inputs.num_sums)
 
 
 def test_a_fresh_state_is_sound_and_fits_itself() -> None:
@@ -29,7 +31,7 @@ def test_a_fresh_state_is_sound_and_fits_itself() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_the_first_number_that_is_not_finite_is_named_with_the_repair(bad: float) -> None:
     place = make_parts()
-    place.normaliser.observations.m2[1] = bad
+    place.policy.inputs.now.m2[1] = bad
     assert "moments of observation 1" in str(found(place))
     assert found(place, kl_coef=bad) == f"kl_coef is {bad}"
     place.state.optimizer.state[1, 0] = bad

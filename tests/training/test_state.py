@@ -154,12 +154,12 @@ def spoil_optimizer(state: TrainingState) -> str:
 
 
 def spoil_moments(state: TrainingState) -> str:
-    state.normaliser.observations.m2[1] = np.nan
+    state.inputs.now.m2[1] = np.nan
     return "moments of observation 1"
 
 
 def spoil_returns(state: TrainingState) -> str:
-    state.normaliser.returns.m2[0] = np.inf
+    state.rewards.now.m2[0] = np.inf
     return "smaller rewards"
 
 
@@ -274,7 +274,7 @@ def copy_by_message(state: TrainingState, other: TrainingState, tmp_path: Path) 
     message = state.packed()
     other.unpack(message)
     message[:] = 0  # its memory is used again
-    other.normaliser.freeze()
+    other.begin_iteration()
 
 
 @pytest.mark.parametrize("copy", [copy_by_checkpoint, copy_by_dict, copy_by_message])
@@ -290,8 +290,8 @@ def test_a_copy_goes_on_to_the_bit(
         place.iterate()
     copy(place.state, other.state, tmp_path)
     for _ in range(2):  # the environments are a worker's and are restored elsewhere: here both learn from one rollout
-        place.normaliser.freeze()
-        other.normaliser.freeze()
+        place.state.begin_iteration()
+        other.state.begin_iteration()
         rollout, discounted = place.rollout()
         for each in (place, other):
             batch = each.learner.prepare(rollout, discounted)
@@ -299,7 +299,7 @@ def test_a_copy_goes_on_to_the_bit(
             for samples in each.learner.minibatches(batch, each.state.iteration):
                 each.learner.gradient(samples, each.state.kl_coef, each.state.last_kl)
                 each.state.step(each.policy.flat.summed)
-            each.normaliser.merge(batch.statistics[-each.normaliser.num_sums :])
+            each.state.merge(batch.statistics[-each.state.num_moment_sums :])
             each.state.finish_iteration(rollout.num_steps, 0.0)
     assert fingerprint(place.state) == fingerprint(other.state)
     assert place.state.metrics() == other.state.metrics()
@@ -310,7 +310,7 @@ def fingerprint(state: TrainingState) -> tuple[object, ...]:
     saved = state.as_dict()
     arrays = tuple(saved[name].tobytes() for name in ("parameters", "optimizer", "moments"))
     numbers = [saved[name] for name in ("numbers", "optimizer_steps", "kl_coef")]
-    return (*arrays, *numbers, state.lr, state.normaliser.reward_scale)
+    return (*arrays, *numbers, state.lr, state.rewards.scale)
 
 
 def test_a_worker_of_a_server_needs_no_optimiser_state() -> None:
@@ -342,8 +342,8 @@ def test_moments_that_arrive_are_not_frozen_before_the_next_iteration() -> None:
     message = np.empty(place.state.layout.core_bytes, np.uint8)
     place.state.pack(message)
     other.state.unpack(message)
-    assert other.normaliser.observations.count > 0
-    assert not other.normaliser.frozen_mean.any()
+    assert other.policy.inputs.now.count > 0
+    assert not other.policy.inputs.frozen_mean.any()
 
 
 def test_what_was_saved_does_not_change_with_the_next_step() -> None:

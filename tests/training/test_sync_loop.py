@@ -17,7 +17,7 @@ from dppo.data import Batch, Report, Rollout
 from dppo.seams import Exchange, Tag
 from dppo.training.sync_allreduce import AllreduceCoordinator, AllreduceExchange
 from dppo.training.sync_loop import train_worker
-from tests.parts import Parts, Run, make_parts
+from tests.parts import Parts, Run, make_parts, merge_samples
 
 UPDATES = 4
 """Of an iteration: 2 epochs of 2 minibatches."""
@@ -122,9 +122,9 @@ def test_a_rank_that_is_alone_leaves_between_two_updates() -> None:
 def test_moments_stand_still_within_an_iteration_and_move_between_two() -> None:
     place = make_parts()
     others, scales = Others(place, iterations=2), []
-    place.normaliser.merge(place.normaliser.deltas(np.ones((5, 4)), np.arange(5.0)[:, None]))
-    scales.append(place.normaliser.reward_scale)
-    others.on_meet = lambda: scales.append(place.normaliser.reward_scale)
+    merge_samples(place.state, np.ones((5, 4)), np.arange(5.0)[:, None])
+    scales.append(place.state.rewards.scale)
+    others.on_meet = lambda: scales.append(place.state.rewards.scale)
     work(others, Rank0())
     assert scales[0] != scales[1] == scales[2]
 
@@ -132,8 +132,7 @@ def test_moments_stand_still_within_an_iteration_and_move_between_two() -> None:
 def test_before_the_first_moments_a_report_says_what_the_sums_are_taken_about() -> None:
     place, rank0 = make_parts(), Rank0()
     others = Others(place, iterations=1)
-    sums = place.normaliser.deltas(np.ones((5, 4)), np.arange(5.0)[:, None])
-    others.on_meet = lambda: place.normaliser.merge(sums)
+    others.on_meet = lambda: merge_samples(place.state, np.ones((5, 4)), np.arange(5.0)[:, None])
     work(others, rank0)
     assert [report.moment_means is None for report in rank0.reports] == [False, True]
 

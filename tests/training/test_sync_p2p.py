@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from dppo.algo.losses import METRICS
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.config import Config, PPOConfig, ServerConfig
 from dppo.models.policy import make_policy
 from dppo.seams import Tag
@@ -39,10 +39,11 @@ class Server:
         server = ServerConfig(drop=drop)
         config = resolve(Config(exchange="p2p", server=server, ppo=ppo, preempt_fraction=preempt_fraction))
         space = spaces.Box(-1, 1, (4,))
-        policy = make_policy(space, spaces.Discrete(2), config.model, np.random.default_rng(0), len(METRICS))
-        normaliser = Normaliser(4, config.moments)
-        learner = Learner(policy, normaliser, config, 0)
-        self.state = state or TrainingState(policy.flat, normaliser, config)
+        rng = np.random.default_rng(0)
+        policy = make_policy(space, spaces.Discrete(2), config.model, config.moments, rng, len(METRICS))
+        rewards = RewardScale(is_used=True)
+        learner = Learner(policy, rewards, config, 0)
+        self.state = state or TrainingState(policy.flat, policy.inputs, rewards, config)
         self.reports: list[Any] = []
         self.said: list[str] = []
         self.late: list[int] = []

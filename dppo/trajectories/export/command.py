@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dppo.bounds import Range, shown, within
 from dppo.errors import UsageError
-from dppo.settings.commands import integer, require
+from dppo.settings.commands import Range, integer, require, shown, within
 from dppo.trajectories.export.as_d4rl import to_d4rl
 from dppo.trajectories.export.as_minari import to_minari
 from dppo.trajectories.export.as_tables import to_csv, to_parquet

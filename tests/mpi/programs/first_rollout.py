@@ -15,10 +15,9 @@ import numpy as np
 from mpi4py import MPI
 
 from dppo.algo.losses import METRICS
-from dppo.algo.moments import Normaliser
 from dppo.config import Config
 from dppo.envs.vector import make_vector_env
-from dppo.models.policy import make_policy, observation_size
+from dppo.models.policy import make_policy
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.training.collector import Collector
 
@@ -34,13 +33,11 @@ def main() -> None:
     first_env = comm.rank * n
     seeds = EpisodeSeeds(config.seed, first_env, n)
     envs = make_vector_env(env, n, seeds.next)
-    policy = make_policy(
-        envs.observation_space, envs.action_space, config.model, generator(config.seed, Purpose.INIT), len(METRICS)
-    )
-    normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
+    spaces, rng = (envs.observation_space, envs.action_space), generator(config.seed, Purpose.INIT)
+    policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
     distribution = policy.distribution
     noise = ActionNoise(config.seed, first_env, n, distribution.noise_size, distribution.noise_kind)
-    collector = Collector(envs, policy, normaliser, seeds, noise, comm.rank, first_env, 0.99)
+    collector = Collector(envs, policy, seeds, noise, comm.rank, first_env, 0.99)
 
     rollouts = [collector.collect(horizon, 0), collector.collect(horizon, 0)]
     parts = comm.gather({name: np.concatenate([getattr(r, name) for r in rollouts]) for name in FIELDS + COMPUTED})

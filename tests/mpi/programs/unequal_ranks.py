@@ -21,7 +21,7 @@ from mpi4py import MPI
 
 from dppo.algo import returns
 from dppo.algo.losses import METRICS
-from dppo.algo.moments import Normaliser
+from dppo.algo.moments import RewardScale
 from dppo.cluster.signals import Preemption
 from dppo.comm.allreduce import Allreduce
 from dppo.comm.link import MPILink
@@ -29,7 +29,7 @@ from dppo.comm.server import serve
 from dppo.config import Config, OptimConfig, PPOConfig
 from dppo.data import Minibatch, Report, Rollout
 from dppo.envs.vector import make_vector_env
-from dppo.models.policy import make_policy, observation_size
+from dppo.models.policy import make_policy
 from dppo.seams import Exchange
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.settings.resolve import resolve
@@ -75,7 +75,7 @@ class FakeTracker:
         self.reports.clear()
         s = self.state
         self.after.append({
-            "parameters": s.flat.vector.copy(), "moments": s.normaliser.pack(), "env_steps": s.env_steps,
+            "parameters": s.flat.vector.copy(), "moments": s.pack_moments(), "env_steps": s.env_steps,
             **s.metrics(), **extra,
         })  # fmt: skip
         return "finished" if len(self.after) == ITERATIONS else None
@@ -97,10 +97,11 @@ class Rank:
         self.seeds = EpisodeSeeds(config.seed, first_env, num_envs)
         self.envs = make_vector_env(config.env, num_envs, self.seeds.next)
         rng = generator(config.seed, Purpose.INIT)
-        self.policy = make_policy(self.envs.observation_space, self.envs.action_space, config.model, rng, len(METRICS))
-        self.normaliser = Normaliser(observation_size(self.envs.observation_space), config.moments)
-        self.learner = Learner(self.policy, self.normaliser, config, worker)
-        self.state = TrainingState(self.policy.flat, self.normaliser, config)
+        spaces = self.envs.observation_space, self.envs.action_space
+        self.policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
+        self.rewards = RewardScale(is_used=config.moments.returns)
+        self.learner = Learner(self.policy, self.rewards, config, worker)
+        self.state = TrainingState(self.policy.flat, self.policy.inputs, self.rewards, config)
 
 
 def main() -> None:
@@ -130,9 +131,7 @@ def main() -> None:
     else:
         distribution = rank.policy.distribution
         noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
-        collector = Recorder(
-            rank.envs, rank.policy, rank.normaliser, rank.seeds, noise, worker, first_env, rank.learner.gamma
-        )
+        collector = Recorder(rank.envs, rank.policy, rank.seeds, noise, worker, first_env, rank.learner.gamma)
         link = MPILink(comm, lambda: False)
         way: Exchange
         if exchange == "allreduce":
