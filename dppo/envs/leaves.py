@@ -11,15 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import gymnasium
 import numpy as np
-from gymnasium import spaces
 
 from dppo.data import ArrayType as ArrayType
 
-PLAIN = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+if TYPE_CHECKING:  # what reads run directories needs no Gymnasium, whose import takes long
+    import gymnasium
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +57,9 @@ def parts(space: gymnasium.Space[Any]) -> Mapping[str, gymnasium.Space[Any]] | N
     Raises:
       ValueError: the space is of another kind, has no part, or has a key that is no text.
     """
-    if isinstance(space, PLAIN):
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Box | spaces.Discrete | spaces.MultiDiscrete | spaces.MultiBinary):
         return None
     if isinstance(space, spaces.Dict):
         found: dict[Any, gymnasium.Space[Any]] = dict(space.spaces)
@@ -108,13 +109,51 @@ def to_value(space: gymnasium.Space[Any], row: Any) -> Any:
     if inner is None:
         return row.copy() if isinstance(row, np.ndarray) and row.shape else row[()]
     values = {name: to_value(part, row[name]) for name, part in inner.items()}
-    return values if isinstance(space, spaces.Dict) else tuple(values.values())
+    return tuple(values.values()) if hasattr(space, "spaces") and isinstance(space.spaces, tuple) else values
+
+
+def as_leaves(array: np.ndarray) -> dict[str, np.ndarray]:
+    """Returns the leaves of an array of values, by name, as views: {"": array} of a plain one."""
+    if array.dtype.names is None:
+        return {"": array}
+    return {
+        f"{name}/{inner}" if inner else name: leaf
+        for name in array.dtype.names
+        for inner, leaf in as_leaves(array[name]).items()
+    }
+
+
+def from_leaves(named: Mapping[str, np.ndarray], num_axes: int = 1) -> np.ndarray:
+    """Reverses `as_leaves`, with the fields in the order of `named`; the arrays are copied.
+
+    Args:
+      num_axes: the number of first axes that all leaves share.
+
+    Raises:
+      ValueError: the leaves do not make one array: one lies within another, or their first axes differ.
+    """
+    if "" in named:
+        if len(named) > 1:
+            raise ValueError(f"one leaf is expected: {', '.join(sorted(named))}")
+        return named[""]
+    grouped: dict[str, dict[str, np.ndarray]] = {}
+    for name, leaf in named.items():
+        field, _, inner = name.partition("/")
+        grouped.setdefault(field, {})[inner] = leaf
+    fields = {field: from_leaves(inner, num_axes) for field, inner in grouped.items()}
+    shapes = {leaf.shape[:num_axes] for leaf in fields.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"the leaves {', '.join(sorted(named))} are not of one length")
+    dtype = np.dtype([(name, leaf.dtype, leaf.shape[num_axes:]) for name, leaf in fields.items()], align=True)
+    array = np.zeros(shapes.pop(), dtype)
+    for name, leaf in fields.items():
+        array[name] = leaf
+    return array
 
 
 def are_equal(one: np.ndarray, other: np.ndarray) -> bool:
-    """Returns whether two arrays of one type hold the same values; what lies between the fields does not count."""
-    if one.shape != other.shape or one.dtype != other.dtype:
-        return False
-    if one.dtype.names is None:
-        return np.array_equal(one, other)
-    return all(are_equal(one[name], other[name]) for name in one.dtype.names)
+    """Returns whether two arrays hold the same values of the same space. The order of the fields does not count, nor
+    what lies between them.
+    """
+    ours, others = as_leaves(one), as_leaves(other)
+    return ours.keys() == others.keys() and all(np.array_equal(leaf, others[name]) for name, leaf in ours.items())

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.data import EnvState
+from dppo.envs.leaves import as_leaves, from_leaves, leaves
 
 if TYPE_CHECKING:
     import gymnasium
@@ -168,17 +169,27 @@ assert {*_COLUMNS, *_ARRAYS} == set(EnvState.__slots__), "a field of a type that
 
 
 def env_arrays(envs: list[EnvState]) -> dict[str, np.ndarray]:
-    """Converts a rank's environments: a column [N] of each number, and `actions/3`, `observation/3`, … of each one."""
+    """Converts a rank's environments: a column [N] of each number, and `actions/3`, `observation/3`, … of each one. An
+    array of a Dict or a Tuple has one name for each leaf: `observation/3/camera`.
+    """
     out = {name: np.array([getattr(env, name) for env in envs], dtype) for name, dtype in _COLUMNS.items()}
-    return out | {f"{name}/{i}": getattr(env, name) for name in _ARRAYS for i, env in enumerate(envs)}
+    for name in _ARRAYS:
+        for i, env in enumerate(envs):
+            out |= {f"{name}/{i}/{leaf}".removesuffix("/"): a for leaf, a in as_leaves(getattr(env, name)).items()}
+    return out
 
 
 def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
     """Inverts `env_arrays`. Raises ValueError where an array is missing, unknown, or of another type."""
     count = len(arrays["env"]) if "env" in arrays and arrays["env"].ndim == 1 else 0
+    wholes: dict[str, dict[str, np.ndarray]] = {}
+    for path, array in arrays.items():
+        name, _, rest = path.partition("/")
+        number, _, leaf = rest.partition("/")
+        wholes.setdefault(f"{name}/{number}" if rest else name, {})[leaf] = array
     names = [*_COLUMNS, *(f"{name}/{i}" for name in _ARRAYS for i in range(count))]
-    if set(names) != set(arrays):
-        odd = min(set(names) ^ set(arrays))
+    if set(names) != set(wholes):
+        odd = min(set(names) ^ set(wholes))
         raise ValueError(f"{odd} is {'missing' if odd in names else 'not known'}")
     for name, dtype in _COLUMNS.items():
         column = arrays[name]
@@ -190,7 +201,9 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
         if not np.isfinite(column).all():
             raise ValueError(f"{name} holds numbers that are not finite")
     columns: dict[str, list[Any]] = {name: arrays[name].tolist() for name in _COLUMNS}
-    columns |= {name: [arrays[f"{name}/{i}"] for i in range(count)] for name in _ARRAYS}
+    for name in _ARRAYS:
+        num_axes = 0 if name == "observation" else 1  # of actions, the steps
+        columns[name] = [from_leaves(wholes[f"{name}/{i}"], num_axes) for i in range(count)]
     return [EnvState(**{name: values[i] for name, values in columns.items()}) for i in range(count)]
 
 
@@ -199,21 +212,37 @@ def check_environments(
 ) -> None:
     """Checks that saved environments are of these spaces: a resume sends their actions to simulators."""
     for env in envs:
-        if env.observation.dtype.kind not in "biuf" or env.observation.shape != observation_space.shape:
+        if not _are_values(env.observation[None], observation_space):
             raise ValueError(
                 f"the observation of environment {env.env} is {_said(env.observation)}; the environment observes"
                 f" {observation_space}"
             )
         for actions in (env.actions, env.last_actions):
-            if len(actions) and not _are_actions(actions, action_space):
+            if len(actions) and not _are_values(actions, action_space, within_bounds=True):
                 raise ValueError(f"the actions of environment {env.env} are none of {action_space}: {_said(actions)}")
 
 
-def _are_actions(actions: np.ndarray, space: gymnasium.Space[Any]) -> bool:
-    """Returns whether all actions [L, *act] lie in the space. Checks them at once: an episode may have millions."""
+def _are_values(array: np.ndarray, space: gymnasium.Space[Any], *, within_bounds: bool = False) -> bool:
+    """Returns whether an array [L, ...] holds values of the space, leaf by leaf."""
+    named, expected = as_leaves(array), {leaf.name: leaf for leaf in leaves(space)}
+    if named.keys() != expected.keys():
+        return False
+    for name, leaf in expected.items():
+        values = named[name]
+        if values.shape[1:] != leaf.shape or values.dtype.kind not in "biuf":
+            return False
+        if within_bounds and not _are_within(values, leaf.space):
+            return False
+    return True
+
+
+def _are_within(actions: np.ndarray, space: gymnasium.Space[Any]) -> bool:
+    """Returns whether all actions [L, *act] of a plain space lie in it. Checks them at once: an episode may have
+    millions.
+    """
     from gymnasium import spaces
 
-    if actions.shape[1:] != space.shape or space.dtype is None or actions.dtype.kind != space.dtype.kind:
+    if space.dtype is None or actions.dtype.kind != space.dtype.kind:
         return False
     low: Any = 0
     high: Any = 1

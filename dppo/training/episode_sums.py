@@ -8,6 +8,7 @@ import numpy as np
 
 from dppo.algo.returns import sums_behind
 from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Rollout
+from dppo.envs.leaves import are_equal
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds
 
@@ -134,7 +135,7 @@ class EpisodeSums:
                     reason = OTHER_REWARDS
             elif i in failed:
                 reason = "its episode ended early or time ran out"
-            if reason is None and not np.array_equal(observations[i], state.observation):
+            if reason is None and not are_equal(observations[i], state.observation):
                 reason = "another observation came of it"
             if reason is None and not between[i] and not self._earned(rewards[i], state):
                 reason = OTHER_REWARDS

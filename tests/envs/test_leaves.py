@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dppo.envs.leaves import are_equal, array_type, leaves, to_value
+from dppo.envs.leaves import are_equal, array_type, as_leaves, from_leaves, leaves, to_value
 
 TREE = spaces.Dict({
     "camera": spaces.Box(0, 255, (3, 2, 2), np.uint8),
@@ -56,6 +56,32 @@ def test_a_row_turns_into_a_value_of_the_space() -> None:
 def test_other_spaces_are_refused(space: spaces.Space[object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         leaves(space)
+
+
+def test_an_array_is_its_leaves_in_any_order() -> None:
+    rows = np.zeros(3, array_type(TREE)[1])
+    rows["joints"]["0"], rows["camera"][1] = 0.5, 7
+    named = as_leaves(rows)
+    assert list(named) == ["camera", "joints/0", "joints/1"]
+    again = from_leaves(dict(reversed(named.items())))
+    assert again.dtype.names == ("joints", "camera")
+    assert are_equal(rows, again)
+    again["camera"][2, 0, 0, 0] = 1
+    assert not are_equal(rows, again)
+    assert are_equal(from_leaves(as_leaves(rows[0]), num_axes=0), rows[0])
+    assert from_leaves(as_leaves(named["camera"])) is named["camera"]
+    assert not are_equal(named["camera"], rows)
+
+
+@pytest.mark.parametrize("names", [("", "a"), ("a", "a/b")])
+def test_leaves_that_lie_within_each_other_are_refused(names: tuple[str, str]) -> None:
+    with pytest.raises(ValueError, match="one leaf is expected"):
+        from_leaves(dict.fromkeys(names, np.zeros(2)))
+
+
+def test_leaves_of_unequal_lengths_are_refused() -> None:
+    with pytest.raises(ValueError, match="a, b are not of one length"):
+        from_leaves({"a": np.zeros(2), "b": np.zeros(3)})
 
 
 def test_what_lies_between_fields_does_not_count() -> None:
