@@ -21,7 +21,7 @@ from dppo.models.distributions import (
     MultiCategorical,
     make_distribution,
 )
-from dppo.seeding import draw_noise
+from dppo.seeding import draw_rows
 from tests import torch_reference as reference
 
 every_space = pytest.mark.parametrize("space", reference.SPACES.values(), ids=reference.SPACES)
@@ -277,7 +277,7 @@ def test_the_mode_is_the_most_probable(space: spaces.Space) -> None:
 def test_samples_of_a_row_do_not_depend_on_its_neighbours(space: spaces.Space) -> None:
     _, head, _ = random_case(space, batch=9)
     distribution = make_distribution(space)
-    noise = draw_noise(np.random.default_rng(2), distribution.noise_kind, (9, distribution.noise_size))
+    noise = draw_rows(np.random.default_rng(2), distribution.noise_kinds, 9)
     together = distribution.sample(head, noise)
     for i in range(9):
         np.testing.assert_array_equal(distribution.sample(head[i : i + 1], noise[i : i + 1])[0], together[i])

@@ -39,7 +39,7 @@ def main() -> None:
     )
     normaliser = Normaliser(observation_size(envs.observation_space), config.moments)
     distribution = policy.distribution
-    noise = ActionNoise(config.seed, first_env, n, distribution.noise_size, distribution.noise_kind)
+    noise = ActionNoise(config.seed, first_env, n, distribution.noise_kinds)
     collector = Collector(envs, policy, normaliser, seeds, noise, comm.rank, first_env, 0.99)
 
     rollouts = [collector.collect(horizon, 0), collector.collect(horizon, 0)]
