@@ -12,6 +12,7 @@ from enum import IntEnum
 
 import numpy as np
 
+
 class Purpose(IntEnum):
     """The first word of a stream's spawn key: streams of different purposes never meet."""
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, draw_rows, generator, seed_global_generators
 
 SEED = 42
 
@@ -105,6 +105,45 @@ def test_long_rows_come_in_blocks_that_fit_memory() -> None:
     whole = noise.rows(0, 20)
     assert len(np.unique(whole[:, :, 0])) == 40
     np.testing.assert_array_equal(ActionNoise(SEED, 1, 1, (("uniform", size),)).rows(13, 1)[0, 0], whole[13, 1])
+
+
+MIXED = (("gumbel", 3), ("normal", 2), ("gumbel", 1), ("uniform", 2))
+"""As a Dict of several kinds of actions has it."""
+
+
+@pytest.mark.parametrize("num_workers", [1, 3, 6])
+def test_noise_of_several_kinds_does_not_depend_on_the_layout_either(num_workers: int) -> None:
+    each, edge = 6 // num_workers, ActionNoise.BLOCK
+    parts = [ActionNoise(SEED, worker * each, each, MIXED).rows(edge - 20, 50) for worker in range(num_workers)]
+    whole = ActionNoise(SEED, 0, 6, MIXED).rows(0, edge + 30)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole[edge - 20 :])
+    assert whole.shape == (edge + 30, 6, 8)
+
+
+def test_kinds_of_noise_lie_side_by_side_each_with_its_own_distribution() -> None:
+    noise = ActionNoise(SEED, 0, 8, MIXED).rows(0, 1000).reshape(8000, 8)
+    gumbel, normal, uniform = (0.5772, np.pi / np.sqrt(6)), (0.0, 1.0), (0.5, np.sqrt(1 / 12))
+    for column, moments in zip(noise.T, [gumbel] * 3 + [normal] * 2 + [gumbel] + [uniform] * 2, strict=True):
+        assert (column.mean(), column.std()) == pytest.approx(moments, abs=0.06)
+    assert np.abs(np.corrcoef(noise.T) - np.eye(8)).max() < 0.05
+    assert len(np.unique(noise)) > 0.999 * noise.size
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal", "gumbel"])
+def test_noise_of_one_kind_is_the_streams_next_block_as_it_is(kind: str) -> None:
+    """The numbers of runs that were begun before there were several kinds."""
+    noise = ActionNoise(SEED, 5, 2, ((kind, 3),)).rows(ActionNoise.BLOCK, 10)
+    for i in range(2):
+        block = draw_noise(generator(SEED, Purpose.ACTIONS, 5 + i, 1), kind, (ActionNoise.BLOCK, 3))
+        np.testing.assert_array_equal(noise[:, i], block[:10])
+
+
+def test_rows_of_several_kinds_are_drawn_one_kind_after_the_other() -> None:
+    rng = generator(SEED, Purpose.EVALUATION)
+    expected = [draw_noise(rng, kind, (4, size)) for kind, size in MIXED]
+    drawn = draw_rows(generator(SEED, Purpose.EVALUATION), MIXED, 4)
+    np.testing.assert_array_equal(drawn, np.concatenate(expected, axis=1))
+    assert drawn.dtype == np.float32
 
 
 def test_rows_environments_and_numbers_are_all_different() -> None:
