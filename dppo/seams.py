@@ -3,7 +3,7 @@
 | seam | made in |
 |---|---|
 | `VectorEnv` | envs/vector.py, envs/cartpole.py |
-| `Distribution`, `Network` | models/ |
+| `Distribution`, `ActionDistribution`, `Network` | models/ |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
