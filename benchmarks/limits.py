@@ -224,7 +224,7 @@ def measure_act(head: str, num_envs: int, repeats: int) -> dict[str, Any]:
     policy, distribution = place.policy, place.policy.distribution
     collector = make_collector(config, place)
     inputs = collector.collect(ROWS, 0).inputs
-    stream = ActionNoise(0, 0, num_envs, distribution.noise_size, distribution.noise_kind)
+    stream = ActionNoise(0, 0, num_envs, distribution.noise_kinds)
     first_rows = itertools.count(0, ROWS)
     eager = Eager(policy.flat.parameters)
 

@@ -3,7 +3,7 @@
 | seam | made in |
 |---|---|
 | `VectorEnv` | envs/vector.py, envs/cartpole.py |
-| `Distribution`, `Network` | models/ |
+| `Distribution`, `ActionDistribution`, `Network` | models/ |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
+from dppo.data import ArrayType as ArrayType
 from dppo.data import Batch, Report, Rollout, Sealed, Step
 
 if TYPE_CHECKING:
@@ -84,19 +85,61 @@ class VectorEnv(Protocol):
 # -- policies --------------------
 
 
+Pullback = Callable[[np.ndarray, float], np.ndarray]
+"""A function (d_log_prob [B], d_entropy) -> d_head [B, K]."""
+Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
+"""Log-probabilities [B], entropies [B], and the pullback of their gradients to the head."""
+
+
+NoiseKinds = tuple[tuple[str, int], ...]
+"""What the noise of one action consists of, side by side: (kind, how many numbers), as dppo/seeding.py draws it."""
+
+
 class Distribution(Protocol):
     """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
 
-    def evaluate(
-        self, head: np.ndarray, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, Callable[[np.ndarray, float], np.ndarray]]:
-        """Returns [B] log-probabilities of `actions`, [B] entropies, (d_log_prob [B], d_entropy) -> d_head [B, K]."""
+    def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
+        """Returns log-probabilities of `actions` [B, *act], entropies, and their pullback."""
 
     def kl(self, old_head: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Returns [B] KL[old | new]."""
 
     def kl_backward(self, old_head: np.ndarray, head: np.ndarray, weight: float) -> np.ndarray:
         """Returns the [B, K] gradient of weight * sum of `kl` with respect to `head`."""
+
+
+class ActionDistribution(Distribution, Protocol):
+    """The whole of an action distribution: what acting needs besides. `head` [B, K] are the network's outputs, then the
+    log standard deviations, which do not depend on the state.
+    """
+
+    network_outputs: int
+    log_std_size: int
+    """The number of log standard deviations; 0 without a Box of floats."""
+    head_size: int
+    """K, the sum of both."""
+    action_type: ArrayType
+    """One action in the policy's units."""
+    noise_kinds: NoiseKinds
+    noise_size: int
+    choices: tuple[int, ...]
+    """The number of values of each categorical: its logits lie side by side, and so do its columns of a mask."""
+    mask_size: int
+    """The sum of `choices`: the number of logits that a mask speaks of."""
+
+    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
+        """Samples actions [B, *act], in the policy's units, from noise [B, noise_size] float32."""
+
+    def mode(self, head: np.ndarray) -> np.ndarray:
+        """Returns the most probable actions [B, *act]."""
+
+    def to_env(self, actions: np.ndarray) -> np.ndarray:
+        """Returns actions as the environment wants them: one array of the space (dppo/envs/leaves.py)."""
+
+    def masked(self, head: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """Rules out what is not legal in masks [B, mask_size] bool: a copy of `head` with -inf in these logits. Returns
+        `head` itself where all is legal.
+        """
 
 
 class Network(Protocol):

@@ -55,6 +55,14 @@ def draw_noise(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> n
     return np.negative(np.log(exponential, out=exponential), out=exponential)
 
 
+def draw_rows(rng: np.random.Generator, kinds: tuple[tuple[str, int], ...], count: int) -> np.ndarray:
+    """Draws rows of noise, [count, size] float32. `kinds`: (kind, how many numbers) of what lies side by side in a row.
+    All numbers of the first kind are drawn, then all of the next.
+    """
+    drawn = [draw_noise(rng, kind, (count, size)) for kind, size in kinds]
+    return drawn[0] if len(drawn) == 1 else np.concatenate(drawn, axis=1)
+
+
 class EpisodeSeeds:
     """The seeds of a worker's episodes: episode e of global environment g always has the same seed."""
 
@@ -92,11 +100,12 @@ class ActionNoise:
 
     BLOCK = 1024
 
-    def __init__(self, seed: int, first_env: int, num_envs: int, size: int, kind: str) -> None:
-        self._seed, self._first_env, self._num_envs, self._size, self._kind = seed, first_env, num_envs, size, kind
-        self._rows_per_block = max(1, min(self.BLOCK, 65_536 // max(1, size)))
+    def __init__(self, seed: int, first_env: int, num_envs: int, kinds: tuple[tuple[str, int], ...]) -> None:
+        self._seed, self._first_env, self._num_envs, self._kinds = seed, first_env, num_envs, kinds
+        self._size = sum(size for _, size in kinds)
+        self._rows_per_block = max(1, min(self.BLOCK, 65_536 // max(1, self._size)))
         self._block = -1
-        self._values = np.empty((0, num_envs, size), np.float32)
+        self._values = np.empty((0, num_envs, self._size), np.float32)
 
     def _fill(self, block: int) -> None:
         if block == self._block:
@@ -104,7 +113,7 @@ class ActionNoise:
         values = np.empty((self._num_envs, self._rows_per_block, self._size), np.float32)
         for i in range(self._num_envs):
             rng = generator(self._seed, Purpose.ACTIONS, self._first_env + i, block)
-            values[i] = draw_noise(rng, self._kind, values[i].shape)
+            values[i] = draw_rows(rng, self._kinds, self._rows_per_block)
         self._block, self._values = block, np.ascontiguousarray(values.swapaxes(0, 1))
 
     def rows(self, first: int, count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, generator, seed_global_generators
+from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, draw_noise, draw_rows, generator, seed_global_generators
 
 SEED = 42
 
@@ -82,45 +82,84 @@ def test_evaluation_sees_other_episodes_than_training() -> None:
 @pytest.mark.parametrize("num_workers", [1, 3, 6])
 def test_an_environments_noise_does_not_depend_on_the_layout(kind: str, num_workers: int) -> None:
     each = 6 // num_workers
-    parts = [ActionNoise(SEED, worker * each, each, 2, kind).rows(0, 50) for worker in range(num_workers)]
-    np.testing.assert_array_equal(np.concatenate(parts, axis=1), ActionNoise(SEED, 0, 6, 2, kind).rows(0, 50))
+    parts = [ActionNoise(SEED, worker * each, each, ((kind, 2),)).rows(0, 50) for worker in range(num_workers)]
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), ActionNoise(SEED, 0, 6, ((kind, 2),)).rows(0, 50))
 
 
 def test_a_row_is_the_same_however_it_is_asked_for() -> None:
     """Over block edges, in pieces, and by a fresh object that begins in the middle, as after a resume."""
     edge = ActionNoise.BLOCK
-    noise = ActionNoise(SEED, 3, 2, 1, "uniform")
+    noise = ActionNoise(SEED, 3, 2, (("uniform", 1),))
     whole = noise.rows(edge - 10, 2 * edge + 20)
     assert whole.shape == (2 * edge + 20, 2, 1)
     pieces = [noise.rows(first, 7) for first in range(edge - 10, edge + 11, 7)]
     np.testing.assert_array_equal(np.concatenate(pieces), whole[:21])
-    fresh = ActionNoise(SEED, 3, 2, 1, "uniform")
+    fresh = ActionNoise(SEED, 3, 2, (("uniform", 1),))
     np.testing.assert_array_equal(fresh.rows(2 * edge + 5, 5), whole[edge + 15 : edge + 20])
     assert noise.rows(7, 0).shape == (0, 2, 1)
 
 
 def test_long_rows_come_in_blocks_that_fit_memory() -> None:
     size = 10_000  # 40 kB a row of an environment
-    noise = ActionNoise(SEED, 0, 2, size, "uniform")
+    noise = ActionNoise(SEED, 0, 2, (("uniform", size),))
     whole = noise.rows(0, 20)
     assert len(np.unique(whole[:, :, 0])) == 40
-    np.testing.assert_array_equal(ActionNoise(SEED, 1, 1, size, "uniform").rows(13, 1)[0, 0], whole[13, 1])
+    np.testing.assert_array_equal(ActionNoise(SEED, 1, 1, (("uniform", size),)).rows(13, 1)[0, 0], whole[13, 1])
+
+
+MIXED = (("gumbel", 3), ("normal", 2), ("gumbel", 1), ("uniform", 2))
+"""As a Dict of several kinds of actions has it."""
+
+
+@pytest.mark.parametrize("num_workers", [1, 3, 6])
+def test_noise_of_several_kinds_does_not_depend_on_the_layout_either(num_workers: int) -> None:
+    each, edge = 6 // num_workers, ActionNoise.BLOCK
+    parts = [ActionNoise(SEED, worker * each, each, MIXED).rows(edge - 20, 50) for worker in range(num_workers)]
+    whole = ActionNoise(SEED, 0, 6, MIXED).rows(0, edge + 30)
+    np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole[edge - 20 :])
+    assert whole.shape == (edge + 30, 6, 8)
+
+
+def test_kinds_of_noise_lie_side_by_side_each_with_its_own_distribution() -> None:
+    noise = ActionNoise(SEED, 0, 8, MIXED).rows(0, 1000).reshape(8000, 8)
+    gumbel, normal, uniform = (0.5772, np.pi / np.sqrt(6)), (0.0, 1.0), (0.5, np.sqrt(1 / 12))
+    for column, moments in zip(noise.T, [gumbel] * 3 + [normal] * 2 + [gumbel] + [uniform] * 2, strict=True):
+        assert (column.mean(), column.std()) == pytest.approx(moments, abs=0.06)
+    assert np.abs(np.corrcoef(noise.T) - np.eye(8)).max() < 0.05
+    assert len(np.unique(noise)) > 0.999 * noise.size
+
+
+@pytest.mark.parametrize("kind", ["uniform", "normal", "gumbel"])
+def test_noise_of_one_kind_is_the_streams_next_block_as_it_is(kind: str) -> None:
+    """The numbers of runs that were begun before there were several kinds."""
+    noise = ActionNoise(SEED, 5, 2, ((kind, 3),)).rows(ActionNoise.BLOCK, 10)
+    for i in range(2):
+        block = draw_noise(generator(SEED, Purpose.ACTIONS, 5 + i, 1), kind, (ActionNoise.BLOCK, 3))
+        np.testing.assert_array_equal(noise[:, i], block[:10])
+
+
+def test_rows_of_several_kinds_are_drawn_one_kind_after_the_other() -> None:
+    rng = generator(SEED, Purpose.EVALUATION)
+    expected = [draw_noise(rng, kind, (4, size)) for kind, size in MIXED]
+    drawn = draw_rows(generator(SEED, Purpose.EVALUATION), MIXED, 4)
+    np.testing.assert_array_equal(drawn, np.concatenate(expected, axis=1))
+    assert drawn.dtype == np.float32
 
 
 def test_rows_environments_and_numbers_are_all_different() -> None:
-    noise = ActionNoise(SEED, 0, 4, 3, "normal").rows(ActionNoise.BLOCK - 100, 200)
+    noise = ActionNoise(SEED, 0, 4, (("normal", 3),)).rows(ActionNoise.BLOCK - 100, 200)
     assert len(np.unique(noise)) > 0.999 * noise.size  # float32 has few enough values for a chance meeting
 
 
 def test_noise_has_the_distribution_that_its_kind_names() -> None:
-    uniform = ActionNoise(SEED, 0, 8, 2, "uniform").rows(0, 1000)
+    uniform = ActionNoise(SEED, 0, 8, (("uniform", 2),)).rows(0, 1000)
     assert uniform.dtype == np.float32
     assert uniform.min() >= 0.0 and uniform.max() < 1.0
     np.testing.assert_allclose(np.histogram(uniform, 10, (0, 1))[0] / uniform.size, 0.1, atol=0.01)
-    normal = ActionNoise(SEED, 0, 8, 2, "normal").rows(0, 1000)
+    normal = ActionNoise(SEED, 0, 8, (("normal", 2),)).rows(0, 1000)
     assert (normal.mean(), normal.std()) == pytest.approx((0.0, 1.0), abs=0.03)
     assert np.mean(np.abs(normal) < 1.96) == pytest.approx(0.95, abs=0.01)
-    gumbel = ActionNoise(SEED, 0, 8, 2, "gumbel").rows(0, 1000)
+    gumbel = ActionNoise(SEED, 0, 8, (("gumbel", 2),)).rows(0, 1000)
     assert (gumbel.mean(), gumbel.std()) == pytest.approx((0.5772, np.pi / np.sqrt(6)), abs=0.03)
     assert np.mean(gumbel < 0) == pytest.approx(np.exp(-1), abs=0.01)
 
@@ -159,7 +198,7 @@ def test_another_kind_of_noise_is_a_bug() -> None:
 
 
 def test_two_environments_are_not_correlated() -> None:
-    noise = ActionNoise(SEED, 0, 2, 1, "normal").rows(0, 5000)[:, :, 0]
+    noise = ActionNoise(SEED, 0, 2, (("normal", 1),)).rows(0, 5000)[:, :, 0]
     assert abs(np.corrcoef(noise.T)[0, 1]) < 0.05
 
 

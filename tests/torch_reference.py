@@ -52,8 +52,62 @@ def random_actions(space: spaces.Space, batch: int, rng: np.random.Generator) ->
 # -- distributions: independent parts, one per column of the actions --------------------
 
 
+def leaves(space: spaces.Space) -> list[tuple[tuple[str, ...], spaces.Space]]:
+    """The plain spaces within a space, in its order, with the fields that lead there."""
+    if isinstance(space, spaces.Dict):
+        inner = list(space.spaces.items())
+    elif isinstance(space, spaces.Tuple):
+        inner = [(str(i), part) for i, part in enumerate(space.spaces)]
+    else:
+        return [((), space)]
+    return [((name, *path), leaf) for name, part in inner for path, leaf in leaves(part)]
+
+
+def is_continuous(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype.kind == "f"
+
+
+def sizes(space: spaces.Space) -> list[int]:
+    """How many logits each categorical of a plain space has."""
+    if isinstance(space, spaces.Discrete):
+        return [int(space.n)]
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec.reshape(-1).tolist()
+    if isinstance(space, spaces.Box) and not is_continuous(space):
+        return (space.high.astype(int) - space.low + 1).reshape(-1).tolist()
+    return []
+
+
+def network_outputs(space: spaces.Space) -> int:
+    """Of a plain space."""
+    return sum(sizes(space)) or int(np.prod(space.shape))
+
+
+def columns_of(space: spaces.Space, actions: np.ndarray) -> np.ndarray:
+    """[B, C] float64, all numbers of actions [B], whatever fields they lie in."""
+    columns = []
+    for path, _ in leaves(space):
+        part = actions
+        for name in path:
+            part = part[name]
+        columns.append(part.reshape(len(actions), -1).astype(np.float64))
+    return np.concatenate(columns, axis=1)
+
+
 def parts(space: spaces.Space, head: Tensor) -> list[Distribution]:
-    """One torch distribution per column of the actions."""
+    """One torch distribution per column of the actions. The head of a Dict or a Tuple has the outputs of all parts,
+    then the log deviations of all.
+    """
+    if isinstance(space, (spaces.Dict, spaces.Tuple)):
+        each = [leaf for _, leaf in leaves(space)]
+        outputs = [network_outputs(leaf) for leaf in each]
+        log_stds = [n if is_continuous(leaf) else 0 for leaf, n in zip(each, outputs, strict=True)]
+        pieces = head.split([*outputs, *log_stds], dim=1)
+        pairs = zip(pieces[: len(each)], pieces[len(each) :], strict=True)
+        heads = [torch.cat(pair, dim=1) for pair in pairs]
+        return [part for leaf, own in zip(each, heads, strict=True) for part in parts(leaf, own)]
+    if isinstance(space, spaces.Box) and not is_continuous(space):
+        return [Categorical(logits=h) for h in head.split(sizes(space), dim=1)]
     if isinstance(space, spaces.Discrete):
         return [Categorical(logits=head)]
     if isinstance(space, spaces.MultiDiscrete):
@@ -66,7 +120,7 @@ def parts(space: spaces.Space, head: Tensor) -> list[Distribution]:
 
 def log_prob(space: spaces.Space, head: Tensor, actions: np.ndarray) -> Tensor:
     """[B] of actions [B, *act]."""
-    columns = torch.from_numpy(actions.reshape(len(actions), -1).astype(np.float64)).unbind(1)
+    columns = torch.from_numpy(columns_of(space, actions)).unbind(1)
     return torch.stack([p.log_prob(a) for p, a in zip(parts(space, head), columns, strict=True)]).sum(0)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from gymnasium.spaces import Box
-
 from dppo.config import VERSION
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
@@ -50,9 +48,10 @@ def begin_dump(me: Rank) -> None:
         worker * config.num_envs, json.dumps(asdict(config)), spec_to_json(config.env),
         space_to_json(envs.observation_space), space_to_json(envs.action_space), VERSION,
     )  # fmt: skip
+    is_clipped = me.parts.policy.distribution.log_std_size > 0
     share = None if settings.max_gb is None else settings.max_gb * 1e9 / max(1, me.plan.num_ranks - 1)
     me.worker.dump = TrajectoryWriter(
-        labels, me.parts.seeds.of if envs.replayable else None, has_raw_actions=isinstance(envs.action_space, Box),
+        labels, me.parts.seeds.of if envs.replayable else None, has_raw_actions=is_clipped,
         segment_bytes=int(settings.segment_mb * 2**20), every=settings.every, compression=settings.compression,
         max_bytes=share, required=settings.required,
         wait_s=min(10.0, 0.3 * config.checkpoint.grace_s),

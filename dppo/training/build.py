@@ -173,8 +173,7 @@ def make_collector(
     assert envs is not None and worker is not None
     seed_global_generators(config.seed, worker, row)  # not before: an environment may seed them when it is made
     first_env = worker * config.num_envs
-    distribution = parts.policy.distribution
-    noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
+    noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
     collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma)
     if states is not None:
         deadline = time.monotonic() + config.checkpoint.replay_s

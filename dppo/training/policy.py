@@ -20,7 +20,7 @@ from dppo.models.policy import make_policy
 from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.contents import check_state
 from dppo.rundir.spaces import read_spaces
-from dppo.seeding import Purpose, draw_noise, generator
+from dppo.seeding import Purpose, draw_rows, generator
 from dppo.settings.toml import load_config
 from dppo.training.build import close_environments
 from dppo.training.state import TrainingState
@@ -83,7 +83,7 @@ class Policy:
         inputs, single = self._batch(observation)
         distribution = self._policy.distribution
         if stochastic:
-            noise = draw_noise(self._noise, distribution.noise_kind, (len(inputs), distribution.noise_size))
+            noise = draw_rows(self._noise, distribution.noise_kinds, len(inputs))
             actions = self._policy.act(inputs, noise)[0]
         else:
             actions = self._policy.greedy(inputs)

@@ -15,7 +15,7 @@ from dppo.config import A3CConfig, ModelConfig, MomentsConfig, PPOConfig
 from dppo.data import Minibatch
 from dppo.models.distributions import Categorical, make_distribution
 from dppo.models.policy import ActorCritic, make_policy
-from dppo.seeding import draw_noise
+from dppo.seeding import draw_rows
 from tests import torch_reference as reference
 
 KL_COEF = 0.7
@@ -354,7 +354,7 @@ def test_actions_that_a_mask_rules_out_count_for_nothing(cfg: Config, space_name
     masked[::2, 1] = True  # of MultiDiscrete's first part it leaves one
     old_head = head + rng.normal(0.0, 0.15, head.shape)
     head[masked] = old_head[masked] = -np.inf
-    noise = draw_noise(rng, distribution.noise_kind, (40, distribution.noise_size))
+    noise = draw_rows(rng, distribution.noise_kinds, 40)
     batch = random_batch(MASKED[space_name], np.where(masked, 0.0, head), value, rng)
     batch.heads, batch.actions = old_head, distribution.sample(old_head, noise)
     batch.log_probs = distribution.evaluate(old_head, batch.actions)[0]

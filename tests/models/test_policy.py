@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from dppo.config import ModelConfig, MomentsConfig
 from dppo.models.policy import ROWS, ActorCritic, make_policy
-from dppo.seeding import draw_noise
+from dppo.seeding import draw_rows
 from tests import torch_reference as reference
 
 OBSERVATIONS = spaces.Box(-1.0, 1.0, (5,), np.float32)
@@ -26,7 +26,7 @@ def inputs_of(batch: int, seed: int = 1) -> np.ndarray:
 
 def noise_of(policy: ActorCritic, batch: int) -> np.ndarray:
     distribution = policy.distribution
-    return draw_noise(np.random.default_rng(2), distribution.noise_kind, (batch, distribution.noise_size))
+    return draw_rows(np.random.default_rng(2), distribution.noise_kinds, batch)
 
 
 @every_space

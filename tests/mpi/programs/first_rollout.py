@@ -36,7 +36,7 @@ def main() -> None:
     spaces, rng = (envs.observation_space, envs.action_space), generator(config.seed, Purpose.INIT)
     policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
     distribution = policy.distribution
-    noise = ActionNoise(config.seed, first_env, n, distribution.noise_size, distribution.noise_kind)
+    noise = ActionNoise(config.seed, first_env, n, distribution.noise_kinds)
     collector = Collector(envs, policy, seeds, noise, comm.rank, first_env, 0.99)
 
     rollouts = [collector.collect(horizon, 0), collector.collect(horizon, 0)]

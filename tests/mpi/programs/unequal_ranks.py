@@ -130,7 +130,7 @@ def main() -> None:
         serve(comm, coordinator, first_worker_rank=1)
     else:
         distribution = rank.policy.distribution
-        noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_size, distribution.noise_kind)
+        noise = ActionNoise(config.seed, first_env, config.num_envs, distribution.noise_kinds)
         collector = Recorder(rank.envs, rank.policy, rank.seeds, noise, worker, first_env, rank.learner.gamma)
         link = MPILink(comm, lambda: False)
         way: Exchange
