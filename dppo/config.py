@@ -129,6 +129,11 @@ class ModelConfig(Section):
     """Units of each hidden layer, the same for the policy's tower and the value's."""
     activation: Literal["tanh", "relu"] = "tanh"
     """Nonlinearity of the hidden layers."""
+    encoder: Literal["auto", "nature", "impala"] = "auto"
+    """Of images: nature (Mnih et al. 2015), impala (Espeholt et al. 2018); auto: nature, or a smaller one below 36 x 36.
+    """
+    shared: bool = True
+    """Whether policy and value share the encoders of images, which then run once per row."""
     log_std_init: Annotated[float, within(-20, 20)] = 0.0
     """Box actions: initial log standard deviation, in units of half the action range where it is bounded."""
     factory: str | None = None

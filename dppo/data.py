@@ -6,7 +6,6 @@ parametrise the action distribution.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
@@ -39,6 +38,9 @@ class EpisodeProgress:
     returns: np.ndarray
     """float64, returns so far."""
 
+
+NO_PROGRESS = EpisodeProgress(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+"""The progress of no environments."""
 
 ArrayType = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape and type of one environment's part of a row."""
@@ -73,7 +75,9 @@ class Rollout:
     observations: Annotated[np.ndarray, Column("TN")]
     """[T, N, *obs], raw, in the environment's own type."""
     inputs: Annotated[np.ndarray, Column("TN")]
-    """[T, N, D] float32, the network's inputs: observations, normalised and flattened."""
+    """[T, N, D] float32, the network's inputs: observations, normalised and flattened; or the raw observations."""
+    masks: Annotated[np.ndarray, Column("TN")]
+    """[T, N, M] bool: the legal actions; M is 0 where all always are. Segments call them action_mask."""
     actions: Annotated[np.ndarray, Column("TN")]
     """[T, N, *act] as sampled; Box actions in the policy's own units, not clipped. Segments call them actions_raw."""
     env_actions: Annotated[np.ndarray, Column("TN")]
@@ -153,11 +157,19 @@ class Rollout:
                 values[name] = mine + others if isinstance(mine, list) else mine
         return Rollout(**values)
 
+    def all_steps(self, column: np.ndarray) -> np.ndarray:
+        """Returns a column's entries by rows, [T N, ...] from [T, N, ...]: a view."""
+        return column.reshape(self.rewards.size, *column.shape[2:])
+
     def valid_steps(self, column: np.ndarray) -> np.ndarray:
         """Returns a column's entries for valid transitions, [B, ...] from [T, N, ...]; a view if all are valid."""
-        t, n = self.rewards.shape
-        steps = column.reshape(t * n, *column.shape[2:])
+        steps = self.all_steps(column)
         return steps if self.valid.all() else steps[self.valid.reshape(-1)]
+
+    @property
+    def num_bytes(self) -> int:
+        """The bytes of the columns; memory that two of them share counts once."""
+        return sum({id(array): array.nbytes for array in (getattr(self, name) for name in COLUMNS)}.values())
 
     @property
     def num_rows(self) -> int:
@@ -168,12 +180,6 @@ class Rollout:
     def num_steps(self) -> int:
         """Number of valid transitions."""
         return int(np.count_nonzero(self.valid))
-
-
-def bytes_per_step(types: Mapping[str, ArrayType]) -> int:
-    """Returns the bytes that a rollout takes for each step; `types` as for `Rollout.blank`."""
-    entries = (column.entry(name, types) for name, column in COLUMNS.items())
-    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in entries)
 
 
 COLUMNS: dict[str, Column] = {
@@ -189,7 +195,9 @@ class Minibatch:
     """B samples, as a loss sees them. A field that `Rollout` has, too, is taken from there."""
 
     inputs: np.ndarray
-    """[B, D] float32."""
+    """[B, D] float32; raw observations [B, *obs] for a network that takes these."""
+    masks: np.ndarray
+    """[B, M] bool."""
     actions: np.ndarray
     """[B, *act]."""
     heads: np.ndarray

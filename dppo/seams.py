@@ -143,16 +143,20 @@ class ActionDistribution(Distribution, Protocol):
 
 
 class Network(Protocol):
-    """Maps normalised observations to the policy's outputs and to values; its parameters lie in a FlatParameters."""
+    """Maps inputs [B, ...] (models/inputs.py) to the policy's outputs and to values; its parameters lie in a
+    FlatParameters.
+    """
 
-    def policy(self, inputs: np.ndarray) -> np.ndarray:
-        """Maps [B, D] to the policy's outputs [B, K'], valid until the next call; keeps nothing for `backward`."""
+    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the policy's outputs [B, K'], and the values [B] where they cost next to nothing then, else None.
+        Both are valid until the next call; keeps nothing for `backward`.
+        """
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
-        """Maps [B, D] to the values [B], valid until the next call; keeps nothing for `backward`."""
+        """Maps inputs to the values [B], valid until the next call; keeps nothing for `backward`."""
 
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps [B, D] to the policy's outputs [B, K'] and the values [B]; keeps what `backward` needs."""
+        """Maps inputs to the policy's outputs [B, K'] and the values [B]; keeps what `backward` needs."""
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
         """Writes (not adds) the gradient of the last `forward` into the flat gradient."""

@@ -2,9 +2,14 @@
 
 | leaf | inputs |
 |---|---|
-| Box of numbers, any shape but an image's | each element normalised by its running moments |
-| Discrete, MultiDiscrete | one-hot, `start` respected |
+| Box of numbers, not with three axes | each element normalised by its running moments |
+| Box with three axes: an image | channels first, scaled to [0, 1] where its bounds are finite; to an encoder |
+| Discrete, MultiDiscrete, of at most 64 values | one-hot, `start` respected |
+| the same, of more values | its index, to an embedding |
 | MultiBinary | 0 or 1 |
+| `action_mask` of a Dict | nothing: it says which actions are legal |
+
+Images and indices are taken from the raw observations when a network runs: a rollout holds an image once, as uint8.
 """
 
 from __future__ import annotations
@@ -17,10 +22,12 @@ from gymnasium import spaces
 
 from dppo.algo.moments import LARGE, RunningMoments, normalise
 from dppo.config import MomentsConfig
-from dppo.envs.leaves import Leaf, leaves
+from dppo.envs.leaves import ArrayType, Leaf, array_type, leaves
 
 MOST_ONE_HOT = 64
-"""The most values of a Discrete that become one input each."""
+"""The most values of a choice that become one input each."""
+MASK = "action_mask"
+"""The leaf of a Dict that says which actions are legal, as Gymnasium's users call it."""
 
 
 class _Numbers:
@@ -53,8 +60,8 @@ class _OneHot:
 
     def __init__(self, leaf: Leaf) -> None:
         space: Any = leaf.space
-        sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec).reshape(-1)
-        self.leaf, self.width = leaf, int(sizes.sum())
+        sizes = _sizes(leaf)
+        self.leaf, self.width = leaf, sum(sizes)
         self._first = np.cumsum(sizes) - sizes - np.asarray(space.start).reshape(-1)
 
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
@@ -77,24 +84,80 @@ class _Bits:
         out[...] = bits.reshape(len(bits), -1)
 
 
+class _Indices:
+    """A leaf of choices of which some have many values: `sizes` has the number of values of each element."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf, self.sizes = leaf, _sizes(leaf)
+        space: Any = leaf.space
+        self._start = np.asarray(space.start).reshape(-1)
+
+    def rows(self, observations: np.ndarray) -> np.ndarray:
+        """Returns the indices of observations [B, *obs], [B, elements] int64, each from 0."""
+        values = self.leaf.of(observations)
+        return (values.reshape(len(values), -1) - self._start).astype(np.int64, copy=False)
+
+
+class Image:
+    """A leaf of images. The axis of channels is the shorter one of the first and the last, the last of equal ones."""
+
+    def __init__(self, leaf: Leaf) -> None:
+        self.leaf = leaf
+        first, middle, last = leaf.shape
+        self._is_channels_first = first < last
+        self.shape = (first, middle, last) if self._is_channels_first else (last, first, middle)
+        """Channels, height and width."""
+        space: Any = leaf.space
+        low, high = float(space.low.min()), float(space.high.max())
+        is_bounded = np.isfinite(low) and np.isfinite(high) and low < high
+        self.low, self.scale = (low, 1.0 / (high - low)) if is_bounded else (0.0, 1.0)
+
+    def of(self, observations: np.ndarray) -> np.ndarray:
+        """Returns the raw images in observations [B, *obs], [B, channels, height, width]: a view."""
+        images = self.leaf.of(observations)
+        return images if self._is_channels_first else images.transpose(0, 3, 1, 2)
+
+
+def _sizes(leaf: Leaf) -> list[int]:
+    """Returns the number of values of each element of a leaf of choices."""
+    space: Any = leaf.space
+    sizes = np.asarray(space.n if isinstance(space, spaces.Discrete) else space.nvec)
+    return [int(size) for size in sizes.reshape(-1)]
+
+
 class Inputs(RunningMoments):
-    """The inputs of a network for the observations of a space; the moments of the numbers in them.
+    """The inputs of a network for the observations of a space, and the moments of the numbers in them.
 
     `freeze` fixes the moments that acting, advantages and gradients of one iteration use.
     """
 
     def __init__(self, space: gymnasium.Space[Any], cfg: MomentsConfig) -> None:
-        self._cfg = cfg
-        self._parts: list[tuple[slice, _Numbers | _OneHot | _Bits]] = []
+        self._cfg, self.observation_type = cfg, array_type(space)
+        self._vectors: list[tuple[slice, _Numbers | _OneHot | _Bits]] = []
+        self._indices: list[_Indices] = []
+        self.images: list[Image] = []
         self.size = num_moments = 0
-        """D, the number of inputs."""
+        """D, the number of vector inputs."""
         for leaf in leaves(space):
-            part = _part_of(leaf, num_moments)
-            num_moments += part.width if isinstance(part, _Numbers) else 0
-            self._parts.append((slice(self.size, self.size + part.width), part))
-            self.size += part.width
-        self._numbers = [part for _, part in self._parts if isinstance(part, _Numbers)]
-        self._is_plain = len(self._parts) == len(self._numbers) == 1
+            if leaf.path == (MASK,):
+                continue
+            if isinstance(leaf.space, spaces.Box) and len(leaf.shape) == 3:
+                self.images.append(Image(leaf))
+            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and max(_sizes(leaf)) > MOST_ONE_HOT:
+                self._indices.append(_Indices(leaf))
+            else:
+                part = _vector(leaf, num_moments)
+                num_moments += part.width if isinstance(part, _Numbers) else 0
+                self._vectors.append((slice(self.size, self.size + part.width), part))
+                self.size += part.width
+        self._numbers = [part for _, part in self._vectors if isinstance(part, _Numbers)]
+        self._is_plain = len(self._vectors) == len(self._numbers) == 1
+        self.choices = [size for part in self._indices for size in part.sizes]
+        """The number of values of each choice that is embedded."""
+        self.is_raw = bool(self.images or self._indices)
+        """Whether networks take raw observations apart by `vectors`, `indices` and `images`; else they take vectors."""
+        self.type: ArrayType = self.observation_type if self.is_raw else ((self.size,), np.dtype(np.float32))
+        """Shape and type of what a network takes for one observation."""
         super().__init__(num_moments)
         self.freeze()
 
@@ -104,12 +167,18 @@ class Inputs(RunningMoments):
             part.freeze(self)
 
     def __call__(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """Turns raw observations [B, *obs] into inputs [B, D] float32, in `out` if given."""
+        """Turns raw observations [B, *obs] into what a network takes: vectors [B, D] float32, in `out` if given, or the
+        raw observations.
+        """
+        return observations if self.is_raw else self.vectors(observations, out)
+
+    def vectors(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Returns the vector inputs of raw observations [B, *obs], [B, D] float32, in `out` if given."""
         if self._is_plain:
             return self._of_numbers(self._numbers[0], observations, out)
         if out is None:
             out = np.empty((len(observations), self.size), np.float32)
-        for columns, part in self._parts:
+        for columns, part in self._vectors:
             if isinstance(part, _Numbers):
                 self._of_numbers(part, observations, out[:, columns])
             else:
@@ -124,6 +193,12 @@ class Inputs(RunningMoments):
             return rows.astype(np.float32)
         out[...] = rows
         return out
+
+    def indices(self, observations: np.ndarray) -> np.ndarray:
+        """Returns the choices that are embedded, [B, len(choices)] int64, each from 0."""
+        if not self._indices:
+            return np.empty((len(observations), 0), np.int64)
+        return np.concatenate([part.rows(observations) for part in self._indices], axis=1)
 
     def numbers(self, observations: np.ndarray) -> np.ndarray:
         """Returns the numbers in observations [B, *obs] that have moments, [B, M] in their own type."""
@@ -147,12 +222,7 @@ class Inputs(RunningMoments):
         return f"the moments of observation {name}; have the environment, or a wrapper, give smaller ones"
 
 
-def _part_of(leaf: Leaf, num_moments: int) -> _Numbers | _OneHot | _Bits:
-    if isinstance(leaf.space, spaces.Box) and len(leaf.shape) == 3:
-        raise ValueError(
-            f"observation space {leaf.space} is an image, which is not supported: put"
-            " gymnasium.wrappers.FlattenObservation around the environment, or a wrapper that makes features of it"
-        )
+def _vector(leaf: Leaf, num_moments: int) -> _Numbers | _OneHot | _Bits:
     if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
         return _OneHot(leaf)
     return _Bits(leaf) if isinstance(leaf.space, spaces.MultiBinary) else _Numbers(leaf, num_moments)

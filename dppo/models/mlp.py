@@ -87,8 +87,8 @@ class MLP:
             weight = flat.parameters[f"{name}.weight"]
             weight[...] = orthogonal(weight.shape, gain, rng)
 
-    def policy(self, inputs: np.ndarray) -> np.ndarray:
-        return self._policy(self._run("policy", inputs)[-1])
+    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, None]:
+        return self._policy(self._run("policy", inputs)[-1]), None
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
         return self._value(self._run("value", inputs)[-1])[:, 0]

@@ -11,12 +11,13 @@ import gymnasium
 import numpy as np
 
 from dppo.config import ModelConfig, MomentsConfig
+from dppo.data import EpisodeProgress, Rollout
 from dppo.envs.leaves import ArrayType
-from dppo.models.distributions import LOG_STD_BOUNDS, DiagGaussian, Distribution, make_distribution
+from dppo.models.distributions import LOG_STD_BOUNDS, make_distribution
 from dppo.models.flat import FlatParameters
 from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
-from dppo.seams import Network
+from dppo.seams import ActionDistribution, Network
 
 MOST_PARAMETERS = 5 * 10**8
 ROWS = 8
@@ -33,24 +34,39 @@ class ActorCritic:
     """
 
     def __init__(
-        self, inputs: Inputs, network: Network, distribution: Distribution, flat: FlatParameters, description: str
+        self,
+        inputs: Inputs,
+        network: Network,
+        distribution: ActionDistribution,
+        flat: FlatParameters,
+        description: str,
+        mask_size: int = 0,
     ) -> None:
         self.inputs, self.network, self.distribution, self.flat = inputs, network, distribution, flat
         self.description = description
-        action = distribution.mode(np.zeros((1, distribution.head_size), np.float32))
-        sent = distribution.to_env(action)
-        self.sends_as_sampled = sent is action
-        """Whether the environments get actions as they were sampled."""
-        self.types: dict[str, ArrayType] = {
-            "inputs": ((inputs.size,), np.dtype(np.float32)),
-            "actions": (action.shape[1:], action.dtype),
+        sampled = distribution.mode(np.zeros((1, distribution.head_size), np.float32))
+        sent = distribution.to_env(sampled)
+        self._sends_as_sampled = sent is sampled
+        self._types: dict[str, ArrayType] = {
+            "observations": inputs.observation_type,
+            "inputs": inputs.type,
+            "masks": ((mask_size,), np.dtype(bool)),
+            "actions": distribution.action_type,
             "env_actions": (sent.shape[1:], sent.dtype),
             "heads": ((distribution.head_size,), np.dtype(np.float32)),
         }
-        """Shape and type of the columns of a rollout that the policy decides."""
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
         self._padded = np.empty((0, 0), np.float32)
+
+    def blank_rollout(self, first_row: int, rows: int, num_envs: int, progress: EpisodeProgress) -> Rollout:
+        """Returns a rollout to be filled; see `Rollout.blank`. Columns that are always equal share their memory."""
+        rollout = Rollout.blank(first_row, rows, num_envs, self._types, progress)
+        if self._sends_as_sampled:
+            rollout.env_actions = rollout.actions
+        if self.inputs.is_raw:
+            rollout.inputs = rollout.observations
+        return rollout
 
     def _head(self, outputs: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         if self._log_std is None and out is None:
@@ -64,39 +80,53 @@ class ActorCritic:
         return head
 
     def act(
-        self, inputs: np.ndarray, noise: np.ndarray, head: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Samples actions for normalised observations.
+        self,
+        inputs: np.ndarray,
+        noise: np.ndarray,
+        head: np.ndarray | None = None,
+        masks: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Samples actions.
 
         Args:
-          inputs: [N, D] float32.
-          noise: [N, noise_size] float32, of the kind that the distribution names.
-          head: [N, K] float32 to write the head into; a new array if None.
+          inputs: [N, ...], as `inputs` gives them.
+          noise: [N, noise_size] float32, of the kinds that the distribution names.
+          head: [N, K] float32 to write the head into.
+          masks: [N, M] bool: the legal actions, if some may be illegal.
 
         Returns:
-          (actions [N, *act], head [N, K]); log-probabilities and values are cheaper for a whole rollout at once.
+          (actions [N, *act], values [N] or None); log-probabilities, and values that are None here, are cheaper for a
+          whole rollout at once.
         """
         n = len(inputs)
         if n % ROWS:
             if len(self._padded) != n + -n % ROWS:
-                self._padded = np.zeros((n + -n % ROWS, inputs.shape[1]), np.float32)
+                self._padded = np.zeros((n + -n % ROWS, *inputs.shape[1:]), inputs.dtype)
             self._padded[:n] = inputs
             inputs = self._padded
-        head = self._head(self.network.policy(inputs)[:n], head)
-        return self.distribution.sample(head, noise), head
+        outputs, values = self.network.act(inputs)
+        head = self._head(outputs[:n], head)
+        if masks is not None:
+            head[...] = self.distribution.masked(head, masks)
+        return self.distribution.sample(head, noise), None if values is None else values[:n]
 
-    def greedy(self, inputs: np.ndarray) -> np.ndarray:
-        """Returns the mode of the policy, [N, *act], for inputs [N, D]."""
-        return self.distribution.mode(self._head(self.network.policy(inputs)))
+    def greedy(self, inputs: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
+        """Returns the mode of the policy, [N, *act], for inputs [N, ...] and the legal actions [N, M] bool."""
+        return self.distribution.mode(self._masked(self._head(self.network.act(inputs)[0]), masks))
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
-        """Returns values [B], in units of the normalised return, for inputs [B, D]."""
+        """Returns values [B], in units of the normalised return, for inputs [B, ...]."""
         return self.network.value(inputs)
 
-    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (head [B, K], value [B]) for inputs [B, D]; `backward` differentiates the last call."""
+    def forward(self, inputs: np.ndarray, masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (head [B, K], value [B]) for inputs [B, ...] and the legal actions [B, M] bool; `backward`
+        differentiates the last call.
+        """
         outputs, value = self.network.forward(inputs)
-        return self._head(outputs), value
+        return self._masked(self._head(outputs), masks), value
+
+    def _masked(self, head: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
+        return head if masks is None or not masks.shape[1] else self.distribution.masked(head, masks)
 
     def backward(self, d_head: np.ndarray, d_value: np.ndarray) -> None:
         """Writes the gradient for `d_head` [B, K] and `d_value` [B] into `flat.gradient`."""
@@ -140,6 +170,7 @@ def make_policy(
     moments: MomentsConfig,
     rng: np.random.Generator,
     num_sums: int = 0,
+    mask_size: int = 0,
 ) -> ActorCritic:
     """Makes a freshly initialised policy. The network is the closed-form MLP unless the configuration asks for torch.
 
@@ -148,6 +179,7 @@ def make_policy(
       action_space: Discrete, MultiDiscrete, MultiBinary or Box.
       rng: the generator of the initial weights.
       num_sums: the number of metric sums that travel behind the gradient.
+      mask_size: the number of actions that the environments' masks speak of; 0: they have none.
 
     Raises:
       ValueError: a space is not supported, or the factory does not work.
@@ -155,34 +187,52 @@ def make_policy(
     inputs = Inputs(observation_space, moments)
     distribution = make_distribution(action_space)
     outputs = distribution.network_outputs
-    log_std = {"log_std": (outputs,)} if isinstance(distribution, DiagGaussian) else {}
-    layers = " x ".join(map(str, cfg.hidden))
+    log_std: dict[str, tuple[int, ...]] = {"log_std": (distribution.log_std_size,)} if distribution.log_std_size else {}
     network: Network
-    shapes = MLP.shapes(inputs.size, cfg.hidden, outputs)
-    if cfg.factory is None:
-        _require_trainable(cfg, shapes)
-    if cfg.factory is None and cfg.backend != "torch":
-        flat = FlatParameters(shapes | log_std, num_sums)
+    if cfg.factory is None and cfg.backend != "torch" and not inputs.is_raw:
+        _require_trainable(cfg, MLP.shapes(inputs.size, cfg.hidden, outputs))
+        flat = FlatParameters(MLP.shapes(inputs.size, cfg.hidden, outputs) | log_std, num_sums)
         network = MLP(flat, len(cfg.hidden), cfg.activation)
         MLP.initialise(flat, len(cfg.hidden), rng)
-        description = f"MLP {layers} {cfg.activation}, closed-form gradient in NumPy"
+        description = f"{_layers(cfg)}, closed-form gradient in NumPy"
     else:
-        import torch
-
-        from dppo.models.torch_network import TorchMLP, TorchNetwork, module_from_factory
-
-        seed = int(rng.integers(2**31))
-        torch.manual_seed(seed)
-        if cfg.factory is None:
-            module: torch.nn.Module = TorchMLP(inputs.size, cfg.hidden, outputs, cfg.activation)
-            description = f"MLP {layers} {cfg.activation}, torch autograd"
-        else:
-            with _global_generators(seed):
-                module = module_from_factory(cfg.factory, inputs.size, outputs)
-            description = f"{cfg.factory}, torch autograd"
-        flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
-        network = TorchNetwork(flat, module)
+        network, flat, description = _torch_network(inputs, cfg, outputs, log_std, num_sums, int(rng.integers(2**31)))
     if log_std:
         flat.parameters["log_std"][...] = cfg.log_std_init
         flat.bound("log_std", *LOG_STD_BOUNDS)
-    return ActorCritic(inputs, network, distribution, flat, f"{description}, {flat.size} parameters")
+    return ActorCritic(inputs, network, distribution, flat, f"{description}, {flat.size} parameters", mask_size)
+
+
+def _layers(cfg: ModelConfig) -> str:
+    return f"MLP {' x '.join(map(str, cfg.hidden))} {cfg.activation}"
+
+
+def _torch_network(
+    inputs: Inputs, cfg: ModelConfig, outputs: int, log_std: dict[str, tuple[int, ...]], num_sums: int, seed: int
+) -> tuple[Network, FlatParameters, str]:
+    """Makes a network of torch, with its parameters and a phrase on it: of the factory, with encoders, or the MLP."""
+    import torch
+
+    from dppo.models.encoders import EncodedModule, EncodedNetwork
+    from dppo.models.torch_network import TorchMLP, TorchNetwork, module_from_factory
+
+    torch.manual_seed(seed)
+    if cfg.factory is not None:
+        if inputs.is_raw:
+            raise ValueError(
+                f"model.factory={cfg.factory} takes vectors, and these observations have images or choices of more than"
+                " 64 values: leave model.factory out, or put gymnasium.wrappers.FlattenObservation around the"
+                " environment"
+            )
+        with _global_generators(seed):
+            module = module_from_factory(cfg.factory, inputs.size, outputs)
+        flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
+        return TorchNetwork(flat, module), flat, f"{cfg.factory}, torch autograd"
+    if inputs.is_raw:
+        encoded = EncodedModule(inputs, outputs, cfg)
+        flat = FlatParameters(TorchNetwork.shapes(encoded) | log_std, num_sums)
+        return EncodedNetwork(flat, encoded, inputs), flat, f"{encoded.description}, {_layers(cfg)}, torch autograd"
+    _require_trainable(cfg, MLP.shapes(inputs.size, cfg.hidden, outputs))
+    module = TorchMLP(inputs.size, cfg.hidden, outputs, cfg.activation)
+    flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
+    return TorchNetwork(flat, module), flat, f"{_layers(cfg)}, torch autograd"

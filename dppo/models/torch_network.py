@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,28 +40,40 @@ def module_from_factory(factory: str, observation_size: int, num_outputs: int) -
     return module
 
 
+def orthogonal_(layer: torch.nn.Linear | torch.nn.Conv2d, gain: float) -> None:
+    """Sets a layer's bias to 0 and its weight to an orthogonal one times `gain`; see models/mlp.py for the sources."""
+    torch.nn.init.orthogonal_(layer.weight, gain)
+    if layer.bias is not None:
+        torch.nn.init.zeros_(layer.bias)
+
+
+def make_towers(
+    num_inputs: int, hidden: Sequence[int], num_outputs: int, activation: str
+) -> tuple[torch.nn.Sequential, torch.nn.Sequential]:
+    """Makes the policy's tower and the value's, with the initial weights of the closed-form MLP."""
+    nonlinearity = torch.nn.ReLU if activation == "relu" else torch.nn.Tanh
+
+    def tower(outputs: int) -> torch.nn.Sequential:
+        layers: list[torch.nn.Module] = []
+        for i, (fan_in, fan_out) in enumerate(itertools.pairwise((num_inputs, *hidden, outputs))):
+            layers += [torch.nn.Linear(fan_in, fan_out)]
+            layers += [nonlinearity()] if i < len(hidden) else []
+        return torch.nn.Sequential(*layers)
+
+    policy, value = tower(num_outputs), tower(1)
+    for tower_, last_gain in ((policy, 0.01), (value, 1.0)):
+        linear = [layer for layer in tower_ if isinstance(layer, torch.nn.Linear)]
+        for layer in linear:
+            orthogonal_(layer, last_gain if layer is linear[-1] else 2.0**0.5)
+    return policy, value
+
+
 class TorchMLP(torch.nn.Module):
     """The default network as a torch module."""
 
     def __init__(self, observation_size: int, hidden: Sequence[int], num_outputs: int, activation: str) -> None:
         super().__init__()
-        nonlinearity = torch.nn.ReLU if activation == "relu" else torch.nn.Tanh
-
-        def tower(outputs: int) -> torch.nn.Sequential:
-            sizes = [observation_size, *hidden, outputs]
-            layers: list[torch.nn.Module] = []
-            for i, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-                layers += [torch.nn.Linear(fan_in, fan_out)]
-                layers += [nonlinearity()] if i < len(hidden) else []
-            return torch.nn.Sequential(*layers)
-
-        self.policy_tower, self.value_tower = tower(num_outputs), tower(1)
-        with torch.no_grad():
-            for layers, last_gain in ((self.policy_tower, 0.01), (self.value_tower, 1.0)):
-                linear = [m for m in layers if isinstance(m, torch.nn.Linear)]
-                for layer in linear:
-                    torch.nn.init.orthogonal_(layer.weight, last_gain if layer is linear[-1] else 2.0**0.5)
-                    torch.nn.init.zeros_(layer.bias)
+        self.policy_tower, self.value_tower = make_towers(observation_size, hidden, num_outputs, activation)
 
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.policy_tower(inputs), self.value_tower(inputs)[:, 0]
@@ -87,16 +100,20 @@ class TorchNetwork:
         """Returns names and shapes of the module's parameters, in the order in which they lie in the flat vector."""
         return {name: tuple(p.shape) for name, p in module.named_parameters()}
 
-    def policy(self, inputs: np.ndarray) -> np.ndarray:
+    def _argument(self, inputs: np.ndarray) -> Any:
+        """Returns what the module takes for inputs [B, ...]."""
+        return torch.from_numpy(inputs)
+
+    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
-            return self._module(torch.from_numpy(inputs))[0].numpy()
+            return self._module(self._argument(inputs))[0].numpy(), None
 
     def value(self, inputs: np.ndarray) -> np.ndarray:
         with torch.no_grad():
-            return self._module(torch.from_numpy(inputs))[1].numpy()
+            return self._module(self._argument(inputs))[1].numpy()
 
     def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        outputs, value = self._module(torch.from_numpy(inputs))
+        outputs, value = self._module(self._argument(inputs))
         self._outputs = (outputs, value)
         return outputs.detach().numpy(), value.detach().numpy()
 

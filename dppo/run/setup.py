@@ -133,7 +133,7 @@ def _first_step(parts: Parts) -> str:
     assert parts.envs is not None
     observations = parts.envs.reset()
     first = np.array(observations[0])
-    actions = parts.policy.greedy(parts.policy.inputs(observations))
+    actions = parts.policy.greedy(parts.policy.inputs(observations), parts.envs.masks)
     step = parts.envs.step(parts.policy.distribution.to_env(actions))
     both = np.stack((first, step.observations[0]))
     span = f"{both.min():.4g} to {both.max():.4g}" if both.size else "nothing"

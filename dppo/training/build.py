@@ -18,8 +18,7 @@ from dppo.algo.moments import RewardScale
 from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
-from dppo.data import EnvState, bytes_per_step
-from dppo.envs.leaves import array_type
+from dppo.data import NO_PROGRESS, EnvState
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import ActorCritic, make_policy
@@ -118,7 +117,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         spaces = envs.observation_space, envs.action_space
         policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
         if worker is not None:
-            _require_memory(config, envs, policy)
+            _require_memory(config, policy)
         rewards = RewardScale(is_used=config.moments.returns)
         learner = Learner(policy, rewards, config, number)
         state = TrainingState(policy.flat, policy.inputs, rewards, config)
@@ -129,11 +128,10 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
 
 
-def _require_memory(config: Config, envs: VectorEnv, policy: ActorCritic) -> None:
+def _require_memory(config: Config, policy: ActorCritic) -> None:
     """Raises ValueError, with the repair, if the rollouts of this node's workers do not fit into its memory."""
     assert config.horizon is not None, "the configuration is resolved"
-    types = policy.types | {"observations": array_type(envs.observation_space)}
-    wanted = config.horizon * config.num_envs * bytes_per_step(types)
+    wanted = config.horizon * config.num_envs * policy.blank_rollout(0, 1, 1, NO_PROGRESS).num_bytes
     there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
     if wanted * max(1, ranks - 1) > there:
         raise ValueError(

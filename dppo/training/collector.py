@@ -102,21 +102,23 @@ class Collector:
         assert self._observations is not None
         n, first_row = self.envs.num_envs, self.row
         current = self._observations
-        types = self.policy.types | {"observations": (current.shape[1:], current.dtype)}
-        rollout = Rollout.blank(first_row, horizon, n, types, self._sums.progress(self._seeds.episodes))
-        if self.policy.sends_as_sampled:
-            rollout.env_actions = rollout.actions
+        rollout = self.policy.blank_rollout(first_row, horizon, n, self._sums.progress(self._seeds.episodes))
         observations, inputs, heads = rollout.observations, rollout.inputs, rollout.heads
         rewards = np.empty((horizon, n))  # in the environments' own precision, for the episodes' returns
         noise = self._noise.rows(first_row, horizon)
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
         encode, act, to_env = self.policy.inputs, self.policy.act, self.policy.distribution.to_env
-        t = 0
+        t, values = 0, None
         while t < horizon and not (interrupt is not None and interrupt()):
             if t >= least and enough is not None and enough():
                 break
             observations[t] = current
-            action, _ = act(encode(current, inputs[t]), noise[t], heads[t])
+            masks = self.envs.masks
+            if masks is not None:
+                rollout.masks[t] = masks
+            action, values = act(encode(current, inputs[t]), noise[t], heads[t], masks)
+            if values is not None:
+                rollout.values[t] = values
             env_action = to_env(action)
             rollout.actions[t], rollout.env_actions[t] = action, env_action
             try:
@@ -139,7 +141,7 @@ class Collector:
         self._observations = current.copy()
         self.row += t
         rollout.cut(t)
-        self._complete(rollout, version, rewards[:t], finals)
+        self._complete(rollout, version, rewards[:t], finals, needs_values=values is None)
         self._check_finite(rollout)
         return rollout
 
@@ -149,12 +151,15 @@ class Collector:
         version: int,
         rewards: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
+        *,
+        needs_values: bool,
     ) -> None:
         """Adds what is cheaper for all rows at once: final observations, values, log-probabilities and episodes.
 
         Args:
           rewards: [T, N] float64.
           finals: (row, environments, their last observations) of the rows in which episodes ended.
+          needs_values: whether the rows have no values yet.
         """
         assert self._observations is not None
         t, n = rewards.shape
@@ -166,11 +171,11 @@ class Collector:
             rollout.final_observations = np.concatenate([obs for _, _, obs in finals])
         ends = rollout.final_rows, rollout.final_envs
         if t:
-            policy, actions = self.policy, rollout.actions
-            rollout.values[...] = policy.value(rollout.inputs.reshape(t * n, -1)).reshape(t, n)
-            rollout.log_probs[...] = policy.distribution.evaluate(
-                rollout.heads.reshape(t * n, -1), actions.reshape(t * n, *actions.shape[2:])
-            )[0].reshape(t, n)
+            policy, steps = self.policy, rollout.all_steps
+            if needs_values:
+                rollout.values[...] = policy.value(steps(rollout.inputs)).reshape(t, n)
+            log_probs, _, _ = policy.distribution.evaluate(steps(rollout.heads), steps(rollout.actions))
+            rollout.log_probs[...] = log_probs.reshape(t, n)
             rollout.next_values[:-1] = rollout.values[1:]
             rollout.next_values[-1] = policy.value(policy.inputs(self._observations))
             if finals:

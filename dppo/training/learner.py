@@ -15,7 +15,7 @@ import numpy as np
 from dppo.algo import losses, returns
 from dppo.algo.moments import RewardScale
 from dppo.config import Config
-from dppo.data import Batch, EpisodeProgress, Minibatch, Rollout
+from dppo.data import NO_PROGRESS, Batch, Minibatch, Rollout
 from dppo.models.flat import first_not_finite, is_finite
 from dppo.models.policy import ActorCritic
 from dppo.seeding import Purpose, generator
@@ -57,11 +57,8 @@ class Learner:
 
     def one_sample(self) -> Minibatch:
         """Returns a minibatch of one sample, which shows shapes and types; its values mean nothing."""
-        types = self.policy.types | {"observations": ((), np.dtype(np.float32))}
-        none = np.empty(0, np.int64)
         number = np.zeros((1, 1), np.float32)
-        rollout = Rollout.blank(0, 1, 1, types, EpisodeProgress(none, none, none))
-        return Minibatch.of(rollout, advantages=number, returns=number)
+        return Minibatch.of(self.policy.blank_rollout(0, 1, 1, NO_PROGRESS), advantages=number, returns=number)
 
     @property
     def num_statistics(self) -> int:
@@ -102,8 +99,8 @@ class Learner:
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns advantages, targets and values of the present policy, which may be newer than the one that acted."""
         t, n = rewards.shape
-        head, value = self.policy.forward(rollout.inputs.reshape(t * n, -1))
-        actions = rollout.actions.reshape(t * n, *rollout.actions.shape[2:])
+        inputs, masks, actions = map(rollout.all_steps, (rollout.inputs, rollout.masks, rollout.actions))
+        head, value = self.policy.forward(inputs, masks)
         log_probs = self.policy.distribution.evaluate(head, actions)[0].reshape(t, n)
         values = value.reshape(t, n).copy()
         # where the next value is that of the next row, it is the present critic's, too; elsewhere it remains the acting
@@ -161,7 +158,7 @@ class Learner:
         if not len(samples):
             flat.summed[:] = 0.0
             return
-        head, value = self.policy.forward(samples.inputs)
+        head, value = self.policy.forward(samples.inputs, samples.masks)
         if self._ppo:
             loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, last_kl)
         else:

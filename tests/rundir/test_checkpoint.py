@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 
 from dppo.data import EnvState
+from dppo.envs.leaves import are_equal
 from dppo.rundir import checkpoint as module
 from dppo.rundir.checkpoint import (
     Checkpoint,
@@ -114,6 +115,23 @@ def test_arrays_of_any_kind_come_out_as_they_went_in(tmp_path: Path, array: np.n
     read = read_checkpoint(checkpoint_folders(tmp_path)[0]).ranks[1][1][0].observation
     assert (read.dtype, read.shape) == (array.dtype, array.shape)
     np.testing.assert_array_equal(read, array)
+
+
+def test_values_of_dicts_and_tuples_come_out_leaf_by_leaf(tmp_path: Path) -> None:
+    """As plain tensors, which any reader of safetensors opens."""
+    dtype = np.dtype([("camera", np.uint8, (2, 2)), ("arm", [("0", np.float32), ("1", np.int64)])], align=True)
+    observation, actions = np.zeros((), dtype), np.zeros(3, dtype)
+    observation["camera"], observation["arm"]["0"], actions["arm"]["1"] = 7, 0.5, [1, 2, 3]
+    saved = make_checkpoint(100)
+    env = saved.ranks[1][1][0]
+    env.observation, env.actions, env.last_actions = observation, actions, actions[:0]
+    folder = write_checkpoint(tmp_path, saved, keep=3)
+    names = set(safetensors.torch.load_file(folder / "rank_00001.safetensors"))
+    assert {"observation/0/camera", "observation/0/arm/0", "actions/0/arm/1", "last_actions/0/camera"} <= names
+    read = read_checkpoint(folder).ranks[1][1][0]
+    for name in ("observation", "actions", "last_actions"):
+        assert are_equal(getattr(read, name), getattr(env, name)), name
+        assert getattr(read, name).shape == getattr(env, name).shape
 
 
 def test_the_folder_holds_what_the_documents_say(tmp_path: Path) -> None:

@@ -1,0 +1,194 @@
+"""The torch network for observations with images or many-valued choices: encoders, then the towers of the MLP.
+
+Each image has an encoder of its own; its features, the embeddings of choices and the vector inputs are concatenated
+before the towers. With `model.shared`, the policy and the value use the same encoders, which then run once per row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+
+from dppo.models.torch_network import TorchNetwork, make_towers, orthogonal_
+
+if TYPE_CHECKING:
+    from dppo.config import ModelConfig
+    from dppo.models.flat import FlatParameters
+    from dppo.models.inputs import Inputs
+
+MOST_ROWS = 256
+"""The most rows whose values are computed at once: a rollout's activations would take gigabytes."""
+EMBEDDING = 32
+"""Features of a many-valued choice."""
+LEAST_NATURE = 36
+"""The least height and width of an image for the Nature encoder: its three convolutions leave nothing of a smaller one.
+"""
+
+Parts = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
+"""The parts of a network's inputs: vectors [B, D] float32, choices [B, C] int64, images [B, channels, height, width]
+float32 each."""
+
+
+def nature(channels: int, height: int, width: int) -> tuple[nn.Module, int]:
+    """Makes the encoder of three convolutions. Returns it and its number of features.
+
+    Source: Mnih et al. 2015, methods (model architecture).
+    """
+    layers = [
+        nn.Conv2d(channels, 32, 8, 4), nn.ReLU(), nn.Conv2d(32, 64, 4, 2), nn.ReLU(), nn.Conv2d(64, 64, 3, 1), nn.ReLU()
+    ]  # fmt: skip
+    return _with_features(layers, (channels, height, width), 512), 512
+
+
+class _Residual(nn.Module):
+    """A residual block of two convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.second(torch.relu(self.first(torch.relu(x))))
+
+
+def impala(channels: int, height: int, width: int) -> tuple[nn.Module, int]:
+    """Makes the residual encoder of three sections. Returns it and its number of features.
+
+    Source: Espeholt et al. 2018 (IMPALA), figure 3, the large architecture without its LSTM.
+    """
+    layers: list[nn.Module] = []
+    before = channels
+    for section in (16, 32, 32):
+        layers += [nn.Conv2d(before, section, 3, padding=1), nn.MaxPool2d(3, 2, padding=1)]
+        layers += [_Residual(section), _Residual(section)]
+        before = section
+    return _with_features([*layers, nn.ReLU()], (channels, height, width), 256), 256
+
+
+def small(channels: int, height: int, width: int) -> tuple[nn.Module, int]:
+    """Makes an encoder for images that are too small for the others' strides. Returns it and its number of features.
+
+    Source: three convolutions, as in torch-ac's starter files for MiniGrid (Willems 2018), here without pooling.
+    """
+    layers: list[nn.Module] = []
+    for before, after in ((channels, 16), (16, 32), (32, 64)):
+        layers += [nn.Conv2d(before, after, 3, padding=1), nn.ReLU()]
+    return _with_features(layers, (channels, height, width), 128), 128
+
+
+def _with_features(layers: list[nn.Module], shape: tuple[int, int, int], size: int) -> nn.Module:
+    """Appends the dense layer that turns what the convolutions give for images of `shape` into `size` features."""
+    convolutions = nn.Sequential(*layers, nn.Flatten())
+    with torch.no_grad():
+        width = convolutions(torch.zeros(1, *shape)).shape[1]
+    return nn.Sequential(convolutions, nn.Linear(width, size), nn.ReLU())
+
+
+ENCODERS: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {"nature": nature, "impala": impala}
+
+
+def make_encoder(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, int]:
+    """Makes the encoder `model.encoder` for images [channels, height, width]. Returns it and its number of features.
+
+    Raises:
+      ValueError: the images are too small for it.
+    """
+    is_small = min(shape[1:]) < LEAST_NATURE
+    if name == "auto":
+        return (small if is_small else nature)(*shape)
+    if name == "nature" and is_small:
+        raise ValueError(
+            f"model.encoder=nature needs images of at least {LEAST_NATURE} x {LEAST_NATURE}, and these are"
+            f" {shape[1]} x {shape[2]}: use model.encoder=auto or impala"
+        )
+    return ENCODERS[name](*shape)
+
+
+class _Torso(nn.Module):
+    """Encoders of all images and embeddings of all choices, for both towers or for one."""
+
+    def __init__(self, inputs: Inputs, encoder: str) -> None:
+        super().__init__()
+        made = [make_encoder(encoder, image.shape) for image in inputs.images]
+        self.encoders = nn.ModuleList(module for module, _ in made)
+        self.embeddings = nn.ModuleList(nn.Embedding(size, EMBEDDING) for size in inputs.choices)
+        self.size = inputs.size + sum(size for _, size in made) + EMBEDDING * len(self.embeddings)
+        for module in self.encoders.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                orthogonal_(module, math.sqrt(2.0))
+
+    def forward(self, parts: Parts) -> torch.Tensor:
+        vectors, choices, images = parts
+        features = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
+        features += [embedding(choices[:, i]) for i, embedding in enumerate(self.embeddings)]
+        return torch.cat([vectors, *features], dim=1)
+
+
+class EncodedModule(nn.Module):
+    """The default network where observations have images or many-valued choices.
+
+    Args:
+      inputs: the parts of an observation.
+      num_outputs: the number of the policy's outputs.
+    """
+
+    def __init__(self, inputs: Inputs, num_outputs: int, cfg: ModelConfig) -> None:
+        super().__init__()
+        self.is_shared = cfg.shared
+        torsos = [_Torso(inputs, cfg.encoder) for _ in range(1 if cfg.shared else 2)]
+        self.torsos = nn.ModuleList(torsos)
+        size = torsos[0].size
+        parts = [f"{cfg.encoder} encoder"] * bool(inputs.images) + ["embeddings"] * bool(inputs.choices)
+        self.description = " and ".join(parts) + " of policy and value" * cfg.shared
+        """A phrase for the log."""
+        self.policy_tower, self.value_tower = make_towers(size, cfg.hidden, num_outputs, cfg.activation)
+
+    def policy(self, parts: Parts) -> torch.Tensor:
+        """Returns the policy's outputs [B, K']."""
+        outputs: torch.Tensor = self.policy_tower(self.torsos[0](parts))
+        return outputs
+
+    def value(self, parts: Parts) -> torch.Tensor:
+        """Returns the values [B]."""
+        values: torch.Tensor = self.value_tower(self.torsos[-1](parts))[:, 0]
+        return values
+
+    def forward(self, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+        if not self.is_shared:
+            return self.policy(parts), self.value(parts)
+        features = self.torsos[0](parts)
+        return self.policy_tower(features), self.value_tower(features)[:, 0]
+
+
+class EncodedNetwork(TorchNetwork):
+    """`EncodedModule` behind the seam of networks. It takes raw observations [B, *obs]."""
+
+    def __init__(self, flat: FlatParameters, module: EncodedModule, inputs: Inputs) -> None:
+        super().__init__(flat, module)
+        self._encoded, self._inputs = module, inputs
+
+    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        parts = self._argument(inputs)
+        with torch.no_grad():
+            if not self._encoded.is_shared:
+                return self._encoded.policy(parts).numpy(), None
+            outputs, values = self._encoded(parts)
+            return outputs.numpy(), values.numpy()
+
+    def value(self, inputs: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            pieces = [inputs[i : i + MOST_ROWS] for i in range(0, len(inputs), MOST_ROWS)]
+            return np.concatenate([self._encoded.value(self._argument(piece)).numpy() for piece in pieces])
+
+    def _argument(self, inputs: np.ndarray) -> Parts:
+        images = []
+        for image in self._inputs.images:
+            pixels = torch.from_numpy(image.of(inputs)).float()
+            images.append((pixels - image.low if image.low else pixels) * image.scale)
+        vectors, indices = self._inputs.vectors(inputs), self._inputs.indices(inputs)
+        return torch.from_numpy(vectors), torch.from_numpy(indices), images
