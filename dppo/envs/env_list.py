@@ -19,7 +19,7 @@ from dppo.envs.observations import require_leaves
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.registration import make_from
 from dppo.envs.restarts import Restarts
-from dppo.envs.returned import Returned
+from dppo.envs.returned import Returned, copied
 from dppo.seams import EpisodeSeed
 
 
@@ -86,7 +86,7 @@ class EnvList:
         self._start()
         for index in range(self.num_envs):
             self.begin_episode(index)
-        return self._rows[0][0].copy()
+        return copied(self._rows[0][0])
 
     def begin_episode(self, index: int) -> np.ndarray:
         observation = self._begin_by(index, self._episode_seed(index))
@@ -105,20 +105,23 @@ class EnvList:
         if masks is not None:
             masks.turn()
         info: dict[str, Any] = {}
+        failure: Exception | None = None
         for index, (step, action) in enumerate(zip(self._steps, self._split_actions(actions), strict=True)):
             try:
                 observation, rewards[index], terminated, truncated, info = take(step(action))
                 if masks is not None and not (terminated or truncated):
                     masks.read(index, self._envs[index], observation, info, "step")
             except Exception as error:
-                if not self._restart(index, error):
-                    raise
+                failure = error
+            if failure is not None:
+                self._restart(index, failure)
+                failure = None
                 failed.append(index)
                 observation, rewards[index], terminated, truncated = self._rows[1][0][index], 0.0, False, True
             if terminated or truncated:
                 terminations[index], truncations[index] = terminated, truncated
                 final_envs.append(index)
-                final_observations.append(self._returned.copied(observation))
+                final_observations.append(copied(observation, self._dtype))
                 observation = self._begin_by(index, self._episode_seed(index))
             observations[index] = observation
         if self._restarts.total:
@@ -144,17 +147,18 @@ class EnvList:
         failed = []
         for index, (seed, history) in enumerate(zip(seeds, actions, strict=True)):
             earned = np.zeros(len(history))
+            failure = None
             try:
-                done = self._replay(index, seed, history, deadline, earned)
+                if not self._replay(index, seed, history, deadline, earned):
+                    failed.append(index)
             except Exception as error:
-                if not self._restart(index, error):
-                    raise
-                done = False
-            if not done:
+                failure = error
+            if failure is not None:
+                self._restart(index, failure)
                 failed.append(index)
             if rewards is not None:
                 rewards.append(earned)
-        return self._rows[0][0].copy(), failed
+        return copied(self._rows[0][0]), failed
 
     def close(self) -> None:
         with contextlib.ExitStack() as each:  # also where one raises
@@ -180,8 +184,8 @@ class EnvList:
             try:
                 return self._begin(index, seed)
             except Exception as error:
-                if not self._restart(index, error):
-                    raise
+                failure = error
+            self._restart(index, failure)
 
     def _begin(self, index: int, seed: int) -> np.ndarray:
         env = self._envs[index]
@@ -193,25 +197,25 @@ class EnvList:
                 self._masks, self._may_come_late = None, True
         return observation
 
-    def _restart(self, index: int, error: Exception) -> bool:
-        """Makes an environment anew that has raised `error`. Returns False if it may not be."""
-        first, name = error, f"environment {self._first_env + index} of {self.description}"
-        error.add_note(f"raised by {name}")
-        while self._restarts.allow(index, error, name):
+    def _restart(self, index: int, error: Exception) -> None:
+        """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
+        handling of `error`, which else would seem to be the cause of what the constructor raises.
+        """
+        name = f"environment {self._first_env + index} of {self.description}"
+        while True:
+            error.add_note(f"raised by {name}")
+            if not self._restarts.allow(index, error, name):
+                raise error
             with contextlib.suppress(Exception):  # it is broken
                 self._envs[index].close()
             try:
                 with kept_as_it_was():
                     env = self._make()
             except Exception as another:
-                another.add_note(f"raised by {name}")
                 error = another
-            else:
-                self._envs[index], self._steps[index] = env, env.step
-                return True
-        if error is first:
-            return False
-        raise error
+                continue
+            self._envs[index], self._steps[index] = env, env.step
+            return
 
     def _make(self) -> gymnasium.Env[Any, Any]:
         # The passive checker is for those who write environments, and costs time in every step.

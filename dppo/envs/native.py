@@ -19,7 +19,7 @@ from dppo.envs.leaves import to_value
 from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks
 from dppo.envs.observations import require_leaves
 from dppo.envs.registration import make_from
-from dppo.envs.returned import Returned
+from dppo.envs.returned import Returned, copied
 from dppo.seams import EpisodeSeed
 
 
@@ -86,7 +86,7 @@ class NativeVector:
     def step(self, actions: np.ndarray) -> Step:
         # Copies: the form may write to its actions, reuse the memory that it returns, or return arrays not of NumPy.
         raw, raw_rewards, terminated, truncated, infos = five(self._env.step(to_value(self.action_space, actions)))
-        observations = self._returned.copied(self._returned.observation(raw))
+        observations = copied(self._returned.observation(raw), self._returned.dtype)
         rewards = numbers("rewards", raw_rewards, self.num_envs)
         terminations = truths("terminations", terminated, self.num_envs)
         truncations = truths("truncations", truncated, self.num_envs)
@@ -104,8 +104,7 @@ class NativeVector:
         if self._mode is AutoresetMode.SAME_STEP:
             final_observations = self._finals(infos, final_envs)
         else:
-            final_observations = np.zeros((len(final_envs), *observations.shape[1:]), observations.dtype)
-            final_observations[...] = observations[final_envs]
+            final_observations = copied(observations[final_envs])
         if self._mode is AutoresetMode.NEXT_STEP:
             self._resets_next = ended
             if self._masks is not None:

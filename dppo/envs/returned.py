@@ -37,7 +37,7 @@ class Returned:
         """Returns a copy of the observation that reset() has returned, and the info."""
         if not (isinstance(result, tuple | list) and len(result) == 2 and isinstance(result[1], dict)):
             raise ValueError(f"reset() returned {show(result)}; expected (observation, info), info a dict: {REPAIR}")
-        return self.copied(self.observation(result[0])), result[1]
+        return copied(self.observation(result[0]), self.dtype), result[1]
 
     def by_step(self, result: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Returns observation (as `observation` does), reward, terminated, truncated, info."""
@@ -51,7 +51,7 @@ class Returned:
             or observation.shape != self.shape
         ):
             observation = self.observation(observation)
-        if reward.__class__ not in _NUMBERS:
+        if reward.__class__ is not float and reward.__class__ not in _NUMBERS:
             reward = number(reward)
         if terminated is False and truncated is False:
             pass  # nearly always, and quicker than to look up their types
@@ -61,10 +61,13 @@ class Returned:
             raise ValueError(f"step() returned the info {show(info)}; expected a dict: {REPAIR}")
         return observation, reward, terminated, truncated, info
 
-    def copied(self, observation: Any) -> np.ndarray:
-        """Returns a copy of a checked observation; what lies between the fields of a structured one is zero."""
-        if self.dtype.names is None:
-            return np.array(observation, self.dtype)
-        copy = np.zeros(self.shape, self.dtype)
-        copy[...] = observation
-        return copy
+
+def copied(values: Any, dtype: np.dtype[Any] | None = None) -> np.ndarray:
+    """Returns a copy of checked values, in which the bytes between the fields of a structured type are zero."""
+    if dtype is None:
+        dtype = values.dtype
+    if dtype.names is None:
+        return np.array(values, dtype)
+    copy = np.zeros(values.shape, dtype)
+    copy[...] = values
+    return copy
