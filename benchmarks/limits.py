@@ -60,7 +60,7 @@ SHARES = {  # environment: environments per worker, as in the flags or the prese
 PROFILES = {"CartPole-v1": "--total-steps 100000", "HalfCheetah-v5": f"{EQUAL_WORK} --total-steps 20480"}
 PROFILE_RUNS = 3
 PROFILED = {  # parts of an iteration: the calls that are timed, without those inside that belong to another part
-    "collect: environment": "envs.vector.EnvList.step envs.cartpole.CartPoleVector.step",
+    "collect: environment": "envs.env_list.EnvList.step envs.cartpole.CartPoleVector.step",
     "collect: act": "models.policy.ActorCritic.act",
     "collect: normalise": "models.inputs.Inputs.__call__",
     "collect: values of the rollout": "models.policy.ActorCritic.value",

@@ -285,6 +285,12 @@ class Config(Section):
     on_worker_error: Literal["abort", "continue"] = "abort"
     """A rank's own exception, or its stall past log.stall_abort_s, ends the job; continue: it is a death like any
     other, which the others survive (mpirun --with-ft ulfm)."""
+    on_env_error: Literal["abort", "restart"] = "abort"
+    """An environment that raises in reset or step, or returns what is not right, ends the run; restart: it is made
+    anew, and its episode counts as truncated."""
+    max_env_restarts: Annotated[int, at_least(1, 1e6)] = 10
+    """on_env_error restart: an environment that fails again after this many restarts in a row, without a successful
+    step between, ends the run."""
     time_limit_s: Annotated[float | None, positive(LONGEST_S)] = None
     """Save and exit with code 75 before this many seconds have passed since the start."""
     dry_run: bool = False

@@ -2,7 +2,7 @@
 
 | seam | made in |
 |---|---|
-| `VectorEnv` | envs/vector.py, envs/cartpole.py |
+| `VectorEnv` | envs/vector.py: envs/env_list.py, envs/native.py, envs/cartpole.py |
 | `Distribution`, `ActionDistribution`, `Network` | models/ |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
@@ -39,7 +39,11 @@ class Closable(Protocol):
 
 
 class VectorEnv(Protocol):
-    """N environments of one kind that a worker steps together."""
+    """N environments of one kind that a worker steps together.
+
+    Observations [N, *obs] and actions [N, *act] are arrays of their space's type (dppo/envs/leaves.py): plain arrays,
+    or structured arrays [N] of a Dict or a Tuple.
+    """
 
     num_envs: int
     observation_space: gymnasium.Space[Any]
@@ -50,6 +54,28 @@ class VectorEnv(Protocol):
     """Whether every episode begins with a seed of its own, so that seed and actions restore it."""
     description: str
     """A short phrase for the log."""
+
+    @property
+    def mask_size(self) -> int:
+        """M, the number of choices in the discrete parts of the action space, in the order of its leaves, if the
+        environments say which of these are legal; else 0. May reset the first environment, but does not call
+        `episode_seed`.
+        """
+        ...
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        """[N, M] bool, the legal choices for the observations that were returned last; None if M is 0. Lives as long as
+        the arrays of a `Step`, except that `begin_episode` overwrites its row.
+        """
+        ...
+
+    @property
+    def restarts(self) -> int:
+        """How often an environment was made anew, because it had raised an error or had returned what is not right.
+        The row of such a step is a truncation, its reward 0, its last observation the one before the step.
+        """
+        ...
 
     def reset(self) -> np.ndarray:
         """Begins an episode in every environment, seeded by `episode_seed`. Returns [N, *obs]."""
@@ -68,15 +94,17 @@ class VectorEnv(Protocol):
     ) -> tuple[np.ndarray, list[int]]:
         """Resets each environment i with `seeds[i]` and takes the actions `actions[i]` [L_i, *act].
 
-        Returns the observations [N, *obs], and the environments whose episode ended on the way or whose replay was not
-        done by time.monotonic() `deadline`. The observations of these environments are not valid, and each of them
-        needs `begin_episode` before the next step. If `rewards` is given, the rewards of each environment, [L_i]
-        float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
+        Returns the observations [N, *obs], and the environments whose episode ended on the way, that had to be made
+        anew, or whose replay was not done by time.monotonic() `deadline`. The observations of these environments are
+        not valid, and each of them needs `begin_episode` before the next step. If `rewards` is given, the rewards of
+        each environment, [L_i] float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
         """
         ...
 
     def begin_episode(self, index: int) -> np.ndarray:
-        """Gives up an environment's episode and begins its next one. Returns [*obs]. Only if `replayable`."""
+        """Gives up an environment's episode and begins its next one. Returns [*obs], and overwrites this row of the
+        observations that `step` returned last. Only if `replayable`.
+        """
         ...
 
     def close(self) -> None: ...

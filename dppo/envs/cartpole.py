@@ -37,6 +37,8 @@ class CartPoleVector:
     """
 
     replayable = True
+    mask_size, masks = 0, None
+    restarts = 0
 
     def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed) -> None:
         assert spec.max_episode_steps is not None

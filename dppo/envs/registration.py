@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from dppo.envs.reasons import reason
@@ -75,15 +74,3 @@ def keep_mujoco_quiet(spec: EnvSpec) -> None:
         return  # the attempt to make the environment says so
     if mujoco.get_mju_user_warning() is None:
         mujoco.set_mju_user_warning(lambda text: None if "is deprecated" in text else warnings.warn(text, stacklevel=2))
-
-
-def array_form(spec: EnvSpec, space: gymnasium.Space[Any]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Returns shape and dtype of one observation as one array."""
-    if space.shape is None or space.dtype is None:
-        wrapper = "gymnasium.wrappers.FlattenObservation"
-        if not space.is_np_flattenable:  # Sequence and Graph: their lengths vary
-            wrapper = (
-                "gymnasium.wrappers.TransformObservation(env, function, box), with a function of yours to one array,"
-            )
-        raise ValueError(f"{spec.id} observes {space}, which is not one array: register it with {wrapper} around it")
-    return space.shape, np.dtype(space.dtype)

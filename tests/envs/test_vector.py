@@ -560,8 +560,10 @@ def test_wrong_arguments_are_explained() -> None:
 
 def test_observations_that_do_not_fit_are_explained() -> None:
     box = gymnasium.spaces.Box(0, 1, (3,), np.float32)
-    register("Dict-v0", lambda: Shaped(gymnasium.spaces.Dict(a=box), {"a": np.zeros(3)}))
-    assert "FlattenObservation" in message_of("Dict-v0")
+    text = gymnasium.spaces.Dict(a=box, mission=gymnasium.spaces.Text(9))
+    register("Dict-v0", lambda: Shaped(text, {"a": np.zeros(3), "mission": "go"}))
+    assert "in its leaf 'mission'" in message_of("Dict-v0")
+    assert "FilterObservation(env, ['a'])" in message_of("Dict-v0")
     sequence = gymnasium.spaces.Sequence(gymnasium.spaces.Discrete(3))
     register("Sequence-v0", lambda: Shaped(sequence, (1, 2)))
     assert "TransformObservation(env, function, box)" in message_of("Sequence-v0")

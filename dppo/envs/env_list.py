@@ -1,0 +1,237 @@
+"""Steps environments one after another in this process, and makes those anew that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from dppo.data import NO_ENVS, Step
+from dppo.envs.actions import make_splitter
+from dppo.envs.masks import PROBE_SEED, MaskLayout, Masks, refuse_late
+from dppo.envs.observations import require_leaves
+from dppo.envs.process import kept_as_it_was
+from dppo.envs.registration import make_from
+from dppo.envs.restarts import Restarts
+from dppo.envs.returned import Returned, copied
+from dppo.seams import EpisodeSeed
+
+
+class EnvList:
+    """Environments stepped one after another in this process: right for any environment, fast for slow ones.
+
+    Args:
+      first_env: global number of the first environment, for messages.
+      max_restarts: an environment that raises, or returns what is not right, is made anew up to this many times in a
+        row; 0: never.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0
+    ) -> None:
+        self._spec, self._episode_seed, self._first_env = spec, episode_seed, first_env
+        self._envs: list[gymnasium.Env[Any, Any]] = []
+        with contextlib.ExitStack() as if_one_fails:
+            if_one_fails.callback(self.close)
+            while len(self._envs) < num_envs:
+                self._envs.append(self._make())
+            self.observation_space = self._envs[0].observation_space
+            self.action_space = self._envs[0].action_space
+            require_leaves(spec.id, self.observation_space)
+            if_one_fails.pop_all()
+        self._steps = [env.step for env in self._envs]
+        self.num_envs = num_envs
+        # A nondeterministic environment says itself that a seed does not fix it: its replay would be in vain.
+        self.replayable = not spec.nondeterministic
+        self.description = f"{num_envs} x {spec.id}, stepped one after another"
+        self._returned = Returned(self.observation_space)
+        self._shape, self._dtype = self._returned.shape, self._returned.dtype
+        self._split_actions = make_splitter(self.action_space)
+        # The first row of the two has what was returned last.
+        self._rows = [self._new_row(), self._new_row()]
+        self._no_observations = np.empty((0, *self._shape), self._dtype)
+        layout = MaskLayout(self.action_space)
+        # None: there are none, or the actions have no part that could be masked.
+        self._masks = Masks(layout, self.observation_space, num_envs) if layout.size else None
+        self._failed_probe: Exception | None = None
+        self._may_come_late = False  # whether a step's info may have the masks that reset did not give
+        self._restarts = Restarts(max_restarts)
+
+    @property
+    def mask_size(self) -> int:
+        """The number of entries of a mask. Resets the first environment where only its info can tell."""
+        if self._masks is not None and not self._masks.are_certain(self._envs[0]):
+            try:
+                self._begin_by(0, PROBE_SEED)
+            except Exception as error:
+                self._failed_probe = error  # for the first reset, which ends a run as it would have without the probe
+                return 0
+        return 0 if self._masks is None else self._masks.size
+
+    @property
+    def masks(self) -> np.ndarray | None:
+        return None if self._masks is None else self._masks.rows
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts.total
+
+    def reset(self) -> np.ndarray:
+        self._start()
+        for index in range(self.num_envs):
+            self.begin_episode(index)
+        return copied(self._rows[0][0])
+
+    def begin_episode(self, index: int) -> np.ndarray:
+        observation = self._begin_by(index, self._episode_seed(index))
+        self._rows[0][0][index] = observation
+        return observation
+
+    def step(self, actions: np.ndarray) -> Step:
+        self._rows.reverse()
+        observations, rewards, terminations, truncations = self._rows[0]
+        terminations.fill(False)
+        truncations.fill(False)
+        final_envs: list[int] = []
+        final_observations: list[np.ndarray] = []
+        failed: list[int] = []
+        take, masks = self._returned.by_step, self._masks
+        if masks is not None:
+            masks.turn()
+        info: dict[str, Any] = {}
+        failure: Exception | None = None
+        for index, (step, action) in enumerate(zip(self._steps, self._split_actions(actions), strict=True)):
+            try:
+                observation, rewards[index], terminated, truncated, info = take(step(action))
+                if masks is not None and not (terminated or truncated):
+                    masks.read(index, self._envs[index], observation, info, "step")
+            except Exception as error:
+                failure = error
+            if failure is not None:
+                self._restart(index, failure)
+                failure = None
+                failed.append(index)
+                observation, rewards[index], terminated, truncated = self._rows[1][0][index], 0.0, False, True
+            if terminated or truncated:
+                terminations[index], truncations[index] = terminated, truncated
+                final_envs.append(index)
+                final_observations.append(copied(observation, self._dtype))
+                observation = self._begin_by(index, self._episode_seed(index))
+            observations[index] = observation
+        if self._restarts.total:
+            self._restarts.forgive(failed)
+        if self._may_come_late:
+            self._may_come_late = False
+            refuse_late(info)
+        if not final_envs:
+            return Step(observations, rewards, terminations, truncations, NO_ENVS, self._no_observations)
+        finals = np.zeros((len(final_envs), *self._shape), self._dtype)
+        for place, observation in enumerate(final_observations):
+            finals[place] = observation
+        return Step(observations, rewards, terminations, truncations, np.array(final_envs, np.intp), finals)
+
+    def replay(
+        self,
+        seeds: Sequence[int],
+        actions: Sequence[np.ndarray],
+        deadline: float = math.inf,
+        rewards: list[np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, list[int]]:
+        self._start()
+        failed = []
+        for index, (seed, history) in enumerate(zip(seeds, actions, strict=True)):
+            earned = np.zeros(len(history))
+            failure = None
+            try:
+                if not self._replay(index, seed, history, deadline, earned):
+                    failed.append(index)
+            except Exception as error:
+                failure = error
+            if failure is not None:
+                self._restart(index, failure)
+                failed.append(index)
+            if rewards is not None:
+                rewards.append(earned)
+        return copied(self._rows[0][0]), failed
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as each:  # also where one raises
+            for env in reversed(self._envs):
+                each.callback(env.close)
+
+    def _replay(self, index: int, seed: int, history: np.ndarray, deadline: float, earned: np.ndarray) -> bool:
+        """Brings one environment to the end of `history`. Returns whether it is there, its episode under way."""
+        observations, env = self._rows[0][0], self._envs[index]
+        observations[index] = self._begin(index, seed)
+        info = None
+        for t, action in enumerate(self._split_actions(history)):
+            observations[index], earned[t], terminated, truncated, info = self._returned.by_step(env.step(action))
+            if terminated or truncated or time.monotonic() > deadline:
+                return False
+        if self._masks is not None and info is not None:
+            self._masks.read(index, env, observations[index], info, "step")
+        return True
+
+    def _begin_by(self, index: int, seed: int) -> np.ndarray:
+        """Begins an episode. An environment that cannot is made anew, and begins the same episode."""
+        while True:
+            try:
+                return self._begin(index, seed)
+            except Exception as error:
+                failure = error
+            self._restart(index, failure)
+
+    def _begin(self, index: int, seed: int) -> np.ndarray:
+        env = self._envs[index]
+        observation, info = self._returned.by_reset(env.reset(seed=int(seed)))
+        if self._masks is not None:
+            if self._masks.is_found or self._masks.find(env, info):
+                self._masks.read(index, env, observation, info, "reset")
+            else:
+                self._masks, self._may_come_late = None, True
+        return observation
+
+    def _restart(self, index: int, error: Exception) -> None:
+        """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
+        handling of `error`, which else would seem to be the cause of what the constructor raises.
+        """
+        name = f"environment {self._first_env + index} of {self.description}"
+        while True:
+            error.add_note(f"raised by {name}")
+            if not self._restarts.allow(index, error, name):
+                raise error
+            with contextlib.suppress(Exception):  # it is broken
+                self._envs[index].close()
+            try:
+                with kept_as_it_was():
+                    env = self._make()
+            except Exception as another:
+                error = another
+                continue
+            self._envs[index], self._steps[index] = env, env.step
+            return
+
+    def _make(self) -> gymnasium.Env[Any, Any]:
+        # The passive checker is for those who write environments, and costs time in every step.
+        env: gymnasium.Env[Any, Any] = make_from(gymnasium.make, self._spec, disable_env_checker=True)
+        return env
+
+    def _start(self) -> None:
+        """Makes room for observations and masks that no step has returned."""
+        if self._failed_probe is not None:
+            raise self._failed_probe
+        self._rows.reverse()
+        if self._masks is not None:
+            self._masks.turn()
+
+    def _new_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Makes room for the observations, rewards, terminations and truncations of one row."""
+        observations = np.zeros((self.num_envs, *self._shape), self._dtype)
+        ends = np.zeros((2, self.num_envs), bool)
+        return observations, np.empty(self.num_envs), ends[0], ends[1]

@@ -1,0 +1,75 @@
+"""An environment of any spaces, and seeds as the trainer gives them."""
+
+from __future__ import annotations
+
+import collections
+import copy
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+from dppo.seams import EpisodeSeed
+
+OBSERVED = spaces.Dict({
+    "vector": spaces.Box(-np.inf, np.inf, (2,), np.float32),
+    "pair": spaces.Tuple([spaces.Box(0, 255, (4, 4, 3), np.uint8), spaces.Discrete(1000, start=1)]),
+    "bits": spaces.MultiBinary(3),
+})  # fmt: skip
+ACTED = spaces.Dict({
+    "arm": spaces.Tuple([spaces.Box(-1, 1, (3,), np.float32), spaces.MultiDiscrete([2, 3], start=[1, 0])]),
+    "gear": spaces.Discrete(3, start=1),
+    "flags": spaces.MultiBinary(2),
+})  # fmt: skip
+
+
+def counting_seeds() -> EpisodeSeed:
+    """Seeds of their own for each environment and episode."""
+    episodes: collections.Counter[int] = collections.Counter()
+
+    def episode_seed(index: int) -> int:
+        episodes[index] += 1
+        return 1_000_000 * index + episodes[index]
+
+    return episode_seed
+
+
+class AnySpace(gymnasium.Env[Any, Any]):
+    """Observes samples of its space, drawn from the episode's seed and the actions; episodes of four steps. Keeps what
+    it was given and what it has returned.
+    """
+
+    made: list[AnySpace]
+    """All that were made, in that order."""
+
+    def __init__(self, observed: spaces.Space[Any] = OBSERVED, acted: spaces.Space[Any] = ACTED) -> None:
+        self.observation_space, self.action_space = copy.deepcopy(observed), copy.deepcopy(acted)
+        self.seeds: list[int | None] = []
+        self.actions: list[Any] = []
+        self.returned: list[Any] = []
+        self.is_closed = False
+        self.time = 0
+        type(self).made.append(self)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seeds.append(seed)
+        self.observation_space.seed(seed)
+        self.time = 0
+        return self.observe(), self.info()
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        self.actions.append(action)
+        self.time += 1
+        return self.observe(), float(self.time), self.time == 4, False, self.info()
+
+    def observe(self) -> Any:
+        self.returned.append(self.observation_space.sample())
+        return self.returned[-1]
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+    def close(self) -> None:
+        self.is_closed = True
