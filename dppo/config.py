@@ -130,8 +130,8 @@ class ModelConfig(Section):
     activation: Literal["tanh", "relu"] = "tanh"
     """Nonlinearity of the hidden layers."""
     encoder: Literal["auto", "nature", "impala"] = "auto"
-    """Of images: nature (Mnih et al. 2015), impala (Espeholt et al. 2018); auto: nature, or a smaller one below 36 x 36.
-    """
+    """Of images: nature (Mnih et al. 2015), impala (Espeholt et al. 2018); auto: nature, but a smaller one below
+    36 x 36."""
     shared: bool = True
     """Whether policy and value share the encoders of images, which then run once per row."""
     log_std_init: Annotated[float, within(-20, 20)] = 0.0

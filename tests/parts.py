@@ -134,6 +134,7 @@ class NextStep:
     """Two environments with Gymnasium's NEXT_STEP reset: the row after an end is a reset, its reward 0."""
 
     num_envs, replayable, description = 2, False, "a stub"
+    mask_size, masks, restarts = 0, None, 0
     observation_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space: spaces.Space[Any] = spaces.Discrete(1)
 

@@ -20,6 +20,9 @@ from dppo.data import ArrayType as ArrayType
 if TYPE_CHECKING:  # what reads run directories needs no Gymnasium, whose import takes long
     import gymnasium
 
+MOST_VALUES = 256
+"""The most values of an element of a Box of integers that is an action: a policy has a logit for each."""
+
 
 @dataclass(frozen=True, slots=True)
 class Leaf:

@@ -1,7 +1,8 @@
 """Masks of legal actions: where environments keep them, in which forms, and as one row of truths.
 
 A mask has one entry per logit: those of the discrete parts of the action space, in the order of its leaves. A Discrete
-has n of them, a MultiDiscrete the sum of its nvec; a Box and a MultiBinary have none.
+has n of them, a MultiDiscrete the sum of its nvec, a Box of integers those of each element from low to high; a Box of
+floats and a MultiBinary have none.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dppo.envs.checks import REPAIR, as_array, show
+from dppo.envs.leaves import MOST_VALUES
 
 KEY, METHOD = "action_mask", "action_masks"
 PROBE_SEED = 0
@@ -130,12 +132,26 @@ def _discrete_parts(space: gymnasium.Space[Any], name: str) -> list[tuple[str, i
     """Returns (name, number of choices) of each discrete part of a space of actions, in the order of its leaves."""
     if isinstance(space, spaces.Discrete):
         return [(f"part {name!r}" if name else "", int(space.n))]
-    if isinstance(space, spaces.MultiDiscrete):
+    if isinstance(space, spaces.MultiDiscrete) or _is_of_integers(space):
         of = f" of part {name!r}" if name else ""
-        return [(f"element {list(place)}{of}", int(n)) for place, n in np.ndenumerate(space.nvec)]
+        return [(f"element {list(place)}{of}", int(n)) for place, n in np.ndenumerate(_numbers_of_values(space))]
     inner = _inner(space) or {}
     prefix = f"{name}/" if name else ""
     return [found for key, part in inner.items() for found in _discrete_parts(part, f"{prefix}{key}")]
+
+
+def _is_of_integers(space: gymnasium.Space[Any]) -> bool:
+    """Returns whether a space is a Box of integers that a policy can choose among (models/distributions.py)."""
+    is_of_integers = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
+    return is_of_integers and bool((_numbers_of_values(space) <= MOST_VALUES).all())
+
+
+def _numbers_of_values(space: Any) -> np.ndarray:
+    """Returns the number of values of each element of a MultiDiscrete, or of a Box of integers."""
+    if isinstance(space, spaces.MultiDiscrete):
+        return space.nvec
+    # in Python's integers: the range of an int64 may be 2**64
+    return space.high.astype(object) - space.low.astype(object) + 1
 
 
 def _inner(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space[Any]] | None:
@@ -161,8 +177,8 @@ def _flat(space: gymnasium.Space[Any], mask: Any, what: str) -> np.ndarray:
         if isinstance(space, spaces.Tuple) and inner is not None and len(mask) == len(inner):
             pairs = zip(inner.items(), mask, strict=True)
             return np.concatenate([_flat(part, given, f"{what}[{key!r}]") for (key, part), given in pairs])
-        if isinstance(space, spaces.MultiDiscrete):
-            return _by_element(space.nvec, mask, what)
+        if isinstance(space, spaces.MultiDiscrete) or _is_of_integers(space):
+            return _by_element(_numbers_of_values(space), mask, what)
         raise ValueError(f"{what} is {show(mask)}, and the action space is {space}: {REPAIR}")
     return _vector(mask, size, what)
 

@@ -17,7 +17,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from dppo.envs.leaves import parts
+from dppo.envs.leaves import MOST_VALUES, parts
 from dppo.models.composite import Composite
 from dppo.models.discrete import MAX_LOGIT, Bernoulli, Categorical, MultiCategorical, numbers_of_values
 from dppo.models.gaussian import LOG_STD_BOUNDS, DiagGaussian
@@ -26,9 +26,6 @@ __all__ = [
     "LOG_STD_BOUNDS", "MAX_LOGIT", "Bernoulli", "Categorical", "Composite", "DiagGaussian", "Distribution",
     "MultiCategorical", "have_choice", "make_distribution",
 ]  # fmt: skip
-
-MOST_VALUES = 256
-"""The most values of an element of a Box of integers, so that uint8 fits."""
 
 Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian | Composite
 

@@ -85,18 +85,18 @@ class ActorCritic:
         noise: np.ndarray,
         head: np.ndarray | None = None,
         masks: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray | None]:
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Samples actions.
 
         Args:
           inputs: [N, ...], as `inputs` gives them.
           noise: [N, noise_size] float32, of the kinds that the distribution names.
-          head: [N, K] float32 to write the head into.
+          head: [N, K] float32 to write the head into; a new array if None.
           masks: [N, M] bool: the legal actions, if some may be illegal.
 
         Returns:
-          (actions [N, *act], values [N] or None); log-probabilities, and values that are None here, are cheaper for a
-          whole rollout at once.
+          (actions [N, *act], head [N, K], values [N] or None); log-probabilities, and values that are None here, are
+          cheaper for a whole rollout at once.
         """
         n = len(inputs)
         if n % ROWS:
@@ -108,7 +108,7 @@ class ActorCritic:
         head = self._head(outputs[:n], head)
         if masks is not None:
             head[...] = self.distribution.masked(head, masks)
-        return self.distribution.sample(head, noise), None if values is None else values[:n]
+        return self.distribution.sample(head, noise), head, None if values is None else values[:n]
 
     def greedy(self, inputs: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
         """Returns the mode of the policy, [N, *act], for inputs [N, ...] and the legal actions [N, M] bool."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dppo.data import EnvState, Report, Rollout
+from dppo.envs.leaves import as_leaves
 from dppo.models.policy import ActorCritic
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
@@ -116,7 +117,7 @@ class Collector:
             masks = self.envs.masks
             if masks is not None:
                 rollout.masks[t] = masks
-            action, values = act(encode(current, inputs[t]), noise[t], heads[t], masks)
+            action, _, values = act(encode(current, inputs[t]), noise[t], heads[t], masks)
             if values is not None:
                 rollout.values[t] = values
             env_action = to_env(action)
@@ -191,10 +192,10 @@ class Collector:
         _check_array("reward", rollout.rewards, rollout.first_row, self.first_env)
         assert self._observations is not None
         _check_array("observation", self._observations[None], rollout.first_row + rollout.num_rows, self.first_env)
-        finals = rollout.final_observations
-        if finals.dtype.kind == "f" and not np.isfinite(finals).all():
-            for row, env, final in zip(rollout.final_rows, rollout.final_envs, finals, strict=True):
-                _check_array("final observation", final[None, None], rollout.first_row + row, self.first_env + env)
+        ends = zip(rollout.final_rows, rollout.final_envs, rollout.final_observations, strict=True)
+        for row, env, final in ends:
+            place = rollout.first_row + row, self.first_env + env
+            _check_array("final observation", np.asarray(final)[None, None], *place)
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
         """Returns [T, N] float64 running discounted returns of the last rollout; moves the running sums."""
@@ -223,10 +224,13 @@ class Collector:
 
 
 def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -> None:
-    if array.dtype.kind != "f" or np.isfinite(array).all():
-        return
-    row, env, *_ = np.argwhere(~np.isfinite(array))[0]
-    too_large = " (float32 holds numbers up to 3.4e38)" if np.isinf(array[row, env]).any() else ""
-    raise FloatingPointError(
-        f"{name} is not finite in row {first_row + row} of environment {first_env + env}: {array[row, env]}{too_large}"
-    )
+    """Raises FloatingPointError if a leaf of an array [T, N, ...] holds a number that is not finite."""
+    for leaf, values in as_leaves(array).items():
+        if values.dtype.kind != "f" or np.isfinite(values).all():
+            continue
+        row, env, *_ = np.argwhere(~np.isfinite(values))[0]
+        too_large = " (float32 holds numbers up to 3.4e38)" if np.isinf(values[row, env]).any() else ""
+        raise FloatingPointError(
+            f"{name}{leaf and f', leaf {leaf},'} is not finite in row {first_row + row} of environment"
+            f" {first_env + env}: {values[row, env]}{too_large}"
+        )

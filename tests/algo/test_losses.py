@@ -73,6 +73,7 @@ def random_batch(space: spaces.Space, head: np.ndarray, value: np.ndarray, rng: 
     noise = rng.standard_normal((3, b)).astype(dtype)
     return Minibatch(
         inputs=np.empty((b, 0), np.float32),
+        masks=np.empty((b, 0), bool),
         actions=actions,
         heads=old_heads,
         log_probs=old_log_probs,
@@ -111,6 +112,7 @@ def one_sample(ratio: float, advantage: float, value: float, old_value: float, t
     old = 0.5 / ratio
     return Minibatch(
         inputs=np.empty((1, 0), np.float32),
+        masks=np.empty((1, 0), bool),
         actions=np.array([0]),
         heads=np.log([[old, 1 - old]]),
         log_probs=np.log([old]),

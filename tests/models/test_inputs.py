@@ -150,9 +150,38 @@ def test_a_moment_that_is_not_finite_is_named_by_its_leaf() -> None:
     assert "observation c 1;" in str(tree.problem())
 
 
-def test_images_are_refused_with_a_way_out() -> None:
-    with pytest.raises(ValueError, match=r"\(84, 84, 3\).*FlattenObservation"):
-        Inputs(spaces.Box(0, 255, (84, 84, 3), np.uint8), MomentsConfig())
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((4, 84, 80), (4, 84, 80)), ((84, 80, 3), (3, 84, 80)), ((3, 2, 3), (3, 3, 2))]
+)
+def test_an_images_channels_are_found_by_its_shape(shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Nothing of it is a vector, and nothing has moments; the network takes the raw array."""
+    inputs = Inputs(spaces.Box(0, 255, shape, np.uint8), MomentsConfig())
+    raw = np.random.default_rng(0).integers(0, 256, (2, *shape)).astype(np.uint8)
+    assert inputs(raw) is raw
+    assert (inputs.is_raw, inputs.size, inputs.num_sums, inputs.type) == (True, 0, 1, (shape, np.uint8))
+    (image,) = inputs.images
+    assert image.shape == image.of(raw).shape[1:] == expected
+    assert np.shares_memory(image.of(raw), raw)
+    assert (image.low, image.scale) == (0.0, 1 / 255)
+
+
+def test_an_image_without_bounds_is_not_scaled() -> None:
+    (image,) = Inputs(box(3, 8, 8), MomentsConfig()).images
+    assert (image.low, image.scale) == (0.0, 1.0)
+
+
+def test_choices_of_many_values_are_indices() -> None:
+    inputs = Inputs(spaces.Dict({"a": spaces.Discrete(65, start=3), "b": spaces.Discrete(64)}), MomentsConfig())
+    observations = np.zeros(2, inputs.observation_type[1])
+    observations["a"], observations["b"] = [3, 67], [0, 63]
+    assert (inputs.is_raw, inputs.size, inputs.choices) == (True, 64, [65])
+    assert inputs.indices(observations).tolist() == [[0], [64]]
+    assert inputs.vectors(observations)[1, 63] == 1.0
+
+
+def test_an_action_mask_is_no_input() -> None:
+    space = spaces.Dict({"action_mask": spaces.MultiBinary(3), "x": box(2)})
+    assert Inputs(space, MomentsConfig()).size == 2
 
 
 @pytest.mark.parametrize("space", [spaces.Text(3), spaces.Sequence(box(1)), spaces.Dict({"a": spaces.Text(2)})])

@@ -70,7 +70,7 @@ def test_policy_and_value_alone_are_those_of_forward() -> None:
     mlp, _ = make_mlp(4, (8,), "tanh")
     inputs = inputs_of(4)
     head, value = (a.copy() for a in mlp.forward(inputs))
-    np.testing.assert_array_equal(mlp.policy(inputs), head)
+    np.testing.assert_array_equal(mlp.act(inputs)[0], head)
     np.testing.assert_array_equal(mlp.value(inputs), value)
 
 

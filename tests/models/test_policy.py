@@ -33,7 +33,7 @@ def noise_of(policy: ActorCritic, batch: int) -> np.ndarray:
 def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
     policy = make(space)
     inputs, noise = inputs_of(ROWS), noise_of(policy, ROWS)  # BLAS may round another number of rows otherwise
-    actions, head = policy.act(inputs, noise)
+    actions, head, _ = policy.act(inputs, noise)
     actions, head = actions.copy(), head.copy()
     forward_head, forward_value = policy.forward(inputs)
     np.testing.assert_array_equal(forward_head, head)
@@ -45,8 +45,8 @@ def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
 def test_a_row_of_seven_environments_is_the_beginning_of_one_of_eight(space: spaces.Space) -> None:
     policy = make(space)
     inputs, noise = inputs_of(ROWS), noise_of(policy, ROWS)
-    actions, head = (array.copy() for array in policy.act(inputs, noise))
-    fewer_actions, fewer_heads = policy.act(inputs[:7], noise[:7])
+    actions, head = (array.copy() for array in policy.act(inputs, noise)[:2])
+    fewer_actions, fewer_heads, _ = policy.act(inputs[:7], noise[:7])
     np.testing.assert_array_equal(fewer_heads, head[:7])
     np.testing.assert_array_equal(fewer_actions, actions[:7])
 
@@ -57,9 +57,9 @@ def test_the_head_is_written_where_it_is_wanted_and_nowhere_else(space: spaces.S
     """Into one row of a rollout's heads; it stays when the network's own buffers are written again."""
     policy = make(space)
     inputs, noise = inputs_of(batch), noise_of(policy, batch)
-    expected_actions, expected_head = (array.copy() for array in policy.act(inputs, noise))
+    expected_actions, expected_head = (array.copy() for array in policy.act(inputs, noise)[:2])
     heads = np.full((3, batch, policy.distribution.head_size), 99.0, np.float32)
-    actions, head = policy.act(inputs, noise, heads[1])
+    actions, head, _ = policy.act(inputs, noise, heads[1])
     assert np.shares_memory(head, heads[1])
     np.testing.assert_array_equal(actions, expected_actions)
     policy.act(10 * inputs, noise)
@@ -119,7 +119,7 @@ def test_a_log_std_is_kept_within_bounds_in_which_all_is_finite(log_std: float, 
     policy.flat.keep_within_bounds()
     np.testing.assert_array_equal(policy.flat.parameters["log_std"], np.array([kept, 0.0], np.float32))
     assert all(np.array_equal(policy.flat.parameters[name], values) for name, values in before.items())
-    actions, head = policy.act(inputs_of(6), noise_of(policy, 6))
+    actions, head, _ = policy.act(inputs_of(6), noise_of(policy, 6))
     log_prob, entropy, pullback = policy.distribution.evaluate(head, actions)
     assert np.isfinite(actions).all() and np.isfinite(log_prob).all() and np.isfinite(entropy).all()
     policy.forward(inputs_of(6))

@@ -83,9 +83,9 @@ def inputs_of(batch: int = 9) -> np.ndarray:
 @pytest.mark.parametrize("factory", [None, "factories:Shared"])
 def test_the_flat_vector_is_the_modules_memory(factory: str | None) -> None:
     policy = make(factory)
-    assert policy.network.policy(inputs_of()).any()
+    assert policy.network.act(inputs_of())[0].any()
     policy.flat.vector[:] = 0.0
-    assert not policy.network.policy(inputs_of()).any()
+    assert not policy.network.act(inputs_of())[0].any()
     assert not policy.value(inputs_of()).any()
 
 
@@ -127,7 +127,7 @@ def test_the_default_network_is_the_numpy_one_in_torch() -> None:
         for weight, bias, module_layer in [*layers, (ours[f"{name}.weight"], ours[f"{name}.bias"], head)]:
             weight[...], bias[...] = module_layer.weight.detach().numpy().T, module_layer.bias.detach().numpy()
     outputs, value = module(torch.from_numpy(inputs_of()))
-    np.testing.assert_allclose(policy.network.policy(inputs_of()), outputs.detach(), atol=1e-5)
+    np.testing.assert_allclose(policy.network.act(inputs_of())[0], outputs.detach(), atol=1e-5)
     np.testing.assert_allclose(policy.value(inputs_of()), value.detach(), atol=1e-5)
 
 
@@ -215,7 +215,7 @@ def test_ranks_make_the_same_network_whatever_they_have_drawn_before() -> None:
         np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         policy = make_of_others(networks_of_others.ConstantFromNumPy)
-        heads.append(policy.network.policy(inputs_of()).copy())
+        heads.append(policy.network.act(inputs_of())[0].copy())
         states.append((random.random(), np.random.random()))  # noqa: NPY002
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002

@@ -17,7 +17,7 @@ from dppo.data import Batch, Minibatch, Rollout
 from dppo.training.learner import STATISTICS, explained_variance
 from tests.parts import NextStep, Parts, make_parts, probe, settle
 
-SAMPLES = ["inputs", "actions", "heads", "log_probs", "values", "advantages", "returns"]
+SAMPLES = ["inputs", "masks", "actions", "heads", "log_probs", "values", "advantages", "returns"]
 
 
 def statistic(batch: Batch, name: str) -> float:
@@ -256,7 +256,8 @@ def test_the_order_is_that_of_worker_and_iteration() -> None:
 def numbered(count: int) -> Minibatch:
     """Samples that are their own numbers."""
     numbers = np.arange(count, dtype=np.float32)
-    return Minibatch(numbers[:, None], numbers, numbers[:, None], numbers, numbers, numbers, numbers)
+    masks = np.empty((count, 0), bool)
+    return Minibatch(numbers[:, None], masks, numbers, numbers[:, None], numbers, numbers, numbers, numbers)
 
 
 def test_a3c_takes_one_gradient_of_the_whole_rollout() -> None:
@@ -455,7 +456,7 @@ def test_a_masked_logit_is_not_what_a_bad_loss_is_blamed_on(monkeypatch: pytest.
     _, batch = prepared(place)
     head, value = place.policy.forward(batch.samples.inputs)
     head[0, 0], value[3] = -np.inf, np.nan
-    monkeypatch.setattr(place.policy, "forward", lambda inputs: (head, value))
+    monkeypatch.setattr(place.policy, "forward", lambda inputs, masks: (head, value))
     with pytest.raises(FloatingPointError, match=r"first bad array is the network's value, at \[3\]"):
         place.learner.gradient(batch.samples)
 
