@@ -144,7 +144,8 @@ def test_every_flag_is_understood() -> None:
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
         "model.factory": "a:b", "model.activation": "relu", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "ppo.objective": "kl", "env": "X-v0",
-        "ppo.minibatches": "1", "trajectories.compression": "none", "server.drop": "0", "preempt-fraction": "0.0",
+        "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1", "trajectories.compression": "none",
+        "server.drop": "0", "preempt-fraction": "0.0",
     }  # fmt: skip
     argv: list[str] = []
     for name in names:
