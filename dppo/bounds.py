@@ -90,7 +90,7 @@ def settled(hint: Any, value: Any, name: str) -> Any:
     """Returns `value` as the plain type that `hint` asks for.
 
     A whole number is accepted for a float and the other way round (1e6 is an int), a list for a tuple, a path for a
-    text. A table becomes a new dict, of which each value has the type that it came with. Numbers and arrays of NumPy and torch become Python's. Nothing else is converted.
+    text. Numbers and arrays of NumPy and torch become Python's, in tables as well. Nothing else is converted.
 
     Raises:
       ValueError: the type is wrong, or the value is out of its range.

@@ -247,7 +247,7 @@ class Config(Section):
     """Gymnasium id, `module:Id` where importing the module registers the id, or `module:callable`: a class or function
     that returns a gymnasium.Env."""
     env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Arguments of the environment's constructor, as KEY=VALUE; values are numbers, true, false, texts, lists, tables."""
+    """Arguments of the environment's constructor as KEY=VALUE: numbers, true, false, texts, [lists], {a = table}."""
     wrappers: tuple[str, ...] = ()
     """`module:callable` of each wrapper around the environment, innermost first; it is given the environment alone."""
     mode: Literal["sync", "async"] = "sync"

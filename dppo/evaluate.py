@@ -16,6 +16,7 @@ import numpy as np
 from dppo.bounds import at_least, within
 from dppo.config import SEED
 from dppo.console import Console
+from dppo.envs.maker import EnvMaker
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
@@ -74,10 +75,13 @@ def play_episodes(
     num_envs = min(episodes, 20)
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a policy is not judged by a native vector form, whose environments cannot be started from a seed
-    vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
+    config = policy.config
+    vectorization = "auto" if config.vectorization == "native" else config.vectorization
     try:
         with kept_as_it_was():
-            envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+            envs = make_vector_env(
+                config.env, num_envs, seeds.next, vectorization, kwargs=config.env_kwargs, wrappers=config.wrappers
+            )
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
@@ -132,14 +136,14 @@ def record(
     `folder`, which are named after the environment.
     """
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
-    env = None
+    config, env = policy.config, None
     try:
-        env = gymnasium.make(policy.config.env, render_mode="rgb_array")
+        env = EnvMaker(config.env, config.env_kwargs, config.wrappers).make(render_mode="rgb_array")
         recorder = gymnasium.wrappers.RecordVideo(
             env,
             str(folder),
             episode_trigger=lambda _: True,
-            name_prefix=_file_name(policy.config.env),
+            name_prefix=_file_name(config.env),
             disable_logger=True,
         )
         seeds = EpisodeSeeds(seed, 0, 1, Purpose.EVALUATION)
@@ -151,8 +155,8 @@ def record(
                 if terminated or truncated:
                     break
         env = recorder  # its close() completes the last file
-    except (gymnasium.error.Error, TypeError) as error:  # TypeError: it knows no render_mode
-        raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
+    except (gymnasium.error.Error, ValueError) as error:  # ValueError: it knows no render_mode
+        raise UsageError(f"no video of {config.env}: {error}; pip install 'dppo[video]' may help") from error
     finally:
         if env is not None:
             close_environments(env)

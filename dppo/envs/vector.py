@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import gymnasium
@@ -24,54 +24,64 @@ from gymnasium.vector import AutoresetMode
 
 from dppo.data import NO_ENVS, Step
 from dppo.envs.checks import Returned, five, numbers, truths
-from dppo.envs.registration import array_form, find_spec, keep_mujoco_quiet, make_from
+from dppo.envs.maker import EnvMaker
+from dppo.envs.registration import array_form
 from dppo.seams import EpisodeSeed, VectorEnv
 
 
 def make_vector_env(
-    env_id: str, num_envs: int, episode_seed: EpisodeSeed, vectorization: str = "auto", first_env: int = 0
+    env_id: str,
+    num_envs: int,
+    episode_seed: EpisodeSeed,
+    vectorization: str = "auto",
+    first_env: int = 0,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[str] = (),
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
     Args:
-        env_id: as for `gymnasium.make`, version included; `package.module:Id-v0` imports the module first.
+        env_id: as for `gymnasium.make`, version included; `package.module:Id-v0` imports the module first, and
+            `package.module:callable` names a class or function that returns an environment.
         num_envs: N, at least 1.
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
             `auto` a fast form that still keeps every promise of `sync`, where there is one, else `sync`.
         first_env: global number of the first environment, for messages.
+        kwargs: arguments of the environment's constructor.
+        wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
 
     Raises:
-        ValueError: the id, its module, a package that it needs or its vector form is missing, or the environment
-            does not observe one array.
+        ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
+            wrapper fails, or the environment does not observe one array.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    spec = find_spec(env_id)
-    keep_mujoco_quiet(spec)
+    maker = EnvMaker(env_id, kwargs, wrappers)
     if vectorization == "native":
-        return NativeVector(spec, num_envs, episode_seed)
+        return NativeVector(maker, num_envs, episode_seed)
     if vectorization == "auto":
         from dppo.envs import cartpole
 
-        if cartpole.is_plain_cartpole(spec):
-            return cartpole.CartPoleVector(spec, num_envs, episode_seed)
-    return EnvList(spec, num_envs, episode_seed, first_env)
+        if cartpole.is_plain_cartpole(maker.spec):
+            return cartpole.CartPoleVector(maker.spec, num_envs, episode_seed)
+    return EnvList(maker, num_envs, episode_seed, first_env)
 
 
 class EnvList:
     """Environments stepped one after another in this process: right for any environment, fast for slow ones."""
 
-    def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
+    def __init__(self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
+        spec = maker.spec
         self._episode_seed, self._first_env = episode_seed, first_env
-        # The passive checker is for those who write environments, and costs time in every step.
         self._envs: list[gymnasium.Env[Any, Any]] = []
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
-                self._envs.append(make_from(gymnasium.make, spec, disable_env_checker=True))
+                self._envs.append(maker.make())
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
             self._shape, self._dtype = array_form(spec, self.observation_space)
@@ -180,16 +190,10 @@ class NativeVector:
 
     replayable = False
 
-    def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed) -> None:
-        if spec.vector_entry_point is None:
-            raise ValueError(
-                f"{spec.id} has no vector form of its own (its registration names no vector_entry_point): "
-                "use vectorization='sync' or 'auto'"
-            )
+    def __init__(self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed) -> None:
+        spec = maker.spec
         self._episode_seed = episode_seed
-        self._env: gymnasium.vector.VectorEnv[Any, Any, Any] = make_from(
-            gymnasium.make_vec, spec, num_envs=num_envs, vectorization_mode="vector_entry_point"
-        )
+        self._env = maker.make_vector(num_envs)
         self.num_envs = num_envs
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(self.close)

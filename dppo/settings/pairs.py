@@ -1,4 +1,4 @@
-"""Reads and writes the arguments of an environment's constructor as a command line has them: KEY=VALUE, values in TOML."""
+"""Reads and writes arguments of an environment's constructor as a command line has them: KEY=VALUE, values in TOML."""
 
 from __future__ import annotations
 

@@ -25,8 +25,8 @@ def check(config: Config) -> None:
     )
     _require(
         not (config.wrappers and config.vectorization == "native"),
-        "vectorization=native steps all environments as one, and wrappers go around a single one: set vectorization=sync,"
-        " or leave wrappers out",
+        "vectorization=native steps all environments as one, and wrappers go around a single one: set"
+        " vectorization=sync, or leave wrappers out",
     )
     assert config.horizon is not None, "an unresolved configuration is checked"
     _require(

@@ -71,7 +71,7 @@ def _as_flag(key: str, value: Any) -> str:
 
 
 def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (name, value in a, value in b) of each setting that differs; an argument of env_kwargs is one, as a whole."""
+    """Yields (name, value in a, value in b) of each setting that differs; an argument in env_kwargs is one setting."""
     for key in {**a, **b}:
         if isinstance(a.get(key), dict) and isinstance(b.get(key), dict) and where != "env_kwargs.":
             yield from _differences(a[key], b[key], f"{where}{key}.")

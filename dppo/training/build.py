@@ -153,7 +153,11 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
     with kept_as_it_was():
-        return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
+        envs = make_vector_env(
+            config.env, num_envs, seeds.next, config.vectorization, first_env,
+            kwargs=config.env_kwargs, wrappers=config.wrappers,
+        )  # fmt: skip
+    return seeds, envs
 
 
 def build_envs(parts: Parts, config: Config, worker: int) -> None:

@@ -114,7 +114,10 @@ def load_policy(run_dir: str | Path) -> Policy:
         spaces = read_spaces(folder)
         if spaces is None:  # an earlier dppo has begun the run: the environment tells its spaces
             with kept_as_it_was():
-                env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
+                env = make_vector_env(
+                    config.env, 1, lambda _: 0, config.vectorization,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers,
+                )  # fmt: skip
             close_environments(env)
             spaces = env.observation_space, env.action_space
         return Policy(config, *spaces, saved.state)

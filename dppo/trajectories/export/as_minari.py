@@ -140,10 +140,12 @@ def _space(text: str) -> Any:
 
 
 def _env_spec(text: str) -> EnvSpec | None:
-    """Returns the spec from which `recover_environment` makes the environment; None where the dump has its id only."""
+    """Returns the spec from which `recover_environment` makes the environment; None where the dump does not have all
+    of it.
+    """
     from gymnasium.envs.registration import EnvSpec
 
-    return None if set(json.loads(text)) == {"id"} else EnvSpec.from_json(text)
+    return EnvSpec.from_json(text) if "entry_point" in json.loads(text) else None
 
 
 # -- what is written --------------------
