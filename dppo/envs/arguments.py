@@ -87,12 +87,13 @@ def _wrong_arguments(creator: Callable[..., Any], given: Mapping[str, Any], erro
     if takes_any:  # what it passes on may be refused further inside
         found = next((m[1] for e in _chain(error) if (m := _UNEXPECTED.search(str(e)))), None)
         if found is not None and found in given and found not in names:
-            return f"{reason(error)}{_meant(found, _accepted(creator))}; {_signature(creator)}"
+            return f"{reason(error)}{_meant(found, _accepted(creator))} The constructor is {_signature(creator)}"
     elif unknown := [name for name in given if name not in names]:
-        return f"it takes no argument {_listed(unknown)}{_meant(unknown[0], names)}; {_signature(creator)}"
+        meant = _meant(unknown[0], names)
+        return f"it takes no argument {_listed(unknown)}{meant} The constructor is {_signature(creator)}"
     if needed:
         example = f"--env-kwargs {' '.join(f'{name}=VALUE' for name in needed)}"
-        return f"it needs {_listed(needed)}: give {example}; {_signature(creator)}"
+        return f"it needs {_listed(needed)}: give {example}. The constructor is {_signature(creator)}"
     return None
 
 
@@ -129,8 +130,9 @@ def _signature(function: Callable[..., Any]) -> str:
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    names = list(names)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5) or [longer for longer in names if name in longer]
+    return f"; did you mean {near[0]!r}?" if near else "."
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from datetime import date, datetime, time
 from typing import Any
 
 from dppo.bounds import as_name, shown
+from dppo.config import Config
 from dppo.errors import UsageError
 
 FLAG = "env-kwargs"
@@ -46,6 +47,13 @@ def read_pairs(texts: Iterable[str]) -> dict[str, Any]:
 def as_pair(key: str, value: Any) -> str:
     """Returns the text KEY=VALUE that `read_pairs` reads back as this value."""
     return f"{key}={as_toml(value)}"
+
+
+def in_words(config: Config) -> str:
+    """Returns the environment with its arguments and wrappers, for a person."""
+    pairs = (as_pair(key, value) for key, value in config.env_kwargs.items())
+    around = [f"in {wrapper}" for wrapper in config.wrappers]
+    return " ".join([config.env, *pairs, *around])
 
 
 def as_toml(value: Any) -> str:

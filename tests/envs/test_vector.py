@@ -505,7 +505,6 @@ def message_of(env_id: str, num_envs: int = 2, vectorization: str = "auto") -> s
         ("dppo.envs.probes:dppo/ProbConstant-v0", ["did you mean 'dppo.envs.probes:dppo/ProbeConstant-v0'?"]),
         ("Zzzzzz-v0", ["no environment 'Zzzzzz-v0' is registered", "write 'the.module:Zzzzzz-v0'"]),
         ("json:Zzzzzz-v0", ["'json' was imported, but does not register it"]),
-        ("ALE/Pong-v5", ["is registered by ale_py, which is not installed", "pip install 'dppo[atari]'"]),
         ("no_such_package.envs:Mine-v0", ["cannot import 'no_such_package.envs'", "No module named"]),
         (":CartPole-v1", ["cannot import ''"]),
     ],
