@@ -145,7 +145,10 @@ def _env_spec(text: str) -> EnvSpec | None:
     """
     from gymnasium.envs.registration import EnvSpec
 
-    return EnvSpec.from_json(text) if "entry_point" in json.loads(text) else None
+    described = dict(json.loads(text))
+    if "id" not in described:
+        raise ValueError("it has no id")
+    return EnvSpec.from_json(text) if "entry_point" in described else None
 
 
 # -- what is written --------------------
