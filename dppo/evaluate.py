@@ -136,9 +136,12 @@ def record(
     `folder`, which are named after the environment.
     """
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
-    config, env = policy.config, None
+    config = policy.config
     try:
         env = EnvMaker(config.env, config.env_kwargs, config.wrappers).make(render_mode="rgb_array")
+    except ValueError as error:
+        raise _no_video(config.env, error) from error
+    try:
         recorder = gymnasium.wrappers.RecordVideo(
             env,
             str(folder),
@@ -155,12 +158,15 @@ def record(
                 if terminated or truncated:
                     break
         env = recorder  # its close() completes the last file
-    except (gymnasium.error.Error, ValueError) as error:  # ValueError: it knows no render_mode
-        raise UsageError(f"no video of {config.env}: {error}; pip install 'dppo[video]' may help") from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise _no_video(config.env, error) from error
     finally:
-        if env is not None:
-            close_environments(env)
+        close_environments(env)
     return sorted(set(folder.glob("*.mp4")) - before)
+
+
+def _no_video(env_id: str, error: Exception) -> UsageError:
+    return UsageError(f"no video of {env_id}: {error}; pip install 'dppo[video]' may help")
 
 
 def _file_name(env_id: str) -> str:

@@ -64,9 +64,10 @@ class EnvMaker:
             except ValueError as error:
                 raise ValueError(f"env={self.env_id!r}: {error}") from error
             if_one_fails.pop_all()
-        own = env.unwrapped.spec  # of a function that returns a registered environment
-        if own is not None and own.nondeterministic:
-            self.spec.nondeterministic = True
+        own = env.unwrapped.spec
+        if own is not None:  # a function may return a registered environment
+            keep_mujoco_quiet(own)
+            self.spec.nondeterministic |= own.nondeterministic
         return env
 
     def make_vector(self, num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:

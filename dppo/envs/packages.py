@@ -28,7 +28,7 @@ PACKAGES = (
     _package(r"ALE/|\w+NoFrameskip-v[04]$", "ale_py", "'dppo[atari]'"),
     _package(r"MiniGrid-|BabyAI-", "minigrid", "minigrid"),
     _package(
-        r"Fetch|HandReach|HandManipulate|AdroitHand|AntMaze_|PointMaze_|FrankaKitchen-",
+        r"Fetch(Slide|PickAndPlace|Reach|Push)|HandReach|HandManipulate|AdroitHand|AntMaze_|PointMaze_|FrankaKitchen-",
         "gymnasium_robotics",
         "gymnasium-robotics",
     ),
@@ -63,7 +63,10 @@ def import_package_of(name: str) -> None:
     except Exception as error:  # other people's packages may raise anything
         top = package.module.partition(".")[0]
         if importlib.util.find_spec(top) is None:
-            said = f"is registered by {top}, which is not installed: pip install {package.install}"
+            said = (
+                f"is registered by {top}, which is not installed: pip install {package.install}, or write"
+                f" 'the.module:{name}' if it is yours"
+            )
         else:
             said = f"is registered by {package.module}, which cannot be imported: {reason(error)}"
         raise ValueError(f"env={name!r} {said}") from error

@@ -40,7 +40,6 @@ from dppo.rundir.summary import (
     write_summary,
 )
 from dppo.settings.commands import VERSION
-from dppo.settings.pairs import in_words
 from dppo.settings.resume import resumed
 from dppo.settings.toml import to_toml
 from dppo.startup import forks_end_here, this_python
@@ -173,7 +172,7 @@ def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: 
     described = next(d for d in description or [] if d is not None)
     role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
     cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
-    console.line(f"{VERSION}: {in_words(config)}, {cell}; {role}")
+    console.line(f"{VERSION}: {planned.environment}, {cell}; {role}")
     for note in notes:
         console.line(f"  {note}")
     console.line(f"  {described} per worker; {parts.policy.description}; {threads} thread(s) per rank")
