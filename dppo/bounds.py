@@ -6,15 +6,19 @@ import numbers
 import operator
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import is_dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
+from math import isfinite
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 SHOWN = 80
 """The largest number of characters of a value that a message shows."""
 LONGEST_TEXT = 4096
+DEEPEST = 16
+"""The largest number of levels of tables and lists in one another."""
 LONGEST_S = 1e9
 """The largest number of seconds, 31 years: a larger one overflows somewhere, and means never."""
 
@@ -86,7 +90,7 @@ def settled(hint: Any, value: Any, name: str) -> Any:
     """Returns `value` as the plain type that `hint` asks for.
 
     A whole number is accepted for a float and the other way round (1e6 is an int), a list for a tuple, a path for a
-    text. Numbers and arrays of NumPy and torch become Python's. Nothing else is converted.
+    text. Numbers and arrays of NumPy and torch become Python's, in tables as well. Nothing else is converted.
 
     Raises:
       ValueError: the type is wrong, or the value is out of its range.
@@ -107,6 +111,10 @@ def settled(hint: Any, value: Any, name: str) -> Any:
         if not isinstance(value, list | tuple):
             raise ValueError(f"{name}={shown(given)} must be a list")
         return tuple(settled(kind.each, v, name) for v in value)
+    if kind.is_table:
+        if not isinstance(value, Mapping):
+            raise ValueError(f"{name}={shown(given)} must be a table of names and values")
+        return _table(value, name)
     if kind.plain is int and type(value) is float and value.is_integer():
         value = int(value)
     if kind.plain is float and type(value) is int:
@@ -127,6 +135,7 @@ class _Kind(NamedTuple):
     plain: Any
     is_optional: bool
     is_section: bool
+    is_table: bool
     choices: tuple[str, ...]
     each: Any
     """The hint of a tuple's values."""
@@ -142,7 +151,44 @@ def _kind(hint: Any) -> _Kind:
     plain = next(o for o in options if o is not NoneType)
     choices = get_args(plain) if get_origin(plain) is Literal else ()
     each = get_args(plain)[0] if get_origin(plain) is tuple else None
-    return _Kind(plain, NoneType in options, is_dataclass(plain), choices, each, bounds)
+    return _Kind(plain, NoneType in options, is_dataclass(plain), get_origin(plain) is dict, choices, each, bounds)
+
+
+def _table(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
+    """Returns a table of keyword arguments as a new dict of plain values. A dash in a name means an underscore."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        keyword = key.replace("-", "_") if isinstance(key, str) else ""
+        if not keyword.isidentifier():
+            raise ValueError(f"{name}: {shown(key)} is no name of an argument: letters, digits and _ only")
+        if keyword in out:
+            raise ValueError(f"{name}: {keyword} is there twice: leave one out")
+        out[keyword] = _settled_part(value, f"{name}.{keyword}")
+    return out
+
+
+def _settled_part(value: Any, name: str, depth: int = 0) -> Any:
+    """Returns a value of a table as TOML and JSON hold it. Raises ValueError where they cannot."""
+    given, value = value, _plain(value)
+    if depth > DEEPEST:
+        raise ValueError(f"{name} is nested too deeply: at most {DEEPEST} levels")
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"{name}: the key {shown(key)} must be a text")
+            _require_text(key, name)
+        return {str(key): _settled_part(part, f"{name}.{as_name(key)}", depth + 1) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_settled_part(part, name, depth + 1) for part in value]
+    if type(value) is str:
+        _require_text(value, name)
+    elif type(value) is int and not -(2**63) <= value < 2**63:
+        raise ValueError(f"{name}={shown(given)} must lie in [-2**63, 2**63)")
+    elif type(value) is float and not isfinite(value):
+        raise ValueError(f"{name}={shown(given)} must be finite")
+    elif type(value) not in (bool, int, float):
+        raise ValueError(f"{name}={shown(given)} must be a number, a text, true or false, or a list or table of these")
+    return value
 
 
 def is_whole(hint: Any) -> bool:

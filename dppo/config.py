@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from dppo.bounds import (
     LONGEST_S,
@@ -249,7 +249,12 @@ class Config(Section):
     """Trains a policy by reinforcement learning on all ranks of an MPI job."""
 
     env: str = "CartPole-v1"
-    """Gymnasium id, or `module:Id` where importing the module registers the id."""
+    """Gymnasium id, `module:Id` where importing the module registers the id, or `module:callable`: a class or function
+    that returns a gymnasium.Env."""
+    env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments of the environment's constructor as KEY=VALUE: numbers, true, false, texts, [lists], {a = table}."""
+    wrappers: tuple[str, ...] = ()
+    """`module:callable` of each wrapper around the environment, innermost first; it is given the environment alone."""
     mode: Literal["sync", "async"] = "sync"
     """sync: distributed PPO, all workers step together; async: A3C, each gradient is applied as it comes."""
     exchange: Literal["allreduce", "p2p"] | None = None
@@ -308,3 +313,5 @@ class Config(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.env), "env must name an environment")
+        for wrapper in self.wrappers:
+            _require(":" in wrapper, f"wrappers={wrapper!r} must have the form module:callable")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
+from typing import Annotated, Any, get_origin, get_type_hints
 
 import numpy as np
 
@@ -301,6 +301,8 @@ class Report:
     """Number of iterations that were finished when the rollout began, in sync."""
     episodes_cut: list[int] = field(default_factory=list)
     """Global numbers of environments whose episode could not be restored, as in `Rollout`."""
+    env_restarts: int = 0
+    """How often an environment was made anew since the last report."""
 
     def __reduce__(self) -> tuple[type[Report], tuple[Any, ...]]:
         """Pickles a report, once in a rollout, in half the time of what a dataclass does by itself."""
@@ -332,37 +334,6 @@ class EnvState:
     """Reward of the last step of the episode before."""
 
 
-NO_ENVS = np.empty(0, np.intp)
-NO_ENVS.setflags(write=False)  # shared by every row in which no episode ended
-
-
-@dataclass(slots=True)
-class Step:
-    """One row of N environments: the results of one action in each.
-
-    The caller must not write to the arrays. They survive the next `step`, and the step after that overwrites them. So
-    "this observation" and "the next" may be held together, but not the observations of a whole rollout. `final_*` are
-    never overwritten.
-    """
-
-    observations: np.ndarray
-    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is already the
-    first observation of the next one (in a native NEXT_STEP environment it is still the last of the old one, and the
-    next row is the reset)."""
-    rewards: np.ndarray
-    """[N] float32 or float64."""
-    terminations: np.ndarray
-    """[N] bool: the episode reached an end of the task, after which no reward can be earned."""
-    truncations: np.ndarray
-    """[N] bool: the episode was cut, as a rule by a time limit, so its value does not end. Both can be true."""
-    final_envs: np.ndarray
-    """[F] intp, ascending: the environments whose episode ended in this row. Nearly always empty."""
-    final_observations: np.ndarray
-    """[F, *obs]: the true last observations of these episodes."""
-    valid: np.ndarray | None = None
-    """[N] bool, or None if all are true: false where a NEXT_STEP environment was reset, which is no transition."""
-
-
 @dataclass(slots=True)
 class Batch:
     """A worker's rollout, ready for minibatches, and the statistics that the ranks have to add up first."""
@@ -383,23 +354,3 @@ class Batch:
         parts = tuple(part for batch in batches for part in batch.parts)
         stop = any(batch.stop for batch in batches)
         return cls(Minibatch(*(np.concatenate(column) for column in columns)), statistics, parts, stop)
-
-
-class Sealed(NamedTuple):
-    """A worker's answer to `TrajectoryWriter.seal`, or its account of what went wrong meanwhile."""
-
-    rank: int
-    row: int | None
-    """The row that was asked for; None: nobody asked."""
-    next_segment: int | None
-    """Number of the next segment: the segments below it hold all rows before `row` that could be written; None: a
-    later row is in one of them already.
-    """
-    end_row: int = 0
-    """The row behind the last one in these segments."""
-    problem: str | None = None
-    """The reason why something is not written, and what; told once."""
-    failed: bool = False
-    """Whether the problem is an error, not a limit that was set."""
-    refusal: str | None = None
-    """The error of a disk that is tried again; "": the disk has taken everything."""

@@ -15,6 +15,8 @@ import numpy as np
 
 from dppo.config import SEED
 from dppo.console import Console
+from dppo.envs.maker import EnvMaker
+from dppo.envs.masks import MaskLayout, Masks
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
@@ -73,10 +75,13 @@ def play_episodes(
     num_envs = min(episodes, 20)
     seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a policy is not judged by a native vector form, whose environments cannot be started from a seed
-    vectorization = "auto" if policy.config.vectorization == "native" else policy.config.vectorization
+    config = policy.config
+    vectorization = "auto" if config.vectorization == "native" else config.vectorization
     try:
         with kept_as_it_was():
-            envs = make_vector_env(policy.config.env, num_envs, seeds.next, vectorization)
+            envs = make_vector_env(
+                config.env, num_envs, seeds.next, vectorization, kwargs=config.env_kwargs, wrappers=config.wrappers
+            )
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
@@ -104,7 +109,7 @@ def _play(
     observations = envs.reset()
     num_played = steps = 0
     while num_played < episodes:
-        step = envs.step(policy.act(observations, stochastic=stochastic))
+        step = envs.step(policy.act(observations, stochastic=stochastic, mask=envs.masks))
         observations = step.observations
         returns += step.rewards
         lengths += 1
@@ -131,31 +136,39 @@ def record(
     `folder`, which are named after the environment.
     """
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
-    env = None
+    config = policy.config
     try:
-        env = gymnasium.make(policy.config.env, render_mode="rgb_array")
+        env = EnvMaker(config.env, config.env_kwargs, config.wrappers).make(render_mode="rgb_array")
+    except ValueError as error:
+        raise _no_video(config.env, error) from error
+    try:
         recorder = gymnasium.wrappers.RecordVideo(
             env,
             str(folder),
             episode_trigger=lambda _: True,
-            name_prefix=_file_name(policy.config.env),
+            name_prefix=_file_name(config.env),
             disable_logger=True,
         )
         seeds = EpisodeSeeds(seed, 0, 1, Purpose.EVALUATION)
+        masks = Masks(MaskLayout(env.action_space), env.observation_space, 1)
         for _ in range(episodes):
-            observation, _ = recorder.reset(seed=seeds.next(0))
+            observation, info = recorder.reset(seed=seeds.next(0))
             for _ in range(max_steps):
-                action = policy.act(observation, stochastic=stochastic)
-                observation, _, terminated, truncated, _ = recorder.step(action)
+                mask = masks.of(recorder, observation, info)
+                action = policy.act(observation, stochastic=stochastic, mask=mask)
+                observation, _, terminated, truncated, info = recorder.step(action)
                 if terminated or truncated:
                     break
         env = recorder  # its close() completes the last file
-    except (gymnasium.error.Error, TypeError) as error:  # TypeError: it knows no render_mode
-        raise UsageError(f"no video of {policy.config.env}: {error}; pip install 'dppo[video]' may help") from error
+    except (gymnasium.error.Error, TypeError) as error:
+        raise _no_video(config.env, error) from error
     finally:
-        if env is not None:
-            close_environments(env)
+        close_environments(env)
     return sorted(set(folder.glob("*.mp4")) - before)
+
+
+def _no_video(env_id: str, error: Exception) -> UsageError:
+    return UsageError(f"no video of {env_id}: {error}; pip install 'dppo[video]' may help")
 
 
 def _file_name(env_id: str) -> str:

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
 from dppo.data import ArrayType as ArrayType
-from dppo.data import Batch, Report, Rollout, Sealed, Step
+from dppo.data import Batch, Report, Rollout
 
 if TYPE_CHECKING:
     import gymnasium
@@ -30,6 +31,37 @@ if TYPE_CHECKING:
 
 EpisodeSeed = Callable[[int], int]
 """A function that takes the local index of an environment, returns the seed of its next episode, and counts it."""
+
+
+NO_ENVS = np.empty(0, np.intp)
+NO_ENVS.setflags(write=False)  # shared by every row in which no episode ended
+
+
+@dataclass(slots=True)
+class Step:
+    """One row of N environments: the results of one action in each.
+
+    The caller must not write to the arrays. They survive the next `step`, and the step after that overwrites them. So
+    "this observation" and "the next" may be held together, but not the observations of a whole rollout. `final_*` are
+    never overwritten.
+    """
+
+    observations: np.ndarray
+    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is already the
+    first observation of the next one (in a native NEXT_STEP environment it is still the last of the old one, and the
+    next row is the reset)."""
+    rewards: np.ndarray
+    """[N] float32 or float64."""
+    terminations: np.ndarray
+    """[N] bool: the episode reached an end of the task, after which no reward can be earned."""
+    truncations: np.ndarray
+    """[N] bool: the episode was cut, as a rule by a time limit, so its value does not end. Both can be true."""
+    final_envs: np.ndarray
+    """[F] intp, ascending: the environments whose episode ended in this row. Nearly always empty."""
+    final_observations: np.ndarray
+    """[F, *obs]: the true last observations of these episodes."""
+    valid: np.ndarray | None = None
+    """[N] bool, or None if all are true: false where a NEXT_STEP environment was reset, which is no transition."""
 
 
 class Closable(Protocol):
@@ -269,6 +301,26 @@ class Exchange(Protocol):
 
     def finish_iteration(self, totals: np.ndarray) -> None:
         """Merges moments, moves counters and schedules, and tells rank 0."""
+
+
+class Sealed(NamedTuple):
+    """A worker's answer to `TrajectoryWriter.seal`, or its account of what went wrong meanwhile."""
+
+    rank: int
+    row: int | None
+    """The row that was asked for; None: nobody asked."""
+    next_segment: int | None
+    """Number of the next segment: the segments below it hold all rows before `row` that could be written; None: a
+    later row is in one of them already.
+    """
+    end_row: int = 0
+    """The row behind the last one in these segments."""
+    problem: str | None = None
+    """The reason why something is not written, and what; told once."""
+    failed: bool = False
+    """Whether the problem is an error, not a limit that was set."""
+    refusal: str | None = None
+    """The error of a disk that is tried again; "": the disk has taken everything."""
 
 
 class Dump(Protocol):

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from dppo.data import Report, Sealed
-from dppo.seams import Answer, Tag
+from dppo.data import Report
+from dppo.seams import Answer, Sealed, Tag
 
 
 class Recorder:

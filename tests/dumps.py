@@ -9,7 +9,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dppo.data import EpisodeProgress, Rollout, Sealed
+from dppo.data import EpisodeProgress, Rollout
+from dppo.seams import Sealed
 from dppo.trajectories.format import USER_BLOCK, seal_image
 from dppo.trajectories.writer import Labels, TrajectoryWriter
 

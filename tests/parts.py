@@ -21,11 +21,11 @@ from dppo.comm.allreduce import Allreduce
 from dppo.comm.link import Link
 from dppo.config import Config, LogConfig, ModelConfig, PPOConfig
 from dppo.console import Console
-from dppo.data import NO_ENVS, Episode, Report, Rollout, Step
+from dppo.data import Episode, Report, Rollout
 from dppo.models.policy import ActorCritic
 from dppo.run.setup import saved_replays
 from dppo.rundir.checkpoint import Checkpoint, newest_valid, write_checkpoint
-from dppo.seams import VectorEnv
+from dppo.seams import NO_ENVS, Step, VectorEnv
 from dppo.seeding import EpisodeSeeds
 from dppo.settings.resolve import resolve
 from dppo.settings.toml import to_toml

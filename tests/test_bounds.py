@@ -213,10 +213,67 @@ def test_any_text_comes_back_from_config_toml(text: str, tmp_path: Path) -> None
 
 
 def test_every_setting_of_a_complete_configuration_comes_back(tmp_path: Path) -> None:
-    config = resolve(Config(target_return=-1e-7, time_limit_s=1e9, seed=2**63 - 1, model=ModelConfig(hidden=())))
+    config = resolve(
+        Config(
+            target_return=-1e-7, time_limit_s=1e9, seed=2**63 - 1, model=ModelConfig(hidden=()),
+            env_kwargs={"size": 5, "its_mode": "True", "sizes": [1, 2.5]}, wrappers=("a:b", "c:d"),
+        )
+    )  # fmt: skip
     assert read_back(config, tmp_path) == config
     flags = [flag for name, value in flat(as_dict(config)).items() for flag in as_flags({name: value})]
     assert parse(flags)[0] == config
+
+
+# -- tables of arguments --------------------
+
+
+def test_a_table_is_a_new_one_of_plain_values(tmp_path: Path) -> None:
+    given = {
+        "a-b": np.float32(0.5),
+        "c": (1, np.arange(2)),
+        "d": {"e-f": {"g": Path("/x")}},
+        "h": Choice.ASYNC,
+        "i": True,
+    }
+    config = resolve(Config(env_kwargs=given))
+    assert config.env_kwargs == {"a_b": 0.5, "c": [1, [0, 1]], "d": {"e-f": {"g": "/x"}}, "h": "async", "i": True}
+    assert type(config.env_kwargs["h"]) is str and config.env_kwargs["i"] is True
+    given["c"], given["d"]["e-f"]["g"] = 3, 4
+    assert config.env_kwargs["c"] == [1, [0, 1]] and config.env_kwargs["d"] == {"e-f": {"g": "/x"}}
+    assert read_back(config, tmp_path) == config and hash(config) == hash(replace(config))
+    assert replace(config, env_kwargs={}) != config
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("x", "env_kwargs='x' must be a table"),
+        ([1], "must be a table"),
+        ({"a": None}, "env_kwargs.a=None must be a number, a text, true or false, or a list or table of these"),
+        ({"a": [1, {"b": object}]}, "env_kwargs.a.b=<class 'object'> must be a number"),
+        ({"a": math.nan}, "env_kwargs.a=nan must be finite"),
+        ({"a": [math.inf]}, "env_kwargs.a=inf must be finite"),
+        ({"a": 2**63}, "must lie in"),
+        ({"a": {1: 2}}, "env_kwargs.a: the key 1 must be a text"),
+        ({"a": "x\0"}, "holds a NUL character"),
+        ({"a.b": 1}, "env_kwargs: 'a.b' is no name of an argument"),
+        ({"": 1}, "is no name of an argument"),
+        ({3: 1}, "env_kwargs: 3 is no name of an argument"),
+        ({"a_b": 1, "a-b": 1}, "env_kwargs: a_b is there twice"),
+    ],
+    ids=str,
+)
+def test_what_no_file_can_hold_is_refused(value: Any, said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Config(env_kwargs=value)
+    assert said in str(error.value)
+
+
+def test_a_list_in_itself_is_too_deep() -> None:
+    endless: list[Any] = []
+    endless.append(endless)
+    with pytest.raises(ValueError, match=r"env_kwargs\.a is nested too deeply: at most 16 levels"):
+        Config(env_kwargs={"a": endless})
 
 
 def flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:

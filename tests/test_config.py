@@ -152,6 +152,7 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"mode": "async", "preempt_fraction": 0.5}, "preempt_fraction=0.5 needs mode=sync"),
         ({"preempt_fraction": 1.5}, r"preempt_fraction=1.5 must lie in \[0, 1\]"),
         ({"server": {"mirror_every": -1}}, "server.mirror_every=-1 must be 0"),
+        ({"wrappers": ["a:b"], "vectorization": "native"}, "set vectorization=sync, or leave wrappers out"),
         ({"log": {"trace": True}}, "log.trace is not available"),
         ({"trajectories": {"every": 0}}, "trajectories.every=0 must be at least 1"),
         ({"trajectories": {"segment_mb": 0.0}}, "trajectories.segment_mb=0.0 must be positive"),

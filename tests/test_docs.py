@@ -188,8 +188,10 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
         **ONE_THREAD,
     )
     config = launch.start(None, "pendulum.toml", "--dry-run", **ONE_THREAD)
+    made = ["--env", "my_sim:Thermostat", "--wrappers", "my_sim:limited", "--env-kwargs", "noise=0.2"]
+    unregistered = launch.start(None, *made, "--dry-run", **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
-    for job in (own, config, train):
+    for job in (own, config, unregistered, train):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     played = launch.start(None, program=str(tmp_path / "play_it.py"), **ONE_THREAD).wait(60)

@@ -17,11 +17,12 @@ from gymnasium import spaces
 
 import dppo
 from dppo.errors import UsageError
-from dppo.evaluate import MAX_STEPS, Played, main, play_episodes
+from dppo.evaluate import MAX_STEPS, Played, main, play_episodes, record
 from dppo.rundir.spaces import write_spaces
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.settings.toml import to_toml
 from dppo.training.policy import load_policy
+from tests.envs import sims_of_others
 from tests.parts import make_parts, save
 
 
@@ -295,6 +296,48 @@ def test_environments_are_closed_after_an_exception(cartpole: Path, monkeypatch:
         play_episodes(policy, 3)
     assert ClosesBadly.closed == 3
     del gymnasium.registry["ClosesBadly-v0"]
+
+
+@pytest.fixture
+def tank(tmp_path: Path) -> Path:
+    """Of a class that is not registered, with arguments and a wrapper."""
+    config: dict[str, Any] = {
+        "env_kwargs": {"scale": 3.0, "length": 9},
+        "wrappers": (f"{sims_of_others.__name__}:limited",),
+    }
+    return save(make_parts(env=f"{sims_of_others.__name__}:Tank", **config), tmp_path / "tank")
+
+
+def test_evaluation_uses_the_arguments_and_wrappers_of_the_run(
+    tank: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main([str(tank), "--episodes", "3", "--json"]) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert (out["mean"], out["length_mean"], out["ended"]) == (9.0, 3.0, 3), "3 steps of 3.0, until the wrapper's limit"
+    (tank / "config.toml").write_text(to_toml(replace(load_policy(tank).config, wrappers=("no_such_module:f",))))
+    write_spaces(tank, sims_of_others.Tank.observation_space, sims_of_others.Tank.action_space)
+    assert main([str(tank), "--episodes", "3"]) == 2
+    assert "wrappers='no_such_module:f': cannot import 'no_such_module'" in capsys.readouterr().err
+
+
+def test_a_video_shows_the_arguments_and_wrappers_of_the_run(
+    tank: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("moviepy")
+    (video,) = record(load_policy(tank), 1, 0, tmp_path / "videos", stochastic=False)
+    assert video.name.startswith("Tank-episode-0")
+    from moviepy import VideoFileClip
+
+    with VideoFileClip(str(video)) as clip:
+        assert round(clip.duration * clip.fps) == 4, "3 steps, until the wrapper's limit"
+
+
+def test_a_constructor_that_knows_no_render_mode_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = make_parts(env=f"{sims_of_others.__name__}:double_tank", env_kwargs={"depth": 1.0})
+    run = save(place, tmp_path / "run")
+    assert main([str(run), "--episodes", "1", "--video", str(tmp_path / "videos")]) == 2
+    assert "no video of tests.envs.sims_of_others:double_tank: " in (said := capsys.readouterr().err)
+    assert "it takes no argument 'render_mode'" in said
 
 
 def test_a_video_is_recorded_by_gymnasium(cartpole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,6 +119,8 @@ def test_the_run_gets_exactly_these_settings(file: Path, tmp_path: Path, capsys:
         vtrace = false
         respawn = false
         model.hidden = [32, 16]
+        wrappers = ["a:b", "c:d"]
+        env-kwargs.its_map = {a_b = [1, "x y"]}
         [fixed.moments]
         returns = false
         [grid]
@@ -128,6 +130,7 @@ def test_the_run_gets_exactly_these_settings(file: Path, tmp_path: Path, capsys:
     config, _ = parse(flags(capsys, file, tmp_path / "a folder", 3))
     assert (config.target_return, config.vtrace, config.respawn, config.model.hidden) == (-1e-7, False, False, (32, 16))
     assert (config.moments.returns, config.moments.observations) == (False, True)
+    assert (config.wrappers, config.env_kwargs) == (("a:b", "c:d"), {"its_map": {"a_b": [1, "x y"]}})
     assert (config.optim.lr, config.ppo.normalize_advantages) == (0.1234567890123456, False)
     assert config.run_dir == str(tmp_path / "a folder" / "task_003")
 

@@ -15,8 +15,7 @@ from gymnasium.envs.classic_control.cartpole import CartPoleEnv
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.utils import seeding
 
-from dppo.data import NO_ENVS, Step
-from dppo.seams import EpisodeSeed
+from dppo.seams import NO_ENVS, EpisodeSeed, Step
 
 
 def is_plain_cartpole(spec: EnvSpec) -> bool:

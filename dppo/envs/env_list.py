@@ -10,17 +10,15 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.envs.registration import EnvSpec
 
-from dppo.data import NO_ENVS, Step
 from dppo.envs.actions import make_splitter
+from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import PROBE_SEED, MaskLayout, Masks, refuse_late
 from dppo.envs.observations import require_leaves
 from dppo.envs.process import kept_as_it_was
-from dppo.envs.registration import make_from
 from dppo.envs.restarts import Restarts
 from dppo.envs.returned import Returned, copied
-from dppo.seams import EpisodeSeed
+from dppo.seams import NO_ENVS, EpisodeSeed, Step
 
 
 class EnvList:
@@ -33,23 +31,23 @@ class EnvList:
     """
 
     def __init__(
-        self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0
+        self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0
     ) -> None:
-        self._spec, self._episode_seed, self._first_env = spec, episode_seed, first_env
+        self._maker, self._episode_seed, self._first_env = maker, episode_seed, first_env
         self._envs: list[gymnasium.Env[Any, Any]] = []
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
-                self._envs.append(self._make())
+                self._envs.append(maker.make())
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
-            require_leaves(spec.id, self.observation_space)
+            require_leaves(maker.spec.id, self.observation_space)
             if_one_fails.pop_all()
         self._steps = [env.step for env in self._envs]
         self.num_envs = num_envs
         # A nondeterministic environment says itself that a seed does not fix it: its replay would be in vain.
-        self.replayable = not spec.nondeterministic
-        self.description = f"{num_envs} x {spec.id}, stepped one after another"
+        self.replayable = not maker.spec.nondeterministic
+        self.description = f"{num_envs} x {maker.spec.id}, stepped one after another"
         self._returned = Returned(self.observation_space)
         self._shape, self._dtype = self._returned.shape, self._returned.dtype
         self._split_actions = make_splitter(self.action_space)
@@ -210,17 +208,12 @@ class EnvList:
                 self._envs[index].close()
             try:
                 with kept_as_it_was():
-                    env = self._make()
+                    env = self._maker.make()
             except Exception as another:
                 error = another
                 continue
             self._envs[index], self._steps[index] = env, env.step
             return
-
-    def _make(self) -> gymnasium.Env[Any, Any]:
-        # The passive checker is for those who write environments, and costs time in every step.
-        env: gymnasium.Env[Any, Any] = make_from(gymnasium.make, self._spec, disable_env_checker=True)
-        return env
 
     def _start(self) -> None:
         """Makes room for observations and masks that no step has returned."""

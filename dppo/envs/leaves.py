@@ -115,6 +115,45 @@ def to_value(space: gymnasium.Space[Any], row: Any) -> Any:
     return tuple(values.values()) if hasattr(space, "spaces") and isinstance(space.spaces, tuple) else values
 
 
+def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool]:
+    """Returns values of `space` as one array [B, ...], and whether it was one value only.
+
+    Args:
+      values: one value, a batch of them in Gymnasium's form (dicts and tuples of arrays [B, ...]), or such an array.
+
+    Raises:
+      ValueError: they have other parts or shapes.
+    """
+    if isinstance(values, np.ndarray | np.void) and values.dtype.names is not None:
+        array = np.asarray(values)
+        return array.reshape(-1), array.ndim == 0
+    named: dict[str, np.ndarray] = {}
+    are_single = set()
+    for leaf in leaves(space):
+        array = np.asarray(_part(values, leaf.path, space))
+        if array.shape not in (leaf.shape, (len(array), *leaf.shape) if array.ndim else ()):
+            of = f" in {leaf.name}" if leaf.name else ""
+            raise ValueError(
+                f"expected one value {leaf.shape} or a batch {('B', *leaf.shape)}{of}, got {array.shape}".replace(
+                    "'B'", "B"
+                )
+            )
+        are_single.add(array.shape == leaf.shape)
+        named[leaf.name] = array if array.shape != leaf.shape else array[None]
+    if len(are_single) > 1:
+        raise ValueError(f"some parts are one value, others a batch: {space}")
+    return from_leaves(named), are_single.pop()
+
+
+def _part(values: Any, path: tuple[str, ...], space: gymnasium.Space[Any]) -> Any:
+    for name in path:
+        try:
+            values = values[name] if isinstance(values, Mapping) else values[int(name)]
+        except (KeyError, IndexError, ValueError, TypeError) as error:
+            raise ValueError(f"{'/'.join(path)} is missing: expected a value of {space}") from error
+    return values
+
+
 def as_leaves(array: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the leaves of an array of values, by name, as views: {"": array} of a plain one."""
     if array.dtype.names is None:
@@ -160,3 +199,17 @@ def are_equal(one: np.ndarray, other: np.ndarray) -> bool:
     """
     ours, others = as_leaves(one), as_leaves(other)
     return ours.keys() == others.keys() and all(np.array_equal(leaf, others[name]) for name, leaf in ours.items())
+
+
+def described(array: np.ndarray) -> str:
+    """Returns a phrase on values [B, ...] for a message: types, shapes and spans of their leaves."""
+    leaf = "{name}{values.dtype} {shape} of {span}"
+    return ", ".join(
+        leaf.format(
+            name=f"{name} " if name else "",
+            values=values,
+            shape=list(values.shape[1:]),
+            span=f"{values.min():.4g} to {values.max():.4g}" if values.size else "nothing",
+        )
+        for name, values in as_leaves(array).items()
+    )

@@ -113,6 +113,13 @@ class Masks:
             what, mask = f"an observation's leaf {KEY!r}", observation[KEY]
         self._layout.write(mask, self.rows[index], what)
 
+    def of(self, env: gymnasium.Env[Any, Any], observation: Any, info: Mapping[str, Any]) -> np.ndarray | None:
+        """Returns the mask [size] after a reset or a step of the one environment; None if it has none."""
+        if not self.size or not (self.is_found or self.find(env, info)):
+            return None
+        self.read(0, env, observation, info, "step")
+        return self.rows[0]
+
     def permit(self, index: int) -> None:
         """Makes all actions of an environment legal, because the next one does not count."""
         self.rows[index] = True

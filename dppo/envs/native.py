@@ -13,14 +13,13 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
-from dppo.data import NO_ENVS, Step
 from dppo.envs.checks import five, numbers, truths
 from dppo.envs.leaves import to_value
+from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks
 from dppo.envs.observations import require_leaves
-from dppo.envs.registration import make_from
 from dppo.envs.returned import Returned, copied
-from dppo.seams import EpisodeSeed
+from dppo.seams import NO_ENVS, EpisodeSeed, Step
 
 
 class NativeVector:
@@ -34,16 +33,10 @@ class NativeVector:
     replayable = False
     restarts = 0
 
-    def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
-        if spec.vector_entry_point is None:
-            raise ValueError(
-                f"{spec.id} has no vector form of its own (its registration names no vector_entry_point): "
-                "use vectorization='sync' or 'auto'"
-            )
+    def __init__(self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
+        spec = maker.spec
         self._episode_seed = episode_seed
-        self._env: gymnasium.vector.VectorEnv[Any, Any, Any] = make_from(
-            gymnasium.make_vec, spec, num_envs=num_envs, vectorization_mode="vector_entry_point"
-        )
+        self._env = maker.make_vector(num_envs)
         self.num_envs = num_envs
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(self.close)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
 import gymnasium
 
-_NOT_THE_USERS = (str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent), "<frozen importlib")
+_NOT_THE_USERS = (
+    str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent), str(Path(importlib.__file__).parent),
+    "<frozen importlib",
+)  # fmt: skip
 
 
 def reason(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Finds an environment's registration with Gymnasium, makes what it describes, and says how to repair what fails."""
+"""Finds what an environment's name means: a registration with Gymnasium, or a class or function that makes one."""
 
 from __future__ import annotations
 
@@ -6,60 +6,84 @@ import difflib
 import importlib
 import warnings
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
+from dppo.envs.packages import import_package_of
 from dppo.envs.reasons import reason
 
-# What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
-_EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
 
-
-def find_spec(env_id: str) -> EnvSpec:
-    """Returns the registration of `env_id`. Imports the module first, if the id names one."""
-    module, colon, name = env_id.rpartition(":")
-    if colon:
-        try:
-            importlib.import_module(module)
-        except Exception as error:  # a user's module may raise anything, and it is the user who can repair it
-            raise ValueError(
-                f"env={env_id!r}: cannot import {module!r}: {reason(error)}{_not_its_file(env_id)}"
-            ) from error
+def find_spec(env_id: str) -> tuple[EnvSpec, Callable[..., Any] | None]:
+    """Returns the specification of `env_id`, and the callable where `module:callable` names one that is not registered.
+    Imports the module first, if the id names one, else the package that is known to register the id.
+    """
+    module_name, colon, name = env_id.rpartition(":")
+    module = _import(module_name, env_id, "env") if colon else None
+    if module is None and name not in gymnasium.registry:
+        import_package_of(name)
     spec = gymnasium.registry.get(name)
     if spec is not None:
-        return spec
-    near = difflib.get_close_matches(name, gymnasium.registry, n=1)
+        return spec, None
+    if module is not None and hasattr(module, name):
+        made_by = _callable_in(module, env_id, "env")
+        return EnvSpec(env_id, entry_point=env_id, order_enforce=False, disable_env_checker=True), made_by
+    own = [] if module is None else _own_callables(module)
+    near = difflib.get_close_matches(name, [*gymnasium.registry, *own], n=1)
     if near:
-        hint = f"did you mean {module + colon + near[0]!r}?"
-    elif name.startswith("ALE/"):
-        hint = f"write 'ale_py:{name}', so that ale_py registers it (pip install 'dppo[atari]')"
+        hint = f"did you mean {module_name + colon + near[0]!r}?"
     elif colon:
-        hint = f"{module!r} was imported, but does not register it"
+        hint = f"{module_name!r} was imported, but does not register it, and has no class or function of that name"
     else:
-        hint = f"if a module of yours registers it, write 'the.module:{name}'"
+        hint = f"if a module of yours registers it, or has a class or function of that name, write 'the.module:{name}'"
     raise ValueError(f"env={env_id!r}: no environment {name!r} is registered; {hint}")
 
 
-def _not_its_file(env_id: str) -> str:
+def find_wrapper(name: str) -> Callable[..., Any]:
+    """Returns the class or function that `module:callable` names. Raises ValueError where there is none."""
+    module_name, _, attribute = name.rpartition(":")
+    module = _import(module_name, name, "wrappers")
+    if hasattr(module, attribute):
+        return _callable_in(module, name, "wrappers")
+    near = difflib.get_close_matches(attribute, [n for n in dir(module) if callable(getattr(module, n, None))], n=1)
+    hint = f"did you mean '{module_name}:{near[0]}'?" if near else "it has no class or function of that name"
+    raise ValueError(f"wrappers={name!r}: {module_name!r} has no {attribute!r}; {hint}")
+
+
+def _import(module: str, name: str, setting: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # a user's module may raise anything, and it is the user who can repair it
+        raise ValueError(
+            f"{setting}={name!r}: cannot import {module!r}: {reason(error)}{_not_its_file(name)}"
+        ) from error
+
+
+def _callable_in(module: ModuleType, name: str, setting: str) -> Callable[..., Any]:
+    found = getattr(module, name.rpartition(":")[2])
+    if not callable(found):
+        raise ValueError(
+            f"{setting}={name!r} is an object of {type(found).__name__}, which cannot be called: name its class, or a"
+            " function that returns it"
+        )
+    made: Callable[..., Any] = found
+    return made
+
+
+def _own_callables(module: ModuleType) -> list[str]:
+    """Returns the names of classes and functions that the module itself defines."""
+    return [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
+
+
+def _not_its_file(name: str) -> str:
     """Returns what to write instead where `folder/module.py:Id` names a file."""
-    file, _, name = env_id.rpartition(":")
+    file, _, attribute = name.rpartition(":")
     if not file.endswith(".py"):
         return ""
     folder, _, module = file.removesuffix(".py").rpartition("/")
-    return f"; name the module, not its file: {module}:{name}" + (f", with PYTHONPATH={folder}" if folder else "")
-
-
-def make_from(make: Callable[..., Any], spec: EnvSpec, **kwargs: Any) -> Any:
-    """Calls `make(spec, **kwargs)`. Where that fails, says why, and how to get what cannot be imported."""
-    try:
-        return make(spec, **kwargs)
-    except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
-        families = [extra for prefix, extra in _EXTRAS.items() if str(spec.entry_point).startswith(prefix)]
-        missing = isinstance(error, ImportError | gymnasium.error.Error)
-        install = f" (pip install 'dppo[{families[0]}]')" if families and missing else ""
-        raise ValueError(f"env={spec.id!r} cannot be made: {reason(error)}{install}") from error
+    return f"; name the module, not its file: {module}:{attribute}" + (f", with PYTHONPATH={folder}" if folder else "")
 
 
 def keep_mujoco_quiet(spec: EnvSpec) -> None:

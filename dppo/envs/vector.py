@@ -11,9 +11,12 @@ There are three forms behind one interface, because speed and promises differ:
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from dppo.envs.env_list import EnvList
+from dppo.envs.maker import EnvMaker
 from dppo.envs.native import NativeVector
-from dppo.envs.registration import find_spec, keep_mujoco_quiet
 from dppo.seams import EpisodeSeed, VectorEnv
 
 
@@ -23,39 +26,45 @@ def make_vector_env(
     episode_seed: EpisodeSeed,
     vectorization: str = "auto",
     first_env: int = 0,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    wrappers: Sequence[str] = (),
     max_restarts: int = 0,
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
     Args:
-        env_id: as for `gymnasium.make`, version included; `package.module:Id-v0` imports the module first.
+        env_id: as for `gymnasium.make`, version included; `package.module:Id-v0` imports the module first, and
+            `package.module:callable` names a class or function that returns an environment.
         num_envs: N, at least 1.
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
             `auto` a fast form that still keeps every promise of `sync`, where there is one, else `sync`.
         first_env: global number of the first environment, for messages.
+        kwargs: arguments of the environment's constructor.
+        wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
 
     Raises:
-        ValueError: the id, its module, a package that it needs or its vector form is missing, a vector form cannot be
-            restarted, or the environment observes what is not made of Box, Discrete, MultiDiscrete and MultiBinary.
+        ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
+            wrapper fails, a vector form cannot be restarted, or the environment observes what is not made of Box,
+            Discrete, MultiDiscrete and MultiBinary.
     """
     if num_envs < 1:
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    spec = find_spec(env_id)
-    keep_mujoco_quiet(spec)
+    maker = EnvMaker(env_id, kwargs, wrappers)
     if vectorization == "native":
         if max_restarts:
             raise ValueError(
                 "on_env_error='restart' makes single environments anew, which vectorization='native' does not have: use"
                 " vectorization='sync' or 'auto'"
             )
-        return NativeVector(spec, num_envs, episode_seed, first_env)
+        return NativeVector(maker, num_envs, episode_seed, first_env)
     if vectorization == "auto":
         from dppo.envs import cartpole
 
-        if cartpole.is_plain_cartpole(spec):
-            return cartpole.CartPoleVector(spec, num_envs, episode_seed)
-    return EnvList(spec, num_envs, episode_seed, first_env, max_restarts)
+        if cartpole.is_plain_cartpole(maker.spec):
+            return cartpole.CartPoleVector(maker.spec, num_envs, episode_seed)
+    return EnvList(maker, num_envs, episode_seed, first_env, max_restarts)

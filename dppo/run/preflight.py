@@ -26,6 +26,7 @@ from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
 from dppo.rundir.contents import check_complete
 from dppo.rundir.recorders import read_json, write_json
 from dppo.rundir.summary import FINISHED, TARGET, Summary, read_summary
+from dppo.settings.pairs import in_words
 from dppo.settings.resolve import check_world, resolve
 from dppo.training.counters import Losses
 from dppo.training.episodes import EpisodeCounter
@@ -55,6 +56,11 @@ class Plan:
     """Number of ranks at the start of the run."""
     survives: bool = False
     """Whether the run continues when a rank dies."""
+
+    @property
+    def environment(self) -> str:
+        """The environment with its arguments and wrappers, for a person."""
+        return in_words(self.config)
 
     @property
     def first_rank(self) -> int:

@@ -14,7 +14,7 @@ from dppo.comm.leaving import end_job
 from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import regroup
 from dppo.console import say
-from dppo.data import Report, Sealed
+from dppo.data import Report
 from dppo.errors import EXIT_FAILED, Failure, JobFailure, RankFailure, SavingError
 from dppo.run.leave import leave_alone
 from dppo.run.members import assign_roles
@@ -24,6 +24,7 @@ from dppo.run.setup import say_failed
 from dppo.run.takeover import Contribution, Status, drifted, givers, offered, take_over
 from dppo.rundir import paths
 from dppo.rundir.summary import PREEMPTED
+from dppo.seams import Sealed
 from dppo.training.coordinator import ABORT_MARGIN_S, GIVE_UP, LEAVE
 from dppo.training.packing import moment_of
 

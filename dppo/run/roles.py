@@ -6,9 +6,10 @@ import json
 from dataclasses import asdict
 
 from dppo.config import VERSION
+from dppo.envs.maker import EnvMaker
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
-from dppo.rundir.spaces import space_to_json, spec_to_json, write_spaces
+from dppo.rundir.spaces import space_to_json, write_spaces
 from dppo.startup import forks_end_here
 from dppo.training.build import build_envs, make_collector
 from dppo.training.counters import Losses
@@ -43,9 +44,10 @@ def begin_dump(me: Rank) -> None:
     if not (settings.enabled and me.worker.collects) or me.worker.dump is not None:
         return
     assert envs is not None and worker is not None
+    described = EnvMaker(config.env, config.env_kwargs, config.wrappers).to_json()
     labels = Labels(
         me.plan.run_dir, me.plan.run_id, me.plan.attempt, worker + me.plan.first_rank, me.group.comm.size,
-        worker * config.num_envs, json.dumps(asdict(config)), spec_to_json(config.env),
+        worker * config.num_envs, json.dumps(asdict(config)), described,
         space_to_json(envs.observation_space), space_to_json(envs.action_space), VERSION,
     )  # fmt: skip
     is_clipped = me.parts.policy.distribution.log_std_size > 0

@@ -20,6 +20,7 @@ from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState
+from dppo.envs.leaves import described
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
@@ -132,14 +133,13 @@ def _first_step(parts: Parts) -> str:
     """Resets and steps the environments of this rank. Returns a text on what the first of them gave."""
     assert parts.envs is not None
     observations = parts.envs.reset()
-    first = np.array(observations[0])
+    first = observations[:1].copy()
     actions = parts.policy.greedy(parts.policy.inputs(observations), parts.envs.masks)
     step = parts.envs.step(parts.policy.distribution.to_env(actions))
-    both = np.stack((first, step.observations[0]))
-    span = f"{both.min():.4g} to {both.max():.4g}" if both.size else "nothing"
     ends = [name for name, flags in (("terminated", step.terminations), ("truncated", step.truncations)) if flags[0]]
     return (
-        f"the first environment was reset and stepped once: observations {first.dtype} {list(first.shape)} of {span},"
+        f"the first environment was reset and stepped once: observations"
+        f" {described(np.concatenate((first, step.observations[:1])))},"
         f" reward {float(step.rewards[0]):.4g}{''.join(f', {end}' for end in ends)}"
     )
 
@@ -172,7 +172,7 @@ def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: 
     described = next(d for d in description or [] if d is not None)
     role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
     cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
-    console.line(f"{VERSION}: {config.env}, {cell}; {role}")
+    console.line(f"{VERSION}: {planned.environment}, {cell}; {role}")
     for note in notes:
         console.line(f"  {note}")
     console.line(f"  {described} per worker; {parts.policy.description}; {threads} thread(s) per rank")

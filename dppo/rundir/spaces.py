@@ -1,4 +1,4 @@
-"""Spaces and environment specifications as JSON text, in Minari's form, without Minari.
+"""Spaces as JSON text, in Minari's form, without Minari.
 
 Trajectory segments and RUN/spaces.json hold this text, so that policies can be loaded and steps read where the
 environment is not installed.
@@ -89,11 +89,3 @@ def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[An
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run_dir / paths.SPACES} cannot be read: {error}") from error
-
-
-def spec_to_json(env_id: str) -> str:
-    """Returns an environment's spec as Gymnasium's own JSON; only the id where the spec has values that JSON lacks."""
-    try:
-        return gymnasium.spec(env_id).to_json()
-    except Exception:  # an entry point that is a function, arguments that are objects
-        return json.dumps({"id": env_id})

@@ -18,6 +18,8 @@ from dppo.bounds import hints, is_whole, whole_number
 from dppo.config import Config
 from dppo.errors import EXIT_USAGE, HelpShown, UsageError
 from dppo.settings.commands import VERSION
+from dppo.settings.pairs import FLAG as PAIRS
+from dppo.settings.pairs import as_pair, is_pair, read_pairs
 from dppo.settings.resolve import resolve
 from dppo.settings.resume import settings_of, with_the_same
 from dppo.settings.toml import presets, read_toml, shortened
@@ -80,7 +82,9 @@ def file_at(args: list[str]) -> int | None:
     if args and not args[0].startswith("-"):
         return 0
     pairs = itertools.pairwise(args)
-    return next((i for i, (a, b) in enumerate(pairs, 1) if b.endswith(".toml") and not a.startswith("-")), None)
+    behind = (i for i, (a, b) in enumerate(pairs, 1) if b.endswith(".toml") and not a.startswith("-"))
+    arguments = _places_of_pairs(args)
+    return next((i for i in behind if i not in arguments), None)
 
 
 def from_values(values: dict[str, Any]) -> Config:
@@ -138,6 +142,9 @@ def _check_flags(args: list[str]) -> None:
     known = flag_names()
     for token in args:
         name = token[2:].split("=")[0].replace("_", "-")
+        if token.startswith(f"--{PAIRS}."):
+            argument = shortened(token.partition("=")[0].partition(".")[2])
+            raise UsageError(f"--{PAIRS}.{argument}: no such flag; write --{PAIRS} {argument}=VALUE")
         if token.startswith("--") and name != "help" and _positive(name) not in known:
             no = "" if _positive(name) == name else "no-"
             meant = suggestion(_positive(name), write=lambda setting: f"--{no}{setting.replace('_', '-')}")  # noqa: B023
@@ -173,6 +180,34 @@ def _with_digits(args: list[str]) -> list[str]:
         number = whole_number(value) if takes_whole_numbers else None
         out.append(token if number is None else f"{flag}{equals}{number}")
     return out
+
+
+def _is_flag_of_pairs(token: str) -> bool:
+    return token.partition("=")[0].replace("_", "-") == f"--{PAIRS}"
+
+
+def _places_of_pairs(args: list[str]) -> list[int]:
+    """Returns where the values behind --env-kwargs are, without what follows them: CONFIG.toml, or the next flag."""
+    places, takes_pairs = [], False
+    for i, token in enumerate(args):
+        if token.startswith("--"):
+            takes_pairs = _is_flag_of_pairs(token)
+        elif takes_pairs and (is_pair(token) or not token.endswith(".toml")):
+            places.append(i)
+    return places
+
+
+def _split_pairs(args: list[str]) -> tuple[list[str], list[str]]:
+    """Returns the arguments without --env-kwargs, and its values, of all places where it is given."""
+    behind = _places_of_pairs(args)
+    rest: list[str] = []
+    pairs: list[str] = []
+    for i, token in enumerate(args):
+        if _is_flag_of_pairs(token):
+            pairs += [token.partition("=")[2]] if "=" in token else []
+        else:
+            (pairs if i in behind else rest).append(token)
+    return rest, pairs
 
 
 def _is_whole_number(name: str) -> bool:
@@ -216,6 +251,8 @@ def _show_help(args: list[str], file_values: dict[str, Any]) -> NoReturn:
 
 
 def _apply_flags(base: Config, args: list[str], description: str = USAGE) -> Config:
+    args, pairs = _split_pairs(args)
+    base = updated(base, {PAIRS: read_pairs(pairs)})
     if not args:
         return base
     import tyro
@@ -224,11 +261,35 @@ def _apply_flags(base: Config, args: list[str], description: str = USAGE) -> Con
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(Config, args=args, default=base, description=description, prog="python -m dppo.run")
+            return tyro.cli(
+                Config, args=args, default=base, description=description, prog="python -m dppo.run",
+                registry=_registry(),
+            )  # fmt: skip
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise HelpShown from None
         raise UsageError(_one_message(complaint.getvalue())) from None
+
+
+def _registry() -> Any:
+    """Returns the rule by which tyro shows a table of arguments in its help."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type_origin is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[KEY=VALUE [KEY=VALUE ...]]",
+            instance_from_str=read_pairs,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda table: [as_pair(key, value) for key, value in table.items()],
+        )
+
+    return registry
 
 
 def _one_message(complaint: str) -> str:
@@ -256,10 +317,16 @@ def in_python(message: str) -> str:
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Returns the arguments that give these settings (by flag's name): {"ppo.clip": 0.1} becomes --ppo.clip, 0.1."""
+    """Returns the arguments that give these settings (by flag's name): {"ppo.clip": 0.1} becomes --ppo.clip, 0.1, and
+    {"env-kwargs.size": 5} becomes --env-kwargs, size=5.
+    """
     args: list[str] = []
     for name, value in settings.items():
-        if isinstance(value, bool):
+        if name == PAIRS:
+            args += [f"--{PAIRS}", *(as_pair(key, part) for key, part in value.items())]
+        elif name.startswith(f"{PAIRS}."):
+            args += [f"--{PAIRS}", as_pair(name.partition(".")[2], value)]
+        elif isinstance(value, bool):
             args.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | tuple):
             args += [f"--{name}", *map(str, value)]

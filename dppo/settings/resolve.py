@@ -23,6 +23,11 @@ def check(config: Config) -> None:
         not (config.preempt_fraction and config.mode == "async"),
         f"preempt_fraction={config.preempt_fraction} needs mode=sync: asynchronous workers never wait for a slow one",
     )
+    _require(
+        not (config.wrappers and config.vectorization == "native"),
+        "vectorization=native steps all environments as one, and wrappers go around a single one: set"
+        " vectorization=sync, or leave wrappers out",
+    )
     assert config.horizon is not None, "an unresolved configuration is checked"
     _require(
         config.horizon * config.num_envs <= MOST_SAMPLES,

@@ -10,6 +10,8 @@ from typing import Any
 
 from dppo.config import Config
 from dppo.errors import UsageError
+from dppo.settings.pairs import FLAG as PAIRS
+from dppo.settings.pairs import as_pair
 from dppo.settings.resolve import resolve
 from dppo.settings.toml import PER_START, load_config
 from dppo.settings.values import as_dict, updated
@@ -45,7 +47,7 @@ def settings_of(run_dir: str | None) -> Config:
 def _given(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
     """Returns the values that differ from the defaults."""
     return {
-        name: _given(value, defaults[name]) if isinstance(value, dict) else value
+        name: _given(value, defaults[name]) if isinstance(value, dict) and name in defaults else value
         for name, value in values.items()
         if value != defaults.get(name)
     }
@@ -56,16 +58,22 @@ def with_the_same(stored: Config, config: Config) -> Config:
     for key, before, now in _differences(as_dict(stored), as_dict(config)):
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(
-                f"--{key.replace('_', '-')}={now} differs from the run's {before}: a resumed run keeps its settings"
+                f"{_as_flag(key, now)} differs from the run's {before}: a resumed run keeps its settings"
                 " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew); leave it out,"
                 " or start a new run in another --run-dir"
             )
     return resolve(config)
 
 
+def _as_flag(key: str, value: Any) -> str:
+    section, _, argument = key.partition(".")
+    return f"--{PAIRS} {as_pair(argument, value)}" if section == "env_kwargs" else f"--{key.replace('_', '-')}={value}"
+
+
 def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yields (name, value in a, value in b) of each setting that differs; an argument in env_kwargs is one setting."""
     for key in {**a, **b}:
-        if isinstance(a.get(key), dict) and isinstance(b.get(key), dict):
+        if isinstance(a.get(key), dict) and isinstance(b.get(key), dict) and where != "env_kwargs.":
             yield from _differences(a[key], b[key], f"{where}{key}.")
         elif a.get(key) != b.get(key):
             yield where + key, a.get(key), b.get(key)

@@ -71,7 +71,8 @@ def shortened(text: str) -> str:
 def to_toml(config: Config) -> str:
     """Returns all settings as a TOML file that `python -m dppo.run FILE` reads."""
     values = {name: value for name, value in as_dict(config).items() if name not in PER_START}
-    return tomli_w.dumps(_with_dashes(values))
+    table = values.pop("env_kwargs")  # its names are those of a constructor, which have no dashes
+    return tomli_w.dumps(_with_dashes(values) | {"env-kwargs": table})
 
 
 def _with_dashes(values: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,8 @@ def as_dict(config: Any) -> dict[str, Any]:
 
 
 def updated(config: C, values: dict[str, Any], where: str = "") -> C:
-    """Returns `config` with nested `values` put in; keys are field names with - or _.
+    """Returns `config` with nested `values` put in; keys are field names with - or _. What is not named stays, also of
+    a table of arguments.
 
     Raises:
       ValueError: a key is unknown (the message has the nearest one), or a value has the wrong type; names `where`.
@@ -46,6 +47,8 @@ def updated(config: C, values: dict[str, Any], where: str = "") -> C:
         if is_dataclass(current) and not isinstance(current, type):
             _require(isinstance(value, dict), f"{called} is a section, but {shown(value)} was given")
             changes[name] = updated(current, value, f"{called}.")
+        elif isinstance(current, dict):
+            changes[name] = current | settled(known[name], value, called)
         else:
             changes[name] = settled(known[name], value, called)
     return replace(config, **changes)  # type: ignore[type-var]

@@ -15,6 +15,8 @@ from dppo.bounds import as_name, shown
 from dppo.config import Config
 from dppo.errors import UsageError
 from dppo.settings.flags import from_values
+from dppo.settings.pairs import FLAG as PAIRS
+from dppo.settings.pairs import as_toml
 from dppo.settings.toml import PER_START, read_toml, shortened
 from dppo.settings.values import nearest
 
@@ -92,7 +94,8 @@ def config_of(settings: dict[str, Any]) -> Config:
 
 
 def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = ()) -> dict[str, Any]:
-    """Converts {"ppo": {"target_kl": 1}} and {"ppo.target_kl": 1} to {"ppo.target-kl": 1}.
+    """Converts {"ppo": {"target_kl": 1}} and {"ppo.target_kl": 1} to {"ppo.target-kl": 1}. An argument of the
+    environment, {"env-kwargs": {"its_name": {…}}}, is one value, whatever it is, under the name that it has in Python.
 
     Args:
       where: the text before names in messages.
@@ -100,9 +103,11 @@ def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = 
     """
     out: dict[str, Any] = {}
     for key, value in values.items():
-        name = key.replace("_", "-")
+        name = _dashed(key)
         inner = {name: value}
-        if isinstance(value, dict) and [k in leaves and type(v) is list for k, v in value.items()] != [True]:
+        if name == PAIRS and isinstance(value, dict) and not any(k in leaves and type(value[k]) is list for k in value):
+            inner = {_dashed(f"{name}.{k}"): v for k, v in value.items()}
+        elif isinstance(value, dict) and [k in leaves and type(v) is list for k, v in value.items()] != [True]:
             inner = {f"{name}.{k}": v for k, v in flatten(value, f"{where}{name}.", leaves=leaves).items()}
         if twice := out.keys() & inner:
             raise UsageError(f"{where}{min(twice)} is there twice")
@@ -110,8 +115,17 @@ def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = 
     return out
 
 
+def _dashed(key: str) -> str:
+    section, dot, argument = key.partition(".")
+    if dot and section.replace("_", "-") == PAIRS:
+        return f"{PAIRS}.{argument.replace('-', '_')}"
+    return key.replace("_", "-")
+
+
 def as_text(value: Any) -> str:
     """Returns a setting's value as a person writes it on the command line."""
+    if isinstance(value, dict):
+        return as_toml(value)
     return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 

@@ -115,7 +115,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     try:
         rng = generator(config.seed, Purpose.INIT)
         spaces = envs.observation_space, envs.action_space
-        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
+        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
         if worker is not None:
             _require_memory(config, policy)
         rewards = RewardScale(is_used=config.moments.returns)
@@ -144,7 +144,12 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
     with kept_as_it_was():
-        return seeds, make_vector_env(config.env, num_envs, seeds.next, config.vectorization, first_env)
+        envs = make_vector_env(
+            config.env, num_envs, seeds.next, config.vectorization, first_env,
+            kwargs=config.env_kwargs, wrappers=config.wrappers,
+            max_restarts=config.max_env_restarts if config.on_env_error == "restart" else 0,
+        )  # fmt: skip
+    return seeds, envs
 
 
 def build_envs(parts: Parts, config: Config, worker: int) -> None:

@@ -47,6 +47,7 @@ class Collector:
         self._cut: list[int] = []  # environments whose episode could not be restored; reported with the next rollout
         self.last: Rollout | None = None
         self.last_iteration = 0
+        self._restarts = envs.restarts
         self._kept: Rollout | None = None
         self._kept_whole = False
 
@@ -192,8 +193,10 @@ class Collector:
         _check_array("reward", rollout.rewards, rollout.first_row, self.first_env)
         assert self._observations is not None
         _check_array("observation", self._observations[None], rollout.first_row + rollout.num_rows, self.first_env)
-        ends = zip(rollout.final_rows, rollout.final_envs, rollout.final_observations, strict=True)
-        for row, env, final in ends:
+        finals = rollout.final_observations
+        if all(leaf.dtype.kind != "f" or np.isfinite(leaf).all() for leaf in as_leaves(finals).values()):
+            return
+        for row, env, final in zip(rollout.final_rows, rollout.final_envs, finals, strict=True):
             place = rollout.first_row + row, self.first_env + env
             _check_array("final observation", np.asarray(final)[None, None], *place)
 
@@ -204,13 +207,15 @@ class Collector:
     def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:
         """Returns the report of a rollout for rank 0; call it after `discounted_returns`."""
         assert self._observations is not None
-        sums = self._sums
+        sums, before = self._sums, self._restarts
+        self._restarts = self.envs.restarts
         is_between = (sums.first_rows == rollout.first_row + rollout.num_rows).any()
         return Report(
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), sums.first_rows.copy(), self._observations, sums.returns.copy(),
             sums.lengths.copy(), sums.discounted_returns.copy(), sums.last.copy() if is_between else None,
             collect_s, learn_s, exchange_s, iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
+            env_restarts=self._restarts - before,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:

@@ -10,10 +10,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
-from dppo.data import Report, Sealed
+from dppo.data import Report
 from dppo.errors import WorkerError
 from dppo.rundir.summary import PREEMPTED
-from dppo.seams import Answer, Tag
+from dppo.seams import Answer, Sealed, Tag
 from dppo.training.standby import Mirror
 from dppo.training.state import TrainingState
 from dppo.training.tracker import Tracker

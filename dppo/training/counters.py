@@ -17,13 +17,14 @@ from dppo.training.state import TrainingState
 
 @dataclass(slots=True)
 class Losses:
-    """The costs of deaths and resumes so far, as in every line of metrics.jsonl and in checkpoints."""
+    """The costs of deaths, resumes and failing environments so far, as in each line of metrics.jsonl and in checkpoints."""
 
     ranks_lost: int = 0
     ranks_replaced: int = 0
     updates_lost: int = 0
     env_steps_lost: int = 0
     episodes_cut: int = 0
+    env_restarts: int = 0
 
     def as_dict(self) -> dict[str, int]:
         """Returns the numbers by name."""
@@ -85,6 +86,7 @@ class Counters:
         """
         reports, self._pending = sorted(self._pending, key=attrgetter("worker")), []
         self.losses.episodes_cut += sum(len(r.episodes_cut) for r in reports)
+        self.losses.env_restarts += sum(r.env_restarts for r in reports)
         return reports, self.episodes.count(reports, iteration)
 
     def wait_for(self, workers: Sequence[int], iteration: int) -> None:
@@ -100,7 +102,7 @@ class Counters:
             self.episodes.count(list(reports), iteration + 1)
         self.episodes.correct_total(line["episodes"])
         self.train_s = line["train_s"]
-        self.losses = Losses(**{name: line[name] for name in Losses.__dataclass_fields__})
+        self.losses = Losses(**{name: line.get(name, 0) for name in Losses.__dataclass_fields__})
 
     def reason_to_end(self, state: TrainingState) -> str | None:
         """Returns why the run ends by itself at this boundary: "target", "finished", or None."""

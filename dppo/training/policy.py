@@ -12,6 +12,8 @@ import numpy as np
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import RewardScale
 from dppo.config import Config
+from dppo.envs.leaves import leaves, to_array, to_value
+from dppo.envs.masks import MaskLayout
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.errors import UsageError
@@ -42,7 +44,6 @@ class Policy:
         self._rewards = RewardScale(is_used=config.moments.returns)
         state = TrainingState(self._policy.flat, self._policy.inputs, self._rewards, config)
         state.load(saved)
-        self._shape = observation_space.shape or ()
         self._spaces = observation_space, action_space
         self.seed(config.seed)
         self.config, self.env_steps = config, state.env_steps
@@ -52,9 +53,7 @@ class Policy:
         for verb, trained, here in zip(
             ("observes", "takes"), self._spaces, (observation_space, action_space), strict=True
         ):
-            if (type(here), here.shape, getattr(here, "n", None)) != (
-                type(trained), trained.shape, getattr(trained, "n", None)
-            ):  # fmt: skip
+            if _kinds(here) != _kinds(trained):
                 raise UsageError(
                     f"{self.config.env} {verb} {here} here, and the policy was trained where it {verb} {trained}: use"
                     " the version of the environment that it was trained with"
@@ -64,37 +63,53 @@ class Policy:
         """Seeds the random numbers of stochastic actions."""
         self._noise = generator(seed, Purpose.EVALUATION)
 
-    def _batch(self, observation: np.ndarray) -> tuple[np.ndarray, bool]:
-        array = np.asarray(observation)
-        if array.shape == self._shape:
-            return self._policy.inputs(array[None]), True
-        if array.shape[1:] == self._shape:
-            return self._policy.inputs(array), False
-        raise ValueError(f"expected an observation {self._shape} or a batch [B, *{self._shape}], got {array.shape}")
-
-    def act(self, observation: np.ndarray, *, stochastic: bool = False) -> np.ndarray:
-        """Returns the action for one observation [*obs], or the actions for a batch [B, *obs], in the form that the
-        environment expects.
+    def act(self, observation: Any, *, stochastic: bool = False, mask: Any = None) -> Any:
+        """Returns the action for one observation, or the actions for a batch, in the form that the environment expects.
 
         Args:
-          observation: raw, as the environment gives it.
+          observation: raw, as the environment gives it: [*obs] or [B, *obs], or dicts and tuples of these.
           stochastic: whether to sample instead of taking the most probable action.
+          mask: the legal actions, as the environment gives them; for a batch [B, M]. None: all are legal.
+
+        Returns:
+          [*act] or [B, *act]; of a Dict or a Tuple of actions, a dict or a tuple, or for a batch one structured array.
         """
-        inputs, single = self._batch(observation)
+        observations, is_single = to_array(self._spaces[0], observation)
+        inputs, masks = self._policy.inputs(observations), self._legal(mask, len(observations), is_single=is_single)
         distribution = self._policy.distribution
         if stochastic:
             noise = draw_rows(self._noise, distribution.noise_kinds, len(inputs))
-            actions = self._policy.act(inputs, noise)[0]
+            actions = self._policy.act(inputs, noise, masks=masks)[0]
         else:
-            actions = self._policy.greedy(inputs)
-        env_actions = distribution.to_env(actions)
-        return env_actions[0] if single else env_actions
+            actions = self._policy.greedy(inputs, masks)
+        sent = distribution.to_env(actions)
+        if not is_single:
+            return sent
+        return to_value(self._spaces[1], sent[0]) if sent.dtype.names is not None else sent[0]
 
-    def value(self, observation: np.ndarray) -> np.ndarray:
+    def value(self, observation: Any) -> np.ndarray:
         """Returns the critic's value of one observation or of a batch, [] or [B], in units of the raw reward."""
-        inputs, single = self._batch(observation)
-        values = self._policy.value(inputs) / self._rewards.scale
-        return values[0] if single else values
+        observations, is_single = to_array(self._spaces[0], observation)
+        values = self._policy.value(self._policy.inputs(observations)) / self._rewards.scale
+        return values[0] if is_single else values
+
+    def _legal(self, mask: Any, rows: int, *, is_single: bool) -> np.ndarray | None:
+        """Returns the legal actions, [B, M] bool. Raises ValueError for a mask of another form."""
+        if mask is None:
+            return None
+        layout = MaskLayout(self._spaces[1])
+        masks = np.empty((rows, layout.size), bool)
+        for row, one in zip(masks, [mask] if is_single else mask, strict=True):
+            layout.write(one, row, "the mask")
+        return masks
+
+
+def _kinds(space: gymnasium.Space[Any]) -> list[object]:
+    """Returns what two spaces must share for one policy: parts, kinds, shapes and numbers of values."""
+    return [
+        (leaf.path, type(leaf.space), leaf.shape, str(getattr(leaf.space, "nvec", getattr(leaf.space, "n", None))))
+        for leaf in leaves(space)
+    ]
 
 
 def load_policy(run_dir: str | Path) -> Policy:
@@ -114,7 +129,10 @@ def load_policy(run_dir: str | Path) -> Policy:
         spaces = read_spaces(folder)
         if spaces is None:  # an earlier dppo has begun the run: the environment tells its spaces
             with kept_as_it_was():
-                env = make_vector_env(config.env, 1, lambda _: 0, config.vectorization)
+                env = make_vector_env(
+                    config.env, 1, lambda _: 0, config.vectorization,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers,
+                )  # fmt: skip
             close_environments(env)
             spaces = env.observation_space, env.action_space
         return Policy(config, *spaces, saved.state)

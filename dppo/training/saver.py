@@ -13,11 +13,11 @@ from typing import Any
 
 from dppo.cluster.signals import Preemption
 from dppo.config import Config
-from dppo.data import Sealed
 from dppo.errors import Failure
 from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
 from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
 from dppo.rundir.summary import FAILED, PREEMPTED, RUNNING, Summary
+from dppo.seams import Sealed
 from dppo.training.replay import Replay
 from dppo.trajectories.commits import Dumps
 

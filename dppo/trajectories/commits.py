@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from dppo.data import Sealed
+from dppo.seams import Sealed
 from dppo.trajectories.format import end_row, rank_folder, segments_until
 
 B = TypeVar("B")

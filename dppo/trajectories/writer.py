@@ -15,8 +15,9 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
-from dppo.data import Rollout, Sealed
+from dppo.data import Rollout
 from dppo.errors import DumpError
+from dppo.seams import Sealed
 from dppo.trajectories.buffer import RolloutBuffer
 from dppo.trajectories.disk import Disk
 from dppo.trajectories.format import end_row, segment_files, segment_path, written_steps

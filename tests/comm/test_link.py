@@ -15,9 +15,9 @@ from mpi4py import MPI
 from dppo.comm import link as link_module
 from dppo.comm.link import CROWDED_POLL_S, NOTHING, POLL_S, LocalLink, MPILink
 from dppo.comm.waiting import Backoff
-from dppo.data import LastEpisodes, Report, Sealed
+from dppo.data import LastEpisodes, Report
 from dppo.models.flat import FlatParameters
-from dppo.seams import Answer, Tag
+from dppo.seams import Answer, Sealed, Tag
 from dppo.training.standby import Standby
 from tests.conversation import Bell, Enough, Recorder
 

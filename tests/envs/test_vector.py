@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from dppo.data import Step
 from dppo.envs.cartpole import CartPoleVector, is_plain_cartpole
 from dppo.envs.vector import EnvList, NativeVector, make_vector_env
-from dppo.seams import EpisodeSeed, VectorEnv
+from dppo.seams import EpisodeSeed, Step, VectorEnv
 
 
 def counting_seeds() -> EpisodeSeed:
@@ -505,7 +504,6 @@ def message_of(env_id: str, num_envs: int = 2, vectorization: str = "auto") -> s
         ("dppo.envs.probes:dppo/ProbConstant-v0", ["did you mean 'dppo.envs.probes:dppo/ProbeConstant-v0'?"]),
         ("Zzzzzz-v0", ["no environment 'Zzzzzz-v0' is registered", "write 'the.module:Zzzzzz-v0'"]),
         ("json:Zzzzzz-v0", ["'json' was imported, but does not register it"]),
-        ("ALE/Pong-v5", ["ale_py:ALE/Pong-v5", "dppo[atari]"]),
         ("no_such_package.envs:Mine-v0", ["cannot import 'no_such_package.envs'", "No module named"]),
         (":CartPole-v1", ["cannot import ''"]),
     ],

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.envs.registration import EnvSpec
 
 from dppo.config import TrajectoriesConfig
 from dppo.run.members import Member
@@ -15,6 +19,10 @@ from dppo.run.roles import begin_collecting, begin_dump, begin_tracking, build_e
 from dppo.run.session import run_session
 from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.spaces import read_spaces
+from dppo.trajectories.export.selection import labels_of
+from dppo.trajectories.reader import open_trajectories
+from dppo.trajectories.validate import validate
+from tests.envs import sims_of_others
 from tests.ranks import make_plan, make_rank
 
 WRITES = TrajectoriesConfig(enabled=True)
@@ -44,11 +52,18 @@ def test_a_worker_begins_at_the_start_of_its_environments(tmp_path: Path) -> Non
     me.parts.close()
 
 
-def test_a_worker_of_a_resumed_run_begins_where_the_checkpoint_has_its_environments(tmp_path: Path) -> None:
-    whole = make_rank(make_plan(tmp_path, total_steps=64))
+OURS = sims_of_others.__name__
+MADE: dict[str, Any] = {"env": f"{OURS}:Tank", "env_kwargs": {"scale": 3.0}, "wrappers": (f"{OURS}:negated",)}
+
+
+@pytest.mark.parametrize("settings", [{}, MADE], ids=["registered", "made"])
+def test_a_worker_of_a_resumed_run_begins_where_the_checkpoint_has_its_environments(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = make_rank(make_plan(tmp_path, total_steps=64, **settings))
     begin_collecting(whole)
     run_session(whole)
-    me = make_rank(replace(make_plan(tmp_path), saved=newest_valid(tmp_path)[0], attempt=2))
+    me = make_rank(replace(make_plan(tmp_path, **settings), saved=newest_valid(tmp_path)[0], attempt=2))
     begin_collecting(me)
     np.testing.assert_array_equal(me.worker.collector.first_observation(), whole.worker.collector.first_observation())
     assert me.worker.collector.row == me.recovery.standby.replay.next_row == 32
@@ -82,6 +97,25 @@ def test_trajectories_are_written_by_workers_and_where_that_is_asked_for(
     if first is not None:
         first.close()
     me.parts.close()
+
+
+def test_a_dump_says_how_its_environments_were_made(tmp_path: Path) -> None:
+    me = make_rank(make_plan(tmp_path, trajectories=WRITES, **MADE))
+    begin_tracking(me)
+    begin_collecting(me)
+    begin_dump(me)
+    run_session(me)
+    me.parts.close()
+    labels = labels_of(open_trajectories(tmp_path))
+    assert json.loads(labels["config_json"])["env_kwargs"] == {"scale": 3.0}
+    spec = json.loads(labels["env_spec"])
+    assert (spec["id"], spec["entry_point"], spec["kwargs"]) == (f"{OURS}:Tank", f"{OURS}:Tank", {"scale": 3.0})
+    assert [wrapper["entry_point"] for wrapper in spec["additional_wrappers"]] == [f"{OURS}:negated"]
+    env = gymnasium.make(EnvSpec.from_json(labels["env_spec"]))
+    env.reset(seed=0)
+    (first, *_) = open_trajectories(tmp_path).episodes()
+    assert env.step(0)[1] == first.rewards[0] == -3.0
+    assert validate(tmp_path) == []
 
 
 def test_how_many_ranks_were_lost_follows_from_how_many_are_left(server: Rank) -> None:

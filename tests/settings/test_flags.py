@@ -128,6 +128,25 @@ def test_every_shipped_preset_is_found_by_its_name_and_is_valid(name: str) -> No
         assert (config.env, config.loss, config.mode) == (env, loss, mode)
 
 
+def test_arguments_win_one_by_one_over_those_of_the_file(tmp_path: Path) -> None:
+    text = (
+        'env = "X-v0"\nwrappers = ["a:b"]\n[env-kwargs]\nfirst_size = 1\nmode = "fast"\nmap = {a-b = [1, {c_d = 2}]}\n'
+    )
+    toml = write(tmp_path / "c.toml", text)
+    config = parse([toml, "--env-kwargs", "first-size=2", "new=true"])[0]
+    assert config.env_kwargs == {"first_size": 2, "mode": "fast", "map": {"a-b": [1, {"c_d": 2}]}, "new": True}
+    assert config.wrappers == ("a:b",)
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run" / "config.toml", to_toml(config))
+    assert load_config(tmp_path / "run") == config, "a constructor's names keep their underscores"
+
+
+def test_a_file_behind_arguments_is_the_file_and_the_value_of_one_is_none(tmp_path: Path) -> None:
+    toml = write(tmp_path / "lr=0.1.toml", "seed = 5")
+    config = parse(["--env", "X-v0", "--env-kwargs", "a=1", f"map={tmp_path}/level.toml", toml])[0]
+    assert (config.seed, config.env_kwargs) == (5, {"a": 1, "map": f"{tmp_path}/level.toml"})
+
+
 # -- flags --------------------
 
 
@@ -144,7 +163,8 @@ def test_every_flag_is_understood() -> None:
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
         "model.factory": "a:b", "model.activation": "relu", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
-        "ppo.objective": "kl", "env": "X-v0", "ppo.minibatches": "1", "trajectories.compression": "none",
+        "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
+        "trajectories.compression": "none",
         "server.drop": "0", "preempt-fraction": "0.0",
     }  # fmt: skip
     argv: list[str] = []
@@ -192,6 +212,11 @@ def as_plain(config: Any, name: str) -> Any:
         ("--model.hidden 32 16", "model.hidden", (32, 16)),
         ("--optim.name sgd", "optim.name", "sgd"),
         ("--seed 1 --seed 2", "seed", 2),
+        ("--wrappers a:b c.d:e", "wrappers", ("a:b", "c.d:e")),
+        ("--env-kwargs a=1 b=x", "env_kwargs", {"a": 1, "b": "x"}),
+        ("--env_kwargs a=1 --seed 2 --env-kwargs b=2", "env_kwargs", {"a": 1, "b": 2}),
+        ("--env-kwargs=a=-1 --seed 2", "env_kwargs", {"a": -1}),
+        ("--env-kwargs --seed 2", "env_kwargs", {}),
     ],
 )
 def test_flags_in_all_their_forms(flags: str, name: str, value: Any) -> None:
@@ -223,6 +248,13 @@ def test_flags_in_all_their_forms(flags: str, name: str, value: Any) -> None:
         ("--mode async --exchange allreduce", "leave exchange out, or set mode=sync"),
         ("--horizon 10 --num-envs 1 --ppo.minibatches 4", "the nearest that does is 5"),
         ("--seed 1 surplus", "Unrecognized options: surplus"),
+        ("--env-kwargs size", "--env-kwargs size must have the form KEY=VALUE"),
+        ("--env-kwargs a=1 --env-kwargs a=1", "--env-kwargs a is there twice: leave one out"),
+        ("--env-kwargs a=inf", "env-kwargs.a=inf must be finite"),
+        ("--env-kwargs.size 3", "--env-kwargs.size: no such flag; write --env-kwargs size=VALUE"),
+        ("--env-kwarg a=1", "--env-kwarg: no such flag; did you mean --env-kwargs?"),
+        ("--wrappers FlattenObservation", "wrappers='FlattenObservation' must have the form module:callable"),
+        ("--wrappers a:b --vectorization native", "set vectorization=sync, or leave wrappers out"),
     ],
 )
 def test_a_wrong_flag_gives_one_message(flags: str, expected: str) -> None:
@@ -240,6 +272,16 @@ def shown_by(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     with pytest.raises(HelpShown):
         parse(argv)
     return " ".join(capsys.readouterr().out.replace("│", " ").split())
+
+
+def test_help_shows_arguments_as_they_are_given(capsys: pytest.CaptureFixture[str]) -> None:
+    for argv in (["--help"], ["--env", "X-v0", "--env-kwargs", "a=1", "--help"]):
+        assert "--env-kwargs [KEY=VALUE [KEY=VALUE ...]]" in shown_by(capsys, *argv)
+
+
+def test_help_shows_the_arguments_of_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    toml = write(tmp_path / "c.toml", 'env = "X-v0"\nenv-kwargs = {a = 1, b = "x y"}')
+    assert default_of("env-kwargs", shown_by(capsys, toml, "--help")) == "a=1 'b=\"x y\"'", "as a shell takes it"
 
 
 def default_of(flag: str, shown: str) -> str:
@@ -428,6 +470,23 @@ def test_no_resume_starts_anew(run: Path) -> None:
     assert (config.resume, config.seed) == (False, Config().seed)
 
 
+def test_arguments_and_wrappers_of_a_resumed_run_stay(tmp_path: Path) -> None:
+    config, _ = parse(["--env", "X-v0", "--env-kwargs", "size=5", "map={a=1,b=2}", "--wrappers", "a:b"])
+    write(tmp_path / "config.toml", to_toml(config))
+    resume = ["--resume", "--run-dir", str(tmp_path)]
+    same = ["--env-kwargs", "size=5", "--env-kwargs=map={a=1,b=2}", "--wrappers", "a:b"]
+    assert parse([*resume, *same])[0].env_kwargs == parse(resume)[0].env_kwargs == {"size": 5, "map": {"a": 1, "b": 2}}
+    assert "--env-kwargs size=6 differs from the run's 5: a resumed" in message(*resume, "--env-kwargs", "size=6")
+    assert "--env-kwargs new=6 differs from the run's None" in message(*resume, "--env-kwargs", "new=6")
+    other = message(*resume, "--env-kwargs", "map={a=1}")
+    assert "--env-kwargs map={a = 1} differs from the run's {'a': 1, 'b': 2}" in other
+    assert "--wrappers=['c:d'] differs from the run's ['a:b']" in message(*resume, "--wrappers", "c:d")
+    for given in (Config(), Config(env_kwargs={"map": {"b": 2, "a": 1}})):
+        assert resumed(updated(given, {"run_dir": str(tmp_path), "resume": True})) == parse(resume)[0]
+    with pytest.raises(UsageError, match="--env-kwargs size=6 differs from the run's 5"):
+        resumed(Config(env_kwargs={"size": 6}, run_dir=str(tmp_path), resume=True))
+
+
 def test_a_resumed_runs_settings_are_written_as_they_were(run: Path) -> None:
     before = (run / "config.toml").read_text()
     assert to_toml(parse(["--resume", "--run-dir", str(run)])[0]) == before
@@ -516,6 +575,9 @@ def test_messages_speak_python_to_those_who_call_train(flags: str, python: str) 
         ("vtrace", True, ["--vtrace"]),
         ("vtrace", False, ["--no-vtrace"]),
         ("log.tensorboard", False, ["--no-log.tensorboard"]),
+        ("wrappers", ["a:b"], ["--wrappers", "a:b"]),
+        ("env-kwargs", {"a": "5", "b": True}, ["--env-kwargs", 'a="5"', "b=true"]),
+        ("env-kwargs.size", {"a": [1.5, "x"]}, ["--env-kwargs", 'size={a = [1.5, "x"]}']),
     ],
 )
 def test_settings_as_flags_come_back_as_they_were(name: str, value: Any, args: list[str]) -> None:

@@ -47,6 +47,23 @@ def test_keys_may_be_dotted_quoted_or_in_tables(tmp_path: Path) -> None:
     }
 
 
+def test_arguments_of_the_environment_may_vary_under_their_own_names(tmp_path: Path) -> None:
+    sweep = sweep_of(
+        tmp_path,
+        "[fixed.env-kwargs]\nits_map = {a_b = 1, c = {}}\n[grid]\nenv-kwargs.num-cars = [1, 2]\n"
+        "[random]\nsamples = 1\n[random.env_kwargs]\nits_gain = {choice = [0.5]}\n",
+    )
+    assert sweep.fixed == {"env-kwargs.its_map": {"a_b": 1, "c": {}}}
+    assert sweep.varied == [{"env-kwargs.its_gain": 0.5, "env-kwargs.num_cars": n} for n in (1, 2)]
+    config = config_of({"env": "X-v0"} | sweep.settings(1))
+    assert config.env_kwargs == {"its_map": {"a_b": 1, "c": {}}, "its_gain": 0.5, "num_cars": 2}
+    whole = sweep_of(tmp_path, '[grid]\nenv-kwargs = [{a = 1}, {b = "x"}]\n')
+    assert [config_of({"env": "X-v0"} | v).env_kwargs for v in whole.varied] == [{"a": 1}, {"b": "x"}]
+    assert [as_text(v["env-kwargs"]) for v in whole.varied] == ["{a = 1}", '{b = "x"}']
+    twice = "[fixed]\nenv-kwargs.a_b = 1\n[grid]\nenv-kwargs.a-b = [1]\n"
+    assert message(tmp_path, twice) == "env-kwargs.a_b is both in [fixed] and in [grid]: leave one out"
+
+
 def test_fixed_alone_is_one_task(tmp_path: Path) -> None:
     assert sweep_of(tmp_path, "[fixed.ppo]\nclip = 0.1\n") == Sweep({"ppo.clip": 0.1}, [{}])
 

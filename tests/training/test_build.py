@@ -23,6 +23,8 @@ from dppo.models.policy import make_policy
 from dppo.settings.resolve import resolve
 from dppo.settings.values import updated
 from dppo.training.build import build_parts, close_environments, make_collector
+from tests.envs import sims_of_others
+from tests.parts import make_parts
 
 
 class Environments:
@@ -243,3 +245,23 @@ def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:
     cfg, rng = ModelConfig(hidden=(8192,)), np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"makes 16,[0-9,]+ parameters with these spaces, and at most 500,000,000"):
         make_policy(observations, gymnasium.spaces.Discrete(2), cfg, MomentsConfig(), rng)
+
+
+# -- environments of the user's --------------------
+
+OURS = sims_of_others.__name__
+
+
+def test_a_class_of_the_users_is_trained_on_with_its_arguments_and_wrappers() -> None:
+    place = make_parts(env=f"{OURS}:Tank", env_kwargs={"scale": 3.0, "length": 5}, wrappers=(f"{OURS}:negated",))
+    rollout, _ = place.rollout()
+    assert set(np.unique(rollout.rewards)) == {-3.0}
+    assert rollout.truncations[4].all() and rollout.truncations.sum() == 2 * (16 // 5)
+    place.iterate()
+
+
+def test_a_user_who_gives_wrong_arguments_gets_one_message() -> None:
+    for worker in (None, 0):
+        config = resolve(Config(env=f"{OURS}:double_tank", env_kwargs={"deep": 2.0}))
+        with pytest.raises(ValueError, match=r"it takes no argument 'deep'; did you mean 'depth'\? The constructor"):
+            build_parts(config, worker)

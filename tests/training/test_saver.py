@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from dppo.config import CheckpointConfig, TrajectoriesConfig
-from dppo.data import Sealed
 from dppo.errors import Failure, SavingError
 from dppo.rundir import checkpoint, runfiles
 from dppo.rundir.checkpoint import checkpoint_folders
+from dppo.seams import Sealed
 from tests.parts import Run, wait_for_checkpoints
 
 

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from dppo.data import Sealed
+from dppo.seams import Sealed
 from dppo.trajectories import commits as module
 from dppo.trajectories.commits import Dumps, Named
 from dppo.trajectories.format import rank_folder, segment_path

@@ -12,8 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from dppo.data import EpisodeProgress, Rollout, Sealed
+from dppo.data import EpisodeProgress, Rollout
 from dppo.errors import DumpError
+from dppo.seams import Sealed
 from dppo.trajectories import disk, segment
 from dppo.trajectories.format import (
     checksum_problem,

@@ -140,10 +140,15 @@ def _space(text: str) -> Any:
 
 
 def _env_spec(text: str) -> EnvSpec | None:
-    """Returns the spec from which `recover_environment` makes the environment; None where the dump has its id only."""
+    """Returns the spec from which `recover_environment` makes the environment; None where the dump does not have all
+    of it.
+    """
     from gymnasium.envs.registration import EnvSpec
 
-    return None if set(json.loads(text)) == {"id"} else EnvSpec.from_json(text)
+    described = dict(json.loads(text))
+    if "id" not in described:
+        raise ValueError("it has no id")
+    return EnvSpec.from_json(text) if "entry_point" in described else None
 
 
 # -- what is written --------------------

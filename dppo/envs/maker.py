@@ -1,0 +1,172 @@
+"""Makes environments of one kind, with their arguments and wrappers, and says how to repair what fails."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import gymnasium
+from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
+
+from dppo.envs.arguments import require_seed, why_no_env, why_not_made, why_not_wrapped
+from dppo.envs.checks import show
+from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
+
+# What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
+_EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
+
+_NO_ENV = ("Gym is incompatible with Gymnasium", "The environment must inherit from the gymnasium.Env class")
+"""How Gymnasium's messages begin where a registered entry point has made no environment."""
+
+
+class EnvMaker:
+    """Makes environments as `env`, `env_kwargs` and `wrappers` of the configuration describe them.
+
+    Args:
+      env_id: a Gymnasium id, `module:Id`, or `module:callable`.
+      kwargs: arguments of the constructor. Each environment gets a copy of its own.
+      wrappers: `module:callable` of each wrapper, innermost first.
+
+    Attributes:
+      spec: the whole in Gymnasium's form, arguments and wrappers included.
+
+    Raises:
+      ValueError: the id, its module or a wrapper is missing.
+    """
+
+    def __init__(self, env_id: str, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = ()) -> None:
+        self.env_id, self._kwargs = env_id, dict(kwargs or {})
+        registered, self._creator = find_spec(env_id)
+        self._unwrapped = _with_arguments(registered, self._kwargs, is_registered=self._creator is None)
+        self._wrappers = {name: find_wrapper(name) for name in wrappers}
+        self._order = tuple(wrappers)
+        self.spec = copy.copy(self._unwrapped)
+        self.spec.additional_wrappers += tuple(map(_wrapper_spec, wrappers))
+        keep_mujoco_quiet(self.spec)
+
+    def make(self, **given: Any) -> gymnasium.Env[Any, Any]:
+        """Makes an environment; `given` are further arguments of its constructor.
+
+        Raises:
+          ValueError: it cannot be made. The text has the repair.
+        """
+        with contextlib.ExitStack() as if_one_fails:
+            env = self._constructed(given)
+            if_one_fails.callback(env.close)
+            for name in self._order:
+                env = self._wrapped(env, name)
+            try:
+                require_seed(env)
+            except ValueError as error:
+                raise ValueError(f"env={self.env_id!r}: {error}") from error
+            if_one_fails.pop_all()
+        own = env.unwrapped.spec
+        if own is not None:  # a function may return a registered environment
+            keep_mujoco_quiet(own)
+            self.spec.nondeterministic |= own.nondeterministic
+        return env
+
+    def make_vector(self, num_envs: int) -> gymnasium.vector.VectorEnv[Any, Any, Any]:
+        """Makes the environment's own vector form. Raises ValueError where it has none, or where it fails."""
+        if self.spec.vector_entry_point is None:
+            raise ValueError(
+                f"{self.spec.id} has no vector form of its own (its registration names no vector_entry_point): "
+                "use vectorization='sync' or 'auto'"
+            )
+        try:
+            return gymnasium.make_vec(self.spec, num_envs=num_envs, vectorization_mode="vector_entry_point")
+        except Exception as error:
+            limit = self.spec.max_episode_steps
+            arguments = {"num_envs": num_envs, **({} if limit is None else {"max_episode_steps": limit})}
+            raise self._failed(self.spec.vector_entry_point, arguments | self.spec.kwargs, error) from error
+
+    def to_json(self) -> str:
+        """Returns the specification as Gymnasium's own JSON. Where that lacks a value (an entry point that is a
+        function, arguments of the registration that are objects), returns what was set for the run: id, kwargs,
+        additional_wrappers.
+        """
+        try:
+            return self.spec.to_json()
+        except Exception:  # of whatever the registration holds
+            wrappers = [asdict(_wrapper_spec(name)) for name in self._order]
+            return json.dumps({"id": self.spec.id, "kwargs": self._kwargs, "additional_wrappers": wrappers})
+
+    def _constructed(self, given: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        spec, creator = self._unwrapped, self._creator
+        if creator is None:
+            try:
+                # the passive checker is for those who write environments, and costs time in every step
+                return gymnasium.make(spec, disable_env_checker=True, **given)
+            except Exception as error:
+                raise self._failed(spec.entry_point, {**spec.kwargs, **given}, error) from error
+        arguments = {**copy.deepcopy(spec.kwargs), **given}
+        try:
+            env = creator(**arguments)
+        except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
+            raise self._failed(creator, arguments, error) from error
+        if not isinstance(env, gymnasium.Env):
+            raise ValueError(f"env={self.env_id!r} {why_no_env(env)}")
+        if env.unwrapped.spec is None:
+            env.unwrapped.spec = copy.deepcopy(spec)
+        return env
+
+    def _wrapped(self, env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
+        wrapper = self._wrappers[name]
+        try:
+            wrapped = wrapper(env)
+        except Exception as error:
+            raise ValueError(f"wrappers={name!r} cannot be put around it: {why_not_wrapped(wrapper, error)}") from error
+        if not isinstance(wrapped, gymnasium.Env):
+            raise ValueError(f"wrappers={name!r} {why_no_env(wrapped)}")
+        return wrapped
+
+    def _failed(self, entry_point: Any, arguments: Mapping[str, Any], error: Exception) -> ValueError:
+        """Returns the error that says why an environment cannot be made, and how to get what cannot be imported."""
+        creator = _loaded(entry_point)
+        said = why_not_made(creator, arguments, error)
+        if creator is not None and str(error).startswith(_NO_ENV):
+            with contextlib.suppress(
+                Exception
+            ):  # Gymnasium has thrown away what it was: made once more, to be looked at
+                said = f"its entry point {why_no_env(creator(**arguments))}"
+        families = [extra for prefix, extra in _EXTRAS.items() if str(entry_point).startswith(prefix)]
+        missing = isinstance(error, ImportError | gymnasium.error.Error)
+        install = f" (pip install 'dppo[{families[0]}]')" if families and missing else ""
+        name = self.env_id if self._creator is not None else self.spec.id
+        return ValueError(f"env={name!r} cannot be made: {said}{install}")
+
+
+def _wrapper_spec(name: str) -> WrapperSpec:
+    return WrapperSpec(name.rpartition(":")[2], name, {})
+
+
+def _loaded(entry_point: Any) -> Callable[..., Any] | None:
+    """Returns the callable that an entry point names; None where that cannot be imported."""
+    if isinstance(entry_point, str):
+        try:
+            return load_env_creator(entry_point)
+        except Exception:  # the message says why, from the attempt before
+            return None
+    made_by: Callable[..., Any] | None = entry_point
+    return made_by
+
+
+def _with_arguments(spec: EnvSpec, kwargs: Mapping[str, Any], *, is_registered: bool) -> EnvSpec:
+    """Returns a copy of `spec` that has these arguments, over those of the registration. As in `gymnasium.make`, the
+    argument max_episode_steps of a registered environment is the limit around it.
+    """
+    given = copy.deepcopy(dict(kwargs))
+    spec = copy.deepcopy(spec)
+    if is_registered and "max_episode_steps" in given:
+        limit = given.pop("max_episode_steps")
+        if type(limit) is not int or limit == 0 or limit < -1:
+            raise ValueError(
+                f"env-kwargs.max_episode_steps={show(limit)} must be a positive whole number, or -1 for no limit"
+            )
+        spec.max_episode_steps = None if limit == -1 else limit
+    spec.kwargs = {**spec.kwargs, **given}
+    return spec
