@@ -39,9 +39,6 @@ class EpisodeProgress:
     """float64, returns so far."""
 
 
-NO_PROGRESS = EpisodeProgress(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-"""The progress of no environments."""
-
 ArrayType = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape and type of one environment's part of a row."""
 
@@ -56,10 +53,6 @@ class Column:
     """The type of the one number in an entry; None: the policy or the environment decides shape and type."""
     first: Any = None
     """The value that a new rollout has; None: any."""
-
-    def entry(self, name: str, types: Mapping[str, ArrayType]) -> ArrayType:
-        """Returns shape and type of an entry; `types` has those of the columns without a type of their own."""
-        return types[name] if self.dtype is None else ((), np.dtype(self.dtype))
 
 
 @dataclass(slots=True)
@@ -128,7 +121,7 @@ class Rollout:
         """
         values: dict[str, np.ndarray] = {}
         for name, column in COLUMNS.items():
-            shape, dtype = column.entry(name, types)
+            shape, dtype = types[name] if column.dtype is None else ((), np.dtype(column.dtype))
             whole = (rows, num_envs, *shape) if column.axes == "TN" else (rows, *shape)
             values[name] = array = np.empty(whole, dtype)
             if column.first is not None:

@@ -19,6 +19,7 @@ from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
 from dppo.seams import ActionDistribution, Network
 
+NO_PROGRESS = EpisodeProgress(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 MOST_PARAMETERS = 5 * 10**8
 ROWS = 8
 """The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for
@@ -59,7 +60,9 @@ class ActorCritic:
         self._d_log_std = flat.gradients.get("log_std")
         self._padded = np.empty((0, 0), np.float32)
 
-    def blank_rollout(self, first_row: int, rows: int, num_envs: int, progress: EpisodeProgress) -> Rollout:
+    def blank_rollout(
+        self, first_row: int, rows: int, num_envs: int, progress: EpisodeProgress = NO_PROGRESS
+    ) -> Rollout:
         """Returns a rollout to be filled; see `Rollout.blank`. Columns that are always equal share their memory."""
         rollout = Rollout.blank(first_row, rows, num_envs, self._types, progress)
         if self._sends_as_sampled:

@@ -18,7 +18,7 @@ from dppo.algo.moments import RewardScale
 from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
-from dppo.data import NO_PROGRESS, EnvState
+from dppo.data import EnvState
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import ActorCritic, make_policy
@@ -131,7 +131,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
 def _require_memory(config: Config, policy: ActorCritic) -> None:
     """Raises ValueError, with the repair, if the rollouts of this node's workers do not fit into its memory."""
     assert config.horizon is not None, "the configuration is resolved"
-    wanted = config.horizon * config.num_envs * policy.blank_rollout(0, 1, 1, NO_PROGRESS).num_bytes
+    wanted = config.horizon * config.num_envs * policy.blank_rollout(0, 1, 1).num_bytes
     there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
     if wanted * max(1, ranks - 1) > there:
         raise ValueError(

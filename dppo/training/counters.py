@@ -17,7 +17,7 @@ from dppo.training.state import TrainingState
 
 @dataclass(slots=True)
 class Losses:
-    """The costs of deaths, resumes and failing environments so far, as in each line of metrics.jsonl and in checkpoints."""
+    """The costs of deaths, resumes and failing environments so far, as in metrics.jsonl and checkpoints."""
 
     ranks_lost: int = 0
     ranks_replaced: int = 0

@@ -15,7 +15,7 @@ import numpy as np
 from dppo.algo import losses, returns
 from dppo.algo.moments import RewardScale
 from dppo.config import Config
-from dppo.data import NO_PROGRESS, Batch, Minibatch, Rollout
+from dppo.data import Batch, Minibatch, Rollout
 from dppo.models.flat import first_not_finite, is_finite
 from dppo.models.policy import ActorCritic
 from dppo.seeding import Purpose, generator
@@ -58,7 +58,7 @@ class Learner:
     def one_sample(self) -> Minibatch:
         """Returns a minibatch of one sample, which shows shapes and types; its values mean nothing."""
         number = np.zeros((1, 1), np.float32)
-        return Minibatch.of(self.policy.blank_rollout(0, 1, 1, NO_PROGRESS), advantages=number, returns=number)
+        return Minibatch.of(self.policy.blank_rollout(0, 1, 1), advantages=number, returns=number)
 
     @property
     def num_statistics(self) -> int:
