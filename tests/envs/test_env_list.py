@@ -311,6 +311,31 @@ def test_a_reset_that_fails_when_asked_for_the_mask_fails_the_run_as_it_would_ha
         gymnasium.registry.pop("Any-v0")
 
 
+def test_masks_of_gymnasiums_own_environments() -> None:
+    envs = make_vector_env("Taxi-v4" if "Taxi-v4" in gymnasium.registry else "Taxi-v3", 3, counting_seeds())
+    assert isinstance(envs, EnvList) and envs.mask_size == 6
+    observations = envs.reset()
+    for _ in range(50):
+        masks = envs.masks
+        assert masks is not None
+        for state, mask in zip(observations.tolist(), masks, strict=True):
+            unwrapped: Any = envs._envs[0].unwrapped
+            assert mask.tolist() == unwrapped.action_mask(state).astype(bool).tolist()
+        observations = envs.step(masks.argmax(axis=1)).observations
+    assert make_vector_env("FrozenLake-v1", 1, counting_seeds()).mask_size == 0
+    assert make_vector_env("CartPole-v1", 1, counting_seeds()).mask_size == 0
+
+
+def test_to_ask_for_the_mask_changes_no_number() -> None:
+    asked, other = (make_vector_env("CartPole-v1", 2, counting_seeds(), "sync") for _ in range(2))
+    assert asked.mask_size == 0
+    np.testing.assert_array_equal(asked.reset(), other.reset())
+    for action in np.random.default_rng(0).integers(0, 2, (200, 2)):
+        one, two = asked.step(action), other.step(action)
+        np.testing.assert_array_equal(one.observations, two.observations)
+        np.testing.assert_array_equal(one.final_envs, two.final_envs)
+
+
 # -- restarts --------------------
 
 
@@ -488,6 +513,15 @@ def test_asking_for_the_mask_restarts_as_well() -> None:
     envs, _ = made_of(Fragile, acted=CHOICE, max_restarts=1)
     assert envs.mask_size == 0 and envs.restarts == 1
     envs.reset()
+
+
+def test_a_forked_process_never_goes_on_as_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs, made = fragile(steps_broken(1))
+    envs.reset()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match="segfault"):
+        envs.step(actions_of(ACTED, 1)[0])
+    assert envs.restarts == 0 and len(made) == 2
 
 
 def test_without_restarts_an_error_ends_the_run() -> None:
