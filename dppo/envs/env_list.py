@@ -204,10 +204,10 @@ class EnvList:
         """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
         handling of `error`, which else would seem to be the cause of what the constructor raises.
         """
-        name = f"environment {self._first_env + index} of {self.description}"
+        number = self._first_env + index
         while True:
-            error.add_note(f"raised by {name}")
-            if self._is_fork() or not self._restarts.allow(index, error, name):
+            error.add_note(f"raised by environment {number} of {self.description}")
+            if self._is_fork() or not self._restarts.allow(index, error, f"environment {number} ({self._spec.id})"):
                 raise error
             try:
                 self._envs[index].close()

@@ -389,7 +389,7 @@ def test_a_step_that_fails_cuts_the_episode(capsys: pytest.CaptureFixture[str]) 
     np.testing.assert_equal(made[2].actions, [to_value(ACTED, rows[2][1])])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("dppo: environment 7 of 2 x Any-v0, stepped one after another is made anew, its episode")
+    assert lines[0].startswith("dppo: environment 7 (Any-v0) is made anew, its episode is cut: ")
     assert "RuntimeError: segfault of it (" in lines[0] and "test_env_list.py:" in lines[0]
 
 
@@ -437,7 +437,7 @@ def test_each_environment_is_named_once(capsys: pytest.CaptureFixture[str]) -> N
     for row in actions_of(ACTED, 4):
         envs.step(row)
     assert envs.restarts == 3
-    names = [line.split(" of ")[0] for line in capsys.readouterr().err.splitlines()]
+    names = [line.split(" (")[0] for line in capsys.readouterr().err.splitlines()]
     assert names == ["dppo: environment 6", "dppo: environment 7"]
 
 
