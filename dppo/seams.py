@@ -134,7 +134,7 @@ class VectorEnv(Protocol):
         ...
 
     def begin_episode(self, index: int) -> np.ndarray:
-        """Gives up an environment's episode and begins its next one. Returns [*obs], and overwrites this row of the
+        """Gives up an environment's episode and begins its next one. Returns [*obs], and may overwrite this row of the
         observations that `step` returned last. Only if `replayable`.
         """
         ...

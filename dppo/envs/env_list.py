@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -59,7 +60,7 @@ class EnvList:
         self._masks = Masks(layout, self.observation_space, num_envs) if layout.size else None
         self._failed_probe: Exception | None = None
         self._may_come_late = False  # whether a step's info may have the masks that reset did not give
-        self._restarts = Restarts(max_restarts)
+        self._restarts, self._process = Restarts(max_restarts), os.getpid()
 
     @property
     def mask_size(self) -> int:
@@ -68,6 +69,8 @@ class EnvList:
             try:
                 self._begin_by(0, PROBE_SEED)
             except Exception as error:
+                if self._is_fork():
+                    raise
                 self._failed_probe = error  # for the first reset, which ends a run as it would have without the probe
                 return 0
         return 0 if self._masks is None else self._masks.size
@@ -199,13 +202,18 @@ class EnvList:
         """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
         handling of `error`, which else would seem to be the cause of what the constructor raises.
         """
-        name = f"environment {self._first_env + index} of {self.description}"
+        number = self._first_env + index
         while True:
-            error.add_note(f"raised by {name}")
-            if not self._restarts.allow(index, error, name):
+            error.add_note(f"raised by environment {number} of {self.description}")
+            if self._is_fork() or not self._restarts.allow(
+                index, error, f"environment {number} ({self._maker.spec.id})"
+            ):
                 raise error
-            with contextlib.suppress(Exception):  # it is broken
+            try:
                 self._envs[index].close()
+            except Exception:  # it is broken
+                if self._is_fork():
+                    raise
             try:
                 with kept_as_it_was():
                     env = self._maker.make()
@@ -214,6 +222,10 @@ class EnvList:
                 continue
             self._envs[index], self._steps[index] = env, env.step
             return
+
+    def _is_fork(self) -> bool:
+        """Returns whether this is a process that an environment has forked: its errors must not make it a rank."""
+        return os.getpid() != self._process
 
     def _start(self) -> None:
         """Makes room for observations and masks that no step has returned."""

@@ -116,10 +116,10 @@ def to_value(space: gymnasium.Space[Any], row: Any) -> Any:
 
 
 def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool]:
-    """Returns values of `space` as one array [B, ...], and whether it was one value only.
+    """Returns observations of `space` as one array [B, ...], and whether it was one only.
 
     Args:
-      values: one value, a batch of them in Gymnasium's form (dicts and tuples of arrays [B, ...]), or such an array.
+      values: one observation, a batch of them in Gymnasium's form (dicts and tuples of arrays [B, ...]), or such an array.
 
     Raises:
       ValueError: they have other parts or shapes.
@@ -134,9 +134,7 @@ def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool
         if array.shape not in (leaf.shape, (len(array), *leaf.shape) if array.ndim else ()):
             of = f" in {leaf.name}" if leaf.name else ""
             raise ValueError(
-                f"expected one value {leaf.shape} or a batch {('B', *leaf.shape)}{of}, got {array.shape}".replace(
-                    "'B'", "B"
-                )
+                f"expected an observation {leaf.shape} or a batch [B, *{leaf.shape}]{of}, got {array.shape}"
             )
         are_single.add(array.shape == leaf.shape)
         named[leaf.name] = array if array.shape != leaf.shape else array[None]

@@ -1,8 +1,8 @@
 """Masks of legal actions: where environments keep them, in which forms, and as one row of truths.
 
-A mask has one entry per logit: those of the discrete parts of the action space, in the order of its leaves. A Discrete
-has n of them, a MultiDiscrete the sum of its nvec, a Box of integers those of each element from low to high; a Box of
-floats and a MultiBinary have none.
+A mask has one entry per logit of the discrete parts of the action space, in the order of its leaves. A Discrete has n
+of them, a MultiDiscrete the sum of its nvec, a Box of integers as many as its elements have values; a Box of floats and
+a MultiBinary have none.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class MaskLayout:
 
         Args:
           mask: a vector of 0 and 1; of a MultiDiscrete also a tuple with a vector for each element, of a Dict or Tuple
-            one with a mask for each part, where a part that is missing or None has legal actions only.
+            a dict or tuple with a mask for each part, where what is missing or None has legal choices only.
           what: a name for messages.
 
         Raises:
@@ -67,8 +67,8 @@ class Masks:
     def __init__(self, layout: MaskLayout, observation_space: gymnasium.Space[Any], num_envs: int) -> None:
         self._layout, self.size = layout, layout.size
         self._in_observations = isinstance(observation_space, spaces.Dict) and KEY in observation_space.spaces
-        self._source = ""
-        self.rows, self._others = np.ones((2, num_envs, self.size), bool)
+        self._source, self._num_envs = "", num_envs
+        self.rows, self._others = np.empty((2, 0, 0), bool)  # there is nothing to hold before the masks are found
 
     @property
     def is_found(self) -> bool:
@@ -91,6 +91,8 @@ class Masks:
             self._source = METHOD
         elif self._in_observations:
             self._source = "leaf"
+        if self.is_found:
+            self.rows, self._others = np.ones((2, self._num_envs, self.size), bool)
         return self.is_found
 
     def turn(self) -> None:
@@ -137,28 +139,26 @@ def _has_method(env: gymnasium.Env[Any, Any] | None) -> bool:
 
 def _discrete_parts(space: gymnasium.Space[Any], name: str) -> list[tuple[str, int]]:
     """Returns (name, number of choices) of each discrete part of a space of actions, in the order of its leaves."""
-    if isinstance(space, spaces.Discrete):
-        return [(f"part {name!r}" if name else "", int(space.n))]
-    if isinstance(space, spaces.MultiDiscrete) or _is_of_integers(space):
-        of = f" of part {name!r}" if name else ""
-        return [(f"element {list(place)}{of}", int(n)) for place, n in np.ndenumerate(_numbers_of_values(space))]
-    inner = _inner(space) or {}
+    choices = _choices(space)
+    if choices is not None:
+        part = f"part {name!r}" if name else ""
+        of = f" of {part}" if part else ""
+        return [(f"element {list(at)}{of}" if at else part, int(n)) for at, n in np.ndenumerate(choices)]
     prefix = f"{name}/" if name else ""
+    inner = _inner(space) or {}
     return [found for key, part in inner.items() for found in _discrete_parts(part, f"{prefix}{key}")]
 
 
-def _is_of_integers(space: gymnasium.Space[Any]) -> bool:
-    """Returns whether a space is a Box of integers that a policy can choose among (models/distributions.py)."""
-    is_of_integers = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.integer)
-    return is_of_integers and bool((_numbers_of_values(space) <= MOST_VALUES).all())
-
-
-def _numbers_of_values(space: Any) -> np.ndarray:
-    """Returns the number of values of each element of a MultiDiscrete, or of a Box of integers."""
+def _choices(space: gymnasium.Space[Any]) -> np.ndarray | None:
+    """Returns the number of choices of each element of a discrete space; None for another one."""
+    if isinstance(space, spaces.Discrete):
+        return np.asarray(space.n)
     if isinstance(space, spaces.MultiDiscrete):
-        return space.nvec
-    # in Python's integers: the range of an int64 may be 2**64
-    return space.high.astype(object) - space.low.astype(object) + 1
+        return np.asarray(space.nvec)
+    if isinstance(space, spaces.Box) and not np.issubdtype(space.dtype, np.floating):
+        numbers = np.asarray(space.high.astype(object) - space.low.astype(object) + 1)
+        return numbers if numbers.size and numbers.max() <= MOST_VALUES else None
+    return None
 
 
 def _inner(space: gymnasium.Space[Any]) -> dict[str, gymnasium.Space[Any]] | None:
@@ -184,14 +184,15 @@ def _flat(space: gymnasium.Space[Any], mask: Any, what: str) -> np.ndarray:
         if isinstance(space, spaces.Tuple) and inner is not None and len(mask) == len(inner):
             pairs = zip(inner.items(), mask, strict=True)
             return np.concatenate([_flat(part, given, f"{what}[{key!r}]") for (key, part), given in pairs])
-        if isinstance(space, spaces.MultiDiscrete) or _is_of_integers(space):
-            return _by_element(_numbers_of_values(space), mask, what)
+        choices = _choices(space)
+        if choices is not None:
+            return _by_element(choices, mask, what)
         raise ValueError(f"{what} is {show(mask)}, and the action space is {space}: {REPAIR}")
     return _vector(mask, size, what)
 
 
 def _by_element(nvec: Any, mask: Any, what: str) -> np.ndarray:
-    """Returns the masks of the elements of a MultiDiscrete, which are nested like it, one behind the other."""
+    """Returns the masks of the elements of a space, which are nested like it, one behind the other."""
     if not np.ndim(nvec):
         return np.ones(int(nvec), np.int8) if mask is None else _vector(mask, int(nvec), what)
     if not hasattr(mask, "__len__") or len(mask) != len(nvec):

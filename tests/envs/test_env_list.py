@@ -31,7 +31,7 @@ def made_of(kind: type[AnySpace], num_envs: int = 2, **kwargs: Any) -> tuple[Env
     first_env = kwargs.pop("first_env", 0)
     max_restarts = kwargs.pop("max_restarts", 0)
     gymnasium.register("Any-v0", kind, kwargs=kwargs)  # type: ignore[arg-type]
-    envs = make_vector_env("Any-v0", num_envs, counting_seeds(), "auto", first_env, max_restarts)
+    envs = make_vector_env("Any-v0", num_envs, counting_seeds(), "auto", first_env, max_restarts=max_restarts)
     assert isinstance(envs, EnvList)
     return envs, kind.made
 
@@ -311,6 +311,31 @@ def test_a_reset_that_fails_when_asked_for_the_mask_fails_the_run_as_it_would_ha
         gymnasium.registry.pop("Any-v0")
 
 
+def test_masks_of_gymnasiums_own_environments() -> None:
+    envs = make_vector_env("Taxi-v4" if "Taxi-v4" in gymnasium.registry else "Taxi-v3", 3, counting_seeds())
+    assert isinstance(envs, EnvList) and envs.mask_size == 6
+    observations = envs.reset()
+    for _ in range(50):
+        masks = envs.masks
+        assert masks is not None
+        for state, mask in zip(observations.tolist(), masks, strict=True):
+            unwrapped: Any = envs._envs[0].unwrapped
+            assert mask.tolist() == unwrapped.action_mask(state).astype(bool).tolist()
+        observations = envs.step(masks.argmax(axis=1)).observations
+    assert make_vector_env("FrozenLake-v1", 1, counting_seeds()).mask_size == 0
+    assert make_vector_env("CartPole-v1", 1, counting_seeds()).mask_size == 0
+
+
+def test_to_ask_for_the_mask_changes_no_number() -> None:
+    asked, other = (make_vector_env("CartPole-v1", 2, counting_seeds(), "sync") for _ in range(2))
+    assert asked.mask_size == 0
+    np.testing.assert_array_equal(asked.reset(), other.reset())
+    for action in np.random.default_rng(0).integers(0, 2, (200, 2)):
+        one, two = asked.step(action), other.step(action)
+        np.testing.assert_array_equal(one.observations, two.observations)
+        np.testing.assert_array_equal(one.final_envs, two.final_envs)
+
+
 # -- restarts --------------------
 
 
@@ -364,7 +389,7 @@ def test_a_step_that_fails_cuts_the_episode(capsys: pytest.CaptureFixture[str]) 
     np.testing.assert_equal(made[2].actions, [to_value(ACTED, rows[2][1])])
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
-    assert lines[0].startswith("dppo: environment 7 of 2 x Any-v0, stepped one after another is made anew, its episode")
+    assert lines[0].startswith("dppo: environment 7 (Any-v0) is made anew, its episode is cut: ")
     assert "RuntimeError: segfault of it (" in lines[0] and "test_env_list.py:" in lines[0]
 
 
@@ -412,7 +437,7 @@ def test_each_environment_is_named_once(capsys: pytest.CaptureFixture[str]) -> N
     for row in actions_of(ACTED, 4):
         envs.step(row)
     assert envs.restarts == 3
-    names = [line.split(" of ")[0] for line in capsys.readouterr().err.splitlines()]
+    names = [line.split(" (")[0] for line in capsys.readouterr().err.splitlines()]
     assert names == ["dppo: environment 6", "dppo: environment 7"]
 
 
@@ -446,14 +471,14 @@ def test_resets_in_a_row_end_the_run_too() -> None:
     assert "3 restarts of it in a row" in error.value.__notes__[-1] and envs.restarts == 3
 
 
-def test_a_constructor_that_fails_counts_as_well() -> None:
+def test_a_constructor_that_fails_counts_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     envs, made = fragile(steps_broken(1), max_restarts=2)
     envs.reset()
 
-    def refuse() -> AnySpace:
+    def refuse(self: Fragile) -> None:
         raise ConnectionError("port in use")
 
-    gymnasium.registry["Any-v0"].entry_point = refuse  # type: ignore[assignment]
+    monkeypatch.setattr(Fragile, "__init__", refuse)
     with pytest.raises(ValueError, match="cannot be made: ConnectionError: port in use") as error:
         envs.step(actions_of(ACTED, 1)[0])
     assert "2 restarts of it in a row" in error.value.__notes__[-1] and len(made) == 2
@@ -488,6 +513,15 @@ def test_asking_for_the_mask_restarts_as_well() -> None:
     envs, _ = made_of(Fragile, acted=CHOICE, max_restarts=1)
     assert envs.mask_size == 0 and envs.restarts == 1
     envs.reset()
+
+
+def test_a_forked_process_never_goes_on_as_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    envs, made = fragile(steps_broken(1))
+    envs.reset()
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    with pytest.raises(RuntimeError, match="segfault"):
+        envs.step(actions_of(ACTED, 1)[0])
+    assert envs.restarts == 0 and len(made) == 2
 
 
 def test_without_restarts_an_error_ends_the_run() -> None:

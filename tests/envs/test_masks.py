@@ -18,6 +18,7 @@ TREE = spaces.Dict({
     "gear": spaces.Discrete(3, start=1),
 })  # fmt: skip
 MULTI = spaces.MultiDiscrete([2, 3])
+WHOLE = spaces.Box(np.array([-1, 0]), np.array([1, 5]), dtype=np.int16)
 NESTED = spaces.MultiDiscrete([[2, 3], [1, 2]])
 
 
@@ -31,7 +32,8 @@ def written(space: spaces.Space[Any], mask: Any) -> list[int]:
 @pytest.mark.parametrize(
     ("space", "size"),
     [(spaces.Discrete(4), 4), (MULTI, 5), (NESTED, 8), (TREE, 10), (spaces.Box(-1, 1), 0), (spaces.MultiBinary(3), 0),
-     (spaces.Dict(a=spaces.MultiBinary(3)), 0), (spaces.Text(3), 0)],
+     (spaces.Dict(a=spaces.MultiBinary(3)), 0), (spaces.Text(3), 0), (WHOLE, 9), (spaces.Box(0, 300, (2,), int), 0),
+     (spaces.Dict(a=spaces.Box(0, 1, (), np.int8), b=spaces.Discrete(2)), 4)],
     ids=str,
 )  # fmt: skip
 def test_a_mask_has_an_entry_for_each_choice_of_the_discrete_parts(space: spaces.Space[Any], size: int) -> None:
@@ -70,6 +72,7 @@ def test_a_vector_may_be_of_any_kind(mask: Any) -> None:
         (NESTED, (([1, 0], [0, 0, 1]), ([1], [0, 1])), [1, 0, 0, 0, 1, 1, 0, 1]),
         (NESTED, [1, 0, 0, 0, 1, 1, 0, 1], [1, 0, 0, 0, 1, 1, 0, 1]),
         (TREE, [1, 0, 1, 0, 1, 0, 0, 0, 0, 1], [1, 0, 1, 0, 1, 0, 0, 0, 0, 1]),
+        (WHOLE, ([1, 0, 0], None), [1, 0, 0] + [1] * 6),
         (TREE, {}, [1] * 10),
         (TREE, {"gear": [0, 0, 1]}, [1] * 7 + [0, 0, 1]),
         (TREE, {"gear": [0, 0, 1], "flags": None, "arm": None}, [1] * 7 + [0, 0, 1]),
@@ -106,7 +109,12 @@ def test_gymnasiums_own_masks_are_understood() -> None:
         (spaces.Discrete(2), [0.5, 1], "the mask holds 0.5"),
         (spaces.Discrete(2), [np.nan, 1], "the mask holds nan"),
         (spaces.Discrete(2), ["a", "b"], "the mask holds 'a'"),
-        (spaces.Discrete(2), [[1, 0]], r"the mask is \[\[1, 0\]\] \(list\), and the action space is Discrete"),
+        (spaces.Discrete(2), [[1, 0]], r"the mask has shape \(1, 2\)"),
+        (
+            spaces.Dict(a=spaces.Discrete(2)),
+            [[1, 0]],
+            r"the mask is \[\[1, 0\]\] \(list\), and the action space is Dict",
+        ),
         (spaces.Discrete(2), {"a": [1, 0]}, "which has parts that the action space"),
         (spaces.Discrete(3), [0, 0, 0], "the mask leaves no legal action: repair the environment"),
         (MULTI, [1, 0, 0, 0, 0], r"no legal action in element \[1\]: repair"),

@@ -197,4 +197,4 @@ def test_there_are_none_without_a_discrete_part_or_a_mask() -> None:
 def test_restarts_are_refused() -> None:
     gymnasium.register("Any-v0", AnySpace)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"on_env_error='restart'.*use vectorization='sync' or 'auto'"):
-        make_vector_env("Any-v0", 2, counting_seeds(), "native", 0, 3)
+        make_vector_env("Any-v0", 2, counting_seeds(), "native", max_restarts=3)

@@ -45,9 +45,6 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "not a TOML file": (("broken.toml",), ("broken.toml", "not valid TOML")),
     "unknown environment": (("--env", "CartPol-v1"), ("CartPol-v1", "did you mean 'CartPole-v1'?")),
     "unknown module": (("--env", "no_such_module:Env-v0"), ("no_such_module", "cannot import")),
-    "observation of parts": (("--env", "odd_envs:odd/DictNumbers-v0"), ("Dict", "observ")),
-    "observation of pixels": (("--env", "odd_envs:odd/Image-v0"), ("(84, 84, 3)",)),
-    "two actions at once": (("--env", "odd_envs:odd/TupleActions-v0"), ("Tuple",)),
     "minibatches that do not divide": (
         ("--horizon", 10, "--num-envs", 3, "--ppo.minibatches", 7), ("minibatches=7", "30", "nearest that does is 6"),
     ),
