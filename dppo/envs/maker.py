@@ -65,7 +65,7 @@ class EnvMaker:
                 raise ValueError(f"env={self.env_id!r}: {error}") from error
             if_one_fails.pop_all()
         own = env.unwrapped.spec
-        if own is not None:  # a function may return a registered environment
+        if isinstance(own, EnvSpec):  # a function may return a registered environment
             keep_mujoco_quiet(own)
             self.spec.nondeterministic |= own.nondeterministic
         return env
@@ -111,7 +111,8 @@ class EnvMaker:
         if not isinstance(env, gymnasium.Env):
             raise ValueError(f"env={self.env_id!r} {why_no_env(env)}")
         if env.unwrapped.spec is None:
-            env.unwrapped.spec = copy.deepcopy(spec)
+            with contextlib.suppress(AttributeError):  # a property of the user's
+                env.unwrapped.spec = copy.deepcopy(spec)
         return env
 
     def _wrapped(self, env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
@@ -129,9 +130,8 @@ class EnvMaker:
         creator = _loaded(entry_point)
         said = why_not_made(creator, arguments, error)
         if creator is not None and str(error).startswith(_NO_ENV):
-            with contextlib.suppress(
-                Exception
-            ):  # Gymnasium has thrown away what it was: made once more, to be looked at
+            # Gymnasium has thrown away what it was: it is made once more, to be looked at
+            with contextlib.suppress(Exception):
                 said = f"its entry point {why_no_env(creator(**arguments))}"
         families = [extra for prefix, extra in _EXTRAS.items() if str(entry_point).startswith(prefix)]
         missing = isinstance(error, ImportError | gymnasium.error.Error)
@@ -159,8 +159,7 @@ def _with_arguments(spec: EnvSpec, kwargs: Mapping[str, Any], *, is_registered: 
     """Returns a copy of `spec` that has these arguments, over those of the registration. As in `gymnasium.make`, the
     argument max_episode_steps of a registered environment is the limit around it.
     """
-    given = copy.deepcopy(dict(kwargs))
-    spec = copy.deepcopy(spec)
+    given, spec = dict(kwargs), copy.copy(spec)
     if is_registered and "max_episode_steps" in given:
         limit = given.pop("max_episode_steps")
         if type(limit) is not int or limit == 0 or limit < -1:

@@ -85,6 +85,12 @@ def test_what_is_registered_as_nondeterministic_is_not_replayed_either_way() -> 
     assert make_vector_env(named("Tank"), 1, lambda _: 0).replayable
 
 
+def test_a_spec_of_the_users_own_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for own in ("a text", property(lambda env: None)):
+        monkeypatch.setattr(Tank, "spec", own)
+        assert EnvMaker(named("Tank")).make().spec == (own if own == "a text" else None)
+
+
 def test_the_list_steps_what_is_made() -> None:
     envs = make_vector_env(named("Tank"), 2, lambda i: 7 + i, kwargs={"scale": 3.0}, wrappers=[named("limited")])
     assert isinstance(envs, EnvList) and envs.description == f"2 x {named('Tank')}, stepped one after another"
