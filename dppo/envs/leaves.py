@@ -119,7 +119,8 @@ def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool
     """Returns observations of `space` as one array [B, ...], and whether it was one only.
 
     Args:
-      values: one observation, a batch of them in Gymnasium's form (dicts and tuples of arrays [B, ...]), or such an array.
+      values: one observation, a batch of them in Gymnasium's form (dicts and tuples of arrays [B, ...]), or such an
+        array.
 
     Raises:
       ValueError: they have other parts or shapes.
