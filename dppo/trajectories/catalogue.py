@@ -52,9 +52,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except UsageError:
         raise
     except RefusedFileError as error:
-        raise UsageError(f"{_one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
+        raise UsageError(f"{one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
     except SURPRISES as error:
-        raise UsageError(f"{path} cannot be read: {_one_line(error)}; {repair}") from error
+        raise UsageError(f"{path} cannot be read: {one_line(error)}; {repair}") from error
 
 
 def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, int]]:
@@ -127,7 +127,7 @@ def _has_endless_heap(data: bytes | mmap.mmap) -> bool:
     return False
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
