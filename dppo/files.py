@@ -28,7 +28,7 @@ RETRY_S = 2.0
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a crash of the machine."""
+    """Makes renames inside `folder`, or the content of a file, survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

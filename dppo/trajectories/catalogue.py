@@ -29,6 +29,7 @@ SURPRISES = (
     RecursionError,
 )  # fmt: skip
 """Errors that h5py and NumPy raise for damaged files."""
+REPAIR = "`python -m dppo.trajectories validate RUN` says what else is damaged"
 _HEAD = 2**18
 """The number of bytes, from a segment's start, in which its texts lie."""
 
@@ -40,7 +41,6 @@ def opened(path: Path) -> Iterator[h5py.File]:
     Raises:
       UsageError: the file is no segment, or something in it cannot be read.
     """
-    repair = "`python -m dppo.trajectories validate RUN` says what else is damaged"
     try:
         if has_endless_heap(path, _HEAD):
             raise ValueError("its texts are damaged")
@@ -54,7 +54,7 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except RefusedFileError as error:
         raise UsageError(f"{one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
     except SURPRISES as error:
-        raise UsageError(f"{path} cannot be read: {one_line(error)}; {repair}") from error
+        raise UsageError(f"{path} cannot be read: {one_line(error)}; {REPAIR}") from error
 
 
 def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, int]]:
@@ -73,26 +73,19 @@ def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
     Raises:
       UsageError: the values are compressed with zstd, and hdf5plugin is not installed.
     """
-    dataset = file[name]
-    load_filters(dataset)
-    values: np.ndarray = dataset[selection]
-    return values
-
-
-def load_filters(dataset: h5py.Dataset) -> None:
-    """Imports the compression filter that a dataset needs. Raises UsageError where it is not installed."""
     import h5py
 
+    dataset = file[name]
     plist = dataset.id.get_create_plist()
-    numbers = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if ZSTD not in numbers or h5py.h5z.filter_avail(ZSTD):
-        return
-    try:
-        import hdf5plugin  # noqa: F401 (registers its filters)
-    except ImportError as error:
-        raise UsageError(
-            f"{dataset.file.filename} is compressed with zstd, which needs hdf5plugin: pip install 'dppo[analysis]'"
-        ) from error
+    if ZSTD in {plist.get_filter(i)[0] for i in range(plist.get_nfilters())} and not h5py.h5z.filter_avail(ZSTD):
+        try:
+            import hdf5plugin  # noqa: F401 (registers its filters)
+        except ImportError as error:
+            raise UsageError(
+                f"{file.filename} is compressed with zstd, which needs hdf5plugin: pip install 'dppo[analysis]'"
+            ) from error
+    values: np.ndarray = dataset[selection]
+    return values
 
 
 def has_endless_heap(path: Path, length: int | None = None) -> bool:
@@ -103,27 +96,22 @@ def has_endless_heap(path: Path, length: int | None = None) -> bool:
       length: the number of bytes to search; None: all of the file.
     """
     with open_regular(path, max_bytes=FILE_BYTES) as file:
-        if length is not None:
-            return _has_endless_heap(file.read(length))
-        if not os.fstat(file.fileno()).st_size:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
             return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _has_endless_heap(data)
-
-
-def _has_endless_heap(data: bytes | mmap.mmap) -> bool:
-    at = data.find(b"GCOL\1")
-    while at >= 0:
-        end = at + int.from_bytes(data[at + 8 : at + 16], "little")
-        place = at + 16
-        while place + 16 <= end and place < len(data):
-            number = int.from_bytes(data[place : place + 2], "little")
-            taken = int.from_bytes(data[place + 8 : place + 16], "little")
-            step = 16 + (taken + 7) // 8 * 8 if number else taken
-            if not step:
-                return True
-            place += step
-        at = data.find(b"GCOL\1", at + 4)
+        with mmap.mmap(file.fileno(), min(size, length or size), access=mmap.ACCESS_READ) as data:
+            at = data.find(b"GCOL\1")
+            while at >= 0:
+                end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+                place = at + 16
+                while place + 16 <= end and place < len(data):
+                    number = int.from_bytes(data[place : place + 2], "little")
+                    taken = int.from_bytes(data[place + 8 : place + 16], "little")
+                    step = 16 + (taken + 7) // 8 * 8 if number else taken
+                    if not step:
+                        return True
+                    place += step
+                at = data.find(b"GCOL\1", at + 4)
     return False
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dppo.errors import UsageError
-from dppo.files import fsync_folder
 from dppo.rundir import paths
-from dppo.trajectories.catalogue import SURPRISES, gaps, opened
-from dppo.trajectories.export.selection import temporary_name
+from dppo.trajectories.catalogue import SURPRISES, gaps, one_line, opened
+from dppo.trajectories.export.selection import replacing
 from dppo.trajectories.format import rank_folders, segment_files, segment_path
 from dppo.trajectories.hdf5 import opened_hdf5
 
@@ -38,29 +37,22 @@ def write_index(run_dir: Path) -> tuple[Path, list[str]]:
     import h5py
 
     path = index_path(run_dir)
-    part = temporary_name(path.parent)
     folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
     folders = {rank: files for rank, files in folders.items() if files}
     if not folders:
         raise UsageError(f"{run_dir} has no trajectories: no trajectories/rank_*/seg_*.h5")
-    if (path.exists() or path.is_symlink()) and not _is_index(path):
+    if os.path.lexists(path) and not _is_index(path):
         raise UsageError(f"{path} is no index that dppo has written, and is not overwritten: move it away")
+    with replacing(path) as part, h5py.File(part, "w", libver=("v110", "v110")) as index:
+        index.attrs["format"] = FORMAT
+        for rank, files in folders.items():
+            _add_rank(index, rank, list(files.values()))
     missing: list[str] = []
-    try:
-        with h5py.File(part, "w", libver=("v110", "v110")) as index:
-            index.attrs["format"] = FORMAT
-            for rank, files in folders.items():
-                for first, last in gaps(files):
-                    name = f"{paths.rank_name(rank)}/{segment_path(path, first).name}"
-                    more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
-                    missing.append(f"{name} {more}")
-                _add_rank(index, rank, list(files.values()))
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        fsync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    for rank, files in folders.items():
+        for first, last in gaps(files):
+            name = segment_path(Path(paths.rank_name(rank)), first)
+            more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
+            missing.append(f"{name} {more}")
     return path, missing
 
 
@@ -83,15 +75,11 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
         for path, here in zip(files, shapes, strict=True):
             if name not in here or list(here[name][0][1:]) != rest or here[name][1] != dtype:
                 raise UsageError(f"{path}: steps/{name} is not like that of {files[0].name}; validate says more")
-        total = sum(here[name][0][0] for here in shapes)
-        layout = h5py.VirtualLayout((total, *rest), dtype)
+        layout = h5py.VirtualLayout((sum(here[name][0][0] for here in shapes), *rest), dtype)
         start = 0
         for path, here in zip(files, shapes, strict=True):
-            shape = here[name][0]
-            # relative, so that the run can be moved
-            layout[start : start + shape[0]] = h5py.VirtualSource(
-                f"{path.parent.name}/{path.name}", f"steps/{name}", shape, dtype
-            )
+            shape, source = here[name][0], f"{path.parent.name}/{path.name}"  # relative, so that the run can be moved
+            layout[start : start + shape[0]] = h5py.VirtualSource(source, f"steps/{name}", shape, dtype)
             start += shape[0]
         index.create_virtual_dataset(f"{paths.rank_name(rank)}/steps/{name}", layout)
 
@@ -115,9 +103,7 @@ def check_index(run_dir: Path) -> list[str]:
                         shape = tuple(int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
                         wanted.setdefault(source.file_name, {})[f"steps/{name}"] = shape
     except SURPRISES as error:
-        raise UsageError(
-            f"{path} cannot be read: {' '.join(str(error).split())}; write it anew with `index`"
-        ) from error
+        raise UsageError(f"{path} cannot be read: {one_line(error)}; write it anew with `index`") from error
     problems: list[str] = []
     for name, shapes in sorted(wanted.items()):
         if not _SOURCE.fullmatch(name):
@@ -136,9 +122,7 @@ def check_index(run_dir: Path) -> list[str]:
         if wrong:
             problems.append(f"{name} has another shape than the index says: {', '.join(wrong)}")
     there = {
-        f"{folder.name}/{file.name}"
-        for folder in rank_folders(run_dir).values()
-        for file in segment_files(folder).values()
+        f"{f.parent.name}/{f.name}" for folder in rank_folders(run_dir).values() for f in segment_files(folder).values()
     }
     problems += [f"{name} is not in the index: write it anew" for name in sorted(there - set(wanted))]
     return problems

@@ -111,11 +111,7 @@ class Trajectories:
           policy_version: (lowest, highest) version that steps may have, both included; None leaves an end open.
         """
         new = Filter(complete_only, min_return, last, ranks, policy_version)
-        return self.chosen_by(new)
-
-    def chosen_by(self, new: Filter) -> Trajectories:
-        """Returns the episodes that pass the filter."""
-        unknown = sorted(set(new.ranks or ()) - set(self._dump.ranks))
+        unknown = sorted(set(ranks or ()) - set(self._dump.ranks))
         if unknown:
             raise UsageError(
                 f"ranks={unknown} have no trajectories in {self._dump.run_dir}; those of {self._dump.ranks} do"
@@ -235,8 +231,9 @@ def open_trajectories(
     Raises:
       UsageError: there are no trajectories (a UsageError is a ValueError).
     """
-    wanted = Filter(complete_only, min_return, last, ranks, policy_version)
-    return Trajectories(_Dump(Path(run_dir))).chosen_by(wanted)
+    return Trajectories(_Dump(Path(run_dir))).filter(
+        complete_only=complete_only, min_return=min_return, last=last, ranks=ranks, policy_version=policy_version
+    )
 
 
 def _plain(value: Any) -> Any:
