@@ -103,12 +103,12 @@ class Console:
     def line(self, text: str) -> None:
         """Prints a line that stays."""
         if self._enabled:
-            self._clear()
+            self.done()
             _show(f"{text}\n", self._stream or sys.stdout)
 
     def warn(self, text: str) -> None:
         """Prints a line on stderr that stays."""
-        self._clear()
+        self.done()
         say(text)
 
     def progress_due(self) -> bool:
@@ -127,9 +127,6 @@ class Console:
 
     def done(self) -> None:
         """Takes the progress line away."""
-        self._clear()
-
-    def _clear(self) -> None:
         if self._drawn:
             _show("\r\x1b[2K", self._stream or sys.stdout)
             self._drawn = False

@@ -47,11 +47,11 @@ def write_durably(path: Path, *data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def replace_atomically(path: Path, data: bytes) -> None:
+def replace_atomically(path: Path, *data: bytes | memoryview) -> None:
     """Replaces the content of a file: `path` holds the old content or the new one, never a part of either."""
     part = path.with_name(path.name + ".part")
     try:
-        write_durably(part, data)
+        write_durably(part, *data)
         os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):  # on a full disk others need its room

@@ -42,8 +42,7 @@ class MetricsFile(AppendedFile):
 
     def put(self, metrics: dict[str, Any]) -> None:
         """Adds a line for the next `flush`; NaN, which JSON lacks, becomes null."""
-        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
-        self.add((json.dumps(finite) + "\n").encode())
+        self.add((json.dumps(_finite(metrics)) + "\n").encode())
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends a line and flushes it."""
@@ -63,8 +62,8 @@ def _is_kept(line: bytes, last_iteration: int) -> bool:
         return False
 
 
-def _json_value(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -74,7 +73,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def json_bytes(value: dict[str, Any]) -> bytes:
     """Returns the content of a JSON file; NaN, which JSON lacks, becomes null."""
-    return (json.dumps({k: _json_value(v) for k, v in value.items()}, indent=2) + "\n").encode()
+    return (json.dumps(_finite(value), indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def _claims(run_dir: Path) -> Iterator[_Claim]:
 
 
 def _claim(folder: Path) -> _Claim:
-    named: dict[int, int] = {}
+    named, what = dict[int, int](), "cannot be read"
     try:
         try:
             manifest = read_manifest(folder)
@@ -185,14 +185,12 @@ def _claim(folder: Path) -> _Claim:
             manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent))
             return _Claim(folder, numbers_by_rank(manifest, "next_segments"))
         named, missing = numbers_by_rank(manifest, "next_segments"), numbers_by_rank(manifest, "missing_rows")
-    except SURPRISES as error:
-        return _Claim(folder, problem=f"cannot be read: {error}", is_going=_is_missing(error))
-    try:
+        what = "the checkpoint is damaged"
         rows = {rank: row for rank, (row, _) in read_checkpoint(folder).ranks.items()}
         if read_manifest(folder) != manifest:
             raise ValueError("its manifest changed while it was read")
-    except (OSError, ValueError) as error:
-        return _Claim(folder, named, problem=f"the checkpoint is damaged: {error}", is_going=_is_missing(error))
+    except SURPRISES as error:
+        return _Claim(folder, named, problem=f"{what}: {error}", is_going=_is_missing(error))
     return _Claim(folder, named, rows, missing)
 
 
