@@ -214,24 +214,20 @@ def _now() -> str:
 
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
-    try:
-        name = read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip()
-        return name or None
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip() or None
+    return None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Reads a JSON lines file; leaves out what is not understood. Raises OSError where it exists and cannot be read."""
     found: list[dict[str, Any]] = []
-    try:
+    with contextlib.suppress(FileNotFoundError):
         for line in read_lines(path, path.parent):
             with contextlib.suppress(ValueError):
                 value = parse_json(line)
                 if isinstance(value, dict):
                     found.append(value)
-    except FileNotFoundError:
-        pass
     return found
 
 

@@ -12,17 +12,15 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
 
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import open_regular
 from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, check_types, run_dir_of
 from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
-
-if TYPE_CHECKING:
-    import h5py
 
 SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
@@ -73,8 +71,6 @@ def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
     Raises:
       UsageError: the values are compressed with zstd, and hdf5plugin is not installed.
     """
-    import h5py
-
     dataset = file[name]
     plist = dataset.id.get_create_plist()
     if ZSTD in {plist.get_filter(i)[0] for i in range(plist.get_nfilters())} and not h5py.h5z.filter_avail(ZSTD):
@@ -191,33 +187,25 @@ def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Cat
     """Joins the pieces of each episode: those of one environment and number, without a missing step between them."""
     order = np.lexsort((listed["start"], listed["segment"], listed["env"], listed["rank"]))
     p = {name: values[order] for name, values in listed.items()}
-    count = len(order)
     ended = p["terminated"] | p["truncated"]
-    begins = np.ones(count, bool)
     before, after = slice(None, -1), slice(1, None)
     goes_on = ~ended[before] & (p["offset"][after] == p["offset"][before] + p["length"][before])
     for name in ("rank", "env", "id"):
         goes_on &= p[name][after] == p[name][before]
-    begins[1:] = ~goes_on
-    firsts = np.flatnonzero(begins)
-    lasts = np.append(firsts[1:], count)[: len(firsts)] - 1
+    begins, is_last = np.ones(len(order), bool), np.ones(len(order), bool)
+    begins[after], is_last[before] = ~goes_on, ~goes_on
+    firsts, lasts = np.flatnonzero(begins), np.flatnonzero(is_last)
     episodes = {name: p[name][firsts] for name in ("rank", "env", "id", "seed", "first_row", "offset", "first_version")}
     episodes |= {
         name: p[name][lasts] for name in ("last_row", "return", "terminated", "truncated", "attempt", "last_version")
     }
     episodes["last_segment"] = p["segment"][lasts]
-    sums = np.append(0, np.cumsum(p["length"]))
-    episodes["length"] = sums[lasts + 1] - sums[firsts]
+    episodes["length"] = np.add.reduceat(p["length"], firsts)
     episodes["complete"] = ended[lasts] & (episodes["offset"] == 0)
-    number = np.cumsum(begins) - 1
 
     in_order = np.lexsort((episodes["env"], episodes["last_row"], episodes["rank"]))
-    place = np.empty(len(firsts), np.int64)
-    place[in_order] = np.arange(len(firsts))
-    is_last = np.zeros(count, bool)
-    is_last[lasts] = True
     pieces = {name: p[name] for name in ("segment", "index", "start", "length")}
-    pieces |= {"episode": place[number], "is_last": is_last}
+    pieces |= {"episode": np.argsort(in_order)[np.cumsum(begins) - 1], "is_last": is_last}
     by_segment = np.argsort(pieces["segment"], kind="stable")
     return Catalogue(
         segments,

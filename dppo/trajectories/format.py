@@ -49,14 +49,16 @@ def segment_path(folder: Path, number: int) -> Path:
 
 def rank_folders(run_dir: Path) -> dict[int, Path]:
     """Returns {rank: its folder}, ascending."""
-    root = run_dir / paths.TRAJECTORIES
-    found = {p: _RANK.fullmatch(p.name) for p in root.iterdir()} if root.is_dir() else {}
-    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+    return _numbered(run_dir / paths.TRAJECTORIES, _RANK)
 
 
 def segment_files(folder: Path) -> dict[int, Path]:
     """Returns {number: visible segment}, ascending."""
-    found = {p: _SEGMENT.fullmatch(p.name) for p in folder.iterdir()} if folder.is_dir() else {}
+    return _numbered(folder, _SEGMENT)
+
+
+def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    found = {path: name.fullmatch(path.name) for path in folder.iterdir()} if folder.is_dir() else {}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import h5py
 
 from dppo.errors import UsageError
 from dppo.rundir import paths
@@ -16,9 +17,6 @@ from dppo.trajectories.catalogue import SURPRISES, gaps, one_line, opened
 from dppo.trajectories.export.selection import replacing
 from dppo.trajectories.format import rank_folders, segment_files, segment_path
 from dppo.trajectories.hdf5 import opened_hdf5
-
-if TYPE_CHECKING:
-    import h5py
 
 FORMAT = "dppo-trajectories-index"
 _SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
@@ -34,8 +32,6 @@ def write_index(run_dir: Path) -> tuple[Path, list[str]]:
     Raises:
       UsageError: there is no segment, one cannot be read, or another file is in the index's place.
     """
-    import h5py
-
     path = index_path(run_dir)
     folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
     folders = {rank: files for rank, files in folders.items() if files}
@@ -65,8 +61,6 @@ def _is_index(path: Path) -> bool:
 
 
 def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
-    import h5py
-
     shapes: list[dict[str, tuple[tuple[int, ...], object]]] = []
     for path in files:
         with opened(path) as file:

@@ -31,13 +31,18 @@ REMOVAL_S = 2.0
 
 @dataclass(slots=True)
 class _Run:
-    """Values that all segments of a run share, from the first segment that has them."""
+    """The findings so far, and values that all segments share, from the first segment that has them."""
 
+    run_dir: Path
+    violations: list[Violation] = field(default_factory=list)
     run_id: Any = None
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     is_enabled: bool = False
     """Whether the settings in a segment say that trajectories are written."""
     every: int = 1
+
+    def findings(self, path: Path) -> Findings:
+        return Findings(str(path.relative_to(self.run_dir)), self.violations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,18 +75,13 @@ def validate(run_dir: str | Path) -> list[Violation]:
         raise UsageError(
             f"{run_dir} has no trajectories: no trajectories/rank_*; a run writes them with --trajectories.enabled"
         )
-    violations: list[Violation] = []
-    run = _Run()
-    spans: dict[int, dict[int, tuple[int, int]]] = {}
-    for rank, folder in folders.items():
-        spans[rank] = _check_rank(run_dir, rank, folder, run, violations)
-    _check_checkpoints(run_dir, claims, spans, run, violations)
-    return violations
+    run = _Run(run_dir)
+    spans = {rank: _check_rank(run, rank, folder) for rank, folder in folders.items()}
+    _check_checkpoints(run, claims, spans)
+    return run.violations
 
 
-def _check_rank(
-    run_dir: Path, rank: int, folder: Path, run: _Run, violations: list[Violation]
-) -> dict[int, tuple[int, int]]:
+def _check_rank(run: _Run, rank: int, folder: Path) -> dict[int, tuple[int, int]]:
     """Checks all segments of a folder. Returns {number: (first row, end row)}; (-1, -1) where the rows are unknown."""
     files = segment_files(folder)
     if gaps(files):  # a list made while a run sealed two segments may lack the first
@@ -90,10 +90,10 @@ def _check_rank(
     before = Inspected()
     for first, last in gaps(files):
         more = "" if first == last else f", and so are all up to {segment_path(folder, last).name}"
-        findings = Findings(str(segment_path(folder, first).relative_to(run_dir)), violations)
-        findings.add(None, None, f"is missing{more}: segments are numbered without a gap up to {max(files)}")
+        what = f"is missing{more}: segments are numbered without a gap up to {max(files)}"
+        run.findings(segment_path(folder, first)).add(None, None, what)
     for number, path in files.items():
-        findings = Findings(str(path.relative_to(run_dir)), violations)
+        findings = run.findings(path)
         if number - 1 not in spans:
             before = Inspected()
         try:
@@ -211,15 +211,9 @@ def _is_removed(folder: Path) -> bool:
     return True
 
 
-def _check_checkpoints(
-    run_dir: Path,
-    claims: list[_Claim],
-    spans: dict[int, dict[int, tuple[int, int]]],
-    run: _Run,
-    violations: list[Violation],
-) -> None:
+def _check_checkpoints(run: _Run, claims: list[_Claim], spans: dict[int, dict[int, tuple[int, int]]]) -> None:
     for claim in claims:
-        findings = Findings(str((claim.folder / paths.MANIFEST).relative_to(run_dir)), violations)
+        findings = run.findings(claim.folder / paths.MANIFEST)
         if claim.problem is not None:
             if claim.is_going and _is_removed(claim.folder):
                 continue

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mode
-from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 
 from dppo.errors import UsageError
@@ -19,9 +19,6 @@ from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, one_line, r
 from dppo.trajectories.format import ATTRIBUTES, FORMAT, FORMAT_VERSION, TEXTS, datasets, misfit, run_dir_of
 from dppo.trajectories.hdf5 import opened_hdf5
 from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _episodes, _finals
-
-if TYPE_CHECKING:
-    import h5py
 
 
 def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:

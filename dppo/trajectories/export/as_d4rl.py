@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 
 from dppo.trajectories.episodes import Episode
 from dppo.trajectories.export.selection import Exported, appearing, in_batches, labels_of
 from dppo.trajectories.format import compression_filter, held_steps
 from dppo.trajectories.reader import Trajectories
-
-if TYPE_CHECKING:
-    import h5py
 
 CHUNK_BYTES = 2**18
 _NAMES = {"log_probs": "action_log_probs"}
@@ -31,8 +28,6 @@ def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
     Raises:
       UsageError: `path` exists, or there is nothing to export.
     """
-    import h5py
-
     done = Exported(Path(path))
 
     def columns() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
