@@ -11,9 +11,11 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -57,6 +59,28 @@ def replace_atomically(path: Path, *data: bytes | memoryview) -> None:
         with contextlib.suppress(OSError):  # on a full disk others need its room
             part.unlink()
         raise
+    fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, refuse: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
+    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, and is removed if the
+    block fails.
+
+    Args:
+      refuse: raises where `path` must not be replaced.
+    """
+    part = path.with_name(f".dppo-{secrets.token_hex(8)}.part")  # nothing is there; Minari does not list hidden folders
+    try:
+        yield part
+        for written in (*part.rglob("*"), part):
+            fsync_folder(written)  # of a file, this syncs the content
+        refuse(path)
+        os.replace(part, path)
+    finally:
+        if part.is_dir():
+            shutil.rmtree(part, ignore_errors=True)
+        part.unlink(missing_ok=True)
     fsync_folder(path.parent)
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.console import escaped, markdown_table
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.files import TOML_BYTES, fsync_folder, plain, read_regular, write_durably
+from dppo.files import TOML_BYTES, plain, read_regular, replacing
 from dppo.rundir import paths
 from dppo.settings.commands import Parser, integer
 from dppo.settings.flags import as_flags
@@ -66,14 +64,8 @@ def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
             return
         _refuse_another(path, sweep, copy)
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    # tasks that start together all write it: each has its own name for the file that is not complete yet
-    part = sweep_dir / f"sweep.toml.{socket.gethostname()}-{os.getpid()}.part"
-    try:
-        write_durably(part, content)
-        os.replace(part, copy)
-    finally:
-        part.unlink(missing_ok=True)
-    fsync_folder(sweep_dir)
+    with replacing(copy) as part:  # tasks that start together all write it
+        part.write_bytes(content)
 
 
 def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:

@@ -5,12 +5,12 @@ docs/metrics.md explains every key.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
 import socket
-import struct
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -176,7 +176,8 @@ _FILES = itertools.count()
 
 def _tensorboard_record(event: bytes) -> bytes:
     """Returns the record of an event: length and content, each with its checksum."""
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    length = struct.pack("<Q", len(event))
-    return b"".join((length, struct.pack("<I", masked_crc32c(length)), event, struct.pack("<I", masked_crc32c(event))))
+    record = io.BytesIO()
+    RecordWriter(record).write(event)
+    return record.getvalue()

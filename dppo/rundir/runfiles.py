@@ -103,11 +103,9 @@ class RunFiles:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json, now or later."""
-        if self._is_displaced:
-            return
-        self._summary = summary
-        with self._noted(SUMMARY):
-            self._write_summary()
+        if not self._is_displaced:
+            self._summary = summary
+            self._flush_summary()
 
     def save(self, write: Callable[[], object]) -> bool:
         """Writes a checkpoint now. Returns whether it was written."""
@@ -209,10 +207,8 @@ class RunFiles:
     def _tell_well(self) -> None:
         if self._said:
             self._said = False
-            waited = (
-                "what had waited is there, but for trajectories" if self.lacks_steps else "what had waited is there"
-            )
-            self._warn(f"{self._run_dir} can be written again; {waited}")
+            but = ", but for trajectories" if self.lacks_steps else ""
+            self._warn(f"{self._run_dir} can be written again; what had waited is there{but}")
 
     def _reason(self, what: str) -> str:
         error = self._refused[what]
@@ -235,14 +231,13 @@ class RunFiles:
             return
         with self._noted(METRICS):
             self._metrics.flush()
+        self._flush_summary()
+
+    def _flush_summary(self) -> None:
         if self._summary is not None:
             with self._noted(SUMMARY):
-                self._write_summary()
-
-    def _write_summary(self) -> None:
-        assert self._summary is not None
-        write_summary(self._run_dir, self._summary)
-        self._summary = None
+                write_summary(self._run_dir, self._summary)
+                self._summary = None
 
     def _save(self, write: Callable[[], object]) -> None:
         """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the run was moved."""

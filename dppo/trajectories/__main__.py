@@ -17,7 +17,9 @@ from dppo.files import plain
 from dppo.rundir import paths
 from dppo.settings.commands import Parser
 from dppo.trajectories.catalogue import SURPRISES
+from dppo.trajectories.export import command as export
 from dppo.trajectories.index import check_index, write_index
+from dppo.trajectories.plots import plot
 from dppo.trajectories.reader import Trajectories, open_trajectories
 from dppo.trajectories.unsealed import unsealed
 from dppo.trajectories.validate import validate
@@ -130,8 +132,6 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from dppo.trajectories.plots import plot
-
     plot(open_trajectories(args.run_dir), args.output)
     print(plain(args.output))
     return 0
@@ -153,16 +153,12 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from dppo.trajectories.export import command as export
-
     for line in export.run(args):
         print(plain(line))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    from dppo.trajectories.export import command as export
-
     parser = Parser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -180,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     check = of_a_run("validate", _validate, "whether everything is as it should be; exit code 1 where it is not")
     for added in (info, check):
         added.add_argument("--json", action="store_true", help="JSON on standard output")
-    plot = of_a_run("plot", _plot, "draw returns, lengths and policy lag over environment steps")
-    plot.add_argument(
+    picture = of_a_run("plot", _plot, "draw returns, lengths and policy lag over environment steps")
+    picture.add_argument(
         "-o",
         "--output",
         metavar="OUT",

@@ -12,9 +12,9 @@ from pathlib import Path
 import h5py
 
 from dppo.errors import UsageError
+from dppo.files import replacing
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import SURPRISES, gaps, one_line, opened
-from dppo.trajectories.export.selection import replacing
 from dppo.trajectories.format import rank_folders, segment_files, segment_path
 from dppo.trajectories.hdf5 import opened_hdf5
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from dppo.errors import UsageError
-from dppo.files import fsync_folder
+from dppo.files import replacing
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import opened
 from dppo.trajectories.episodes import Episode
@@ -101,28 +98,6 @@ def made_folder(folder: Path) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
                 place.rmdir()
         raise
-
-
-@contextlib.contextmanager
-def replacing(path: Path, refuse: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
-    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, and is removed if the
-    block fails.
-
-    Args:
-      refuse: raises where `path` must not be replaced.
-    """
-    part = path.with_name(f".dppo-{secrets.token_hex(8)}.part")  # nothing is there; Minari does not list hidden folders
-    try:
-        yield part
-        for written in (*part.rglob("*"), part):
-            fsync_folder(written)  # of a file, this syncs the content
-        refuse(path)
-        os.replace(part, path)
-    finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
-    fsync_folder(path.parent)
 
 
 @contextlib.contextmanager
