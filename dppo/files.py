@@ -78,9 +78,9 @@ def replacing(path: Path, refuse: Callable[[Path], None] = lambda path: None) ->
         refuse(path)
         os.replace(part, path)
     finally:
-        if part.is_dir():
-            shutil.rmtree(part, ignore_errors=True)
-        part.unlink(missing_ok=True)
+        shutil.rmtree(part, ignore_errors=True)  # if it is a folder
+        with contextlib.suppress(OSError):
+            part.unlink()
     fsync_folder(path.parent)
 
 

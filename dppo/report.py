@@ -122,16 +122,8 @@ def _submit(tasks: list[int], sweep_dir: Path) -> str:
 
 def text_lines(report: Report, folder: Path) -> list[str]:
     """Returns the report on `folder` as Markdown that reads well as plain text."""
-    to_target = all(setting.has_target for setting in report.settings)
-    header = (
-        "setting",
-        "runs",
-        "median",
-        "IQM",
-        "95% interval",
-        "steps to target" if to_target else "steps",
-        "seconds",
-    )
+    steps = "steps to target" if all(setting.has_target for setting in report.settings) else "steps"
+    header = ("setting", "runs", "median", "IQM", "95% interval", steps, "seconds")
     lines = markdown_table(header, [_row(setting) for setting in report.settings], left=1)
     if report.notes:
         lines += ["", *(f"- {escaped(note)}" for note in report.notes)]

@@ -88,7 +88,7 @@ def _info(args: argparse.Namespace) -> int:
         print(json.dumps(out))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(markup=False, emoji=False)
     episodes, ranks = out["episodes"], out["ranks"]
@@ -98,17 +98,16 @@ def _info(args: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     if out["returns"]:
-        table = Table(title="returns", title_justify="left")
-        for name in out["returns"]:
-            table.add_column(name, justify="right")
+        table = Table(
+            *(Column(name, justify="right") for name in out["returns"]), title="returns", title_justify="left"
+        )
         table.add_row(*(f"{value:.2f}" for value in out["returns"].values()))
         console.print(table)
-    table = Table()
-    for name in ("rank", "segments", "rows", "steps", "MB", "missing rows"):
-        table.add_column(name, justify="right")
+    header = ("rank", "segments", "rows", "steps", "MB", "missing rows")
+    table = Table(*(Column(name, justify="right") for name in header))
     for rank, one in ranks.items():
-        cells = (one["segments"], one["rows"], one["steps"], f"{one['bytes'] / 1e6:.1f}", one["missing_rows"])
-        table.add_row(str(rank), *(cell if isinstance(cell, str) else f"{cell:,}" for cell in cells))
+        counts = [f"{one[name]:,}" for name in ("segments", "rows", "steps", "missing_rows")]
+        table.add_row(str(rank), *counts[:3], f"{one['bytes'] / 1e6:.1f}", counts[3])
     console.print(table)
     attempts = ", ".join(map(str, out["attempts"]))
     console.print(f"written in attempt(s) {attempts}; {out['orphaned']} orphaned segment(s)")

@@ -79,46 +79,34 @@ def refuse_inside_dump(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
-    """Makes `folder` with its parents. Removes those that it made if the block fails.
-
-    Raises:
-      UsageError: the folder cannot be made.
-    """
-    made: list[Path] = []
-    try:
-        try:
-            made = [place for place in (folder, *folder.parents) if not place.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
-        yield
-    except BaseException:
-        for place in made:
-            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
-                place.rmdir()
-        raise
-
-
-@contextlib.contextmanager
 def appearing(
     path: Path, refuse: Callable[[Path], None] = refuse_existing, *, is_folder: bool = False
 ) -> Iterator[Path]:
-    """Yields a path to write to: an empty file or folder, which becomes `path` as `replacing` says.
+    """Yields a path to write to: an empty file or folder, which becomes `path` as `replacing` says. Makes the folders
+    above it, and removes them if the block fails.
 
     Raises:
       UsageError: `path` is refused, or its folder cannot be written to.
     """
     refuse(path)
-    with made_folder(path.parent), replacing(path, refuse) as part:
-        try:
-            if is_folder:
-                part.mkdir()
-            else:
-                part.touch(exist_ok=False)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
-        yield part
+    made: list[Path] = []
+    try:
+        with replacing(path, refuse) as part:
+            try:
+                made = [folder for folder in path.parents if not folder.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if is_folder:
+                    part.mkdir()
+                else:
+                    part.touch(exist_ok=False)
+            except OSError as error:
+                raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
+            yield part
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
+                folder.rmdir()
+        raise
 
 
 def in_batches(items: Iterable[tuple[int, T]], num_bytes: int = BATCH_BYTES) -> Iterator[list[T]]:
