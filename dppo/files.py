@@ -64,11 +64,8 @@ def replace_atomically(path: Path, *data: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, refuse: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
-    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, and is removed if the
-    block fails.
-
-    Args:
-      refuse: raises where `path` must not be replaced.
+    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, unless `refuse` raises,
+    and is removed if the block fails.
     """
     part = path.with_name(f".dppo-{secrets.token_hex(8)}.part")  # nothing is there; Minari does not list hidden folders
     try:
@@ -164,10 +161,7 @@ class AppendedFile:
 
     def sync(self) -> None:
         """Makes flushed records survive a crash of the machine. The next `flush` writes again what the disk has lost
-        meanwhile.
-
-        Raises:
-          OSError: the disk has lost something.
+        meanwhile. Raises OSError where the disk has lost something.
         """
         with self._lock:
             written, end = self._written, self._end

@@ -40,10 +40,8 @@ def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
 
 
 def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
-    """Keeps a copy of the file in `sweep_dir`. Returns the flags of the task.
-
-    Raises:
-      UsageError: the task's settings are wrong, or the folder belongs to another sweep.
+    """Keeps a copy of the file in `sweep_dir`. Returns the flags of the task. Raises UsageError where the task's
+    settings are wrong, or the folder belongs to another sweep.
     """
     settings = sweep.settings(task)
     try:

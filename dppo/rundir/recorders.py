@@ -118,10 +118,8 @@ class TensorBoard:
         self._waiting.append(event.SerializeToString())
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds every number in `metrics`.
-
-        Raises:
-          OSError: earlier numbers could not be written so far; the thread tries again.
+        """Adds every number in `metrics`. Raises OSError where earlier numbers could not be written so far; the thread
+        tries again.
         """
         values = [
             self._summary.Value(tag=name, simple_value=float(value))
@@ -138,11 +136,7 @@ class TensorBoard:
             raise self._problem
 
     def close(self) -> None:
-        """Writes the events that wait.
-
-        Raises:
-          OSError: the events could not be written and are lost.
-        """
+        """Writes the events that wait. Raises OSError where the events could not be written and are lost."""
         last = self._thread.submit(self._flush)
         self._thread.shutdown()
         last.result()

@@ -69,10 +69,8 @@ class RunFiles:
     # -- writing --------------------
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes an iteration's line, and whatever else waits.
-
-        Raises:
-          DisplacedError: another start has taken over the run directory.
+        """Writes an iteration's line, and whatever else waits. Raises DisplacedError where another start has taken over
+        the run directory.
         """
         self._require_own_run()
         self._metrics.put(metrics)
@@ -131,10 +129,8 @@ class RunFiles:
         return CHECKPOINT in self._refused and time.monotonic() >= self._refused_at + RETRY_S
 
     def finish(self, write: Callable[[], object], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:
-        """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it.
-
-        Raises:
-          SavingError: the disk has refused the files for too long, or another start has the run directory.
+        """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it. Raises
+        SavingError where the disk has refused the files for too long, or another start has the run directory.
         """
         saved, since = False, None
         while True:
@@ -180,10 +176,8 @@ class RunFiles:
     # -- what the disk says --------------------
 
     def look(self) -> None:
-        """Says whether the disk can be written, where that has changed.
-
-        Raises:
-          SavingError: no checkpoint could be written for too long.
+        """Says whether the disk can be written, where that has changed. Raises SavingError where no checkpoint could be
+        written for too long.
         """
         self._take_result(wait=False)
         now = time.monotonic()

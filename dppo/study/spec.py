@@ -47,10 +47,8 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
     """Reads the sweep that a file describes. Only `config_of` checks whether a setting exists and may have its value.
 
     Task number = sample · (size of the grid) + place in the grid, whose last key varies fastest. What a sample draws
-    for a key depends on `random.seed`, the sample and the key alone.
-
-    Raises:
-      UsageError: the file cannot be read, or is no sweep.
+    for a key depends on `random.seed`, the sample and the key alone. Raises UsageError where the file cannot be read,
+    or is no sweep.
     """
     values = read_toml(path, root)
     try:
@@ -79,10 +77,8 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
 
 
 def config_of(settings: dict[str, Any]) -> Config:
-    """Returns the configuration of a task with these settings, its preset included.
-
-    Raises:
-      UsageError: a setting does not exist, or cannot have its value, alone or with the others.
+    """Returns the configuration of a task with these settings, its preset included. Raises UsageError where a setting
+    does not exist, or cannot have its value, alone or with the others.
     """
     for key, value in settings.items():
         texts = value if isinstance(value, list) else [value]

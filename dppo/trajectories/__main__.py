@@ -28,11 +28,9 @@ QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
 def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
-    """Collects what `info` prints about a dump.
-
-    Returns:
-      episodes (ended, complete, unfinished), steps, returns (quantiles over episodes that ended; {} if none did), ranks
-      (segments, rows, steps, bytes, missing_rows of each), attempts, orphaned segments.
+    """Collects what `info` prints about a dump: episodes (ended, complete, unfinished), steps, returns (quantiles over
+    episodes that ended; {} if none did), ranks (segments, rows, steps, bytes, missing_rows of each), attempts, orphaned
+    segments.
     """
     table, catalogue = trajectories.table(), trajectories.catalogue
     ended = table["terminated"] | table["truncated"]

@@ -34,10 +34,8 @@ _HEAD = 2**18
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Opens a segment for reading, also while a run still writes others.
-
-    Raises:
-      UsageError: the file is no segment, or something in it cannot be read.
+    """Opens a segment for reading, also while a run still writes others. Raises UsageError where the file is no
+    segment, or something in it cannot be read.
     """
     try:
         if has_endless_heap(path, _HEAD):
@@ -66,10 +64,8 @@ def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, in
 
 
 def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
-    """Reads the values of a dataset, or a part of them.
-
-    Raises:
-      UsageError: the values are compressed with zstd, and hdf5plugin is not installed.
+    """Reads the values of a dataset, or a part of them. Raises UsageError where the values are compressed with zstd,
+    and hdf5plugin is not installed.
     """
     dataset = file[name]
     plist = dataset.id.get_create_plist()
@@ -86,10 +82,7 @@ def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
 
 def has_endless_heap(path: Path, length: int | None = None) -> bool:
     """Returns whether HDF5 would never finish reading a heap of texts: it takes zeros there for free space of size 0,
-    and steps over that forever.
-
-    Args:
-      length: the number of bytes to search; None: all of the file.
+    and steps over that forever. Searches the first `length` bytes; None: all of the file.
     """
     with open_regular(path, max_bytes=FILE_BYTES) as file:
         size = os.fstat(file.fileno()).st_size

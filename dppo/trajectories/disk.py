@@ -41,9 +41,7 @@ class Disk:
 
     def finish(self) -> int | None:
         """Waits for the segment that is being written. Returns its number of bytes, once; None where there is none.
-
-        Raises:
-          OSError: the segment could not be written.
+        Raises OSError where the segment could not be written.
         """
         writing, self._writing = self._writing, None
         try:

@@ -28,9 +28,7 @@ def index_path(run_dir: Path) -> Path:
 
 def write_index(run_dir: Path) -> tuple[Path, list[str]]:
     """Writes the index of all segments. Returns its path, and lines that say which segments are missing among them.
-
-    Raises:
-      UsageError: there is no segment, one cannot be read, or another file is in the index's place.
+    Raises UsageError where there is no segment, one cannot be read, or another file is in the index's place.
     """
     path = index_path(run_dir)
     folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
@@ -79,10 +77,8 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
 
 
 def check_index(run_dir: Path) -> list[str]:
-    """Lists what is wrong with the index: sources that are missing or have changed, and segments that it lacks.
-
-    Raises:
-      UsageError: there is no index that can be read.
+    """Lists what is wrong with the index: sources that are missing or have changed, and segments that it lacks. Raises
+    UsageError where there is no index that can be read.
     """
     path = index_path(run_dir)
     if not os.path.lexists(path):

@@ -16,10 +16,8 @@ POINTS = 500
 
 
 def plot(trajectories: Trajectories, path: Path) -> None:
-    """Draws the picture `path`, in the format that its suffix names.
-
-    Raises:
-      UsageError: Matplotlib is missing or cannot write the format, or `path` exists.
+    """Draws the picture `path`, in the format that its suffix names. Raises UsageError where Matplotlib is missing or
+    cannot write the format, or `path` exists.
     """
     if not path.suffix:
         raise UsageError(f"{path} has no suffix that says the format: name it {path.name or 'returns'}.png")

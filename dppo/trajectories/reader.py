@@ -227,9 +227,7 @@ def open_trajectories(
     policy_version: tuple[int | None, int | None] | None = None,
 ) -> Trajectories:
     """Opens the trajectories that a run has written so far. The keywords choose episodes, as in `Trajectories.filter`.
-
-    Raises:
-      UsageError: there are no trajectories (a UsageError is a ValueError).
+    Raises UsageError where there are no trajectories (a UsageError is a ValueError).
     """
     return Trajectories(_Dump(Path(run_dir))).filter(
         complete_only=complete_only, min_return=min_return, last=last, ranks=ranks, policy_version=policy_version

@@ -62,10 +62,8 @@ class _Claim:
 
 
 def validate(run_dir: str | Path) -> list[Violation]:
-    """Lists all violations of docs/trajectories.md in the dump of a run; a sound dump has none.
-
-    Raises:
-      UsageError: there is no dump at all.
+    """Lists all violations of docs/trajectories.md in the dump of a run; a sound dump has none. Raises UsageError where
+    there is no dump at all.
     """
     run_dir = Path(run_dir)
     # before the segments: a run that writes meanwhile makes segments visible before a checkpoint names them

@@ -22,13 +22,8 @@ from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _epis
 
 
 def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
-    """Checks everything in one segment.
-
-    Args:
-      before: the ends of the segment before, where they are known.
-
-    Raises:
-      UsageError: the segment's compression filter is not installed.
+    """Checks everything in one segment; `before` has the ends of the segment before, where they are known. Raises
+    UsageError where the segment's compression filter is not installed.
     """
     found = Inspected()
     try:

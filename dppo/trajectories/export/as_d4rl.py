@@ -23,10 +23,8 @@ def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
 
     The last step of an episode is a terminal or a timeout, never both: a step that is both terminated and truncated is
     a terminal. An unfinished episode loses its last step, whose next observation is not known, and ends with a timeout.
-    `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays.
-
-    Raises:
-      UsageError: `path` exists, or there is nothing to export.
+    `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays. Raises UsageError
+    where `path` exists, or there is nothing to export.
     """
     done = Exported(Path(path))
 

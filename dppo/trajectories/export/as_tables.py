@@ -24,10 +24,8 @@ MAX_COLUMNS = 2000
 
 def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
     """Writes the columns of `columns_of` as Parquet (zstd); unknown values are null. The file's schema metadata hold
-    config_json, env_spec, observation_space and action_space.
-
-    Raises:
-      UsageError: pyarrow is not installed, `path` exists, or there is nothing to export.
+    config_json, env_spec, observation_space and action_space. Raises UsageError where pyarrow is not installed, `path`
+    exists, or there is nothing to export.
     """
     try:
         import pyarrow as pa
@@ -58,10 +56,8 @@ def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
 
 def to_csv(trajectories: Trajectories, path: Path | str) -> Exported:
     """Writes the columns of `columns_of` below a line of their names; unknown values are empty. Numbers have as many
-    digits as it takes to read them back exactly; booleans are True and False.
-
-    Raises:
-      UsageError: `path` exists, or there is nothing to export.
+    digits as it takes to read them back exactly; booleans are True and False. Raises UsageError where `path` exists, or
+    there is nothing to export.
     """
     done = Exported(Path(path))
     with appearing(done.path) as part, open(part, "w", newline="", encoding="utf-8") as file:

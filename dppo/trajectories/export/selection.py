@@ -32,13 +32,8 @@ class Exported:
     """Last steps of unfinished episodes, whose next observation is not known."""
 
     def chosen(self, trajectories: Trajectories, *, only_transitions: bool) -> Iterator[tuple[Episode, int, int]]:
-        """Yields (episode, number of its steps to export, number of its steps before the first recorded one).
-
-        Args:
-          only_transitions: whether to leave out steps without a next observation.
-
-        Raises:
-          UsageError: no step is left to export.
+        """Yields (episode, number of its steps to export, number of its steps before the first recorded one). If
+        `only_transitions`, steps without a next observation are left out. Raises UsageError where no step is left.
         """
         for episode, offset in zip(trajectories, trajectories.table()["offset"].tolist(), strict=True):
             length = len(episode.observations) - 1 if only_transitions else episode.length
@@ -83,10 +78,8 @@ def appearing(
     path: Path, refuse: Callable[[Path], None] = refuse_existing, *, is_folder: bool = False
 ) -> Iterator[Path]:
     """Yields a path to write to: an empty file or folder, which becomes `path` as `replacing` says. Makes the folders
-    above it, and removes them if the block fails.
-
-    Raises:
-      UsageError: `path` is refused, or its folder cannot be written to.
+    above it, and removes them if the block fails. Raises UsageError where `path` is refused, or its folder cannot be
+    written to.
     """
     refuse(path)
     made: list[Path] = []
