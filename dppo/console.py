@@ -25,8 +25,8 @@ def escaped(text: object) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
-    """Returns the lines of a table that also reads well as plain text. The first `left` columns begin on the left. Cells
-    are Markdown: names in them are `escaped`.
+    """Returns the lines of a table that also reads well as plain text. The first `left` columns begin on the left.
+    Cells are Markdown: names in them are `escaped`.
     """
     cells = [[re.sub(r"(\\.)|\|", lambda m: m[1] or r"\|", cell) for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]

@@ -64,8 +64,8 @@ def replace_atomically(path: Path, *data: bytes | memoryview) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path, refuse: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
-    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, unless `refuse` raises,
-    and is removed if the block fails.
+    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, unless `refuse`
+    raises, and is removed if the block fails.
     """
     part = path.with_name(f".dppo-{secrets.token_hex(8)}.part")  # nothing is there; Minari does not list hidden folders
     try:
