@@ -127,7 +127,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_atomically(run_dir / paths.STARTS, text.encode())
         if not lines:
-            _remove(run_dir)
+            (run_dir / paths.STARTS).unlink()
+            with contextlib.suppress(OSError):  # something else is in it
+                run_dir.rmdir()
     except RefusedFileError as error:
         print(f"dppo: {plain(error)}: not started again", file=sys.stderr)
         return EXIT_USAGE
@@ -194,13 +196,6 @@ def _ended(found: Found, verdict: Verdict) -> dict[str, Any]:
         "fruitless": verdict.fruitless,
         "verdict": verdict.code,
     }
-
-
-def _remove(run_dir: Path) -> None:
-    """Removes a record without a line; the folder as well, if nothing else is in it."""
-    (run_dir / paths.STARTS).unlink()
-    with contextlib.suppress(OSError):
-        run_dir.rmdir()
 
 
 def look(run_dir: Path) -> Found:

@@ -66,7 +66,11 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
             _check_list(f"grid.{key}", listed, once=True)
         for key, law in laws.items():
             _check_law(f"random.{key}", law)
-        _require_few(samples, [len(listed) for listed in grid.values()])
+        tasks = samples * math.prod(map(len, grid.values()))
+        if tasks > MOST_TASKS:  # before they are made
+            sizes = [f"{samples} samples"] * (samples > 1) + [f"{len(listed)} values" for listed in grid.values()]
+            parts = shortened(" x ".join(sizes))
+            raise UsageError(f"{shown(tasks)} tasks ({parts}), and a sweep has at most {MOST_TASKS}")
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except RecursionError as error:
@@ -167,14 +171,6 @@ def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
     if samples > 1 and not laws:
         raise UsageError(f"random.samples={samples} needs something to draw, such as optim.lr = {{log = [1e-4, 1e-2]}}")
     return samples, seed, laws
-
-
-def _require_few(samples: int, lengths: list[int]) -> None:
-    """Refuses too many tasks before they are made."""
-    tasks = samples * math.prod(lengths)
-    if tasks > MOST_TASKS:
-        parts = [f"{samples} samples"] * (samples > 1) + [f"{length} values" for length in lengths]
-        raise UsageError(f"{shown(tasks)} tasks ({shortened(' x '.join(parts))}), and a sweep has at most {MOST_TASKS}")
 
 
 def _refuse_doubles(*tables: dict[str, Any]) -> None:

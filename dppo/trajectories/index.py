@@ -22,15 +22,11 @@ FORMAT = "dppo-trajectories-index"
 _SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
 
 
-def index_path(run_dir: Path) -> Path:
-    return run_dir / paths.INDEX
-
-
 def write_index(run_dir: Path) -> tuple[Path, list[str]]:
     """Writes the index of all segments. Returns its path, and lines that say which segments are missing among them.
     Raises UsageError where there is no segment, one cannot be read, or another file is in the index's place.
     """
-    path = index_path(run_dir)
+    path = run_dir / paths.INDEX
     folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
     folders = {rank: files for rank, files in folders.items() if files}
     if not folders:
@@ -80,7 +76,7 @@ def check_index(run_dir: Path) -> list[str]:
     """Lists what is wrong with the index: sources that are missing or have changed, and segments that it lacks. Raises
     UsageError where there is no index that can be read.
     """
-    path = index_path(run_dir)
+    path = run_dir / paths.INDEX
     if not os.path.lexists(path):
         raise UsageError(f"{path} is not there: write it with `python -m dppo.trajectories index {run_dir}`")
     try:
