@@ -122,9 +122,9 @@ def _remove(folder: Path) -> None:
 
 def remove_leftovers(run_dir: Path) -> None:
     """Removes what a killed or failed write left half done. Call it only while nothing writes a checkpoint."""
-    for pattern in ("*.part", "*.removed"):
-        for leftover in (run_dir / paths.CHECKPOINTS).glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+    root = run_dir / paths.CHECKPOINTS
+    for leftover in (*root.glob("*.part"), *root.glob("*.removed")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
