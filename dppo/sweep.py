@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.console import escaped, markdown_table
+from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import TOML_BYTES, plain, read_regular, replacing
 from dppo.rundir import paths
@@ -35,7 +35,7 @@ def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
         print(submit_line(good, path, sweep_dir))
     sys.stdout.flush()
     for message, tasks in wrong.items():
-        print(f"dppo: task {numbers(tasks)}: {plain(message)}", file=sys.stderr)
+        say(f"task {numbers(tasks)}: {plain(message)}")
     return EXIT_USAGE if wrong else 0
 
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show(args.file, sweep, args.sweep_dir)
         flags = prepare(args.file, sweep, args.sweep_dir, args.task)
     except UsageError as error:
-        print(f"dppo: {plain(error)}", file=sys.stderr)
+        say(plain(error))
         return EXIT_USAGE
     print("\n".join(flags))
     return 0
