@@ -10,11 +10,11 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping, Sequence
 
 from dppo.cluster.slurm import JOB_ID, tasks_of_one_node, this_allocation
-from dppo.console import say
 from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser
 
@@ -35,12 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
     except UsageError as error:
-        say(str(error))
+        print(f"dppo: {error}", file=sys.stderr)
         return EXIT_USAGE
     job_id = this_allocation().job_id
     reason = f"{JOB_ID} is not set" if job_id is None else "there is no scontrol on this machine"
     if job_id is None or shutil.which("scontrol") is None:
-        say(f"this is no batch job of Slurm's: {reason}")
+        print(f"dppo: this is no batch job of Slurm's: {reason}", file=sys.stderr)
         return EXIT_USAGE
     told: list[int] = []  # Slurm sends SIGTERM to a job that is being requeued, or that its user cancels
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -67,9 +67,9 @@ def _requeue(job_id: str, told: list[int]) -> bool:
     while not told:
         if (error := _scontrol("requeue", job_id)) is None or told:
             return True
-        say(f"job {job_id} could not be requeued: {error}")
+        print(f"dppo: job {job_id} could not be requeued: {error}", file=sys.stderr, flush=True)
         if time.monotonic() > give_up:
-            say("submit it again with RUN_DIR=… of this run, and it goes on")
+            print("dppo: submit it again with RUN_DIR=… of this run, and it goes on", file=sys.stderr)
             return False
         again = time.monotonic() + BETWEEN_S
         while not told and time.monotonic() < again:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from dppo.console import say
 from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.files import plain
 from dppo.rundir import paths
@@ -126,13 +125,13 @@ def _index(args: argparse.Namespace) -> int:
     if args.check:
         problems = check_index(args.run_dir)
         for problem in problems:
-            say(plain(problem))
+            _complain(problem)
         if not problems:
             print("every source of the index is there")
         return EXIT_FAILED if problems else 0
     path, missing = write_index(args.run_dir)
     for name in missing:
-        say(plain(f"{name}; the index goes on behind that (`validate` says more)"))
+        _complain(f"{name}; the index goes on behind that (`validate` says more)")
     print(plain(path))
     return 0
 
@@ -182,16 +181,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         code: int = args.run(args)
     except UsageError as error:
-        say(plain(error))
+        _complain(error)
         return EXIT_USAGE
     except OSError as error:
-        say(plain(error))
+        _complain(error)
         return EXIT_FAILED
     except SURPRISES as error:  # damaged files, or files that do not fit together
-        repair = "`python -m dppo.trajectories validate RUN` says what is damaged"
-        say(plain(f"this cannot be read: {type(error).__name__}: {error}; {repair}"))
+        _complain(
+            f"this cannot be read: {type(error).__name__}: {error}; `python -m dppo.trajectories validate RUN` says"
+            " what is damaged"
+        )
         return EXIT_FAILED
     return code
+
+
+def _complain(what: object) -> None:
+    """Prints `what` as one line on standard error."""
+    print(f"dppo: {plain(what)}", file=sys.stderr)
 
 
 if __name__ == "__main__":
