@@ -26,9 +26,7 @@ def escaped(text: object) -> str:
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 0) -> list[str]:
     """Returns the lines of a table that also reads well as plain text. The first `left` columns begin on the left.
-
-    Args:
-      rows: cells of Markdown: names in them are `escaped`.
+    Cells are Markdown: names in them are `escaped`.
     """
     cells = [[re.sub(r"(\\.)|\|", lambda m: m[1] or r"\|", cell) for cell in row] for row in (header, *rows)]
     widths = [max(3, *map(len, column)) for column in zip(*cells, strict=True)]
@@ -103,12 +101,12 @@ class Console:
     def line(self, text: str) -> None:
         """Prints a line that stays."""
         if self._enabled:
-            self._clear()
+            self.done()
             _show(f"{text}\n", self._stream or sys.stdout)
 
     def warn(self, text: str) -> None:
         """Prints a line on stderr that stays."""
-        self._clear()
+        self.done()
         say(text)
 
     def progress_due(self) -> bool:
@@ -127,9 +125,6 @@ class Console:
 
     def done(self) -> None:
         """Takes the progress line away."""
-        self._clear()
-
-    def _clear(self) -> None:
         if self._drawn:
             _show("\r\x1b[2K", self._stream or sys.stdout)
             self._drawn = False

@@ -262,12 +262,10 @@ def _show(
     policy: Policy, figures: dict[str, float | None], ended: int, args: argparse.Namespace, videos: list[Path]
 ) -> None:
     from rich.console import Console as RichConsole
-    from rich.table import Table
+    from rich.table import Column, Table
 
     how = "stochastic" if args.stochastic else "greedy"
-    table = Table()
-    for name in figures:
-        table.add_column(name, justify="right")
+    table = Table(*(Column(name, justify="right") for name in figures))
     table.add_row(*("-" if value is None else f"{value:.2f}" for value in figures.values()))
     console = RichConsole(markup=False, emoji=False)
     console.print(f"{plain(policy.config.env)}: returns of {ended} {how} episodes, after {policy.env_steps:,} steps")

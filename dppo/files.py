@@ -11,9 +11,11 @@ import contextlib
 import errno
 import json
 import os
+import secrets
+import shutil
 import stat
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +30,7 @@ RETRY_S = 2.0
 
 
 def fsync_folder(folder: Path) -> None:
-    """Makes renames inside `folder` survive a crash of the machine."""
+    """Makes renames inside `folder`, or the content of a file, survive a crash of the machine."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -47,16 +49,35 @@ def write_durably(path: Path, *data: bytes | memoryview) -> None:
         os.fsync(file.fileno())
 
 
-def replace_atomically(path: Path, data: bytes) -> None:
+def replace_atomically(path: Path, *data: bytes | memoryview) -> None:
     """Replaces the content of a file: `path` holds the old content or the new one, never a part of either."""
     part = path.with_name(path.name + ".part")
     try:
-        write_durably(part, data)
+        write_durably(part, *data)
         os.replace(part, path)
     except OSError:
         with contextlib.suppress(OSError):  # on a full disk others need its room
             part.unlink()
         raise
+    fsync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: Path, refuse: Callable[[Path], None] = lambda path: None) -> Iterator[Path]:
+    """Yields a path to write a file or a folder to. It gets the name `path` when the block ends, unless `refuse`
+    raises, and is removed if the block fails.
+    """
+    part = path.with_name(f".dppo-{secrets.token_hex(8)}.part")  # nothing is there; Minari does not list hidden folders
+    try:
+        yield part
+        for written in (*part.rglob("*"), part):
+            fsync_folder(written)  # of a file, this syncs the content
+        refuse(path)
+        os.replace(part, path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # if it is a folder
+        with contextlib.suppress(OSError):
+            part.unlink()
     fsync_folder(path.parent)
 
 
@@ -140,10 +161,7 @@ class AppendedFile:
 
     def sync(self) -> None:
         """Makes flushed records survive a crash of the machine. The next `flush` writes again what the disk has lost
-        meanwhile.
-
-        Raises:
-          OSError: the disk has lost something.
+        meanwhile. Raises OSError where the disk has lost something.
         """
         with self._lock:
             written, end = self._written, self._end

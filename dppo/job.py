@@ -57,10 +57,8 @@ class Training:
 
 
 def take_apart(command: Sequence[str]) -> Training:
-    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS …`.
-
-    Raises:
-      UsageError: the command does not run dppo.run, or does not name the run directory.
+    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS …`. Raises UsageError where the command does not run
+    dppo.run, or does not name the run directory.
     """
     words = list(command[1:] if command[:1] == ["--"] else command)
     module = next((at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("-m", "dppo.run")), 0)
@@ -74,14 +72,12 @@ def take_apart(command: Sequence[str]) -> Training:
 
 
 def train(training: Training, supervisor: Supervisor, starts: int, kill_after_s: float) -> int:
-    """Trains until the run is done, or until the job is to be started again. Asks Slurm for such a start.
+    """Trains until the run is done, or until the job is to be started again. Asks Slurm for such a start. Returns the
+    exit code of the job.
 
     Args:
       starts: the number of starts in a row without a new checkpoint that are enough.
       kill_after_s: seconds that the launcher gets to end once it was asked to save; later the ranks are stuck.
-
-    Returns:
-      The exit code of the job.
     """
     try:
         outcome = _start(training, supervisor, [str(training.run_dir), "--starts", str(starts)], kill_after_s)
@@ -109,10 +105,8 @@ def _start(training: Training, supervisor: Supervisor, record: list[str], kill_a
 
 
 def copy_scripts(folder: Path) -> list[Path]:
-    """Copies the batch scripts into `folder`, which is made. Returns the copies.
-
-    Raises:
-      UsageError: a file of such a name exists already (then nothing is copied), or the folder cannot be written to.
+    """Copies the batch scripts into `folder`, which is made. Returns the copies. Raises UsageError where a file of such
+    a name exists already (then nothing is copied), or the folder cannot be written to.
     """
     sources = sorted(path for path in SCRIPTS.iterdir() if path.is_file())
     if held := [path.name for path in sources if (folder / path.name).exists()]:

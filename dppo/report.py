@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppo.console import escaped, markdown_table
+from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError, missing_package
 from dppo.files import plain, replace_atomically
 from dppo.rundir.runs import Run, find_runs, read_curve, read_run
@@ -122,16 +122,8 @@ def _submit(tasks: list[int], sweep_dir: Path) -> str:
 
 def text_lines(report: Report, folder: Path) -> list[str]:
     """Returns the report on `folder` as Markdown that reads well as plain text."""
-    to_target = all(setting.has_target for setting in report.settings)
-    header = (
-        "setting",
-        "runs",
-        "median",
-        "IQM",
-        "95% interval",
-        "steps to target" if to_target else "steps",
-        "seconds",
-    )
+    steps = "steps to target" if all(setting.has_target for setting in report.settings) else "steps"
+    header = ("setting", "runs", "median", "IQM", "95% interval", steps, "seconds")
     lines = markdown_table(header, [_row(setting) for setting in report.settings], left=1)
     if report.notes:
         lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
@@ -243,7 +235,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         report = make_report(args.folder)
     except UsageError as error:
-        print(f"dppo: {plain(error)}", file=sys.stderr)
+        say(plain(error))
         return EXIT_USAGE
     print(
         json.dumps(as_json(report, args.folder)) if args.json else "\n".join(text_lines(report, args.folder)),
@@ -254,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         notes = [f"report.md and report.svg cannot be written: {error}"]
     for note in notes:
-        print(f"dppo: {plain(note)}", file=sys.stderr)
+        say(plain(note))
     return 0
 
 

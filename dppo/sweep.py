@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.console import escaped, markdown_table
+from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.files import TOML_BYTES, fsync_folder, plain, read_regular, write_durably
+from dppo.files import TOML_BYTES, plain, read_regular, replacing
 from dppo.rundir import paths
 from dppo.settings.commands import Parser, integer
 from dppo.settings.flags import as_flags
@@ -37,15 +35,13 @@ def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
         print(submit_line(good, path, sweep_dir))
     sys.stdout.flush()
     for message, tasks in wrong.items():
-        print(f"dppo: task {numbers(tasks)}: {plain(message)}", file=sys.stderr)
+        say(f"task {numbers(tasks)}: {plain(message)}")
     return EXIT_USAGE if wrong else 0
 
 
 def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
-    """Keeps a copy of the file in `sweep_dir`. Returns the flags of the task.
-
-    Raises:
-      UsageError: the task's settings are wrong, or the folder belongs to another sweep.
+    """Keeps a copy of the file in `sweep_dir`. Returns the flags of the task. Raises UsageError where the task's
+    settings are wrong, or the folder belongs to another sweep.
     """
     settings = sweep.settings(task)
     try:
@@ -66,14 +62,8 @@ def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
             return
         _refuse_another(path, sweep, copy)
     sweep_dir.mkdir(parents=True, exist_ok=True)
-    # tasks that start together all write it: each has its own name for the file that is not complete yet
-    part = sweep_dir / f"sweep.toml.{socket.gethostname()}-{os.getpid()}.part"
-    try:
-        write_durably(part, content)
-        os.replace(part, copy)
-    finally:
-        part.unlink(missing_ok=True)
-    fsync_folder(sweep_dir)
+    with replacing(copy) as part:  # tasks that start together all write it
+        part.write_bytes(content)
 
 
 def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
@@ -115,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return show(args.file, sweep, args.sweep_dir)
         flags = prepare(args.file, sweep, args.sweep_dir, args.task)
     except UsageError as error:
-        print(f"dppo: {plain(error)}", file=sys.stderr)
+        say(plain(error))
         return EXIT_USAGE
     print("\n".join(flags))
     return 0

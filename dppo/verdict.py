@@ -126,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = "".join(json.dumps(line) + "\n" for line in lines)
         replace_atomically(run_dir / paths.STARTS, text.encode())
         if not lines:
-            _remove(run_dir)
+            (run_dir / paths.STARTS).unlink()
+            with contextlib.suppress(OSError):  # something else is in it
+                run_dir.rmdir()
     except RefusedFileError as error:
         print(f"dppo: {plain(error)}: not started again", file=sys.stderr)
         return EXIT_USAGE
@@ -195,13 +197,6 @@ def _ended(found: Found, verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def _remove(run_dir: Path) -> None:
-    """Removes a record without a line; the folder as well, if nothing else is in it."""
-    (run_dir / paths.STARTS).unlink()
-    with contextlib.suppress(OSError):
-        run_dir.rmdir()
-
-
 def look(run_dir: Path) -> Found:
     """Reads a run directory, which may be empty, or missing."""
     path = run_dir / paths.SUMMARY
@@ -213,24 +208,20 @@ def _now() -> str:
 
 
 def _newest_checkpoint(run_dir: Path) -> str | None:
-    try:
-        name = read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip()
-        return name or None
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return read_regular(run_dir / paths.LATEST, run_dir).decode(errors="replace").strip() or None
+    return None
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Reads a JSON lines file; leaves out what is not understood. Raises OSError where it exists and cannot be read."""
     found: list[dict[str, Any]] = []
-    try:
+    with contextlib.suppress(FileNotFoundError):
         for line in read_lines(path, path.parent):
             with contextlib.suppress(ValueError):
                 value = parse_json(line)
                 if isinstance(value, dict):
                     found.append(value)
-    except FileNotFoundError:
-        pass
     return found
 
 

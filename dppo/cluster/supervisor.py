@@ -41,24 +41,15 @@ class Supervisor:
             signal.signal(number, signal.SIG_DFL)
 
     def is_asked(self) -> bool:
-        """Returns whether the job was asked to save.
-
-        Raises:
-          JobEnds: the job ends.
-        """
+        """Returns whether the job was asked to save. Raises JobEnds where the job ends."""
         while self._next_signal(0.0) is not None:
             pass
         return self._asked
 
     def check(self, command: Sequence[str], limit_s: float) -> int:
         """Runs a program that has nothing to save and whose output is of no interest. Kills it after `limit_s`, or as
-        soon as the job is asked to save.
-
-        Returns:
-          The exit code of the program.
-
-        Raises:
-          JobEnds: the job ends; the batch system ends the program.
+        soon as the job is asked to save. Returns its exit code. Raises JobEnds where the job ends; the batch system
+        ends the program.
         """
         program = self._start(command, subprocess.DEVNULL)
         if program is None:
@@ -68,14 +59,8 @@ class Supervisor:
 
     def run(self, command: Sequence[str], kill_after_s: float) -> int:
         """Runs a program to its end. Passes every request to save on to it, and kills it `kill_after_s` after the first
-        request.
-
-        Returns:
-          The exit code of the program.
-
-        Raises:
-          JobEnds: the job ends. The batch system has told the program as well: a second SIGTERM would have mpirun kill
-            its ranks at once.
+        request. Returns its exit code. Raises JobEnds where the job ends. The batch system has told the program as
+        well: a second SIGTERM would have mpirun kill its ranks at once.
         """
         program = self._start(command)
         if program is None:

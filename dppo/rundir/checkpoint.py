@@ -122,9 +122,9 @@ def _remove(folder: Path) -> None:
 
 def remove_leftovers(run_dir: Path) -> None:
     """Removes what a killed or failed write left half done. Call it only while nothing writes a checkpoint."""
-    for pattern in ("*.part", "*.removed"):
-        for leftover in (run_dir / paths.CHECKPOINTS).glob(pattern):
-            shutil.rmtree(leftover, ignore_errors=True)
+    root = run_dir / paths.CHECKPOINTS
+    for leftover in (*root.glob("*.part"), *root.glob("*.removed")):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def checkpoint_folders(run_dir: Path) -> list[Path]:
@@ -145,11 +145,8 @@ def sealed(manifest: dict[str, Any]) -> bytes:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Reads the manifest of a checkpoint of this form.
-
-    Raises:
-      OldFormError: the checkpoint is of an earlier form.
-      ValueError: the manifest is damaged.
+    """Reads the manifest of a checkpoint. Raises OldFormError where that is of an earlier form, ValueError where the
+    manifest is damaged.
     """
     try:
         manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent, MANIFEST_BYTES))
@@ -240,10 +237,8 @@ def _arrays(folder: Path, name: str, entry: Any) -> dict[str, np.ndarray]:
 def newest_valid(
     run_dir: Path, check: Callable[[Checkpoint], None] | None = None
 ) -> tuple[Checkpoint | None, list[str]]:
-    """Returns the newest whole checkpoint, and a line for each newer one that was skipped, with the reason.
-
-    Args:
-      check: raises ValueError for a whole checkpoint that the caller cannot use.
+    """Returns the newest whole checkpoint, and a line for each newer one that was skipped, with the reason. `check`
+    raises ValueError for a whole checkpoint that the caller cannot use.
     """
     skipped: list[str] = []
     old = 0

@@ -5,12 +5,12 @@ docs/metrics.md explains every key.
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import math
 import os
 import socket
-import struct
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -42,8 +42,7 @@ class MetricsFile(AppendedFile):
 
     def put(self, metrics: dict[str, Any]) -> None:
         """Adds a line for the next `flush`; NaN, which JSON lacks, becomes null."""
-        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in metrics.items()}
-        self.add((json.dumps(finite) + "\n").encode())
+        self.add((json.dumps(_finite(metrics)) + "\n").encode())
 
     def write(self, metrics: dict[str, Any]) -> None:
         """Appends a line and flushes it."""
@@ -63,8 +62,8 @@ def _is_kept(line: bytes, last_iteration: int) -> bool:
         return False
 
 
-def _json_value(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -74,7 +73,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 def json_bytes(value: dict[str, Any]) -> bytes:
     """Returns the content of a JSON file; NaN, which JSON lacks, becomes null."""
-    return (json.dumps({k: _json_value(v) for k, v in value.items()}, indent=2) + "\n").encode()
+    return (json.dumps(_finite(value), indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -119,10 +118,8 @@ class TensorBoard:
         self._waiting.append(event.SerializeToString())
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds every number in `metrics`.
-
-        Raises:
-          OSError: earlier numbers could not be written so far; the thread tries again.
+        """Adds every number in `metrics`. Raises OSError where earlier numbers could not be written so far; the thread
+        tries again.
         """
         values = [
             self._summary.Value(tag=name, simple_value=float(value))
@@ -139,11 +136,7 @@ class TensorBoard:
             raise self._problem
 
     def close(self) -> None:
-        """Writes the events that wait.
-
-        Raises:
-          OSError: the events could not be written and are lost.
-        """
+        """Writes the events that wait. Raises OSError where the events could not be written and are lost."""
         last = self._thread.submit(self._flush)
         self._thread.shutdown()
         last.result()
@@ -177,7 +170,8 @@ _FILES = itertools.count()
 
 def _tensorboard_record(event: bytes) -> bytes:
     """Returns the record of an event: length and content, each with its checksum."""
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    length = struct.pack("<Q", len(event))
-    return b"".join((length, struct.pack("<I", masked_crc32c(length)), event, struct.pack("<I", masked_crc32c(event))))
+    record = io.BytesIO()
+    RecordWriter(record).write(event)
+    return record.getvalue()

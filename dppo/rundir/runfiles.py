@@ -69,10 +69,8 @@ class RunFiles:
     # -- writing --------------------
 
     def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes an iteration's line, and whatever else waits.
-
-        Raises:
-          DisplacedError: another start has taken over the run directory.
+        """Writes an iteration's line, and whatever else waits. Raises DisplacedError where another start has taken over
+        the run directory.
         """
         self._require_own_run()
         self._metrics.put(metrics)
@@ -103,11 +101,9 @@ class RunFiles:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json, now or later."""
-        if self._is_displaced:
-            return
-        self._summary = summary
-        with self._noted(SUMMARY):
-            self._write_summary()
+        if not self._is_displaced:
+            self._summary = summary
+            self._flush_summary()
 
     def save(self, write: Callable[[], object]) -> bool:
         """Writes a checkpoint now. Returns whether it was written."""
@@ -133,10 +129,8 @@ class RunFiles:
         return CHECKPOINT in self._refused and time.monotonic() >= self._refused_at + RETRY_S
 
     def finish(self, write: Callable[[], object], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:
-        """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it.
-
-        Raises:
-          SavingError: the disk has refused the files for too long, or another start has the run directory.
+        """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it. Raises
+        SavingError where the disk has refused the files for too long, or another start has the run directory.
         """
         saved, since = False, None
         while True:
@@ -182,10 +176,8 @@ class RunFiles:
     # -- what the disk says --------------------
 
     def look(self) -> None:
-        """Says whether the disk can be written, where that has changed.
-
-        Raises:
-          SavingError: no checkpoint could be written for too long.
+        """Says whether the disk can be written, where that has changed. Raises SavingError where no checkpoint could be
+        written for too long.
         """
         self._take_result(wait=False)
         now = time.monotonic()
@@ -209,10 +201,8 @@ class RunFiles:
     def _tell_well(self) -> None:
         if self._said:
             self._said = False
-            waited = (
-                "what had waited is there, but for trajectories" if self.lacks_steps else "what had waited is there"
-            )
-            self._warn(f"{self._run_dir} can be written again; {waited}")
+            but = ", but for trajectories" if self.lacks_steps else ""
+            self._warn(f"{self._run_dir} can be written again; what had waited is there{but}")
 
     def _reason(self, what: str) -> str:
         error = self._refused[what]
@@ -235,14 +225,13 @@ class RunFiles:
             return
         with self._noted(METRICS):
             self._metrics.flush()
+        self._flush_summary()
+
+    def _flush_summary(self) -> None:
         if self._summary is not None:
             with self._noted(SUMMARY):
-                self._write_summary()
-
-    def _write_summary(self) -> None:
-        assert self._summary is not None
-        write_summary(self._run_dir, self._summary)
-        self._summary = None
+                write_summary(self._run_dir, self._summary)
+                self._summary = None
 
     def _save(self, write: Callable[[], object]) -> None:
         """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the run was moved."""

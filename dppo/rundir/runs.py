@@ -86,9 +86,7 @@ def read_run(folder: Path) -> Run:
 
 def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
     """Reads a run's learning curve: env_steps [I] and return_mean_100 [I], float64, of iterations that have a return.
-
-    Returns:
-      Both, and the number of damaged lines of metrics.jsonl, not counting a last line that was cut.
+    Also returns the number of damaged lines of metrics.jsonl, not counting a last line that was cut.
     """
     points: list[tuple[float, float]] = []
     damaged = 0

@@ -49,10 +49,8 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
     """Reads the sweep that a file describes. Only `config_of` checks whether a setting exists and may have its value.
 
     Task number = sample · (size of the grid) + place in the grid, whose last key varies fastest. What a sample draws
-    for a key depends on `random.seed`, the sample and the key alone.
-
-    Raises:
-      UsageError: the file cannot be read, or is no sweep.
+    for a key depends on `random.seed`, the sample and the key alone. Raises UsageError where the file cannot be read,
+    or is no sweep.
     """
     values = read_toml(path, root)
     try:
@@ -70,7 +68,11 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
             _check_list(f"grid.{key}", listed, once=True)
         for key, law in laws.items():
             _check_law(f"random.{key}", law)
-        _require_few(samples, [len(listed) for listed in grid.values()])
+        tasks = samples * math.prod(map(len, grid.values()))
+        if tasks > MOST_TASKS:  # before they are made
+            sizes = [f"{samples} samples"] * (samples > 1) + [f"{len(listed)} values" for listed in grid.values()]
+            parts = shortened(" x ".join(sizes))
+            raise UsageError(f"{shown(tasks)} tasks ({parts}), and a sweep has at most {MOST_TASKS}")
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     except RecursionError as error:
@@ -81,10 +83,8 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
 
 
 def config_of(settings: dict[str, Any]) -> Config:
-    """Returns the configuration of a task with these settings, its preset included.
-
-    Raises:
-      UsageError: a setting does not exist, or cannot have its value, alone or with the others.
+    """Returns the configuration of a task with these settings, its preset included. Raises UsageError where a setting
+    does not exist, or cannot have its value, alone or with the others.
     """
     for key, value in settings.items():
         texts = value if isinstance(value, list) else [value]
@@ -185,14 +185,6 @@ def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
     if samples > 1 and not laws:
         raise UsageError(f"random.samples={samples} needs something to draw, such as optim.lr = {{log = [1e-4, 1e-2]}}")
     return samples, seed, laws
-
-
-def _require_few(samples: int, lengths: list[int]) -> None:
-    """Refuses too many tasks before they are made."""
-    tasks = samples * math.prod(lengths)
-    if tasks > MOST_TASKS:
-        parts = [f"{samples} samples"] * (samples > 1) + [f"{length} values" for length in lengths]
-        raise UsageError(f"{shown(tasks)} tasks ({shortened(' x '.join(parts))}), and a sweep has at most {MOST_TASKS}")
 
 
 def _refuse_doubles(*tables: dict[str, Any]) -> None:

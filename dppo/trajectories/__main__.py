@@ -16,33 +16,37 @@ from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.files import plain
 from dppo.rundir import paths
 from dppo.settings.commands import Parser
-from dppo.trajectories.catalogue import SURPRISES
+from dppo.trajectories.catalogue import SURPRISES, SegmentInfo
+from dppo.trajectories.export import command as export
 from dppo.trajectories.index import check_index, write_index
-from dppo.trajectories.reader import Trajectories, open_trajectories
-from dppo.trajectories.unsealed import unsealed
+from dppo.trajectories.plots import plot
+from dppo.trajectories.reader import TABLE, Trajectories, open_trajectories
+from dppo.trajectories.unsealed import Unsealed, unsealed
 from dppo.trajectories.validate import validate
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "max": 1.0}
 
 
-def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
-    """Collects what `info` prints about a dump.
-
-    Returns:
-      episodes (ended, complete, unfinished), steps, returns (quantiles over episodes that ended; {} if none did), ranks
-      (segments, rows, steps, bytes, missing_rows of each), attempts, orphaned segments.
+def describe(dump: Trajectories | Unsealed, run_dir: Path) -> dict[str, Any]:
+    """Collects what `info` prints about a dump: episodes (ended, complete, unfinished), steps, returns (quantiles over
+    episodes that ended; {} if none did), ranks (segments, rows, steps, bytes, missing_rows of each), attempts, orphaned
+    segments.
     """
-    table, catalogue = trajectories.table(), trajectories.catalogue
-    ended = table["terminated"] | table["truncated"]
-    ranks: dict[int, dict[str, int]] = {}
-    for s in catalogue.segments:
-        one = ranks.setdefault(s.rank, {"segments": 0, "rows": 0, "steps": 0, "bytes": 0, "missing_rows": 0})
+    nothing = {"segments": 0, "rows": 0, "steps": 0, "bytes": 0, "missing_rows": 0}
+    if isinstance(dump, Unsealed):
+        segments, table = list[SegmentInfo](), dict.fromkeys(TABLE, np.zeros(0, bool))
+        ranks = {rank: nothing | {"missing_rows": rows} for rank, rows in dump.missing_rows.items()}
+    else:
+        segments, table, ranks = dump.catalogue.segments, dump.table(), {}
+    for s in segments:
+        one = ranks.setdefault(s.rank, dict(nothing))
         one["segments"] += 1
         one["rows"] += s.num_rows
         one["bytes"] += s.num_bytes
         one["missing_rows"] = s.end_row - one["rows"]
     for rank, one in ranks.items():
         one["steps"] = int(table["length"][table["rank"] == rank].sum())
+    ended = table["terminated"] | table["truncated"]
     returns = table["return"][ended]
     return {
         "episodes": {
@@ -53,31 +57,14 @@ def describe(trajectories: Trajectories, run_dir: Path) -> dict[str, Any]:
         "steps": int(table["length"].sum()),
         "returns": {name: float(np.quantile(returns, q)) for name, q in QUANTILES.items()} if len(returns) else {},
         "ranks": ranks,
-        "attempts": sorted({s.attempt for s in catalogue.segments}),
-        "orphaned": _count_orphans(run_dir),
+        "attempts": sorted({s.attempt for s in segments}),
+        "orphaned": sum(1 for _ in (run_dir / paths.ORPHANED).glob("attempt_*/rank_*/seg_*.h5")),
     }
-
-
-def describe_empty(missing_rows: dict[int, int], run_dir: Path) -> dict[str, Any]:
-    """Collects the entries of `describe` for a dump that has no sealed segment yet."""
-    nothing = {"segments": 0, "rows": 0, "steps": 0, "bytes": 0}
-    return {
-        "episodes": {"ended": 0, "complete": 0, "unfinished": 0},
-        "steps": 0,
-        "returns": {},
-        "ranks": {rank: nothing | {"missing_rows": rows} for rank, rows in missing_rows.items()},
-        "attempts": [],
-        "orphaned": _count_orphans(run_dir),
-    }
-
-
-def _count_orphans(run_dir: Path) -> int:
-    return sum(1 for _ in (run_dir / paths.ORPHANED).glob("attempt_*/rank_*/seg_*.h5"))
 
 
 def _info(args: argparse.Namespace) -> int:
     if (empty := unsealed(args.run_dir)) is not None:
-        out = describe_empty(empty.missing_rows, args.run_dir)
+        out = describe(empty, args.run_dir)
         orphans = f"; {out['orphaned']} orphaned segment(s)" if out["orphaned"] else ""
         print(json.dumps(out) if args.json else f"{plain(empty.text)}{orphans}")
         return EXIT_FAILED if empty.is_lost else 0
@@ -86,7 +73,7 @@ def _info(args: argparse.Namespace) -> int:
         print(json.dumps(out))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(markup=False, emoji=False)
     episodes, ranks = out["episodes"], out["ranks"]
@@ -96,17 +83,16 @@ def _info(args: argparse.Namespace) -> int:
         soft_wrap=True,
     )
     if out["returns"]:
-        table = Table(title="returns", title_justify="left")
-        for name in out["returns"]:
-            table.add_column(name, justify="right")
+        table = Table(
+            *(Column(name, justify="right") for name in out["returns"]), title="returns", title_justify="left"
+        )
         table.add_row(*(f"{value:.2f}" for value in out["returns"].values()))
         console.print(table)
-    table = Table()
-    for name in ("rank", "segments", "rows", "steps", "MB", "missing rows"):
-        table.add_column(name, justify="right")
+    header = ("rank", "segments", "rows", "steps", "MB", "missing rows")
+    table = Table(*(Column(name, justify="right") for name in header))
     for rank, one in ranks.items():
-        cells = (one["segments"], one["rows"], one["steps"], f"{one['bytes'] / 1e6:.1f}", one["missing_rows"])
-        table.add_row(str(rank), *(cell if isinstance(cell, str) else f"{cell:,}" for cell in cells))
+        counts = [f"{one[name]:,}" for name in ("segments", "rows", "steps", "missing_rows")]
+        table.add_row(str(rank), *counts[:3], f"{one['bytes'] / 1e6:.1f}", counts[3])
     console.print(table)
     attempts = ", ".join(map(str, out["attempts"]))
     console.print(f"written in attempt(s) {attempts}; {out['orphaned']} orphaned segment(s)")
@@ -130,8 +116,6 @@ def _validate(args: argparse.Namespace) -> int:
 
 
 def _plot(args: argparse.Namespace) -> int:
-    from dppo.trajectories.plots import plot
-
     plot(open_trajectories(args.run_dir), args.output)
     print(plain(args.output))
     return 0
@@ -153,16 +137,12 @@ def _index(args: argparse.Namespace) -> int:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from dppo.trajectories.export import command as export
-
     for line in export.run(args):
         print(plain(line))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    from dppo.trajectories.export import command as export
-
     parser = Parser(prog="python -m dppo.trajectories", description="Looks at trajectory dumps.")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
@@ -180,8 +160,8 @@ def _parser() -> argparse.ArgumentParser:
     check = of_a_run("validate", _validate, "whether everything is as it should be; exit code 1 where it is not")
     for added in (info, check):
         added.add_argument("--json", action="store_true", help="JSON on standard output")
-    plot = of_a_run("plot", _plot, "draw returns, lengths and policy lag over environment steps")
-    plot.add_argument(
+    picture = of_a_run("plot", _plot, "draw returns, lengths and policy lag over environment steps")
+    picture.add_argument(
         "-o",
         "--output",
         metavar="OUT",

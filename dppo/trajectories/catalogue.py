@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
 
 from dppo.errors import RefusedFileError, UsageError
@@ -21,26 +22,21 @@ from dppo.files import open_regular
 from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, check_types, run_dir_of
 from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
 
-if TYPE_CHECKING:
-    import h5py
-
 SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
     RecursionError,
 )  # fmt: skip
 """Errors that h5py and NumPy raise for damaged files."""
+REPAIR = "`python -m dppo.trajectories validate RUN` says what else is damaged"
 _HEAD = 2**18
 """The number of bytes, from a segment's start, in which its texts lie."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Opens a segment for reading, also while a run still writes others.
-
-    Raises:
-      UsageError: the file is no segment, or something in it cannot be read.
+    """Opens a segment for reading, also while a run still writes others. Raises UsageError where the file is no
+    segment, or something in it cannot be read.
     """
-    repair = "`python -m dppo.trajectories validate RUN` says what else is damaged"
     try:
         if has_endless_heap(path, _HEAD):
             raise ValueError("its texts are damaged")
@@ -52,9 +48,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
     except UsageError:
         raise
     except RefusedFileError as error:
-        raise UsageError(f"{_one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
+        raise UsageError(f"{one_line(error)} (`python -m dppo.trajectories validate RUN` says what else)") from error
     except SURPRISES as error:
-        raise UsageError(f"{path} cannot be read: {_one_line(error)}; {repair}") from error
+        raise UsageError(f"{path} cannot be read: {one_line(error)}; {REPAIR}") from error
 
 
 def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, int]]:
@@ -68,66 +64,47 @@ def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, in
 
 
 def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
-    """Reads the values of a dataset, or a part of them.
-
-    Raises:
-      UsageError: the values are compressed with zstd, and hdf5plugin is not installed.
+    """Reads the values of a dataset, or a part of them. Raises UsageError where the values are compressed with zstd,
+    and hdf5plugin is not installed.
     """
     dataset = file[name]
-    load_filters(dataset)
+    plist = dataset.id.get_create_plist()
+    if ZSTD in {plist.get_filter(i)[0] for i in range(plist.get_nfilters())} and not h5py.h5z.filter_avail(ZSTD):
+        try:
+            import hdf5plugin  # noqa: F401 (registers its filters)
+        except ImportError as error:
+            raise UsageError(
+                f"{file.filename} is compressed with zstd, which needs hdf5plugin: pip install 'dppo[analysis]'"
+            ) from error
     values: np.ndarray = dataset[selection]
     return values
 
 
-def load_filters(dataset: h5py.Dataset) -> None:
-    """Imports the compression filter that a dataset needs. Raises UsageError where it is not installed."""
-    import h5py
-
-    plist = dataset.id.get_create_plist()
-    numbers = {plist.get_filter(i)[0] for i in range(plist.get_nfilters())}
-    if ZSTD not in numbers or h5py.h5z.filter_avail(ZSTD):
-        return
-    try:
-        import hdf5plugin  # noqa: F401 (registers its filters)
-    except ImportError as error:
-        raise UsageError(
-            f"{dataset.file.filename} is compressed with zstd, which needs hdf5plugin: pip install 'dppo[analysis]'"
-        ) from error
-
-
 def has_endless_heap(path: Path, length: int | None = None) -> bool:
     """Returns whether HDF5 would never finish reading a heap of texts: it takes zeros there for free space of size 0,
-    and steps over that forever.
-
-    Args:
-      length: the number of bytes to search; None: all of the file.
+    and steps over that forever. Searches the first `length` bytes; None: all of the file.
     """
     with open_regular(path, max_bytes=FILE_BYTES) as file:
-        if length is not None:
-            return _has_endless_heap(file.read(length))
-        if not os.fstat(file.fileno()).st_size:
+        size = os.fstat(file.fileno()).st_size
+        if not size:
             return False
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _has_endless_heap(data)
-
-
-def _has_endless_heap(data: bytes | mmap.mmap) -> bool:
-    at = data.find(b"GCOL\1")
-    while at >= 0:
-        end = at + int.from_bytes(data[at + 8 : at + 16], "little")
-        place = at + 16
-        while place + 16 <= end and place < len(data):
-            number = int.from_bytes(data[place : place + 2], "little")
-            taken = int.from_bytes(data[place + 8 : place + 16], "little")
-            step = 16 + (taken + 7) // 8 * 8 if number else taken
-            if not step:
-                return True
-            place += step
-        at = data.find(b"GCOL\1", at + 4)
+        with mmap.mmap(file.fileno(), min(size, length or size), access=mmap.ACCESS_READ) as data:
+            at = data.find(b"GCOL\1")
+            while at >= 0:
+                end = at + int.from_bytes(data[at + 8 : at + 16], "little")
+                place = at + 16
+                while place + 16 <= end and place < len(data):
+                    number = int.from_bytes(data[place : place + 2], "little")
+                    taken = int.from_bytes(data[place + 8 : place + 16], "little")
+                    step = 16 + (taken + 7) // 8 * 8 if number else taken
+                    if not step:
+                        return True
+                    place += step
+                at = data.find(b"GCOL\1", at + 4)
     return False
 
 
-def _one_line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -203,33 +180,25 @@ def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Cat
     """Joins the pieces of each episode: those of one environment and number, without a missing step between them."""
     order = np.lexsort((listed["start"], listed["segment"], listed["env"], listed["rank"]))
     p = {name: values[order] for name, values in listed.items()}
-    count = len(order)
     ended = p["terminated"] | p["truncated"]
-    begins = np.ones(count, bool)
     before, after = slice(None, -1), slice(1, None)
     goes_on = ~ended[before] & (p["offset"][after] == p["offset"][before] + p["length"][before])
     for name in ("rank", "env", "id"):
         goes_on &= p[name][after] == p[name][before]
-    begins[1:] = ~goes_on
-    firsts = np.flatnonzero(begins)
-    lasts = np.append(firsts[1:], count)[: len(firsts)] - 1
+    begins, is_last = np.ones(len(order), bool), np.ones(len(order), bool)
+    begins[after], is_last[before] = ~goes_on, ~goes_on
+    firsts, lasts = np.flatnonzero(begins), np.flatnonzero(is_last)
     episodes = {name: p[name][firsts] for name in ("rank", "env", "id", "seed", "first_row", "offset", "first_version")}
     episodes |= {
         name: p[name][lasts] for name in ("last_row", "return", "terminated", "truncated", "attempt", "last_version")
     }
     episodes["last_segment"] = p["segment"][lasts]
-    sums = np.append(0, np.cumsum(p["length"]))
-    episodes["length"] = sums[lasts + 1] - sums[firsts]
+    episodes["length"] = np.add.reduceat(p["length"], firsts)
     episodes["complete"] = ended[lasts] & (episodes["offset"] == 0)
-    number = np.cumsum(begins) - 1
 
     in_order = np.lexsort((episodes["env"], episodes["last_row"], episodes["rank"]))
-    place = np.empty(len(firsts), np.int64)
-    place[in_order] = np.arange(len(firsts))
-    is_last = np.zeros(count, bool)
-    is_last[lasts] = True
     pieces = {name: p[name] for name in ("segment", "index", "start", "length")}
-    pieces |= {"episode": place[number], "is_last": is_last}
+    pieces |= {"episode": np.argsort(in_order)[np.cumsum(begins) - 1], "is_last": is_last}
     by_segment = np.argsort(pieces["segment"], kind="stable")
     return Catalogue(
         segments,

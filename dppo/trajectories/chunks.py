@@ -15,10 +15,7 @@ CHUNK_ROWS, CHUNK_ROWS_IMAGE, SMALL_BYTES = 1024, 64, 4096
 
 def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray], how: dict[str, Any]) -> None:
     """Writes a dataset of a segment, chunked by rows and environments. A small dataset has no chunks, because they need
-    an index of several kilobytes.
-
-    Args:
-      data: the values, or a list of their parts; parts leave the list as they are written.
+    an index of several kilobytes. Parts of data leave their list as they are written.
     """
     data = data if isinstance(data, list) else [data]
     length, rest = sum(map(len, data)), data[0].shape[1:]

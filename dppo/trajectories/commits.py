@@ -104,10 +104,8 @@ class Dumps(Generic[B]):
         self._limits, self._orders = {}, {}
 
     def named(self, rows: Mapping[int, int]) -> dict[int, Named]:
-        """Returns {rank: its entry in a checkpoint}; that of a silent or dead rank follows from its visible segments.
-
-        Args:
-          rows: {rank: number of rows that the checkpoint has seen}.
+        """Returns {rank: its entry in a checkpoint that has seen these rows of each}. The entry of a silent or dead
+        rank follows from its visible segments.
         """
         out = {rank: Named(number, 0) for rank, number in self._before.items()}
         for rank, row in rows.items():

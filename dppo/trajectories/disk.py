@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from dppo.files import PASSING, RETRY_S, fsync_folder, write_durably
+from dppo.files import PASSING, RETRY_S, fsync_folder, replace_atomically
 from dppo.trajectories.format import seal_image
 
 LOOK_S = 0.02
@@ -43,9 +41,7 @@ class Disk:
 
     def finish(self) -> int | None:
         """Waits for the segment that is being written. Returns its number of bytes, once; None where there is none.
-
-        Raises:
-          OSError: the segment could not be written.
+        Raises OSError where the segment could not be written.
         """
         writing, self._writing = self._writing, None
         try:
@@ -94,15 +90,7 @@ def _commit(path: Path, image: memoryview) -> int:
         path.parent.parent.mkdir(exist_ok=True)
         path.parent.mkdir(exist_ok=True)
         fsync_folder(path.parent.parent)
-    part = path.with_name(path.name + ".part")
     if path.exists():
         raise FileExistsError("it is there already, of another process; segments are never replaced")
-    try:
-        write_durably(part, head, body)
-        os.replace(part, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    fsync_folder(path.parent)
+    replace_atomically(path, head, body)
     return len(head) + len(body)

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import h5py
 import numpy as np
 
 from dppo.trajectories.catalogue import Catalogue, opened, read
 from dppo.trajectories.format import held_steps
-
-if TYPE_CHECKING:
-    import h5py
 
 _NUMBERS = ("rank", "env", "id", "first_row", "attempt", "length")
 

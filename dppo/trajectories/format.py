@@ -49,14 +49,16 @@ def segment_path(folder: Path, number: int) -> Path:
 
 def rank_folders(run_dir: Path) -> dict[int, Path]:
     """Returns {rank: its folder}, ascending."""
-    root = run_dir / paths.TRAJECTORIES
-    found = {p: _RANK.fullmatch(p.name) for p in root.iterdir()} if root.is_dir() else {}
-    return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
+    return _numbered(run_dir / paths.TRAJECTORIES, _RANK)
 
 
 def segment_files(folder: Path) -> dict[int, Path]:
     """Returns {number: visible segment}, ascending."""
-    found = {p: _SEGMENT.fullmatch(p.name) for p in folder.iterdir()} if folder.is_dir() else {}
+    return _numbered(folder, _SEGMENT)
+
+
+def _numbered(folder: Path, name: re.Pattern[str]) -> dict[int, Path]:
+    found = {path: name.fullmatch(path.name) for path in folder.iterdir()} if folder.is_dir() else {}
     return dict(sorted((int(match[1]), path) for path, match in found.items() if match))
 
 
@@ -146,6 +148,11 @@ class Column:
         """The number of axes; None where it depends on the environment."""
         return None if self.axes.endswith("*") else len(self.axes)
 
+    @property
+    def absence(self) -> str | None:
+        """The problem of a segment without the column; None where it may lack the column."""
+        return None if self.only_with_raw_actions else "is missing"
+
 
 ATTRIBUTES: dict[str, type] = {
     "format": str, "format_version": int, "run_id": str, "attempt": int, "rank": int, "world_size": int,
@@ -194,18 +201,22 @@ def datasets() -> dict[str, Column]:
     return {f"{group}/{column.name}": column for group, columns in groups.items() for column in columns}
 
 
+def misfit(column: Column, values: h5py.Dataset | np.ndarray) -> str | None:
+    """Returns why values are not of a column's type and number of axes; None if they are."""
+    dtype, ndim = column.dtype, column.ndim
+    if values.dtype.kind not in "biuf" or (dtype is not None and values.dtype != dtype):
+        return f"is of type {values.dtype}{'' if dtype is None else f', not {dtype}'}"
+    if values.ndim != ndim if ndim is not None else values.ndim < 1:
+        return f"has the shape {values.shape}; {ndim or 'one or more'} axes are expected"
+    return None
+
+
 def check_types(file: h5py.File) -> None:
     """Raises ValueError for the first dataset that is missing, or not of its type and number of axes."""
     for name, column in datasets().items():
-        if name not in file:
-            if column.only_with_raw_actions:
-                continue
-            raise ValueError(f"{name} is missing")
-        found, dtype, ndim = file[name], column.dtype, column.ndim
-        if found.dtype.kind not in "biuf" or (dtype is not None and found.dtype != dtype):
-            raise ValueError(f"{name} is of type {found.dtype}{'' if dtype is None else f', not {dtype}'}")
-        if found.ndim != ndim if ndim is not None else found.ndim < 1:
-            raise ValueError(f"{name} has the shape {found.shape}; {ndim or 'one or more'} axes are expected")
+        problem = misfit(column, file[name]) if name in file else column.absence
+        if problem is not None:
+            raise ValueError(f"{name} {problem}")
 
 
 # -- one file --------------------
@@ -234,7 +245,7 @@ def seal_image(image: bytes | memoryview) -> tuple[bytes, bytes | memoryview]:
 def checksum_problem(path: Path) -> str | None:
     """Returns why the bytes of a segment are not those that were written; None if they are."""
     digest = hashlib.sha256()
-    with open_regular(path, max_bytes=FILE_BYTES) as file:
+    with open_regular(path, run_dir_of(path), FILE_BYTES) as file:
         lines = file.read(USER_BLOCK).split(b"\n")
         while block := file.read(_MB):
             digest.update(block)

@@ -64,35 +64,25 @@ def _check_file(file: h5py.File, *, is_index: bool) -> None:
             place = f"{group.name.rstrip('/')}/{name}"
             if objects > most or depth > _MAX_DEPTH:
                 raise ValueError(f"{place}: more than {most:,} objects, or one in another too deeply")
-            try:
-                check_link(group, name)
-            except ValueError as error:
-                raise ValueError(f"{place}: {error}") from None
+            if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+                raise ValueError(f"{place}: a link to elsewhere is not followed")
             item = group[name]
             if isinstance(item, h5py.Group):
                 groups.append((item, depth + 1))
-            elif isinstance(item, h5py.Dataset) and is_index:
-                if not item.is_virtual:
-                    raise ValueError(f"{place} is not made of other datasets, as all in an index are")
-            elif isinstance(item, h5py.Dataset):
-                check_source(item)
-                total += _checked_bytes(item)
-            else:
+            elif not isinstance(item, h5py.Dataset):
                 raise ValueError(f"{place} is neither a group nor a dataset")
+            elif not is_index:
+                total += _checked_bytes(item)
+            elif not item.is_virtual:
+                raise ValueError(f"{place} is not made of other datasets, as all in an index are")
     if total > RAW_BYTES:
         raise ValueError(f"its datasets would take {total:,} bytes of memory, at most {RAW_BYTES:,} are plausible")
 
 
-def check_link(group: h5py.Group, name: str) -> None:
-    """Raises ValueError where a name in a group is a link to elsewhere."""
-    import h5py
-
-    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise ValueError("a link to elsewhere is not followed")
-
-
-def check_source(dataset: h5py.Dataset) -> None:
-    """Raises ValueError where the values of a dataset lie in other files, or in other datasets."""
+def _checked_bytes(dataset: h5py.Dataset) -> int:
+    """Returns a dataset's bytes in memory. Raises ValueError where its values lie in other files or datasets, or its
+    bytes on the disk cannot hold so much.
+    """
     import h5py
 
     plist = dataset.id.get_create_plist()
@@ -100,12 +90,6 @@ def check_source(dataset: h5py.Dataset) -> None:
         raise ValueError(f"{dataset.name} lies in other files ({dataset.external[0][0]}), which are not read")
     if plist.get_layout() == h5py.h5d.VIRTUAL:
         raise ValueError(f"{dataset.name} is made of other datasets, which are not read")
-
-
-def _checked_bytes(dataset: h5py.Dataset) -> int:
-    """Returns a dataset's bytes in memory. Raises ValueError where its bytes on the disk cannot hold so much."""
-    import h5py
-
     dtype, shape = dataset.dtype, dataset.shape
     if shape is None:
         raise ValueError(f"{dataset.name} holds nothing")
@@ -116,7 +100,6 @@ def _checked_bytes(dataset: h5py.Dataset) -> int:
         raise ValueError(f"{dataset.name} has chunks of {dataset.chunks}, which no trajectory has")
     if size <= _ANY_BYTES or dtype.hasobject:
         return size
-    plist = dataset.id.get_create_plist()
     filters = [plist.get_filter(i)[0] for i in range(plist.get_nfilters())]
     if len(set(filters)) < len(filters) or not set(filters) <= {_SHUFFLE, *_RATIOS}:
         raise ValueError(f"{dataset.name} is compressed by {filters}; gzip or zstd, once each, are expected")

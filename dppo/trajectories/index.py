@@ -8,59 +8,41 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import h5py
 
 from dppo.errors import UsageError
-from dppo.files import fsync_folder
+from dppo.files import replacing
 from dppo.rundir import paths
-from dppo.trajectories.catalogue import SURPRISES, gaps, opened
-from dppo.trajectories.export.selection import temporary_name
+from dppo.trajectories.catalogue import SURPRISES, gaps, one_line, opened
 from dppo.trajectories.format import rank_folders, segment_files, segment_path
 from dppo.trajectories.hdf5 import opened_hdf5
-
-if TYPE_CHECKING:
-    import h5py
 
 FORMAT = "dppo-trajectories-index"
 _SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
 
 
-def index_path(run_dir: Path) -> Path:
-    return run_dir / paths.INDEX
-
-
 def write_index(run_dir: Path) -> tuple[Path, list[str]]:
     """Writes the index of all segments. Returns its path, and lines that say which segments are missing among them.
-
-    Raises:
-      UsageError: there is no segment, one cannot be read, or another file is in the index's place.
+    Raises UsageError where there is no segment, one cannot be read, or another file is in the index's place.
     """
-    import h5py
-
-    path = index_path(run_dir)
-    part = temporary_name(path.parent)
+    path = run_dir / paths.INDEX
     folders = {rank: segment_files(folder) for rank, folder in rank_folders(run_dir).items()}
     folders = {rank: files for rank, files in folders.items() if files}
     if not folders:
         raise UsageError(f"{run_dir} has no trajectories: no trajectories/rank_*/seg_*.h5")
-    if (path.exists() or path.is_symlink()) and not _is_index(path):
+    if os.path.lexists(path) and not _is_index(path):
         raise UsageError(f"{path} is no index that dppo has written, and is not overwritten: move it away")
+    with replacing(path) as part, h5py.File(part, "w", libver=("v110", "v110")) as index:
+        index.attrs["format"] = FORMAT
+        for rank, files in folders.items():
+            _add_rank(index, rank, list(files.values()))
     missing: list[str] = []
-    try:
-        with h5py.File(part, "w", libver=("v110", "v110")) as index:
-            index.attrs["format"] = FORMAT
-            for rank, files in folders.items():
-                for first, last in gaps(files):
-                    name = f"{paths.rank_name(rank)}/{segment_path(path, first).name}"
-                    more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
-                    missing.append(f"{name} {more}")
-                _add_rank(index, rank, list(files.values()))
-        with open(part, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(part, path)
-        fsync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
+    for rank, files in folders.items():
+        for first, last in gaps(files):
+            name = segment_path(Path(paths.rank_name(rank)), first)
+            more = "is missing" if first == last else f"to {segment_path(path, last).name} are missing"
+            missing.append(f"{name} {more}")
     return path, missing
 
 
@@ -73,8 +55,6 @@ def _is_index(path: Path) -> bool:
 
 
 def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
-    import h5py
-
     shapes: list[dict[str, tuple[tuple[int, ...], object]]] = []
     for path in files:
         with opened(path) as file:
@@ -83,26 +63,20 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
         for path, here in zip(files, shapes, strict=True):
             if name not in here or list(here[name][0][1:]) != rest or here[name][1] != dtype:
                 raise UsageError(f"{path}: steps/{name} is not like that of {files[0].name}; validate says more")
-        total = sum(here[name][0][0] for here in shapes)
-        layout = h5py.VirtualLayout((total, *rest), dtype)
+        layout = h5py.VirtualLayout((sum(here[name][0][0] for here in shapes), *rest), dtype)
         start = 0
         for path, here in zip(files, shapes, strict=True):
-            shape = here[name][0]
-            # relative, so that the run can be moved
-            layout[start : start + shape[0]] = h5py.VirtualSource(
-                f"{path.parent.name}/{path.name}", f"steps/{name}", shape, dtype
-            )
+            shape, source = here[name][0], f"{path.parent.name}/{path.name}"  # relative, so that the run can be moved
+            layout[start : start + shape[0]] = h5py.VirtualSource(source, f"steps/{name}", shape, dtype)
             start += shape[0]
         index.create_virtual_dataset(f"{paths.rank_name(rank)}/steps/{name}", layout)
 
 
 def check_index(run_dir: Path) -> list[str]:
-    """Lists what is wrong with the index: sources that are missing or have changed, and segments that it lacks.
-
-    Raises:
-      UsageError: there is no index that can be read.
+    """Lists what is wrong with the index: sources that are missing or have changed, and segments that it lacks. Raises
+    UsageError where there is no index that can be read.
     """
-    path = index_path(run_dir)
+    path = run_dir / paths.INDEX
     if not os.path.lexists(path):
         raise UsageError(f"{path} is not there: write it with `python -m dppo.trajectories index {run_dir}`")
     try:
@@ -115,9 +89,7 @@ def check_index(run_dir: Path) -> list[str]:
                         shape = tuple(int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
                         wanted.setdefault(source.file_name, {})[f"steps/{name}"] = shape
     except SURPRISES as error:
-        raise UsageError(
-            f"{path} cannot be read: {' '.join(str(error).split())}; write it anew with `index`"
-        ) from error
+        raise UsageError(f"{path} cannot be read: {one_line(error)}; write it anew with `index`") from error
     problems: list[str] = []
     for name, shapes in sorted(wanted.items()):
         if not _SOURCE.fullmatch(name):
@@ -136,9 +108,7 @@ def check_index(run_dir: Path) -> list[str]:
         if wrong:
             problems.append(f"{name} has another shape than the index says: {', '.join(wrong)}")
     there = {
-        f"{folder.name}/{file.name}"
-        for folder in rank_folders(run_dir).values()
-        for file in segment_files(folder).values()
+        f"{f.parent.name}/{f.name}" for folder in rank_folders(run_dir).values() for f in segment_files(folder).values()
     }
     problems += [f"{name} is not in the index: write it anew" for name in sorted(there - set(wanted))]
     return problems

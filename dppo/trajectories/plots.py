@@ -16,10 +16,8 @@ POINTS = 500
 
 
 def plot(trajectories: Trajectories, path: Path) -> None:
-    """Draws the picture `path`, in the format that its suffix names.
-
-    Raises:
-      UsageError: Matplotlib is missing or cannot write the format, or `path` exists.
+    """Draws the picture `path`, in the format that its suffix names. Raises UsageError where Matplotlib is missing or
+    cannot write the format, or `path` exists.
     """
     if not path.suffix:
         raise UsageError(f"{path} has no suffix that says the format: name it {path.name or 'returns'}.png")
@@ -62,13 +60,13 @@ def plot(trajectories: Trajectories, path: Path) -> None:
 
 def policy_lag(catalogue: Catalogue) -> dict[int, tuple[np.ndarray, np.ndarray]]:
     """Returns {rank: (rows, how far its version was behind the newest of any rank in that row)}, at some rows."""
-    parts: dict[int, list[tuple[np.ndarray, np.ndarray]]] = {}
+    parts: dict[int, list[np.ndarray]] = {}
     for segment in catalogue.segments:
-        every = -(-segment.num_rows // POINTS)
+        some = slice(None, None, -(-segment.num_rows // POINTS))
         with opened(segment.path) as file:
-            part = tuple(read(file, f"steps/{name}", slice(None, None, every)) for name in ("row", "policy_version"))
-        parts.setdefault(segment.rank, []).append((part[0], part[1]))
-    held = {rank: (np.concatenate([r for r, _ in p]), np.concatenate([v for _, v in p])) for rank, p in parts.items()}
+            part = np.stack([read(file, f"steps/{name}", some) for name in ("row", "policy_version")])
+        parts.setdefault(segment.rank, []).append(part)
+    held = {rank: np.concatenate(each, axis=1) for rank, each in parts.items()}
     out: dict[int, tuple[np.ndarray, np.ndarray]] = {}
     for rank, (rows, versions) in held.items():
         newest = versions.copy()

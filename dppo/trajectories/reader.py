@@ -16,7 +16,6 @@ import numpy as np
 from dppo.errors import UsageError
 from dppo.trajectories.catalogue import Catalogue, opened, read, read_catalogue
 from dppo.trajectories.episodes import Episode, read_episodes
-from dppo.trajectories.filters import Filter
 from dppo.trajectories.format import held_steps, rank_folders, segment_files
 from dppo.trajectories.unsealed import unsealed
 
@@ -85,6 +84,43 @@ class _Dump:
         return mask
 
 
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Conditions that the chosen episodes meet; None: no condition."""
+
+    complete_only: bool | None = None
+    min_return: float | None = None
+    last: int | None = None
+    ranks: Collection[int] | None = None
+    policy_version: tuple[int | None, int | None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.last is not None and self.last < 1:
+            raise ValueError(f"last={self.last} must be at least 1; leave it out for all episodes")
+        if self.policy_version is not None and len(self.policy_version) != 2:
+            raise ValueError(f"policy_version={self.policy_version} must be (lowest, highest); None leaves an end open")
+
+    def apply(self, chosen: np.ndarray, e: dict[str, np.ndarray], still_open: np.ndarray) -> np.ndarray:
+        """Returns those of the indices `chosen` whose episodes pass, in their order."""
+        passes = np.ones(len(chosen), bool)
+        if self.complete_only:
+            passes &= e["complete"][chosen]
+        if self.min_return is not None:
+            passes &= e["return"][chosen] >= self.min_return
+        if self.ranks is not None:
+            passes &= np.isin(e["rank"][chosen], list(self.ranks))
+        lowest, highest = self.policy_version or (None, None)
+        if lowest is not None:
+            passes &= e["first_version"][chosen] >= lowest
+        if highest is not None:
+            passes &= e["last_version"][chosen] <= highest
+        chosen = chosen[passes]
+        if self.last is not None:
+            order = np.lexsort((e["env"][chosen], e["last_row"][chosen], still_open[chosen]))
+            chosen = np.sort(chosen[order[-self.last :]])
+        return chosen
+
+
 class Trajectories:
     """Episodes of a dump, by rank and then by their ends; `for episode in trajectories` iterates over them."""
 
@@ -111,11 +147,7 @@ class Trajectories:
           policy_version: (lowest, highest) version that steps may have, both included; None leaves an end open.
         """
         new = Filter(complete_only, min_return, last, ranks, policy_version)
-        return self.chosen_by(new)
-
-    def chosen_by(self, new: Filter) -> Trajectories:
-        """Returns the episodes that pass the filter."""
-        unknown = sorted(set(new.ranks or ()) - set(self._dump.ranks))
+        unknown = sorted(set(ranks or ()) - set(self._dump.ranks))
         if unknown:
             raise UsageError(
                 f"ranks={unknown} have no trajectories in {self._dump.run_dir}; those of {self._dump.ranks} do"
@@ -231,12 +263,11 @@ def open_trajectories(
     policy_version: tuple[int | None, int | None] | None = None,
 ) -> Trajectories:
     """Opens the trajectories that a run has written so far. The keywords choose episodes, as in `Trajectories.filter`.
-
-    Raises:
-      UsageError: there are no trajectories (a UsageError is a ValueError).
+    Raises UsageError where there are no trajectories (a UsageError is a ValueError).
     """
-    wanted = Filter(complete_only, min_return, last, ranks, policy_version)
-    return Trajectories(_Dump(Path(run_dir))).chosen_by(wanted)
+    return Trajectories(_Dump(Path(run_dir))).filter(
+        complete_only=complete_only, min_return=min_return, last=last, ranks=ranks, policy_version=policy_version
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,8 @@ validate_segment.py checks each segment alone; this file checks segments against
 
 from __future__ import annotations
 
+import operator
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dppo.errors import OldFormError, UsageError
-from dppo.files import check_regular, parse_json, read_regular
+from dppo.files import parse_json, read_regular
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import checkpoint_folders, numbers_by_rank, read_checkpoint, read_manifest
 from dppo.trajectories.catalogue import SURPRISES, gaps
 from dppo.trajectories.format import checksum_problem, rank_folders, segment_files, segment_path
-from dppo.trajectories.hdf5 import FILE_BYTES
 from dppo.trajectories.unsealed import unsealed
-from dppo.trajectories.validate_episodes import Findings, Inspected, Violation
+from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, Violation
 from dppo.trajectories.validate_segment import inspect
 
 __all__ = ["Violation", "validate"]
@@ -30,13 +31,18 @@ REMOVAL_S = 2.0
 
 @dataclass(slots=True)
 class _Run:
-    """Values that all segments of a run share, from the first segment that has them."""
+    """The findings so far, and values that all segments share, from the first segment that has them."""
 
+    run_dir: Path
+    violations: list[Violation] = field(default_factory=list)
     run_id: Any = None
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     is_enabled: bool = False
     """Whether the settings in a segment say that trajectories are written."""
     every: int = 1
+
+    def findings(self, path: Path) -> Findings:
+        return Findings(str(path.relative_to(self.run_dir)), self.violations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +62,8 @@ class _Claim:
 
 
 def validate(run_dir: str | Path) -> list[Violation]:
-    """Lists all violations of docs/trajectories.md in the dump of a run; a sound dump has none.
-
-    Raises:
-      UsageError: there is no dump at all.
+    """Lists all violations of docs/trajectories.md in the dump of a run; a sound dump has none. Raises UsageError where
+    there is no dump at all.
     """
     run_dir = Path(run_dir)
     # before the segments: a run that writes meanwhile makes segments visible before a checkpoint names them
@@ -69,118 +73,91 @@ def validate(run_dir: str | Path) -> list[Violation]:
         raise UsageError(
             f"{run_dir} has no trajectories: no trajectories/rank_*; a run writes them with --trajectories.enabled"
         )
-    violations: list[Violation] = []
-    run = _Run()
-    spans: dict[int, dict[int, tuple[int, int]]] = {}
-    for rank, folder in folders.items():
-        spans[rank] = _check_rank(run_dir, rank, folder, run, violations)
-    _check_checkpoints(run_dir, claims, spans, run, violations)
-    return violations
+    run = _Run(run_dir)
+    spans = {rank: _check_rank(run, rank, folder) for rank, folder in folders.items()}
+    _check_checkpoints(run, claims, spans)
+    return run.violations
 
 
-def _check_rank(
-    run_dir: Path, rank: int, folder: Path, run: _Run, violations: list[Violation]
-) -> dict[int, tuple[int, int]]:
+def _check_rank(run: _Run, rank: int, folder: Path) -> dict[int, tuple[int, int]]:
     """Checks all segments of a folder. Returns {number: (first row, end row)}; (-1, -1) where the rows are unknown."""
     files = segment_files(folder)
     if gaps(files):  # a list made while a run sealed two segments may lack the first
         files = segment_files(folder)
     spans: dict[int, tuple[int, int]] = {}
-    before: Inspected | None = None
+    before = Inspected()
     for first, last in gaps(files):
         more = "" if first == last else f", and so are all up to {segment_path(folder, last).name}"
-        findings = Findings(str(segment_path(folder, first).relative_to(run_dir)), violations)
-        findings.add(None, None, f"is missing{more}: segments are numbered without a gap up to {max(files)}")
+        what = f"is missing{more}: segments are numbered without a gap up to {max(files)}"
+        run.findings(segment_path(folder, first)).add(None, None, what)
     for number, path in files.items():
-        findings = Findings(str(path.relative_to(run_dir)), violations)
+        findings = run.findings(path)
         if number - 1 not in spans:
-            before = None
-        if (problem := _refused(run_dir, path)) is not None:
-            findings.add(None, None, problem)
-            spans[number], before = (-1, -1), None
-            continue
-        if not path.exists():
-            continue  # a resume has just set it aside
+            before = Inspected()
         try:
-            if (problem := checksum_problem(path)) is not None:
-                findings.add(None, None, problem)
+            found = _inspected(path, findings, before.ends)
         except FileNotFoundError:
             continue  # a resume has just set it aside
-        except OSError as error:
-            findings.add(None, None, f"cannot be read: {error}")
-        found = inspect(path, findings, None if before is None else before.ends)
-        _check_place(findings, found, rank, number)
+        for name, expected in (("rank", rank), ("segment", number)):
+            if (value := found.attrs.get(name, expected)) != expected:
+                findings.add(None, None, f"its attribute {name} is {value}, its path says {expected}")
         _check_against_run(findings, found, run)
-        if found.rows is not None and len(found.rows):
+        spans[number] = -1, -1
+        if len(found.rows):
             spans[number] = int(found.rows[0]), int(found.rows[-1]) + 1
             _check_order(findings, found, before, number)
-        else:
-            spans[number] = -1, -1
-        before = found if found.rows is not None and len(found.rows) else None
+        before = found
     return spans
 
 
-def _refused(run_dir: Path, path: Path) -> str | None:
-    """Returns why a segment is not opened; None where it may be opened or has vanished."""
-    if not path.is_file() and (path.exists() or path.is_symlink()):
-        return "is no file"
+def _inspected(path: Path, findings: Findings, before: Ends | None) -> Inspected:
+    """Checks everything in one segment, the file first. Raises FileNotFoundError where it is gone."""
+    if not path.is_file() and os.path.lexists(path):
+        findings.add(None, None, "is no file")
+        return Inspected()
     try:
-        check_regular(path, run_dir, FILE_BYTES)
+        problem = checksum_problem(path)
+    except FileNotFoundError:
+        raise
     except OSError as error:
-        return f"is not read: {error}"
-    return None
-
-
-def _check_place(findings: Findings, found: Inspected, rank: int, number: int) -> None:
-    for name, expected in (("rank", rank), ("segment", number)):
-        value = found.attrs.get(name)
-        if value is not None and value != expected:
-            findings.add(None, None, f"its attribute {name} is {value}, its path says {expected}")
+        findings.add(None, None, f"is not read: {error}")
+        return Inspected()
+    if problem is not None:
+        findings.add(None, None, problem)
+    return inspect(path, findings, before)
 
 
 def _check_against_run(findings: Findings, found: Inspected, run: _Run) -> None:
     run.is_enabled |= found.is_enabled
     run.every = max(run.every, found.attrs.get("every", 1))
-    run_id = found.attrs.get("run_id")
-    if run_id is not None:
-        run.run_id = run_id if run.run_id is None else run.run_id
+    if (run_id := found.attrs.get("run_id")) is not None:
+        run.run_id = run.run_id or run_id
         if run_id != run.run_id:
             findings.add(None, None, f"its run_id is {run_id}, that of the segments before it is {run.run_id}")
     for name, shape in found.shapes.items():
         expected = run.shapes.setdefault(name, shape)
         if shape != expected:
-            findings.add(name, None, f"holds {_spelt(shape)} a step, other segments hold {_spelt(expected)}")
+            (dtype, axes), (usual, usual_axes) = shape, expected
+            findings.add(name, None, f"holds {dtype} {axes} a step, other segments hold {usual} {usual_axes}")
 
 
-def _spelt(shape: tuple[Any, ...]) -> str:
-    return f"{shape[0]} {shape[1]}"
-
-
-def _check_order(findings: Findings, found: Inspected, before: Inspected | None, number: int) -> None:
+def _check_order(findings: Findings, found: Inspected, before: Inspected, number: int) -> None:
     """Checks rows, attempts, environments and versions of a segment against the segment before it."""
-    assert found.rows is not None
-    skipped, first = found.attrs.get("skipped_rows"), int(found.rows[0])
-    if before is None and number > 0:
+    if number and not len(before.rows):
         return  # nothing is known of the segment before
-    end = 0 if before is None or before.rows is None else int(before.rows[-1]) + 1
+    skipped, first = found.attrs.get("skipped_rows"), int(found.rows[0])
+    end = int(before.rows[-1]) + 1 if number else 0
     if skipped is not None and first != end + skipped:
-        findings.add(
-            "steps/row",
-            0,
-            f"begins at row {first}; the segment before ends before row {end} and skipped_rows is {skipped}",
-        )
-    if before is None:
-        return
-    old_attempt, attempt = before.attrs.get("attempt"), found.attrs.get("attempt")
-    if old_attempt is not None and attempt is not None and attempt < old_attempt:
-        findings.add(None, None, f"its attempt is {attempt}, that of the segment before is {old_attempt}")
+        what = f"begins at row {first}; the segment before ends before row {end} and skipped_rows is {skipped}"
+        findings.add("steps/row", 0, what)
+    for name, is_wrong in (("attempt", operator.lt), ("first_env", operator.ne)):
+        old, new = before.attrs.get(name), found.attrs.get(name)
+        if old is not None and new is not None and is_wrong(new, old):
+            findings.add(None, None, f"its {name} is {new}, that of the segment before is {old}")
     if None not in (before.num_envs, found.num_envs) and before.num_envs != found.num_envs:
         findings.add(None, None, f"has {found.num_envs} environments, the segment before has {before.num_envs}")
-    old_env, env = before.attrs.get("first_env"), found.attrs.get("first_env")
-    if None not in (old_env, env) and env != old_env:
-        findings.add(None, None, f"its first_env is {env}, that of the segment before is {old_env}")
     old, new = before.versions, found.versions
-    if old is not None and new is not None and len(old) and len(new) and new[0] < old[-1]:
+    if len(old) and len(new) and new[0] < old[-1]:
         findings.add("steps/policy_version", 0, f"begins with version {new[0]}, the segment before ends with {old[-1]}")
 
 
@@ -198,7 +175,7 @@ def _claims(run_dir: Path) -> Iterator[_Claim]:
 
 
 def _claim(folder: Path) -> _Claim:
-    named: dict[int, int] = {}
+    named, what = dict[int, int](), "cannot be read"
     try:
         try:
             manifest = read_manifest(folder)
@@ -206,14 +183,12 @@ def _claim(folder: Path) -> _Claim:
             manifest = parse_json(read_regular(folder / paths.MANIFEST, folder.parent.parent))
             return _Claim(folder, numbers_by_rank(manifest, "next_segments"))
         named, missing = numbers_by_rank(manifest, "next_segments"), numbers_by_rank(manifest, "missing_rows")
-    except SURPRISES as error:
-        return _Claim(folder, problem=f"cannot be read: {error}", is_going=_is_missing(error))
-    try:
+        what = "the checkpoint is damaged"
         rows = {rank: row for rank, (row, _) in read_checkpoint(folder).ranks.items()}
         if read_manifest(folder) != manifest:
             raise ValueError("its manifest changed while it was read")
-    except (OSError, ValueError) as error:
-        return _Claim(folder, named, problem=f"the checkpoint is damaged: {error}", is_going=_is_missing(error))
+    except SURPRISES as error:
+        return _Claim(folder, named, problem=f"{what}: {error}", is_going=_is_missing(error))
     return _Claim(folder, named, rows, missing)
 
 
@@ -234,67 +209,41 @@ def _is_removed(folder: Path) -> bool:
     return True
 
 
-def _check_checkpoints(
-    run_dir: Path,
-    claims: list[_Claim],
-    spans: dict[int, dict[int, tuple[int, int]]],
-    run: _Run,
-    violations: list[Violation],
-) -> None:
+def _check_checkpoints(run: _Run, claims: list[_Claim], spans: dict[int, dict[int, tuple[int, int]]]) -> None:
     for claim in claims:
-        findings = Findings(str((claim.folder / paths.MANIFEST).relative_to(run_dir)), violations)
+        findings = run.findings(claim.folder / paths.MANIFEST)
         if claim.problem is not None:
             if claim.is_going and _is_removed(claim.folder):
                 continue
             findings.add(None, None, claim.problem)
         for rank, number in claim.named.items():
-            _check_named(findings, rank, number, spans.get(rank, {}))
-        for rank, row in claim.rows.items():
-            there, number = spans.get(rank, {}), claim.named.get(rank, 0)
-            known = len(violations)
-            if rank in claim.named or (claim.named and rank in spans):
-                _check_claim(findings, rank, number, row, there)
-            is_dumped = bool(claim.named) or run.is_enabled
-            if is_dumped and run.every == 1 and len(violations) == known:
-                _check_rows(findings, rank, number, row, claim.missing.get(rank, 0), there)
+            if missing := gaps([n for n in spans.get(rank, {}) if n < number], number):
+                spelt = ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in missing)
+                what = f"names segments 0 to {number - 1} of rank {rank}; missing: {spelt}"
+                findings.add("next_segments", None, what)
+        for rank in claim.rows:
+            for what in _row_problems(claim, rank, spans.get(rank), run):
+                findings.add("next_segments", None, what)
 
 
-def _check_named(findings: Findings, rank: int, number: int, there: dict[int, tuple[int, int]]) -> None:
-    """Checks that all segments below `number` are there."""
-    missing = gaps([n for n in there if n < number], number)
-    if missing:
-        spelt = [str(first) if first == last else f"{first} to {last}" for first, last in missing]
-        findings.add(
-            "next_segments", None,
-            f"names segments 0 to {number - 1} of rank {rank}; missing: {', '.join(spelt)}",
-        )  # fmt: skip
-
-
-def _check_rows(
-    findings: Findings, rank: int, number: int, row: int, missing: int, there: dict[int, tuple[int, int]]
-) -> None:
-    """Checks that segments below `number` reach up to `row`, except for `missing` rows after them."""
-    end = there.get(number - 1, (-1, -1))[1] if number else 0
-    if -1 < end <= row and end + missing != row:
+def _row_problems(claim: _Claim, rank: int, there: dict[int, tuple[int, int]] | None, run: _Run) -> Iterator[str]:
+    """Checks that the segments that a checkpoint names hold exactly the rows that it has seen of a rank, except for
+    those that it knows to be missing.
+    """
+    row, number, missing = claim.rows[rank], claim.named.get(rank, 0), claim.missing.get(rank, 0)
+    named, seen = f"names the segments of rank {rank} below {number}", f"the checkpoint has seen {row} rows"
+    spans, is_right = there or {}, True
+    if rank in claim.named or (claim.named and there is not None):
+        for n, (_, end) in spans.items():
+            if n < number and end > row:
+                is_right = False
+                yield f"names segment {n} of rank {rank}, ending before row {end}; {seen}"
+        begin, _ = spans.get(number, (-1, -1))
+        if -1 < begin < row:
+            is_right = False
+            yield f"{named}, but that one begins at row {begin} already; {seen}"
+    end = spans.get(number - 1, (-1, -1))[1] if number else 0
+    is_complete = (claim.named or run.is_enabled) and run.every == 1
+    if is_right and is_complete and -1 < end <= row and end + missing != row:
         known = f" and knows {missing} of them to be missing" if missing else ""
-        findings.add(
-            "next_segments", None,
-            f"names the segments of rank {rank} below {number}, which end before row {end}; the checkpoint has seen "
-            f"{row} rows{known}",
-        )  # fmt: skip
-
-
-def _check_claim(findings: Findings, rank: int, number: int, row: int, there: dict[int, tuple[int, int]]) -> None:
-    """Checks that segments below `number` hold exactly the rows below `row`."""
-    beyond = [n for n, (_, end) in there.items() if n < number and end > row]
-    for n in beyond:
-        findings.add(
-            "next_segments", None,
-            f"names segment {n} of rank {rank}, ending before row {there[n][1]}; the checkpoint has seen {row} rows",
-        )  # fmt: skip
-    if number in there and -1 < there[number][0] < row:
-        findings.add(
-            "next_segments", None,
-            f"names the segments of rank {rank} below {number}, but that one begins at row {there[number][0]} already; "
-            f"the checkpoint has seen {row} rows",
-        )  # fmt: skip
+        yield f"{named}, which end before row {end}; {seen}{known}"

@@ -54,8 +54,9 @@ class Inspected:
     """Facts about a segment that others are compared with; None where one is unknown."""
 
     attrs: dict[str, Any] = field(default_factory=dict)
-    rows: np.ndarray | None = None
-    versions: np.ndarray | None = None
+    rows: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """Empty where they are unknown, as `versions`."""
+    versions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
     num_envs: int | None = None
     shapes: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """(type, shape) of one observation and of one action."""
@@ -70,30 +71,30 @@ def _episodes(data: dict[str, np.ndarray], findings: Findings, found: Inspected,
         data[f"steps/{name}"] for name in ("rewards", "terminations", "truncations", "valid", "row")
     )
     table = {name: data[f"episodes/{name}"] for name in EPISODES}
-    known = before
-    if before is None and len(rows) and not rows[0]:  # the beginning of the run
-        num_envs = rewards.shape[1]
+    if not len(rows):
+        return
+    known, num_envs = before, rewards.shape[1]
+    if before is None and not rows[0]:  # the beginning of the run
         zeros = np.zeros(num_envs, np.int64)
         known = Ends(0, EpisodeProgress(zeros - 1, zeros, np.zeros(num_envs)), zeros - 1)
-    goes_on = known is not None and len(rows) > 0 and known.end_row == rows[0]
+    goes_on = known is not None and known.end_row == rows[0]
     cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), len(rows)]
     expected: list[dict[str, np.ndarray]] = []
     for start, stop in pairwise(cuts):
         part = slice(start, stop)
-        here = _begun_in(table, start, stop)
+        begun = (table["start"] >= start) & (table["start"] < stop)
+        here = {name: values[begun] for name, values in table.items()}
         progress = _progress(here, start, rewards[part], known if goes_on and start == 0 else None)
         one, after = episode_table(rewards[part], terminations[part], truncations[part], valid[part], progress)
         one["start"] += start
         expected.append(one)
     _compare(table, merged_tables(expected), np.abs(rewards.astype(np.float64)), findings)
-    _numbers(table, known, goes_on, findings)
-    if len(rows):
-        found.ends = _ends(table, after, int(rows[-1]) + 1, known)
-
-
-def _begun_in(table: dict[str, np.ndarray], start: int, stop: int) -> dict[str, np.ndarray]:
-    chosen = (table["start"] >= start) & (table["start"] < stop)
-    return {name: values[chosen] for name, values in table.items()}
+    last, seeds = _numbers(table, known, goes_on, findings), np.full(num_envs, -1, np.int64)
+    for n in range(num_envs):
+        after.episodes[n], seeds[n], piece = last.get(n, (-1, -1, None))
+        if piece is not None and after.lengths[n]:  # the table's own return, so that roundings do not add up
+            after.returns[n] = table["return"][piece]
+    found.ends = Ends(int(rows[-1]) + 1, after, seeds)
 
 
 def _progress(here: dict[str, np.ndarray], first: int, rewards: np.ndarray, known: Ends | None) -> EpisodeProgress:
@@ -141,42 +142,33 @@ def _compare(
         findings.add("episodes/return", i, f"is {got[i]}; the rewards sum up to {want[i]}")
 
 
-def _numbers(table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, findings: Findings) -> None:
-    """Checks that an episode keeps its number and its seed, and that the next one has a higher number."""
-    order = np.lexsort((table["start"], table["env"]))
-    for before, i in zip([-1, *order[:-1].tolist()], order.tolist(), strict=True):
-        env, number, begins = int(table["env"][i]), int(table["id"][i]), not table["offset"][i]
-        if before >= 0 and table["env"][before] == env:
-            last, seed = int(table["id"][before]), int(table["seed"][before])
-            over = bool(table["terminated"][before] or table["truncated"][before])
-            must = False
-        elif known is not None:  # the first episode of its environment here
-            last, seed = int(known.progress.episodes[env]), int(known.seeds[env])
-            over, must = False, goes_on
-        else:
-            continue
-        if begins or over:
-            if number <= last:
-                findings.add("episodes/id", i, f"is {number}, after {last} in the same environment")
-        elif number < last or (must and number != last):
-            findings.add("episodes/id", i, f"is {number}; the episode that goes on is {last}")
-        elif number == last and int(table["seed"][i]) != seed:
-            findings.add("episodes/seed", i, f"is {table['seed'][i]}; the episode began with {seed}")
+def _numbers(
+    table: dict[str, np.ndarray], known: Ends | None, goes_on: bool, findings: Findings
+) -> dict[int, tuple[int, int, int | None]]:
+    """Checks that an episode keeps its number and its seed, and that the next one has a higher number.
 
-
-def _ends(table: dict[str, np.ndarray], after: EpisodeProgress, end_row: int, known: Ends | None) -> Ends:
-    """Returns the ends for the next segment, with the table's own returns, so that roundings do not add up."""
-    seeds = np.full(len(after.lengths), -1, np.int64)
-    for n in range(len(after.lengths)):
-        mine = np.flatnonzero(table["env"] == n)
-        if len(mine):
-            last = mine[np.argmax(table["start"][mine])]
-            after.episodes[n], seeds[n] = table["id"][last], table["seed"][last]
-            if after.lengths[n]:
-                after.returns[n] = table["return"][last]
-        else:
-            after.episodes[n], seeds[n] = (-1, -1) if known is None else (known.progress.episodes[n], known.seeds[n])
-    return Ends(end_row, after, seeds)
+    Returns:
+      {environment: (number and seed of its last episode, index of its last piece)}; no index where the segment before
+      has that piece.
+    """
+    last: dict[int, tuple[int, int, int | None]] = {}
+    if known is not None:
+        numbers, seeds = known.progress.episodes.tolist(), known.seeds.tolist()
+        last = {n: (*episode, None) for n, episode in enumerate(zip(numbers, seeds, strict=True))}
+    ended = table["terminated"] | table["truncated"]
+    for i in np.lexsort((table["start"], table["env"])).tolist():
+        env, number, seed = (int(table[name][i]) for name in ("env", "id", "seed"))
+        if env in last:
+            before, its_seed, piece = last[env]
+            if not table["offset"][i] or (piece is not None and ended[piece]):
+                if number <= before:
+                    findings.add("episodes/id", i, f"is {number}, after {before} in the same environment")
+            elif number < before or (piece is None and goes_on and number != before):
+                findings.add("episodes/id", i, f"is {number}; the episode that goes on is {before}")
+            elif number == before and seed != its_seed:
+                findings.add("episodes/seed", i, f"is {seed}; the episode began with {its_seed}")
+        last[env] = number, seed, i
+    return last
 
 
 def _finals(data: dict[str, np.ndarray], findings: Findings) -> None:

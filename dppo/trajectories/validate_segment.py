@@ -7,30 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from statistics import mode
 
+import h5py
 import numpy as np
 
 from dppo.errors import UsageError
 from dppo.files import parse_json
 from dppo.rundir.spaces import space_from_json
-from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, load_filters
-from dppo.trajectories.format import ATTRIBUTES, FORMAT, FORMAT_VERSION, TEXTS, datasets, run_dir_of
+from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, one_line, read
+from dppo.trajectories.format import ATTRIBUTES, FORMAT, FORMAT_VERSION, TEXTS, datasets, misfit, run_dir_of
 from dppo.trajectories.hdf5 import opened_hdf5
 from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _episodes, _finals
 
-if TYPE_CHECKING:
-    import h5py
-
 
 def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
-    """Checks everything in one segment.
-
-    Args:
-      before: the ends of the segment before, where they are known.
-
-    Raises:
-      UsageError: the segment's compression filter is not installed.
+    """Checks everything in one segment; `before` has the ends of the segment before, where they are known. Raises
+    UsageError where the segment's compression filter is not installed.
     """
     found = Inspected()
     try:
@@ -48,22 +41,17 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
     except UsageError:
         raise
     except SURPRISES as error:
-        findings.add(None, None, f"cannot be read as HDF5: {_said(error)}")
+        findings.add(None, None, f"cannot be read as HDF5: {one_line(error)}")
     return found
 
 
 def _surely(findings: Findings, name: str, check: Callable[[], None]) -> None:
     """Runs a check whose arrays may not fit together; adds a finding for that if the file has none yet."""
-    known = len(findings.violations)
     try:
         check()
     except SURPRISES as error:
-        if len(findings.violations) == known and not any(v.file == findings.file for v in findings.violations):
-            findings.add(name, None, f"does not fit together: {_said(error)}")
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+        if not any(v.file == findings.file for v in findings.violations):
+            findings.add(name, None, f"does not fit together: {one_line(error)}")
 
 
 def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
@@ -73,8 +61,7 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
         except SURPRISES:
             findings.add(None, None, f"has no attribute {name} that can be read")
             continue
-        is_right = isinstance(value, str) if kind is str else isinstance(value, np.integer | np.bool_ | int)
-        if not is_right:
+        if not isinstance(value, str if kind is str else np.integer | np.bool_ | int):
             findings.add(None, None, f"its attribute {name} is {value!r}, of a wrong type")
             continue
         found.attrs[name] = value if isinstance(value, str) else int(value)
@@ -90,86 +77,75 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
         try:
             text = file[name].asstr()[()]
         except SURPRISES as error:
-            findings.add(name, None, f"cannot be read: {_said(error)}")
+            findings.add(name, None, f"cannot be read: {one_line(error)}")
             continue
-        if name != "env_spec":
-            try:
-                values = parse_json(text)
-            except ValueError as error:
-                findings.add(name, None, f"is no JSON: {error}")
-                continue
-            if name.endswith("_space"):
-                try:
-                    space_from_json(text)
-                except ValueError as error:
-                    findings.add(name, None, str(error))
-            if name == "config_json" and isinstance(values, dict):
-                section = values.get("trajectories")
-                found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
+        if name == "env_spec":
+            continue
+        try:
+            values = parse_json(text)
+        except ValueError as error:
+            findings.add(name, None, f"is no JSON: {error}")
+            continue
+        if name == "config_json":
+            section = values.get("trajectories") if isinstance(values, dict) else None
+            found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
+            continue
+        try:
+            space_from_json(text)
+        except ValueError as error:
+            findings.add(name, None, str(error))
 
 
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
     """Reads all datasets. Returns those that can be read and are of the right type."""
     data: dict[str, np.ndarray] = {}
     for name, column in datasets().items():
-        dtype, ndim = column.dtype, column.ndim
         try:
-            if name not in file:
-                if not column.only_with_raw_actions:
-                    findings.add(name, None, "is missing")
-                continue
-            load_filters(file[name])
-            values = file[name][()]
+            if name in file:
+                data[name] = read(file, name)
+            problem = misfit(column, data[name]) if name in file else column.absence
         except UsageError:
             raise
         except SURPRISES as error:
-            findings.add(name, None, f"cannot be read: {_said(error)}")
-            continue
-        if dtype is not None and values.dtype != dtype:
-            findings.add(name, None, f"is of type {values.dtype}, not {dtype}")
-        elif (ndim is not None and values.ndim != ndim) or (ndim is None and values.ndim < 1):
-            findings.add(name, None, f"has the shape {values.shape}; {ndim or 'two or more'} axes are expected")
-        else:
-            data[name] = values
+            problem = f"cannot be read: {one_line(error)}"
+        if problem is not None:
+            findings.add(name, None, problem)
+            data.pop(name, None)
     return data
 
 
 def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
-    """Checks that the shapes of the datasets fit together. Removes datasets of steps/ that do not fit."""
-    if "steps/rewards" in data:
-        found.num_envs = data["steps/rewards"].shape[1]
-    columns = datasets()
-    lead = next((values.shape for name, values in data.items() if columns[name].axes == "TN"), None)
-    rows = len(data["steps/row"]) if "steps/row" in data else None if lead is None else lead[0]
-    if rows == 0:
+    """Checks that the shapes of the datasets fit together. Removes datasets that do not fit."""
+    axes = {name: column.axes.rstrip("*") for name, column in datasets().items() if name in data}
+    sizes: dict[str, list[int]] = {}
+    for name in data:
+        for axis, size in zip(axes[name], data[name].shape, strict=False):
+            sizes.setdefault(axis, []).append(size)
+    usual = {axis: mode(listed) for axis, listed in sizes.items()}
+    found.num_envs = usual.get("N")
+    if usual.get("T") == 0:
         findings.add("steps/row", None, "has no rows")
-    for name in [n for n in data if n.startswith("steps/")]:
-        shape = data[name].shape
-        expected = (rows,) if data[name].ndim == 1 or lead is None else (rows, lead[1])
-        if shape[: len(expected)] != expected or (columns[name].ndim is None and len(shape) < 2):
-            findings.add(name, None, f"has the shape {shape}; it should begin with {expected}")
+    for name, values in list(data.items()):
+        expected = tuple(usual.get(axis) for axis in axes[name])
+        if values.shape[: len(expected)] != expected:
+            group = name.partition("/")[0]
+            what = f"has {len(values)} entries, the others of {group}/ have {expected[0]}"
+            if group == "steps":
+                what = f"has the shape {values.shape}; it should begin with {expected}"
+            findings.add(name, None, what)
             del data[name]
     if "steps/actions" in data and "steps/actions_raw" in data:
         shapes = data["steps/actions"].shape, data["steps/actions_raw"].shape
         if shapes[0] != shapes[1]:
             findings.add("steps/actions_raw", None, f"has the shape {shapes[1]}, steps/actions has {shapes[0]}")
-    for group in ("final", "episodes"):
-        names = [n for n in data if n.startswith(f"{group}/")]
-        lengths = [len(data[n]) for n in names]
-        for name in names:
-            usual = max(set(lengths), key=lengths.count)
-            if len(data[name]) != usual:
-                findings.add(name, None, f"has {len(data[name])} entries, the others of {group}/ have {usual}")
-    for name in data:
-        if name.startswith("steps/") and columns[name].dtype is None:
-            found.shapes[name] = data[name].dtype.str, data[name].shape[2:]
-    final = data.get("final/observations")
-    if final is not None and "steps/observations" in found.shapes:
-        one = final.dtype.str, final.shape[1:]
-        if one != found.shapes["steps/observations"]:
-            findings.add(
-                "final/observations", None, f"holds {one}, steps/observations {found.shapes['steps/observations']}"
-            )
+    found.shapes = {
+        name: (values.dtype.str, values.shape[2:])
+        for name, values in data.items()
+        if name in ("steps/observations", "steps/actions")
+    }
+    final, one = data.get("final/observations"), found.shapes.get("steps/observations")
+    if final is not None and one is not None and (last := (final.dtype.str, final.shape[1:])) != one:
+        findings.add("final/observations", None, f"holds {last}, steps/observations {one}")
 
 
 def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
@@ -188,24 +164,14 @@ def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
 
 
 def _rows(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
-    rows, versions = data.get("steps/row"), data.get("steps/policy_version")
-    if rows is not None and len(rows):
-        steps = np.diff(rows)
-        every = found.attrs.get("every", 1)
-        wrong = np.flatnonzero(steps < 1 if every > 1 else steps != 1)
-        if len(wrong):
-            i = int(wrong[0])
-            findings.add("steps/row", i + 1, f"row {rows[i + 1]} follows on row {rows[i]}")
-        first = found.attrs.get("first_env_step")
-        if None not in (first, found.num_envs) and first != rows[0] * found.num_envs:
-            findings.add(
-                None, None, f"its first_env_step is {first}; row {rows[0]} of {found.num_envs} environments makes "
-                f"{rows[0] * found.num_envs}",
-            )  # fmt: skip
-        found.rows = rows
-    if versions is not None:
-        wrong = np.flatnonzero(np.diff(versions) < 0)
-        if len(wrong):
-            i = int(wrong[0])
-            findings.add("steps/policy_version", i + 1, f"version {versions[i + 1]} follows on {versions[i]}")
-        found.versions = versions
+    found.rows = rows = data.get("steps/row", found.rows)
+    found.versions = versions = data.get("steps/policy_version", found.versions)
+    steps = np.diff(rows)
+    for i in np.flatnonzero(steps < 1 if found.attrs.get("every", 1) > 1 else steps != 1)[:1]:
+        findings.add("steps/row", int(i) + 1, f"row {rows[i + 1]} follows on row {rows[i]}")
+    first, num_envs = found.attrs.get("first_env_step"), found.num_envs
+    if len(rows) and None not in (first, num_envs) and first != rows[0] * num_envs:
+        said = f"row {rows[0]} of {num_envs} environments makes {rows[0] * num_envs}"
+        findings.add(None, None, f"its first_env_step is {first}; {said}")
+    for i in np.flatnonzero(np.diff(versions) < 0)[:1]:
+        findings.add("steps/policy_version", int(i) + 1, f"version {versions[i + 1]} follows on {versions[i]}")

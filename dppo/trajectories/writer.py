@@ -110,10 +110,8 @@ class TrajectoryWriter:
         self._written_bytes = sum(path.stat().st_size for path in visible.values())
 
     def add(self, rollout: Rollout) -> None:
-        """Adds a rollout that was reported to rank 0; does nothing if it was added before.
-
-        Raises:
-          DumpError: a segment could not be written, and segments are required.
+        """Adds a rollout that was reported to rank 0; does nothing if it was added before. Raises DumpError where a
+        segment could not be written, and segments are required.
         """
         if self._failure is not None and self._required:
             raise DumpError(self._failure)

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dppo import files as disk_files
 from dppo.data import EpisodeProgress, Rollout
 from dppo.errors import DumpError
 from dppo.seams import Sealed
@@ -294,7 +295,7 @@ def test_a_write_error_is_told_once_and_the_next_segment_takes_the_number(
 
     writer = make()
     with monkeypatch.context() as patch:
-        patch.setattr(disk, "write_durably", too_large)
+        patch.setattr(disk_files, "write_durably", too_large)
         for row in (16, 32):
             writer.add(place.rollout()[0])
             writer.seal(row)
@@ -315,8 +316,8 @@ class FullDisk:
     """Refuses every segment until it has room again."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.is_full, self.asked, self._write = True, 0, disk.write_durably
-        monkeypatch.setattr(disk, "write_durably", self)
+        self.is_full, self.asked, self._write = True, 0, disk_files.write_durably
+        monkeypatch.setattr(disk_files, "write_durably", self)
         monkeypatch.setattr(disk, "RETRY_S", 0.01)
 
     def __call__(self, path: Path, *data: bytes) -> None:
@@ -414,7 +415,7 @@ def test_any_error_is_the_dumps_and_not_the_runs(make: Make, place: Parts, monke
     def fail(*args: Any) -> None:
         raise MemoryError
 
-    for module, name in ((disk, "write_durably"), (segment, "write_dataset")):
+    for module, name in ((disk_files, "write_durably"), (segment, "write_dataset")):
         writer = make()
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)

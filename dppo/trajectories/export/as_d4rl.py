@@ -4,24 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import h5py
 import numpy as np
 
 from dppo.trajectories.episodes import Episode
-from dppo.trajectories.export.selection import (
-    Exported,
-    appearing,
-    in_batches,
-    labels_of,
-    nothing_to_export,
-    transitions_of,
-)
+from dppo.trajectories.export.selection import Exported, appearing, in_batches, labels_of
 from dppo.trajectories.format import compression_filter, held_steps
 from dppo.trajectories.reader import Trajectories
-
-if TYPE_CHECKING:
-    import h5py
 
 CHUNK_BYTES = 2**18
 _NAMES = {"log_probs": "action_log_probs"}
@@ -33,36 +23,23 @@ def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
 
     The last step of an episode is a terminal or a timeout, never both: a step that is both terminated and truncated is
     a terminal. An unfinished episode loses its last step, whose next observation is not known, and ends with a timeout.
-    `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays.
-
-    Raises:
-      UsageError: `path` exists, or there is nothing to export.
+    `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays. Raises UsageError
+    where `path` exists, or there is nothing to export.
     """
-    import h5py
-
-    path = Path(path)
-    episodes = steps = dropped = 0
+    done = Exported(Path(path))
 
     def columns() -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-        nonlocal episodes, dropped
-        for episode in trajectories:
-            count = transitions_of(episode)
-            dropped += episode.length - count
-            if count:
-                arrays = _columns(episode, count)
-                episodes += 1
-                yield sum(a.nbytes for a in arrays.values()), arrays
+        for episode, count, _ in done.chosen(trajectories, only_transitions=True):
+            arrays = _columns(episode, count)
+            yield sum(a.nbytes for a in arrays.values()), arrays
 
-    with appearing(path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
+    with appearing(done.path) as part, h5py.File(part, "w", libver=("earliest", "v110")) as file:
         for batch in in_batches(columns()):
             for name in batch[0]:
                 _append(file, name, np.concatenate([arrays[name] for arrays in batch]))
-        if not episodes:
-            raise nothing_to_export()
-        steps = len(file["rewards"])
         for name, text in labels_of(trajectories).items():
             file[f"metadata/{name}"] = text
-    return Exported(path, episodes, steps, dropped)
+    return done
 
 
 def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
@@ -89,13 +66,9 @@ def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
 
 def _append(file: h5py.File, name: str, data: np.ndarray) -> None:
     if name not in file:
-        row_bytes = max(1, data[:1].nbytes)
-        chunks = (max(1, min(16_384, CHUNK_BYTES // row_bytes)), *data.shape[1:])
-        file.create_dataset(
-            name, data=data, chunks=chunks, maxshape=(None, *data.shape[1:]), **compression_filter("gzip")
-        )
-        return
+        rows = max(1, min(16_384, CHUNK_BYTES // max(1, data[:1].nbytes)))
+        shape, chunks, maxshape = ((n, *data.shape[1:]) for n in (0, rows, None))
+        file.create_dataset(name, shape, data.dtype, chunks=chunks, maxshape=maxshape, **compression_filter("gzip"))
     dataset = file[name]
-    start = len(dataset)
-    dataset.resize(start + len(data), axis=0)
-    dataset[start:] = data
+    dataset.resize(len(dataset) + len(data), axis=0)
+    dataset[-len(data) :] = data

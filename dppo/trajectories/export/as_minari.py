@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,18 +14,9 @@ import numpy as np
 
 from dppo.errors import UsageError, missing_package
 from dppo.files import fsync_folder, parse_json
-from dppo.trajectories.catalogue import SURPRISES
+from dppo.trajectories.catalogue import REPAIR, SURPRISES
 from dppo.trajectories.episodes import Episode
-from dppo.trajectories.export.selection import (
-    Exported,
-    labels_of,
-    made_folder,
-    nothing_to_export,
-    refuse_inside_dump,
-    temporary_name,
-    transitions_of,
-    with_offsets,
-)
+from dppo.trajectories.export.selection import Exported, appearing, labels_of, refuse_inside_dump
 from dppo.trajectories.format import held_steps
 from dppo.trajectories.reader import Trajectories
 
@@ -72,41 +62,23 @@ def to_minari(
     root = (_minari_root() if root is None else Path(root)).absolute()
     folder = root / dataset_id
     refuse_inside_dump(root)
-    _check_free(root, dataset_id)
-    with made_folder(folder.parent):
-        # Minari does not list hidden folders
-        part = temporary_name(folder.parent)
-        try:
-            part.mkdir()
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
-        try:
-            storage = MinariStorage.new(
-                part / "data",
-                observation_space=_parsed(labels, "observation_space", _space),
-                action_space=_parsed(labels, "action_space", _space),
-                env_spec=_parsed(labels, "env_spec", _env_spec),
-                jpeg_encoding=False,
-            )
-            count = _Count()
-            storage.update_episodes(_buffers(trajectories, count))
-            if not count.episodes:
-                raise nothing_to_export()
-            storage.update_episode_metadata(_origins(trajectories))
-            storage.update_metadata(
-                {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, count, author)}
-            )
-            for file in (part / "data").iterdir():
-                with open(file, "rb") as opened:
-                    os.fsync(opened.fileno())
-            fsync_folder(part / "data")
-            _check_free(root, dataset_id)
-            os.replace(part, folder)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+    done, versions = Exported(folder), list[int]()
+    with appearing(folder, lambda folder: _check_free(root, dataset_id), is_folder=True) as part:
+        storage = MinariStorage.new(
+            part / "data",
+            observation_space=_parsed(labels, "observation_space", _space),
+            action_space=_parsed(labels, "action_space", _space),
+            env_spec=_parsed(labels, "env_spec", _env_spec),
+            jpeg_encoding=False,
+        )
+        storage.update_episodes(_buffers(trajectories, done, versions))
+        storage.update_episode_metadata(_origins(trajectories))
+        storage.update_metadata(
+            {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, versions, author)}
+        )
     _name_namespaces(root, dataset_id)
     fsync_folder(folder.parent)
-    return Exported(folder, count.episodes, count.steps, count.dropped)
+    return done
 
 
 def default_dataset_id(labels: dict[str, str]) -> str:
@@ -120,10 +92,7 @@ def _parsed(labels: dict[str, str], name: str, make: Callable[[str], T]) -> T:
     try:
         return make(labels[name])
     except (*SURPRISES, AssertionError) as error:  # Minari asserts
-        raise UsageError(
-            f"{name} of the dump's first segment cannot be read: {error!r}; `python -m dppo.trajectories validate RUN`"
-            " says what else is damaged"
-        ) from error
+        raise UsageError(f"{name} of the dump's first segment cannot be read: {error!r}; {REPAIR}") from error
 
 
 def _space(text: str) -> Any:
@@ -154,30 +123,15 @@ def _env_spec(text: str) -> EnvSpec | None:
 # -- what is written --------------------
 
 
-class _Count:
-    """Counts what went into the dataset."""
-
-    def __init__(self) -> None:
-        self.episodes = self.steps = self.dropped = 0
-        self.first_version, self.last_version = 2**63 - 1, 0
-
-
-def _buffers(trajectories: Trajectories, count: _Count) -> Iterator[Any]:
-    """Yields an EpisodeBuffer for each episode that has a transition."""
+def _buffers(trajectories: Trajectories, done: Exported, versions: list[int]) -> Iterator[Any]:
+    """Yields an EpisodeBuffer for each episode that has a transition. Adds the policy versions to `versions`."""
     from minari.data_collector import EpisodeBuffer
 
-    for episode, offset in with_offsets(trajectories):
-        length = transitions_of(episode)
-        count.dropped += episode.length - length
-        if not length:
-            continue
+    for episode, length, offset in done.chosen(trajectories, only_transitions=True):
         truncations = episode.truncations[:length].copy()
         if not episode.terminations[length - 1]:
             truncations[-1] = True
-        count.steps += length
-        count.episodes += 1
-        count.first_version = min(count.first_version, int(episode.policy_version[0]))
-        count.last_version = max(count.last_version, int(episode.policy_version[-1]))
+        versions += episode.policy_version[[0, -1]].tolist()
         yield EpisodeBuffer(
             seed=episode.seed if offset == 0 else None,  # a seed must lead to the first observation
             observations=episode.observations,
@@ -204,13 +158,13 @@ def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
         yield {f"dppo/{name}": table[name][i] for name in _ORIGIN}
 
 
-def _description(labels: dict[str, str], count: _Count, author: str | None) -> dict[str, Any]:
+def _description(labels: dict[str, str], versions: list[int], author: str | None) -> dict[str, Any]:
     config = dict(_parsed(labels, "config_json", lambda text: json.loads(text).items()))
     config.pop("run_dir", None)  # datasets are for others: no paths of this machine
     loss, mode, env, seed = (config.get(key) for key in ("loss", "mode", "env", "seed"))
     description = (
         f"Recorded by dppo {labels['dppo_version']} while it trained a policy in {env} ({loss}, {mode}, seed {seed});"
-        f" the policy learns meanwhile, versions {count.first_version} to {count.last_version}."
+        f" the policy learns meanwhile, versions {min(versions)} to {max(versions)}."
         f" Run {labels['run_id']}."
     )
     metadata = {"description": description, "algorithm_name": f"{str(loss).upper()}, {mode} (dppo)"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,7 @@ import numpy as np
 
 from dppo.errors import UsageError, missing_package
 from dppo.trajectories.episodes import Episode
-from dppo.trajectories.export.selection import (
-    Exported,
-    appearing,
-    in_batches,
-    labels_of,
-    nothing_to_export,
-    with_offsets,
-)
+from dppo.trajectories.export.selection import Exported, appearing, in_batches, labels_of
 from dppo.trajectories.format import held_steps
 from dppo.trajectories.reader import Trajectories
 
@@ -30,10 +24,8 @@ MAX_COLUMNS = 2000
 
 def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
     """Writes the columns of `columns_of` as Parquet (zstd); unknown values are null. The file's schema metadata hold
-    config_json, env_spec, observation_space and action_space.
-
-    Raises:
-      UsageError: pyarrow is not installed, `path` exists, or there is nothing to export.
+    config_json, env_spec, observation_space and action_space. Raises UsageError where pyarrow is not installed, `path`
+    exists, or there is nothing to export.
     """
     try:
         import pyarrow as pa
@@ -41,13 +33,10 @@ def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
     except ImportError as error:
         raise missing_package("pyarrow", error) from error
 
-    path = Path(path)
-    episodes = steps = 0
+    done = Exported(Path(path))
 
     def tables() -> Iterator[tuple[int, pyarrow.Table]]:
-        nonlocal episodes, steps
-        for episode, offset in with_offsets(trajectories):
-            episodes, steps = episodes + 1, steps + episode.length
+        for episode, _, offset in done.chosen(trajectories, only_transitions=False):
             columns = columns_of(episode, offset)
             table = pa.table({
                 name: pa.array(np.ma.getdata(column), mask=np.ma.getmaskarray(column))
@@ -55,43 +44,30 @@ def to_parquet(trajectories: Trajectories, path: Path | str) -> Exported:
             })  # fmt: skip
             yield table.nbytes, table
 
-    with appearing(path) as part:
+    with appearing(done.path) as part, contextlib.ExitStack() as opened:
         writer = None
-        try:
-            for batch in in_batches(tables()):
-                if writer is None:
-                    schema = batch[0].schema.with_metadata(labels_of(trajectories))
-                    writer = parquet.ParquetWriter(part, schema, compression="zstd")
-                writer.write_table(pa.concat_tables(batch).cast(schema))
-        finally:
-            if writer is not None:
-                writer.close()
-        if writer is None:
-            raise nothing_to_export()
-    return Exported(path, episodes, steps)
+        for batch in in_batches(tables()):
+            if writer is None:
+                schema = batch[0].schema.with_metadata(labels_of(trajectories))
+                writer = opened.enter_context(parquet.ParquetWriter(part, schema, compression="zstd"))
+            writer.write_table(pa.concat_tables(batch).cast(schema))
+    return done
 
 
 def to_csv(trajectories: Trajectories, path: Path | str) -> Exported:
     """Writes the columns of `columns_of` below a line of their names; unknown values are empty. Numbers have as many
-    digits as it takes to read them back exactly; booleans are True and False.
-
-    Raises:
-      UsageError: `path` exists, or there is nothing to export.
+    digits as it takes to read them back exactly; booleans are True and False. Raises UsageError where `path` exists, or
+    there is nothing to export.
     """
-    path = Path(path)
-    episodes = steps = 0
-    with appearing(path) as part:
-        with open(part, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            for episode, offset in with_offsets(trajectories):
-                columns = columns_of(episode, offset)
-                if not episodes:
-                    writer.writerow(columns)
-                writer.writerows(zip(*map(_as_text, columns.values()), strict=True))
-                episodes, steps = episodes + 1, steps + episode.length
-        if not episodes:
-            raise nothing_to_export()
-    return Exported(path, episodes, steps)
+    done = Exported(Path(path))
+    with appearing(done.path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        for episode, _, offset in done.chosen(trajectories, only_transitions=False):
+            columns = columns_of(episode, offset)
+            if done.episodes == 1:
+                writer.writerow(columns)
+            writer.writerows(zip(*map(_as_text, columns.values()), strict=True))
+    return done
 
 
 def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
@@ -106,11 +82,9 @@ def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
     Raises:
       UsageError: observations are too large for columns.
     """
-    length = episode.length
-    observations = episode.observations
+    length, observations = episode.length, episode.observations
     next_observations = np.ma.array(np.empty_like(observations[:length]), mask=True)
-    known = observations[1:]
-    next_observations[: len(known)] = known
+    next_observations[: len(observations) - 1] = observations[1:]
 
     def same(value: int | None) -> np.ma.MaskedArray:
         return np.ma.array(np.full(length, value or 0, np.int64), mask=value is None)

@@ -1,16 +1,15 @@
-"""Tools of all exports of trajectory dumps: files that appear whole, counts, and which steps are transitions."""
+"""Tools of all exports of trajectory dumps: files that appear whole, and which steps are exported."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from dppo.errors import UsageError
-from dppo.files import fsync_folder
+from dppo.files import replacing
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import opened
 from dppo.trajectories.episodes import Episode
@@ -22,24 +21,31 @@ BATCH_BYTES = 16 * 2**20
 """Bytes that are gathered before they are written: short episodes one by one would cost more than their steps."""
 
 
-class Exported(NamedTuple):
-    """The result of an export."""
+@dataclass(slots=True)
+class Exported:
+    """The result of an export. It counts what `chosen` yields."""
 
     path: Path
-    episodes: int
-    steps: int
+    episodes: int = 0
+    steps: int = 0
     dropped_steps: int = 0
     """Last steps of unfinished episodes, whose next observation is not known."""
 
-
-def transitions_of(episode: Episode) -> int:
-    """Returns how many of an episode's steps have a next observation: all if it ended, else all but the last one."""
-    return len(episode.observations) - 1
-
-
-def with_offsets(trajectories: Trajectories) -> Iterator[tuple[Episode, int]]:
-    """Yields each episode with the number of its steps before the first recorded one."""
-    return zip(trajectories, trajectories.table()["offset"].tolist(), strict=True)
+    def chosen(self, trajectories: Trajectories, *, only_transitions: bool) -> Iterator[tuple[Episode, int, int]]:
+        """Yields (episode, number of its steps to export, number of its steps before the first recorded one). If
+        `only_transitions`, steps without a next observation are left out. Raises UsageError where no step is left.
+        """
+        for episode, offset in zip(trajectories, trajectories.table()["offset"].tolist(), strict=True):
+            length = len(episode.observations) - 1 if only_transitions else episode.length
+            self.dropped_steps += episode.length - length
+            if length:
+                self.episodes, self.steps = self.episodes + 1, self.steps + length
+                yield episode, length, offset
+        if not self.episodes:
+            raise UsageError(
+                "no step is left to export: relax --complete-only, --min-return, --last or --ranks"
+                " (`python -m dppo.trajectories info RUN` shows what there is)"
+            )
 
 
 def labels_of(trajectories: Trajectories) -> dict[str, str]:
@@ -48,13 +54,6 @@ def labels_of(trajectories: Trajectories) -> dict[str, str]:
     with opened(first.path) as file:
         texts = {name: file[name].asstr()[()] for name in TEXTS}
     return {name: str(first.attrs[name]) for name in ("run_id", "dppo_version")} | texts
-
-
-def nothing_to_export() -> UsageError:
-    return UsageError(
-        "no step is left to export: relax --complete-only, --min-return, --last or --ranks"
-        " (`python -m dppo.trajectories info RUN` shows what there is)"
-    )
 
 
 def refuse_existing(path: Path) -> None:
@@ -75,55 +74,32 @@ def refuse_inside_dump(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def made_folder(folder: Path) -> Iterator[None]:
-    """Makes `folder` with its parents. Removes those that it made if the block fails.
-
-    Raises:
-      UsageError: the folder cannot be made.
+def appearing(
+    path: Path, refuse: Callable[[Path], None] = refuse_existing, *, is_folder: bool = False
+) -> Iterator[Path]:
+    """Yields a path to write to: an empty file or folder, which becomes `path` as `replacing` says. Makes the folders
+    above it, and removes them if the block fails. Raises UsageError where `path` is refused, or its folder cannot be
+    written to.
     """
+    refuse(path)
     made: list[Path] = []
     try:
-        try:
-            made = [place for place in (folder, *folder.parents) if not place.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UsageError(f"{folder} cannot be written: {error.strerror}; choose another -o") from error
-        yield
-    except BaseException:
-        for place in made:
-            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
-                place.rmdir()
-        raise
-
-
-def temporary_name(folder: Path, suffix: str = ".part") -> Path:
-    """Returns a path in `folder` with a random name, so that nothing is there yet."""
-    return folder / f".dppo-{secrets.token_hex(8)}{suffix}"
-
-
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to. The file gets the name `path` when the block ends, and is removed if it fails.
-
-    Raises:
-      UsageError: `path` exists, or its folder cannot be written to.
-    """
-    refuse_existing(path)
-    part = temporary_name(path.parent)
-    with made_folder(path.parent):
-        try:
-            part.touch(exist_ok=False)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
-        try:
+        with replacing(path, refuse) as part:
+            try:
+                made = [folder for folder in path.parents if not folder.exists()]
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if is_folder:
+                    part.mkdir()
+                else:
+                    part.touch(exist_ok=False)
+            except OSError as error:
+                raise UsageError(f"{path} cannot be written: {error.strerror}; choose another -o") from error
             yield part
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
-            refuse_existing(path)
-            os.replace(part, path)
-        finally:
-            part.unlink(missing_ok=True)
-    fsync_folder(path.parent)
+    except BaseException:
+        for folder in made:
+            with contextlib.suppress(OSError):  # not made yet, or somebody else has put something there
+                folder.rmdir()
+        raise
 
 
 def in_batches(items: Iterable[tuple[int, T]], num_bytes: int = BATCH_BYTES) -> Iterator[list[T]]:

@@ -16,7 +16,7 @@ from dppo.run import command
 
 
 def main() -> int:
-    write, save = disk.write_durably, dppo.training.saver.write_checkpoint
+    write, save = disk.replace_atomically, dppo.training.saver.write_checkpoint
 
     def slowly(path: Path, *data: Any) -> None:
         time.sleep(0.2)
@@ -27,7 +27,7 @@ def main() -> int:
             file.write(f"{checkpoint.env_steps}\n")
         return save(run_dir, checkpoint, keep)
 
-    disk.write_durably = slowly
+    disk.replace_atomically = slowly
     dppo.training.saver.write_checkpoint = noted
     return command.main()
 
