@@ -32,10 +32,8 @@ class RunFiles:
     """The files of a run that rank 0 writes.
 
     Args:
-      warn: shows a line.
       last_iteration: the iteration beyond which lines of metrics.jsonl come again.
       first_step: the step where this attempt starts.
-      tensorboard: whether TensorBoard's events are written.
 
     Raises:
       OSError: metrics.jsonl cannot be opened.

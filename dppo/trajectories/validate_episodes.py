@@ -126,9 +126,7 @@ def _compare(
         findings.add("episodes", None, f"lists {len(table['env'])} pieces; the steps have {len(expected['env'])}")
         return
     for name in ("env", "start", "length", "offset", "terminated", "truncated", "complete"):
-        wrong = np.flatnonzero(table[name] != expected[name])
-        if len(wrong):
-            i = int(wrong[0])
+        for i in np.flatnonzero(table[name] != expected[name])[:1].tolist():
             findings.add(f"episodes/{name}", i, f"is {table[name][i]}; by the steps it is {expected[name][i]}")
             if name in ("env", "start", "length"):
                 return
@@ -136,9 +134,8 @@ def _compare(
     moved = np.array([sizes[start : start + length, n].sum() for n, start, length in spans])
     got, want = table["return"], expected["return"]
     # rewards are stored as float32: where they cancel each other, the sum is less exact than they are
-    wrong = np.flatnonzero(~(np.abs(got - want) <= 1e-4 * np.abs(want) + 1e-6 * moved + 1e-6))
-    if len(wrong):
-        i = int(wrong[0])
+    is_right = np.abs(got - want) <= 1e-4 * np.abs(want) + 1e-6 * moved + 1e-6
+    for i in np.flatnonzero(~is_right)[:1].tolist():
         findings.add("episodes/return", i, f"is {got[i]}; the rewards sum up to {want[i]}")
 
 

@@ -167,11 +167,11 @@ def _rows(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> 
     found.rows = rows = data.get("steps/row", found.rows)
     found.versions = versions = data.get("steps/policy_version", found.versions)
     steps = np.diff(rows)
-    for i in np.flatnonzero(steps < 1 if found.attrs.get("every", 1) > 1 else steps != 1)[:1]:
-        findings.add("steps/row", int(i) + 1, f"row {rows[i + 1]} follows on row {rows[i]}")
+    for i in np.flatnonzero(steps < 1 if found.attrs.get("every", 1) > 1 else steps != 1)[:1].tolist():
+        findings.add("steps/row", i + 1, f"row {rows[i + 1]} follows on row {rows[i]}")
     first, num_envs = found.attrs.get("first_env_step"), found.num_envs
     if len(rows) and None not in (first, num_envs) and first != rows[0] * num_envs:
         said = f"row {rows[0]} of {num_envs} environments makes {rows[0] * num_envs}"
         findings.add(None, None, f"its first_env_step is {first}; {said}")
-    for i in np.flatnonzero(np.diff(versions) < 0)[:1]:
-        findings.add("steps/policy_version", int(i) + 1, f"version {versions[i + 1]} follows on {versions[i]}")
+    for i in np.flatnonzero(np.diff(versions) < 0)[:1].tolist():
+        findings.add("steps/policy_version", i + 1, f"version {versions[i + 1]} follows on {versions[i]}")
