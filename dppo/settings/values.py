@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
+from dppo.bounds import as_name as as_name
 from dppo.bounds import (
-    as_name,
     hints,
     settled,
     shown,

@@ -11,14 +11,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dppo.bounds import as_name, shown
 from dppo.config import Config
 from dppo.errors import UsageError
+from dppo.settings.commands import shown
 from dppo.settings.flags import from_values
 from dppo.settings.pairs import FLAG as PAIRS
 from dppo.settings.pairs import as_toml
 from dppo.settings.toml import PER_START, read_toml, shortened
-from dppo.settings.values import nearest
+from dppo.settings.values import as_name, nearest
 
 TABLES = ("fixed", "grid", "random")
 LAWS = ("uniform", "log", "integer", "choice")
