@@ -162,7 +162,7 @@ class Rollout:
     @property
     def num_bytes(self) -> int:
         """The bytes of the columns; memory that two of them share counts once."""
-        return sum({id(array): array.nbytes for array in (getattr(self, name) for name in COLUMNS)}.values())
+        return sum({array.ctypes.data: array.nbytes for array in (getattr(self, name) for name in COLUMNS)}.values())
 
     @property
     def num_rows(self) -> int:

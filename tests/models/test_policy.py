@@ -138,3 +138,29 @@ def test_the_description_counts_the_parameters() -> None:
     policy = make(reference.SPACES["Discrete"])
     assert policy.flat.size == 6 * 16 + 17 * 4 + 6 * 16 + 17
     assert f"{policy.flat.size} parameters" in policy.description
+
+
+def test_masks_rule_actions_out_wherever_the_policy_is_asked() -> None:
+    policy, rng = make(spaces.Discrete(4)), np.random.default_rng(3)
+    inputs, masks = inputs_of(ROWS), rng.random((ROWS, 4)) < 0.5
+    masks[:, 2] |= ~masks.any(axis=1)
+    heads = np.full((ROWS, 4), np.nan, np.float32)
+    actions, head, _ = policy.act(inputs, noise_of(policy, ROWS), heads, masks)
+    assert head is heads and masks[np.arange(ROWS), actions].all()
+    np.testing.assert_array_equal(np.isneginf(head), ~masks)
+    np.testing.assert_array_equal(policy.forward(inputs, masks)[0], head)
+    np.testing.assert_array_equal(policy.greedy(inputs, masks), np.where(masks, head, -np.inf).argmax(axis=1))
+    policy.backward(np.where(masks, 1.0, 0.0).astype(np.float32), np.zeros(ROWS, np.float32))
+    assert np.isfinite(policy.flat.gradient).all()
+
+
+def test_a_rollout_of_the_policy_has_its_types() -> None:
+    space = spaces.Dict({"a": spaces.Discrete(3), "b": spaces.Box(-2.0, 2.0, (2,), np.float64)})
+    rng = np.random.default_rng(0)
+    policy = make_policy(OBSERVATIONS, space, ModelConfig(hidden=(4,)), MomentsConfig(), rng, 0, 3)
+    rollout = policy.blank_rollout(7, 5, 2)
+    assert (rollout.first_row, rollout.inputs.shape, rollout.masks.shape) == (7, (5, 2, 5), (5, 2, 3))
+    assert rollout.actions.dtype["b"].base == np.float32 and rollout.env_actions.dtype["b"].base == np.float64
+    assert rollout.valid.all() and not (rollout.terminations | rollout.truncations).any()
+    plain = make(spaces.Discrete(2)).blank_rollout(0, 5, 2)
+    assert plain.env_actions is plain.actions and plain.masks.shape == (5, 2, 0)

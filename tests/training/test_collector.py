@@ -30,6 +30,30 @@ def joined(rollouts: Sequence[Rollout], name: str, axis: int) -> np.ndarray:
     return np.concatenate([getattr(r, name) for r in rollouts], axis)
 
 
+class Masked(gymnasium.Env[Any, Any]):
+    """Observes an image and a gear; one of three actions is illegal, another one in each step."""
+
+    observation_space = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 6), np.uint8), "gear": spaces.Discrete(3)})
+    action_space = spaces.Dict({"gear": spaces.Discrete(3), "speed": spaces.Box(-1.0, 1.0, (1,), np.float32)})
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._seen()
+
+    def _seen(self) -> Any:
+        legal = np.ones(3, np.int8)
+        legal[self.t % 3] = 0
+        camera = np.full((1, 6, 6), self.np_random.integers(0, 256), np.uint8)
+        return {"camera": camera, "gear": np.int64(self.t % 3)}, {"action_mask": legal}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action) and action["gear"] != self.t % 3, action
+        self.t += 1
+        observation, info = self._seen()
+        return observation, float(action["gear"]), self.t == 7, False, info
+
+
 # -- what really happened --------------------
 
 
@@ -362,3 +386,39 @@ def test_an_environments_error_comes_through_with_its_number() -> None:
     with pytest.raises(RuntimeError, match="simulated bug") as caught:
         place.rollout()
     assert "raised by environment 0" in "".join(caught.value.__notes__)
+
+
+# -- any space, and masks --------------------
+
+
+def test_images_masks_and_composite_actions_are_columns() -> None:
+    place = make_parts(env=f"{__name__}:Masked", num_envs=2, horizon=16)
+    settle(place)
+    rollout, _ = place.rollout()
+    t = np.arange(16) % 7 % 3
+    np.testing.assert_array_equal(rollout.observations["gear"], np.stack((t, t), 1))
+    np.testing.assert_array_equal(rollout.masks, np.arange(3) != rollout.observations["gear"][..., None])
+    assert np.shares_memory(rollout.inputs, rollout.observations)
+    np.testing.assert_array_equal(rollout.rewards, rollout.actions["gear"])
+    np.testing.assert_array_equal(np.isneginf(rollout.heads[..., :3]), ~rollout.masks)
+    flat = rollout.all_steps(rollout.observations)
+    np.testing.assert_allclose(rollout.values.reshape(-1), place.policy.value(flat), rtol=1e-5, atol=1e-6)
+    head, _ = place.policy.forward(flat, rollout.all_steps(rollout.masks))
+    np.testing.assert_allclose(rollout.all_steps(rollout.heads), head, rtol=1e-4, atol=1e-5)
+    place.iterate()
+    assert np.isfinite(place.policy.flat.vector).all()
+
+
+def test_a_leaf_that_is_not_finite_is_named() -> None:
+    class Broken(Masked):
+        observation_space = spaces.Dict({"x": spaces.Box(-1.0, 1.0, (2,)), "y": spaces.Box(-1.0, 1.0, (1,))})
+
+        def _seen(self) -> Any:
+            values = {"x": np.zeros(2, np.float32), "y": np.full(1, np.nan if self.t == 5 else 0.0, np.float32)}
+            return values, super()._seen()[1]
+
+    gymnasium.register("Broken-v0", Broken)  # type: ignore[arg-type]
+    with pytest.raises(
+        FloatingPointError, match=r"observation, leaf y, is not finite in row 5 of environment 0: \[nan\]"
+    ):
+        make_parts(env="Broken-v0", num_envs=2, horizon=16).rollout()
