@@ -7,7 +7,7 @@ parametrise the action distribution.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Annotated, Any, get_origin, get_type_hints
 
 import numpy as np
@@ -154,10 +154,13 @@ class Rollout:
         """Returns a column's entries by rows, [T N, ...] from [T, N, ...]: a view."""
         return column.reshape(self.rewards.size, *column.shape[2:])
 
-    def valid_steps(self, column: np.ndarray) -> np.ndarray:
-        """Returns a column's entries for valid transitions, [B, ...] from [T, N, ...]; a view if all are valid."""
-        steps = self.all_steps(column)
-        return steps if self.valid.all() else steps[self.valid.reshape(-1)]
+    def valid_steps(self, *columns: np.ndarray) -> list[np.ndarray]:
+        """Returns the columns' entries for valid transitions, [B, ...] from [T, N, ...]; views if all are valid."""
+        steps = [column.reshape(self.rewards.size, *column.shape[2:]) for column in columns]
+        if self.valid.all():
+            return steps
+        keep = self.valid.reshape(-1)
+        return [column[keep] for column in steps]
 
     @property
     def num_bytes(self) -> int:
@@ -211,8 +214,8 @@ class Minibatch:
         Args:
           computed: [T, N] float32: the fields that the rollout does not have, or other values of those that it has.
         """
-        columns = [computed[f.name] if f.name in computed else getattr(rollout, f.name) for f in fields(cls)]
-        return cls(*map(rollout.valid_steps, columns))
+        names = cls.__slots__
+        return cls(*rollout.valid_steps(*[computed[n] if n in computed else getattr(rollout, n) for n in names]))
 
     def __len__(self) -> int:
         return len(self.log_probs)

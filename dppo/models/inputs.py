@@ -33,26 +33,34 @@ MASK = "action_mask"
 class _Numbers:
     """A leaf of numbers: `width` inputs, of which `moments` is the part of the running moments."""
 
-    def __init__(self, leaf: Leaf, start: int) -> None:
+    def __init__(self, leaf: Leaf, start: int, cfg: MomentsConfig) -> None:
         self.leaf, self.width = leaf, int(np.prod(leaf.shape, dtype=int))
         self.moments = slice(start, start + self.width)
+        self._is_normalised, self._clip = cfg.observations, cfg.clip
+        self._is_flat = not leaf.path and len(leaf.shape) == 1
 
     def freeze(self, moments: RunningMoments) -> None:
-        """Fixes the moments that `normalised` uses."""
+        """Fixes the moments that `write` uses."""
         self._mean = moments.frozen_mean[self.moments]
         is_small = np.abs(self._mean).max(initial=0.0) <= LARGE
         self._shift = self._mean.astype(np.float32) if is_small else self._mean
         self._inverse_std = (1.0 / moments.now.std()[self.moments]).astype(np.float32)
 
-    def normalised(self, observations: np.ndarray, clip: float, out: np.ndarray | None) -> np.ndarray:
-        """Returns the normalised numbers of observations [B, *obs], [B, width] float32, in `out` if given."""
-        rows = self.rows(observations)
-        return normalise(rows, self._mean if rows.dtype.itemsize > 4 else self._shift, self._inverse_std, clip, out)
-
     def rows(self, observations: np.ndarray) -> np.ndarray:
         """Returns this leaf's part of observations [B, *obs], flattened to [B, width]."""
+        if self._is_flat:
+            return observations
         array = self.leaf.of(observations)
         return array if array.ndim == 2 else array.reshape(len(array), -1)
+
+    def write(self, observations: np.ndarray, out: np.ndarray) -> None:
+        """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
+        rows = self.rows(observations)
+        if self._is_normalised:
+            shift = self._mean if rows.dtype.itemsize > 4 else self._shift
+            normalise(rows, shift, self._inverse_std, self._clip, out)
+        else:
+            out[...] = rows
 
 
 class _OneHot:
@@ -132,7 +140,7 @@ class Inputs(RunningMoments):
     """
 
     def __init__(self, space: gymnasium.Space[Any], cfg: MomentsConfig) -> None:
-        self._cfg, self.observation_type = cfg, array_type(space)
+        self.observation_type = array_type(space)
         self._vectors: list[tuple[slice, _Numbers | _OneHot | _Bits]] = []
         self._indices: list[_Indices] = []
         self.images: list[Image] = []
@@ -146,12 +154,12 @@ class Inputs(RunningMoments):
             elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and max(_sizes(leaf)) > MOST_ONE_HOT:
                 self._indices.append(_Indices(leaf))
             else:
-                part = _vector(leaf, num_moments)
+                part = _vector(leaf, num_moments, cfg)
                 num_moments += part.width if isinstance(part, _Numbers) else 0
                 self._vectors.append((slice(self.size, self.size + part.width), part))
                 self.size += part.width
         self._numbers = [part for _, part in self._vectors if isinstance(part, _Numbers)]
-        self._is_plain = len(self._vectors) == len(self._numbers) == 1
+        self._only = self._vectors[0][1].write if len(self._vectors) == 1 else None
         self.choices = [size for part in self._indices for size in part.sizes]
         """The number of values of each choice that is embedded."""
         self.is_raw = bool(self.images or self._indices)
@@ -174,24 +182,13 @@ class Inputs(RunningMoments):
 
     def vectors(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Returns the vector inputs of raw observations [B, *obs], [B, D] float32, in `out` if given."""
-        if self._is_plain:
-            return self._of_numbers(self._numbers[0], observations, out)
         if out is None:
             out = np.empty((len(observations), self.size), np.float32)
-        for columns, part in self._vectors:
-            if isinstance(part, _Numbers):
-                self._of_numbers(part, observations, out[:, columns])
-            else:
+        if self._only is not None:
+            self._only(observations, out)
+        else:
+            for columns, part in self._vectors:
                 part.write(observations, out[:, columns])
-        return out
-
-    def _of_numbers(self, part: _Numbers, observations: np.ndarray, out: np.ndarray | None) -> np.ndarray:
-        if self._cfg.observations:
-            return part.normalised(observations, self._cfg.clip, out)
-        rows = part.rows(observations)
-        if out is None:
-            return rows.astype(np.float32)
-        out[...] = rows
         return out
 
     def indices(self, observations: np.ndarray) -> np.ndarray:
@@ -222,7 +219,7 @@ class Inputs(RunningMoments):
         return f"the moments of observation {name}; have the environment, or a wrapper, give smaller ones"
 
 
-def _vector(leaf: Leaf, num_moments: int) -> _Numbers | _OneHot | _Bits:
+def _vector(leaf: Leaf, num_moments: int, cfg: MomentsConfig) -> _Numbers | _OneHot | _Bits:
     if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
         return _OneHot(leaf)
-    return _Bits(leaf) if isinstance(leaf.space, spaces.MultiBinary) else _Numbers(leaf, num_moments)
+    return _Bits(leaf) if isinstance(leaf.space, spaces.MultiBinary) else _Numbers(leaf, num_moments, cfg)

@@ -106,10 +106,12 @@ class Collector:
         current = self._observations
         rollout = self.policy.blank_rollout(first_row, horizon, n, self._sums.progress(self._seeds.episodes))
         observations, inputs, heads = rollout.observations, rollout.inputs, rollout.heads
+        actions, env_actions = rollout.actions, rollout.env_actions
         rewards = np.empty((horizon, n))  # in the environments' own precision, for the episodes' returns
         noise = self._noise.rows(first_row, horizon)
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
-        encode, act, to_env = self.policy.inputs, self.policy.act, self.policy.distribution.to_env
+        encode, is_raw = self.policy.inputs.vectors, self.policy.inputs.is_raw
+        act, to_env = self.policy.act, self.policy.distribution.to_env
         t, values = 0, None
         while t < horizon and not (interrupt is not None and interrupt()):
             if t >= least and enough is not None and enough():
@@ -118,11 +120,14 @@ class Collector:
             masks = self.envs.masks
             if masks is not None:
                 rollout.masks[t] = masks
-            action, _, values = act(encode(current, inputs[t]), noise[t], heads[t], masks)
+            seen = current if is_raw else encode(current, inputs[t])
+            action, _, values = act(seen, noise[t], heads[t], masks)
             if values is not None:
                 rollout.values[t] = values
             env_action = to_env(action)
-            rollout.actions[t], rollout.env_actions[t] = action, env_action
+            actions[t] = action
+            if env_action is not action:
+                env_actions[t] = env_action
             try:
                 step = self.envs.step(env_action)
             except Exception as error:
@@ -142,7 +147,8 @@ class Collector:
             t += 1
         self._observations = current.copy()
         self.row += t
-        rollout.cut(t)
+        if t < horizon:
+            rollout.cut(t)
         self._complete(rollout, version, rewards[:t], finals, needs_values=values is None)
         self._check_finite(rollout)
         return rollout

@@ -85,13 +85,13 @@ class Learner:
 
         samples = Minibatch.of(rollout, values=values, advantages=advantages, returns=targets)
         adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
-        error = target - rollout.valid_steps(rollout.values)
+        kept = rollout.valid_steps(rollout.values, rollout.observations, discounted_returns)
+        error = target - kept[0]
         sums = [float(len(samples)), rollout.num_steps]
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
         if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
             raise FloatingPointError(self._too_large(rollout, values))
-        moments = self.policy.inputs.deltas(rollout.valid_steps(rollout.observations))
-        of_returns = self.rewards.deltas(rollout.valid_steps(discounted_returns)[:, None])
+        moments, of_returns = self.policy.inputs.deltas(kept[1]), self.rewards.deltas(kept[2][:, None])
         return Batch(samples, np.concatenate((sums, moments, of_returns)), ((self._worker, len(samples)),))
 
     def _vtrace(
