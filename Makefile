@@ -8,7 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
-ALONE := tests/comm tests/benchmarks tests/mpi/test_server.py # which measure seconds, or start dozens of ranks
+# which measure, or whose ranks outnumber the cores by far
+ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tests/mpi/test_server.py
 JOBS := tests/mpi tests/slurm # which mostly wait: two at a time
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
