@@ -8,7 +8,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
-ALONE := tests/comm tests/mpi tests/benchmarks # whose ranks need the cores for themselves
+# which measure, or whose ranks outnumber the cores by far
+ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tests/mpi/test_server.py
+JOBS := tests/mpi tests/slurm # which mostly wait: two at a time
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install install-test train test check format clean
@@ -28,13 +30,15 @@ install-test: $(INSTALLED_TEST) ## the same, with what tests and checks need
 train: install ## train on RANKS ranks; CartPole-v1 unless ARGS says otherwise
 	$(BIN)/mpirun --with-ft ulfm -n $(RANKS) $(BIN)/python -m dppo.run $(ARGS)
 
+# Compiled first: where PYTHONDONTWRITEBYTECODE is set, every rank would compile all that it imports.
 test: install-test ## run the tests; a part of them with ARGS=tests/algo
+	$(BIN)/python -m compileall -q dppo tests
 ifneq ($(ARGS),)
 	$(BIN)/python -m pytest -q $(ARGS)
 else
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) --ignore=tests/slurm tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(JOBS:%=--ignore=%) tests
 	$(BIN)/python -m pytest -q $(ALONE)
-	$(BIN)/python -m pytest -q -rs tests/slurm
+	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(JOBS)
 endif
 
 check: install-test ## check format, lint and types

@@ -6,13 +6,14 @@ That ranks agree proves nothing: each result is compared with that of one rank o
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from tests.launch import Launcher, flags
+from tests.launch import Launcher, flags, train_in_one_start
 from tests.run_directory import checkpoint, metric_lines, parameters
 
 LAYOUTS = {"alone": (1, 8), "n2": (2, 8), "n5": (5, 2)}
@@ -100,22 +101,30 @@ def test_the_command_gives_the_same_on_one_two_and_five_ranks(env: str, launch: 
     assert_same_run(tmp_path / "alone", tmp_path / "n5", 1e-5)
 
 
-@pytest.mark.parametrize(
-    ("env", "horizon", "tolerance"),
-    [("CartPole-v1", 150, 0.0), ("Pendulum-v1", 120, 1e-6), ("dppo.envs.probes:dppo/ProbeCorridor-v0", 40, 0.0)],
-)
-def test_rollouts_do_not_depend_on_the_layout(
-    env: str, horizon: int, tolerance: float, launch: Launcher, tmp_path: Path
-) -> None:
-    """Two rollouts of six environments, on 1, 2 and 3 ranks: discrete actions exactly, continuous ones to 1e-6."""
-    rollouts = []
-    for ranks in (1, 2, 3):
-        out = tmp_path / f"{ranks}.npz"
-        launch.run(ranks, env, 6, horizon, out, program="first_rollout.py")
-        rollouts.append(np.load(out))
-    one = rollouts[0]
+ROLLOUTS: dict[str, tuple[int, float]] = {
+    "CartPole-v1": (150, 0.0),
+    "Pendulum-v1": (120, 1e-6),
+    "dppo.envs.probes:dppo/ProbeCorridor-v0": (40, 0.0),
+}
+"""(horizon, tolerance): discrete actions exactly, continuous ones to 1e-6."""
+
+
+@pytest.fixture(scope="module")
+def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rollouts of six environments, of each kind, on 1, 2 and 3 ranks, in one start."""
+    folder = tmp_path_factory.mktemp("rollouts")
+    kinds = [word for env, (horizon, _) in ROLLOUTS.items() for word in (env, horizon)]
+    with closing(Launcher(folder)) as launcher:
+        launcher.run(3, 6, *kinds, program="first_rollout.py")
+    return folder
+
+
+@pytest.mark.parametrize("env", ROLLOUTS)
+def test_rollouts_do_not_depend_on_the_layout(env: str, rollouts: Path) -> None:
+    tolerance = ROLLOUTS[env][1]
+    one, *others = (np.load(rollouts / f"{env.rpartition('/')[2]}-{ranks}.npz") for ranks in (1, 2, 3))
     assert len(one["episodes"]) >= 6, "the comparison was to include ends of episodes"
-    for other in rollouts[1:]:
+    for other in others:
         np.testing.assert_allclose(other["episodes"], one["episodes"], rtol=1e-6, atol=tolerance)
         for name in ("observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations"):
             assert other[name].shape == one[name].shape
@@ -125,17 +134,23 @@ def test_rollouts_do_not_depend_on_the_layout(
             np.testing.assert_allclose(other[name], one[name], rtol=0, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize(
-    ("exchange", "loss", "env"),
-    [("allreduce", "ppo", "CartPole-v1"), ("p2p", "ppo", "Pendulum-v1"), ("p2p", "a3c", "CartPole-v1")],
-)
-def test_a_rank_weighs_as_much_as_it_has_samples(
-    exchange: str, loss: str, env: str, launch: Launcher, tmp_path: Path
-) -> None:
+UNEQUAL = [("allreduce", "ppo", "CartPole-v1"), ("p2p", "ppo", "Pendulum-v1"), ("p2p", "a3c", "CartPole-v1")]
+
+
+@pytest.fixture(scope="module")
+def unequal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training of each cell with ranks whose batches are unequal, all in one start."""
+    folder = tmp_path_factory.mktemp("unequal")
+    cells = [word for cell in UNEQUAL for word in (*cell, f"{'-'.join(cell)}.npz")]
+    with closing(Launcher(folder)) as launcher:
+        launcher.run(4, *cells, program="unequal_ranks.py")
+    return folder
+
+
+@pytest.mark.parametrize("cell", UNEQUAL, ids="-".join)
+def test_a_rank_weighs_as_much_as_it_has_samples(cell: tuple[str, ...], unequal: Path) -> None:
     """Gradients, advantage statistics, observation and return moments of ranks with unequal batches."""
-    out = tmp_path / "out.npz"
-    launch.run(4, exchange, loss, env, out, program="unequal_ranks.py")
-    result = np.load(out)
+    result = np.load(unequal / f"{'-'.join(cell)}.npz")
     for i in (0, 1):
         samples = result[f"samples_{i}"]
         assert list(samples) == [8, 34, 78]
@@ -154,23 +169,28 @@ def test_a_rank_weighs_as_much_as_it_has_samples(
         assert np.sqrt(count / m2) == pytest.approx(result[f"expected_reward_scale_{i + 1}"], rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [
-        ("--exchange", "allreduce"),
-        ("--exchange", "p2p", "--server.drop", 1),
-        ("--mode", "async"),
-        ("--mode", "async", "--vtrace"),
-        ("--mode", "async", "--loss", "ppo", "--ppo.epochs", 1, "--ppo.minibatches", 1),
-    ],
-    ids=["allreduce", "p2p", "async", "async with vtrace", "async ppo"],
-)
-def test_the_first_moments_keep_the_spread_of_observations_far_from_zero(
-    cell: tuple[object, ...], launch: Launcher, tmp_path: Path
-) -> None:
+FAR_AWAY: dict[str, tuple[object, ...]] = {
+    "allreduce": ("--exchange", "allreduce"),
+    "p2p": ("--exchange", "p2p", "--server.drop", 1),
+    "async": ("--mode", "async"),
+    "async with vtrace": ("--mode", "async", "--vtrace"),
+    "async ppo": ("--mode", "async", "--loss", "ppo", "--ppo.epochs", 1, "--ppo.minibatches", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def far_away(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each cell, all in one start."""
+    folder = tmp_path_factory.mktemp("far_away")
+    env = ("--env", "odd_envs:odd/FarAway-v0", "--num-envs", 2, "--horizon", 16, "--log.no-tensorboard")
+    runs = {name: (*env, *cell, "--total-steps", 400) for name, cell in FAR_AWAY.items()}
+    train_in_one_start(folder, 3, runs, timeout=60)
+    return folder
+
+
+@pytest.mark.parametrize("cell", FAR_AWAY)
+def test_the_first_moments_keep_the_spread_of_observations_far_from_zero(cell: str, far_away: Path) -> None:
     """Around 1e9, where sums about 0 lose it. Ranks whose sums are added up take them about one observation."""
-    flags = ("--env", "odd_envs:odd/FarAway-v0", "--num-envs", 2, "--horizon", 16, "--log.no-tensorboard")
-    launch.run(3, *flags, *cell, "--total-steps", 400, "--run-dir", tmp_path / "run")
-    count, *moments = checkpoint(tmp_path / "run")["state"]["moments"][:5]
+    count, *moments = checkpoint(far_away / cell)["state"]["moments"][:5]
     assert count >= 200
     np.testing.assert_allclose(moments, [1e9, 0.0, count, count], rtol=1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -67,26 +68,35 @@ def test_the_reason_is_said_whatever_comes_of_closing_the_environments(
     assert_failed(ended, run_dir, 2, "RuntimeError: simulated bug in the environment")
 
 
-@pytest.mark.parametrize(
-    ("close", "flags", "survives"),
-    [
-        ("stuck", ("--total-steps", 1), False),
-        ("stuck", ("--dry-run",), True),
-        ("finalize", ("--total-steps", 1), False),
-        ("finalize", ("--dry-run",), False),
-    ],
-)
+CLOSINGS: dict[str, tuple[str, tuple[object, ...], bool]] = {
+    "stuck": ("stuck", ("--total-steps", 1), False),
+    "stuck, dry run": ("stuck", ("--dry-run",), True),
+    "finalize": ("finalize", ("--total-steps", 1), False),
+    "finalize, dry run": ("finalize", ("--dry-run",), False),
+}
+"""(what closing does, flags, whether deaths are survived)"""
+
+
+@pytest.fixture(scope="module")
+def closed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Ended, Path]]:
+    """How each job has ended, and its run directory; all at once, because they wait, for what never closes."""
+    folder = tmp_path_factory.mktemp("closed")
+    with contextlib.closing(Launcher(folder)) as launcher:
+        jobs = {}
+        for name, (close, flags, survives) in CLOSINGS.items():
+            run = ("--env", "odd_envs:odd/ClosesBadly-v0", *SMALL, *flags, "--run-dir", folder / name)
+            jobs[name] = launcher.start(3, *run, survives=survives, FAULT="none", CLOSE=close)
+        return {name: (job.wait(60), folder / name) for name, job in jobs.items()}
+
+
+@pytest.mark.parametrize("closing", CLOSINGS)
 def test_a_run_that_is_done_ends_whatever_comes_of_closing_the_environments(
-    close: str, flags: tuple[object, ...], survives: bool, launch: Launcher, tmp_path: Path
+    closing: str, closed: dict[str, tuple[Ended, Path]]
 ) -> None:
-    env = ("--env", "odd_envs:odd/ClosesBadly-v0")
-    job = launch.start(
-        3, *env, *SMALL, *flags, "--run-dir", tmp_path / "run", survives=survives, FAULT="none", CLOSE=close
-    )
-    ended = job.wait(60)
+    ended, run_dir = closed[closing]
     assert "Traceback" not in ended.stderr, ended
-    if flags != ("--dry-run",):
-        assert summary(tmp_path / "run")["exit"] == "finished"
+    if "--dry-run" not in CLOSINGS[closing][1]:
+        assert summary(run_dir)["exit"] == "finished"
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -34,7 +34,7 @@ CELLS: dict[str, dict[str, Any]] = {
     "kl-stop": {"env": "CartPole-v1", "ppo": {"epochs": 4, "target-kl": 1e-4}, "optim": {"lr": 3e-3}},
 }
 CELLS |= {f"p2p-{name}": CELLS[name] | {"exchange": "p2p"} for name in ("CartPole", "a3c", "kl", "kl-stop")}
-ITERATIONS, LONG = 4, 200
+ITERATIONS, LONG = 4, 120
 LONGS = {"long": "CartPole", "p2p-long": "p2p-CartPole"}
 COUNTS = ("iteration", "env_steps", "updates", "episodes", "episodes_ended", "minibatches", "kl_stops", "samples")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
-from tests.launch import Ended, Job, Launcher
+from tests.launch import Ended, Job, Launcher, train_in_one_start
 from tests.run_directory import count_lines, latest, metric_lines, parameters, summary
 
 HOST = socket.gethostname()
@@ -64,10 +64,16 @@ def assert_survived(ended: Ended, run_dir: Path, *victims: int, ranks: int) -> d
     return last
 
 
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the run directories of jobs in which a rank has died."""
+    return tmp_path_factory.mktemp("survived")
+
+
 @pytest.mark.parametrize("victim", [0, 1, 2, 3])
 @pytest.mark.parametrize("cell", CELLS)
-def test_any_rank_may_die(cell: str, victim: int, launch: Launcher, tmp_path: Path) -> None:
-    run_dir, every = tmp_path / "run", 7
+def test_any_rank_may_die(cell: str, victim: int, launch: Launcher, survived: Path) -> None:
+    run_dir, every = survived / f"{cell}-{victim}", 7
     flags = (*CELLS[cell], *SMALL, "--total-steps", 10**8, "--checkpoint.every", 1000, "--server.mirror-every", every)
     job = launch.start(4, *flags, "--run-dir", run_dir, survives=True)
     job.until(lambda: count_lines(run_dir) > 9)
@@ -85,9 +91,17 @@ def test_any_rank_may_die(cell: str, victim: int, launch: Launcher, tmp_path: Pa
         assert int(last["updates_lost"]) <= every
     assert (f"rank 1 on {HOST} is the server now" in ended.stderr) == (victim == 0)
 
-    steps = summary(run_dir)["env_steps"] + 1
-    ended = launch.run(4, "--resume", "--run-dir", run_dir, "--total-steps", steps)
-    assert_whole(run_dir)
+
+def test_what_is_left_after_a_death_can_be_resumed(survived: Path) -> None:
+    """All runs of the test above, in one start, because starts are what takes the time."""
+    iterations = {path.name: count_lines(path) for path in survived.iterdir()}
+    assert iterations, "the test above leaves the runs"
+    steps = {name: summary(survived / name)["env_steps"] + 1 for name in iterations}
+    resumes = {name: ("--resume", "--total-steps", total) for name, total in steps.items()}
+    train_in_one_start(survived, 4, resumes, timeout=120)
+    for name, before in iterations.items():
+        assert len(assert_whole(survived / name)) > before
+        assert summary(survived / name)["exit"] == "finished" and summary(survived / name)["attempt"] == 2
 
 
 @pytest.mark.slow

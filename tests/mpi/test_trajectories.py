@@ -17,7 +17,7 @@ import pytest
 from dppo.trajectories.format import checksum_problem, rank_folders, segment_files
 from dppo.trajectories.reader import open_trajectories
 from dppo.trajectories.validate import validate
-from tests.launch import Launcher
+from tests.launch import Launcher, train_in_one_start
 from tests.run_directory import count_lines, metric_lines, summary
 
 CELLS = {
@@ -55,10 +55,17 @@ def assert_valid(run_dir: Path) -> None:
 # -- every step once --------------------
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the run directories of runs that were killed."""
+    return tmp_path_factory.mktemp("killed")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_step_is_there_once_after_kills_and_resumes(cell: str, launch: Launcher, tmp_path: Path) -> None:
-    run_dir, rng = tmp_path / "run", random.Random(cell)
+def test_what_a_killed_run_has_written_is_valid(cell: str, launch: Launcher, killed: Path) -> None:
+    """Each run is killed, resumed, killed, resumed and killed."""
+    run_dir, rng = killed / cell, random.Random(cell)
     first = (*SMALL, *CELLS[cell], *DUMPS, "--total-steps", 10**8, "--checkpoint.every", 3000)
     for attempt in range(3):
         flags = first if attempt == 0 else ("--resume",)
@@ -68,15 +75,25 @@ def test_every_step_is_there_once_after_kills_and_resumes(cell: str, launch: Lau
         time.sleep(rng.uniform(0, 0.5))
         job.kill()
         assert_valid(run_dir)
-    steps = manifest(run_dir)["env_steps"] + 4000
-    launch.run(4, "--resume", "--run-dir", run_dir, "--total-steps", steps)
-    assert_valid(run_dir)
-    for held in rows(run_dir).values():
-        assert held == list(range(len(held)))
-    assert sum(4 * len(held) for held in rows(run_dir).values()) == summary(run_dir)["env_steps"]
-    named = manifest(run_dir)["next_segments"]
-    assert named == {str(rank): len(segment_files(f)) for rank, f in rank_folders(run_dir).items()}
-    assert all(checksum_problem(p) is None for f in rank_folders(run_dir).values() for p in segment_files(f).values())
+
+
+@pytest.mark.slow
+def test_every_step_is_there_once_after_kills_and_resumes(killed: Path) -> None:
+    """The runs of the test above go on to their ends, all in one start."""
+    run_dirs = list(killed.iterdir())
+    assert run_dirs, "the test above leaves the runs"
+    totals = {run_dir.name: manifest(run_dir)["env_steps"] + 4000 for run_dir in run_dirs}
+    resumes = {name: ("--resume", "--total-steps", steps) for name, steps in totals.items()}
+    train_in_one_start(killed, 4, resumes, timeout=120)
+    for run_dir in run_dirs:
+        assert_valid(run_dir)
+        for held in rows(run_dir).values():
+            assert held == list(range(len(held)))
+        assert sum(4 * len(held) for held in rows(run_dir).values()) == summary(run_dir)["env_steps"]
+        named = manifest(run_dir)["next_segments"]
+        assert named == {str(rank): len(segment_files(f)) for rank, f in rank_folders(run_dir).items()}
+        paths = [p for f in rank_folders(run_dir).values() for p in segment_files(f).values()]
+        assert all(checksum_problem(p) is None for p in paths)
 
 
 def test_a_preempted_run_and_its_resume_hold_what_one_run_holds(launch: Launcher, tmp_path: Path) -> None:
@@ -97,9 +114,15 @@ def test_a_preempted_run_and_its_resume_hold_what_one_run_holds(launch: Launcher
         np.testing.assert_array_equal(a[name], b[name], err_msg=name)
 
 
+@pytest.fixture(scope="module")
+def survived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Holds the run directories of jobs in which a rank has died."""
+    return tmp_path_factory.mktemp("survived")
+
+
 @pytest.mark.parametrize(("cell", "victim"), [("allreduce", 0), ("p2p", 0), ("async", 0), ("async", 2)])
-def test_ranks_may_die_while_trajectories_are_written(cell: str, victim: int, launch: Launcher, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+def test_ranks_may_die_while_trajectories_are_written(cell: str, victim: int, launch: Launcher, survived: Path) -> None:
+    run_dir = survived / f"{cell}-{victim}"
     flags = (*SMALL, *CELLS[cell], *DUMPS, "--total-steps", 10**8, "--checkpoint.every", 2000)
     job = launch.start(4, *flags, "--run-dir", run_dir, survives=True)
     job.until(lambda: count_lines(run_dir) > 30)
@@ -109,9 +132,17 @@ def test_ranks_may_die_while_trajectories_are_written(cell: str, victim: int, la
     job.send(signal.SIGUSR1)
     assert job.wait(20).code == 75
     assert_valid(run_dir)
-    ended = launch.run(4, "--resume", "--run-dir", run_dir, "--total-steps", manifest(run_dir)["env_steps"] + 4000)
-    assert ended.code == 0
-    assert_valid(run_dir)
+
+
+def test_what_was_written_after_a_death_is_written_on_by_a_resume(survived: Path) -> None:
+    """All runs of the test above, in one start."""
+    run_dirs = list(survived.iterdir())
+    assert run_dirs, "the test above leaves the runs"
+    totals = {run_dir.name: manifest(run_dir)["env_steps"] + 4000 for run_dir in run_dirs}
+    train_in_one_start(survived, 4, {name: ("--resume", "--total-steps", n) for name, n in totals.items()}, timeout=120)
+    for run_dir in run_dirs:
+        assert_valid(run_dir)
+        assert summary(run_dir)["exit"] == "finished" and summary(run_dir)["env_steps"] >= totals[run_dir.name]
 
 
 def test_a_replacement_writes_on_in_the_folder_of_the_dead(launch: Launcher, tmp_path: Path) -> None:
@@ -134,15 +165,25 @@ def test_a_replacement_writes_on_in_the_folder_of_the_dead(launch: Launcher, tmp
 # -- again --------------------
 
 
-@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", "HalfCheetah-v5"])
-def test_what_was_lived_through_can_be_lived_through_again(env: str, launch: Launcher, tmp_path: Path) -> None:
-    """A fresh environment, the dumped seed and actions: observations, rewards and ends to the bit."""
-    run_dir = tmp_path / "run"
-    steps = {"HalfCheetah-v5": 10_000}.get(env, 6000)
+LIVED = {"CartPole-v1": 6000, "Pendulum-v1": 6000, "HalfCheetah-v5": 10_000}
+"""Steps in each environment."""
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run in each environment, all in one start."""
+    folder = tmp_path_factory.mktemp("lived")
     horizon = ("--num-envs", 2, "--horizon", 64, "--ppo.epochs", 1, "--ppo.minibatches", 1)
-    launch.run(3, "--env", env, *horizon, *DUMPS, "--total-steps", steps, "--run-dir", run_dir, timeout=100)
+    runs = {env: ("--env", env, *horizon, *DUMPS, "--total-steps", steps) for env, steps in LIVED.items()}
+    train_in_one_start(folder, 3, runs, timeout=120)
+    return folder
+
+
+@pytest.mark.parametrize("env", LIVED)
+def test_what_was_lived_through_can_be_lived_through_again(env: str, lived: Path) -> None:
+    """A fresh environment, the dumped seed and actions: observations, rewards and ends to the bit."""
     fresh = gymnasium.make(env)
-    episodes = list(open_trajectories(run_dir, complete_only=True))
+    episodes = list(open_trajectories(lived / env, complete_only=True))
     assert len(episodes) >= 4
     for episode in episodes:
         observation, _ = fresh.reset(seed=episode.seed)

@@ -24,6 +24,8 @@ SHARED_CORES = {
     "OMPI_MCA_mpi_yield_when_idle": "1",
 }
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "")
+ASK_EVERY_S = 0.5
+"""Between two questions to Slurm: each starts four processes, and the cores are for the jobs."""
 _OF_A_LAUNCHER = ("OMPI_", "PMIX_", "PRTE_", "SLURM_")
 
 
@@ -110,16 +112,16 @@ class Batch:
         files = sorted(path for path in self.cluster.folder.iterdir() if mine.fullmatch(path.name))
         return "".join(file.read_text() for file in files)
 
-    def until(self, condition: Callable[[], bool], timeout: float = 90.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = 90.0, every_s: float = 0.1) -> None:
         """Waits for something that the job brings about."""
         deadline = time.monotonic() + timeout
         while not condition():
             assert time.monotonic() < deadline, f"{self.state} after {timeout} s\n{self.output}"
-            time.sleep(0.1)
+            time.sleep(every_s)
 
     def wait(self, state: str, timeout: float = 120.0) -> str:
         """The output of the job, which must end as `state`."""
-        self.until(lambda: self.state in ENDED, timeout)
+        self.until(lambda: self.state in ENDED, timeout, ASK_EVERY_S)
         assert self.state == state, f"{self.state} is not {state}\n{self.output}"
         return self.output
 

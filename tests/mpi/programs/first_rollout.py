@@ -1,6 +1,7 @@
 """Collects two rollouts of a fixed number of environments, dealt out over all ranks, and writes them as one file.
 
-mpirun -n R python first_rollout.py ENV TOTAL_ENVS HORIZON OUT.npz
+mpirun -n R python first_rollout.py TOTAL_ENVS ENV HORIZON …      writes ENV-NUMBER_OF_RANKS.npz into the working
+directory, for each ENV and its HORIZON, on each number of ranks up to R that TOTAL_ENVS can be dealt out over
 """
 
 from __future__ import annotations
@@ -26,10 +27,19 @@ COMPUTED = ("heads", "log_probs", "values", "next_values")
 
 
 def main() -> None:
-    comm, config = MPI.COMM_WORLD, Config(seed=3)
-    env, total, horizon, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    assert total % comm.size == 0
-    n = total // comm.size
+    world, total = MPI.COMM_WORLD, int(sys.argv[1])
+    for ranks in (n for n in range(1, world.size + 1) if total % n == 0):
+        comm = world.Split(0 if world.rank < ranks else MPI.UNDEFINED, world.rank)
+        if comm == MPI.COMM_NULL:
+            continue
+        for env, horizon in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+            collect(comm, env, total, int(horizon))
+        comm.Free()
+
+
+def collect(comm: MPI.Comm, env: str, total: int, horizon: int) -> None:
+    """Collective over `comm`."""
+    config, n = Config(seed=3), total // comm.size
     first_env = comm.rank * n
     seeds = EpisodeSeeds(config.seed, first_env, n)
     envs = make_vector_env(env, n, seeds.next)
@@ -46,6 +56,7 @@ def main() -> None:
     ])  # fmt: skip
     if parts is not None and episodes is not None:
         joined: dict[str, Any] = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
+        out = f"{env.rpartition('/')[2]}-{comm.size}.npz"
         np.savez(out, episodes=np.array(sorted(e for listed in episodes for e in listed)), **joined)
 
 

@@ -1,6 +1,6 @@
 """Synchronous training in which every worker brings another number of samples, and what one rank makes of them all.
 
-    mpirun -n R python unequal_ranks.py EXCHANGE LOSS ENV OUT.npz
+    mpirun -n R python unequal_ranks.py EXCHANGE LOSS ENV OUT.npz …      one training after another
 
 Worker w has 1 + w environments and rollouts of 8 + 9 w rows. Rank 0 writes what the ranks came to after each of two
 iterations (got_*), and what follows from the samples of all workers put together (expected_*). The optimiser is plain
@@ -105,8 +105,14 @@ class Rank:
 
 
 def main() -> None:
-    comm = MPI.COMM_WORLD
-    exchange, loss, env, out = sys.argv[1:]
+    for cell in zip(*(sys.argv[i::4] for i in range(1, 5)), strict=True):
+        comm = MPI.COMM_WORLD.Dup()
+        train(comm, *cell)
+        comm.Free()
+
+
+def train(comm: MPI.Comm, exchange: str, loss: str, env: str, out: str) -> None:
+    """Collective over `comm`."""
     worker = comm.rank - 1
     config = resolve(
         Config(
@@ -141,6 +147,7 @@ def main() -> None:
         sync_loop.train_worker(collector, rank.learner, rank.state, way, link, config)
         link.bye()
         rollouts = collector.__dict__["rollouts"]
+    workers.Free()
     gathered = comm.gather(rollouts)
     if gathered is not None:
         write(out, config, initial, after, gathered[1:])
