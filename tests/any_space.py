@@ -73,3 +73,27 @@ class AnySpace(gymnasium.Env[Any, Any]):
 
     def close(self) -> None:
         self.is_closed = True
+
+
+class Masked(gymnasium.Env[Any, Any]):
+    """Observes an image and a gear; one of three actions is illegal, another one in each step."""
+
+    observation_space = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 6), np.uint8), "gear": spaces.Discrete(3)})
+    action_space = spaces.Dict({"gear": spaces.Discrete(3), "speed": spaces.Box(-1.0, 1.0, (1,), np.float32)})
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._seen()
+
+    def _seen(self) -> Any:
+        legal = np.ones(3, np.int8)
+        legal[self.t % 3] = 0
+        camera = np.full((1, 6, 6), self.np_random.integers(0, 256), np.uint8)
+        return {"camera": camera, "gear": np.int64(self.t % 3)}, {"action_mask": legal}
+
+    def step(self, action: Any) -> Any:
+        assert self.action_space.contains(action) and action["gear"] != self.t % 3, action
+        self.t += 1
+        observation, info = self._seen()
+        return observation, float(action["gear"]), self.t == 7, False, info

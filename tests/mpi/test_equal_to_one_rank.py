@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dppo.envs.leaves import as_leaves
 from tests.launch import Launcher, flags, train_in_one_start
 from tests.run_directory import checkpoint, metric_lines, parameters
 
@@ -20,6 +21,8 @@ LAYOUTS = {"alone": (1, 8), "n2": (2, 8), "n5": (5, 2)}
 """(ranks, environments per worker): 8 in all, on one worker, on one beside the server, on four."""
 
 ENVIRONMENTS = ("CartPole-v1", "Pendulum-v1")
+IMAGES = "tests.any_space:Masked"
+"""An image and a choice, masks, and composite actions."""
 
 KL: dict[str, Any] = {"objective": "kl", "kl-target": 1e-7, "kl-hinge": 1000.0, "epochs": 3}
 
@@ -60,11 +63,11 @@ def assert_same_run(run_dir: Path, other: Path, tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Path) -> None:
-    """Six cells, two environments, three layouts: 36 small runs in one start of five ranks."""
+    """Six cells, two environments, three layouts, and images in one cell: 39 small runs in one start of five ranks."""
     runs = {
         (cell, env, layout): tmp_path / f"{cell}-{env}-{layout}"
         for cell in CELLS for env in ENVIRONMENTS for layout in LAYOUTS
-    }  # fmt: skip
+    } | {("ppo-allreduce", IMAGES, layout): tmp_path / f"images-{layout}" for layout in LAYOUTS}  # fmt: skip
     jobs = [
         {"ranks": LAYOUTS[layout][0], "flags": flags(settings(run_dir, env, LAYOUTS[layout][1], CELLS[cell]))}
         for (cell, env, layout), run_dir in runs.items()
@@ -76,6 +79,8 @@ def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Pa
         for env in ENVIRONMENTS:
             for layout in ("n2", "n5"):
                 assert_same_run(runs[cell, env, "alone"], runs[cell, env, layout], 1e-5)
+    for layout in ("n2", "n5"):
+        assert_same_run(*(runs["ppo-allreduce", IMAGES, each] for each in ("alone", layout)), 1e-4)
     for env in ENVIRONMENTS:
         for layout in LAYOUTS:  # the two exchanges are two ways to the same sum
             for loss in ("ppo", "a3c", "kl"):
@@ -105,6 +110,7 @@ ROLLOUTS: dict[str, tuple[int, float]] = {
     "CartPole-v1": (150, 0.0),
     "Pendulum-v1": (120, 1e-6),
     "dppo.envs.probes:dppo/ProbeCorridor-v0": (40, 0.0),
+    IMAGES: (40, 1e-6),
 }
 """(horizon, tolerance): discrete actions exactly, continuous ones to 1e-6."""
 
@@ -128,8 +134,9 @@ def test_rollouts_do_not_depend_on_the_layout(env: str, rollouts: Path) -> None:
         np.testing.assert_allclose(other["episodes"], one["episodes"], rtol=1e-6, atol=tolerance)
         for name in ("observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations"):
             assert other[name].shape == one[name].shape
-            scale = max(1.0, float(np.abs(one[name]).max()))
-            np.testing.assert_allclose(other[name], one[name], rtol=0, atol=tolerance * scale, err_msg=name)
+            for leaf, values in as_leaves(one[name]).items():
+                scale, found = max(1.0, float(np.abs(values).max())), as_leaves(other[name])[leaf]
+                np.testing.assert_allclose(found, values, rtol=0, atol=tolerance * scale, err_msg=f"{name} {leaf}")
         for name in ("heads", "log_probs", "values", "next_values"):
             np.testing.assert_allclose(other[name], one[name], rtol=0, atol=1e-5, err_msg=name)
 

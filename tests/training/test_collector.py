@@ -15,6 +15,7 @@ from dppo.config import ModelConfig
 from dppo.data import Rollout
 from dppo.envs import probes
 from dppo.seeding import EpisodeSeeds
+from tests.any_space import Masked
 from tests.parts import NextStep, make_parts, probe, settle
 
 ARRAYS = [
@@ -28,30 +29,6 @@ ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", probe("Truncation"), probe("Copy")
 
 def joined(rollouts: Sequence[Rollout], name: str, axis: int) -> np.ndarray:
     return np.concatenate([getattr(r, name) for r in rollouts], axis)
-
-
-class Masked(gymnasium.Env[Any, Any]):
-    """Observes an image and a gear; one of three actions is illegal, another one in each step."""
-
-    observation_space = spaces.Dict({"camera": spaces.Box(0, 255, (1, 6, 6), np.uint8), "gear": spaces.Discrete(3)})
-    action_space = spaces.Dict({"gear": spaces.Discrete(3), "speed": spaces.Box(-1.0, 1.0, (1,), np.float32)})
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
-        super().reset(seed=seed)
-        self.t = 0
-        return self._seen()
-
-    def _seen(self) -> Any:
-        legal = np.ones(3, np.int8)
-        legal[self.t % 3] = 0
-        camera = np.full((1, 6, 6), self.np_random.integers(0, 256), np.uint8)
-        return {"camera": camera, "gear": np.int64(self.t % 3)}, {"action_mask": legal}
-
-    def step(self, action: Any) -> Any:
-        assert self.action_space.contains(action) and action["gear"] != self.t % 3, action
-        self.t += 1
-        observation, info = self._seen()
-        return observation, float(action["gear"]), self.t == 7, False, info
 
 
 # -- what really happened --------------------
@@ -392,7 +369,7 @@ def test_an_environments_error_comes_through_with_its_number() -> None:
 
 
 def test_images_masks_and_composite_actions_are_columns() -> None:
-    place = make_parts(env=f"{__name__}:Masked", num_envs=2, horizon=16)
+    place = make_parts(env="tests.any_space:Masked", num_envs=2, horizon=16)
     settle(place)
     rollout, _ = place.rollout()
     t = np.arange(16) % 7 % 3

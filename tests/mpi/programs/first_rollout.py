@@ -44,7 +44,7 @@ def collect(comm: MPI.Comm, env: str, total: int, horizon: int) -> None:
     seeds = EpisodeSeeds(config.seed, first_env, n)
     envs = make_vector_env(env, n, seeds.next)
     spaces, rng = (envs.observation_space, envs.action_space), generator(config.seed, Purpose.INIT)
-    policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
+    policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
     distribution = policy.distribution
     noise = ActionNoise(config.seed, first_env, n, distribution.noise_kinds)
     collector = Collector(envs, policy, seeds, noise, comm.rank, first_env, 0.99)
