@@ -192,6 +192,7 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
     from dppo.models.inputs import Inputs
     from dppo.settings.resolve import resolve
     from dppo.training.async_loop import AsyncCoordinator
+    from dppo.training.moments import RunMoments
     from dppo.training.state import TrainingState
 
     config = resolve(Config(mode="async"))
@@ -225,7 +226,7 @@ def server(comm: MPI.Comm, seconds: float) -> list[dict[str, Any]]:
         flat.gradient[:] = np.random.default_rng(comm.rank).normal(0.0, 1.0, size)
         flat.sums[METRICS.index("count")] = 64.0
         state = TrainingState(
-            flat, Inputs(spaces.Box(-1.0, 1.0, (8,)), config.moments), RewardScale(is_used=True), config
+            flat, RunMoments(Inputs(spaces.Box(-1.0, 1.0, (8,)), config.moments), RewardScale(is_used=True)), config
         )
         windows = [window(state) for _ in range(WINDOWS)]
         if comm.rank == 0:

@@ -156,11 +156,8 @@ class Rollout:
 
     def valid_steps(self, *columns: np.ndarray) -> list[np.ndarray]:
         """Returns the columns' entries for valid transitions, [B, ...] from [T, N, ...]; views if all are valid."""
-        steps = [column.reshape(self.rewards.size, *column.shape[2:]) for column in columns]
-        if self.valid.all():
-            return steps
-        keep = self.valid.reshape(-1)
-        return [column[keep] for column in steps]
+        steps, keep = [self.all_steps(column) for column in columns], self.valid.reshape(-1)
+        return steps if keep.all() else [column[keep] for column in steps]
 
     @property
     def num_bytes(self) -> int:

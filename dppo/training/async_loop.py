@@ -50,7 +50,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         batch = learner.prepare(rollout, discounted_returns)
         report = collector.report(rollout, collect_s, learn_s, exchange_s)
         report.moment_sums = batch.statistics[len(STATISTICS) :]
-        report.moment_means = state.frozen_means
+        report.moment_means = state.moments.frozen_means
         link.report(report, rollout)
         learner.normalise_advantages(batch, batch.statistics)
         own_kl = 0.0  # only of this worker's minibatches

@@ -26,6 +26,7 @@ from dppo.seams import Closable, VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner
+from dppo.training.moments import RunMoments
 from dppo.training.state import TrainingState
 
 CLOSE_S, CLOSE_AFTER_FAILURE_S = 10.0, 2.0
@@ -120,7 +121,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
             _require_memory(config, policy)
         rewards = RewardScale(is_used=config.moments.returns)
         learner = Learner(policy, rewards, config, number)
-        state = TrainingState(policy.flat, policy.inputs, rewards, config)
+        state = TrainingState(policy.flat, RunMoments(policy.inputs, rewards), config)
         is_needed = worker is not None
     finally:
         if not is_needed:

@@ -25,6 +25,7 @@ from dppo.rundir.spaces import read_spaces
 from dppo.seeding import Purpose, draw_rows, generator
 from dppo.settings.toml import load_config
 from dppo.training.build import close_environments
+from dppo.training.moments import RunMoments
 from dppo.training.state import TrainingState
 
 
@@ -42,7 +43,7 @@ class Policy:
         rng = generator(config.seed, Purpose.INIT)
         self._policy = make_policy(observation_space, action_space, config.model, config.moments, rng, len(METRICS))
         self._rewards = RewardScale(is_used=config.moments.returns)
-        state = TrainingState(self._policy.flat, self._policy.inputs, self._rewards, config)
+        state = TrainingState(self._policy.flat, RunMoments(self._policy.inputs, self._rewards), config)
         state.load(saved)
         self._spaces = observation_space, action_space
         self.seed(config.seed)

@@ -5,15 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from dppo.algo.moments import RewardScale
 from dppo.algo.optim import Optimizer
 from dppo.models.flat import FlatParameters, is_finite
-from dppo.models.inputs import Inputs
+from dppo.training.moments import RunMoments
 
 
-def first_not_finite(
-    flat: FlatParameters, optimizer: Optimizer, inputs: Inputs, rewards: RewardScale, kl_coef: float
-) -> str | None:
+def first_not_finite(flat: FlatParameters, optimizer: Optimizer, moments: RunMoments, kl_coef: float) -> str | None:
     """Returns the first thing that is not finite, with the repair; None if everything is finite."""
     if not is_finite(flat.vector):
         return f"parameter {flat.first_not_finite(flat.vector)}; a smaller optim.lr may help"
@@ -22,25 +19,19 @@ def first_not_finite(
         return f"the optimiser's statistics of {first}; a smaller optim.max_grad_norm, or an optim.lr, may help"
     if not math.isfinite(kl_coef):
         return f"kl_coef is {kl_coef}"
-    if rewards.first_not_finite() is not None:
-        return "the moments of the discounted returns; have the environment give smaller rewards"
-    return inputs.problem()
+    return moments.problem()
 
 
-def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimizer, num_input_sums: int) -> None:
-    """Raises ValueError if the saved network, optimiser or moments have other shapes than the given ones.
-
-    Args:
-      num_input_sums: the length of the packed moments of observations; those of one return follow.
-    """
+def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimizer, own: RunMoments) -> None:
+    """Raises ValueError if the saved network, optimiser or moments have other shapes than the given ones."""
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
     if shapes != flat.shapes or saved["optimizer"].shape != optimizer.state.shape:
         raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {flat.shapes}")
-    moments, split = saved["moments"], num_input_sums
-    if saved["parameters"].shape != (flat.size,) or moments.shape != (split + 3,):
+    moments, split = saved["moments"], own.inputs.num_sums
+    if saved["parameters"].shape != (flat.size,) or moments.shape != (own.num_sums,):
         sizes = len(saved["parameters"]), len(moments)
         raise ValueError(
-            f"the checkpoint holds {sizes} parameters and moments, this network has {(flat.size, split + 3)}"
+            f"the checkpoint holds {sizes} parameters and moments, this network has {(flat.size, own.num_sums)}"
         )
     size = (split - 1) // 2
     for count, m2 in ((moments[0], moments[1 + size : split]), (moments[split], moments[split + 2 :])):

@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from dppo.algo.losses import METRICS, adapted_kl_coef
-from dppo.algo.moments import RewardScale
 from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
-from dppo.models.inputs import Inputs
+from dppo.training.moments import RunMoments
 from dppo.training.packing import COUNTERS, Layout
 from dppo.training.soundness import check_shapes, first_not_finite
 
@@ -57,17 +56,16 @@ class TrainingState:
     env_steps, steps_learnt_from (which the server of an asynchronous run counts itself, worker by worker).
     """
 
-    def __init__(self, flat: FlatParameters, inputs: Inputs, rewards: RewardScale, config: Config) -> None:
+    def __init__(self, flat: FlatParameters, moments: RunMoments, config: Config) -> None:
         assert config.optim.lr is not None, "an unresolved configuration reached the state"
-        self.flat, self.inputs, self.rewards = flat, inputs, rewards
+        self.flat, self.moments = flat, moments
         self._optim, self._lr, self._total_steps = config.optim, config.optim.lr, config.total_steps
         # in async each worker stops by itself, by its own KL
         self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" and config.mode == "sync" else 0.0
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
-        self.num_moment_sums = inputs.num_sums + rewards.num_sums
-        self.layout = Layout(2 + len(ITERATION_METRICS) + self.num_moment_sums, self.optimizer.state.shape)
+        self.layout = Layout(2 + len(ITERATION_METRICS) + moments.num_sums, self.optimizer.state.shape)
         self.version = self.iteration = self.round = self.updates = self.env_steps = self.steps_learnt_from = 0
         self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
@@ -80,20 +78,11 @@ class TrainingState:
 
     def begin_iteration(self) -> None:
         """Freezes the moments that acting, advantages and gradients of the next rollout use."""
-        self.inputs.freeze()
-        self.rewards.freeze()
-
-    @property
-    def frozen_means(self) -> tuple[np.ndarray, np.ndarray]:
-        """The fixed means of observations and of discounted returns, about which a rollout's sums are taken."""
-        return self.inputs.frozen_mean, self.rewards.frozen_mean
+        self.moments.freeze()
 
     def merge(self, sums: np.ndarray, means: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Adds moment sums of rollouts, taken about the fixed means or about `means` (of observations, of returns)."""
-        split = self.inputs.num_sums
-        of_inputs, of_rewards = means or (None, None)
-        self.inputs.merge(sums[:split], of_inputs)
-        self.rewards.merge(sums[split:], of_rewards)
+        self.moments.merge(sums, means)
 
     def close_round(self, version: int, *, is_within_iteration: bool = True) -> None:
         """Closes a round of messages; the state is now `version`. The rounds of an asynchronous run are not within an
@@ -186,7 +175,7 @@ class TrainingState:
         self.iteration += 1
         self.round = 0
         self.set_fraction_done()
-        if (first := self._first_not_finite()) is not None:
+        if (first := first_not_finite(self.flat, self.optimizer, self.moments, self.kl_coef)) is not None:
             raise FloatingPointError(f"after update {self.updates} the state is not finite: {first}")
 
     def set_fraction_done(self) -> None:
@@ -207,7 +196,7 @@ class TrainingState:
             "numbers": {name: int(getattr(self, name)) for name in COUNTERS},
             "optimizer_steps": self.optimizer.steps,
             "kl_coef": self.kl_coef,
-            "moments": self.pack_moments(),
+            "moments": self.moments.pack(),
             "parameters": self.flat.vector.copy(),
             "optimizer": self.optimizer.state.copy(),
             "shapes": {name: list(shape) for name, shape in self.flat.shapes.items()},
@@ -215,7 +204,7 @@ class TrainingState:
 
     def check(self, saved: dict[str, Any]) -> None:
         """Raises ValueError if the saved network, optimiser or moments have other shapes than this state's."""
-        check_shapes(saved, self.flat, self.optimizer, self.inputs.num_sums)
+        check_shapes(saved, self.flat, self.optimizer, self.moments)
 
     def load(self, saved: dict[str, Any]) -> None:
         """Takes over what `as_dict` has returned. Raises ValueError if the saved network is another one."""
@@ -223,28 +212,15 @@ class TrainingState:
         for name in COUNTERS:
             setattr(self, name, saved["numbers"][name])
         self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]
-        self.unpack_moments(saved["moments"])
+        self.moments.unpack(saved["moments"])
         self.begin_iteration()
         self.flat.vector[:] = saved["parameters"]
         self.optimizer.state[:] = saved["optimizer"]
         self.set_fraction_done()
-        if (first := self._first_not_finite()) is not None:
+        if (first := first_not_finite(self.flat, self.optimizer, self.moments, self.kl_coef)) is not None:
             raise ValueError(f"the saved state is not finite: {first}")
 
-    def _first_not_finite(self) -> str | None:
-        return first_not_finite(self.flat, self.optimizer, self.inputs, self.rewards, self.kl_coef)
-
     # -- in one piece: training/packing.py --------------------
-
-    def pack_moments(self) -> np.ndarray:
-        """Returns the moments of observations and of discounted returns, [num_moment_sums] float64."""
-        return np.concatenate((self.inputs.pack(), self.rewards.pack()))
-
-    def unpack_moments(self, packed: np.ndarray) -> None:
-        """Reverses `pack_moments`; does not freeze."""
-        split = self.inputs.num_sums
-        self.inputs.unpack(packed[:split])
-        self.rewards.unpack(packed[split:])
 
     def packed(self) -> np.ndarray:
         """Returns a copy of everything, [layout.all_bytes] uint8."""
@@ -258,7 +234,7 @@ class TrainingState:
         parts.numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
         parts.reals[:2] = self.kl_coef, self.last_kl
         parts.reals[2:after_metrics] = self.last_metrics
-        parts.reals[after_metrics:] = self.pack_moments()
+        parts.reals[after_metrics:] = self.moments.pack()
         parts.parameters[:] = self.flat.vector
         parts.optimizer[:] = self.optimizer.state.reshape(-1)[: len(parts.optimizer)]
 
@@ -270,7 +246,7 @@ class TrainingState:
         self.optimizer.steps = int(parts.numbers[-1])
         self.kl_coef, self.last_kl = parts.reals[:2].tolist()
         self.last_metrics = parts.reals[2:after_metrics].copy()
-        self.unpack_moments(parts.reals[after_metrics:])
+        self.moments.unpack(parts.reals[after_metrics:])
         self.flat.vector[:] = parts.parameters
         self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
         self.set_fraction_done()

@@ -37,8 +37,8 @@ def train_worker(
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
         report = collector.report(rollout, collect_s, learn_s, exchange_s)
-        if state.inputs.now.count == 0:
-            report.moment_means = state.frozen_means
+        if state.moments.are_empty:
+            report.moment_means = state.moments.frozen_means
         link.report(report, rollout)
 
         started, waited_s = time.monotonic(), exchange.waited_s + link.waited_s

@@ -117,8 +117,8 @@ class P2PCoordinator(SyncCoordinator):
         """Takes over the observation about which this worker takes its sums for the first moments."""
         state = self._state
         match report:
-            case Report(moment_means=(mean, _)) if state.inputs.now.count == 0 and state.round == 0:
-                state.inputs.start_from(mean)
+            case Report(moment_means=(mean, _)) if state.moments.are_empty and state.round == 0:
+                state.moments.inputs.start_from(mean)
 
     def on_sums(self, worker: int, version: int, vector: np.ndarray) -> list[Answer]:
         if self.begun:

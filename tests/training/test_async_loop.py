@@ -100,8 +100,8 @@ class Rank0:
         place = self.run.places[worker]
         rollout, discounted = place.rollout()
         report = place.reports[-1]
-        report.moment_sums = place.learner.prepare(rollout, discounted).statistics[-place.state.num_moment_sums :]
-        report.moment_means = place.state.frozen_means
+        report.moment_sums = place.learner.prepare(rollout, discounted).statistics[-place.state.moments.num_sums :]
+        report.moment_means = place.state.moments.frozen_means
         self.coordinator.on_report(report)
         return report.env_steps
 

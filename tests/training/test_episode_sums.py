@@ -197,7 +197,7 @@ def go_on(place: Parts, saved: dict[int, EnvState], deadline: float = math.inf) 
     """A worker of a new process with the policy of `place` and its environments as `saved` has them; its complaints."""
     other = make_parts(place.config, worker=place.collector.worker)
     other.policy.flat.vector[:] = place.policy.flat.vector
-    other.state.unpack_moments(place.state.pack_moments())
+    other.state.moments.unpack(place.state.moments.pack())
     other.state.begin_iteration()
     return other, other.collector.restore(saved, place.collector.row, 1000, deadline)
 

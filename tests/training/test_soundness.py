@@ -13,13 +13,11 @@ from tests.parts import Parts, make_parts
 
 
 def found(place: Parts, kl_coef: float = 1.0) -> str | None:
-    return first_not_finite(
-        place.policy.flat, place.state.optimizer, place.policy.inputs, place.learner.rewards, kl_coef
-    )
+    return first_not_finite(place.policy.flat, place.state.optimizer, place.state.moments, kl_coef)
 
 
 def check(place: Parts, saved: dict[str, Any]) -> None:
-    check_shapes(saved, place.policy.flat, place.state.optimizer, place.policy.inputs.num_sums)
+    check_shapes(saved, place.policy.flat, place.state.optimizer, place.state.moments)
 
 
 def test_a_fresh_state_is_sound_and_fits_itself() -> None:

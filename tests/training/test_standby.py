@@ -54,7 +54,7 @@ def test_the_states_parts_travel_alone() -> None:
     other.state.unpack_head(message[: place.state.layout.head_bytes])
     assert (other.state.iteration, other.state.updates) == (1, place.state.updates)
     np.testing.assert_array_equal(other.policy.flat.vector, before)
-    np.testing.assert_array_equal(other.state.pack_moments(), place.state.pack_moments())
+    np.testing.assert_array_equal(other.state.moments.pack(), place.state.moments.pack())
     assert not other.state.optimizer.state.any()
     other.state.unpack_optimizer(message)
     np.testing.assert_array_equal(other.state.optimizer.state, place.state.optimizer.state)

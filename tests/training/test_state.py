@@ -154,12 +154,12 @@ def spoil_optimizer(state: TrainingState) -> str:
 
 
 def spoil_moments(state: TrainingState) -> str:
-    state.inputs.now.m2[1] = np.nan
+    state.moments.inputs.now.m2[1] = np.nan
     return "moments of observation 1"
 
 
 def spoil_returns(state: TrainingState) -> str:
-    state.rewards.now.m2[0] = np.inf
+    state.moments.rewards.now.m2[0] = np.inf
     return "smaller rewards"
 
 
@@ -299,7 +299,7 @@ def test_a_copy_goes_on_to_the_bit(
             for samples in each.learner.minibatches(batch, each.state.iteration):
                 each.learner.gradient(samples, each.state.kl_coef, each.state.last_kl)
                 each.state.step(each.policy.flat.summed)
-            each.state.merge(batch.statistics[-each.state.num_moment_sums :])
+            each.state.merge(batch.statistics[-each.state.moments.num_sums :])
             each.state.finish_iteration(rollout.num_steps, 0.0)
     assert fingerprint(place.state) == fingerprint(other.state)
     assert place.state.metrics() == other.state.metrics()
@@ -310,7 +310,7 @@ def fingerprint(state: TrainingState) -> tuple[object, ...]:
     saved = state.as_dict()
     arrays = tuple(saved[name].tobytes() for name in ("parameters", "optimizer", "moments"))
     numbers = [saved[name] for name in ("numbers", "optimizer_steps", "kl_coef")]
-    return (*arrays, *numbers, state.lr, state.rewards.scale)
+    return (*arrays, *numbers, state.lr, state.moments.rewards.scale)
 
 
 def test_a_worker_of_a_server_needs_no_optimiser_state() -> None:

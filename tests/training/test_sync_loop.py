@@ -123,8 +123,8 @@ def test_moments_stand_still_within_an_iteration_and_move_between_two() -> None:
     place = make_parts()
     others, scales = Others(place, iterations=2), []
     merge_samples(place.state, np.ones((5, 4)), np.arange(5.0)[:, None])
-    scales.append(place.state.rewards.scale)
-    others.on_meet = lambda: scales.append(place.state.rewards.scale)
+    scales.append(place.state.moments.rewards.scale)
+    others.on_meet = lambda: scales.append(place.state.moments.rewards.scale)
     work(others, Rank0())
     assert scales[0] != scales[1] == scales[2]
 

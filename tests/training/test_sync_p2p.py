@@ -17,6 +17,7 @@ from dppo.models.policy import make_policy
 from dppo.seams import Tag
 from dppo.settings.resolve import resolve
 from dppo.training.learner import Learner
+from dppo.training.moments import RunMoments
 from dppo.training.state import TrainingState
 from dppo.training.sync_p2p import P2PCoordinator
 from dppo.training.tracker import Tracker
@@ -43,7 +44,7 @@ class Server:
         policy = make_policy(space, spaces.Discrete(2), config.model, config.moments, rng, len(METRICS))
         rewards = RewardScale(is_used=True)
         learner = Learner(policy, rewards, config, 0)
-        self.state = state or TrainingState(policy.flat, policy.inputs, rewards, config)
+        self.state = state or TrainingState(policy.flat, RunMoments(policy.inputs, rewards), config)
         self.reports: list[Any] = []
         self.said: list[str] = []
         self.late: list[int] = []

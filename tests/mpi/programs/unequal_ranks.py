@@ -37,6 +37,7 @@ from dppo.training import sync_loop
 from dppo.training.collector import Collector
 from dppo.training.coordinator import BaseCoordinator
 from dppo.training.learner import Learner
+from dppo.training.moments import RunMoments
 from dppo.training.state import TrainingState
 from dppo.training.sync_allreduce import AllreduceCoordinator, AllreduceExchange
 from dppo.training.sync_p2p import P2PCoordinator, P2PExchange
@@ -75,7 +76,7 @@ class FakeTracker:
         self.reports.clear()
         s = self.state
         self.after.append({
-            "parameters": s.flat.vector.copy(), "moments": s.pack_moments(), "env_steps": s.env_steps,
+            "parameters": s.flat.vector.copy(), "moments": s.moments.pack(), "env_steps": s.env_steps,
             **s.metrics(), **extra,
         })  # fmt: skip
         return "finished" if len(self.after) == ITERATIONS else None
@@ -101,7 +102,7 @@ class Rank:
         self.policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
         self.rewards = RewardScale(is_used=config.moments.returns)
         self.learner = Learner(self.policy, self.rewards, config, worker)
-        self.state = TrainingState(self.policy.flat, self.policy.inputs, self.rewards, config)
+        self.state = TrainingState(self.policy.flat, RunMoments(self.policy.inputs, self.rewards), config)
 
 
 def main() -> None:
