@@ -110,9 +110,7 @@ def make_parts(config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | Non
 
 def merge_samples(state: TrainingState, observations: np.ndarray, discounted_returns: np.ndarray) -> None:
     """Merges moments of observations [B, D] and of returns [B, 1]."""
-    state.merge(
-        np.concatenate((state.moments.inputs.deltas(observations), state.moments.rewards.deltas(discounted_returns)))
-    )
+    state.merge(state.moments.deltas(observations, discounted_returns))
 
 
 def settle(place: Parts) -> None:

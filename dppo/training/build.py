@@ -119,9 +119,9 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
         if worker is not None:
             _require_memory(config, policy)
-        rewards = RewardScale(is_used=config.moments.returns)
-        learner = Learner(policy, rewards, config, number)
-        state = TrainingState(policy.flat, RunMoments(policy.inputs, rewards), config)
+        moments = RunMoments(policy.inputs, RewardScale(is_used=config.moments.returns))
+        learner = Learner(policy, moments, config, number)
+        state = TrainingState(policy.flat, moments, config)
         is_needed = worker is not None
     finally:
         if not is_needed:

@@ -13,12 +13,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from dppo.algo import losses, returns
-from dppo.algo.moments import RewardScale
 from dppo.config import Config
 from dppo.data import Batch, Minibatch, Rollout
 from dppo.models.flat import first_not_finite, is_finite
 from dppo.models.policy import ActorCritic
 from dppo.seeding import Purpose, generator
+from dppo.training.moments import RunMoments
 
 LARGEST_TARGETS = 1e34
 """The largest sum of squares of a rollout's value targets: above it the loss, summed over all ranks, overflows float32.
@@ -42,8 +42,8 @@ class Learner:
       worker: stable number of the worker, which decides the shuffling stream.
     """
 
-    def __init__(self, policy: ActorCritic, rewards: RewardScale, config: Config, worker: int) -> None:
-        self.policy, self.rewards, self.config, self._worker = policy, rewards, config, worker
+    def __init__(self, policy: ActorCritic, moments: RunMoments, config: Config, worker: int) -> None:
+        self.policy, self.moments, self.config, self._worker = policy, moments, config, worker
         self._ppo = config.loss == "ppo"
         self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
         self._lam = config.ppo.lam if self._ppo else config.a3c.lam
@@ -63,7 +63,7 @@ class Learner:
     @property
     def num_statistics(self) -> int:
         """Length of `Batch.statistics`."""
-        return len(STATISTICS) + self.policy.inputs.num_sums + self.rewards.num_sums
+        return len(STATISTICS) + self.moments.num_sums
 
     def prepare(self, rollout: Rollout, discounted_returns: np.ndarray) -> Batch:
         """Computes advantages, value targets and statistics of a rollout.
@@ -75,7 +75,7 @@ class Learner:
         Raises:
           FloatingPointError: the value targets are too large for float32, or not finite; the text says why.
         """
-        rewards = rollout.rewards * np.float32(self.rewards.scale)
+        rewards = rollout.rewards * np.float32(self.moments.rewards.scale)
         dones = rollout.terminations | rollout.truncations
         values = rollout.values
         if len(rewards) and self.config.vtrace:
@@ -91,8 +91,8 @@ class Learner:
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
         if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
             raise FloatingPointError(self._too_large(rollout, values))
-        moments, of_returns = self.policy.inputs.deltas(kept[1]), self.rewards.deltas(kept[2][:, None])
-        return Batch(samples, np.concatenate((sums, moments, of_returns)), ((self._worker, len(samples)),))
+        moments = self.moments.deltas(kept[1], kept[2][:, None])
+        return Batch(samples, np.concatenate((sums, moments)), ((self._worker, len(samples)),))
 
     def _vtrace(
         self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
@@ -177,7 +177,7 @@ class Learner:
 
     def _too_large(self, rollout: Rollout, values: np.ndarray) -> str:
         """Returns a text on what makes the value targets too large: rewards or critic."""
-        rewards, scale = np.abs(rollout.rewards), self.rewards.scale
+        rewards, scale = np.abs(rollout.rewards), self.moments.rewards.scale
         row, env = np.unravel_index(int(np.argmax(rewards)), rewards.shape)
         largest_value = float(np.abs(values).max())
         if not largest_value < 0.01 * scale * float(rewards[row, env]):

@@ -37,6 +37,10 @@ class RunMoments:
         self.inputs.freeze()
         self.rewards.freeze()
 
+    def deltas(self, observations: np.ndarray, discounted_returns: np.ndarray) -> np.ndarray:
+        """Sums a rollout's samples, [B, *obs] and [B, 1], about the fixed means. Returns [num_sums] float64."""
+        return np.concatenate((self.inputs.deltas(observations), self.rewards.deltas(discounted_returns)))
+
     def merge(self, sums: np.ndarray, means: tuple[np.ndarray, np.ndarray] | None = None) -> None:
         """Adds sums [num_sums] float64 of rollouts, taken about the fixed means or about `means`."""
         of_inputs, of_rewards = means or (None, None)

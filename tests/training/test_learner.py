@@ -39,7 +39,7 @@ def test_advantages_and_targets_are_gae_of_the_scaled_rewards(env: str) -> None:
     place = make_parts(env=env, horizon=60)
     settle(place)
     rollout, batch = prepared(place)
-    cfg, scale = place.config.ppo, place.learner.rewards.scale
+    cfg, scale = place.config.ppo, place.learner.moments.rewards.scale
     assert scale != 1.0
     for i in range(2):
         advantage = 0.0
@@ -134,7 +134,7 @@ def test_vtrace_corrects_towards_the_present_policy_with_its_critic() -> None:
     log_probs = place.policy.distribution.evaluate(head, actions)[0].reshape(60, 2)
     ended = rollout.terminations | rollout.truncations
     next_values = np.where(ended, rollout.next_values, np.vstack((values[1:], rollout.next_values[-1:])))
-    scale, cfg = np.float32(place.learner.rewards.scale), place.config.ppo
+    scale, cfg = np.float32(place.learner.moments.rewards.scale), place.config.ppo
     advantages, targets = returns.vtrace(
         scale * rollout.rewards, values, next_values, ended, log_probs - rollout.log_probs, cfg.gamma, cfg.lam
     )
@@ -202,7 +202,7 @@ def test_moments_are_of_raw_observations_and_running_returns() -> None:
     batch = place.learner.prepare(rollout, discounted)
     place.state.merge(batch.statistics[len(STATISTICS) :])
     observations = rollout.observations.reshape(60, -1).astype(np.float64)
-    moments, of_returns = place.policy.inputs.now, place.learner.rewards.now
+    moments, of_returns = place.policy.inputs.now, place.learner.moments.rewards.now
     np.testing.assert_allclose(moments.mean, observations.mean(0))
     np.testing.assert_allclose(moments.m2 / moments.count, observations.var(0))
     np.testing.assert_allclose(of_returns.m2 / of_returns.count, discounted.var())
@@ -520,7 +520,7 @@ def test_rewards_in_any_unit_are_learnt_alike() -> None:
             place.iterate()
         earned = [e.episode_return for report in place.reports[-3:] for e in report.episodes]
         shares[unit] = np.mean(earned) / unit
-        assert place.learner.rewards.scale * unit == pytest.approx(1.5, abs=0.5)
+        assert place.learner.moments.rewards.scale * unit == pytest.approx(1.5, abs=0.5)
     assert shares[1.0] > 0.6
     assert list(shares.values()) == pytest.approx([shares[1.0]] * len(shares), abs=0.1)
 

@@ -18,8 +18,7 @@ def make() -> RunMoments:
 def sums(moments: RunMoments, seed: int = 0) -> np.ndarray:
     """Of 50 observations and returns."""
     rng = np.random.default_rng(seed)
-    parts = moments.inputs.deltas(rng.normal(2.0, 3.0, (50, 2))), moments.rewards.deltas(rng.normal(1.0, 5.0, (50, 1)))
-    return np.concatenate(parts)
+    return moments.deltas(rng.normal(2.0, 3.0, (50, 2)), rng.normal(1.0, 5.0, (50, 1)))
 
 
 def test_merged_samples_count_from_the_next_freeze_on() -> None:

@@ -37,7 +37,7 @@ def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> 
     policy = load_policy(save(place, tmp_path / "run"))
     observations = np.random.default_rng(0).normal(0, 1, (20, 4)).astype(np.float32)
     np.testing.assert_array_equal(policy.act(observations), place.policy.greedy(place.policy.inputs(observations)))
-    values = place.policy.value(place.policy.inputs(observations)) / place.learner.rewards.scale
+    values = place.policy.value(place.policy.inputs(observations)) / place.learner.moments.rewards.scale
     np.testing.assert_allclose(policy.value(observations), values, rtol=1e-6)
     assert (policy.env_steps, policy.config.env) == (1234, "CartPole-v1")
     for _ in range(3):

@@ -42,9 +42,9 @@ class Server:
         space = spaces.Box(-1, 1, (4,))
         rng = np.random.default_rng(0)
         policy = make_policy(space, spaces.Discrete(2), config.model, config.moments, rng, len(METRICS))
-        rewards = RewardScale(is_used=True)
-        learner = Learner(policy, rewards, config, 0)
-        self.state = state or TrainingState(policy.flat, RunMoments(policy.inputs, rewards), config)
+        moments = RunMoments(policy.inputs, RewardScale(is_used=True))
+        learner = Learner(policy, moments, config, 0)
+        self.state = state or TrainingState(policy.flat, moments, config)
         self.reports: list[Any] = []
         self.said: list[str] = []
         self.late: list[int] = []

@@ -100,9 +100,9 @@ class Rank:
         rng = generator(config.seed, Purpose.INIT)
         spaces = self.envs.observation_space, self.envs.action_space
         self.policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS))
-        self.rewards = RewardScale(is_used=config.moments.returns)
-        self.learner = Learner(self.policy, self.rewards, config, worker)
-        self.state = TrainingState(self.policy.flat, RunMoments(self.policy.inputs, self.rewards), config)
+        moments = RunMoments(self.policy.inputs, RewardScale(is_used=config.moments.returns))
+        self.learner = Learner(self.policy, moments, config, worker)
+        self.state = TrainingState(self.policy.flat, moments, config)
 
 
 def main() -> None:
