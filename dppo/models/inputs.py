@@ -146,7 +146,9 @@ class Inputs(RunningMoments):
                 continue
             if isinstance(leaf.space, spaces.Box) and len(leaf.shape) == 3 and 0 not in leaf.shape:
                 self.images.append(Image(leaf))
-            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and max([0, *_sizes(leaf)]) > MOST_ONE_HOT:
+            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and any(
+                size > MOST_ONE_HOT for size in _sizes(leaf)
+            ):
                 self._indices.append(_Indices(leaf))
             else:
                 part = _vector(leaf, num_moments)
