@@ -54,7 +54,8 @@ class _Numbers:
     def rows(self, observations: np.ndarray) -> np.ndarray:
         """Returns this leaf's part of observations [B, *obs], flattened to [B, width]."""
         array = self.leaf.of(observations)
-        return array if array.ndim == 2 else array.reshape(len(array), -1)
+        # the width is told: of no rows it cannot be found out
+        return array if array.ndim == 2 else array.reshape(len(array), self.width)
 
 
 class _OneHot:
@@ -69,7 +70,7 @@ class _OneHot:
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
         """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
         values = self.leaf.of(observations)
-        chosen = values.reshape(len(values), -1) + self._first
+        chosen = values.reshape(len(values), len(self._first)) + self._first
         out[...] = 0.0
         out[np.arange(len(values))[:, None], chosen] = 1.0
 
@@ -83,7 +84,7 @@ class _Bits:
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
         """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
         bits = self.leaf.of(observations)
-        out[...] = bits.reshape(len(bits), -1)
+        out[...] = bits.reshape(len(bits), self.width)
 
 
 class _Indices:
@@ -97,7 +98,7 @@ class _Indices:
     def rows(self, observations: np.ndarray) -> np.ndarray:
         """Returns the indices of observations [B, *obs], [B, elements] int64, each from 0."""
         values = self.leaf.of(observations)
-        return (values.reshape(len(values), -1) - self._start).astype(np.int64, copy=False)
+        return (values.reshape(len(values), len(self.sizes)) - self._start).astype(np.int64, copy=False)
 
 
 class Image:

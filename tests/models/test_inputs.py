@@ -188,6 +188,16 @@ def test_leaves_without_elements_add_nothing() -> None:
     assert Inputs(space, MomentsConfig())(np.ones(3, array_type(space)[1])).tolist() == [[1, 1]] * 3
 
 
+def test_no_rows_have_no_inputs() -> None:
+    """The last rollout of a run often has none."""
+    parts = (TREE, box(2, 3), spaces.MultiDiscrete([[2, 3]]), spaces.MultiDiscrete([2, 70]), spaces.Discrete(70), box())
+    inputs = Inputs(spaces.Tuple(parts), MomentsConfig())
+    none = np.zeros(0, inputs.observation_type[1])
+    assert inputs.vectors(none).shape == (0, inputs.size)
+    assert inputs.indices(none).shape == (0, 3)
+    assert inputs.deltas(none).tolist() == [0.0] * inputs.num_sums
+
+
 def test_choices_of_many_values_are_indices() -> None:
     inputs = Inputs(spaces.Dict({"a": spaces.Discrete(65, start=3), "b": spaces.Discrete(64)}), MomentsConfig())
     observations = np.zeros(2, inputs.observation_type[1])
