@@ -9,6 +9,8 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from dppo.envs.leaves import single
+
 
 def make_splitter(space: gymnasium.Space[Any]) -> Callable[[np.ndarray], Sequence[Any]]:
     """Makes the function that takes an array [N, …] of actions apart into the N values of `space`: rows of a plain
@@ -23,6 +25,8 @@ def make_splitter(space: gymnasium.Space[Any]) -> Callable[[np.ndarray], Sequenc
     if isinstance(space, spaces.Tuple):
         each = _of_fields({str(i): part for i, part in enumerate(space.spaces)})
         return lambda actions: list(each(actions))
+    if not space.shape and not isinstance(space, spaces.Discrete):
+        return lambda actions: [single(space, action) for action in actions]
     return _rows
 
 

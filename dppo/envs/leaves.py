@@ -106,13 +106,20 @@ def array_type(space: gymnasium.Space[Any]) -> ArrayType:
 
 def to_value(space: gymnasium.Space[Any], row: Any) -> Any:
     """Returns a value of `space` as an environment has it, from one element of an array: dicts and tuples of copies. A
-    Discrete is a NumPy integer.
+    Discrete is a NumPy integer; another space of shape () has an array of shape ().
     """
     inner = parts(space)
     if inner is None:
-        return row.copy() if isinstance(row, np.ndarray) and row.shape else row[()]
+        return row.copy() if isinstance(row, np.ndarray) and row.shape else single(space, row)
     values = {name: to_value(part, row[name]) for name, part in inner.items()}
     return tuple(values.values()) if hasattr(space, "spaces") and isinstance(space.spaces, tuple) else values
+
+
+def single(space: gymnasium.Space[Any], number: Any) -> Any:
+    """Returns a value of a plain space of shape () as Gymnasium has it, from a NumPy number or an array of shape ()."""
+    from gymnasium import spaces
+
+    return number[()] if isinstance(space, spaces.Discrete) else np.array(number)
 
 
 def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool]:

@@ -181,7 +181,7 @@ def _range(space: gymnasium.Space[Any]) -> Any:
     environments overstep.
     """
     if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start + space.n - 1)
+        return int(space.start), int(space.start) + int(space.n) - 1  # int8 may not hold start + n
     if isinstance(space, spaces.MultiDiscrete):
         start, n = space.start.astype(np.int64), space.nvec.astype(np.int64)
         return start, start + n - 1

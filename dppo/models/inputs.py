@@ -3,7 +3,7 @@
 | leaf | inputs |
 |---|---|
 | Box of numbers, not with three axes | each element normalised by its running moments |
-| Box with three axes: an image | channels first, scaled to [0, 1] where its bounds are finite; to an encoder |
+| Box with three axes: an image | channels first, scaled to [0, 1] where it has bounds; to an encoder |
 | Discrete, MultiDiscrete, of at most 64 values | one-hot, `start` respected |
 | the same, of more values | its index, to an embedding |
 | MultiBinary | 0 or 1 |
@@ -26,6 +26,8 @@ from dppo.envs.leaves import ArrayType, Leaf, array_type, leaves
 
 MOST_ONE_HOT = 64
 """The most values of a choice that become one input each."""
+UNBOUNDED = 1e6
+"""The bound from which on an image of signed numbers counts as unbounded."""
 MASK = "action_mask"
 """The leaf of a Dict that says which actions are legal, as Gymnasium's users call it."""
 
@@ -51,7 +53,8 @@ class _Numbers:
         if self._is_flat:
             return observations
         array = self.leaf.of(observations)
-        return array if array.ndim == 2 else array.reshape(len(array), -1)
+        # the width is told: of no rows it cannot be found out
+        return array if array.ndim == 2 else array.reshape(len(array), self.width)
 
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
         """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
@@ -68,14 +71,14 @@ class _OneHot:
 
     def __init__(self, leaf: Leaf) -> None:
         space: Any = leaf.space
-        sizes = _sizes(leaf)
-        self.leaf, self.width = leaf, sum(sizes)
+        sizes = np.array(_sizes(leaf), np.int64)
+        self.leaf, self.width = leaf, int(sizes.sum())
         self._first = np.cumsum(sizes) - sizes - np.asarray(space.start).reshape(-1)
 
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
         """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
         values = self.leaf.of(observations)
-        chosen = values.reshape(len(values), -1) + self._first
+        chosen = values.reshape(len(values), len(self._first)) + self._first
         out[...] = 0.0
         out[np.arange(len(values))[:, None], chosen] = 1.0
 
@@ -89,7 +92,7 @@ class _Bits:
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
         """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
         bits = self.leaf.of(observations)
-        out[...] = bits.reshape(len(bits), -1)
+        out[...] = bits.reshape(len(bits), self.width)
 
 
 class _Indices:
@@ -103,7 +106,7 @@ class _Indices:
     def rows(self, observations: np.ndarray) -> np.ndarray:
         """Returns the indices of observations [B, *obs], [B, elements] int64, each from 0."""
         values = self.leaf.of(observations)
-        return (values.reshape(len(values), -1) - self._start).astype(np.int64, copy=False)
+        return (values.reshape(len(values), len(self.sizes)) - self._start).astype(np.int64, copy=False)
 
 
 class Image:
@@ -117,7 +120,8 @@ class Image:
         """Channels, height and width."""
         space: Any = leaf.space
         low, high = float(space.low.min()), float(space.high.max())
-        is_bounded = np.isfinite(low) and np.isfinite(high) and low < high
+        # some environments write "unbounded" as a huge number
+        is_bounded = low < high and (leaf.dtype.kind in "bu" or max(-low, high) < UNBOUNDED)
         self.low, self.scale = (low, 1.0 / (high - low)) if is_bounded else (0.0, 1.0)
 
     def of(self, observations: np.ndarray) -> np.ndarray:
@@ -149,9 +153,11 @@ class Inputs(RunningMoments):
         for leaf in leaves(space):
             if leaf.path == (MASK,):
                 continue
-            if isinstance(leaf.space, spaces.Box) and len(leaf.shape) == 3:
+            if isinstance(leaf.space, spaces.Box) and len(leaf.shape) == 3 and 0 not in leaf.shape:
                 self.images.append(Image(leaf))
-            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and max(_sizes(leaf)) > MOST_ONE_HOT:
+            elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and any(
+                size > MOST_ONE_HOT for size in _sizes(leaf)
+            ):
                 self._indices.append(_Indices(leaf))
             else:
                 part = _vector(leaf, num_moments, cfg)

@@ -104,7 +104,8 @@ class ActorCritic:
         n = len(inputs)
         if n % ROWS:
             if len(self._padded) != n + -n % ROWS:
-                self._padded = np.zeros((n + -n % ROWS, *inputs.shape[1:]), inputs.dtype)
+                # of a real row: zeros need not be an observation, as of a Discrete that starts at 1
+                self._padded = np.repeat(inputs[:1], n + -n % ROWS, axis=0)
             self._padded[:n] = inputs
             inputs = self._padded
         outputs, values = self.network.act(inputs)

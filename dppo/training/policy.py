@@ -86,7 +86,7 @@ class Policy:
         sent = distribution.to_env(actions)
         if not is_single:
             return sent
-        return to_value(self._spaces[1], sent[0]) if sent.dtype.names is not None else sent[0]
+        return to_value(self._spaces[1], sent[0])
 
     def value(self, observation: Any) -> np.ndarray:
         """Returns the critic's value of one observation or of a batch, [] or [B], in units of the raw reward."""

@@ -17,6 +17,8 @@ SPACES = [
     spaces.MultiBinary((2, 2)),
     spaces.Box(-1, 1, (3,), np.float32),
     spaces.Box(-1, 1, (2, 2), np.float64),
+    spaces.Box(-1, 1, (), np.float32),
+    spaces.MultiBinary(()),
 ]
 TREE = spaces.Dict({"arm": spaces.Tuple(SPACES), "grip": spaces.Dict(close=spaces.MultiBinary(1), hand=SPACES[0])})
 
@@ -43,6 +45,7 @@ def test_actions_arrive_in_their_own_structure(space: spaces.Space[Any]) -> None
     assert len(values) == 7
     for value, sample in zip(values, samples, strict=True):
         assert space.contains(value)
+        assert type(value) is type(sample)
         np.testing.assert_equal(value, sample)
 
 

@@ -42,6 +42,14 @@ def test_a_row_turns_into_a_value_of_the_space() -> None:
     assert not rows["camera"].any()
 
 
+def test_values_of_shape_empty_are_arrays_as_in_gymnasium() -> None:
+    """But for a Discrete, whose values are numbers; a MultiBinary does not contain a NumPy number."""
+    space = spaces.Tuple([spaces.Box(-1, 1, ()), spaces.MultiBinary(()), spaces.Discrete(2)])
+    value = to_value(space, np.zeros(1, array_type(space)[1])[0])
+    assert space.contains(value)
+    assert [type(part) for part in value] == [np.ndarray, np.ndarray, np.int64]
+
+
 @pytest.mark.parametrize(
     ("space", "words"),
     [

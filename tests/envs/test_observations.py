@@ -165,6 +165,13 @@ def test_what_is_out_of_range_is_refused(space: spaces.Space[Any], value: Any, p
     assert part in message_of(space, value)
 
 
+def test_a_range_may_end_where_its_type_does() -> None:
+    space = spaces.Discrete(28, start=100, dtype=np.int8)
+    with np.errstate(over="raise"):
+        assert make_reader(space)(np.int8(127)) == 127
+        assert "says 100..127" in message_of(space, np.int8(99))
+
+
 def test_the_environment_of_a_batch_is_named_by_its_global_number() -> None:
     message = message_of(spaces.Discrete(3), [0, 1, 3], range(6, 9))
     assert "an observation of environment 8 is 3, but its observation_space says 0..2" in message

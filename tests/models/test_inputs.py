@@ -170,6 +170,34 @@ def test_an_image_without_bounds_is_not_scaled() -> None:
     assert (image.low, image.scale) == (0.0, 1.0)
 
 
+@pytest.mark.parametrize("bound", [np.finfo(np.float32).max, 1e300, np.iinfo(np.int64).max])
+def test_an_image_with_huge_bounds_has_none(bound: float) -> None:
+    """In float32 such a bound would swallow all pixels, or be infinite."""
+    dtype = np.int64 if isinstance(bound, int) else np.float64
+    (image,) = Inputs(spaces.Box(-bound, bound, (3, 8, 8), dtype), MomentsConfig()).images
+    assert (image.low, image.scale) == (0.0, 1.0)
+
+
+def test_an_image_of_unsigned_numbers_is_scaled_by_whatever_bounds() -> None:
+    (image,) = Inputs(spaces.Box(0, 2**32 - 1, (3, 8, 8), np.uint32), MomentsConfig()).images
+    assert image.scale == 1 / (2**32 - 1)
+
+
+def test_leaves_without_elements_add_nothing() -> None:
+    space = spaces.Dict({"image": spaces.Box(0, 255, (0, 4, 3)), "none": spaces.MultiDiscrete([]), "x": box(2)})
+    assert Inputs(space, MomentsConfig())(np.ones(3, array_type(space)[1])).tolist() == [[1, 1]] * 3
+
+
+def test_no_rows_have_no_inputs() -> None:
+    """The last rollout of a run often has none."""
+    parts = (TREE, box(2, 3), spaces.MultiDiscrete([[2, 3]]), spaces.MultiDiscrete([2, 70]), spaces.Discrete(70), box())
+    inputs = Inputs(spaces.Tuple(parts), MomentsConfig())
+    none = np.zeros(0, inputs.observation_type[1])
+    assert inputs.vectors(none).shape == (0, inputs.size)
+    assert inputs.indices(none).shape == (0, 3)
+    assert inputs.deltas(none).tolist() == [0.0] * inputs.num_sums
+
+
 def test_choices_of_many_values_are_indices() -> None:
     inputs = Inputs(spaces.Dict({"a": spaces.Discrete(65, start=3), "b": spaces.Discrete(64)}), MomentsConfig())
     observations = np.zeros(2, inputs.observation_type[1])

@@ -7,6 +7,7 @@ import pytest
 from gymnasium import spaces
 
 from dppo.config import ModelConfig, MomentsConfig
+from dppo.envs.leaves import array_type
 from dppo.models.policy import ROWS, ActorCritic, make_policy
 from dppo.seeding import draw_rows
 from tests import torch_reference as reference
@@ -49,6 +50,16 @@ def test_a_row_of_seven_environments_is_the_beginning_of_one_of_eight(space: spa
     fewer_actions, fewer_heads, _ = policy.act(inputs[:7], noise[:7])
     np.testing.assert_array_equal(fewer_heads, head[:7])
     np.testing.assert_array_equal(fewer_actions, actions[:7])
+
+
+def test_rows_that_only_fill_a_block_are_observations_too() -> None:
+    """Zero is none of a choice that starts above it: neither an index of an embedding nor one of the inputs."""
+    space = spaces.Dict({"many": spaces.Discrete(100, start=7), "few": spaces.Discrete(3, start=50)})
+    policy = make_policy(space, spaces.Discrete(3), ModelConfig(hidden=(4,)), MomentsConfig(), np.random.default_rng(0))
+    observations = np.zeros(2, array_type(space)[1])
+    observations["many"], observations["few"] = [7, 106], [50, 52]
+    _, head, _ = policy.act(observations, noise_of(policy, 2))
+    np.testing.assert_allclose(head, policy.forward(observations)[0], rtol=1e-5)
 
 
 @every_space
