@@ -9,6 +9,7 @@ import pytest
 
 from dppo.evaluate import main as evaluate
 from tests.launch import train_in_one_start
+from tests.parts import probe
 from tests.run_directory import metric_lines
 
 CELLS: dict[str, tuple[str, ...]] = {
@@ -26,13 +27,29 @@ CELLS: dict[str, tuple[str, ...]] = {
 PPO = ("--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 1e-3, "--total-steps", 20_000)
 A3C = ("--horizon", 8, "--optim.lr", 2e-3, "--total-steps", 30_000)
 
+EXCHANGES: dict[str, tuple[str, ...]] = {
+    "allreduce": ("--exchange", "allreduce"),
+    "p2p": ("--exchange", "p2p"),
+    "async": ("--mode", "async", "--loss", "ppo"),
+}
+PROBES = {"Inputs": (15_000, 1.0), "Parts": (20_000, 1.9), "Mask": (5_000, 1.0)}
+"""Probes in spaces of several kinds, with steps, and the mean return that is asked for after them."""
+OF_SPACES = (
+    "--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--ppo.entropy-coef", 0.02, "--ppo.target-kl", 0.1,
+    "--optim.lr", 2e-3, "--model.hidden", 64, "--model.activation", "relu",
+)  # fmt: skip
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each cell, all in one start, because starts are what takes the time."""
     folder = tmp_path_factory.mktemp("runs")
-    env = ("--env", "dppo.envs.probes:dppo/ProbeContext-v0", "--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
-    runs = {cell: (*flags, *env, *(PPO if "ppo" in cell else A3C)) for cell, flags in CELLS.items()}
+    always = ("--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
+    context = ("--env", probe("Context"), *always)
+    runs = {cell: (*flags, *context, *(PPO if "ppo" in cell else A3C)) for cell, flags in CELLS.items()}
+    for name, (steps, _) in PROBES.items():
+        env = ("--env", probe(name), "--total-steps", steps, *always)
+        runs |= {f"{exchange}-{name}": (*flags, *env, *OF_SPACES) for exchange, flags in EXCHANGES.items()}
     train_in_one_start(folder, 3, runs, timeout=120)
     return folder
 
@@ -53,3 +70,16 @@ def test_every_cell_learns_to_match_action_to_observation(
         counts = [sum(h["staleness"]) for h in histograms]
         assert sum(sum(h["staleness"][1:]) for h in histograms) > 0, "two workers must be ahead of each other at times"
         assert min(counts) > 0 and len(metric_lines(runs / cell)) == len(counts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", PROBES)
+def test_every_exchange_learns_in_spaces_of_several_kinds(
+    name: str, exchange: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image beside a vector, a composite action, and an illegal action: ProbeMask ends the run that takes one."""
+    assert evaluate([str(runs / f"{exchange}-{name}"), "--episodes", "100", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["mean"] >= PROBES[name][1], figures
