@@ -4,7 +4,8 @@
 
 Each row is `mpirun -n RANKS python -m dppo.run FLAGS --seed S`, then `python -m dppo.evaluate` over 100 greedy
 episodes. Prints a Markdown table and writes it, with the figures of each run as JSON and what it ran on, to
-benchmarks/results/learning.{md,json}. Rows that are not run again keep their last result.
+benchmarks/results/learning.{md,json}. Rows that are not run again keep their last result. DoorKey needs
+`pip install minigrid`. Start it in the root of the repository, where the rows' wrappers are found.
 """
 
 from __future__ import annotations
@@ -33,17 +34,25 @@ ROWS = {
     "LunarLander": "--env LunarLander-v3 --total-steps 500000",
     "HalfCheetah": "--env HalfCheetah-v5 --total-steps 1000000",
     "Hopper": "--env Hopper-v5 --total-steps 1000000",
+    "FrozenLake 8x8": '--env FrozenLake-v1 --env-kwargs map_name="8x8" is_slippery=false --total-steps 100000',
+    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --total-steps 150000",
+    "Blackjack": "--env Blackjack-v1 --total-steps 200000",
+    "Taxi": "--env Taxi-v4 --total-steps 300000",
+    "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
+    "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 300000",
 }
+EPISODES = {"Blackjack": 10_000}
+"""Greedy episodes of rows whose return is mostly chance; 100 of the others."""
 
 
-def run(flags: str, seed: int, ranks: int) -> dict[str, Any]:
+def run(flags: str, seed: int, ranks: int, episodes: int = 100) -> dict[str, Any]:
     """Trains once and evaluates; the summary with the greedy mean in `greedy_mean`."""
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch) / "run"
         mpirun(ranks, ["-m", "dppo.run", *flags.split(), "--seed", str(seed), "--run-dir", str(run_dir)])
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
         del summary["run_dir"]
-        evaluate = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", "100", "--json"]
+        evaluate = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", str(episodes), "--json"]
         played = subprocess.run(evaluate, check=True, capture_output=True, text=True, timeout=600)
         return summary | {
             "greedy_mean": json.loads(played.stdout)["mean"],
@@ -62,6 +71,7 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         if runs := results.get(name):
             ends = ", ".join(sorted({r["exit"] for r in runs}))
             figures = [spread((r[key] for r in runs), form) for key, form in forms.items()]
+            figures[2] += f", {EPISODES[name]:,} episodes" if name in EPISODES else ""
             rows.append([name, f"`{runs[0]['flags']}`", len(runs), ends, *figures])
     return markdown_table(head, rows)
 
@@ -79,7 +89,7 @@ def main() -> None:
             continue
         results[name] = []
         for seed in args.seeds:
-            results[name].append(run(flags, seed, args.ranks))
+            results[name].append(run(flags, seed, args.ranks, EPISODES.get(name, 100)))
             print(name, seed, results[name][-1], flush=True)
         head = f"Medians over seeds [least, most]; {args.ranks} ranks on {machine()}.\n\n"
         save("learning", head + table(results), results)

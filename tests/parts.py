@@ -22,6 +22,7 @@ from dppo.comm.link import Link
 from dppo.config import Config, LogConfig, ModelConfig, PPOConfig
 from dppo.console import Console
 from dppo.data import Episode, Report, Rollout
+from dppo.envs import probes_of_spaces
 from dppo.models.policy import ActorCritic
 from dppo.run.setup import saved_replays
 from dppo.rundir.checkpoint import Checkpoint, newest_valid, write_checkpoint
@@ -45,7 +46,8 @@ SMALL = Config(
 
 def probe(name: str) -> str:
     """The id of one of dppo's own probe environments."""
-    return f"dppo.envs.probes:dppo/Probe{name}-v0"
+    module = "probes_of_spaces" if f"Probe{name}" in {p.__name__ for p in probes_of_spaces.PROBES} else "probes"
+    return f"dppo.envs.{module}:dppo/Probe{name}-v0"
 
 
 @dataclass

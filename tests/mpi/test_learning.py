@@ -9,6 +9,7 @@ import pytest
 
 from dppo.evaluate import main as evaluate
 from tests.launch import train_in_one_start
+from tests.parts import probe
 from tests.run_directory import metric_lines
 
 CELLS: dict[str, tuple[str, ...]] = {
@@ -26,13 +27,40 @@ CELLS: dict[str, tuple[str, ...]] = {
 PPO = ("--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 1e-3, "--total-steps", 20_000)
 A3C = ("--horizon", 8, "--optim.lr", 2e-3, "--total-steps", 30_000)
 
+EXCHANGES: dict[str, tuple[str, ...]] = {
+    "allreduce": ("--exchange", "allreduce"),
+    "p2p": ("--exchange", "p2p"),
+    "async": ("--mode", "async", "--loss", "ppo"),
+}
+PROBES: dict[str, tuple[tuple[object, ...], float]] = {
+    "Inputs": (("--total-steps", 5_000, "--ppo.entropy-coef", 0.02, "--model.activation", "relu"), 1.0),
+    "Parts": (("--total-steps", 15_000), 1.9),
+    "Mask": (("--total-steps", 3_000), 1.0),
+}
+"""Probes in spaces of several kinds, with flags, and the mean return that is asked for."""
+OF_SPACES = ("--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 3e-3, "--model.hidden", 64)
+ALWAYS = ("--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each cell, all in one start, because starts are what takes the time."""
     folder = tmp_path_factory.mktemp("runs")
-    env = ("--env", "dppo.envs.probes:dppo/ProbeContext-v0", "--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
+    env = ("--env", probe("Context"), *ALWAYS)
     runs = {cell: (*flags, *env, *(PPO if "ppo" in cell else A3C)) for cell, flags in CELLS.items()}
+    train_in_one_start(folder, 3, runs, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs_in_spaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of each probe in spaces of several kinds, in each exchange."""
+    folder = tmp_path_factory.mktemp("runs-in-spaces")
+    runs = {
+        f"{exchange}-{name}": (*flags, "--env", probe(name), *ALWAYS, *OF_SPACES, *of_probe)
+        for name, (of_probe, _) in PROBES.items()
+        for exchange, flags in EXCHANGES.items()
+    }
     train_in_one_start(folder, 3, runs, timeout=120)
     return folder
 
@@ -53,3 +81,16 @@ def test_every_cell_learns_to_match_action_to_observation(
         counts = [sum(h["staleness"]) for h in histograms]
         assert sum(sum(h["staleness"][1:]) for h in histograms) > 0, "two workers must be ahead of each other at times"
         assert min(counts) > 0 and len(metric_lines(runs / cell)) == len(counts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", PROBES)
+def test_every_exchange_learns_in_spaces_of_several_kinds(
+    name: str, exchange: str, runs_in_spaces: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An image beside a vector, a composite action, and an illegal action: ProbeMask ends the run that takes one."""
+    assert evaluate([str(runs_in_spaces / f"{exchange}-{name}"), "--episodes", "100", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["mean"] >= PROBES[name][1], figures

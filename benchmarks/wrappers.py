@@ -1,0 +1,46 @@
+"""Wrappers of rows of learning.py: `--wrappers benchmarks.wrappers:NAME`, in the root of the repository."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+
+LARGEST_CODE = 10
+"""The largest number that MiniGrid writes into a cell: that of the agent's kind."""
+
+
+class WithoutMask(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Takes the mask of legal actions out of the info."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(seed=seed, options=options)
+        return observation, _without_mask(info)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return observation, reward, terminated, truncated, _without_mask(info)
+
+
+def _without_mask(info: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in info.items() if key != "action_mask"}
+
+
+class WithoutMission(gymnasium.ObservationWrapper[Any, Any, Any]):
+    """Leaves the text of the mission out, and says that the cells' codes end at 10.
+
+    MiniGrid says 255, as of a picture: scaled by that, all codes would be nearly 0.
+    """
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        super().__init__(env)
+        assert isinstance(env.observation_space, spaces.Dict)
+        parts = dict(env.observation_space.spaces)
+        del parts["mission"]
+        parts["image"] = spaces.Box(0, LARGEST_CODE, parts["image"].shape, np.uint8)
+        self.observation_space = spaces.Dict(parts)
+
+    def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
+        return {key: observation[key] for key in ("direction", "image")}
