@@ -38,7 +38,11 @@ class Part:
                 del whole[column.name]
         final = {"row": rollout.final_rows, "env": rollout.final_envs, "observations": rollout.final_observations}
         num_bytes = sum(values.nbytes for values in whole.values()) + final["observations"].nbytes
-        return cls(rollout.first_row, end_row, num_bytes, rollout.progress, _datasets(whole), _datasets(final))
+        steps = _datasets(whole)
+        for name, raw in steps.items():
+            if name.partition("/")[0] == "actions_raw":  # policies sample vectors, whatever the action's axes are
+                steps[name] = raw.reshape(steps[name.replace("actions_raw", "actions", 1)].shape)
+        return cls(rollout.first_row, end_row, num_bytes, rollout.progress, steps, _datasets(final))
 
 
 def _datasets(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -173,10 +173,10 @@ def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -
                 what = f"has the shape {values.shape}; it should begin with {expected}"
             findings.add(name, None, what)
             del data[name]
-    if "steps/actions" in data and "steps/actions_raw" in data:
-        shapes = data["steps/actions"].shape, data["steps/actions_raw"].shape
-        if shapes[0] != shapes[1]:
-            findings.add("steps/actions_raw", None, f"has the shape {shapes[1]}, steps/actions has {shapes[0]}")
+    for name, raw in data.items():
+        sent = data.get(name.replace("/actions_raw", "/actions", 1), raw)
+        if sent.shape != raw.shape:
+            findings.add(name, None, f"has the shape {raw.shape}, steps/actions has {sent.shape}")
     found.shapes = {
         name: (values.dtype.str, values.shape[2:])
         for name, values in data.items()
