@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dppo.data import ArrayType as ArrayType
+from dppo.seams import ArrayType as ArrayType
 
 if TYPE_CHECKING:  # what reads run directories needs no Gymnasium, whose import takes long
     import gymnasium

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dppo.data import EpisodeProgress, Rollout
+from dppo.envs.leaves import as_leaves
 from dppo.trajectories.format import Column
 
 
@@ -22,7 +23,7 @@ class Part:
     num_bytes: int
     progress: EpisodeProgress
     steps: dict[str, np.ndarray]
-    """The columns of the steps, by dataset name in steps/."""
+    """The columns of the steps, by dataset name in steps/. The leaves of a Dict or a Tuple are views of one array."""
     final: dict[str, np.ndarray]
     """The final observations, by dataset name in final/; rows count from the rollout's first row."""
 
@@ -31,10 +32,28 @@ class Part:
         assert rollout.progress is not None
         end_row = rollout.first_row + rollout.num_rows
         computed = {"row": np.arange(rollout.first_row, end_row)}
-        steps = {c.name: getattr(rollout, c.rollout) if c.rollout else computed[c.name] for c in columns}
+        whole = {c.name: getattr(rollout, c.rollout) if c.rollout else computed[c.name] for c in columns}
+        for column in columns:
+            if column.is_optional and not whole[column.name].size:
+                del whole[column.name]
         final = {"row": rollout.final_rows, "env": rollout.final_envs, "observations": rollout.final_observations}
-        num_bytes = sum(values.nbytes for values in steps.values()) + final["observations"].nbytes
-        return cls(rollout.first_row, end_row, num_bytes, rollout.progress, steps, final)
+        num_bytes = sum(values.nbytes for values in whole.values()) + final["observations"].nbytes
+        steps = _datasets(whole)
+        for name, raw in steps.items():
+            if name.partition("/")[0] == "actions_raw":  # policies sample vectors, whatever the action's axes are
+                steps[name] = raw.reshape(steps[name.replace("actions_raw", "actions", 1)].shape)
+        return cls(rollout.first_row, end_row, num_bytes, rollout.progress, steps, _datasets(final))
+
+
+def _datasets(columns: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns {name: array} of the datasets that hold the columns: instead of a structured array, those of its leaves.
+    Its bytes themselves are never written: NumPy does not keep those between the fields.
+    """
+    return {
+        f"{name}/{leaf}".removesuffix("/"): values
+        for name, column in columns.items()
+        for leaf, values in as_leaves(column).items()
+    }
 
 
 class RolloutBuffer:

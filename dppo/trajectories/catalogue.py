@@ -17,10 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dppo.envs.leaves import from_leaves
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import open_regular
 from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, check_types, run_dir_of
-from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, opened_hdf5
+from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, dataset_names, opened_hdf5
 
 SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
@@ -28,8 +29,8 @@ SURPRISES = (
 )  # fmt: skip
 """Errors that h5py and NumPy raise for damaged files."""
 REPAIR = "`python -m dppo.trajectories validate RUN` says what else is damaged"
-_HEAD = 2**18
-"""The number of bytes, from a segment's start, in which its texts lie."""
+_HEAD = 2**22
+"""The number of bytes, from a segment's start, in which its texts lie: the bounds of an image's space are long."""
 
 
 @contextmanager
@@ -64,10 +65,14 @@ def gaps(numbers: Collection[int], end: int | None = None) -> list[tuple[int, in
 
 
 def read(file: h5py.File, name: str, selection: Any = ()) -> np.ndarray:
-    """Reads the values of a dataset, or a part of them. Raises UsageError where the values are compressed with zstd,
-    and hdf5plugin is not installed.
+    """Reads the values of a dataset, or a part of them; those of a Dict or a Tuple as one structured array. Raises
+    UsageError where the values are compressed with zstd, and hdf5plugin is not installed.
     """
     dataset = file[name]
+    if isinstance(dataset, h5py.Group):
+        num_axes = 1 if name.startswith("final/") or (isinstance(selection, tuple) and selection) else 2
+        named = {leaf: read(file, f"{name}/{leaf}", selection) for leaf in dataset_names(dataset)}
+        return from_leaves(named, num_axes)
     plist = dataset.id.get_create_plist()
     if ZSTD in {plist.get_filter(i)[0] for i in range(plist.get_nfilters())} and not h5py.h5z.filter_avail(ZSTD):
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,19 +23,32 @@ def write_dataset(file: h5py.File, path: str, data: np.ndarray | list[np.ndarray
     if sum(part.nbytes for part in data) <= SMALL_BYTES:
         file.create_dataset(path, data=np.concatenate(data))
         return
-    rows = min(length, CHUNK_ROWS_IMAGE if len(rest) >= 4 else CHUNK_ROWS)
-    each = rest if path.startswith("final/") else (*(1,) * (len(rest) > 0), *rest[1:])
+    is_final = path.startswith("final/")
+    rows = min(length, CHUNK_ROWS_IMAGE if len(rest) >= (3 if is_final else 4) else CHUNK_ROWS)
+    each = rest if is_final else (*(1,) * (len(rest) > 0), *rest[1:])
     maxshape = (None, *rest)
     dataset = file.create_dataset(path, (length, *rest), data[0].dtype, chunks=(rows, *each), maxshape=maxshape, **how)
+    for number, slab in enumerate(_slabs(data, rows)):
+        _write_rows(dataset, number * rows, slab)
+
+
+def _slabs(data: list[np.ndarray], rows: int) -> Iterator[np.ndarray]:
+    """Yields copies of `rows` rows, and of the rest: none is compressed twice, and memory never holds all data twice.
+    Parts of data leave their list.
+    """
     data.reverse()
-    start, slab = 0, data[0][:0]
-    while data or len(slab):  # slabs of whole chunks: none is compressed twice, and memory never holds all data twice
-        parts = [slab]
-        while data and sum(map(len, parts)) < rows:
-            parts.append(data.pop())
-        joined = np.concatenate(parts)
-        _write_rows(dataset, start, joined[:rows])
-        start, slab = start + rows, joined[rows:]
+    held: list[np.ndarray] = []
+    while data:
+        part = data.pop()
+        while len(part):
+            missing = rows - sum(map(len, held))
+            held.append(part[:missing])
+            part = part[missing:]
+            if len(held[-1]) == missing:
+                yield np.concatenate(held)
+                held = []
+    if held:
+        yield np.concatenate(held)
 
 
 def _write_rows(dataset: h5py.Dataset, start: int, values: np.ndarray) -> None:

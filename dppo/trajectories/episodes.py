@@ -31,11 +31,13 @@ class Episode:
     attempt: int
     """The run's attempt that wrote the last step."""
     observations: np.ndarray
-    """[L + 1, *obs] if the episode ended, with the true last observation; else [L, *obs]. Raw."""
+    """[L + 1, *obs] if the episode ended, with the true last observation; else [L, *obs]. Raw. Those of a Dict or a
+    Tuple are one structured array, with a field for each part (of a Tuple: "0", "1", …), as are such actions.
+    """
     actions: np.ndarray
     """[L, *act] as sent to the environment."""
     actions_raw: np.ndarray | None
-    """[L, *act] float32 as sampled, where that may differ."""
+    """[L, *act] as sampled, float32 or, in a Dict or a Tuple, the policy's own types; where that may differ."""
     rewards: np.ndarray
     """[L] float32, raw."""
     terminations: np.ndarray
@@ -56,6 +58,8 @@ class Episode:
     truncated: bool
     complete: bool
     """Whether all steps of the episode are recorded, from the first to the end."""
+    action_mask: np.ndarray | None = None
+    """[L, M] bool: the legal actions, where the environment has masks; M choices of the discrete parts of an action."""
     others: dict[str, np.ndarray] = field(default_factory=dict)
     """Columns [L, …] of the format that have no field of their own."""
 
@@ -88,15 +92,15 @@ def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dic
     """Yields (episode, its steps in this segment) for pieces of one segment. Reads one environment at a time, because
     each chunk holds one.
     """
-    names = [column.name for column in held_steps() if column.name in file["steps"]]
+    held = [column for column in held_steps() if column.name in file["steps"]]
     for index in np.unique(p["index"]).tolist():
         mine = np.flatnonzero(p["index"] == index)
         starts, stops = p["start"][mine], p["start"][mine] + p["length"][mine]
         first, last = int(starts.min()), int(stops.max())
         columns = {}
-        for name in names:
-            whole = file[f"steps/{name}"].ndim == 1
-            columns[name] = read(file, f"steps/{name}", slice(first, last) if whole else (slice(first, last), index))
+        for column in held:
+            rows = slice(first, last)
+            columns[column.name] = read(file, f"steps/{column.name}", rows if column.axes == "T" else (rows, index))
         for episode, start, stop in zip(p["episode"][mine].tolist(), starts - first, stops - first, strict=True):
             yield episode, {name: values[start:stop].copy() for name, values in columns.items()}
 

@@ -18,7 +18,7 @@ import numpy as np
 from dppo.data import EpisodeProgress
 from dppo.files import fsync_folder, open_regular
 from dppo.rundir import paths
-from dppo.trajectories.hdf5 import FILE_BYTES, opened_hdf5
+from dppo.trajectories.hdf5 import FILE_BYTES, dataset_names, opened_hdf5
 
 if TYPE_CHECKING:
     import h5py
@@ -131,16 +131,18 @@ class Column:
     dtype: np.dtype[Any] | None
     """The type of the values; None: the environment's own type."""
     axes: str
-    """The axes: T rows, N environments, F ends, E episodes; * for the axes of an observation or an action."""
+    """The axes: T rows, N environments, F ends, E episodes, M entries of a mask; * for the axes of an observation or an
+    action. Values of a Dict or a Tuple are a group, with a dataset for each leaf.
+    """
     rollout: str = ""
     """Field of `Rollout` that holds the values; "": they are computed from other fields."""
     single: str = ""
     """Name in tables with a line per step. "": the column says which steps there are; no table or episode has it."""
     is_info: bool = False
     """Whether the column is about the policy: Minari and D4RL have it in `infos`, beside the transitions."""
-    only_with_raw_actions: bool = False
-    """Whether only segments of Box actions have the column. It must be False for a column that older segments lack:
-    otherwise the writer leaves it out for all other actions.
+    is_optional: bool = False
+    """Whether a segment may lack the column: the writer leaves it out where a rollout has no values of it. Older
+    segments may lack it, too, so that it needs no other FORMAT_VERSION.
     """
 
     @property
@@ -151,7 +153,7 @@ class Column:
     @property
     def absence(self) -> str | None:
         """The problem of a segment without the column; None where it may lack the column."""
-        return None if self.only_with_raw_actions else "is missing"
+        return None if self.is_optional else "is missing"
 
 
 ATTRIBUTES: dict[str, type] = {
@@ -165,7 +167,8 @@ STEPS = (
     Column("row", _I, "T"),
     Column("observations", None, "TN*", "observations", "obs"),
     Column("actions", None, "TN*", "env_actions", "action"),
-    Column("actions_raw", _F, "TN*", "actions", "action_raw", is_info=True, only_with_raw_actions=True),
+    Column("actions_raw", _F, "TN*", "actions", "action_raw", is_info=True, is_optional=True),
+    Column("action_mask", _B, "TNM", "masks", "action_mask", is_info=True, is_optional=True),
     Column("rewards", _F, "TN", "rewards", "reward"),
     Column("terminations", _B, "TN", "terminations", "terminated"),
     Column("truncations", _B, "TN", "truncations", "truncated"),
@@ -175,7 +178,7 @@ STEPS = (
     Column("policy_version", _I, "T", "versions", "policy_version", is_info=True),
 )
 """The columns of a step. To record another one, add a line: writer, validator, reader and exports use it. Older
-segments lack the new column, and readers and validator refuse them: raise FORMAT_VERSION as well.
+segments lack the new column, and readers and validator refuse them unless it is optional: raise FORMAT_VERSION as well.
 """
 FINAL = (Column("row", _I, "F"), Column("env", _I, "F"), Column("observations", None, "F*"))
 EPISODES = {
@@ -186,7 +189,7 @@ EPISODES = {
 
 def written_steps() -> list[Column]:
     """Returns STEPS in the order in which format 1 has always been written."""
-    return sorted(STEPS, key=lambda column: column.only_with_raw_actions)
+    return sorted(STEPS, key=lambda column: column.is_optional)
 
 
 def held_steps() -> list[Column]:
@@ -201,10 +204,35 @@ def datasets() -> dict[str, Column]:
     return {f"{group}/{column.name}": column for group, columns in groups.items() for column in columns}
 
 
-def misfit(column: Column, values: h5py.Dataset | np.ndarray) -> str | None:
-    """Returns why values are not of a column's type and number of axes; None if they are."""
+def datasets_in(file: h5py.File) -> dict[str, Column]:
+    """Returns {path: column} of the datasets in a segment: instead of a Dict or a Tuple, those of its leaves. Includes
+    the paths of columns that are missing.
+    """
+    import h5py
+
+    found: dict[str, Column] = {}
+    for path, column in datasets().items():
+        item = file.get(path)
+        is_tree = column.ndim is None and isinstance(item, h5py.Group)
+        found |= dict.fromkeys([f"{path}/{leaf}" for leaf in dataset_names(item)] if is_tree else [], column) or {
+            path: column
+        }
+    return found
+
+
+def column_path(path: str) -> str:
+    """Returns the path of a dataset's column: steps/observations of steps/observations/camera."""
+    return "/".join(path.split("/")[:2])
+
+
+def misfit(column: Column, values: h5py.Dataset | np.ndarray, *, is_leaf: bool = False) -> str | None:
+    """Returns why values are not of a column's type and number of axes; None if they are. The leaves of a Dict or a
+    Tuple may be integers, whatever the column's type.
+    """
     dtype, ndim = column.dtype, column.ndim
-    if values.dtype.kind not in "biuf" or (dtype is not None and values.dtype != dtype):
+    if values.dtype.kind not in "biuf" or (
+        dtype is not None and values.dtype != dtype and not (is_leaf and values.dtype.kind in "biu")
+    ):
         return f"is of type {values.dtype}{'' if dtype is None else f', not {dtype}'}"
     if values.ndim != ndim if ndim is not None else values.ndim < 1:
         return f"has the shape {values.shape}; {ndim or 'one or more'} axes are expected"
@@ -213,8 +241,8 @@ def misfit(column: Column, values: h5py.Dataset | np.ndarray) -> str | None:
 
 def check_types(file: h5py.File) -> None:
     """Raises ValueError for the first dataset that is missing, or not of its type and number of axes."""
-    for name, column in datasets().items():
-        problem = misfit(column, file[name]) if name in file else column.absence
+    for name, column in datasets_in(file).items():
+        problem = misfit(column, file[name], is_leaf=name != column_path(name)) if name in file else column.absence
         if problem is not None:
             raise ValueError(f"{name} {problem}")
 

@@ -26,7 +26,9 @@ _RATIOS = {_DEFLATE: 1100, ZSTD: 2**16}
 """The most bytes that a filter can make of one byte, when all are zeros."""
 _ANY_BYTES = 2**16
 """The most bytes of a dataset whose storage is not checked, because it is small."""
-_MAX_OBJECTS, _MAX_INDEXED, _MAX_DEPTH = 1000, 10**6, 4
+MAX_LEAVES, MAX_NESTING = 2000, 32
+"""The most leaves of a Dict or Tuple, and the most spaces that lie within each other; the writer keeps to both."""
+_MAX_OBJECTS, _MAX_INDEXED, _MAX_DEPTH = 8 * MAX_LEAVES, 10**6, MAX_NESTING + 4
 
 
 @contextmanager
@@ -47,6 +49,17 @@ def opened_hdf5(path: Path, root: Path | None, *, is_index: bool = False) -> Ite
     with h5py.File(path, "r", locking=False) as file:
         _check_file(file, is_index=is_index)
         yield file
+
+
+def dataset_names(group: h5py.Group) -> list[str]:
+    """Lists the paths of all datasets below a group, relative to it, in the order in which they were written."""
+    import h5py
+
+    names: list[str] = []
+    for name in group:
+        item = group[name]
+        names += [f"{name}/{inner}" for inner in dataset_names(item)] if isinstance(item, h5py.Group) else [name]
+    return names
 
 
 def _check_file(file: h5py.File, *, is_index: bool) -> None:

@@ -16,7 +16,7 @@ from dppo.files import replacing
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import SURPRISES, gaps, one_line, opened
 from dppo.trajectories.format import rank_folders, segment_files, segment_path
-from dppo.trajectories.hdf5 import opened_hdf5
+from dppo.trajectories.hdf5 import dataset_names, opened_hdf5
 
 FORMAT = "dppo-trajectories-index"
 _SOURCE = re.compile(r"rank_\d{5,}/seg_\d{6,}\.h5")
@@ -58,7 +58,8 @@ def _add_rank(index: h5py.File, rank: int, files: list[Path]) -> None:
     shapes: list[dict[str, tuple[tuple[int, ...], object]]] = []
     for path in files:
         with opened(path) as file:
-            shapes.append({name: (data.shape, data.dtype) for name, data in file["steps"].items()})
+            steps = file["steps"]
+            shapes.append({name: (steps[name].shape, steps[name].dtype) for name in dataset_names(steps)})
     for name, ((_, *rest), dtype) in shapes[0].items():
         for path, here in zip(files, shapes, strict=True):
             if name not in here or list(here[name][0][1:]) != rest or here[name][1] != dtype:
@@ -83,8 +84,8 @@ def check_index(run_dir: Path) -> list[str]:
         with opened_hdf5(path, run_dir, is_index=True) as index:
             wanted: dict[str, dict[str, tuple[int, ...]]] = {}
             for folder in index:
-                for name, data in index[folder]["steps"].items():
-                    for source in data.virtual_sources():
+                for name in dataset_names(index[folder]["steps"]):
+                    for source in index[folder]["steps"][name].virtual_sources():
                         first, last = source.vspace.get_select_bounds()
                         shape = tuple(int(b) - int(a) + 1 for a, b in zip(first, last, strict=True))
                         wanted.setdefault(source.file_name, {})[f"steps/{name}"] = shape

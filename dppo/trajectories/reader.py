@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dppo.envs.leaves import as_leaves
 from dppo.errors import UsageError
 from dppo.trajectories.catalogue import Catalogue, opened, read, read_catalogue
 from dppo.trajectories.episodes import Episode, read_episodes
+from dppo.trajectories.flat import flat_columns, singles, unique
 from dppo.trajectories.format import held_steps, rank_folders, segment_files
 from dppo.trajectories.unsealed import unsealed
 
@@ -196,19 +198,20 @@ class Trajectories:
 
     def to_numpy(self) -> dict[str, np.ndarray]:
         """Returns all steps, with one array each for observations, next_observations, has_next, actions, actions_raw
-        (where there is one), rewards, terminations, truncations, log_probs, values, policy_version, episode (0, 1, … in
-        this order), rank, env, row.
+        and action_mask (where there are any), rewards, terminations, truncations, log_probs, values, policy_version,
+        episode (0, 1, … in this order), rank, env, row. Values of a Dict or a Tuple are one structured array.
 
         The observation after the last step of an unfinished episode is not known: `has_next` is false there, and
         next_observations holds NaN, or 0 of an integer type.
         """
         total = int(self._dump.catalogue.episodes["length"][self._chosen].sum())
         with opened(self._dump.files[0][2]) as file:
-            first = file["steps"]
-            names = [column.name for column in held_steps() if column.name in first]
-            out = {name: np.empty((total, *first[name].shape[2:]), first[name].dtype) for name in names}
-        filler = np.nan if out["observations"].dtype.kind == "f" else 0
-        out["next_observations"] = np.full_like(out["observations"], filler)
+            names = [column.name for column in held_steps() if column.name in file["steps"]]
+            none = {name: read(file, f"steps/{name}", slice(0, 0)) for name in names}
+            out = {name: np.zeros((total, *values.shape[2:]), values.dtype) for name, values in none.items()}
+        out["next_observations"] = np.zeros_like(out["observations"])
+        for leaf in as_leaves(out["next_observations"]).values():
+            leaf[...] = np.nan if leaf.dtype.kind == "f" else 0
         out["has_next"] = np.ones(total, bool)
         out |= {name: np.empty(total, np.int64) for name in ("episode", "rank", "env", "row")}
         start = 0
@@ -227,30 +230,34 @@ class Trajectories:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns one line per step, with the names of `to_numpy`; vectors as obs_0, obs_1, … and action_0, …; images
-        as arrays in one column. Next observations are left out: the episode's next line has them.
+        as arrays in one column; the leaves of a Dict or a Tuple as obs_camera, …. Next observations are left out: the
+        episode's next line has them.
         """
         try:
             import pandas
         except ImportError as error:
             raise UsageError("to_pandas needs pandas: pip install 'dppo[analysis]'") from error
-        columns: dict[str, Any] = {}
-        short = {column.name: column.single for column in held_steps() if column.ndim is None}
-        for name, values in self.to_numpy().items():
+        columns: list[tuple[str, Any]] = []
+        short = {column.name: column.single for column in held_steps() if column.ndim != 2}
+        for name, whole in self.to_numpy().items():
             if name in ("next_observations", "has_next"):
                 continue
-            if values.ndim == 1:
-                columns[short.get(name, name)] = values
-            elif values.ndim == 2:
-                columns |= {f"{short[name]}_{i}": values[:, i] for i in range(values.shape[1])}
-            else:
-                columns[short[name]] = list(values)
-        return pandas.DataFrame(columns)
+            for single, values in singles(short.get(name, name), whole):
+                is_image = values.ndim > 2
+                columns += [(single, list(values))] if is_image else flat_columns(single, values)
+        return pandas.DataFrame(unique(columns))
 
     def to_torch(self) -> dict[str, torch.Tensor]:
-        """Returns the arrays of `to_numpy` as tensors."""
+        """Returns the arrays of `to_numpy` as tensors; instead of those of a Dict or a Tuple, `observations/camera`, …:
+        one for each leaf.
+        """
         import torch
 
-        return {name: torch.from_numpy(values) for name, values in self.to_numpy().items()}
+        return {
+            f"{name}/{leaf}".removesuffix("/"): torch.from_numpy(np.ascontiguousarray(values))
+            for name, whole in self.to_numpy().items()
+            for leaf, values in as_leaves(whole).items()
+        }
 
 
 def open_trajectories(

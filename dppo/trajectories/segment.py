@@ -23,7 +23,7 @@ from dppo.trajectories.format import (  # fmt: skip
     merged_tables,
     rank_folder,
 )
-from dppo.trajectories.hdf5 import RAW_BYTES
+from dppo.trajectories.hdf5 import MAX_LEAVES, MAX_NESTING, RAW_BYTES
 
 if TYPE_CHECKING:
     import h5py
@@ -79,12 +79,14 @@ class SegmentBuilder:
 
         if (size := sum(part.num_bytes for part in parts)) > MAX_BYTES:
             raise ValueError(f"a rollout of {size:,} bytes is more than readers take: lower --horizon or --num-envs")
+        _refuse_large_trees(parts[0])
         image = io.BytesIO()
         with h5py.File(image, "w", libver=("earliest", "v110")) as file:
             self._write_labels(file, parts[0], number, end_before)
             self._write_episodes(file, parts)
             self._write_finals(file, parts)
             for name in list(parts[0].steps):
+                _make_groups(file, f"steps/{name}")
                 write_dataset(file, f"steps/{name}", [part.steps.pop(name) for part in parts], self._filter)
         return image.getbuffer()
 
@@ -127,9 +129,29 @@ class SegmentBuilder:
         for part in parts:
             part.final["row"] = part.final["row"] + start
             start += part.end_row - part.first_row
-        for column in FINAL:
-            values = [np.asarray(part.final[column.name], column.dtype) for part in parts]
-            write_dataset(file, f"final/{column.name}", values, self._filter)
+        types = {column.name: column.dtype for column in FINAL}
+        for name in parts[0].final:
+            _make_groups(file, f"final/{name}")
+            values = [np.asarray(part.final[name], types.get(name)) for part in parts]
+            write_dataset(file, f"final/{name}", values, self._filter)
+
+
+def _make_groups(file: h5py.File, path: str) -> None:
+    """Makes the groups above a leaf of a Dict or a Tuple. They keep the order of the leaves."""
+    above = path.split("/")[:-1]
+    for end in range(2, len(above) + 1):
+        if "/".join(above[:end]) not in file:
+            file.create_group("/".join(above[:end]), track_order=True)
+
+
+def _refuse_large_trees(part: Part) -> None:
+    """Raises ValueError where readers would not take so many datasets, or so many groups within each other."""
+    deepest = max(name.count("/") for name in part.steps)
+    if deepest > MAX_NESTING or len(part.steps) > 2 * MAX_LEAVES:
+        raise ValueError(
+            f"{len(part.steps)} datasets, spaces {deepest} deep: readers take spaces of {MAX_LEAVES} leaves that are"
+            f" {MAX_NESTING} deep; --wrappers can flatten them"
+        )
 
 
 def _runs(parts: list[Part]) -> list[list[Part]]:

@@ -8,15 +8,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mode
+from typing import Any
 
 import h5py
 import numpy as np
+from gymnasium import Space
 
+from dppo.envs.leaves import leaves
 from dppo.errors import UsageError
 from dppo.files import parse_json
 from dppo.rundir.spaces import space_from_json
 from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, one_line, read
-from dppo.trajectories.format import ATTRIBUTES, FORMAT, FORMAT_VERSION, TEXTS, datasets, misfit, run_dir_of
+from dppo.trajectories.format import (  # fmt: skip
+    ATTRIBUTES,
+    FORMAT,
+    FORMAT_VERSION,
+    TEXTS,
+    column_path,
+    datasets,
+    datasets_in,
+    misfit,
+    run_dir_of,
+)
 from dppo.trajectories.hdf5 import opened_hdf5
 from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _episodes, _finals
 
@@ -31,8 +44,10 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
             raise ValueError("its texts are damaged")
         with opened_hdf5(path, run_dir_of(path)) as file:
             _attributes(file, findings, found)
-            _labels(file, findings, found)
+            spaces = _labels(file, findings, found)
             data = _datasets(file, findings)
+            for name, space in spaces.items():
+                _surely(findings, name, lambda name=name, space=space: _leaves(file, findings, name, space))  # type: ignore[misc]
             _shapes(data, findings, found)
             _finite(data, findings)
             _rows(data, findings, found)
@@ -72,7 +87,9 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
         findings.add(None, None, "its attribute complete is false")
 
 
-def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
+def _labels(file: h5py.File, findings: Findings, found: Inspected) -> dict[str, Space[Any]]:
+    """Checks the texts. Returns {label: space} of those spaces that can be read."""
+    spaces: dict[str, Space[Any]] = {}
     for name in TEXTS:
         try:
             text = file[name].asstr()[()]
@@ -91,19 +108,21 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> None:
             found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
             continue
         try:
-            space_from_json(text)
+            spaces[name] = space_from_json(text)
         except ValueError as error:
             findings.add(name, None, str(error))
+    return spaces
 
 
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
     """Reads all datasets. Returns those that can be read and are of the right type."""
     data: dict[str, np.ndarray] = {}
-    for name, column in datasets().items():
+    for name, column in datasets_in(file).items():
         try:
             if name in file:
                 data[name] = read(file, name)
-            problem = misfit(column, data[name]) if name in file else column.absence
+            is_leaf = name != column_path(name)
+            problem = misfit(column, data[name], is_leaf=is_leaf) if name in file else column.absence
         except UsageError:
             raise
         except SURPRISES as error:
@@ -114,9 +133,29 @@ def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:
     return data
 
 
+_OF_SPACES = {
+    "observation_space": ("steps/observations", "final/observations"),
+    "action_space": ("steps/actions", "steps/actions_raw"),
+}  # fmt: skip
+"""The columns whose values are of a space, by its label."""
+
+
+def _leaves(file: h5py.File, findings: Findings, label: str, space: Space[Any]) -> None:
+    """Checks that the leaves of a space are those that the file has."""
+    names = {leaf.name for leaf in leaves(space)}
+    for path in _OF_SPACES[label]:
+        there = {name for name in datasets_in(file) if column_path(name) == path and name in file}
+        expected = {f"{path}/{name}".removesuffix("/") for name in names}
+        if there and there != expected:
+            more, less = sorted(there - expected), sorted(expected - there)
+            what = [*(f"{name} is there" for name in more), *(f"{name} is missing" for name in less)]
+            findings.add(path, None, f"is not of the {label}: {', '.join(what)}")
+
+
 def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:
     """Checks that the shapes of the datasets fit together. Removes datasets that do not fit."""
-    axes = {name: column.axes.rstrip("*") for name, column in datasets().items() if name in data}
+    columns = datasets()
+    axes = {name: columns[column_path(name)].axes.rstrip("*") for name in data}
     sizes: dict[str, list[int]] = {}
     for name in data:
         for axis, size in zip(axes[name], data[name].shape, strict=False):
@@ -134,18 +173,19 @@ def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -
                 what = f"has the shape {values.shape}; it should begin with {expected}"
             findings.add(name, None, what)
             del data[name]
-    if "steps/actions" in data and "steps/actions_raw" in data:
-        shapes = data["steps/actions"].shape, data["steps/actions_raw"].shape
-        if shapes[0] != shapes[1]:
-            findings.add("steps/actions_raw", None, f"has the shape {shapes[1]}, steps/actions has {shapes[0]}")
+    for name, raw in data.items():
+        sent = data.get(name.replace("/actions_raw", "/actions", 1), raw)
+        if sent.shape != raw.shape:
+            findings.add(name, None, f"has the shape {raw.shape}, steps/actions has {sent.shape}")
     found.shapes = {
         name: (values.dtype.str, values.shape[2:])
         for name, values in data.items()
-        if name in ("steps/observations", "steps/actions")
+        if column_path(name) in ("steps/observations", "steps/actions")
     }
-    final, one = data.get("final/observations"), found.shapes.get("steps/observations")
-    if final is not None and one is not None and (last := (final.dtype.str, final.shape[1:])) != one:
-        findings.add("final/observations", None, f"holds {last}, steps/observations {one}")
+    for name, one in found.shapes.items():
+        final = data.get(name.replace("steps/", "final/", 1))
+        if final is not None and (last := (final.dtype.str, final.shape[1:])) != one:
+            findings.add(name.replace("steps/", "final/", 1), None, f"holds {last}, {name} {one}")
 
 
 def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
@@ -154,7 +194,12 @@ def _finite(data: dict[str, np.ndarray], findings: Findings) -> None:
         if values.dtype.kind not in "fc":
             continue
         bad = ~np.isfinite(values)
-        if name.startswith("steps/") and name != "steps/observations" and valid is not None and bad.ndim > 1:
+        if (
+            name.startswith("steps/")
+            and column_path(name) != "steps/observations"
+            and valid is not None
+            and bad.ndim > 1
+        ):
             bad &= valid.reshape(*valid.shape, *(1,) * (bad.ndim - 2))  # only valid steps need finite values
         if bad.any():
             where = np.argwhere(bad)

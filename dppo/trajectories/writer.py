@@ -95,7 +95,7 @@ class TrajectoryWriter:
         self._max_bytes, self._wait_s = max_bytes, wait_s
         self._builder = SegmentBuilder(labels, seed_of, every=every, compression=compression)
         self._buffer = RolloutBuffer(
-            [c for c in written_steps() if has_raw_actions or not c.only_with_raw_actions], every
+            [column for column in written_steps() if has_raw_actions or column.name != "actions_raw"], every
         )
         self._disk = Disk(is_patient=not required)
         self._answers = Answers(labels.rank)

@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from dppo.errors import UsageError
 from dppo.trajectories.episodes import Episode
 from dppo.trajectories.export.selection import Exported, appearing, in_batches, labels_of
 from dppo.trajectories.format import compression_filter, held_steps
@@ -24,7 +25,7 @@ def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
     The last step of an episode is a terminal or a timeout, never both: a step that is both terminated and truncated is
     a terminal. An unfinished episode loses its last step, whose next observation is not known, and ends with a timeout.
     `d3rlpy.dataset.MDPDataset(observations, actions, rewards, terminals, timeouts)` takes the arrays. Raises UsageError
-    where `path` exists, or there is nothing to export.
+    where `path` exists, there is nothing to export, or observations or actions are of a Dict or a Tuple.
     """
     done = Exported(Path(path))
 
@@ -43,7 +44,13 @@ def to_d4rl(trajectories: Trajectories, path: Path | str) -> Exported:
 
 
 def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
-    """Returns the columns of the episode's first `count` steps."""
+    """Returns the columns of the episode's first `count` steps. Raises UsageError for those of a Dict or a Tuple."""
+    for name, values in (("observations", episode.observations), ("actions", episode.actions)):
+        if values.dtype.names is not None:
+            raise UsageError(
+                f"D4RL holds {name} as one array, and here they are of a Dict or a Tuple with the parts"
+                f" {', '.join(values.dtype.names)}: export --to minari, or train with --wrappers that flatten them"
+            )
     terminals = episode.terminations[:count].copy()
     timeouts = episode.truncations[:count] & ~terminals
     if not terminals[-1]:

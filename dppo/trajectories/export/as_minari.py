@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from dppo.envs.leaves import to_value
 from dppo.errors import UsageError, missing_package
 from dppo.files import fsync_folder, parse_json
 from dppo.trajectories.catalogue import REPAIR, SURPRISES
@@ -40,8 +41,9 @@ def to_minari(
 
     Episodes that ended are exported as they are. If an episode did not end (the run stopped, or rows around it were not
     written), its last step has no known next observation: that step is dropped, and the step before it is truncated.
-    `infos` hold log_probs, values and policy_version beside each observation, with nan and -1 beside the last. Each
-    episode's metadata (`dataset.storage.get_episode_metadata`) has its seed and, under `dppo`, its origin.
+    `infos` hold log_probs, values, policy_version and action_mask (where there are masks) beside each observation, with
+    nan, -1 and false beside the last. Each episode's metadata (`dataset.storage.get_episode_metadata`) has its seed
+    and, under `dppo`, its origin.
 
     Args:
       dataset_id: (namespace/)name-vN; by default the id of `default_dataset_id`.
@@ -64,14 +66,15 @@ def to_minari(
     refuse_inside_dump(root)
     done, versions = Exported(folder), list[int]()
     with appearing(folder, lambda folder: _check_free(root, dataset_id), is_folder=True) as part:
+        spaces = [_parsed(labels, name, _space) for name in ("observation_space", "action_space")]
         storage = MinariStorage.new(
             part / "data",
-            observation_space=_parsed(labels, "observation_space", _space),
-            action_space=_parsed(labels, "action_space", _space),
+            observation_space=spaces[0],
+            action_space=spaces[1],
             env_spec=_parsed(labels, "env_spec", _env_spec),
             jpeg_encoding=False,
         )
-        storage.update_episodes(_buffers(trajectories, done, versions))
+        storage.update_episodes(_buffers(trajectories, done, versions, *spaces))
         storage.update_episode_metadata(_origins(trajectories))
         storage.update_metadata(
             {"dataset_id": dataset_id, "minari_version": minari.__version__, **_description(labels, versions, author)}
@@ -123,8 +126,12 @@ def _env_spec(text: str) -> EnvSpec | None:
 # -- what is written --------------------
 
 
-def _buffers(trajectories: Trajectories, done: Exported, versions: list[int]) -> Iterator[Any]:
-    """Yields an EpisodeBuffer for each episode that has a transition. Adds the policy versions to `versions`."""
+def _buffers(
+    trajectories: Trajectories, done: Exported, versions: list[int], observed: Any, acted: Any
+) -> Iterator[Any]:
+    """Yields an EpisodeBuffer for each episode that has a transition, with dicts and tuples of arrays where the spaces
+    of observations and actions are such. Adds the policy versions to `versions`.
+    """
     from minari.data_collector import EpisodeBuffer
 
     for episode, length, offset in done.chosen(trajectories, only_transitions=True):
@@ -134,8 +141,8 @@ def _buffers(trajectories: Trajectories, done: Exported, versions: list[int]) ->
         versions += episode.policy_version[[0, -1]].tolist()
         yield EpisodeBuffer(
             seed=episode.seed if offset == 0 else None,  # a seed must lead to the first observation
-            observations=episode.observations,
-            actions=episode.actions[:length],
+            observations=to_value(observed, episode.observations),
+            actions=to_value(acted, episode.actions[:length]),
             rewards=episode.rewards[:length],
             terminations=episode.terminations[:length],
             truncations=truncations,
@@ -144,10 +151,16 @@ def _buffers(trajectories: Trajectories, done: Exported, versions: list[int]) ->
 
 
 def _infos(episode: Episode, length: int) -> dict[str, np.ndarray]:
-    """Returns the infos with one number beside each observation; nan or -1 beside the last one."""
+    """Returns the infos with an entry beside each observation; nan, -1 or false beside the last one."""
     steps, infos = episode.steps, [column.name for column in held_steps() if column.is_info and column.ndim is not None]
-    values = {name: steps[name][:length] for name in infos}
-    return {name: np.append(v, v.dtype.type(np.nan if v.dtype.kind == "f" else -1)) for name, v in values.items()}
+    unknown = {"f": np.nan, "i": -1, "b": False}
+    out: dict[str, np.ndarray] = {}
+    for name in infos:
+        if name in steps:
+            values = steps[name][:length]
+            last = np.full((1, *values.shape[1:]), unknown[values.dtype.kind], values.dtype)
+            out[name] = np.concatenate((values, last))
+    return out
 
 
 def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dppo.envs.leaves import as_leaves
 from dppo.errors import UsageError, missing_package
 from dppo.trajectories.episodes import Episode
 from dppo.trajectories.export.selection import Exported, appearing, in_batches, labels_of
+from dppo.trajectories.flat import flat_columns, singles, unique
 from dppo.trajectories.format import held_steps
 from dppo.trajectories.reader import Trajectories
 
@@ -73,48 +75,49 @@ def to_csv(trajectories: Trajectories, path: Path | str) -> Exported:
 def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
     """Returns columns with one value per step. Unknown values are masked: seed, next_obs after an unfinished episode.
 
-    An observation or action without an axis is one column; others are obs_0, obs_1, …: flat, in C order. `t` counts the
-    episode's steps from 0, `row` those of the worker.
+    An observation or action without an axis is one column; others are obs_0, obs_1, …: flat, in C order. The leaves of
+    a Dict or a Tuple are obs_camera_0, …. `t` counts the episode's steps from 0, `row` those of the worker.
 
     Args:
       offset: the number of the episode's steps before the first recorded one.
 
     Raises:
-      UsageError: observations are too large for columns.
+      UsageError: observations are too large for columns, or two columns would have one name.
     """
     length, observations = episode.length, episode.observations
-    next_observations = np.ma.array(np.empty_like(observations[:length]), mask=True)
-    next_observations[: len(observations) - 1] = observations[1:]
 
     def same(value: int | None) -> np.ma.MaskedArray:
         return np.ma.array(np.full(length, value or 0, np.int64), mask=value is None)
 
-    columns = {
-        "rank": same(episode.rank),
-        "env": same(episode.env),
-        "episode": same(episode.id),
-        "seed": same(episode.seed),
-        "row": np.ma.array(episode.first_row + np.arange(length)),
-        "t": np.ma.array(offset + np.arange(length)),
-    }
-    singles = {column.name: column.single for column in held_steps()}
-    for name, values in episode.steps.items():
-        columns |= _flat(singles[name], np.ma.array(values))
-    columns |= _flat("next_obs", next_observations)
+    columns: list[tuple[str, np.ma.MaskedArray]] = [
+        ("rank", same(episode.rank)),
+        ("env", same(episode.env)),
+        ("episode", same(episode.id)),
+        ("seed", same(episode.seed)),
+        ("row", np.ma.array(episode.first_row + np.arange(length))),
+        ("t", np.ma.array(offset + np.arange(length))),
+    ]
+    short = {column.name: column.single for column in held_steps()}
+    for name, whole in episode.steps.items():
+        for single, values in singles(short[name], whole):
+            columns += flat_columns(single, np.ma.array(values))
+    for single, values in singles("next_obs", observations):
+        columns += flat_columns(single, _following(values, length))
     if len(columns) > MAX_COLUMNS:
+        shapes = ", ".join(f"{leaf} {part.shape[1:]}".lstrip() for leaf, part in as_leaves(observations).items())
+        forms = "minari, which holds arrays" if observations.dtype.names else "minari or d4rl, which hold arrays"
         raise UsageError(
-            f"an observation {observations.shape[1:]} makes a table of {len(columns)} columns (at most {MAX_COLUMNS}):"
-            " export --to minari or d4rl, which hold arrays"
+            f"an observation {shapes} makes a table of {len(columns)} columns (at most {MAX_COLUMNS}):"
+            f" export --to {forms}"
         )
-    return columns
+    return unique(columns)
 
 
-def _flat(name: str, values: np.ma.MaskedArray) -> dict[str, np.ma.MaskedArray]:
-    """Splits values [L, …] into columns [L]."""
-    if values.ndim == 1:
-        return {name: values}
-    flat = values.reshape(len(values), -1)
-    return {f"{name}_{i}": flat[:, i] for i in range(flat.shape[1])}
+def _following(values: np.ndarray, length: int) -> np.ma.MaskedArray:
+    """Returns [length, ...]: the value after each of the first `length` ones, masked where there is none."""
+    following = np.ma.array(np.zeros_like(values[:length]), mask=True)
+    following[: len(values) - 1] = values[1:]
+    return following
 
 
 def _as_text(column: np.ma.MaskedArray) -> list[str]:
