@@ -273,6 +273,10 @@ class Config(Section):
     """The run ends when the mean return of the last 100 episodes reaches it, once all environments have ended one."""
     run_dir: str | None = None
     """Where the run's files go; None: runs/ENV-MODE-LOSS-SEED-TIME."""
+    init_from: str | None = None
+    """A run directory, or a checkpoint in it, whose parameters and moments the run begins with."""
+    init_from_partial: bool = False
+    """init_from: where parts of the network or of the observations differ, take over those that fit."""
     resume: bool = False
     """Go on from the newest valid checkpoint in run_dir, with the settings stored there."""
     device: Literal["cpu"] = "cpu"

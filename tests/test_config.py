@@ -213,7 +213,7 @@ def test_a_resolved_configuration_leaves_nothing_open_that_training_needs() -> N
         for loss in ("ppo", "a3c"):
             config = resolve(updated(Config(), {"mode": mode, "loss": loss}))
             open_ones = [f.name for f in fields(config) if getattr(config, f.name) is None]
-            assert open_ones == ["target_return", "run_dir", "time_limit_s"]  # None means "no" in these
+            assert open_ones == ["target_return", "run_dir", "init_from", "time_limit_s"]  # None means "no" in these
             assert [f.name for f in fields(config.optim) if getattr(config.optim, f.name) is None] == []
 
 

@@ -28,6 +28,7 @@ from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import respawn, setup
+from dppo.run.init_from import init_from
 from dppo.run.leave import make_watchdog
 from dppo.run.loop import (
     LEAVE_AFTER_RANK_ZERO_S,
@@ -190,6 +191,8 @@ def _prepare(
         parts = setup.build(plan.config, comm, watchdog.heartbeat)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
+        if (line := init_from(plan, parts.state, comm)) is not None:
+            notes = [*notes, line]
         members = first_members(comm)
         setup.introduce(plan, parts, comm, console, notes, startup.prepare())
         if not plan.config.dry_run:

@@ -115,6 +115,8 @@ def _plan_new(config: Config) -> Plan:
     if not os.access(there, os.W_OK | os.X_OK):
         raise ValueError(f"--run-dir {run_dir}: {there} cannot be written to: choose another --run-dir")
     refuse_links(run_dir)
+    if config.init_from is not None:  # as for run_dir: an environment may change the working directory
+        config = replace(config, init_from=str(Path(config.init_from).expanduser().absolute()))
     return Plan(config, run_dir, None, 1, run_id=uuid.uuid4().hex, was_there=there.absolute())
 
 
