@@ -161,7 +161,8 @@ def test_every_flag_is_understood() -> None:
     names = [n for n in flag_names() if n not in ("resume", "log.trace")]
     values = {
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
-        "model.factory": "a:b", "model.activation": "relu", "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
+        "model.factory": "a:b", "model.activation": "relu",
+        "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
         "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
         "trajectories.compression": "none",
