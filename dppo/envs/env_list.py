@@ -171,7 +171,8 @@ class EnvList:
         observations, env = self._rows[0][0], self._envs[index]
         observations[index] = self._begin(index, seed)
         info = None
-        for t, action in enumerate(self._split_actions(history)):
+        # no actions may be of any type: those of an environment that nobody knows have none
+        for t, action in enumerate(self._split_actions(history) if len(history) else ()):
             observations[index], earned[t], terminated, truncated, info = self._returned.by_step(env.step(action))
             if terminated or truncated or time.monotonic() > deadline:
                 return False

@@ -12,6 +12,7 @@ import pytest
 from gymnasium import spaces
 
 from dppo.data import EnvState, Episode, Rollout
+from dppo.envs.leaves import are_equal
 from dppo.seeding import EpisodeSeeds
 from dppo.training.episode_sums import EpisodeSums
 from dppo.training.replay import Replay
@@ -21,7 +22,14 @@ ROLLOUT = (
     "observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations", "valid", "heads",
     "log_probs", "values", "next_values", "first_row", "final_observations",
 )  # fmt: skip
-ENVIRONMENTS = ["CartPole-v1", "Pendulum-v1", probe("Truncation"), probe("Copy"), probe("Bits")]
+ENVIRONMENTS = [
+    "CartPole-v1",
+    "Pendulum-v1",
+    probe("Truncation"),
+    probe("Copy"),
+    probe("Bits"),
+    "tests.any_space:Masked",
+]
 
 
 def count(sums: EpisodeSums, first_row: int, rewards: list[list[float]], ends: list[tuple[int, int]]) -> list[Episode]:
@@ -205,7 +213,7 @@ def go_on(place: Parts, saved: dict[int, EnvState], deadline: float = math.inf) 
 def assert_same_rollouts(a: Parts, b: Parts) -> None:
     (first, first_returns), (second, second_returns) = a.rollout(40), b.rollout(40)
     for name in ROLLOUT:
-        np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
+        assert are_equal(*(np.asarray(getattr(rollout, name)) for rollout in (first, second))), name
     np.testing.assert_array_equal(first_returns, second_returns)
     assert first.episodes == second.episodes
     for name in ("episode_numbers", "episode_first_rows", "episode_returns", "episode_lengths"):
@@ -236,6 +244,17 @@ def test_environments_that_were_not_saved_begin_episodes_that_nobody_had() -> No
     fresh, seed = gymnasium.make(place.config.env), EpisodeSeeds(place.config.seed, 1, 1).of(0, 1000)
     np.testing.assert_array_equal(rollout.observations[0, 1], fresh.reset(seed=seed)[0])
     assert other.reports[-1].episode_lengths[1] == 10
+
+
+def test_environments_of_composite_actions_that_were_not_saved_begin_new_episodes() -> None:
+    place = make_parts(env="tests.any_space:Masked", num_envs=3)
+    place.rollout(10)
+    saved = states(place)
+    del saved[1]
+    other, problems = go_on(place, saved)
+    assert problems == []
+    other.rollout(3)
+    assert other.reports[-1].episode_lengths.tolist() == [6, 3, 6]
 
 
 def test_an_environment_that_is_not_deterministic_is_named_and_its_episode_is_cut() -> None:
