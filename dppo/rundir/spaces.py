@@ -28,7 +28,7 @@ def _plain(space: gymnasium.Space[Any]) -> dict[str, Any]:
         low, high = space.low.tolist(), space.high.tolist()
         return {"type": "Box", "dtype": str(space.dtype), "shape": list(space.shape), "low": low, "high": high}
     if isinstance(space, spaces.Discrete):
-        return {"type": "Discrete", "dtype": "int64", "start": int(space.start), "n": int(space.n)}
+        return {"type": "Discrete", "dtype": str(space.dtype), "start": int(space.start), "n": int(space.n)}
     if isinstance(space, spaces.MultiDiscrete):
         nvec, start = space.nvec.tolist(), space.start.tolist()
         return {"type": "MultiDiscrete", "dtype": str(space.dtype), "nvec": nvec, "start": start}
@@ -57,14 +57,15 @@ def _space(plain: dict[str, Any]) -> gymnasium.Space[Any]:
         low, high = (np.array(plain[name], dtype).reshape(plain["shape"]) for name in ("low", "high"))
         return spaces.Box(low, high, dtype=dtype.type)
     if kind == "Discrete":
-        return spaces.Discrete(plain["n"], start=plain["start"])
+        return spaces.Discrete(plain["n"], start=plain["start"], dtype=np.dtype(plain["dtype"]).type)
     if kind == "MultiDiscrete":
         dtype = np.dtype(plain["dtype"])
         return spaces.MultiDiscrete(np.array(plain["nvec"], dtype), dtype.type, start=np.array(plain["start"], dtype))
     if kind == "MultiBinary":
         return spaces.MultiBinary(plain["n"])
     if kind == "Dict":
-        return spaces.Dict({name: _space(part) for name, part in plain["subspaces"].items()})
+        # of a plain dict Gymnasium would sort the keys, and a network's inputs lie in the order of training
+        return spaces.Dict([(name, _space(part)) for name, part in plain["subspaces"].items()])
     if kind == "Tuple":
         return spaces.Tuple([_space(part) for part in plain["subspaces"]])
     raise ValueError(f"no space: its type is {kind!r:.40}")
