@@ -43,7 +43,8 @@ def number(reward: Any) -> float:
     """Returns a reward, which must be one number."""
     array = as_array("a reward", reward)
     if array.shape or array.dtype.kind not in "fiub":
-        raise ValueError(f"step() returned the reward {show(reward)}; expected one number: {REPAIR}")
+        objectives = " that weighs the objectives (mo_gymnasium.wrappers.LinearReward)" if array.ndim == 1 and len(array) > 1 else ""
+        raise ValueError(f"step() returned the reward {show(reward)}; expected one number: {REPAIR}{objectives}")
     return float(array)
 
 
