@@ -43,7 +43,9 @@ def number(reward: Any) -> float:
     """Returns a reward, which must be one number."""
     array = as_array("a reward", reward)
     if array.shape or array.dtype.kind not in "fiub":
-        raise ValueError(f"step() returned the reward {show(reward)}; expected one number: {REPAIR}")
+        is_vector = array.ndim == 1 and len(array) > 1
+        weighs = " that weighs the objectives (mo_gymnasium.wrappers.LinearReward)" if is_vector else ""
+        raise ValueError(f"step() returned the reward {show(reward)}; expected one number: {REPAIR}{weighs}")
     return float(array)
 
 

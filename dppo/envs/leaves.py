@@ -9,6 +9,7 @@ Source: the structured array per space is PufferLib's idea (Suarez 2024).
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -104,6 +105,20 @@ def array_type(space: gymnasium.Space[Any]) -> ArrayType:
     return (), np.dtype(fields, align=True)
 
 
+def range_of(space: gymnasium.Space[Any]) -> Any:
+    """Returns the least and the greatest value of a leaf, for each element; None for a Box, whose bounds many
+    environments overstep.
+    """
+    from gymnasium import spaces
+
+    if isinstance(space, spaces.Discrete):
+        return int(space.start), int(space.start) + int(space.n) - 1  # int8 may not hold start + n
+    if isinstance(space, spaces.MultiDiscrete):
+        start, n = space.start.astype(np.int64), space.nvec.astype(np.int64)
+        return start, start + n - 1
+    return (0, 1) if isinstance(space, spaces.MultiBinary) else None
+
+
 def to_value(space: gymnasium.Space[Any], row: Any) -> Any:
     """Returns a value of `space` as an environment has it, from one element of an array: dicts and tuples of copies. A
     Discrete is a NumPy integer; another space of shape () has an array of shape ().
@@ -130,7 +145,7 @@ def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool
         array.
 
     Raises:
-      ValueError: they have other parts or shapes.
+      ValueError: they have other parts or shapes, are no numbers, or none of a leaf's choices.
     """
     if isinstance(values, np.ndarray | np.void) and values.dtype.names is not None:
         array = np.asarray(values)
@@ -144,11 +159,21 @@ def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool
             raise ValueError(
                 f"expected an observation {leaf.shape} or a batch [B, *{leaf.shape}]{of}, got {array.shape}"
             )
+        _require_values(leaf, array)
         are_single.add(array.shape == leaf.shape)
         named[leaf.name] = array if array.shape != leaf.shape else array[None]
     if len(are_single) > 1:
         raise ValueError(f"some parts are one value, others a batch: {space}")
     return from_leaves(named), are_single.pop()
+
+
+def _require_values(leaf: Leaf, array: np.ndarray) -> None:
+    """Raises ValueError where `array` holds what is no number, or no choice of the leaf."""
+    bounds, of = range_of(leaf.space), f" of {leaf.name}" if leaf.name else ""
+    if array.dtype.kind not in ("fiub" if bounds is None else "iub"):
+        raise ValueError(f"an observation{of} is of type {array.dtype}, and belongs to {leaf.space}")
+    if bounds is not None and not ((array >= bounds[0]) & (array <= bounds[1])).all():
+        raise ValueError(f"an observation{of} is not within {leaf.space}: {reprlib.repr(array.tolist())}")
 
 
 def _part(values: Any, path: tuple[str, ...], space: gymnasium.Space[Any]) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 from gymnasium import spaces
 
 from dppo.envs.checks import REPAIR, as_array, show
-from dppo.envs.leaves import Leaf, array_type, parts
+from dppo.envs.leaves import Leaf, array_type, parts, range_of
 
 _WHOLE = frozenset({int, np.int64, np.int32})
 
@@ -135,7 +135,7 @@ class _LeafReader:
         self._envs = envs
         if envs is not None:
             self._shape = (len(envs), *self._shape)
-        self.range = _range(leaf.space)
+        self.range = range_of(leaf.space)
 
     def __call__(self, value: Any) -> np.ndarray:
         """Returns a value as an array of the right shape, whose type casts to the right one without loss."""
@@ -174,18 +174,6 @@ class _LeafReader:
             f"{f'element {list(element)} of ' if element else ''}{self._what}{env} is {array[place]}, but its"
             f" observation_space says {least}..{most}: {REPAIR}, or give the space the n and the start that it has"
         )
-
-
-def _range(space: gymnasium.Space[Any]) -> Any:
-    """Returns the least and the greatest value of a leaf, for each element; None for a Box, whose bounds many
-    environments overstep.
-    """
-    if isinstance(space, spaces.Discrete):
-        return int(space.start), int(space.start) + int(space.n) - 1  # int8 may not hold start + n
-    if isinstance(space, spaces.MultiDiscrete):
-        start, n = space.start.astype(np.int64), space.nvec.astype(np.int64)
-        return start, start + n - 1
-    return (0, 1) if isinstance(space, spaces.MultiBinary) else None
 
 
 def _name(path: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,9 +11,9 @@ from pathlib import Path
 import gymnasium
 
 _NOT_THE_USERS = (
-    str(Path(__file__).parents[1]), str(Path(gymnasium.__file__).parent), str(Path(importlib.__file__).parent),
+    *(f"{Path(file).parent}{os.sep}" for file in (Path(__file__).parent, gymnasium.__file__, importlib.__file__)),
     "<frozen importlib",
-)  # fmt: skip
+)  # the separator, because gymnasium_robotics is not gymnasium
 
 
 def reason(error: BaseException) -> str:

@@ -7,7 +7,6 @@ environment is not installed.
 from __future__ import annotations
 
 import json
-from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -65,8 +64,8 @@ def _space(plain: dict[str, Any]) -> gymnasium.Space[Any]:
     if kind == "MultiBinary":
         return spaces.MultiBinary(plain["n"])
     if kind == "Dict":
-        # of another mapping, a Dict sorts the keys
-        return spaces.Dict(OrderedDict((name, _space(part)) for name, part in plain["subspaces"].items()))
+        # of a plain dict Gymnasium would sort the keys, and a network's inputs lie in the order of training
+        return spaces.Dict([(name, _space(part)) for name, part in plain["subspaces"].items()])
     if kind == "Tuple":
         return spaces.Tuple([_space(part) for part in plain["subspaces"]])
     raise ValueError(f"no space: its type is {kind!r:.40}")

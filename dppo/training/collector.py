@@ -17,6 +17,9 @@ from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
 from dppo.training.episode_sums import EpisodeSums
 
+_FEW = 8
+"""Numbers that a message shows; more would take many lines."""
+
 
 class Collector:
     """A worker's environments with their present episodes, and the streams of random numbers for them.
@@ -243,5 +246,13 @@ def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -
         too_large = " (float32 holds numbers up to 3.4e38)" if np.isinf(values[row, env]).any() else ""
         raise FloatingPointError(
             f"{name}{leaf and f', leaf {leaf},'} is not finite in row {first_row + row} of environment"
-            f" {first_env + env}: {values[row, env]}{too_large}"
+            f" {first_env + env}: {_shown(values[row, env])}{too_large}"
         )
+
+
+def _shown(values: np.ndarray) -> str:
+    """Describes values of which one is not finite: all of a few, else the first that is not."""
+    if np.size(values) <= _FEW:
+        return " ".join(str(values).split())
+    place = tuple(np.argwhere(~np.isfinite(values))[0].tolist())
+    return f"element {list(place)} is {values[place]}"

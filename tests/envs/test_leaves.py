@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dppo.envs.leaves import are_equal, array_type, as_leaves, from_leaves, leaves, to_value
+from dppo.envs.leaves import are_equal, array_type, as_leaves, from_leaves, leaves, to_array, to_value
 
 TREE = spaces.Dict({
     "camera": spaces.Box(0, 255, (3, 2, 2), np.uint8),
@@ -64,6 +64,26 @@ def test_values_of_shape_empty_are_arrays_as_in_gymnasium() -> None:
 def test_other_spaces_are_refused(space: spaces.Space[object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         leaves(space)
+
+
+@pytest.mark.parametrize(
+    ("space", "value"),
+    [
+        (spaces.Discrete(3, start=1), 0),
+        (spaces.Discrete(3, start=1), [1, 4]),
+        (spaces.Discrete(3), 1.0),
+        (spaces.MultiDiscrete([2, 3]), [[0, 0], [2, 0]]),
+        (spaces.MultiBinary(2), [0, 2]),
+        (spaces.Dict(a=spaces.Discrete(3)), {"a": -1}),
+        (spaces.Box(0, 1, ()), "x"),
+        (spaces.Box(0, 1, ()), None),
+    ],
+    ids=str,
+)
+def test_what_is_no_observation_is_refused(space: spaces.Space[object], value: object) -> None:
+    """A choice out of range would be another choice's input."""
+    with pytest.raises(ValueError, match="an observation"):
+        to_array(space, value)
 
 
 def test_an_array_is_its_leaves_in_any_order() -> None:

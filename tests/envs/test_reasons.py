@@ -84,3 +84,13 @@ def test_any_error_has_a_name(raise_it: Callable[[], object], told: str) -> None
 
 def test_an_error_that_was_never_raised_is_told_without_a_line() -> None:
     assert reason(np.exceptions.AxisError("axis 3")) == "AxisError: axis 3"
+
+
+def test_a_package_whose_name_begins_with_gymnasium_is_another() -> None:
+    code = compile("def fail():\n    assert False\n", str(Path(gymnasium.__file__).parent) + "_robotics/env.py", "exec")
+    names: dict[str, Callable[[], None]] = {}
+    exec(code, names)
+    with pytest.raises(AssertionError) as caught:
+        names["fail"]()
+    caught.value.__traceback__ = caught.tb.tb_next  # without this test's own line
+    assert reason(caught.value).endswith("gymnasium_robotics/env.py:2)")

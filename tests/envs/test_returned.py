@@ -133,6 +133,11 @@ def test_a_reward_that_is_not_one_number_is_refused(reward: Any) -> None:
         step(reward=reward)
 
 
+def test_a_reward_of_several_objectives_is_to_be_weighed() -> None:
+    with pytest.raises(ValueError, match=r"expected one number: .* weighs the objectives .*LinearReward"):
+        step(reward=np.zeros(2, np.float32))
+
+
 @pytest.mark.parametrize("value", [None, np.array([True]), [False], 2, 0.0, "False", np.zeros(2, bool), {}], ids=repr)
 @pytest.mark.parametrize("which", ["terminated", "truncated"])
 def test_an_end_that_is_neither_true_nor_false_is_refused(which: str, value: Any) -> None:

@@ -18,6 +18,7 @@ SPACES = [
     spaces.Box(-(2**63), 2**63 - 1, (1,), np.int64),
     spaces.Box(0, 1, (), np.float32),
     spaces.Discrete(5, start=-2),
+    spaces.Discrete(5, dtype=np.int8),
     spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]),
     spaces.MultiBinary(3),
     spaces.MultiBinary([2, 3]),
@@ -30,6 +31,14 @@ def test_a_space_comes_back(space: gymnasium.Space) -> None:
     back = space_from_json(space_to_json(space))
     assert back == space
     assert back.dtype == space.dtype
+
+
+def test_the_parts_of_a_dict_stay_in_their_order() -> None:
+    """In it lie the inputs of a network, and Gymnasium keeps it where a space is not made of a plain dict."""
+    space = spaces.Dict(v=spaces.Discrete(2), t=spaces.Dict(b=spaces.Discrete(2), a=spaces.Discrete(3)))
+    back = space_from_json(space_to_json(space))
+    assert isinstance(back, spaces.Dict) and isinstance(back["t"], spaces.Dict)
+    assert (list(back.spaces), list(back["t"].spaces)) == (["v", "t"], ["b", "a"])
 
 
 def test_a_runs_spaces_come_back(tmp_path: Path) -> None:

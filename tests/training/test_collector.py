@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -15,7 +15,7 @@ from dppo.config import ModelConfig
 from dppo.data import Rollout
 from dppo.envs import probes
 from dppo.seeding import EpisodeSeeds
-from tests.any_space import Masked
+from tests.any_space import AnySpace, Masked
 from tests.parts import NextStep, make_parts, probe, settle
 
 ARRAYS = [
@@ -338,6 +338,25 @@ def test_nan_in_an_observation_is_named_by_row_and_environment(step: int, messag
     place = make_parts(env=f"NaN{step}-v0", worker=3, horizon=26)
     place.rollout()
     with pytest.raises(FloatingPointError, match=message):
+        place.rollout()
+
+
+def test_of_many_numbers_the_first_that_is_not_finite_is_named() -> None:
+    """An image would fill the screen."""
+
+    class NaNImage(AnySpace):
+        made: ClassVar[list[AnySpace]] = []
+
+        def observe(self) -> Any:
+            image = super().observe()
+            image[4, 2, 1] = np.nan
+            return image
+
+    creator: Any = NaNImage
+    spaces_of = {"observed": spaces.Box(0, 1, (8, 8, 3)), "acted": spaces.Discrete(2)}
+    gymnasium.register("NaNImage-v0", creator, kwargs=spaces_of)
+    place = make_parts(env="NaNImage-v0", worker=1)
+    with pytest.raises(FloatingPointError, match=r"^observation .* environment 2: element \[4, 2, 1\] is nan$"):
         place.rollout()
 
 
