@@ -39,7 +39,7 @@ ROWS = {
     "Blackjack": "--env Blackjack-v1 --total-steps 200000",
     "Taxi": "--env Taxi-v4 --total-steps 300000",
     "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
-    "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 300000",
+    "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 120000",
 }
 EPISODES = {"Blackjack": 10_000}
 """Greedy episodes of rows whose return is mostly chance; 100 of the others."""
