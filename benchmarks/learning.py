@@ -34,12 +34,12 @@ ROWS = {
     "LunarLander": "--env LunarLander-v3 --total-steps 500000",
     "HalfCheetah": "--env HalfCheetah-v5 --total-steps 1000000",
     "Hopper": "--env Hopper-v5 --total-steps 1000000",
-    "FrozenLake 8x8": '--env FrozenLake-v1 --env-kwargs map_name="8x8" is_slippery=false --total-steps 100000',
-    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --total-steps 150000",
+    "FrozenLake 8x8": '--env FrozenLake-v1 --env-kwargs map_name="8x8" is_slippery=false --total-steps 200000',
+    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --total-steps 300000",
     "Blackjack": "--env Blackjack-v1 --total-steps 200000",
     "Taxi": "--env Taxi-v4 --total-steps 300000",
     "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
-    "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 300000",
+    "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 120000",
 }
 EPISODES = {"Blackjack": 10_000}
 """Greedy episodes of rows whose return is mostly chance; 100 of the others."""

@@ -162,7 +162,8 @@ class Rollout:
     @property
     def num_bytes(self) -> int:
         """The bytes of the columns; memory that two of them share counts once."""
-        return sum({array.ctypes.data: array.nbytes for array in (getattr(self, name) for name in COLUMNS)}.values())
+        arrays = (getattr(self, name) for name in COLUMNS)
+        return sum({array.ctypes.data: array.nbytes for array in arrays if array.size}.values())
 
     @property
     def num_rows(self) -> int:

@@ -125,7 +125,8 @@ class _TableProbe(_OneStepProbe):
     action_space = spaces.Discrete(2)
 
     def draw(self) -> np.int64:
-        return np.int64(self.observation_space.start + self.np_random.integers(self.observation_space.n))
+        first = int(self.observation_space.start)
+        return self.np_random.integers(first, first + int(self.observation_space.n))
 
     def reward(self, action: Any) -> float:
         index = self.observation - self.observation_space.start

@@ -188,7 +188,9 @@ class EncodedNetwork(TorchNetwork):
     def _argument(self, inputs: np.ndarray) -> Parts:
         images = []
         for image in self._inputs.images:
-            pixels = torch.from_numpy(image.of(inputs)).float()
-            images.append((pixels - image.low if image.low else pixels) * image.scale)
+            # convolutions take three quarters of the time with the channels last in memory; and one new array in place
+            # of three, as the kernel has to clear the pages of each
+            pixels = torch.from_numpy(image.of(inputs)).to(torch.float32, memory_format=torch.channels_last, copy=True)
+            images.append(pixels.sub_(image.low).mul_(image.scale))
         vectors, indices = self._inputs.vectors(inputs), self._inputs.indices(inputs)
         return torch.from_numpy(vectors), torch.from_numpy(indices), images

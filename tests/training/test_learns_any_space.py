@@ -16,9 +16,9 @@ CONFIG = replace(
     SMALL, num_envs=8, horizon=32, ppo=PPOConfig(epochs=4, minibatches=4), optim=OptimConfig(lr=3e-3, anneal=False),
     model=ModelConfig(hidden=(64,)),
 )  # fmt: skip
-INPUTS = {
-    "ppo": replace(CONFIG.ppo, entropy_coef=0.02), "model": replace(CONFIG.model, activation="relu"),
-}  # fmt: skip
+INPUTS = replace(
+    CONFIG, ppo=replace(CONFIG.ppo, entropy_coef=0.02), model=replace(CONFIG.model, activation="relu")
+)  # fmt: skip
 """An entropy bonus keeps the policy from being sure of three of the four cases while the fourth is still wrong."""
 
 
@@ -49,7 +49,7 @@ LEARNT = {"Choice": (8, 1.0), "ManyChoices": (20, 0.95), "Mask": (8, 1.0), "Inpu
 @pytest.mark.parametrize("name", LEARNT)
 def test_one_worker_learns_it(name: str) -> None:
     iterations, least = LEARNT[name]
-    place = make_parts(CONFIG, env=probe(name), **(INPUTS if name == "Inputs" else {}))
+    place = make_parts(INPUTS if name == "Inputs" else CONFIG, env=probe(name))
     before = greedy_mean(place)
     for _ in range(iterations):
         place.iterate()
