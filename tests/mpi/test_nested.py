@@ -16,6 +16,7 @@ from tests.nested_env import ACTED, OBSERVED, Nested
 from tests.run_directory import count_lines, metric_lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGUSR1])
 def test_trees_and_masks_are_dumped_and_come_back_after_a_kill(end: int, launch: Launcher, tmp_path: Path) -> None:
     """To the bit as one run has them; each episode can be lived through again, and no forbidden action was taken."""

@@ -21,8 +21,10 @@ from dppo.envs.leaves import are_equal, as_leaves, from_leaves, leaves, to_value
 from dppo.errors import UsageError
 from dppo.rundir.spaces import space_from_json, space_to_json
 from dppo.seeding import EpisodeSeeds
+from dppo.trajectories.buffer import Part
 from dppo.trajectories.export.as_tables import columns_of
 from dppo.trajectories.export.command import to_csv, to_d4rl, to_minari, to_parquet
+from dppo.trajectories.format import written_steps
 from dppo.trajectories.index import check_index, write_index
 from dppo.trajectories.reader import Trajectories, open_trajectories
 from dppo.trajectories.validate import validate
@@ -150,6 +152,17 @@ def test_a_large_segment_is_in_chunks(compression: str, nested: Dump, tmp_path: 
         for name, column in (("observations", "observations"), ("actions", "env_actions")):
             for leaf, expected in as_leaves(np.concatenate([getattr(r, column) for r in many])).items():
                 np.testing.assert_array_equal(file[f"steps/{name}/{leaf}"][()], expected, leaf, strict=True)
+
+
+def test_a_writer_holds_the_rollouts_arrays_and_no_copies(nested: Dump) -> None:
+    """An image takes its bytes once, as uint8."""
+    rollout = nested.rollouts[0]
+    part = Part.of(rollout, written_steps())
+    assert part.steps["observations/camera"].dtype == np.uint8
+    for name in ("observations/camera", "observations/pose/1"):
+        assert np.shares_memory(part.steps[name], rollout.observations)
+    assert np.shares_memory(part.steps["actions_raw/arm/0"], rollout.actions)
+    assert np.shares_memory(part.steps["action_mask"], rollout.masks)
 
 
 def test_what_is_written_is_sound(nested: Dump, masked: Dump) -> None:
