@@ -66,6 +66,10 @@ def join(plain: Any, arrays: dict[str, np.ndarray]) -> Any:
     raise ValueError(f"{kind} is not known")
 
 
+_ORDER = "order"
+"""The entry of a file's metadata that lists the names of the arrays in their order, which the library forgets."""
+
+
 def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     """Makes a safetensors file. Raises TypeError for a type of numbers that it cannot hold."""
     from safetensors import SafetensorError
@@ -73,20 +77,29 @@ def to_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
     try:
         # the library copies memory as it is, so it must be little-endian and in C order
-        return save({name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()})
+        tensors = {name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()}
+        return save(tensors, metadata={_ORDER: json.dumps(list(arrays))})
     except SafetensorError as error:
         raise TypeError(f"an array has no place in a checkpoint: {error}") from error
 
 
 def from_bytes(data: bytes) -> dict[str, np.ndarray]:
-    """Reads the arrays of a file whose head was checked. Raises ValueError where it is damaged or forged."""
+    """Reads the arrays of a file whose head was checked, in the order in which `to_bytes` was given them. The leaves of
+    a Dict or a Tuple need it: all arrays of one space have their fields in one order. Raises ValueError where the file
+    is damaged or forged.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load
 
     try:
-        parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])  # the library takes the last of two equal names
-        return load(data)
-    except (SafetensorError, ValueError, KeyError, TypeError, OverflowError, MemoryError) as error:
+        # the library takes the last of two equal names
+        header = parse_json(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        order = json.loads(header.get("__metadata__", {}).get(_ORDER, "[]"))
+        places = {name: place for place, name in enumerate(order)}
+        return dict(sorted(load(data).items(), key=lambda item: (places.get(item[0], len(places)), item[0])))
+    except (
+        SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, RecursionError,
+    ) as error:  # fmt: skip
         raise ValueError(f"is no file of tensors: {error}") from error
 
 

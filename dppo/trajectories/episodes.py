@@ -132,7 +132,7 @@ def _assembled(
     seed = int(e["seed"][number])
     values: dict[str, Any] = {name: int(e[name][number]) for name in _NUMBERS}
     values |= {name: bool(e[name][number]) for name in ("terminated", "truncated", "complete")}
-    columns = {name: joined(name) for name in pieces[0]}
+    columns = {name: joined(name) for name in pieces[0] if all(name in piece for piece in pieces)}
     fields = [column.name for column in held_steps() if column.name in Episode.__slots__]
     values |= {name: columns.pop(name, None) for name in fields} | {"others": columns}
     return Episode(**values, seed=None if seed == -1 else seed, episode_return=float(e["return"][number]))

@@ -218,7 +218,7 @@ class Trajectories:
         for number, episode in enumerate(self):
             span = slice(start, start + episode.length)
             steps = episode.steps
-            for name in names:
+            for name in steps.keys() & names:
                 out[name][span] = steps[name]
             following = episode.observations[1:]
             out["next_observations"][start : start + len(following)] = following

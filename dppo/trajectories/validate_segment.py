@@ -46,8 +46,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
             _attributes(file, findings, found)
             spaces = _labels(file, findings, found)
             data = _datasets(file, findings)
-            for name, space in spaces.items():
-                _surely(findings, name, lambda name=name, space=space: _leaves(file, findings, name, space))  # type: ignore[misc]
+            _surely(findings, "steps", lambda: _leaves(file, findings, spaces))
             _shapes(data, findings, found)
             _finite(data, findings)
             _rows(data, findings, found)
@@ -140,16 +139,18 @@ _OF_SPACES = {
 """The columns whose values are of a space, by its label."""
 
 
-def _leaves(file: h5py.File, findings: Findings, label: str, space: Space[Any]) -> None:
-    """Checks that the leaves of a space are those that the file has."""
-    names = {leaf.name for leaf in leaves(space)}
-    for path in _OF_SPACES[label]:
-        there = {name for name in datasets_in(file) if column_path(name) == path and name in file}
-        expected = {f"{path}/{name}".removesuffix("/") for name in names}
-        if there and there != expected:
-            more, less = sorted(there - expected), sorted(expected - there)
-            what = [*(f"{name} is there" for name in more), *(f"{name} is missing" for name in less)]
-            findings.add(path, None, f"is not of the {label}: {', '.join(what)}")
+def _leaves(file: h5py.File, findings: Findings, spaces: dict[str, Space[Any]]) -> None:
+    """Checks that the file has the leaves of its spaces, and no others."""
+    there = {path for path in datasets_in(file) if path in file}
+    for label, space in spaces.items():
+        names = [leaf.name for leaf in leaves(space)]
+        for column in _OF_SPACES[label]:
+            found = {path for path in there if column_path(path) == column}
+            expected = {f"{column}/{name}".removesuffix("/") for name in names}
+            if found and found != expected:
+                more, less = sorted(found - expected), sorted(expected - found)
+                what = [*(f"{path} is there" for path in more), *(f"{path} is missing" for path in less)]
+                findings.add(column, None, f"is not of the {label}: {', '.join(what)}")
 
 
 def _shapes(data: dict[str, np.ndarray], findings: Findings, found: Inspected) -> None:

@@ -134,6 +134,17 @@ def test_values_of_dicts_and_tuples_come_out_leaf_by_leaf(tmp_path: Path) -> Non
         assert getattr(read, name).shape == getattr(env, name).shape
 
 
+def test_fields_come_out_in_their_order(tmp_path: Path) -> None:
+    """NumPy assigns structured arrays to each other by position: another order would mix the parts of an action up."""
+    parts = [(name, np.int64) for name in "hgfedcba"]
+    dtype = np.dtype([*parts, ("deep", [(str(i), np.float32) for i in range(12)])], align=True)
+    saved = make_checkpoint(100)
+    env = saved.ranks[1][1][0]
+    env.actions, env.last_actions, env.observation = np.zeros(3, dtype), np.zeros(0, dtype), np.zeros((), dtype)
+    read = read_checkpoint(write_checkpoint(tmp_path, saved, keep=3)).ranks[1][1][0]
+    assert read.actions.dtype == read.last_actions.dtype == read.observation.dtype == dtype
+
+
 def test_the_folder_holds_what_the_documents_say(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, make_checkpoint(50_176), keep=3)
     assert folder == tmp_path / "checkpoints" / "step_000050176"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 
 import gymnasium
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from dppo.envs.leaves import array_type, leaves
 from dppo.rundir.spaces import read_spaces, space_from_json, space_to_json, write_spaces
 
 SPACES = [
@@ -22,6 +24,11 @@ SPACES = [
     spaces.MultiDiscrete([[2, 3], [4, 5]], start=[[0, 1], [2, 3]]),
     spaces.MultiBinary(3),
     spaces.MultiBinary([2, 3]),
+    spaces.Discrete(3, start=7, dtype=np.int32),
+    spaces.MultiDiscrete([3, 2], dtype=np.uint8),
+    spaces.Box(-np.inf, 0, (2, 0), np.float32),
+    spaces.Box(np.array([-np.inf, 0.1]), np.array([3, np.inf]), dtype=np.float64),
+    spaces.Box(0, 2**64 - 1, (2,), np.uint64),
     spaces.Dict(a=spaces.Discrete(2), b=spaces.Tuple([spaces.Box(0, 1, (2,)), spaces.MultiBinary(1)])),
 ]
 
@@ -39,6 +46,17 @@ def test_the_parts_of_a_dict_stay_in_their_order() -> None:
     back = space_from_json(space_to_json(space))
     assert isinstance(back, spaces.Dict) and isinstance(back["t"], spaces.Dict)
     assert (list(back.spaces), list(back["t"].spaces)) == (["v", "t"], ["b", "a"])
+
+
+def test_a_nested_space_comes_back_with_its_parts_in_their_order() -> None:
+    """A dump's leaves are in that order. Gymnasium sorts the keys of a dict, but not of an OrderedDict."""
+    inner = spaces.Dict(OrderedDict(z=spaces.Tuple([spaces.Box(-np.inf, np.inf, (2,)), SPACES[5]]), b=SPACES[7]))
+    space = spaces.Dict(OrderedDict(y=inner, x=spaces.Tuple([spaces.Discrete(2)] * 12), a=SPACES[2]))
+    back = space_from_json(space_to_json(space))
+    assert back == space and space_to_json(back) == space_to_json(space)
+    assert [leaf.path for leaf in leaves(back)] == [leaf.path for leaf in leaves(space)]
+    assert [leaf.dtype for leaf in leaves(back)] == [leaf.dtype for leaf in leaves(space)]
+    assert array_type(back) == array_type(space)
 
 
 def test_a_runs_spaces_come_back(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,11 @@ from dppo.data import Rollout
 from dppo.envs.leaves import are_equal, as_leaves, from_leaves, leaves, to_value
 from dppo.errors import UsageError
 from dppo.rundir.spaces import space_from_json, space_to_json
+from dppo.seeding import EpisodeSeeds
+from dppo.trajectories.buffer import Part
+from dppo.trajectories.export.as_tables import columns_of
 from dppo.trajectories.export.command import to_csv, to_d4rl, to_minari, to_parquet
+from dppo.trajectories.format import written_steps
 from dppo.trajectories.index import check_index, write_index
 from dppo.trajectories.reader import Trajectories, open_trajectories
 from dppo.trajectories.validate import validate
@@ -31,7 +36,7 @@ from tests.parts import make_parts
 N, HORIZON, ROLLOUTS = 2, 12, 6
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Dump:
     """What a worker has written, and its rollouts."""
 
@@ -63,21 +68,30 @@ class Dump:
         return open_trajectories(self.run_dir)
 
 
-def write(run_dir: Path, env: type[Nested], **options: Any) -> Dump:
+def write(run_dir: Path, env: type[Nested]) -> Dump:
     place = make_parts(env=f"{env.__module__}:{env.__name__}", num_envs=N, horizon=HORIZON)
+    return record(run_dir, env, [place.rollout()[0] for _ in range(ROLLOUTS)])
+
+
+def record(run_dir: Path, env: type[Nested], rollouts: list[Rollout], **options: Any) -> Dump:
     labels = Labels(
         run_dir, "a-run", 1, 1, 2, 0, '{"env": "it", "loss": "ppo", "mode": "sync", "seed": 0}', '{"id": "It-v0"}',
         space_to_json(env.observation_space), space_to_json(env.action_space), "0.1",
     )  # fmt: skip
-    has_raw = place.policy.distribution.log_std_size > 0
-    writer = TrajectoryWriter(labels, place.seeds.of, has_raw_actions=has_raw, segment_bytes=30_000, **options)
-    rollouts = []
-    for _ in range(ROLLOUTS):
-        rollouts.append(place.rollout()[0])
-        writer.add(rollouts[-1])
+    seeds = EpisodeSeeds(0, 0, N)
+    options = {"segment_bytes": 30_000, "has_raw_actions": env is Nested} | options
+    writer = TrajectoryWriter(labels, seeds.of, **options)
+    for rollout in rollouts:
+        writer.add(rollout)
     assert [answer for answer in writer.settle(None) if answer.problem] == []
     writer.close()
     return Dump(run_dir, rollouts)
+
+
+def copied(dump: Dump, run_dir: Path) -> Dump:
+    """A dump that may be spoilt."""
+    shutil.copytree(dump.run_dir, run_dir, dirs_exist_ok=True)
+    return Dump(run_dir, dump.rollouts)
 
 
 @pytest.fixture(scope="module")
@@ -102,16 +116,14 @@ COLUMNS = {
 # -- the files --------------------
 
 
-@pytest.mark.parametrize("compression", ["gzip", "none"])
-def test_plain_h5py_finds_every_leaf_as_the_worker_had_it(compression: str, tmp_path: Path) -> None:
-    dump = write(tmp_path, Nested, compression=compression)
-    files = [h5py.File(path) for path in sorted(dump.segment().parent.iterdir())]
+def test_plain_h5py_finds_every_leaf_as_the_worker_had_it(nested: Dump) -> None:
+    files = [h5py.File(path) for path in sorted(nested.segment().parent.iterdir())]
     assert len(files) > 1
     for name, column in COLUMNS.items():
-        for leaf, expected in as_leaves(dump.column(column)).items():
+        for leaf, expected in as_leaves(nested.column(column)).items():
             path = f"steps/{name}/{leaf}".removesuffix("/")
             np.testing.assert_array_equal(np.concatenate([f[path][()] for f in files]), expected, path, strict=True)
-    finals = np.stack(list(dump.finals().values()))
+    finals = np.stack(list(nested.finals().values()))
     for leaf, expected in as_leaves(finals).items():
         there = np.concatenate([f[f"final/observations/{leaf}"][()] for f in files])
         np.testing.assert_array_equal(there, expected, leaf, strict=True)
@@ -124,20 +136,33 @@ def test_plain_h5py_finds_every_leaf_as_the_worker_had_it(compression: str, tmp_
         file.close()
 
 
-def test_images_of_a_tree_are_chunked_as_images(tmp_path: Path) -> None:
-    place = make_parts(env="tests.nested_env:Nested", num_envs=N, horizon=100)
-    dump = write(tmp_path, Nested)
-    writer = TrajectoryWriter(
-        Labels(tmp_path / "large", "a", 1, 1, 2, 0, "{}", "{}", "{}", "{}", "0"), None, has_raw_actions=True,
-        segment_bytes=2**30,
-    )  # fmt: skip
-    writer.add(place.rollout()[0])
-    writer.settle(None)
-    writer.close()
-    with h5py.File(tmp_path / "large" / dump.segment().relative_to(tmp_path)) as file:
-        assert file["steps/observations/camera"].chunks == (64, 1, 6, 5, 3)
-        assert file["steps/actions/arm/0"].chunks == (100, 1, 2, 2)
-        assert file["steps/observations/camera"].compression == "gzip"
+@pytest.mark.parametrize("compression", ["gzip", "none"])
+def test_a_large_segment_is_in_chunks(compression: str, nested: Dump, tmp_path: Path) -> None:
+    """Those of an image as of images: 64 rows of an environment."""
+    many = [dataclasses.replace(nested.rollouts[i % ROLLOUTS], first_row=HORIZON * i) for i in range(400 // HORIZON)]
+    path = nested.segment().relative_to(nested.run_dir)
+    record(tmp_path, Nested, many, compression=compression, segment_bytes=2**30)
+    with h5py.File(tmp_path / path) as file:
+        for name, chunks in {
+            "steps/observations/camera": (64, 1, 6, 5, 3), "steps/observations/pose/0": (396, 1, 2),
+            "steps/actions/arm/0": (396, 1, 2, 2), "final/observations/camera": (64, 6, 5, 3),
+        }.items():  # fmt: skip
+            assert file[name].chunks == (chunks[0] if name.startswith("steps") else file[name].chunks[0], *chunks[1:])
+            assert file[name].compression == (None if compression == "none" else compression)
+        for name, column in (("observations", "observations"), ("actions", "env_actions")):
+            for leaf, expected in as_leaves(np.concatenate([getattr(r, column) for r in many])).items():
+                np.testing.assert_array_equal(file[f"steps/{name}/{leaf}"][()], expected, leaf, strict=True)
+
+
+def test_a_writer_holds_the_rollouts_arrays_and_no_copies(nested: Dump) -> None:
+    """An image takes its bytes once, as uint8."""
+    rollout = nested.rollouts[0]
+    part = Part.of(rollout, written_steps())
+    assert part.steps["observations/camera"].dtype == np.uint8
+    for name in ("observations/camera", "observations/pose/1"):
+        assert np.shares_memory(part.steps[name], rollout.observations)
+    assert np.shares_memory(part.steps["actions_raw/arm/0"], rollout.actions)
+    assert np.shares_memory(part.steps["action_mask"], rollout.masks)
 
 
 def test_what_is_written_is_sound(nested: Dump, masked: Dump) -> None:
@@ -165,6 +190,18 @@ def test_a_space_that_is_nested_too_deeply_is_said(tmp_path: Path) -> None:
     (problem,) = [answer.problem for answer in writer.settle(None) if answer.problem]
     writer.close()
     assert "spaces 40 deep" in problem and "could not be written" in problem
+
+
+def test_segments_of_before_there_were_masks_are_sound_and_read(nested: Dump, tmp_path: Path) -> None:
+    """The format has the number that it had then."""
+    dump = copied(nested, tmp_path)
+    edit(dump.segment(), lambda file: file.__delitem__("steps/action_mask"))
+    assert [str(v) for v in validate(tmp_path)] == []
+    first, *_, last = dump.trajectories
+    assert first.action_mask is None and last.action_mask is not None
+    assert sum(episode.length for episode in dump.trajectories) == len(dump.trajectories.to_numpy()["row"])
+    edit(dump.segment(), lambda file: file.__delitem__("steps/values"))
+    assert [str(v) for v in validate(tmp_path)] == [f"{dump.segment().relative_to(tmp_path)}, steps/values: is missing"]
 
 
 # -- what the validator finds --------------------
@@ -217,9 +254,9 @@ def empty_tree(file: h5py.File) -> None:
     ],
 )
 def test_what_is_wrong_with_a_leaf_is_found(
-    change: Callable[[h5py.File], None], dataset: str, what: str, tmp_path: Path
+    change: Callable[[h5py.File], None], dataset: str, what: str, nested: Dump, tmp_path: Path
 ) -> None:
-    dump = write(tmp_path, Nested)
+    dump = copied(nested, tmp_path)
     edit(dump.segment(), change)
     found = [v for v in validate(tmp_path) if v.dataset == dataset]
     assert any(what in violation.what for violation in found), [str(v) for v in validate(tmp_path)]
@@ -295,8 +332,8 @@ def test_all_at_once(nested: Dump) -> None:
     np.testing.assert_array_equal(frame["action_mask_12"], arrays["action_mask"][:, 12])
 
 
-def test_the_index_has_every_leaf(tmp_path: Path) -> None:
-    dump = write(tmp_path, Nested)
+def test_the_index_has_every_leaf(nested: Dump, tmp_path: Path) -> None:
+    dump = copied(nested, tmp_path)
     path, missing = write_index(tmp_path)
     assert missing == check_index(tmp_path) == []
     with h5py.File(path) as index:
@@ -359,17 +396,13 @@ def test_tables_have_a_column_per_number(nested: Dump, tmp_path: Path) -> None:
     assert pyarrow.parquet.read_schema(tmp_path / "it.parquet").field("obs_bits_0").type == "int8"
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+def test_two_columns_of_one_name_are_refused(masked: Dump) -> None:
     """Whose numbers would they be?"""
-    dump = write(tmp_path, Masked)
     renamed = {"x_0": np.zeros(3), "x": np.zeros((3, 2))}
-    episode = next(iter(dump.trajectories))
+    episode = next(iter(masked.trajectories))
     tree = np.zeros(len(episode.observations), [(name, "f4", values.shape[1:]) for name, values in renamed.items()])
-    object.__setattr__(episode, "observations", tree)
-    from dppo.trajectories.export.as_tables import columns_of
-
     with pytest.raises(UsageError, match=r"two columns would be called obs_x_0.*rename one"):
-        columns_of(episode, 0)
+        columns_of(dataclasses.replace(episode, observations=tree), 0)
 
 
 def test_d4rl_refuses_trees_and_has_masks(nested: Dump, masked: Dump, tmp_path: Path) -> None:
