@@ -35,7 +35,7 @@ ROWS = {
     "HalfCheetah": "--env HalfCheetah-v5 --total-steps 1000000",
     "Hopper": "--env Hopper-v5 --total-steps 1000000",
     "FrozenLake 8x8": '--env FrozenLake-v1 --env-kwargs map_name="8x8" is_slippery=false --total-steps 200000',
-    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --total-steps 300000",
+    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --target-return -13.05",
     "Blackjack": "--env Blackjack-v1 --total-steps 200000",
     "Taxi": "--env Taxi-v4 --total-steps 300000",
     "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
