@@ -70,7 +70,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     for name in ROWS:
         if runs := results.get(name):
             ends = ", ".join(sorted({r["exit"] for r in runs}))
-            figures = [spread((r[key] for r in runs), form) for key, form in forms.items()]
+            is_small = all(abs(r["greedy_mean"]) < 10 for r in runs)
+            shown = forms | {key: ".3f" for key in ("return_mean_100", "greedy_mean") if is_small}
+            figures = [spread((r[key] for r in runs), form) for key, form in shown.items()]
             figures[2] += f", {EPISODES[name]:,} episodes" if name in EPISODES else ""
             rows.append([name, f"`{runs[0]['flags']}`", len(runs), ends, *figures])
     return markdown_table(head, rows)
