@@ -35,7 +35,7 @@ ROWS = {
     "HalfCheetah": "--env HalfCheetah-v5 --total-steps 1000000",
     "Hopper": "--env Hopper-v5 --total-steps 1000000",
     "FrozenLake 8x8": '--env FrozenLake-v1 --env-kwargs map_name="8x8" is_slippery=false --total-steps 200000',
-    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --total-steps 300000",
+    "CliffWalking": "--env CliffWalking-v1 --env-kwargs max_episode_steps=200 --target-return -13.05",
     "Blackjack": "--env Blackjack-v1 --total-steps 200000",
     "Taxi": "--env Taxi-v4 --total-steps 300000",
     "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
@@ -70,7 +70,9 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
     for name in ROWS:
         if runs := results.get(name):
             ends = ", ".join(sorted({r["exit"] for r in runs}))
-            figures = [spread((r[key] for r in runs), form) for key, form in forms.items()]
+            is_small = all(abs(r["greedy_mean"]) < 10 for r in runs)
+            shown = forms | {key: ".3f" for key in ("return_mean_100", "greedy_mean") if is_small}
+            figures = [spread((r[key] for r in runs), form) for key, form in shown.items()]
             figures[2] += f", {EPISODES[name]:,} episodes" if name in EPISODES else ""
             rows.append([name, f"`{runs[0]['flags']}`", len(runs), ends, *figures])
     return markdown_table(head, rows)

@@ -38,7 +38,10 @@ PROBES: dict[str, tuple[tuple[object, ...], float]] = {
     "Mask": (("--total-steps", 3_000), 1.0),
 }
 """Probes in spaces of several kinds, with flags, and the mean return that is asked for."""
-OF_SPACES = ("--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 3e-3, "--model.hidden", 64)
+OF_SPACES = (
+    "--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 3e-3, "--optim.no-anneal",
+    "--model.hidden", 64,
+)  # fmt: skip
 ALWAYS = ("--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
 
 
