@@ -224,6 +224,16 @@ def from_leaves(named: Mapping[str, np.ndarray], num_axes: int = 1) -> np.ndarra
     return array
 
 
+def ordered_like(array: np.ndarray, model: np.ndarray) -> np.ndarray:
+    """Returns values of the same space with their fields in the order of `model`: NumPy joins no others. Those of a
+    checkpoint are in the order of their names.
+    """
+    if array.dtype == model.dtype or array.dtype.names is None:
+        return array
+    named = as_leaves(array)
+    return from_leaves({name: named[name] for name in as_leaves(model)}, array.ndim)
+
+
 def are_equal(one: np.ndarray, other: np.ndarray) -> bool:
     """Returns whether two arrays hold the same values of the same space. The order of the fields does not count, nor
     what lies between them.

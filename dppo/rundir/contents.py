@@ -183,7 +183,7 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
     """Inverts `env_arrays`. Raises ValueError where an array is missing, unknown, or of another type."""
     count = len(arrays["env"]) if "env" in arrays and arrays["env"].ndim == 1 else 0
     wholes: dict[str, dict[str, np.ndarray]] = {}
-    for path, array in arrays.items():
+    for path, array in sorted(arrays.items()):  # a file has them in any order, and all fields are to be in one
         name, _, rest = path.partition("/")
         number, _, leaf = rest.partition("/")
         wholes.setdefault(f"{name}/{number}" if rest else name, {})[leaf] = array

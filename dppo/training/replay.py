@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dppo.data import EnvState, LastEpisodes, Report
+from dppo.envs.leaves import ordered_like
 
 
 class Replay:
@@ -98,5 +99,5 @@ class Replay:
             a[max(0, first_row - row) : max(0, end_row - row), i] for row, a in self.chunks if row + len(a) > first_row
         ]
         if parts:
-            return np.concatenate(parts)
+            return np.concatenate([ordered_like(part, parts[-1]) for part in parts])
         return self.chunks[0][1][:0, i] if self.chunks else np.empty((0,), np.int64)

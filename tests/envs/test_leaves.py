@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dppo.envs.leaves import are_equal, array_type, as_leaves, from_leaves, leaves, to_array, to_value
+from dppo.envs.leaves import are_equal, array_type, as_leaves, from_leaves, leaves, ordered_like, to_array, to_value
 
 TREE = spaces.Dict({
     "camera": spaces.Box(0, 255, (3, 2, 2), np.uint8),
@@ -110,6 +110,14 @@ def test_leaves_that_lie_within_each_other_are_refused(names: tuple[str, str]) -
 def test_leaves_of_unequal_lengths_are_refused() -> None:
     with pytest.raises(ValueError, match="a, b are not of one length"):
         from_leaves({"a": np.zeros(2), "b": np.zeros(3)})
+
+
+def test_fields_may_be_put_in_the_order_of_another_array() -> None:
+    one = from_leaves({"b": np.arange(3), "a/y": np.ones((3, 2)), "a/x": np.zeros(3, np.int8)})
+    other = from_leaves({"a/x": np.zeros(2, np.int8), "a/y": np.ones((2, 2)), "b": np.arange(2)})
+    ordered = ordered_like(one, other)
+    assert ordered.dtype == other.dtype and are_equal(ordered, one)
+    assert len(np.concatenate([ordered, other])) == 5
 
 
 def test_what_lies_between_fields_does_not_count() -> None:
