@@ -97,3 +97,35 @@ class Masked(gymnasium.Env[Any, Any]):
         self.t += 1
         observation, info = self._seen()
         return observation, float(action["gear"]), self.t == 7, False, info
+
+
+IMAGE = spaces.Box(0, 255, (6, 6, 3), np.uint8)
+KINDS: dict[str, tuple[spaces.Space[Any], spaces.Space[Any]]] = {
+    "dict": (spaces.Dict(v=spaces.Box(-np.inf, np.inf, (2,)), t=spaces.Discrete(3, start=1)), spaces.Discrete(3)),
+    "image": (IMAGE, spaces.Discrete(3)),
+    "masked": (spaces.Box(-1, 1, (2, 2)), spaces.Discrete(3)),
+    "composite": (spaces.Box(-1, 1, (3,)), ACTED),
+    "discrete": (spaces.Discrete(9, start=-2), spaces.Discrete(3)),
+    "embedding": (spaces.Discrete(100, start=7), spaces.Box(-1, 1, ())),
+}
+
+
+class Kind(AnySpace):
+    """An environment of KINDS, for jobs: `tests.any_space:Kind`, with its kind as an argument."""
+
+    made = []  # noqa: RUF012
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(*KINDS[kind])
+        self.kind = kind
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action)
+        assert self.kind != "masked" or self.mask()[action]
+        return super().step(action)
+
+    def mask(self) -> np.ndarray:
+        return np.roll(np.array([1, 1, 0], np.int8), self.time)
+
+    def info(self) -> dict[str, Any]:
+        return {"action_mask": self.mask()} if self.kind == "masked" else {}

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.launch import Launcher, flags
+from tests.any_space import KINDS
+from tests.launch import Launcher, flags, train_in_one_start
 from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
 
 CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
@@ -132,3 +133,29 @@ def test_resume_goes_on_with_another_number_of_ranks_and_says_so(whole: Path, la
         workers = ranks - 1
     numbers = [int(line["iteration"]) for line in metric_lines(run_dir)]
     assert numbers == list(range(1, len(numbers) + 1))
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of each kind of space, in two starts: KIND and KIND-again, whole; and KIND-resumed, stopped halfway."""
+    folder = tmp_path_factory.mktemp("kinds")
+    common = ("--num-envs", 2, "--horizon", 6, "--ppo.epochs", 1, "--ppo.minibatches", 2, "--optim.no-anneal",
+              "--seed", 3, "--model.hidden", 8, "--log.no-tensorboard")  # fmt: skip
+    whole, half, rest = {}, {}, {}
+    for i, kind in enumerate(KINDS):
+        given = ("--env", "tests.any_space:Kind", "--env-kwargs", f"kind={kind}", *common)
+        given += ("--exchange", "allreduce" if i % 2 else "p2p")
+        whole |= {name: (*given, "--total-steps", 24 * 6) for name in (kind, f"{kind}-again")}
+        half[f"{kind}-resumed"] = (*given, "--total-steps", 24 * 3)
+        rest[f"{kind}-resumed"] = ("--resume", "--total-steps", 24 * 6)
+    train_in_one_start(folder, 3, whole | half, timeout=120)
+    train_in_one_start(folder, 3, rest, timeout=60)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_space_repeats_and_resumes_to_the_byte(kind: str, kinds: Path) -> None:
+    assert count_lines(kinds / kind) == 6
+    for other in ("again", "resumed"):
+        assert_same(kinds / kind, kinds / f"{kind}-{other}")
