@@ -153,8 +153,8 @@ def to_array(space: gymnasium.Space[Any], values: Any) -> tuple[np.ndarray, bool
     named: dict[str, np.ndarray] = {}
     are_single = set()
     for leaf in leaves(space):
-        array = np.asarray(_part(values, leaf.path, space))
-        if array.shape not in (leaf.shape, (len(array), *leaf.shape) if array.ndim else ()):
+        array = np.array(_part(values, leaf.path, space), order="C")  # torch takes no views that run backwards
+        if array.shape != leaf.shape and (not array.ndim or array.shape[1:] != leaf.shape):
             of = f" in {leaf.name}" if leaf.name else ""
             raise ValueError(
                 f"expected an observation {leaf.shape} or a batch [B, *{leaf.shape}]{of}, got {array.shape}"

@@ -77,6 +77,7 @@ def test_other_spaces_are_refused(space: spaces.Space[object], words: str) -> No
         (spaces.Dict(a=spaces.Discrete(3)), {"a": -1}),
         (spaces.Box(0, 1, ()), "x"),
         (spaces.Box(0, 1, ()), None),
+        (spaces.Box(0, 1, (3,)), 5.0),
     ],
     ids=str,
 )
