@@ -10,7 +10,6 @@ last axis costs several. Hence the few calls, and arrays with the samples in the
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import gymnasium
@@ -24,7 +23,7 @@ from dppo.models.gaussian import LOG_STD_BOUNDS, DiagGaussian
 
 __all__ = [
     "LOG_STD_BOUNDS", "MAX_LOGIT", "Bernoulli", "Categorical", "Composite", "DiagGaussian", "Distribution",
-    "MultiCategorical", "have_choice", "make_distribution",
+    "MultiCategorical", "make_distribution",
 ]  # fmt: skip
 
 Distribution = Categorical | MultiCategorical | Bernoulli | DiagGaussian | Composite
@@ -89,11 +88,3 @@ def _refusal(space: gymnasium.Space[Any], path: tuple[str, ...], problem: str) -
         f"{what} is not supported: {problem}; register the environment with"
         f" gymnasium.wrappers.TransformAction({arguments}) around it: {comment}"
     )
-
-
-def have_choice(masks: np.ndarray, choices: tuple[int, ...]) -> np.ndarray:
-    """Returns whether each categorical has a legal value, [...], in masks [..., mask_size] of a distribution with these
-    `choices`. Where one has none, its probabilities are not defined.
-    """
-    starts = list(itertools.accumulate(choices, initial=0))[:-1]
-    return np.logical_and.reduce(np.logical_or.reduceat(masks, starts, axis=-1), axis=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 import sys
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class Policy:
         if mask is None:
             return None
         layout = MaskLayout(self._spaces[1])
+        if not is_single and (not hasattr(mask, "__len__") or len(mask) != rows):
+            raise ValueError(f"expected a mask for each of {rows} observations, got {reprlib.repr(mask)}")
         masks = np.empty((rows, layout.size), bool)
         for row, one in zip(masks, [mask] if is_single else mask, strict=True):
             layout.write(one, row, "the mask")

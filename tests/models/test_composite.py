@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from dppo.envs.leaves import are_equal, array_type, leaves, to_value
 from dppo.models.composite import Composite
-from dppo.models.distributions import have_choice, make_distribution
+from dppo.models.distributions import make_distribution
 from dppo.seeding import ActionNoise, draw_rows
 from tests import torch_reference as reference
 from tests.models.masking import CASES, random_masks
@@ -236,10 +236,3 @@ def test_masks_of_parts_are_those_of_the_whole() -> None:
     assert (masked == -np.inf).sum() == (~masks).sum()
     assert masked.dtype == head.dtype and np.isfinite(head).all()
     assert distribution.masked(head, np.ones_like(masks)) is head
-
-
-def test_a_mask_without_a_legal_value_is_found() -> None:
-    masks = np.array([[1, 0, 0, 0, 1], [0, 1, 0, 0, 0], [0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
-    assert have_choice(masks, (2, 3)).tolist() == [True, False, False, True]
-    assert have_choice(masks.reshape(2, 2, 5), (5,)).tolist() == [[True, True], [True, True]]
-    assert have_choice(np.empty((3, 0), bool), ()).tolist() == [True] * 3

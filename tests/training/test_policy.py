@@ -13,6 +13,7 @@ from dppo.evaluate import play_episodes
 from dppo.rundir.checkpoint import checkpoint_folders
 from dppo.rundir.spaces import write_spaces
 from dppo.training.policy import load_policy
+from tests.any_space import Masked
 from tests.parts import make_parts, probe, save, settle
 
 
@@ -102,3 +103,55 @@ def test_a_seed_repeats_stochastic_actions(pendulum: Path) -> None:
     first = policy.act(observations, stochastic=True)
     policy.seed(7)
     np.testing.assert_array_equal(policy.act(observations, stochastic=True), first)
+
+
+# -- any space, and masks --------------------
+
+
+@pytest.fixture
+def masked(tmp_path: Path) -> Path:
+    """An untrained policy of an image and a choice, with composite actions."""
+    place = make_parts(env="tests.any_space:Masked")
+    settle(place)
+    return save(place, tmp_path / "masked")
+
+
+def observed(rows: int) -> dict[str, np.ndarray]:
+    """A batch of what `Masked` observes."""
+    rng = np.random.default_rng(0)
+    camera = rng.integers(0, 256, (rows, 1, 6, 6)).astype(np.uint8)
+    return {"camera": camera, "gear": rng.integers(0, 3, rows)}
+
+
+def test_a_dict_is_acted_on_by_a_dict(masked: Path) -> None:
+    policy, batch = load_policy(masked), observed(5)
+    actions, values = policy.act(batch), policy.value(batch)
+    assert actions.dtype.names == ("gear", "speed") and values.shape == (5,)
+    for i in range(5):
+        one = {name: value[i] for name, value in batch.items()}
+        action = policy.act(one)
+        assert Masked.action_space.contains(action)
+        assert action["gear"] == actions["gear"][i]
+        np.testing.assert_allclose(action["speed"], actions["speed"][i], atol=1e-5)
+        assert policy.value(one) == pytest.approx(values[i], rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_a_mask_leaves_legal_actions_only(masked: Path, stochastic: bool) -> None:
+    policy, batch, masks = load_policy(masked), observed(60), np.eye(3, dtype=np.int8)[np.arange(60) % 3]
+    assert policy.act(batch, stochastic=stochastic, mask=masks)["gear"].tolist() == [0, 1, 2] * 20
+    one = {name: value[0] for name, value in batch.items()}
+    for legal in range(3):
+        assert policy.act(one, stochastic=stochastic, mask=masks[legal])["gear"] == legal
+    assert policy.act(one, mask={"gear": masks[1]})["gear"] == 1, "in Gymnasium's own form"
+
+
+@pytest.mark.parametrize("mask", [5, np.ones((2, 3), np.int8), np.ones(3, np.int8)])
+def test_masks_of_another_number_are_refused(masked: Path, mask: object) -> None:
+    with pytest.raises(ValueError, match="expected a mask for each of 4 observations"):
+        load_policy(masked).act(observed(4), mask=mask)
+
+
+def test_a_part_that_is_missing_is_named(masked: Path) -> None:
+    with pytest.raises(ValueError, match="gear is missing"):
+        load_policy(masked).act({"camera": observed(1)["camera"][0]})
