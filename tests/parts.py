@@ -198,6 +198,7 @@ class Run:
             workers=range(workers), world_size=workers + 1, attempt=1 if saved is None else 2, wall_s=0.0,
             started=time.monotonic(), counters=None if saved is None else saved.counters,
             replays=None if saved is None else saved_replays(saved, range(workers), self.config.num_envs),
+            next_segments=None if saved is None else saved.next_segments,
         )  # fmt: skip
         if saved is None:
             self.tracker.saver.write(self.tracker.saver.boundary)

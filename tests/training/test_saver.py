@@ -252,3 +252,12 @@ def test_a_run_whose_required_trajectories_are_lost_keeps_its_last_whole_checkpo
     saver.conclude()
     assert run.saved().env_steps == 0
     assert (run.summary()["exit"], run.summary()["error"]) == ("failed", "row 3 cannot be written")
+
+
+def test_segments_of_ranks_that_are_gone_stay_named(tmp_path: Path) -> None:
+    """A resume on fewer ranks writes none for them; unnamed, the next resume would set them aside."""
+    saved = Run(tmp_path / "before").saved()
+    saved.next_segments = {9: 4}
+    run = Run(tmp_path / "after", saved=saved, trajectories=TrajectoriesConfig(enabled=True))
+    run.tracker.saver.write(run.tracker.saver.boundary)
+    assert run.saved().next_segments == {1: 0, 9: 4}, "that of worker 0, too"
