@@ -169,8 +169,8 @@ class Distribution(Protocol):
 
 
 class ActionDistribution(Distribution, Protocol):
-    """The whole of an action distribution: what acting needs besides. `head` [B, K] are the network's outputs, then the
-    log standard deviations, which do not depend on the state.
+    """An action distribution with everything that acting needs. `head` [B, K] has the network's outputs, then the log
+    standard deviations, which do not depend on the state.
     """
 
     network_outputs: int

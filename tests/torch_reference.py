@@ -15,6 +15,8 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 
+from dppo.seams import ActionDistribution
+
 torch.set_num_threads(1)  # these are small numbers, and other tests may run beside
 
 SPACES: dict[str, spaces.Space] = {
@@ -218,3 +220,14 @@ def value_loss(value: Tensor, old: Tensor, returns: Tensor, clip: float) -> Tens
 def tensors(*arrays: np.ndarray) -> Sequence[Tensor]:
     """In float64."""
     return [torch.from_numpy(np.asarray(a, np.float64)) for a in arrays]
+
+
+def assert_same(
+    distribution: ActionDistribution, space: spaces.Space, old: np.ndarray, new: np.ndarray, actions: np.ndarray
+) -> None:
+    """Compares log-probabilities, entropies and KL [B] with torch's, for heads [B, K] of an old and a new policy."""
+    torch_old, torch_new = tensors(old, new)
+    found, found_entropy, _ = distribution.evaluate(new, actions)
+    np.testing.assert_allclose(found, log_prob(space, torch_new, actions), rtol=1e-6)
+    np.testing.assert_allclose(found_entropy, entropy(space, torch_new), rtol=1e-6)
+    np.testing.assert_allclose(distribution.kl(old, new), kl(space, torch_old, torch_new), rtol=1e-6)

@@ -45,6 +45,11 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "not a TOML file": (("broken.toml",), ("broken.toml", "not valid TOML")),
     "unknown environment": (("--env", "CartPol-v1"), ("CartPol-v1", "did you mean 'CartPole-v1'?")),
     "unknown module": (("--env", "no_such_module:Env-v0"), ("no_such_module", "cannot import")),
+    "observation of words": (("--env", "odd_envs:odd/Words-v0"), ("Text", "'words'", "FilterObservation")),
+    "pixels for a network of vectors": (
+        ("--env", "odd_envs:odd/Image-v0", "--model.factory", "my:Net"), ("model.factory=my:Net", "FlattenObservation"),
+    ),
+    "lists as actions": (("--env", "odd_envs:odd/ListActions-v0"), ("Sequence", "part '1'")),
     "minibatches that do not divide": (
         ("--horizon", 10, "--num-envs", 3, "--ppo.minibatches", 7), ("minibatches=7", "30", "nearest that does is 6"),
     ),

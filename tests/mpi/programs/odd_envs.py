@@ -47,13 +47,13 @@ class Numbers(gymnasium.Env[Any, Any]):
         return self.np_random.uniform(-1.0, 1.0, 2).astype(np.float32)
 
 
-class DictNumbers(Numbers):
-    """Its observation has parts."""
+class Words(Numbers):
+    """Its observation has a part that no network sees."""
 
-    observation_space = spaces.Dict({"position": spaces.Box(-1.0, 1.0, (2,), np.float32)})
+    observation_space = spaces.Dict({"position": spaces.Box(-1.0, 1.0, (2,), np.float32), "words": spaces.Text(9)})
 
     def observe(self) -> Any:
-        return {"position": super().observe()}
+        return {"position": super().observe(), "words": "go"}
 
 
 class Image(Numbers):
@@ -65,10 +65,10 @@ class Image(Numbers):
         return np.zeros((84, 84, 3), np.uint8)
 
 
-class TupleActions(Numbers):
-    """Takes two actions at once."""
+class ListActions(Numbers):
+    """Takes an action and a list of actions."""
 
-    action_space: Any = spaces.Tuple((spaces.Discrete(2), spaces.Discrete(2)))
+    action_space: Any = spaces.Tuple((spaces.Discrete(2), spaces.Sequence(spaces.Discrete(2))))
 
 
 class Unmakeable(Numbers):
@@ -209,7 +209,7 @@ class SpoilsGradients(Numbers):
 
 
 _CLASSES: tuple[Any, ...] = (
-    DictNumbers, Image, TupleActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk, Rude, FarAway,
+    Words, Image, ListActions, Unmakeable, SlowLater, BadOnRankTwo, Uneven, Deadly, FullDisk, Rude, FarAway,
     SpoilsGradients, ClosesBadly,
 )  # fmt: skip
 for _class in _CLASSES:
