@@ -6,7 +6,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gymnasium
@@ -17,9 +17,9 @@ from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import PROBE_SEED, MaskLayout, Masks, refuse_late
 from dppo.envs.observations import require_leaves
 from dppo.envs.process import kept_as_it_was
-from dppo.envs.restarts import Restarts
+from dppo.envs.restarts import Restarts, close_quietly
 from dppo.envs.returned import Returned, copied
-from dppo.seams import NO_ENVS, EpisodeSeed, Step
+from dppo.seams import NO_ENVS, Closable, EpisodeSeed, Step
 
 
 class EnvList:
@@ -28,13 +28,15 @@ class EnvList:
     Args:
       first_env: global number of the first environment, for messages.
       max_restarts: an environment that raises, or returns what is not right, is made anew up to this many times in a
-        row; 0: never.
+        row; 0: never. `close_broken` closes it before.
     """
 
     def __init__(
-        self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0
-    ) -> None:
+        self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0,
+        close_broken: Callable[[Closable], None] = close_quietly,
+    ) -> None:  # fmt: skip
         self._maker, self._episode_seed, self._first_env = maker, episode_seed, first_env
+        self._close_broken = close_broken
         self._envs: list[gymnasium.Env[Any, Any]] = []
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
@@ -210,11 +212,9 @@ class EnvList:
                 index, error, f"environment {number} ({self._maker.spec.id})"
             ):
                 raise error
-            try:
-                self._envs[index].close()
-            except Exception:  # it is broken
-                if self._is_fork():
-                    raise
+            self._close_broken(self._envs[index])
+            if self._is_fork():
+                raise error
             try:
                 with kept_as_it_was():
                     env = self._maker.make()

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Collection
 
 from dppo.envs.reasons import reason
+from dppo.seams import Closable
+
+
+def close_quietly(env: Closable) -> None:
+    """Closes an environment that is broken, and so may raise again."""
+    with contextlib.suppress(Exception):
+        env.close()
 
 
 class Restarts:

@@ -11,13 +11,14 @@ There are three forms behind one interface, because speed and promises differ:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dppo.envs.env_list import EnvList
 from dppo.envs.maker import EnvMaker
 from dppo.envs.native import NativeVector
-from dppo.seams import EpisodeSeed, VectorEnv
+from dppo.envs.restarts import close_quietly
+from dppo.seams import Closable, EpisodeSeed, VectorEnv
 
 
 def make_vector_env(
@@ -30,6 +31,7 @@ def make_vector_env(
     kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[str] = (),
     max_restarts: int = 0,
+    close_broken: Callable[[Closable], None] = close_quietly,
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
@@ -44,6 +46,7 @@ def make_vector_env(
         kwargs: arguments of the environment's constructor.
         wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
+        close_broken: closes an environment before it is made anew.
 
     Raises:
         ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
@@ -67,4 +70,4 @@ def make_vector_env(
 
         if cartpole.is_plain_cartpole(maker.spec):
             return cartpole.CartPoleVector(maker.spec, num_envs, episode_seed)
-    return EnvList(maker, num_envs, episode_seed, first_env, max_restarts)
+    return EnvList(maker, num_envs, episode_seed, first_env, max_restarts, close_broken)

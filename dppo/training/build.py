@@ -149,6 +149,7 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
             config.env, num_envs, seeds.next, config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=config.max_env_restarts if config.on_env_error == "restart" else 0,
+            close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
         )  # fmt: skip
     return seeds, envs
 

@@ -265,3 +265,34 @@ def test_a_user_who_gives_wrong_arguments_gets_one_message() -> None:
         config = resolve(Config(env=f"{OURS}:double_tank", env_kwargs={"deep": 2.0}))
         with pytest.raises(ValueError, match=r"it takes no argument 'deep'; did you mean 'depth'\? The constructor"):
             build_parts(config, worker)
+
+
+class Stuck(gymnasium.Env[Any, Any]):
+    """Breaks once, and then does not close."""
+
+    observation_space, action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,)), gymnasium.spaces.Discrete(2)
+    broken = 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        if Stuck.broken == 0:
+            Stuck.broken += 1
+            raise OSError("solver lost")
+        return np.zeros(1, np.float32), 1.0, False, False, {}
+
+    def close(self) -> None:
+        if Stuck.broken == 1:
+            Stuck.broken += 1
+            time.sleep(60)
+
+
+def test_a_broken_environment_that_does_not_close_does_not_stop_the_run(capsys: pytest.CaptureFixture[str]) -> None:
+    place, started = make_parts(env=f"{__name__}:Stuck", on_env_error="restart"), time.monotonic()
+    rollout, _ = place.rollout()
+    assert rollout.truncations[0, 0] and rollout.truncations.sum() == 1 and Stuck.broken == 2
+    assert time.monotonic() - started < 30
+    assert (place.reports[-1].env_restarts, place.reports[-1].episodes[0].length) == (1, 1)
+    assert "solver lost" in (said := capsys.readouterr().err) and "did not come back within 2 s" in said
