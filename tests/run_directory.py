@@ -1,7 +1,4 @@
-"""Reads run directories, for tests that compare runs.
-
-tests/mpi/ and tests/test_run.py use it.
-"""
+"""Reads run directories, for tests that compare runs."""
 
 from __future__ import annotations
 
