@@ -133,7 +133,13 @@ class ModelConfig(Section):
     """Of images: nature (Mnih et al. 2015), impala (Espeholt et al. 2018); auto: nature, but a smaller one below
     36 x 36."""
     shared: bool = True
-    """Whether policy and value share the encoders of images, which then run once per row."""
+    """Whether policy and value share encoders and core, which then run once per row."""
+    core: Literal["gru", "lstm"] | None = None
+    """Memory, between encoders and hidden layers, of policy and value; None: the policy sees the present only."""
+    core_size: Annotated[int, within(1, 8192)] = 128
+    """core: units of the recurrent layer."""
+    sequence: Annotated[int | None, at_least(1, 1e7)] = None
+    """core: rows through which the gradient passes; None: the horizon."""
     log_std_init: Annotated[float, within(-20, 20)] = 0.0
     """Box actions: initial log standard deviation, in units of half the action range where it is bounded."""
     factory: str | None = None
@@ -161,6 +167,16 @@ class ModelConfig(Section):
         _require(
             not (self.factory and self.backend == "numpy"),
             "model.backend=numpy cannot run model.factory, which is a torch network: leave model.backend at auto",
+        )
+        _require(
+            not (self.core and self.backend == "numpy"),
+            f"model.backend=numpy has no memory, and model.core={self.core} is a torch network: leave model.backend at"
+            " auto",
+        )
+        _require(
+            not (self.core and self.factory),
+            f"model.core={self.core} is a part of dppo's own network, and model.factory replaces that: leave one of"
+            " them out",
         )
 
 

@@ -39,6 +39,7 @@ class EpisodeProgress:
     """float64, returns so far."""
 
 
+ALL = slice(None)
 ArrayType = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape and type of one environment's part of a row."""
 
@@ -77,6 +78,8 @@ class Rollout:
     """[T, N, *act] as sent to the environment. Segments call them actions."""
     heads: Annotated[np.ndarray, Column("TN")]
     """[T, N, K] float32: parameters of the distribution that the action was drawn from."""
+    states: Annotated[np.ndarray, Column("TN")]
+    """[T, N, S] float32: the network's state before the step, 0 where an episode begins; S is 0 without memory."""
     rewards: Annotated[np.ndarray, Column("TN", np.float32)]
     """[T, N] float32, raw."""
     terminations: Annotated[np.ndarray, Column("TN", bool, first=False)]
@@ -154,9 +157,11 @@ class Rollout:
         """Returns a column's entries by rows, [T N, ...] from [T, N, ...]: a view."""
         return column.reshape(self.rewards.size, *column.shape[2:])
 
-    def valid_steps(self, *columns: np.ndarray) -> list[np.ndarray]:
-        """Returns the columns' entries for valid transitions, [B, ...] from [T, N, ...]; views if all are valid."""
-        steps, keep = [self.all_steps(column) for column in columns], self.valid.reshape(-1)
+    def valid_steps(self, *columns: np.ndarray, order: np.ndarray | slice = ALL) -> list[np.ndarray]:
+        """Returns the columns' entries for valid transitions, [B, ...] from [T, N, ...], in `order` (of all steps);
+        views if all are valid, in their own order.
+        """
+        steps, keep = [self.all_steps(column)[order] for column in columns], self.valid.reshape(-1)[order]
         return steps if keep.all() else [column[keep] for column in steps]
 
     @property
@@ -192,6 +197,10 @@ class Minibatch:
     """[B, D] float32; raw observations [B, *obs] for a network that takes these."""
     masks: np.ndarray
     """[B, M] bool."""
+    states: np.ndarray
+    """[B, S] float32."""
+    firsts: np.ndarray
+    """[B] bool: where the network's state is `states`, not what the sample before leaves (algo/sequences.py)."""
     actions: np.ndarray
     """[B, *act]."""
     heads: np.ndarray
@@ -206,14 +215,14 @@ class Minibatch:
     """[B] float32: the value targets."""
 
     @classmethod
-    def of(cls, rollout: Rollout, **computed: np.ndarray) -> Minibatch:
-        """Returns the valid steps of a rollout as samples, in the order of rows, then environments.
+    def of(cls, rollout: Rollout, order: np.ndarray | slice = ALL, **computed: np.ndarray) -> Minibatch:
+        """Returns the valid steps of a rollout as samples, in `order` (of all steps).
 
         Args:
-          computed: [T, N] float32: the fields that the rollout does not have, or other values of those that it has.
+          computed: [T, N] arrays: the fields that the rollout does not have, or other values of those that it has.
         """
-        names = cls.__slots__
-        return cls(*rollout.valid_steps(*[computed[n] if n in computed else getattr(rollout, n) for n in names]))
+        columns = [computed[n] if n in computed else getattr(rollout, n) for n in cls.__slots__]
+        return cls(*rollout.valid_steps(*columns, order=order))
 
     def __len__(self) -> int:
         return len(self.log_probs)
@@ -278,6 +287,8 @@ class Report:
     """[N] int64, lengths of the current episodes so far."""
     discounted_returns: np.ndarray
     """[N] float64, running discounted returns."""
+    network_states: np.ndarray
+    """[N, S] float32, the network's states before the next step."""
     last_episodes: LastEpisodes | None
     """The episodes before the current ones; None if no environment is between two episodes."""
     collect_s: float
@@ -317,6 +328,8 @@ class EnvState:
     """[L, *act], actions since the episode's start."""
     observation: np.ndarray
     """[*obs], the observation to which a replay of the actions must lead."""
+    network_state: np.ndarray
+    """[S] float32, the network's state before the next step; S is 0 without memory."""
     episode_return: float
     episode_length: int
     discounted_return: float

@@ -107,6 +107,7 @@ def _play(
     done: list[list[Played]] = [[] for _ in range(num_envs)]
     returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
     observations = envs.reset()
+    policy.reset()
     num_played = steps = 0
     while num_played < episodes:
         step = envs.step(policy.act(observations, stochastic=stochastic, mask=envs.masks))
@@ -116,7 +117,9 @@ def _play(
         steps += num_envs
         longest = int(lengths.max())
         over = np.flatnonzero(lengths >= max_steps) if longest >= max_steps else ()
-        for i in dict.fromkeys((*step.final_envs, *over)):
+        new = list(dict.fromkeys((*step.final_envs, *over)))
+        policy.reset(new)
+        for i in new:
             ended = i in step.final_envs
             if len(done[i]) < quota[i]:
                 done[i].append(Played(float(returns[i]), int(lengths[i]), ended))
@@ -153,6 +156,7 @@ def record(
         masks = Masks(MaskLayout(env.action_space), env.observation_space, 1)
         for _ in range(episodes):
             observation, info = recorder.reset(seed=seeds.next(0))
+            policy.reset()
             for _ in range(max_steps):
                 mask = masks.of(recorder, observation, info)
                 action = policy.act(observation, stochastic=stochastic, mask=mask)

@@ -203,20 +203,27 @@ class ActionDistribution(Distribution, Protocol):
 
 
 class Network(Protocol):
-    """Maps inputs [B, ...] (models/inputs.py) to the policy's outputs and to values; its parameters lie in a
-    FlatParameters.
+    """Maps inputs [B, ...] (models/inputs.py) and states [B, S] to the policy's outputs, to values and to new states; its
+    parameters lie in a FlatParameters. States of None are those of an episode's start, 0.
     """
 
-    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    state_size: int
+    """S, the size of the memory of one environment; 0 without, and then states play no part."""
+
+    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns the policy's outputs [B, K'], and the values [B] where they cost next to nothing then, else None.
-        Both are valid until the next call; keeps nothing for `backward`.
+        Both are valid until the next call. Overwrites the states with the new ones; keeps nothing for `backward`.
         """
 
-    def value(self, inputs: np.ndarray) -> np.ndarray:
-        """Maps inputs to the values [B], valid until the next call; keeps nothing for `backward`."""
+    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
+        """Returns the values [B], valid until the next call. The states stay; keeps nothing for `backward`."""
 
-    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Maps inputs to the policy's outputs [B, K'] and the values [B]; keeps what `backward` needs."""
+    def forward(
+        self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Maps samples in sequences (algo/sequences.py) to the policy's outputs [B, K'] and the values [B]; keeps what
+        `backward` needs. Only the states where `firsts` [B] is true are used; None: it is true everywhere.
+        """
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
         """Writes (not adds) the gradient of the last `forward` into the flat gradient."""

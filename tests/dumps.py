@@ -77,7 +77,7 @@ class FakeWorker:
         zeros = np.zeros((rows, num_envs), np.float32)
         rollout = Rollout(
             first_row=self.row, observations=observations, inputs=observations, actions=raw,
-            masks=np.empty((rows, num_envs, 0), bool),
+            masks=np.empty((rows, num_envs, 0), bool), states=np.empty((rows, num_envs, 0), np.float32),
             env_actions=np.clip(raw, -2, 2) if self.raw else raw, rewards=np.where(valid, k + 1, 0).astype(np.float32),
             terminations=ended & (ids % 2 == 0), truncations=ended & (ids % 2 == 1), valid=valid, heads=zeros,
             log_probs=zeros - t.astype(np.float32), values=zeros + np.float32(0.5), next_values=zeros,

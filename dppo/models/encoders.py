@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from dppo.algo.sequences import Packing, pack
+from dppo.models.cores import Core
 from dppo.models.torch_network import TorchNetwork, make_towers, orthogonal_
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ EMBEDDING = 32
 LEAST_NATURE = 36
 """The least height and width of an image for the Nature encoder: its three convolutions leave nothing of a smaller one.
 """
+
+_NO_STATES = torch.empty((0, 0))
+_NO_CHOICES = torch.empty((0, 0), dtype=torch.int64)
 
 Parts = tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]
 """The parts of a network's inputs: vectors [B, D] float32, choices [B, C] int64, images [B, channels, height, width]
@@ -110,27 +115,36 @@ def make_encoder(name: str, shape: tuple[int, int, int]) -> tuple[nn.Module, int
 
 
 class _Torso(nn.Module):
-    """Encoders of all images and embeddings of all choices, for both towers or for one."""
+    """Encoders of all images, embeddings of all choices, and the core, for both towers or for one."""
 
-    def __init__(self, inputs: Inputs, encoder: str) -> None:
+    def __init__(self, inputs: Inputs, cfg: ModelConfig) -> None:
         super().__init__()
-        made = [make_encoder(encoder, image.shape) for image in inputs.images]
+        made = [make_encoder(cfg.encoder, image.shape) for image in inputs.images]
         self.encoders = nn.ModuleList(module for module, _ in made)
         self.embeddings = nn.ModuleList(nn.Embedding(size, EMBEDDING) for size in inputs.choices)
         self.size = inputs.size + sum(size for _, size in made) + EMBEDDING * len(self.embeddings)
         for module in self.encoders.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 orthogonal_(module, math.sqrt(2.0))
+        self.core: Core | None = None
+        self.state_size = 0
+        if cfg.core is not None:
+            self.core = Core(cfg.core, self.size, cfg.core_size)
+            self.size, self.state_size = cfg.core_size, self.core.state_size
 
-    def forward(self, parts: Parts) -> torch.Tensor:
+    def forward(
+        self, parts: Parts, states: torch.Tensor, packing: Packing | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the features [B, size] of samples, and the new states: see `Core.forward`."""
         vectors, choices, images = parts
         features = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
         features += [embedding(choices[:, i]) for i, embedding in enumerate(self.embeddings)]
-        return torch.cat([vectors, *features], dim=1)
+        joined = torch.cat([vectors, *features], dim=1)
+        return (joined, states) if self.core is None else self.core(joined, states, packing)
 
 
 class EncodedModule(nn.Module):
-    """The default network where observations have images or many-valued choices.
+    """The default network with all that the plain MLP lacks: encoders of images, embeddings of choices, memory.
 
     Args:
       inputs: the parts of an observation.
@@ -140,52 +154,82 @@ class EncodedModule(nn.Module):
     def __init__(self, inputs: Inputs, num_outputs: int, cfg: ModelConfig) -> None:
         super().__init__()
         self.is_shared = cfg.shared
-        torsos = [_Torso(inputs, cfg.encoder) for _ in range(1 if cfg.shared else 2)]
+        torsos = [_Torso(inputs, cfg) for _ in range(1 if cfg.shared else 2)]
         self.torsos = nn.ModuleList(torsos)
         size = torsos[0].size
+        self.state_size = sum(torso.state_size for torso in torsos)
         parts = [f"{cfg.encoder} encoder"] * bool(inputs.images) + ["embeddings"] * bool(inputs.choices)
+        parts += [f"{cfg.core} of {cfg.core_size}"] * (cfg.core is not None)
         self.description = " and ".join(parts) + " of policy and value" * cfg.shared
         """A phrase for the log."""
         self.policy_tower, self.value_tower = make_towers(size, cfg.hidden, num_outputs, cfg.activation)
 
     def policy(self, parts: Parts) -> torch.Tensor:
-        """Returns the policy's outputs [B, K']."""
-        outputs: torch.Tensor = self.policy_tower(self.torsos[0](parts))
+        """Returns the policy's outputs [B, K'] of a network without memory."""
+        outputs: torch.Tensor = self.policy_tower(self.torsos[0](parts, _NO_STATES, None)[0])
         return outputs
 
-    def value(self, parts: Parts) -> torch.Tensor:
-        """Returns the values [B]."""
-        values: torch.Tensor = self.value_tower(self.torsos[-1](parts))[:, 0]
+    def value(self, parts: Parts, states: torch.Tensor) -> torch.Tensor:
+        """Returns the values [B] after one step from states [B, S]."""
+        mine = states.chunk(len(self.torsos), dim=1)[-1]
+        values: torch.Tensor = self.value_tower(self.torsos[-1](parts, mine, None)[0])[:, 0]
         return values
 
-    def forward(self, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
-        if not self.is_shared:
-            return self.policy(parts), self.value(parts)
-        features = self.torsos[0](parts)
-        return self.policy_tower(features), self.value_tower(features)[:, 0]
+    def forward(
+        self, parts: Parts, states: torch.Tensor, packing: Packing | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Returns the policy's outputs [B, K'], the values [B], and the new states: see `Core.forward`."""
+        before = states.chunk(len(self.torsos), dim=1)
+        run = [torso(parts, mine, packing) for torso, mine in zip(self.torsos, before, strict=True)]
+        outputs, values = self.policy_tower(run[0][0]), self.value_tower(run[-1][0])[:, 0]
+        return outputs, values, torch.cat([after for _, after in run], dim=1)
 
 
 class EncodedNetwork(TorchNetwork):
-    """`EncodedModule` behind the seam of networks. It takes raw observations [B, *obs]."""
+    """`EncodedModule` behind the seam of networks. It takes raw observations [B, *obs], or vectors [B, D] if these are
+    all that the inputs have.
+    """
 
     def __init__(self, flat: FlatParameters, module: EncodedModule, inputs: Inputs) -> None:
         super().__init__(flat, module)
         self._encoded, self._inputs = module, inputs
+        self.state_size = module.state_size
+        self._acts_on_values = module.is_shared or module.state_size > 0
 
-    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         parts = self._argument(inputs)
         with torch.no_grad():
-            if not self._encoded.is_shared:
+            if not self._acts_on_values:
                 return self._encoded.policy(parts).numpy(), None
-            outputs, values = self._encoded(parts)
-            return outputs.numpy(), values.numpy()
+            outputs, values, after = self._encoded(parts, self._states(states, len(inputs)))
+        if states is not None:
+            states[...] = after.numpy()
+        return outputs.numpy(), values.numpy()
 
-    def value(self, inputs: np.ndarray) -> np.ndarray:
+    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
+        before = self._states(states, len(inputs))
         with torch.no_grad():
-            pieces = [inputs[i : i + MOST_ROWS] for i in range(0, len(inputs), MOST_ROWS)]
-            return np.concatenate([self._encoded.value(self._argument(piece)).numpy() for piece in pieces])
+            pieces = [slice(i, i + MOST_ROWS) for i in range(0, len(inputs), MOST_ROWS)]
+            values = [self._encoded.value(self._argument(inputs[piece]), before[piece]).numpy() for piece in pieces]
+            return np.concatenate(values)
+
+    def forward(
+        self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
+        before, packing = self._states(states, len(inputs)), None
+        if self.state_size and firsts is not None:
+            packing = pack(firsts)
+            before = before[torch.from_numpy(packing.starts)]
+        outputs, values, _ = self._encoded(self._argument(inputs), before, packing)
+        self._outputs = (outputs, values)
+        return outputs.detach().numpy(), values.detach().numpy()
+
+    def _states(self, states: np.ndarray | None, rows: int) -> torch.Tensor:
+        return torch.zeros((rows, self.state_size)) if states is None else torch.from_numpy(states)
 
     def _argument(self, inputs: np.ndarray) -> Parts:
+        if not self._inputs.is_raw:
+            return torch.from_numpy(inputs), _NO_CHOICES, []
         images = []
         for image in self._inputs.images:
             # convolutions take three quarters of the time with the channels last in memory; and one new array in place

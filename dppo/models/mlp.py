@@ -46,6 +46,8 @@ class MLP:
     Activations and their gradients live in buffers that are kept per batch size.
     """
 
+    state_size = 0
+
     def __init__(self, flat: FlatParameters, num_hidden: int, activation: str) -> None:
         self._hidden = [_Layer(flat, f"hidden.{i}") for i in range(num_hidden)]
         self._policy, self._value = _Layer(flat, "policy"), _Layer(flat, "value")
@@ -87,13 +89,15 @@ class MLP:
             weight = flat.parameters[f"{name}.weight"]
             weight[...] = orthogonal(weight.shape, gain, rng)
 
-    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, None]:
+    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, None]:
         return self._policy(self._run("policy", inputs)[-1]), None
 
-    def value(self, inputs: np.ndarray) -> np.ndarray:
+    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         return self._value(self._run("value", inputs)[-1])[:, 0]
 
-    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def forward(
+        self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         self._activations = self._run("both", inputs)
         last = self._activations[-1]
         policy, value = (last[0], last[1]) if self._hidden else (last, last)

@@ -55,10 +55,18 @@ class ActorCritic:
             "actions": distribution.action_type,
             "env_actions": (sent.shape[1:], sent.dtype),
             "heads": ((distribution.head_size,), np.dtype(np.float32)),
+            "states": ((network.state_size,), np.dtype(np.float32)),
         }
+        self.state_size = network.state_size
+        """S, the size of the network's memory of one environment; 0 without."""
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
         self._padded = np.empty((0, 0), np.float32)
+        self._padded_states = self.first_states(0)
+
+    def first_states(self, num_envs: int) -> np.ndarray:
+        """Returns the network's states [N, S] at the start of an episode."""
+        return np.zeros((num_envs, self.state_size), np.float32)
 
     def blank_rollout(
         self, first_row: int, rows: int, num_envs: int, progress: EpisodeProgress = NO_PROGRESS
@@ -88,6 +96,7 @@ class ActorCritic:
         noise: np.ndarray,
         head: np.ndarray | None = None,
         masks: np.ndarray | None = None,
+        states: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Samples actions.
 
@@ -96,6 +105,7 @@ class ActorCritic:
           noise: [N, noise_size] float32, of the kinds that the distribution names.
           head: [N, K] float32 to write the head into; a new array if None.
           masks: [N, M] bool: the legal actions, if some may be illegal.
+          states: [N, S] float32: the network's states before, which become those after; None: those of a start.
 
         Returns:
           (actions [N, *act], head [N, K], values [N] or None); log-probabilities, and values that are None here, are
@@ -108,25 +118,52 @@ class ActorCritic:
                 self._padded = np.repeat(inputs[:1], n + -n % ROWS, axis=0)
             self._padded[:n] = inputs
             inputs = self._padded
-        outputs, values = self.network.act(inputs)
+        outputs, values = self._advance(inputs, states)
         head = self._head(outputs[:n], head)
         if masks is not None:
             head[...] = self.distribution.masked(head, masks)
         return self.distribution.sample(head, noise), head, None if values is None else values[:n]
 
-    def greedy(self, inputs: np.ndarray, masks: np.ndarray | None = None) -> np.ndarray:
-        """Returns the mode of the policy, [N, *act], for inputs [N, ...] and the legal actions [N, M] bool."""
-        return self.distribution.mode(self._masked(self._head(self.network.act(inputs)[0]), masks))
-
-    def value(self, inputs: np.ndarray) -> np.ndarray:
-        """Returns values [B], in units of the normalised return, for inputs [B, ...]."""
-        return self.network.value(inputs)
-
-    def forward(self, inputs: np.ndarray, masks: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (head [B, K], value [B]) for inputs [B, ...] and the legal actions [B, M] bool; `backward`
-        differentiates the last call.
+    def _advance(self, inputs: np.ndarray, states: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
+        """Calls the network for inputs with rows to fill up a block; `states`, of the first rows, becomes the new
+        one.
         """
-        outputs, value = self.network.forward(inputs)
+        if states is None or len(states) == len(inputs) or not self.state_size:
+            return self.network.act(inputs, states)
+        if len(self._padded_states) != len(inputs):
+            self._padded_states = self.first_states(len(inputs))
+        self._padded_states[: len(states)] = states
+        out = self.network.act(inputs, self._padded_states)
+        states[...] = self._padded_states[: len(states)]
+        return out
+
+    def greedy(
+        self, inputs: np.ndarray, masks: np.ndarray | None = None, states: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Returns the mode of the policy, [N, *act], for inputs [N, ...], the legal actions [N, M] bool, and the
+        network's states as in `act`.
+        """
+        return self.distribution.mode(self._masked(self._head(self.network.act(inputs, states)[0]), masks))
+
+    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
+        """Returns values [B], in units of the normalised return, for inputs [B, ...] and states [B, S], which stay."""
+        return self.network.value(inputs, states)
+
+    def forward(
+        self,
+        inputs: np.ndarray,
+        masks: np.ndarray | None = None,
+        states: np.ndarray | None = None,
+        firsts: np.ndarray | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (head [B, K], value [B]) for samples in sequences; `backward` differentiates the last call.
+
+        Args:
+          inputs: [B, ...].
+          masks: [B, M] bool: the legal actions.
+          states, firsts: [B, S] and [B]: see `Minibatch`; None: every sample is the start of an episode.
+        """
+        outputs, value = self.network.forward(inputs, states, firsts)
         return self._masked(self._head(outputs), masks), value
 
     def _masked(self, head: np.ndarray, masks: np.ndarray | None) -> np.ndarray:
@@ -193,7 +230,7 @@ def make_policy(
     outputs = distribution.network_outputs
     log_std: dict[str, tuple[int, ...]] = {"log_std": (distribution.log_std_size,)} if distribution.log_std_size else {}
     network: Network
-    if cfg.factory is None and cfg.backend != "torch" and not inputs.is_raw:
+    if cfg.factory is None and cfg.backend != "torch" and not inputs.is_raw and not cfg.core:
         _require_trainable(cfg, MLP.shapes(inputs.size, cfg.hidden, outputs))
         flat = FlatParameters(MLP.shapes(inputs.size, cfg.hidden, outputs) | log_std, num_sums)
         network = MLP(flat, len(cfg.hidden), cfg.activation)
@@ -232,7 +269,7 @@ def _torch_network(
             module = module_from_factory(cfg.factory, inputs.size, outputs)
         flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
         return TorchNetwork(flat, module), flat, f"{cfg.factory}, torch autograd"
-    if inputs.is_raw:
+    if inputs.is_raw or cfg.core:
         encoded = EncodedModule(inputs, outputs, cfg)
         flat = FlatParameters(TorchNetwork.shapes(encoded) | log_std, num_sums)
         return EncodedNetwork(flat, encoded, inputs), flat, f"{encoded.description}, {_layers(cfg)}, torch autograd"

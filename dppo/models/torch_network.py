@@ -84,6 +84,8 @@ class TorchNetwork:
     The module stays in the mode (train, eval) that it comes in.
     """
 
+    state_size = 0
+
     def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
         self._module = module
         for name, parameter in module.named_parameters():
@@ -104,15 +106,17 @@ class TorchNetwork:
         """Returns what the module takes for inputs [B, ...]."""
         return torch.from_numpy(inputs)
 
-    def act(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
             return self._module(self._argument(inputs))[0].numpy(), None
 
-    def value(self, inputs: np.ndarray) -> np.ndarray:
+    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         with torch.no_grad():
             return self._module(self._argument(inputs))[1].numpy()
 
-    def forward(self, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def forward(
+        self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         outputs, value = self._module(self._argument(inputs))
         self._outputs = (outputs, value)
         return outputs.detach().numpy(), value.detach().numpy()

@@ -154,7 +154,7 @@ def check_saved(planned: Plan, parts: Parts, comm: Comm) -> None:
             first = (parts.worker or 0) * parts.envs.num_envs
             mine = range(first, first + parts.envs.num_envs)
             envs = [e for _, states in saved.ranks.values() for e in states if e.env in mine]
-            check_environments(envs, parts.envs.observation_space, parts.envs.action_space)
+            check_environments(envs, *parts.spaces, parts.policy.state_size)
     except ValueError as problem:
         name = f"{planned.run_dir}/checkpoints/step_{0 if saved is None else saved.env_steps:09d}"
         error = f"{name} does not fit to this run: {problem}; move it away, and --resume takes the one before"

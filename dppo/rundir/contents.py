@@ -187,6 +187,8 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
         name, _, rest = path.partition("/")
         number, _, leaf = rest.partition("/")
         wholes.setdefault(f"{name}/{number}" if rest else name, {})[leaf] = array
+    if not any(name.startswith("network_state/") for name in wholes):  # of a dppo without memory
+        wholes |= {f"network_state/{i}": {"": np.empty(0, np.float32)} for i in range(count)}
     names = [*_COLUMNS, *(f"{name}/{i}" for name in _ARRAYS for i in range(count))]
     if set(names) != set(wholes):
         odd = min(set(names) ^ set(wholes))
@@ -202,16 +204,27 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
             raise ValueError(f"{name} holds numbers that are not finite")
     columns: dict[str, list[Any]] = {name: arrays[name].tolist() for name in _COLUMNS}
     for name in _ARRAYS:
-        num_axes = 0 if name == "observation" else 1  # of actions, the steps
+        num_axes = 1 if "actions" in name else 0  # the steps
         columns[name] = [from_leaves(wholes[f"{name}/{i}"], num_axes) for i in range(count)]
     return [EnvState(**{name: values[i] for name, values in columns.items()}) for i in range(count)]
 
 
 def check_environments(
-    envs: Iterable[EnvState], observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
+    envs: Iterable[EnvState],
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    state_size: int = 0,
 ) -> None:
-    """Checks that saved environments are of these spaces: a resume sends their actions to simulators."""
+    """Checks that saved environments are of these spaces: a resume sends their actions to simulators; and that the
+    network's states for them have `state_size` numbers.
+    """
     for env in envs:
+        state = env.network_state
+        if state.dtype != np.float32 or state.shape != (state_size,) or not np.isfinite(state).all():
+            raise ValueError(
+                f"the network's state for environment {env.env} is {_said(state)}; {state_size} finite numbers are"
+                " expected"
+            )
         if not _are_values(env.observation[None], observation_space):
             raise ValueError(
                 f"the observation of environment {env.env} is {_said(env.observation)}; the environment observes"

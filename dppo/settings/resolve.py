@@ -36,6 +36,7 @@ def check(config: Config) -> None:
     )
     if config.loss == "ppo":
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
+        _require_sequences(config)
     _require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
 
@@ -50,6 +51,20 @@ def _require_divisor(minibatches: int, samples: int) -> None:
     )
 
 
+def _require_sequences(config: Config) -> None:
+    """Refuses more minibatches than there are sequences: a minibatch holds whole ones."""
+    if config.model.core is None:
+        return
+    assert config.horizon is not None and config.model.sequence is not None, "an unresolved configuration is checked"
+    sequences = config.num_envs * -(-config.horizon // config.model.sequence)
+    _require(
+        config.ppo.minibatches <= sequences,
+        f"ppo.minibatches={config.ppo.minibatches} are more than the {sequences} sequences of a worker's rollout"
+        f" (num_envs={config.num_envs}, model.sequence={config.model.sequence}), and a minibatch holds whole ones: use"
+        f" ppo.minibatches={sequences}, more environments, or a shorter model.sequence",
+    )
+
+
 def resolve(config: Config) -> Config:
     """Replaces every None that means "depends on the rest" by its value, and checks the whole.
 
@@ -59,14 +74,17 @@ def resolve(config: Config) -> Config:
     loss = config.loss or ("ppo" if config.mode == "sync" else "a3c")
     optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
     default_lr = {"adam": 7e-4, "rmsprop": 2e-3, "sgd": 1e-2}[optimiser]
+    horizon = config.horizon or (64 if loss == "ppo" else 8)
+    sequence = config.model.sequence or (horizon if config.model.core else None)
     complete = replace(
         config,
         loss=loss,
         run_dir=config.run_dir and os.path.expanduser(config.run_dir),  # bash leaves --run-dir=~/x as it is
-        horizon=config.horizon or (64 if loss == "ppo" else 8),
+        horizon=horizon,
         exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
         vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
         optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),
+        model=replace(config.model, sequence=sequence),
     )
     check(complete)
     return complete

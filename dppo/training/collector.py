@@ -47,6 +47,7 @@ class Collector:
         self.row = 0
         self._sums = EpisodeSums(envs.num_envs, first_env, gamma)
         self._observations: np.ndarray | None = None
+        self._states = policy.first_states(envs.num_envs)
         self._cut: list[int] = []  # environments whose episode could not be restored; reported with the next rollout
         self.last: Rollout | None = None
         self.last_iteration = 0
@@ -113,6 +114,8 @@ class Collector:
         rewards = np.empty((horizon, n))  # in the environments' own precision, for the episodes' returns
         noise = self._noise.rows(first_row, horizon)
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]] = []
+        final_states: list[np.ndarray] = []
+        states = self._states if self.policy.state_size else None
         encode, is_raw = self.policy.inputs.vectors, self.policy.inputs.is_raw
         act, to_env = self.policy.act, self.policy.distribution.to_env
         t, values = 0, None
@@ -124,7 +127,9 @@ class Collector:
             if masks is not None:
                 rollout.masks[t] = masks
             seen = current if is_raw else encode(current, inputs[t])
-            action, _, values = act(seen, noise[t], heads[t], masks)
+            if states is not None:
+                rollout.states[t] = states
+            action, _, values = act(seen, noise[t], heads[t], masks, states)
             if values is not None:
                 rollout.values[t] = values
             env_action = to_env(action)
@@ -143,16 +148,21 @@ class Collector:
             if step.valid is not None:
                 rollout.valid[t] = step.valid
                 rewards[t, ~step.valid] = 0.0  # whatever the environment says: such a row belongs to no episode
+                if states is not None:
+                    states[~step.valid] = 0.0
             if len(step.final_envs):
                 rollout.terminations[t] = step.terminations
                 rollout.truncations[t] = step.truncations
                 finals.append((t, step.final_envs, step.final_observations))
+                if states is not None:
+                    final_states.append(states[step.final_envs])
+                    states[step.final_envs] = 0.0
             t += 1
         self._observations = current.copy()
         self.row += t
         if t < horizon:
             rollout.cut(t)
-        self._complete(rollout, version, rewards[:t], finals, needs_values=values is None)
+        self._complete(rollout, version, rewards[:t], finals, final_states, needs_values=values is None)
         self._check_finite(rollout)
         return rollout
 
@@ -162,6 +172,7 @@ class Collector:
         version: int,
         rewards: np.ndarray,
         finals: list[tuple[int, Sequence[int] | np.ndarray, np.ndarray]],
+        final_states: list[np.ndarray],
         *,
         needs_values: bool,
     ) -> None:
@@ -170,6 +181,7 @@ class Collector:
         Args:
           rewards: [T, N] float64.
           finals: (row, environments, their last observations) of the rows in which episodes ended.
+          final_states: [F, S] of each of these rows: the network's states after it; without memory, none.
           needs_values: whether the rows have no values yet.
         """
         assert self._observations is not None
@@ -188,9 +200,10 @@ class Collector:
             log_probs, _, _ = policy.distribution.evaluate(steps(rollout.heads), steps(rollout.actions))
             rollout.log_probs[...] = log_probs.reshape(t, n)
             rollout.next_values[:-1] = rollout.values[1:]
-            rollout.next_values[-1] = policy.value(policy.inputs(self._observations))
+            rollout.next_values[-1] = policy.value(policy.inputs(self._observations), self._states)
             if finals:
-                rollout.next_values[ends] = policy.value(policy.inputs(rollout.final_observations))
+                states = np.concatenate(final_states) if final_states else None
+                rollout.next_values[ends] = policy.value(policy.inputs(rollout.final_observations), states)
             rollout.next_values[rollout.terminations] = 0.0
         rollout.episodes = self._sums.count(
             rollout.first_row, rewards, rollout.terminations, rollout.truncations, rollout.valid, *ends
@@ -222,9 +235,9 @@ class Collector:
         return Report(
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), sums.first_rows.copy(), self._observations, sums.returns.copy(),
-            sums.lengths.copy(), sums.discounted_returns.copy(), sums.last.copy() if is_between else None,
-            collect_s, learn_s, exchange_s, iteration=self.last_iteration, episodes_cut=rollout.episodes_cut,
-            env_restarts=self._restarts - before,
+            sums.lengths.copy(), sums.discounted_returns.copy(), self._states.copy(),
+            sums.last.copy() if is_between else None, collect_s, learn_s, exchange_s, iteration=self.last_iteration,
+            episodes_cut=rollout.episodes_cut, env_restarts=self._restarts - before,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
@@ -234,6 +247,9 @@ class Collector:
             self.envs, self._seeds, states, row, first_new_episode, deadline
         )
         self._cut += cut
+        for i, network_state in enumerate(self._states):
+            env = self.first_env + i
+            network_state[...] = states[env].network_state if env in states and env not in cut else 0.0
         return problems
 
 

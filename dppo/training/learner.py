@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dppo.algo import losses, returns
+from dppo.algo.sequences import Order, first_steps, order_in_sequences, shuffled
 from dppo.config import Config
 from dppo.data import Batch, Minibatch, Rollout
 from dppo.models.flat import first_not_finite, is_finite
@@ -48,6 +49,8 @@ class Learner:
         self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
         self._lam = config.ppo.lam if self._ppo else config.a3c.lam
         self._normalizes = config.ppo.normalize_advantages if self._ppo else config.a3c.normalize_advantages
+        assert not config.model.core or config.model.sequence, "an unresolved configuration reached the learner"
+        self._sequence = config.model.sequence if config.model.core and config.model.sequence else 1
         self.epochs, self.minibatches_per_epoch = (config.ppo.epochs, config.ppo.minibatches) if self._ppo else (1, 1)
 
     @property
@@ -58,7 +61,8 @@ class Learner:
     def one_sample(self) -> Minibatch:
         """Returns a minibatch of one sample, which shows shapes and types; its values mean nothing."""
         number = np.zeros((1, 1), np.float32)
-        return Minibatch.of(self.policy.blank_rollout(0, 1, 1), advantages=number, returns=number)
+        computed = {"advantages": number, "returns": number, "firsts": np.ones((1, 1), bool)}
+        return Minibatch.of(self.policy.blank_rollout(0, 1, 1), **computed)
 
     @property
     def num_statistics(self) -> int:
@@ -78,31 +82,36 @@ class Learner:
         rewards = rollout.rewards * np.float32(self.moments.rewards.scale)
         dones = rollout.terminations | rollout.truncations
         values = rollout.values
+        order = order_in_sequences(*rewards.shape, self._sequence)
+        firsts = first_steps(dones, rollout.valid, self._sequence)
         if len(rewards) and self.config.vtrace:
-            advantages, targets, values = self._vtrace(rollout, rewards, dones)
+            advantages, targets, values = self._vtrace(rollout, rewards, dones, firsts, order)
         else:
             advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
 
-        samples = Minibatch.of(rollout, values=values, advantages=advantages, returns=targets)
+        samples = Minibatch.of(
+            rollout, order, values=values, advantages=advantages, returns=targets, firsts=firsts
+        )
         adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
-        kept = rollout.valid_steps(rollout.values, rollout.observations, discounted_returns)
-        error = target - kept[0]
+        error = target - rollout.valid_steps(rollout.values, order=order)[0]
         sums = [float(len(samples)), rollout.num_steps]
         sums += [x for a in (adv, target, error) for x in (a.sum(), np.dot(a, a))]
         if not sums[STATISTICS.index("target2")] <= LARGEST_TARGETS:
             raise FloatingPointError(self._too_large(rollout, values))
-        moments = self.moments.deltas(kept[1], kept[2][:, None])
+        observations, discounted = rollout.valid_steps(rollout.observations, discounted_returns)
+        moments = self.moments.deltas(observations, discounted[:, None])
         return Batch(samples, np.concatenate((sums, moments)), ((self._worker, len(samples)),))
 
     def _vtrace(
-        self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray
+        self, rollout: Rollout, rewards: np.ndarray, dones: np.ndarray, firsts: np.ndarray, order: Order
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns advantages, targets and values of the present policy, which may be newer than the one that acted."""
-        t, n = rewards.shape
-        inputs, masks, actions = map(rollout.all_steps, (rollout.inputs, rollout.masks, rollout.actions))
-        head, value = self.policy.forward(inputs, masks)
-        log_probs = self.policy.distribution.evaluate(head, actions)[0].reshape(t, n)
-        values = value.reshape(t, n).copy()
+        columns = rollout.inputs, rollout.masks, rollout.states, firsts, rollout.actions
+        inputs, masks, states, firsts, actions = [rollout.all_steps(column)[order] for column in columns]
+        head, value = self.policy.forward(inputs, masks, states, firsts)
+        log_probs, values = np.empty_like(rollout.log_probs), np.empty_like(rollout.values)
+        rollout.all_steps(log_probs)[order] = self.policy.distribution.evaluate(head, actions)[0]
+        rollout.all_steps(values)[order] = value
         # where the next value is that of the next row, it is the present critic's, too; elsewhere it remains the acting
         # critic's
         next_values = rollout.next_values.copy()
@@ -123,24 +132,27 @@ class Learner:
         batch.samples.advantages = ((batch.samples.advantages - mean) / (std + 1e-6)).astype(np.float32)
 
     def minibatches(self, batch: Batch, iteration: int) -> Iterator[Minibatch]:
-        """Yields epochs x minibatches, shuffled anew in each epoch by each worker's stream of this iteration."""
+        """Yields epochs x minibatches of whole sequences, shuffled anew in each epoch by each worker's stream of this
+        iteration.
+        """
         if self.updates_per_rollout == 1:
             yield batch.samples
             return
+        firsts = batch.samples.firsts
         parts, first = [], 0
         for worker, count in batch.parts:
             parts.append((first, count, generator(self.config.seed, Purpose.SHUFFLE, worker, iteration)))
             first += count
         for _ in range(self.epochs):
             pieces = [
-                np.array_split(first + rng.permutation(count), self.minibatches_per_epoch)
+                [first + piece for piece in shuffled(firsts[first : first + count], self.minibatches_per_epoch, rng)]
                 for first, count, rng in parts
             ]
             chosen = list(zip(*pieces, strict=True))  # for each minibatch, a piece from each part
-            shuffled = batch.samples[np.concatenate([piece for minibatch in chosen for piece in minibatch])]
+            samples = batch.samples[np.concatenate([piece for minibatch in chosen for piece in minibatch])]
             edges = itertools.accumulate((sum(map(len, minibatch)) for minibatch in chosen), initial=0)
             for start, end in itertools.pairwise(edges):
-                yield shuffled[start:end]
+                yield samples[start:end]
 
     def gradient(self, samples: Minibatch, kl_coef: float = 0.0, last_kl: float = 0.0) -> None:
         """Writes the loss's gradient and metric sums, both summed over the samples, into `flat.summed`.
@@ -158,7 +170,7 @@ class Learner:
         if not len(samples):
             flat.summed[:] = 0.0
             return
-        head, value = self.policy.forward(samples.inputs, samples.masks)
+        head, value = self.policy.forward(samples.inputs, samples.masks, samples.states, samples.firsts)
         if self._ppo:
             loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, last_kl)
         else:

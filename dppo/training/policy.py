@@ -47,6 +47,7 @@ class Policy:
         state = TrainingState(self._policy.flat, RunMoments(self._policy.inputs, self._rewards), config)
         state.load(saved)
         self._spaces = observation_space, action_space
+        self._states: np.ndarray | None = None
         self.seed(config.seed)
         self.config, self.env_steps = config, state.env_steps
 
@@ -65,8 +66,22 @@ class Policy:
         """Seeds the random numbers of stochastic actions."""
         self._noise = generator(seed, Purpose.EVALUATION)
 
+    def reset(self, ended: Any = None) -> None:
+        """Forgets what a policy with memory (`model.core`) has seen; call it where an episode begins. Without memory it
+        does nothing.
+
+        Args:
+          ended: of a batch, the rows whose episode has ended: indices, or [B] bool; None: all, and the next batch may
+            have another size.
+        """
+        if ended is None:
+            self._states = None
+        elif self._states is not None:
+            self._states[ended] = 0.0
+
     def act(self, observation: Any, *, stochastic: bool = False, mask: Any = None) -> Any:
         """Returns the action for one observation, or the actions for a batch, in the form that the environment expects.
+        A policy with memory remembers the observation, until `reset`.
 
         Args:
           observation: raw, as the environment gives it: [*obs] or [B, *obs], or dicts and tuples of these.
@@ -75,25 +90,44 @@ class Policy:
 
         Returns:
           [*act] or [B, *act]; of a Dict or a Tuple of actions, a dict or a tuple, or for a batch one structured array.
+
+        Raises:
+          ValueError: the observation, the mask or the size of the batch does not fit.
         """
         observations, is_single = to_array(self._spaces[0], observation)
         inputs, masks = self._policy.inputs(observations), self._legal(mask, len(observations), is_single=is_single)
         distribution = self._policy.distribution
+        states = self._states_of(len(inputs))
+        self._states = states
         if stochastic:
             noise = draw_rows(self._noise, distribution.noise_kinds, len(inputs))
-            actions = self._policy.act(inputs, noise, masks=masks)[0]
+            actions = self._policy.act(inputs, noise, masks=masks, states=states)[0]
         else:
-            actions = self._policy.greedy(inputs, masks)
+            actions = self._policy.greedy(inputs, masks, states)
         sent = distribution.to_env(actions)
         if not is_single:
             return sent
         return to_value(self._spaces[1], sent[0])
 
     def value(self, observation: Any) -> np.ndarray:
-        """Returns the critic's value of one observation or of a batch, [] or [B], in units of the raw reward."""
+        """Returns the critic's value of one observation or of a batch, [] or [B], in units of the raw reward. A policy
+        with memory does not remember the observation.
+        """
         observations, is_single = to_array(self._spaces[0], observation)
-        values = self._policy.value(self._policy.inputs(observations)) / self._rewards.scale
+        states = self._states_of(len(observations))
+        values = self._policy.value(self._policy.inputs(observations), states) / self._rewards.scale
         return values[0] if is_single else values
+
+    def _states_of(self, rows: int) -> np.ndarray:
+        """Returns the network's states [B, S] before the next observations."""
+        if self._states is None or not self._policy.state_size:
+            return self._policy.first_states(rows)
+        if len(self._states) != rows:
+            raise ValueError(
+                f"the policy remembers {len(self._states)} episodes, and {rows} observations came: call reset() before"
+                " a batch of another size"
+            )
+        return self._states
 
     def _legal(self, mask: Any, rows: int, *, is_single: bool) -> np.ndarray | None:
         """Returns the legal actions, [B, M] bool. Raises ValueError for a mask of another form."""

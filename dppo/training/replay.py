@@ -82,6 +82,7 @@ class Replay:
                 int(report.episode_numbers[i]),
                 self._actions(i, int(report.episode_first_rows[i]), row),
                 np.asarray(report.observations[i]),
+                report.network_states[i],
                 float(report.episode_returns[i]),
                 int(report.episode_lengths[i]),
                 float(report.discounted_returns[i]),

@@ -74,6 +74,8 @@ def random_batch(space: spaces.Space, head: np.ndarray, value: np.ndarray, rng: 
     return Minibatch(
         inputs=np.empty((b, 0), np.float32),
         masks=np.empty((b, 0), bool),
+        states=np.empty((b, 0), np.float32),
+        firsts=np.ones(b, bool),
         actions=actions,
         heads=old_heads,
         log_probs=old_log_probs,
@@ -113,6 +115,8 @@ def one_sample(ratio: float, advantage: float, value: float, old_value: float, t
     return Minibatch(
         inputs=np.empty((1, 0), np.float32),
         masks=np.empty((1, 0), bool),
+        states=np.empty((1, 0), np.float32),
+        firsts=np.ones(1, bool),
         actions=np.array([0]),
         heads=np.log([[old, 1 - old]]),
         log_probs=np.log([old]),

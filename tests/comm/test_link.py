@@ -53,7 +53,8 @@ def test_a_sent_gradient_does_not_change_with_the_next_one(recorder: Recorder, l
 def test_a_report_arrives_whole(recorder: Recorder, link: LocalLink) -> None:
     numbers = np.arange(3)
     report = Report(
-        0, 8, 100, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers, LastEpisodes.unknown(3),
+        0, 8, 100, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers, numbers,
+        LastEpisodes.unknown(3),
         collect_s=0.5, learn_s=0.25, exchange_s=0.125,
     )  # fmt: skip
     link.report(report, cast(Any, None))
@@ -222,7 +223,8 @@ class Dump:
 def report(first_row: int = 0) -> Report:
     numbers = np.arange(3)
     return Report(
-        0, 8, first_row, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers, LastEpisodes.unknown(3),
+        0, 8, first_row, 24, [], numbers, numbers, numbers, numbers, numbers, numbers, numbers, numbers,
+        LastEpisodes.unknown(3),
         collect_s=0.5, learn_s=0.25, exchange_s=0.125,
     )  # fmt: skip
 

@@ -44,6 +44,7 @@ def env_state(number: int, length: int) -> EnvState:
         episode=3,
         actions=rng.integers(0, 2, length),
         observation=rng.standard_normal(4).astype(np.float32),
+        network_state=rng.standard_normal(5).astype(np.float32),
         episode_return=1.5 * number,
         episode_length=length,
         discounted_return=0.1 + 0.2,

@@ -31,7 +31,7 @@ def report(
     zeros = np.zeros(NUM_ENVS)
     return Report(
         worker, first_env, first_row, HORIZON * NUM_ENVS, episodes, np.zeros((HORIZON, NUM_ENVS)), np.array(numbers),
-        zeros, zeros, zeros, zeros, zeros, None, 0.0, 0.0, 0.0, iteration=iteration, episodes_cut=list(cut),
+        zeros, zeros, zeros, zeros, zeros, zeros, None, 0.0, 0.0, 0.0, iteration=iteration, episodes_cut=list(cut),
     )  # fmt: skip
 
 

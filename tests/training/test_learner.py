@@ -256,8 +256,9 @@ def test_the_order_is_that_of_worker_and_iteration() -> None:
 def numbered(count: int) -> Minibatch:
     """Samples that are their own numbers."""
     numbers = np.arange(count, dtype=np.float32)
-    masks = np.empty((count, 0), bool)
-    return Minibatch(numbers[:, None], masks, numbers, numbers[:, None], numbers, numbers, numbers, numbers)
+    masks, states, firsts = np.empty((count, 0), bool), np.empty((count, 0), np.float32), np.ones(count, bool)
+    heads = numbers[:, None]
+    return Minibatch(heads, masks, states, firsts, numbers, heads, numbers, numbers, numbers, numbers)
 
 
 def test_a3c_takes_one_gradient_of_the_whole_rollout() -> None:

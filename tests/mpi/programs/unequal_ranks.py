@@ -204,11 +204,12 @@ def gradient(config: Config, parameters: np.ndarray, rollouts: list[Rollout], sc
         advantages, targets = returns.gae(
             r.rewards * np.float32(scale), r.values, r.next_values, dones, cfg.gamma, cfg.lam
         )
-        for name in ("inputs", "masks", "actions", "heads", "log_probs", "values"):
+        for name in ("inputs", "masks", "states", "actions", "heads", "log_probs", "values"):
             array = getattr(r, name)
             fields[name].append(array.reshape(array.shape[0] * array.shape[1], *array.shape[2:]))
         fields["advantages"].append(advantages.reshape(-1))
         fields["returns"].append(targets.reshape(-1))
+        fields["firsts"].append(np.ones(r.rewards.size, bool))
     batch = Minibatch(**{name: np.concatenate(parts) for name, parts in fields.items()})
     if cfg.normalize_advantages:
         a = batch.advantages.astype(np.float64)
