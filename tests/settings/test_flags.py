@@ -161,7 +161,7 @@ def test_every_flag_is_understood() -> None:
     names = [n for n in flag_names() if n not in ("resume", "log.trace")]
     values = {
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
-        "model.factory": "a:b", "model.activation": "relu",
+        "model.factory": "a:b", "model.activation": "relu", "model.core": "None",
         "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
         "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
@@ -180,7 +180,8 @@ def test_every_flag_is_understood() -> None:
             argv += [f"--{name}", *values.get(name, "0.625" if isinstance(current, float) else "7").split()]
     config, _ = parse(argv)
     unchanged = [n for n in names if as_plain(config, n) == as_plain(Config(), n)]
-    assert unchanged == ["device", "preempt-fraction", "on-worker-error", "server.drop"]
+    assert sorted(unchanged) == ["device", "model.core", "on-worker-error", "preempt-fraction", "server.drop"]
+    assert parse(["--model.core", "lstm"])[0].model.core == "lstm", "there is none beside a factory"
 
 
 def as_plain(config: Any, name: str) -> Any:

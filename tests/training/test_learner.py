@@ -17,7 +17,7 @@ from dppo.data import Batch, Minibatch, Rollout
 from dppo.training.learner import STATISTICS, explained_variance
 from tests.parts import NextStep, Parts, make_parts, probe, settle
 
-SAMPLES = ["inputs", "masks", "actions", "heads", "log_probs", "values", "advantages", "returns"]
+SAMPLES = list(Minibatch.__slots__)
 
 
 def statistic(batch: Batch, name: str) -> float:
@@ -457,7 +457,7 @@ def test_a_masked_logit_is_not_what_a_bad_loss_is_blamed_on(monkeypatch: pytest.
     _, batch = prepared(place)
     head, value = place.policy.forward(batch.samples.inputs)
     head[0, 0], value[3] = -np.inf, np.nan
-    monkeypatch.setattr(place.policy, "forward", lambda inputs, masks: (head, value))
+    monkeypatch.setattr(place.policy, "forward", lambda *_: (head, value))
     with pytest.raises(FloatingPointError, match=r"first bad array is the network's value, at \[3\]"):
         place.learner.gradient(batch.samples)
 
