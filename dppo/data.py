@@ -15,28 +15,25 @@ import numpy as np
 
 @dataclass(slots=True)
 class Episode:
-    """An episode that ended: where it ended, its return and its length."""
+    """An episode that ended: where it ended, its undiscounted return and its number of transitions."""
 
     row: int
     """Row in which the episode ended, counted in the worker's whole history (not in the rollout)."""
     env: int
     """Global number of the environment."""
     episode_return: float
-    """Undiscounted sum of raw rewards."""
     length: int
-    """Number of transitions."""
 
 
 @dataclass(slots=True)
 class EpisodeProgress:
-    """The present episodes of a worker's environments between two rows; arrays of shape [N]."""
+    """The present episodes of a worker's environments between two rows: their numbers and their transitions so far, [N]
+    int64, and their returns so far, [N] float64.
+    """
 
     episodes: np.ndarray
-    """int64, numbers of the episodes."""
     lengths: np.ndarray
-    """int64, transitions so far."""
     returns: np.ndarray
-    """float64, returns so far."""
 
 
 ALL = slice(None)
@@ -83,7 +80,6 @@ class Rollout:
     rewards: Annotated[np.ndarray, Column("TN", np.float32)]
     """[T, N] float32, raw."""
     terminations: Annotated[np.ndarray, Column("TN", bool, first=False)]
-    """[T, N] bool."""
     truncations: Annotated[np.ndarray, Column("TN", bool, first=False)]
     """[T, N] bool."""
     valid: Annotated[np.ndarray, Column("TN", bool, first=True)]
@@ -196,9 +192,8 @@ class Minibatch:
     inputs: np.ndarray
     """[B, D] float32; raw observations [B, *obs] for a network that takes these."""
     masks: np.ndarray
-    """[B, M] bool."""
     states: np.ndarray
-    """[B, S] float32."""
+    """[B, M] bool and [B, S] float32."""
     firsts: np.ndarray
     """[B] bool: where the network's state is `states`, not what the sample before leaves (algo/sequences.py)."""
     actions: np.ndarray
@@ -206,9 +201,8 @@ class Minibatch:
     heads: np.ndarray
     """[B, K] float32: the acting policy's head, for the exact KL."""
     log_probs: np.ndarray
-    """[B] float32: log-probabilities under the acting policy."""
     values: np.ndarray
-    """[B] float32: values of the acting policy's critic."""
+    """[B] float32: log-probabilities under the acting policy, and values of its critic."""
     advantages: np.ndarray
     """[B] float32."""
     returns: np.ndarray
@@ -240,12 +234,11 @@ class Minibatch:
 
 @dataclass(slots=True)
 class LastEpisodes:
-    """The episodes of N environments before their current ones. A resume compares them if the current ones have no
-    step yet.
+    """The N episodes before the current ones. A resume compares them if the current ones have no step yet.
 
-    first_rows: [N] int64, row in which each episode began; -1: there is none, or its row is not known.
-    returns: [N] float64, returns of the episodes.
-    last_rewards: [N] float64, rewards of the episodes' last steps.
+    first_rows: [N] int64, row in which each began; -1: there is none, or its row is not known.
+    returns: [N] float64.
+    last_rewards: [N] float64, rewards of the last steps.
     """
 
     first_rows: np.ndarray
@@ -263,9 +256,7 @@ class LastEpisodes:
 @dataclass(slots=True)
 class Report:
     """A worker's message to rank 0 about a rollout: counts, episodes, and where its environments are after the rollout.
-
-    The actions are only those of this rollout. Rank 0 keeps the actions since each episode's start, which a resume
-    replays.
+    Rank 0 keeps the actions since each episode's start, which a resume replays.
     """
 
     worker: int
@@ -293,9 +284,8 @@ class Report:
     """The episodes before the current ones; None if no environment is between two episodes."""
     collect_s: float
     learn_s: float
-    """Seconds of learning in the iteration before."""
     exchange_s: float
-    """Seconds of waiting for other ranks in the iteration before, a part of learn_s."""
+    """Seconds of waiting for other ranks, a part of learn_s; both are of the iteration before."""
     moment_sums: np.ndarray | None = None
     """Sums of the rollout about `moment_means`, in async; in sync they travel with the statistics."""
     moment_means: tuple[np.ndarray, np.ndarray] | None = None
@@ -316,12 +306,12 @@ class Report:
 
 @dataclass(slots=True)
 class EnvState:
-    """The place of one environment within its episode, so that it can be brought there again."""
+    """The place of an environment (global number `env`) within its episode, in a row of the worker's history, so that
+    it can be brought there again.
+    """
 
     env: int
-    """Global number of the environment."""
     row: int
-    """Row of the worker's history."""
     episode: int
     """Number of the episode; with the run's seed it gives the episode's seed."""
     actions: np.ndarray
@@ -336,9 +326,8 @@ class EnvState:
     last_actions: np.ndarray
     """[K, *act]: if the episode has no step yet, the actions of the episode before, except the last; else empty."""
     last_return: float
-    """Return of the episode before; 0 if it is not compared."""
     last_reward: float
-    """Reward of the last step of the episode before."""
+    """Return and last reward of the episode before; 0 if they are not compared."""
 
 
 @dataclass(slots=True)
@@ -358,6 +347,5 @@ class Batch:
         """Joins the batches of several workers, whose gradients one of them computes."""
         columns = zip(*(batch.samples.arrays() for batch in batches), strict=True)
         statistics = np.sum([batch.statistics for batch in batches], axis=0)
-        parts = tuple(part for batch in batches for part in batch.parts)
-        stop = any(batch.stop for batch in batches)
-        return cls(Minibatch(*(np.concatenate(column) for column in columns)), statistics, parts, stop)
+        samples, parts = Minibatch(*map(np.concatenate, columns)), tuple(p for batch in batches for p in batch.parts)
+        return cls(samples, statistics, parts, stop=any(batch.stop for batch in batches))

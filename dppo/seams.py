@@ -203,8 +203,8 @@ class ActionDistribution(Distribution, Protocol):
 
 
 class Network(Protocol):
-    """Maps inputs [B, ...] (models/inputs.py) and states [B, S] to the policy's outputs, to values and to new states; its
-    parameters lie in a FlatParameters. States of None are those of an episode's start, 0.
+    """Maps inputs [B, ...] (models/inputs.py) and states [B, S] float32 to the policy's outputs, to values and to new
+    states; its parameters lie in a FlatParameters. States of None are those of an episode's start, 0.
     """
 
     state_size: int

@@ -1,7 +1,7 @@
 """Sequences: runs of steps of one environment, which a network with memory is trained on from its state at their start.
 
 Samples of a sequence lie together. `firsts` [B] bool says where the network's state is not the one that the sample
-before has left: at the start of each sequence, and of each episode within it. Without memory every sample is a sequence.
+before has left: at the start of each sequence, and of each episode within it. Without memory a sample is a sequence.
 """
 
 from __future__ import annotations

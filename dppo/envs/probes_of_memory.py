@@ -1,4 +1,4 @@
-"""A tiny environment whose answer was shown long ago: a policy without memory earns half of what one with memory does."""
+"""A tiny environment whose answer was shown long ago: without memory, a policy earns half of what is possible."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 
-class ProbeTMaze(gymnasium.Env[np.ndarray, int]):
+class ProbeTMaze(gymnasium.Env[np.ndarray, np.int64]):
     """Walks along a corridor to a T-junction: action 0 goes on, 1 and 2 turn left and right at the junction, and are
     wrong in the corridor, where they earn -0.1 and go on as well. A sign at the start says which turn earns 1; the
     other earns 0, action 0 at the junction, too. Optimal return: 1; without memory: 0.5.
@@ -18,7 +18,7 @@ class ProbeTMaze(gymnasium.Env[np.ndarray, int]):
       length: the number of steps from the sign to the junction.
       image: whether it shows a picture [8, 8, 1] uint8, in place of three numbers (sign, corridor, junction).
 
-    Source: Bakker 2002, section 4.1, with a corridor that the policy cannot leave, so that all episodes are equally long.
+    Source: Bakker 2002, section 4.1, with a corridor that no action leaves, so that all episodes are equally long.
     """
 
     action_space = spaces.Discrete(3)
@@ -49,7 +49,7 @@ class ProbeTMaze(gymnasium.Env[np.ndarray, int]):
         self._place, self._side = 0, int(self.np_random.choice((-1, 1)))
         return self._observe(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: np.int64) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         if self._place == self._length:
             return self._observe(), float(action == (1 if self._side < 0 else 2)), True, False, {}
         self._place += 1

@@ -132,9 +132,7 @@ class _Torso(nn.Module):
             self.core = Core(cfg.core, self.size, cfg.core_size)
             self.size, self.state_size = cfg.core_size, self.core.state_size
 
-    def forward(
-        self, parts: Parts, states: torch.Tensor, packing: Packing | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def forward(self, parts: Parts, states: torch.Tensor, packing: Packing | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the features [B, size] of samples, and the new states: see `Core.forward`."""
         vectors, choices, images = parts
         features = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]

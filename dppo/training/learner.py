@@ -82,16 +82,14 @@ class Learner:
         rewards = rollout.rewards * np.float32(self.moments.rewards.scale)
         dones = rollout.terminations | rollout.truncations
         values = rollout.values
-        order = order_in_sequences(*rewards.shape, self._sequence)
+        order = order_in_sequences(len(rewards), rollout.rewards.shape[1], self._sequence)
         firsts = first_steps(dones, rollout.valid, self._sequence)
         if len(rewards) and self.config.vtrace:
             advantages, targets, values = self._vtrace(rollout, rewards, dones, firsts, order)
         else:
             advantages, targets = returns.gae(rewards, values, rollout.next_values, dones, self.gamma, self._lam)
 
-        samples = Minibatch.of(
-            rollout, order, values=values, advantages=advantages, returns=targets, firsts=firsts
-        )
+        samples = Minibatch.of(rollout, order, values=values, advantages=advantages, returns=targets, firsts=firsts)
         adv, target = samples.advantages.astype(np.float64), samples.returns.astype(np.float64)
         error = target - rollout.valid_steps(rollout.values, order=order)[0]
         sums = [float(len(samples)), rollout.num_steps]
