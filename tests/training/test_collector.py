@@ -155,6 +155,62 @@ for _class in (Clock, NaNReward):
     gymnasium.register(f"{_class.__name__}-v0", creator, max_episode_steps=10)
 
 
+# -- memory --------------------
+
+MEMORY = {"gru": ModelConfig(hidden=(8,), core="gru", core_size=5), "lstm": ModelConfig(hidden=(8,), core="lstm",
+          core_size=5, shared=False)}  # fmt: skip
+
+
+@pytest.mark.parametrize("core", MEMORY)
+@pytest.mark.parametrize("changes", [{"env": "CartPole-v1"}, {"env": "Clock-v0"}, {"vectorization": "native"}], ids=str)
+def test_the_networks_state_goes_with_its_episode(core: str, changes: dict[str, Any]) -> None:
+    """An oracle that runs each environment's rows by themselves, over two rollouts: states, heads, values, and the
+    values of what came next, in the state that the step before the end left.
+    """
+    place = make_parts(model=MEMORY[core], horizon=40, **changes)
+    settle(place)
+    first, second = place.rollout()[0], place.rollout()[0]
+    rollout = first.joined(second)
+    policy, finals = place.policy, {(t, i): k for k, (t, i) in enumerate(zip(*_finals(rollout), strict=True))}
+    assert len(finals) > 2
+    noise = np.zeros((1, policy.distribution.noise_size), np.float32)
+    for i in range(2):
+        state = policy.first_states(1)
+        for t in range(80):
+            np.testing.assert_allclose(rollout.states[t, i], state[0], atol=1e-5)
+            _, head, values = policy.act(rollout.inputs[t, i : i + 1], noise, states=state)
+            assert values is not None
+            np.testing.assert_allclose(rollout.heads[t, i], head[0], atol=1e-5)
+            np.testing.assert_allclose(rollout.values[t, i], values[0], atol=1e-5)
+            if rollout.terminations[t, i]:
+                assert rollout.next_values[t, i] == 0.0
+            elif (t, i) in finals:
+                final = policy.inputs(rollout.final_observations[finals[t, i]][None])
+                np.testing.assert_allclose(rollout.next_values[t, i], policy.value(final, state)[0], atol=1e-5)
+            elif t < 79:  # moments and parameters have not changed between the rollouts
+                np.testing.assert_allclose(rollout.next_values[t, i], rollout.values[t + 1, i], atol=1e-5)
+            if (t, i) in finals or not rollout.valid[t, i]:
+                state[:] = 0.0
+        np.testing.assert_allclose(place.reports[-1].network_states[i], state[0], atol=1e-5)
+
+
+def _finals(rollout: Rollout) -> tuple[list[int], list[int]]:
+    return rollout.final_rows.tolist(), rollout.final_envs.tolist()
+
+
+@pytest.mark.parametrize("core", MEMORY)
+def test_a_kept_rollout_goes_on_in_its_state(core: str) -> None:
+    whole = make_parts(model=MEMORY[core]).rollout(16)[0]
+    place = make_parts(model=MEMORY[core])
+    rows = iter(range(100))
+    place.collector.collect(16, 0, interrupt=lambda: next(rows) >= 6)
+    place.collector.keep_last()
+    joined = place.collector.collect(16, 0)
+    np.testing.assert_array_equal(joined.states, whole.states)
+    np.testing.assert_array_equal(joined.heads, whole.heads)
+    np.testing.assert_allclose(joined.next_values, whole.next_values, rtol=1e-6)
+
+
 # -- pieces and layouts --------------------
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dppo.algo import losses, returns
-from dppo.config import A3CConfig, PPOConfig
+from dppo.config import A3CConfig, ModelConfig, PPOConfig
 from dppo.data import Batch, Minibatch, Rollout
 from dppo.training.learner import STATISTICS, explained_variance
 from tests.parts import NextStep, Parts, make_parts, probe, settle
@@ -108,6 +108,60 @@ def test_a_rollout_that_was_given_up_at_once_is_an_empty_batch() -> None:
             batch = place.learner.prepare(rollout, place.collector.discounted_returns(rollout))
             assert len(batch.samples) == 0
             assert not batch.statistics.any()
+
+
+# -- memory --------------------
+
+MEMORY = ModelConfig(hidden=(8,), core="gru", core_size=6, sequence=8)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "native"])
+def test_samples_lie_in_sequences_and_keep_their_targets(env: str) -> None:
+    """Each sample still has the advantage of its own step, and the first minibatch's ratio is 1."""
+    changes: dict[str, Any] = {"vectorization": "native"} if env == "native" else {"env": env}
+    place, flat = make_parts(model=MEMORY, horizon=32, **changes), make_parts(horizon=32, **changes)
+    for each in (place, flat):
+        settle(each)
+    rollout, batch = prepared(place)
+    samples = batch.samples
+    dones = rollout.terminations | rollout.truncations
+    rewards = rollout.rewards * np.float32(place.learner.moments.rewards.scale)
+    advantages, targets = returns.gae(rewards, rollout.values, rollout.next_values, dones, 0.99, 0.95)
+    steps = [(t, i) for start in range(0, 32, 8) for i in range(2) for t in range(start, start + 8)]
+    steps = [(t, i) for t, i in steps if rollout.valid[t, i]]
+    assert len(samples) == len(steps) == rollout.num_steps
+    for b, (t, i) in enumerate(steps):
+        assert samples.advantages[b] == advantages[t, i] and samples.returns[b] == targets[t, i]
+        np.testing.assert_array_equal(samples.states[b], rollout.states[t, i])
+        begins = t % 8 == 0 or dones[t - 1, i] or not rollout.valid[t - 1, i]
+        assert samples.firsts[b] == begins, (t, i)
+    head, value = place.policy.forward(samples.inputs, samples.masks, samples.states, samples.firsts)
+    log_probs = place.policy.distribution.evaluate(head, samples.actions)[0]
+    np.testing.assert_allclose(log_probs, samples.log_probs, atol=1e-5)
+    np.testing.assert_allclose(value, samples.values, atol=1e-5)
+    error = targets[rollout.valid] - rollout.values[rollout.valid]
+    assert batch.statistics[STATISTICS.index("error2")] == pytest.approx(np.square(error, dtype=np.float64).sum())
+
+
+def test_minibatches_are_of_whole_sequences() -> None:
+    place = make_parts(model=MEMORY, horizon=32)
+    _, batch = prepared(place)
+    for minibatch in place.learner.minibatches(batch, 0):
+        assert minibatch.firsts[0]
+        head, _ = place.policy.forward(minibatch.inputs, minibatch.masks, minibatch.states, minibatch.firsts)
+        np.testing.assert_allclose(head, minibatch.heads, atol=1e-5)
+
+
+@pytest.mark.parametrize("length", [1, 5, 32])
+def test_vtrace_with_memory_and_the_acting_policy_has_the_targets_of_gae(length: int) -> None:
+    model = replace(MEMORY, sequence=length)
+    place, other = (
+        make_parts(mode="async", loss="ppo", vtrace=on, model=model, horizon=32, ppo=PPOConfig(minibatches=1))
+        for on in (True, False)
+    )
+    for each in (place, other):
+        settle(each)
+    np.testing.assert_allclose(prepared(place)[1].samples.returns, prepared(other)[1].samples.returns, atol=1e-4)
 
 
 # -- V-trace --------------------

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import gymnasium
 import numpy as np
 import pytest
 
+from dppo.config import ModelConfig
 from dppo.errors import UsageError
 from dppo.evaluate import play_episodes
 from dppo.rundir.checkpoint import checkpoint_folders
@@ -44,6 +46,43 @@ def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> 
     for _ in range(3):
         policy.act(100 * observations)
     np.testing.assert_allclose(policy.value(observations), values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_a_policy_with_memory_remembers_until_it_is_reset(tmp_path: Path, kind: Literal["gru", "lstm"]) -> None:
+    place = make_parts(env="CartPole-v1", model=ModelConfig(hidden=(8,), core=kind, core_size=6))
+    settle(place)
+    policy = load_policy(save(place, tmp_path / "run"))
+    batch = np.random.default_rng(0).normal(0, 1, (4, 3, 4)).astype(np.float32)
+    first = policy.value(batch[0])
+    states = place.policy.first_states(3)
+    for observations in batch:
+        expected = place.policy.value(place.policy.inputs(observations), states)
+        np.testing.assert_allclose(
+            policy.value(observations), expected / place.learner.moments.rewards.scale, rtol=1e-5, atol=1e-6
+        )
+        actions = place.policy.greedy(place.policy.inputs(observations), None, states)
+        np.testing.assert_array_equal(policy.act(observations), actions)
+    assert (policy.value(batch[0]) != first).all(), "it remembers, and a value does not make it forget"
+    policy.reset([1])
+    again = policy.value(batch[0])
+    assert (again != first).tolist() == [True, False, True]
+    policy.reset(np.array([True, False, True]))
+    np.testing.assert_array_equal(policy.value(batch[0]), first)
+    policy.act(batch[0])
+    with pytest.raises(ValueError, match=r"remembers 3 episodes, and 1 observations came: call reset\(\)"):
+        policy.act(batch[0, 0])
+    policy.reset()
+    assert policy.act(batch[0, 0]) in (0, 1)
+    assert policy.act(batch[0, 1], stochastic=True) in (0, 1)
+
+
+def test_a_policy_without_memory_needs_no_reset(tmp_path: Path) -> None:
+    policy = load_policy(save(make_parts(env="CartPole-v1"), tmp_path / "run"))
+    policy.reset([0])
+    assert policy.act(np.zeros(4)) in (0, 1)
+    assert policy.act(np.zeros((3, 4))).shape == (3,)
+    policy.reset()
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1", probe("Copy"), probe("Bits")])
