@@ -111,6 +111,11 @@ def _check_buffers(module: torch.nn.Module) -> None:
                 f"the buffer {name} requires a gradient, and would never learn: make it a torch.nn.Parameter, or"
                 " detach() it"
             )
+        start, stop = _extent(buffer)
+        for parameter_name, parameter in module.named_parameters():
+            first, last = _extent(parameter)
+            if buffer.numel() and parameter.numel() and start < last and first < stop:
+                raise ValueError(f"the buffer {name} and the parameter {parameter_name} share memory: clone() it")
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
