@@ -14,6 +14,7 @@ import contextlib
 import copy
 import importlib
 import inspect
+import random
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -126,7 +127,7 @@ def _tensor(array: np.ndarray) -> torch.Tensor:
 
 def _samples(structured: Structured) -> Samples:
     """Returns observations of every leaf's kind, to try a network with: of the space's own values, or small ones."""
-    random = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     shape, dtype = array_type(structured.space)
 
     def observations(rows: int, draw: Callable[[Leaf, int], Any]) -> Any:
@@ -138,7 +139,7 @@ def _samples(structured: Structured) -> Samples:
             else:
                 low, high = (np.broadcast_to(bound, leaf.shape) for bound in bounds)
                 size = (rows, *leaf.shape)
-                values = low if draw is _least else random.integers(low, high, size, endpoint=True)
+                values = low if draw is _least else rng.integers(low, high, size, endpoint=True)
             leaf.of(out)[...] = values
         return structured(out)
 
@@ -146,14 +147,14 @@ def _samples(structured: Structured) -> Samples:
         if len(leaf.shape) == 3:
             space: Any = leaf.space
             low, high = np.maximum(space.low.astype(float), -1e3), np.minimum(space.high.astype(float), 1e3)
-            return random.uniform(low, np.maximum(low, high), (rows, *leaf.shape)).astype(leaf.dtype)
-        numbers = random.standard_normal((rows, *leaf.shape))
+            return rng.uniform(low, np.maximum(low, high), (rows, *leaf.shape)).astype(leaf.dtype)
+        numbers = rng.standard_normal((rows, *leaf.shape))
         kind = leaf.dtype.kind
         return numbers if kind == "f" else numbers > 0 if kind == "b" else np.rint(np.abs(2 * numbers))
 
     def small(leaf: Leaf, rows: int) -> np.ndarray:
         size = (rows, *leaf.shape)
-        return random.random(size) if leaf.dtype.kind == "f" else random.integers(0, 2, size)
+        return rng.random(size) if leaf.dtype.kind == "f" else rng.integers(0, 2, size)
 
     return Samples(observations(2, _least), (observations(ROWS, usual), observations(ROWS, small)))
 
@@ -194,12 +195,14 @@ def make_own_network(
     action_space: gymnasium.Space[Any],
     log_std: dict[str, tuple[int, ...]],
     num_sums: int,
+    seed: int,
 ) -> tuple[TorchNetwork, FlatParameters]:
     """Makes the network of `module:function`, with its parameters.
 
     Args:
       inputs: the parts of an observation; they become raw if the network takes them as the space has them.
       log_std: the further parameters, which are not the network's.
+      seed: of what the factory draws from the generators of Python, NumPy and torch.
 
     Raises:
       ValueError: the text says what is wrong with the factory, or with its network.
@@ -207,20 +210,21 @@ def make_own_network(
     try:
         function = _imported(factory)
         structured = Structured(inputs, observation_space) if _takes_spaces(function) else None
-        heads = action_heads(action_space)
-        outputs = sum(head.size for head in heads)
-        if structured is not None:
-            given = dict(zip(NAMES, (copy.deepcopy(observation_space), heads), strict=True))
-            module, samples = _made(lambda: function(**given)), _samples(structured)
-        elif not inputs.is_raw:
-            module, samples = _made(lambda: function(inputs.size, outputs)), vector_samples(inputs.size)
-        else:
+        if structured is None and inputs.is_raw:
             raise ValueError(
                 f"it takes vectors, and these observations have images or choices of more than {MOST_ONE_HOT} values:"
                 f" have it take the parameters {' and '.join(NAMES)}, and forward gets them as they are; or put"
                 " gymnasium.wrappers.FlattenObservation around the environment"
             )
-        check_module(module, samples, outputs)
+        heads = action_heads(action_space)
+        outputs = sum(head.size for head in heads)
+        with _seeded_generators(seed):  # not before: a module that is imported may draw, but only once in a process
+            if structured is not None:
+                given = dict(zip(NAMES, (copy.deepcopy(observation_space), heads), strict=True))
+                module, samples = _made(lambda: function(**given)), _samples(structured)
+            else:
+                module, samples = _made(lambda: function(inputs.size, outputs)), vector_samples(inputs.size)
+            check_module(module, samples, outputs)
     except ValueError as error:
         raise ValueError(f"model.factory={factory}: {error}") from error
     constants = {name: buffer.numpy() for name, buffer in module.named_buffers()}
@@ -229,6 +233,22 @@ def make_own_network(
         return TorchNetwork(flat, module), flat
     inputs.use_raw()
     return StructuredNetwork(flat, module, structured), flat
+
+
+@contextlib.contextmanager
+def _seeded_generators(seed: int) -> Iterator[None]:
+    """Seeds torch's generator, and for a while Python's and NumPy's, so that a factory that draws from them makes the
+    same network on every rank.
+    """
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
 
 
 def _imported(factory: str) -> Callable[..., Any]:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
@@ -151,21 +148,6 @@ def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> 
         )
 
 
-@contextlib.contextmanager
-def _global_generators(seed: int) -> Iterator[None]:
-    """Seeds Python's and NumPy's generators for a while, so that a factory that draws from them makes the same network
-    on every rank.
-    """
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-
-
 def make_policy(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -229,8 +211,7 @@ def _torch_network(
 
     torch.manual_seed(seed)
     if cfg.factory is not None:
-        with _global_generators(seed):
-            own, flat = make_own_network(cfg.factory, inputs, *both_spaces, log_std, num_sums)
+        own, flat = make_own_network(cfg.factory, inputs, *both_spaces, log_std, num_sums, seed)
         return own, flat, f"{cfg.factory}, torch autograd"
     if inputs.is_raw:
         encoded = EncodedModule(inputs, outputs, cfg)

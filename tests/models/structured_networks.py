@@ -305,7 +305,7 @@ def gives_nothing(observation_space: spaces.Dict, action_heads: Any) -> None:
     """Returns None."""
 
 
-made = nn.Linear(2, 2)
+made = nn.Linear(2, 2)  # draws when this module is imported: only the first time in a process
 number = 3
 
 SHAPES = r"forward of \{image: \[\d, 4, 4, 1\] uint8, place: \(\[\d\] int64, \[\d, 2\]\), vector: \[\d, 2\]\}"
@@ -360,4 +360,48 @@ class OnProbe(nn.Module):
     def forward(self, observations: Any) -> Any:
         image = observations["image"].flatten(1) / 255
         features = self.body(torch.cat([image, observations["vector"]], 1) * self.drawn)
+        return self.policy(features), self.value(features)[:, 0]
+
+
+class Everything(nn.Module):
+    """For any space: a layer for the numbers of each leaf, a table for each index, and a constant buffer that is drawn
+    at random.
+    """
+
+    def __init__(self, observation_space: spaces.Space[Any], action_heads: Any) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList()
+        self.add(observation_space, at_top=True)
+        self.policy, self.value = nn.Linear(8, sum(head.size for head in action_heads)), nn.Linear(8, 1)
+        self.register_buffer("drawn", torch.randn(8))
+
+    def add(self, space: Any, *, at_top: bool = False) -> None:
+        """Makes layers in the order in which `parts` meets their leaves."""
+        if isinstance(space, spaces.Dict):
+            for name, part in space.items():
+                if not (at_top and name == "action_mask"):
+                    self.add(part)
+        elif isinstance(space, spaces.Tuple):
+            for part in space:
+                self.add(part)
+        elif isinstance(space, spaces.Discrete | spaces.MultiDiscrete):
+            sizes = np.asarray(getattr(space, "nvec", getattr(space, "n", None))).reshape(-1)
+            self.layers.append(nn.Embedding(int(max(sizes, default=1)), 8))
+        else:
+            self.layers.append(nn.Linear(int(np.prod(space.shape)), 8))
+
+    def parts(self, observations: Any) -> list[torch.Tensor]:
+        if isinstance(observations, torch.Tensor):
+            return [observations.reshape(len(observations), -1)]
+        inner = observations.values() if isinstance(observations, dict) else observations
+        return [tensor for part in inner for tensor in self.parts(part)]
+
+    def forward(self, observations: Any) -> Any:
+        features = self.drawn
+        for layer, tensor in zip(self.layers, self.parts(observations), strict=True):
+            if isinstance(layer, nn.Embedding):
+                features = features + layer(tensor).sum(1)
+            else:
+                features = features + layer(tensor / 255 if tensor.dtype == torch.uint8 else tensor)
+        features = torch.tanh(features)
         return self.policy(features), self.value(features)[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from dppo.training.policy import load_policy
 from tests.models import structured_networks
 from tests.models.structured_networks import SPACE
 from tests.parts import Parts, make_parts, probe, save
+from tests.trajectories.test_any_space import drawn, values
 
 MODULE = structured_networks.__name__
 
@@ -229,6 +231,22 @@ def test_a_vector_space_is_normalised_for_either_form(monkeypatch: pytest.Monkey
     np.testing.assert_allclose(*heads, rtol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*overflow encountered")
+@pytest.mark.parametrize("seed", range(20))
+def test_spaces_drawn_at_random_are_observed(seed: int) -> None:
+    """The network is given each leaf, whatever its type, bounds and place."""
+    rng = np.random.default_rng(seed)
+    space = drawn(rng, 2)
+    policy = make("Everything", space)
+    raw = values(space, (5,), rng)
+    policy.inputs.merge(policy.inputs.deltas(raw))
+    policy.inputs.freeze()
+    head, value = policy.forward(raw)
+    assert np.isfinite(head).all() and np.isfinite(value).all()
+    policy.backward(np.ones_like(head), np.ones_like(value))
+    assert np.isfinite(policy.flat.gradient).all()
+
+
 # -- what is refused --------------------
 
 
@@ -266,6 +284,16 @@ def test_a_buffer_that_is_drawn_is_the_same_on_every_rank() -> None:
     assert first.flat.fingerprint() == second.flat.fingerprint()
     second.flat.constants["drawn"][3] += 1
     assert first.flat.fingerprint() != second.flat.fingerprint()
+
+
+def test_what_a_module_draws_when_it_is_imported_makes_no_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process imports it once, and may make several networks: of runs one after the other, of `load_policy`."""
+    policies = []
+    for _ in range(2):
+        policies.append(make("Constants"))
+        monkeypatch.delitem(sys.modules, MODULE)
+    policies.append(make("Constants"))
+    assert len({policy.flat.fingerprint() for policy in policies}) == 1
 
 
 def test_the_arrays_of_constants_are_the_modules_memory() -> None:
