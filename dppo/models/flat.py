@@ -13,16 +13,21 @@ from math import prod
 
 import numpy as np
 
+MOST_PARAMETERS = 5 * 10**8
+
 
 class FlatParameters:
     """Two contiguous float32 buffers and the named views into them.
 
     vector: [P] the parameters
     summed: [P gradient | metric sums] what one update adds up over ranks, in one piece
+    constants: arrays of any type that a network needs beside its parameters, and that nothing changes
     """
 
-    def __init__(self, shapes: dict[str, tuple[int, ...]], num_sums: int) -> None:
-        self.shapes = shapes
+    def __init__(
+        self, shapes: dict[str, tuple[int, ...]], num_sums: int, constants: Mapping[str, np.ndarray] | None = None
+    ) -> None:
+        self.shapes, self.constants = shapes, dict(constants or {})
         self.size = sum(prod(shape) for shape in shapes.values())
         self.vector = np.zeros(self.size, np.float32)
         self.summed = np.zeros(self.size + num_sums, np.float32)
@@ -50,9 +55,24 @@ class FlatParameters:
             start += prod(shape)
         return views
 
+    def check_constants(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Raises ValueError if these are not arrays of the same names, types and shapes as the constants."""
+        there, here = ({n: f"{a.dtype} {a.shape}" for n, a in arrays.items()} for arrays in (saved, self.constants))
+        if there != here:
+            raise ValueError(f"the checkpoint holds a network with the buffers {there}, this one has {here}")
+
+    def set_constants(self, saved: Mapping[str, np.ndarray]) -> None:
+        """Takes over another network's constants. Raises ValueError as `check_constants`."""
+        self.check_constants(saved)
+        for name, array in saved.items():
+            self.constants[name][...] = array
+
     def fingerprint(self) -> str:
-        """Returns a hash of the parameters: equal on two ranks if and only if every bit of the parameters is."""
-        return hashlib.sha256(self.vector.tobytes()).hexdigest()[:16]
+        """Returns a hash: equal on two ranks if and only if every bit of the parameters and constants is."""
+        digest = hashlib.sha256(self.vector.tobytes())
+        for array in self.constants.values():
+            digest.update(array.tobytes())
+        return digest.hexdigest()[:16]
 
     def first_not_finite(self, vector: np.ndarray) -> str | None:
         """Calls the function `first_not_finite` for `vector` [P], with the names of these parameters."""

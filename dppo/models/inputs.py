@@ -180,6 +180,10 @@ class Inputs(RunningMoments):
         for part in self._numbers:
             part.freeze(self)
 
+    def use_raw(self) -> None:
+        """Has the network take raw observations, whatever they are."""
+        self.is_raw, self.type = True, self.observation_type
+
     def __call__(self, observations: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
         """Turns raw observations [B, *obs] into what a network takes: vectors [B, D] float32, in `out` if given, or the
         raw observations.
@@ -202,6 +206,15 @@ class Inputs(RunningMoments):
         if not self._indices:
             return np.empty((len(observations), 0), np.int64)
         return np.concatenate([part.rows(observations) for part in self._indices], axis=1)
+
+    def normalised(self, observations: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
+        """Returns the leaves of numbers in observations [B, *obs], by path: normalised, [B, *shape] float32."""
+        out = {}
+        for part in self._numbers:
+            rows = np.empty((len(observations), part.width), np.float32)
+            part.write(observations, rows)
+            out[part.leaf.path] = rows.reshape(len(observations), *part.leaf.shape)
+        return out
 
     def numbers(self, observations: np.ndarray) -> np.ndarray:
         """Returns the numbers in observations [B, *obs] that have moments, [B, M] in their own type."""

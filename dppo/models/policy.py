@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-from collections.abc import Iterator
 
 import gymnasium
 import numpy as np
@@ -14,13 +11,12 @@ from dppo.config import ModelConfig, MomentsConfig
 from dppo.data import EpisodeProgress, Rollout
 from dppo.envs.leaves import ArrayType
 from dppo.models.distributions import LOG_STD_BOUNDS, make_distribution
-from dppo.models.flat import FlatParameters
+from dppo.models.flat import MOST_PARAMETERS, FlatParameters
 from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
 from dppo.seams import ActionDistribution, Network
 
 NO_PROGRESS = EpisodeProgress(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
-MOST_PARAMETERS = 5 * 10**8
 ROWS = 8
 """The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for
 eight, and a chaotic simulator (HalfCheetah) turns a difference in the last bit into one of order 1 within 60 steps.
@@ -189,21 +185,6 @@ def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> 
         )
 
 
-@contextlib.contextmanager
-def _global_generators(seed: int) -> Iterator[None]:
-    """Seeds Python's and NumPy's generators for a while, so that a factory that draws from them makes the same network
-    on every rank.
-    """
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-
-
 def make_policy(
     observation_space: gymnasium.Space,
     action_space: gymnasium.Space,
@@ -237,7 +218,8 @@ def make_policy(
         MLP.initialise(flat, len(cfg.hidden), rng)
         description = f"{_layers(cfg)}, closed-form gradient in NumPy"
     else:
-        network, flat, description = _torch_network(inputs, cfg, outputs, log_std, num_sums, int(rng.integers(2**31)))
+        both, seed = (observation_space, action_space), int(rng.integers(2**31))
+        network, flat, description = _torch_network(inputs, both, cfg, outputs, log_std, num_sums, seed)
     if log_std:
         flat.parameters["log_std"][...] = cfg.log_std_init
         flat.bound("log_std", *LOG_STD_BOUNDS)
@@ -249,26 +231,25 @@ def _layers(cfg: ModelConfig) -> str:
 
 
 def _torch_network(
-    inputs: Inputs, cfg: ModelConfig, outputs: int, log_std: dict[str, tuple[int, ...]], num_sums: int, seed: int
+    inputs: Inputs,
+    both_spaces: tuple[gymnasium.Space, gymnasium.Space],
+    cfg: ModelConfig,
+    outputs: int,
+    log_std: dict[str, tuple[int, ...]],
+    num_sums: int,
+    seed: int,
 ) -> tuple[Network, FlatParameters, str]:
     """Makes a network of torch, with its parameters and a phrase on it: of the factory, with encoders, or the MLP."""
     import torch
 
     from dppo.models.encoders import EncodedModule, EncodedNetwork
-    from dppo.models.torch_network import TorchMLP, TorchNetwork, module_from_factory
+    from dppo.models.own_networks import make_own_network
+    from dppo.models.torch_network import TorchMLP, TorchNetwork
 
     torch.manual_seed(seed)
     if cfg.factory is not None:
-        if inputs.is_raw:
-            raise ValueError(
-                f"model.factory={cfg.factory} takes vectors, and these observations have images or choices of more than"
-                " 64 values: leave model.factory out, or put gymnasium.wrappers.FlattenObservation around the"
-                " environment"
-            )
-        with _global_generators(seed):
-            module = module_from_factory(cfg.factory, inputs.size, outputs)
-        flat = FlatParameters(TorchNetwork.shapes(module) | log_std, num_sums)
-        return TorchNetwork(flat, module), flat, f"{cfg.factory}, torch autograd"
+        own, flat = make_own_network(cfg.factory, inputs, *both_spaces, log_std, num_sums, seed)
+        return own, flat, f"{cfg.factory}, torch autograd"
     if inputs.is_raw or cfg.core:
         encoded = EncodedModule(inputs, outputs, cfg)
         flat = FlatParameters(TorchNetwork.shapes(encoded) | log_std, num_sums)

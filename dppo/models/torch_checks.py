@@ -8,28 +8,56 @@ the ratio of the first minibatch from 1.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 ROWS = 6
 ROUNDING = 1e-4
 """The share of the largest output that rounding may change: batches of other sizes are summed up in another order."""
+BUFFER_TYPES = frozenset({
+    torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+    torch.float16, torch.float32, torch.float64,
+})  # fmt: skip
 SHIFT = 0.05
 """The distance from their start at which parameters are tried as well: a last layer of zeros would hide the others."""
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
+Inputs = Any
+"""What forward takes: a tensor [B, ...], or dicts and tuples of these."""
 
 
-def check_module(module: torch.nn.Module, observation_size: int, num_outputs: int) -> None:
+class Samples(NamedTuple):
+    """Inputs to try a network with."""
+
+    blank: Inputs
+    """Two rows of zeros, or of the least values."""
+    usual: tuple[Inputs, ...]
+    """ROWS rows each. The network has to be able to take one of these."""
+
+
+def vector_samples(size: int) -> Samples:
+    """Returns vectors [B, size]: like normalised observations, or in [0, 1)."""
+    random = torch.Generator().manual_seed(0)
+    return Samples(
+        torch.zeros(2, size), (torch.randn((ROWS, size), generator=random), torch.rand((ROWS, size), generator=random))
+    )
+
+
+def check_module(module: torch.nn.Module, samples: Samples, num_outputs: int) -> None:
     """Raises ValueError, with what does not fit, and the repair. Parameters keep their values, in other memory."""
+    _check_layers(module)
     trial = _Trial(module, num_outputs)
     with torch.no_grad():
-        types = [str(out.dtype) for out in trial.run(torch.zeros(2, observation_size))]
+        types = [str(out.dtype) for out in trial.run(samples.blank)]
     _check_parameters(module)
+    _check_buffers(module)
     if types != ["torch.float32"] * 2:
         raise ValueError(f"forward must give float32, but gave {types}")
-    inputs = _inputs_that_fit(trial, observation_size)
+    inputs = _inputs_that_fit(trial, samples)
     _check_outputs(trial, inputs)
     with _shifted(module):
         if all(_is_possible(out) for out in trial.run(inputs)):
@@ -54,16 +82,40 @@ def _check_parameters(module: torch.nn.Module) -> None:
         if start < end:
             raise ValueError(f"parameters {last} and {name} share memory: use one torch.nn.Parameter for both")
         end, last = stop, name
+
+
+def _check_layers(module: torch.nn.Module) -> None:
     for name, part in module.named_modules():
-        if isinstance(part, torch.nn.modules.dropout._DropoutNd) and part.p > 0 and part.training:
+        called = name or type(part).__name__
+        if isinstance(part, _DropoutNd) and part.p > 0 and part.training:
             raise ValueError(
-                f"dropout ({name or type(part).__name__}) draws from a stream that no checkpoint holds: leave it out"
+                f"dropout ({called}) draws from a stream that no checkpoint holds: leave it out, or set its p to 0;"
+                " LayerNorm steadies a network, and an entropy bonus keeps its actions random"
             )
-    for name, _ in module.named_buffers():
-        raise ValueError(
-            f"buffers (batch normalisation; here {name}) cannot be kept equal over ranks: leave them out (LayerNorm and"
-            " GroupNorm have none, a constant may be a plain attribute)"
-        )
+        if isinstance(part, _BatchNorm) and (part.training or part.running_mean is None):
+            raise ValueError(
+                f"batch normalisation ({called}) makes a row depend on its batch, and its buffers change: use LayerNorm"
+                " or GroupNorm, whose statistics are of one row"
+            )
+
+
+def _check_buffers(module: torch.nn.Module) -> None:
+    for name, buffer in module.named_buffers():
+        if buffer.dtype not in BUFFER_TYPES or buffer.layout != torch.strided:
+            kind = buffer.dtype if buffer.layout == torch.strided else f"{buffer.layout}, {buffer.dtype}"
+            raise ValueError(f"the buffer {name} is {kind}, which no checkpoint can hold: make it a float32 one")
+        if buffer.device.type != "cpu":
+            raise ValueError(f"all buffers must be on the CPU, and {name} is on {buffer.device}")
+        if buffer.requires_grad:
+            raise ValueError(
+                f"the buffer {name} requires a gradient, and would never learn: make it a torch.nn.Parameter, or"
+                " detach() it"
+            )
+        start, stop = _extent(buffer)
+        for parameter_name, parameter in module.named_parameters():
+            first, last = _extent(parameter)
+            if buffer.numel() and parameter.numel() and start < last and first < stop:
+                raise ValueError(f"the buffer {name} and the parameter {parameter_name} share memory: clone() it")
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
@@ -72,11 +124,15 @@ def _extent(tensor: torch.Tensor) -> tuple[int, int]:
     return tensor.data_ptr(), tensor.data_ptr() + span * tensor.element_size()
 
 
-def _check_outputs(trial: _Trial, inputs: torch.Tensor) -> None:
-    kept, random_state = inputs.clone(), torch.get_rng_state()
+def _check_outputs(trial: _Trial, inputs: Inputs) -> None:
+    kept, random_state = mapped(inputs, torch.Tensor.clone), torch.get_rng_state()
     first = trial.run(inputs)
-    if not torch.equal(inputs, kept):
-        raise ValueError("forward changes its argument in place, which is needed again as it was: copy it first")
+    for (name, tensor), (_, before) in zip(tensors(inputs), tensors(kept), strict=True):
+        if not torch.equal(tensor, before):
+            of = f" ({name})" if name else ""
+            raise ValueError(
+                f"forward changes its argument{of} in place, which is needed again as it was: copy it first"
+            )
     gap = max(_gap(first, trial.run(inputs)) for _ in range(3))
     if not torch.equal(torch.get_rng_state(), random_state):
         raise ValueError(
@@ -91,7 +147,7 @@ def _check_outputs(trial: _Trial, inputs: torch.Tensor) -> None:
     with torch.no_grad():
         if (gap := _gap(first, trial.run(inputs))) > ROUNDING:
             raise ValueError(f"forward gives something else under torch.no_grad(), where acting is done, by {gap:.1g}")
-    alone = [trial.run(inputs[i : i + 1]) for i in range(len(inputs))]
+    alone = [trial.run(_row(inputs, i)) for i in range(num_rows(inputs))]
     together = torch.cat([head for head, _ in alone]), torch.cat([value for _, value in alone])
     if (gap := _gap(first, together)) > ROUNDING:
         raise ValueError(
@@ -100,7 +156,7 @@ def _check_outputs(trial: _Trial, inputs: torch.Tensor) -> None:
         )
 
 
-def _check_gradient(trial: _Trial, inputs: torch.Tensor) -> None:
+def _check_gradient(trial: _Trial, inputs: Inputs) -> None:
     if not trial.run(inputs)[0].requires_grad:
         raise ValueError(
             "the head depends on no parameter that requires a gradient (is there a detach, or a no_grad?): the policy"
@@ -114,7 +170,7 @@ def _check_gradient(trial: _Trial, inputs: torch.Tensor) -> None:
             raise ValueError(f"two backwards of the same observations differ, in the gradient of {name}")
 
 
-def _check_memory(trial: _Trial, inputs: torch.Tensor) -> None:
+def _check_memory(trial: _Trial, inputs: Inputs) -> None:
     """Checks that the parameters can move to the flat vector: what has kept their old memory would never learn."""
     with _shifted(trial.module):
         before = trial.run(inputs)
@@ -139,26 +195,37 @@ class _Trial:
 
     def __init__(self, module: torch.nn.Module, num_outputs: int) -> None:
         self.module, self._num_outputs = module, num_outputs
+        self._buffers = dict(_buffers(module))
 
-    def run(self, inputs: torch.Tensor) -> Outputs:
+    def run(self, inputs: Inputs) -> Outputs:
         """Returns copies of head and value: the module might write to its own again."""
-        n, k = len(inputs), self._num_outputs
+        n, k, shown = num_rows(inputs), self._num_outputs, described(inputs)
         try:
-            result = self.module(inputs)
+            result = self.module(mapped(inputs, lambda tensor: tensor))  # dicts of its own, as in training
         except Exception as error:
-            text = f"forward of {list(inputs.shape)} raised {type(error).__name__}: {error}"
+            text = f"forward of {shown} raised {type(error).__name__}: {error}"
             alone = "; an observation must do without others in its batch" if n == 1 else ""
             raise ValueError(text + alone) from error
         is_pair = isinstance(result, tuple) and all(isinstance(r, torch.Tensor) for r in result)
         shapes = [tuple(r.shape) for r in result] if is_pair else type(result).__name__
         if shapes != [(n, k), (n,)]:
-            raise ValueError(
-                f"forward of {list(inputs.shape)} must give (head [{n}, {k}], value [{n}]), but gave {shapes}"
-            )
+            raise ValueError(f"forward of {shown} must give (head [{n}, {k}], value [{n}]), but gave {shapes}")
+        self._check_constants()
         head, value = result
         return head.clone(), value.clone()
 
-    def gradients(self, inputs: torch.Tensor, *, accumulate: bool = False) -> dict[str, torch.Tensor]:
+    def _check_constants(self) -> None:
+        """Checks that the buffers are as they were. The first forward may make those that were not there yet."""
+        now = dict(_buffers(self.module))
+        for name in self._buffers | now:
+            if self._buffers.setdefault(name, now.get(name)) != now.get(name):
+                raise ValueError(
+                    f"forward changes the buffer {name}, which must be a constant, or ranks and resumed runs would"
+                    " differ: leave out what is counted or averaged (dppo normalises observations), and make what is"
+                    " learnt a torch.nn.Parameter"
+                )
+
+    def gradients(self, inputs: Inputs, *, accumulate: bool = False) -> dict[str, torch.Tensor]:
         """Returns the gradients of the parameters that the outputs depend on, for one direction of the outputs; {}
         where they are added to the parameters' own gradients.
         """
@@ -175,12 +242,18 @@ class _Trial:
         return {name: g for name, g in zip(learnt, found, strict=True) if g is not None}
 
 
-def _inputs_that_fit(trial: _Trial, observation_size: int) -> torch.Tensor:
-    """Returns inputs [ROWS, D]: like normalised observations, or, for a module that cannot take those, in [0, 1)."""
-    random = torch.Generator().manual_seed(0)
-    shape = ROWS, observation_size
+def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, object]]:
+    """Yields each buffer's name, and what shows that it was changed."""
+    for name, buffer in module.named_buffers():
+        if not torch.nn.parameter.is_lazy(buffer) and buffer.device.type == "cpu" and buffer.layout == torch.strided:
+            flat = buffer.detach().reshape(-1)
+            yield name, (buffer.data_ptr(), buffer.dtype, buffer.shape, flat.view(torch.uint8).numpy().tobytes())
+
+
+def _inputs_that_fit(trial: _Trial, samples: Samples) -> Inputs:
+    """Returns the first of the usual inputs that the module can take."""
     problems = []
-    for inputs in (torch.randn(shape, generator=random), torch.rand(shape, generator=random)):
+    for inputs in samples.usual:
         try:
             if all(_is_possible(out) for out in trial.run(inputs)):
                 return inputs
@@ -188,6 +261,43 @@ def _inputs_that_fit(trial: _Trial, observation_size: int) -> torch.Tensor:
         except ValueError as error:
             problems.append(error)
     raise problems[0]
+
+
+def mapped(inputs: Inputs, function: Callable[[torch.Tensor], torch.Tensor]) -> Inputs:
+    """Applies a function to all tensors in `inputs`. Returns new dicts and tuples."""
+    if isinstance(inputs, dict):
+        return {name: mapped(part, function) for name, part in inputs.items()}
+    if isinstance(inputs, tuple):
+        return tuple(mapped(part, function) for part in inputs)
+    return function(inputs)
+
+
+def tensors(inputs: Inputs, path: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields all tensors in `inputs`, each with the path that leads to it."""
+    if not isinstance(inputs, dict | tuple):
+        yield path, inputs
+        return
+    for name, part in inputs.items() if isinstance(inputs, dict) else enumerate(inputs):
+        yield from tensors(part, f"{path}/{name}" if path else str(name))
+
+
+def _row(inputs: Inputs, i: int) -> Inputs:
+    return mapped(inputs, lambda tensor: tensor[i : i + 1])
+
+
+def num_rows(inputs: Inputs) -> int:
+    """Returns B."""
+    return len(next(tensors(inputs))[1])
+
+
+def described(inputs: Inputs) -> str:
+    """Returns the shapes in `inputs`, and the types that are not float32."""
+    if isinstance(inputs, dict):
+        return "{" + ", ".join(f"{name}: {described(part)}" for name, part in inputs.items()) + "}"
+    if isinstance(inputs, tuple):
+        return "(" + ", ".join(described(part) for part in inputs) + ")"
+    kind = "" if inputs.dtype == torch.float32 else f" {str(inputs.dtype).removeprefix('torch.')}"
+    return f"{list(inputs.shape)}{kind}"
 
 
 @contextlib.contextmanager

@@ -6,38 +6,14 @@ optimiser and MPI.
 
 from __future__ import annotations
 
-import importlib
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from dppo.models.flat import FlatParameters
-from dppo.models.torch_checks import check_module
-
-
-def module_from_factory(factory: str, observation_size: int, num_outputs: int) -> torch.nn.Module:
-    """Calls `module:function`. Raises ValueError, with what is wrong with it, or with the network that it gives."""
-    module_name, _, function_name = factory.partition(":")
-    try:
-        function: Callable[[int, int], torch.nn.Module] = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        file = module_name.endswith(".py")
-        meant = f"; name the module, not its file: {module_name.removesuffix('.py')}:{function_name}" if file else ""
-        raise ValueError(f"model.factory={factory}: cannot be imported: {error}{meant}") from error
-    try:
-        module = function(observation_size, num_outputs)
-    except Exception as error:
-        raise ValueError(f"model.factory={factory} raised {type(error).__name__}: {error}") from error
-    if not isinstance(module, torch.nn.Module):
-        raise ValueError(f"model.factory={factory} gave a {type(module).__name__}, not a torch.nn.Module")
-    try:
-        check_module(module, observation_size, num_outputs)
-    except ValueError as error:
-        raise ValueError(f"model.factory={factory}: {error}") from error
-    return module
 
 
 def orthogonal_(layer: torch.nn.Linear | torch.nn.Conv2d, gain: float) -> None:

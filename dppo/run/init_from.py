@@ -52,8 +52,8 @@ def _read(source: Path) -> dict[str, Any]:
 
 
 def take_over(state: TrainingState, saved: dict[str, Any], source: str, *, partial: bool) -> str:
-    """Takes over a saved state's parameters and moments, but neither its optimiser nor its counters. Returns a line for
-    the log.
+    """Takes over a saved state's parameters, constants and moments, but neither its optimiser nor its counters.
+    Returns a line for the log.
 
     Args:
       partial: whether what does not fit stays as it is; else it is an error.
@@ -65,6 +65,11 @@ def take_over(state: TrainingState, saved: dict[str, Any], source: str, *, parti
     here = state.flat.shapes
     fitting = [name for name in here if there.get(name) == here[name]]
     odd = [_misfit(name, there.get(name), here.get(name)) for name in {**here, **there} if name not in fitting]
+    constants, own_constants = saved.get("constants", {}), state.flat.constants
+    kinds_there, kinds_here = ({n: (a.shape, str(a.dtype)) for n, a in c.items()} for c in (constants, own_constants))
+    for name in {**kinds_here, **kinds_there}:
+        if kinds_there.get(name) != kinds_here.get(name):
+            odd.append("the buffer " + _misfit(name, kinds_there.get(name), kinds_here.get(name)))
     moments, own = saved["moments"], state.moments
     are_fitting = len(moments) == own.num_sums
     if not are_fitting:
@@ -80,6 +85,9 @@ def take_over(state: TrainingState, saved: dict[str, Any], source: str, *, parti
     for name in fitting:
         size = state.flat.parameters[name].size
         state.flat.parameters[name][...] = saved["parameters"][starts[name] :][:size].reshape(here[name])
+    for name, array in own_constants.items():
+        if kinds_there.get(name) == kinds_here[name]:
+            array[...] = constants[name]
     if are_fitting:
         own.unpack(moments)
     else:  # those of the returns are last, and scale what the critic has learnt
@@ -90,7 +98,7 @@ def take_over(state: TrainingState, saved: dict[str, Any], source: str, *, parti
     return f"begins with {len(fitting)} of {len(here)} parameter arrays and the moments of {source}{left}"
 
 
-def _misfit(name: str, there: tuple[int, ...] | None, here: tuple[int, ...] | None) -> str:
+def _misfit(name: str, there: object, here: object) -> str:
     if there is None or here is None:
         return f"{name} is only {'here' if there is None else 'there'}"
     return f"{name} is {there} there and {here} here"

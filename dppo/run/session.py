@@ -178,9 +178,11 @@ def synchronise(me: Rank) -> None:
     that the survivors had.
     """
     state, comm = me.parts.state, me.group.comm
-    newest = from_rank_zero(comm, state.packed() if me.group.is_server else None)
+    given = (state.packed(), state.flat.constants) if me.group.is_server else None
+    newest, constants = from_rank_zero(comm, given)
     if not me.group.is_server:
         state.unpack(newest)  # with the metrics: after a death, states of one boundary are compared as a whole
+        state.flat.set_constants(constants)
     state.begin_iteration()  # rank 0 may have taken over moments that its last rollout did not see
     assert_in_sync(comm, me.parts.policy.flat.fingerprint())
     me.recovery.synchronised = True

@@ -67,6 +67,11 @@ def _check_list(name: str, value: Any, check: Callable[[str, Any], None]) -> Non
         check(f"{name}[{i}]", part)
 
 
+def _check_constant(name: str, value: Any) -> None:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biuf":
+        raise ValueError(f"{name} is {_said(value)}; an array of numbers is expected")
+
+
 def _check_shape(name: str, value: Any) -> None:
     _check_list(name, value, check_count)
     if len(value) > MAX_AXES:
@@ -106,6 +111,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "parameters": lambda name, value: _check_array(name, value, np.float32, 1),
     "optimizer": lambda name, value: _check_array(name, value, np.float32, 2),
     "shapes": lambda name, value: _check_dict(name, value, str, _check_shape),
+    "constants": lambda name, value: _check_dict(name, value, str, _check_constant),
     "returns": lambda name, value: _check_list(name, value, _check_real),
     "lengths": lambda name, value: _check_list(name, value, check_count),
     "settled": lambda name, value: _check_list(name, value, _check_real),

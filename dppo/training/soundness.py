@@ -27,6 +27,7 @@ def check_shapes(saved: dict[str, Any], flat: FlatParameters, optimizer: Optimiz
     shapes = {name: tuple(shape) for name, shape in saved["shapes"].items()}
     if shapes != flat.shapes or saved["optimizer"].shape != optimizer.state.shape:
         raise ValueError(f"the checkpoint holds a network of {shapes}, this one is {flat.shapes}")
+    flat.check_constants(saved.get("constants", {}))
     moments, split = saved["moments"], own.inputs.num_sums
     if saved["parameters"].shape != (flat.size,) or moments.shape != (own.num_sums,):
         sizes = len(saved["parameters"]), len(moments)

@@ -192,7 +192,7 @@ class TrainingState:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns what a checkpoint keeps, as plain values and copies of the arrays."""
-        return {
+        saved: dict[str, Any] = {
             "numbers": {name: int(getattr(self, name)) for name in COUNTERS},
             "optimizer_steps": self.optimizer.steps,
             "kl_coef": self.kl_coef,
@@ -201,6 +201,9 @@ class TrainingState:
             "optimizer": self.optimizer.state.copy(),
             "shapes": {name: list(shape) for name, shape in self.flat.shapes.items()},
         }
+        if self.flat.constants:
+            saved["constants"] = {name: array.copy() for name, array in self.flat.constants.items()}
+        return saved
 
     def check(self, saved: dict[str, Any]) -> None:
         """Raises ValueError if the saved network, optimiser or moments have other shapes than this state's."""
@@ -215,6 +218,7 @@ class TrainingState:
         self.moments.unpack(saved["moments"])
         self.begin_iteration()
         self.flat.vector[:] = saved["parameters"]
+        self.flat.set_constants(saved.get("constants", {}))
         self.optimizer.state[:] = saved["optimizer"]
         self.set_fraction_done()
         if (first := first_not_finite(self.flat, self.optimizer, self.moments, self.kl_coef)) is not None:

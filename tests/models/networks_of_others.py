@@ -308,7 +308,7 @@ REFUSED = {
     Remembers: "two forwards of the same observations differ",
     BatchMean: "depends on the others in its batch",
     BatchMeanBeforeALayerOfZeros: "depends on the others in its batch",
-    BatchNormWithoutBuffers: r"forward of \[1, 5\] raised .*must do without others in its batch",
+    BatchNormWithoutBuffers: r"batch normalisation \(norm\) .*use LayerNorm or GroupNorm",
     AttentionAlongTheBatch: "depends on the others in its batch",
     KnowsItsPlace: "depends on the others in its batch",
     OneRowIsAnother: r"forward of \[1, 5\] must give \(head \[1, 3\], value \[1\]\)",

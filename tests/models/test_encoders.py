@@ -154,8 +154,9 @@ def test_a_policy_of_images_says_so_and_its_factory_is_refused() -> None:
     rng = np.random.default_rng(0)
     policy = make_policy(IMAGE, spaces.Discrete(2), ModelConfig(), MomentsConfig(), rng)
     assert "auto encoder of policy and value" in policy.description
-    with pytest.raises(ValueError, match=r"model.factory=a:b takes vectors.*FlattenObservation"):
-        make_policy(IMAGE, spaces.Discrete(2), ModelConfig(factory="a:b"), MomentsConfig(), rng)
+    with pytest.raises(ValueError, match=r"model.factory=\S*Plain: it takes vectors.*FlattenObservation"):
+        cfg = ModelConfig(factory="tests.models.networks_of_others:Plain")
+        make_policy(IMAGE, spaces.Discrete(2), cfg, MomentsConfig(), rng)
 
 
 def test_a_rollout_holds_an_image_once() -> None:

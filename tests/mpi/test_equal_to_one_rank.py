@@ -26,6 +26,9 @@ IMAGES = "tests.any_space:Masked"
 
 KL: dict[str, Any] = {"objective": "kl", "kl-target": 1e-7, "kl-hinge": 1000.0, "epochs": 3}
 
+OWN = {"loss": "ppo", "model": {"factory": "tests.models.structured_networks:Everything"}}
+"""A network of the user's own, which is given images as they are."""
+
 CELLS: dict[str, dict[str, Any]] = {
     "ppo-allreduce": {"loss": "ppo"},
     "ppo-p2p": {"loss": "ppo", "exchange": "p2p"},
@@ -63,13 +66,22 @@ def assert_same_run(run_dir: Path, other: Path, tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Path) -> None:
-    """Six cells, two environments, three layouts, and images in one cell: 39 small runs in one start of five ranks."""
+    """Six cells, two environments, three layouts, and images with two networks: 42 small runs in one start of five
+    ranks.
+    """
     runs = {
         (cell, env, layout): tmp_path / f"{cell}-{env}-{layout}"
-        for cell in CELLS for env in ENVIRONMENTS for layout in LAYOUTS
-    } | {("ppo-allreduce", IMAGES, layout): tmp_path / f"images-{layout}" for layout in LAYOUTS}  # fmt: skip
+        for cell in CELLS
+        for env in ENVIRONMENTS
+        for layout in LAYOUTS
+    } | {
+        (cell, IMAGES, layout): tmp_path / f"{cell}-{layout}" for cell in ("ppo-allreduce", "own") for layout in LAYOUTS
+    }
     jobs = [
-        {"ranks": LAYOUTS[layout][0], "flags": flags(settings(run_dir, env, LAYOUTS[layout][1], CELLS[cell]))}
+        {
+            "ranks": LAYOUTS[layout][0],
+            "flags": flags(settings(run_dir, env, LAYOUTS[layout][1], {**CELLS, "own": OWN}[cell])),
+        }
         for (cell, env, layout), run_dir in runs.items()
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
@@ -80,7 +92,8 @@ def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Pa
             for layout in ("n2", "n5"):
                 assert_same_run(runs[cell, env, "alone"], runs[cell, env, layout], 1e-5)
     for layout in ("n2", "n5"):
-        assert_same_run(*(runs["ppo-allreduce", IMAGES, each] for each in ("alone", layout)), 1e-4)
+        for cell in ("ppo-allreduce", "own"):
+            assert_same_run(*(runs[cell, IMAGES, each] for each in ("alone", layout)), 1e-4)
     for env in ENVIRONMENTS:
         for layout in LAYOUTS:  # the two exchanges are two ways to the same sum
             for loss in ("ppo", "a3c", "kl"):

@@ -32,8 +32,10 @@ EXCHANGES: dict[str, tuple[str, ...]] = {
     "p2p": ("--exchange", "p2p"),
     "async": ("--mode", "async", "--loss", "ppo"),
 }
+OWN = "tests.models.structured_networks:OnProbe"
 PROBES: dict[str, tuple[tuple[object, ...], float]] = {
     "Inputs": (("--total-steps", 5_000, "--ppo.entropy-coef", 0.02, "--model.activation", "relu"), 1.0),
+    "Inputs-own": (("--total-steps", 5_000, "--ppo.entropy-coef", 0.02, "--model.factory", OWN), 1.0),
     "Parts": (("--total-steps", 15_000), 1.9),
     "Mask": (("--total-steps", 3_000), 1.0),
 }
@@ -60,7 +62,7 @@ def runs_in_spaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of each probe in spaces of several kinds, in each exchange."""
     folder = tmp_path_factory.mktemp("runs-in-spaces")
     runs = {
-        f"{exchange}-{name}": (*flags, "--env", probe(name), *ALWAYS, *OF_SPACES, *of_probe)
+        f"{exchange}-{name}": (*flags, "--env", probe(name.removesuffix("-own")), *ALWAYS, *OF_SPACES, *of_probe)
         for name, (of_probe, _) in PROBES.items()
         for exchange, flags in EXCHANGES.items()
     }

@@ -135,6 +135,11 @@ def test_resume_goes_on_with_another_number_of_ranks_and_says_so(whole: Path, la
     assert numbers == list(range(1, len(numbers) + 1))
 
 
+OWN = ("masked", "composite", "embedding", "image")
+"""Kinds that a network of the user's own is trained on as well; it has a constant buffer that is drawn at random."""
+ALL_KINDS = (*KINDS, *(f"own-{kind}" for kind in OWN))
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of each kind of space, in two starts: KIND and KIND-again, whole; and KIND-resumed, stopped halfway."""
@@ -142,8 +147,10 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     common = ("--num-envs", 2, "--horizon", 6, "--ppo.epochs", 1, "--ppo.minibatches", 2, "--optim.no-anneal",
               "--seed", 3, "--model.hidden", 8, "--log.no-tensorboard")  # fmt: skip
     whole, half, rest = {}, {}, {}
-    for i, kind in enumerate(KINDS):
-        given = ("--env", "tests.any_space:Kind", "--env-kwargs", f"kind={kind}", *common)
+    for i, kind in enumerate(ALL_KINDS):
+        given = ("--env", "tests.any_space:Kind", "--env-kwargs", f"kind={kind.removeprefix('own-')}", *common)
+        if kind.startswith("own-"):
+            given += ("--model.factory", "tests.models.structured_networks:Everything")
         given += ("--exchange", "allreduce" if i % 2 else "p2p")
         whole |= {name: (*given, "--total-steps", 24 * 6) for name in (kind, f"{kind}-again")}
         half[f"{kind}-resumed"] = (*given, "--total-steps", 24 * 3)
@@ -154,8 +161,9 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_each_kind_of_space_repeats_and_resumes_to_the_byte(kind: str, kinds: Path) -> None:
     assert count_lines(kinds / kind) == 6
     for other in ("again", "resumed"):
         assert_same(kinds / kind, kinds / f"{kind}-{other}")
+    assert ("constants" in checkpoint(kinds / kind)["state"]) == kind.startswith("own-")

@@ -47,7 +47,8 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown module": (("--env", "no_such_module:Env-v0"), ("no_such_module", "cannot import")),
     "observation of words": (("--env", "odd_envs:odd/Words-v0"), ("Text", "'words'", "FilterObservation")),
     "pixels for a network of vectors": (
-        ("--env", "odd_envs:odd/Image-v0", "--model.factory", "my:Net"), ("model.factory=my:Net", "FlattenObservation"),
+        ("--env", "odd_envs:odd/Image-v0", "--model.factory", "tests.models.networks_of_others:Plain"),
+        ("networks_of_others:Plain: it takes vectors", "observation_space and action_heads", "FlattenObservation"),
     ),
     "lists as actions": (("--env", "odd_envs:odd/ListActions-v0"), ("Sequence", "part '1'")),
     "minibatches that do not divide": (

@@ -42,14 +42,24 @@ def greedy_mean(place: Parts, rows: int = 25) -> float:
     return float(np.mean(rewards))
 
 
-LEARNT = {"Choice": (8, 1.0), "ManyChoices": (20, 0.95), "Mask": (8, 1.0), "Inputs": (12, 1.0), "Parts": (30, 1.9)}
+OWN = replace(INPUTS, model=ModelConfig(factory="tests.models.structured_networks:OnProbe"))
+"""A network of the user's own."""
+CONFIGS = {"Inputs": INPUTS, "Inputs-own": OWN}
+LEARNT = {
+    "Choice": (8, 1.0),
+    "ManyChoices": (20, 0.95),
+    "Mask": (8, 1.0),
+    "Inputs": (12, 1.0),
+    "Inputs-own": (12, 1.0),
+    "Parts": (30, 1.9),
+}
 """Iterations of 256 steps, and the mean reward that is asked for after them."""
 
 
 @pytest.mark.parametrize("name", LEARNT)
 def test_one_worker_learns_it(name: str) -> None:
     iterations, least = LEARNT[name]
-    place = make_parts(INPUTS if name == "Inputs" else CONFIG, env=probe(name))
+    place = make_parts(CONFIGS.get(name, CONFIG), env=probe(name.removesuffix("-own")))
     before = greedy_mean(place)
     for _ in range(iterations):
         place.iterate()
