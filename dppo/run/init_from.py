@@ -80,6 +80,7 @@ def take_over(state: TrainingState, saved: dict[str, Any], source: str, *, parti
     for name in fitting:
         size = state.flat.parameters[name].size
         state.flat.parameters[name][...] = saved["parameters"][starts[name] :][:size].reshape(here[name])
+    state.flat.touch()
     if are_fitting:
         own.unpack(moments)
     else:  # those of the returns are last, and scale what the critic has learnt

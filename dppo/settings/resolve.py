@@ -28,6 +28,10 @@ def check(config: Config) -> None:
         "vectorization=native steps all environments as one, and wrappers go around a single one: set"
         " vectorization=sync, or leave wrappers out",
     )
+    _require(
+        not (config.device == "cuda" and config.model.backend == "numpy"),
+        "device=cuda needs a network of torch: leave model.backend=numpy out",
+    )
     assert config.horizon is not None, "an unresolved configuration is checked"
     _require(
         config.horizon * config.num_envs <= MOST_SAMPLES,
@@ -59,8 +63,12 @@ def resolve(config: Config) -> Config:
     loss = config.loss or ("ppo" if config.mode == "sync" else "a3c")
     optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
     default_lr = {"adam": 7e-4, "rmsprop": 2e-3, "sgd": 1e-2}[optimiser]
+    model = config.model
+    if config.device == "cuda" and model.backend == "auto" and not config.resume:  # a resumed run keeps its network
+        model = replace(model, backend="torch")
     complete = replace(
         config,
+        model=model,
         loss=loss,
         run_dir=config.run_dir and os.path.expanduser(config.run_dir),  # bash leaves --run-dir=~/x as it is
         horizon=config.horizon or (64 if loss == "ppo" else 8),

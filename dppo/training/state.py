@@ -214,7 +214,7 @@ class TrainingState:
         self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]
         self.moments.unpack(saved["moments"])
         self.begin_iteration()
-        self.flat.vector[:] = saved["parameters"]
+        self.flat.assign(saved["parameters"])
         self.optimizer.state[:] = saved["optimizer"]
         self.set_fraction_done()
         if (first := first_not_finite(self.flat, self.optimizer, self.moments, self.kl_coef)) is not None:
@@ -247,7 +247,7 @@ class TrainingState:
         self.kl_coef, self.last_kl = parts.reals[:2].tolist()
         self.last_metrics = parts.reals[2:after_metrics].copy()
         self.moments.unpack(parts.reals[after_metrics:])
-        self.flat.vector[:] = parts.parameters
+        self.flat.assign(parts.parameters)
         self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
         self.set_fraction_done()
 

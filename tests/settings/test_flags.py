@@ -180,7 +180,7 @@ def test_every_flag_is_understood() -> None:
             argv += [f"--{name}", *values.get(name, "0.625" if isinstance(current, float) else "7").split()]
     config, _ = parse(argv)
     unchanged = [n for n in names if as_plain(config, n) == as_plain(Config(), n)]
-    assert unchanged == ["device", "preempt-fraction", "on-worker-error", "server.drop"]
+    assert unchanged == ["preempt-fraction", "on-worker-error", "server.drop"]
 
 
 def as_plain(config: Any, name: str) -> Any:
