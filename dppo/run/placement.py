@@ -28,9 +28,8 @@ def place_network(me: Rank, computing: Comm, *, computes: bool) -> None:
     mine = None if gpu is None else f"{gpu.device} ({gpu.description})"
     everyone = gather_at_zero(me.group.comm, mine)
     if me.group.is_server:
-        me.services.console.line(
-            f"  {described(everyone) or f'the network computes on the CPU: {me.parts.why_no_gpu}'}"
-        )
+        line = described(everyone) or f"the network computes on the CPU: {me.parts.why_no_gpu}"
+        me.services.console.line(f"  {line}")
 
 
 def described(everyone: Sequence[str | None]) -> str:
