@@ -146,6 +146,7 @@ def test_what_is_left_after_a_death_trains_with_the_present_parameters(
     os.kill(job.rank_pid(victim), 9)
     ended = job.wait(60)
     assert ended.code == 0, ended
+    assert f"rank {victim} on" in ended.stderr, ended
     assert "of long ago" not in ended.stderr
     assert "on cpu:0 (Stand-in)" in ended.stdout
     assert summary(tmp_path / "run")["exit"] == "finished"
