@@ -42,11 +42,11 @@ def main() -> None:
     command = f".venv/bin/python benchmarks/bf16.py --repeats {options.repeats} --device {options.device}"
     flags = Path("/proc/cpuinfo").read_text().split()
     known = [feature for feature in FEATURES if feature in flags]
+    unit = "Milliseconds of one thread, CPU time" if options.device == "cpu" else "Milliseconds"
     text = (
-        f"# bfloat16\n\n`{command}`; {machine()}; the CPU has {' and '.join(known) or 'no bfloat16'}."
-        f"\n\nMilliseconds of one thread{', CPU time' * (options.device == 'cpu')}, median [least, most] of"
-        f" {options.repeats} repeats in turn: images of {IMAGES}, {ACTIONS} actions, no hidden layer. Cosine: between the gradients of all parameters with and without, for"
-        " images of noise.\n\n"
+        f"# bfloat16\n\n`{command}`; {machine()}; the CPU has {' and '.join(known) or 'no bfloat16'}.\n\n"
+        f"{unit}, median [least, most] of {options.repeats} repeats in turn: images of {IMAGES}, {ACTIONS} actions, no"
+        " hidden layer. Cosine: between the gradients of all parameters with and without, for images of noise.\n\n"
         + markdown_table(
             ("encoder", "passes", "float32, ms", "bfloat16, ms", "ratio of the medians", "cosine"),
             [

@@ -296,7 +296,7 @@ def test_a_worker_without_the_gpu_that_is_asked_for_is_refused_and_a_server_need
 
 def test_a_resumed_run_of_the_network_in_numpy_keeps_it_and_so_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     see(monkeypatch, CARD)
-    with pytest.raises(ValueError, match="--device cuda: this run's network is the closed-form one .*: leave it out"):
+    with pytest.raises(ValueError, match=r"--device cuda: this run's network is the closed-form one .*: leave it out"):
         build_parts(resolve(Config(device="cuda", resume=True)), 0)
 
 
