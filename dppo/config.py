@@ -134,6 +134,8 @@ class ModelConfig(Section):
     36 x 36."""
     shared: bool = True
     """Whether policy and value share encoders and core, which then run once per row."""
+    bf16: bool = False
+    """Encoders of images compute in bfloat16: measure it first (docs/gpu.md)."""
     core: Literal["gru", "lstm"] | None = None
     """Memory, between encoders and hidden layers, of policy and value; None: the policy sees the present only."""
     core_size: Annotated[int, within(1, 8192)] = 128
@@ -295,8 +297,8 @@ class Config(Section):
     """init_from: where parts of the network or of the observations differ, take over those that fit."""
     resume: bool = False
     """Go on from the newest valid checkpoint in run_dir, with the settings stored there."""
-    device: Literal["cpu"] = "cpu"
-    """Where the network computes."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the network computes; auto: on a GPU if it is torch's and torch sees a GPU. docs/gpu.md."""
     vtrace: bool | None = None
     """Correct for the lag between acting and learning policy (Espeholt et al. 2018); None: in async + ppo only."""
     vectorization: Literal["auto", "sync", "native"] = "auto"

@@ -166,6 +166,7 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"server": {"mirror_every": -1}}, "server.mirror_every=-1 must be 0"),
         ({"wrappers": ["a:b"], "vectorization": "native"}, "set vectorization=sync, or leave wrappers out"),
         ({"log": {"trace": True}}, "log.trace is not available"),
+        ({"device": "cuda", "model": {"backend": "numpy"}}, "device=cuda needs a network of torch: leave"),
         ({"trajectories": {"every": 0}}, "trajectories.every=0 must be at least 1"),
         ({"trajectories": {"segment_mb": 0.0}}, "trajectories.segment_mb=0.0 must be positive"),
         ({"trajectories": {"max_gb": 0.0}}, "trajectories.max_gb=0.0 must be positive, or left out"),
@@ -233,6 +234,17 @@ def test_what_is_set_wins_over_what_the_mode_would_decide() -> None:
     values = {"mode": "async", "loss": "ppo", "vtrace": False, "horizon": 4, "optim": {"name": "sgd", "lr": 0.5}}
     config = resolve(updated(Config(), values))
     assert (config.vtrace, config.horizon, config.optim.name, config.optim.lr) == (False, 4, "sgd", 0.5)
+
+
+@pytest.mark.parametrize(
+    ("device", "backend", "expected"),
+    [("cuda", "auto", "torch"), ("cuda", "torch", "torch"), ("auto", "auto", "auto"), ("cpu", "numpy", "numpy")],
+)
+def test_a_gpu_that_is_asked_for_gets_a_network_of_torch(device: str, backend: str, expected: str) -> None:
+    """So that those who evaluate the run, on any machine, make the same network."""
+    config = resolve(updated(Config(), {"device": device, "model": {"backend": backend}}))
+    assert config.model.backend == expected
+    assert resolve(config) == config
 
 
 def test_resolving_twice_is_resolving_once() -> None:

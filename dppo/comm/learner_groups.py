@@ -1,4 +1,5 @@
-"""Pools: where ranks outnumber cores, one worker per core computes the gradients of its neighbours' samples.
+"""Pools: where ranks outnumber cores, or GPUs, one worker per core, or GPU, computes the gradients of its neighbours'
+samples.
 
 Taking turns on a core for each small update costs more than the update: with 31 workers on 2 cores, every turn begins
 with a cold cache, and MPI's waits spin. So a worker that has collected puts its samples into shared memory and sleeps
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 
@@ -120,16 +121,19 @@ def make_pool(
     num_bytes: int,
     numbers: Sequence[int] | None = None,
     opened: list[MPI.Comm] | None = None,
+    gpus: Collection[str] = (),
 ) -> tuple[Pool | None, MPI.Comm]:
     """Collective over `workers`. Returns this worker's pool, and the communicator of the workers that compute.
 
-    Returns None and `workers` if every worker has a core to itself, or if there is no shared memory for the pools.
+    Returns None and `workers` if every worker has a core, and a GPU where there are some, to itself, or if there is no
+    shared memory for the pools.
 
     Args:
       numbers: the workers' numbers, if they are not their ranks.
+      gpus: the GPUs that this worker may use, by their names on the node.
       opened: gets the communicators that are made here, before a worker waits in them; after a death, all are revoked.
     """
-    neighbours = Neighbours(workers)
+    neighbours = Neighbours(workers, gpus)
     if not neighbours.any_crowded:
         return None, workers
     mine = next(group for group in neighbours.groups() if workers.rank in group)
@@ -139,8 +143,8 @@ def make_pool(
     if memory is None:
         if workers.rank == 0:
             print(
-                "dppo: workers outnumber cores, and cannot pool their samples, because a node has no shared memory for"
-                " them (is /dev/shm full?): training is slower, and its numbers differ by rounding",
+                "dppo: workers outnumber cores or GPUs, and cannot pool their samples, because a node has no shared"
+                " memory for them (is /dev/shm full?): training is slower, and its numbers differ by rounding",
                 file=sys.stderr,
                 flush=True,
             )

@@ -9,7 +9,8 @@ from __future__ import annotations
 import itertools
 import socket
 import time
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Collection
 
 from dppo.comm.collectives import gather_all
 from dppo.comm.mpi import MPI
@@ -18,36 +19,40 @@ from dppo.startup import own_cores
 
 
 class Neighbours:
-    """The ranks on this rank's node, and whether the node has a core for each of them.
+    """The ranks on this rank's node, and whether the node has a core, and a GPU, for each of them.
 
     Collective over `comm`, once, at start-up.
+
+    Args:
+      gpus: the GPUs that this rank may use, by their names on the node; where a node has none, they do not count.
     """
 
-    def __init__(self, comm: MPI.Comm) -> None:
-        mine = socket.gethostname(), own_cores()
+    def __init__(self, comm: MPI.Comm, gpus: Collection[str] = ()) -> None:
+        mine = socket.gethostname(), own_cores(), frozenset(gpus)
         everyone = gather_all(comm, mine)
         self.rank = comm.rank
-        self.ranks = [rank for rank, (host, _) in enumerate(everyone) if host == mine[0]]
-        cores = {host: _cores(everyone, host) for host, _ in everyone}
-        self.num_cores = cores[mine[0]]
+        self.ranks = [rank for rank, (host, *_) in enumerate(everyone) if host == mine[0]]
+        cores: dict[str, set[int]] = defaultdict(set)
+        cards: dict[str, set[str]] = defaultdict(set)
+        for host, its_cores, its_gpus in everyone:
+            cores[host] |= its_cores
+            cards[host] |= its_gpus
+        self.num_cores = len(cores[mine[0]])
         """Number of cores that the ranks of this node together may run on."""
-        ranks = Counter(host for host, _ in everyone)
+        learners = {host: min(len(cores[host]), len(cards[host]) or len(everyone)) for host in cores}
+        self.num_learners = min(learners[mine[0]], len(self.ranks))
+        """The most ranks of this node that each have a core and, if the node has any, a GPU."""
+        ranks = Counter(host for host, *_ in everyone)
         self.crowded = len(self.ranks) > self.num_cores
         """Whether this node has more ranks than cores, so that a rank that waits must sleep."""
-        self.any_crowded = any(ranks[host] > cores[host] for host in ranks)
-        """Whether any node has more ranks than cores; the same on all ranks."""
+        self.any_crowded = any(ranks[host] > learners[host] for host in ranks)
+        """Whether any node has more ranks than cores, or than GPUs; the same on all ranks."""
 
     def groups(self) -> list[list[int]]:
-        """Returns the ranks of this node, in order, in as many groups as there are cores, whose sizes differ by at most
-        one.
-        """
-        count = min(self.num_cores, len(self.ranks))
+        """Returns the ranks of this node, in order, in `num_learners` groups whose sizes differ by at most one."""
+        count = self.num_learners
         edges = [len(self.ranks) * i // count for i in range(count + 1)]
         return [self.ranks[start:stop] for start, stop in itertools.pairwise(edges)]
-
-
-def _cores(everyone: list[tuple[str, frozenset[int]]], host: str) -> int:
-    return len(frozenset().union(*(cores for name, cores in everyone if name == host)))
 
 
 class Doorbell:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dppo.algo.sequences import Packing, pack
 from dppo.models.cores import Core
-from dppo.models.torch_network import TorchNetwork, make_towers, orthogonal_
+from dppo.models.torch_network import TorchNetwork, make_towers, orthogonal_, to_array
 
 if TYPE_CHECKING:
     from dppo.config import ModelConfig
@@ -123,6 +123,7 @@ class _Torso(nn.Module):
         self.encoders = nn.ModuleList(module for module, _ in made)
         self.embeddings = nn.ModuleList(nn.Embedding(size, EMBEDDING) for size in inputs.choices)
         self.size = inputs.size + sum(size for _, size in made) + EMBEDDING * len(self.embeddings)
+        self._uses_bf16 = cfg.bf16
         for module in self.encoders.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 orthogonal_(module, math.sqrt(2.0))
@@ -135,7 +136,9 @@ class _Torso(nn.Module):
     def forward(self, parts: Parts, states: torch.Tensor, packing: Packing | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the features [B, size] of samples, and the new states: see `Core.forward`."""
         vectors, choices, images = parts
-        features = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
+        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._uses_bf16):
+            features = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
+        features = [feature.float() for feature in features]
         features += [embedding(choices[:, i]) for i, embedding in enumerate(self.embeddings)]
         joined = torch.cat([vectors, *features], dim=1)
         return (joined, states) if self.core is None else self.core(joined, states, packing)
@@ -158,7 +161,7 @@ class EncodedModule(nn.Module):
         self.state_size = sum(torso.state_size for torso in torsos)
         parts = [f"{cfg.encoder} encoder"] * bool(inputs.images) + ["embeddings"] * bool(inputs.choices)
         parts += [f"{cfg.core} of {cfg.core_size}"] * (cfg.core is not None)
-        self.description = " and ".join(parts) + " of policy and value" * cfg.shared
+        self.description = " and ".join(parts) + " of policy and value" * cfg.shared + " in bfloat16" * cfg.bf16
         """A phrase for the log."""
         self.policy_tower, self.value_tower = make_towers(size, cfg.hidden, num_outputs, cfg.activation)
 
@@ -198,18 +201,19 @@ class EncodedNetwork(TorchNetwork):
         parts = self._argument(inputs)
         with torch.no_grad():
             if not self._acts_on_values:
-                return self._encoded.policy(parts).numpy(), None
+                return to_array(self._encoded.policy(parts)), None
             outputs, values, after = self._encoded(parts, self._states(states, len(inputs)))
         if states is not None:
-            states[...] = after.numpy()
-        return outputs.numpy(), values.numpy()
+            states[...] = to_array(after)
+        return to_array(outputs), to_array(values)
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         before = self._states(states, len(inputs))
         with torch.no_grad():
             pieces = [slice(i, i + MOST_ROWS) for i in range(0, len(inputs), MOST_ROWS)]
-            values = [self._encoded.value(self._argument(inputs[piece]), before[piece]).numpy() for piece in pieces]
-            return np.concatenate(values)
+            return np.concatenate(
+                [to_array(self._encoded.value(self._argument(inputs[piece]), before[piece])) for piece in pieces]
+            )
 
     def forward(
         self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
@@ -220,19 +224,20 @@ class EncodedNetwork(TorchNetwork):
             before = before[torch.from_numpy(packing.starts)]
         outputs, values, _ = self._encoded(self._argument(inputs), before, packing)
         self._outputs = (outputs, values)
-        return outputs.detach().numpy(), values.detach().numpy()
+        return to_array(outputs), to_array(values)
 
     def _states(self, states: np.ndarray | None, rows: int) -> torch.Tensor:
-        return torch.zeros((rows, self.state_size)) if states is None else torch.from_numpy(states)
+        return self._tensor(np.zeros((rows, self.state_size), np.float32) if states is None else states)
 
     def _argument(self, inputs: np.ndarray) -> Parts:
         if not self._inputs.is_raw:
-            return torch.from_numpy(inputs), _NO_CHOICES, []
+            return self._tensor(inputs), _NO_CHOICES, []
         images = []
         for image in self._inputs.images:
             # convolutions take three quarters of the time with the channels last in memory; and one new array in place
             # of three, as the kernel has to clear the pages of each
-            pixels = torch.from_numpy(image.of(inputs)).to(torch.float32, memory_format=torch.channels_last, copy=True)
+            pixels = self._tensor(image.of(inputs))  # as they are: bytes are a quarter of the way to a GPU
+            pixels = pixels.to(torch.float32, memory_format=torch.channels_last, copy=True)
             images.append(pixels.sub_(image.low).mul_(image.scale))
         vectors, indices = self._inputs.vectors(inputs), self._inputs.indices(inputs)
-        return torch.from_numpy(vectors), torch.from_numpy(indices), images
+        return self._tensor(vectors), self._tensor(indices), images

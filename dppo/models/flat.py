@@ -30,6 +30,8 @@ class FlatParameters:
         self.shapes, self.constants = shapes, dict(constants or {})
         self.size = sum(prod(shape) for shape in shapes.values())
         self.vector = np.zeros(self.size, np.float32)
+        self.version = 0
+        """Number of changes of the parameters."""
         self.summed = np.zeros(self.size + num_sums, np.float32)
         self.gradient = self.summed[: self.size]
         self.sums = self.summed[self.size :]
@@ -43,10 +45,20 @@ class FlatParameters:
         self._bounds.append((self.parameters[name], np.array(low, np.float32), np.array(high, np.float32)))
 
     def keep_within_bounds(self) -> None:
-        """Moves parameters that the last step has carried out of their bounds back to these."""
+        """Moves parameters that the last step has carried out of their bounds back to these. Ends a step."""
         for values, low, high in self._bounds:
             np.maximum(values, low, out=values)
             np.minimum(values, high, out=values)
+        self.touch()
+
+    def assign(self, vector: np.ndarray) -> None:
+        """Takes over other parameters, [P]."""
+        self.vector[:] = vector
+        self.touch()
+
+    def touch(self) -> None:
+        """Notes that the parameters have changed. Whoever writes to them calls it: a network on a GPU has copies."""
+        self.version += 1
 
     def _views(self, buffer: np.ndarray) -> dict[str, np.ndarray]:
         views, start = {}, 0
@@ -66,6 +78,7 @@ class FlatParameters:
         self.check_constants(saved)
         for name, array in saved.items():
             self.constants[name][...] = array
+        self.touch()
 
     def fingerprint(self) -> str:
         """Returns a hash: equal on two ranks if and only if every bit of the parameters and constants is."""

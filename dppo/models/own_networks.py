@@ -27,7 +27,7 @@ from dppo.models.distributions import Bernoulli, DiagGaussian, make_distribution
 from dppo.models.flat import MOST_PARAMETERS, FlatParameters
 from dppo.models.inputs import MASK, MOST_ONE_HOT, Inputs
 from dppo.models.torch_checks import ROWS, Samples, check_module, vector_samples
-from dppo.models.torch_network import TorchNetwork
+from dppo.models.torch_network import TorchNetwork, to_array
 
 if TYPE_CHECKING:
     import gymnasium
@@ -171,12 +171,18 @@ class StructuredNetwork(TorchNetwork):
         self._structured = structured
 
     def _argument(self, inputs: np.ndarray) -> Any:
-        return self._structured(inputs)
+        return self._placed(self._structured(inputs))
+
+    def _placed(self, nested: Any) -> Any:
+        """Returns dicts and tuples of tensors with the tensors on the network's device."""
+        if isinstance(nested, dict):
+            return {name: self._placed(part) for name, part in nested.items()}
+        return tuple(map(self._placed, nested)) if isinstance(nested, tuple) else self._tensor(nested)
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
             outputs, values = self._module(self._argument(inputs))
-        return outputs.numpy(), values.numpy()
+        return to_array(outputs), to_array(values)
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         values = np.empty(len(inputs), np.float32)

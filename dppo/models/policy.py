@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import gymnasium
 import numpy as np
@@ -16,6 +18,9 @@ from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
 from dppo.seams import ActionDistribution, Network
 
+if TYPE_CHECKING:
+    from dppo.models.torch_network import TorchNetwork
+
 NO_PROGRESS = EpisodeProgress(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
 ROWS = 8
 """The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for
@@ -28,6 +33,9 @@ class ActorCritic:
 
     A Box policy has one more parameter than its network: the state-independent log standard deviation. `head`
     parametrises the distribution: the network's outputs, followed by that parameter.
+
+    Args:
+      place: has the network compute on another device; None: it computes on the CPU only.
     """
 
     def __init__(
@@ -38,7 +46,9 @@ class ActorCritic:
         flat: FlatParameters,
         description: str,
         mask_size: int = 0,
+        place: Callable[[str], None] | None = None,
     ) -> None:
+        self.place = place
         self.inputs, self.network, self.distribution, self.flat = inputs, network, distribution, flat
         self.description = description
         sampled = distribution.mode(np.zeros((1, distribution.head_size), np.float32))
@@ -211,6 +221,12 @@ def make_policy(
     outputs = distribution.network_outputs
     log_std: dict[str, tuple[int, ...]] = {"log_std": (distribution.log_std_size,)} if distribution.log_std_size else {}
     network: Network
+    place: Callable[[str], None] | None = None
+    if cfg.bf16 and (cfg.factory is not None or not inputs.images):
+        raise ValueError(
+            "model.bf16 is for dppo's encoders of images, and this network has none"
+            f"{' (a factory may use torch.autocast itself)' * (cfg.factory is not None)}: leave it out"
+        )
     if cfg.factory is None and cfg.backend != "torch" and not inputs.is_raw and not cfg.core:
         _require_trainable(cfg, MLP.shapes(inputs.size, cfg.hidden, outputs))
         flat = FlatParameters(MLP.shapes(inputs.size, cfg.hidden, outputs) | log_std, num_sums)
@@ -220,10 +236,12 @@ def make_policy(
     else:
         both, seed = (observation_space, action_space), int(rng.integers(2**31))
         network, flat, description = _torch_network(inputs, both, cfg, outputs, log_std, num_sums, seed)
+        place = network.place
     if log_std:
         flat.parameters["log_std"][...] = cfg.log_std_init
         flat.bound("log_std", *LOG_STD_BOUNDS)
-    return ActorCritic(inputs, network, distribution, flat, f"{description}, {flat.size} parameters", mask_size)
+    described = f"{description}, {flat.size} parameters"
+    return ActorCritic(inputs, network, distribution, flat, described, mask_size, place)
 
 
 def _layers(cfg: ModelConfig) -> str:
@@ -238,7 +256,7 @@ def _torch_network(
     log_std: dict[str, tuple[int, ...]],
     num_sums: int,
     seed: int,
-) -> tuple[Network, FlatParameters, str]:
+) -> tuple[TorchNetwork, FlatParameters, str]:
     """Makes a network of torch, with its parameters and a phrase on it: of the factory, with encoders, or the MLP."""
     import torch
 

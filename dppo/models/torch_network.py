@@ -1,7 +1,8 @@
 """A torch network behind the same seam as the NumPy one: the user's own, or the default MLP through autograd.
 
 The module's parameters and their gradients become views of the flat buffers, so nothing is copied between torch, the
-optimiser and MPI.
+optimiser and MPI. A network that is placed on a GPU has copies of both there: parameters are copied to them before the
+first pass after a change, gradients are copied back after each.
 """
 
 from __future__ import annotations
@@ -63,45 +64,79 @@ class TorchNetwork:
     state_size = 0
 
     def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
-        self._module = module
+        self._module, self._flat = module, flat
         for name, parameter in module.named_parameters():
-            view = torch.from_numpy(flat.parameters[name])
             with torch.no_grad():
-                view.copy_(parameter)
-            parameter.data = view
-            parameter.grad = torch.from_numpy(flat.gradients[name])
-        self._gradient = flat.gradient[: sum(p.numel() for p in module.parameters())]
+                torch.from_numpy(flat.parameters[name]).copy_(parameter)
+        size = sum(p.numel() for p in module.parameters())
+        self._host = torch.from_numpy(flat.vector[:size]), torch.from_numpy(flat.gradient[:size])
         self._outputs: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.place("cpu")
 
     @staticmethod
     def shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
         """Returns names and shapes of the module's parameters, in the order in which they lie in the flat vector."""
         return {name: tuple(p.shape) for name, p in module.named_parameters()}
 
+    def place(self, device: str) -> None:
+        """Makes the network compute on `device`, by torch's name of it, from now on: "cpu" in the flat buffers
+        themselves, any other device in copies of them.
+        """
+        self._device, self._is_copied = device, device != "cpu"
+        vector, self._gradient = (t.to(device, copy=True) if self._is_copied else t for t in self._host)
+        self._vector, self._version = vector, self._flat.version
+        if vector.is_cuda:  # the same numbers each time
+            torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
+        start = 0
+        for parameter in self._module.parameters():
+            views = [t[start : start + parameter.numel()].view(parameter.shape) for t in (vector, self._gradient)]
+            parameter.data, parameter.grad = views
+            start += parameter.numel()
+        self._place_constants()
+
+    def _place_constants(self) -> None:
+        for name, buffer in self._module.named_buffers():
+            buffer.data = torch.from_numpy(self._flat.constants[name]).to(self._device)
+
+    def _tensor(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
+        """Returns an array as a tensor on the network's device, where the parameters are then the present ones."""
+        if self._is_copied and self._version != self._flat.version:
+            self._vector.copy_(self._host[0])
+            self._place_constants()
+            self._version = self._flat.version
+        return torch.as_tensor(array).to(self._device)
+
     def _argument(self, inputs: np.ndarray) -> Any:
         """Returns what the module takes for inputs [B, ...]."""
-        return torch.from_numpy(inputs)
+        return self._tensor(inputs)
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
-            return self._module(self._argument(inputs))[0].numpy(), None
+            return to_array(self._module(self._argument(inputs))[0]), None
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         with torch.no_grad():
-            return self._module(self._argument(inputs))[1].numpy()
+            return to_array(self._module(self._argument(inputs))[1])
 
     def forward(
         self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
         outputs, value = self._module(self._argument(inputs))
         self._outputs = (outputs, value)
-        return outputs.detach().numpy(), value.detach().numpy()
+        return to_array(outputs), to_array(value)
 
     def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
         assert self._outputs is not None, "backward before forward"
-        self._gradient[...] = 0.0  # autograd adds
+        self._gradient.zero_()  # autograd adds
         # a value that is a constant has no gradient
         pairs = [(out, d) for out, d in zip(self._outputs, (d_outputs, d_value), strict=True) if out.requires_grad]
-        gradients = [torch.from_numpy(np.ascontiguousarray(d)) for _, d in pairs]
+        gradients = [torch.from_numpy(np.ascontiguousarray(d)).to(self._device) for _, d in pairs]
         torch.autograd.backward([out for out, _ in pairs], gradients)
         self._outputs = None
+        if self._is_copied:
+            self._host[1].copy_(self._gradient)
+
+
+def to_array(tensor: torch.Tensor) -> np.ndarray:
+    """Returns a tensor's values, without a copy if it is on the CPU."""
+    return tensor.detach().cpu().numpy()

@@ -88,6 +88,7 @@ def take_over(state: TrainingState, saved: dict[str, Any], source: str, *, parti
     for name, array in own_constants.items():
         if kinds_there.get(name) == kinds_here[name]:
             array[...] = constants[name]
+    state.flat.touch()
     if are_fitting:
         own.unpack(moments)
     else:  # those of the returns are last, and scale what the critic has learnt

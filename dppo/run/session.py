@@ -15,6 +15,7 @@ from dppo.comm.waiting import ask_for_longer_turns
 from dppo.comm.wakeup import Doorbell, make_doorbell
 from dppo.errors import DumpError, UsageError
 from dppo.run.leave import leave_alone
+from dppo.run.placement import place_network
 from dppo.run.rank import Rank
 from dppo.run.roles import begin_dump, begin_tracking, build_envs_alone
 from dppo.rundir import paths
@@ -51,6 +52,7 @@ def run_session(me: Rank) -> Summary:
     with contextlib.ExitStack() as at_end:  # the next session, or a caller after an error, must not inherit this
         pool, computing = _make_pool(me, workers, at_end)
         computes = me.worker.collects and (pool is None or pool.computes)
+        place_network(me, computing, computes=computes)
         num_computing = total(comm, int(computes))
         doorbell = make_doorbell(comm)
         if doorbell.crowded and me.worker.collects:
@@ -106,7 +108,8 @@ def _make_pool(me: Rank, workers: Comm, at_end: contextlib.ExitStack) -> tuple[P
     if config.mode != "sync" or config.server.drop:  # a pooled worker cannot be late by itself
         return None, workers
     room = pool_bytes(me.parts.learner, me.parts.state, config)
-    pool, computing = make_pool(workers, room, me.group.workers, me.group.others)
+    gpus = [gpu.identity for gpu in me.parts.gpus]
+    pool, computing = make_pool(workers, room, me.group.workers, me.group.others, gpus)
     if pool is not None and me.plan.survives:
         at_end.callback(pool.give_up)
     return pool, computing

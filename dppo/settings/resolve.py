@@ -28,6 +28,10 @@ def check(config: Config) -> None:
         "vectorization=native steps all environments as one, and wrappers go around a single one: set"
         " vectorization=sync, or leave wrappers out",
     )
+    _require(
+        not (config.device == "cuda" and config.model.backend == "numpy"),
+        "device=cuda needs a network of torch: leave model.backend=numpy out",
+    )
     assert config.horizon is not None, "an unresolved configuration is checked"
     _require(
         config.horizon * config.num_envs <= MOST_SAMPLES,
@@ -75,16 +79,18 @@ def resolve(config: Config) -> Config:
     optimiser = config.optim.name or ("adam" if loss == "ppo" else "rmsprop")
     default_lr = {"adam": 7e-4, "rmsprop": 2e-3, "sgd": 1e-2}[optimiser]
     horizon = config.horizon or (64 if loss == "ppo" else 8)
-    sequence = config.model.sequence or (horizon if config.model.core else None)
+    model = replace(config.model, sequence=config.model.sequence or (horizon if config.model.core else None))
+    if config.device == "cuda" and model.backend == "auto" and not config.resume:  # a resumed run keeps its network
+        model = replace(model, backend="torch")
     complete = replace(
         config,
+        model=model,
         loss=loss,
         run_dir=config.run_dir and os.path.expanduser(config.run_dir),  # bash leaves --run-dir=~/x as it is
         horizon=horizon,
         exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
         vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
         optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),
-        model=replace(config.model, sequence=sequence),
     )
     check(complete)
     return complete

@@ -16,7 +16,9 @@ from dppo.settings.resolve import resolve
 from dppo.settings.toml import PER_START, load_config
 from dppo.settings.values import as_dict, updated
 
-RESUMABLE = ("total_steps", "target_return", "time_limit_s", "resume", "run_dir", "dry_run", "log", "checkpoint")
+RESUMABLE = (
+    "total_steps", "target_return", "time_limit_s", "device", "resume", "run_dir", "dry_run", "log", "checkpoint"
+)  # fmt: skip
 """Settings and sections that may be given anew with --resume."""
 
 
@@ -59,8 +61,8 @@ def with_the_same(stored: Config, config: Config) -> Config:
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(
                 f"{_as_flag(key, now)} differs from the run's {before}: a resumed run keeps its settings"
-                " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew); leave it out,"
-                " or start a new run in another --run-dir"
+                " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew, and device);"
+                " leave it out, or start a new run in another --run-dir"
             )
     return resolve(config)
 

@@ -21,6 +21,7 @@ from dppo.config import Config
 from dppo.data import EnvState
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
+from dppo.models import gpus
 from dppo.models.policy import ActorCritic, make_policy
 from dppo.seams import Closable, VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
@@ -48,11 +49,18 @@ class Parts:
     """The worker's stable number, which decides seeds and environments; None: a server that steps nothing."""
     spaces: tuple[gymnasium.Space[Any], gymnasium.Space[Any]]
     """The observation space and the action space of one environment."""
+    gpus: tuple[gpus.GPU, ...] = ()
+    """The GPUs that the network may compute on."""
 
     @property
     def has_envs(self) -> bool:
         """Whether this rank has environments to step."""
         return self.envs is not None
+
+    @property
+    def why_no_gpu(self) -> str:
+        """The reason why there is no GPU for the network, which is torch's."""
+        return gpus.why_none()
 
     def close(self, limit_s: float = CLOSE_S) -> None:
         """Closes the environments, once."""
@@ -107,9 +115,11 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     rank.
 
     Raises:
-      ValueError: an environment is missing, spaces are not supported, or a factory does not work.
+      ValueError: an environment is missing, spaces are not supported, a factory does not work, or there is no GPU.
     """
     number = worker or 0
+    if config.device == "cuda" and worker is not None:  # a server's network never runs
+        gpus.require_gpu()
     # a server that steps nothing still needs the spaces, to know the network
     seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
     is_needed = False
@@ -117,6 +127,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         rng = generator(config.seed, Purpose.INIT)
         spaces = envs.observation_space, envs.action_space
         policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
+        own_gpus = _own_gpus(config, policy)
         if worker is not None:
             _require_memory(config, policy)
         moments = RunMoments(policy.inputs, RewardScale(is_used=config.moments.returns))
@@ -126,7 +137,21 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     finally:
         if not is_needed:
             close_environments(envs)
-    return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces)
+    return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces, own_gpus)
+
+
+def _own_gpus(config: Config, policy: ActorCritic) -> tuple[gpus.GPU, ...]:
+    """Returns the GPUs that this rank's network may compute on."""
+    if config.device == "cpu":
+        return ()
+    if policy.place is None:
+        if config.device == "cuda":  # only a resumed run: a new one gets a network of torch
+            raise ValueError(
+                "--device cuda: this run's network is the closed-form one in NumPy, which computes on the CPU: leave it"
+                " out"
+            )
+        return ()
+    return gpus.visible_gpus()
 
 
 def _require_memory(config: Config, policy: ActorCritic) -> None:

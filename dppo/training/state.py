@@ -217,7 +217,7 @@ class TrainingState:
         self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]
         self.moments.unpack(saved["moments"])
         self.begin_iteration()
-        self.flat.vector[:] = saved["parameters"]
+        self.flat.assign(saved["parameters"])
         self.flat.set_constants(saved.get("constants", {}))
         self.optimizer.state[:] = saved["optimizer"]
         self.set_fraction_done()
@@ -251,7 +251,7 @@ class TrainingState:
         self.kl_coef, self.last_kl = parts.reals[:2].tolist()
         self.last_metrics = parts.reals[2:after_metrics].copy()
         self.moments.unpack(parts.reals[after_metrics:])
-        self.flat.vector[:] = parts.parameters
+        self.flat.assign(parts.parameters)
         self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
         self.set_fraction_done()
 

@@ -27,18 +27,19 @@ SOON_S = 10.0
 
 
 class Ranks:
-    """The communicator of one rank of a job, whose ranks are listed as (node, cores)."""
+    """The communicator of one rank of a job, whose ranks are listed as (node, cores), and their GPUs."""
 
-    def __init__(self, rank: int, everyone: list[tuple[str, set[int]]]) -> None:
+    def __init__(self, rank: int, everyone: list[tuple[str, set[int]]], gpus: list[set[str]]) -> None:
         self.rank = rank
-        self._everyone = [(node, frozenset(cores)) for node, cores in everyone]
+        pairs = zip(everyone, gpus, strict=True)
+        self._everyone = [(node, frozenset(cores), frozenset(its_gpus)) for (node, cores), its_gpus in pairs]
 
-    def gather_all(self, mine: tuple[str, frozenset[int]]) -> list[tuple[str, frozenset[int]]]:
+    def gather_all(self, mine: object) -> list[tuple[str, frozenset[int], frozenset[str]]]:
         return self._everyone
 
 
-def neighbours(rank: int, everyone: list[tuple[str, set[int]]]) -> Neighbours:
-    comm: Any = Ranks(rank, everyone)
+def neighbours(rank: int, everyone: list[tuple[str, set[int]]], gpus: list[set[str]] | None = None) -> Neighbours:
+    comm: Any = Ranks(rank, everyone, gpus or [set()] * len(everyone))
     with patch.object(wakeup, "gather_all", Ranks.gather_all):
         return Neighbours(comm)
 
@@ -122,6 +123,44 @@ def test_there_are_as_many_groups_as_cores_and_their_sizes_differ_by_one_at_most
         assert len(groups) == min(num_ranks, num_cores)
         sizes = [len(group) for group in groups]
         assert max(sizes) == math.ceil(num_ranks / len(groups)) and min(sizes) >= max(sizes) - 1
+
+
+MANY = set(range(64))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "groups"),
+    [
+        ([set()] * 4, [[0], [1], [2], [3]]),
+        ([{"a"}] * 4, [[0, 1, 2, 3]]),
+        ([{"a", "b"}] * 4, [[0, 1], [2, 3]]),
+        ([{"a", "b", "c", "d", "e"}] * 4, [[0], [1], [2], [3]]),
+        # where the batch system gives each rank one of its own, all call theirs cuda:0
+        ([{"a"}, {"b"}, {"c"}, {"d"}], [[0], [1], [2], [3]]),
+        ([{"a"}, {"a"}, {"b"}, set()], [[0, 1], [2, 3]]),
+    ],
+    ids=str,
+)
+def test_a_nodes_ranks_share_its_gpus_in_groups(gpus: list[set[str]], groups: list[list[int]]) -> None:
+    mine = neighbours(0, [(HERE, MANY)] * 4, gpus)
+    assert mine.groups() == groups
+    assert mine.any_crowded == (len(groups) < 4)
+    assert not mine.crowded, "a rank that waits has a core for that"
+
+
+def test_a_node_has_no_more_groups_than_cores_however_many_gpus() -> None:
+    mine = neighbours(0, [(HERE, {0, 1})] * 4, [{"a", "b", "c"}] * 4)
+    assert mine.groups() == [[0, 1], [2, 3]]
+
+
+def test_each_nodes_gpus_are_counted_by_themselves() -> None:
+    """GPUs of other nodes may have the same names."""
+    everyone = [(HERE, MANY), (HERE, MANY), (ELSEWHERE, MANY), (ELSEWHERE, MANY)]
+    on_one = [{"0"}, {"0"}, {"0", "1"}, {"0", "1"}]
+    assert neighbours(0, everyone, on_one).groups() == [[0, 1]]
+    others = neighbours(0, everyone, on_one[::-1])
+    assert others.groups() == [[0], [1]] and others.any_crowded, "the same on all ranks"
+    assert not neighbours(0, everyone, [{"0", "1"}, {"0", "1"}, set(), set()]).any_crowded
 
 
 # -- bells --------------------

@@ -180,7 +180,7 @@ def test_every_flag_is_understood() -> None:
             argv += [f"--{name}", *values.get(name, "0.625" if isinstance(current, float) else "7").split()]
     config, _ = parse(argv)
     unchanged = [n for n in names if as_plain(config, n) == as_plain(Config(), n)]
-    assert sorted(unchanged) == ["device", "model.core", "on-worker-error", "preempt-fraction", "server.drop"]
+    assert sorted(unchanged) == ["model.core", "on-worker-error", "preempt-fraction", "server.drop"]
     assert parse(["--model.core", "lstm"])[0].model.core == "lstm", "there is none beside a factory"
 
 
@@ -424,6 +424,8 @@ def test_resume_takes_everything_from_the_run(run: Path) -> None:
         ("--time-limit-s 60", "time_limit_s", 60.0),
         ("--log.interval-s 1", "log.interval_s", 1.0),
         ("--checkpoint.keep 9", "checkpoint.keep", 9),
+        ("--device cuda", "device", "cuda"),
+        ("--device cuda", "model.backend", "auto"),  # the network stays the same
         ("--dry-run", "dry_run", True),
         ("--seed 7", "seed", 7),  # as it is
     ],
@@ -511,6 +513,7 @@ def test_a_resume_from_python_takes_everything_from_the_run(run: Path) -> None:
         (Config(target_return=5), "target_return", 5.0),
         (Config(log=LogConfig(interval_s=1)), "log.interval_s", 1.0),
         (Config(checkpoint=CheckpointConfig(keep=9)), "checkpoint.keep", 9),
+        (Config(device="cpu"), "device", "cpu"),
         (Config(dry_run=True), "dry_run", True),
         (Config(seed=7, ppo=PPOConfig(clip=0.3)), "ppo.clip", 0.3),  # as they are
     ],

@@ -19,12 +19,13 @@ import pytest
 import torch
 
 from dppo.config import Config, ModelConfig, MomentsConfig
+from dppo.models.gpus import GPU
 from dppo.models.policy import make_policy
 from dppo.settings.resolve import resolve
 from dppo.settings.values import updated
 from dppo.training.build import build_parts, close_environments, make_collector
 from tests.envs import sims_of_others
-from tests.parts import make_parts
+from tests.parts import make_parts, probe
 
 
 class Environments:
@@ -245,6 +246,69 @@ def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:
     cfg, rng = ModelConfig(hidden=(8192,)), np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"makes 16,[0-9,]+ parameters with these spaces, and at most 500,000,000"):
         make_policy(observations, gymnasium.spaces.Discrete(2), cfg, MomentsConfig(), rng)
+
+
+# -- the device --------------------
+
+
+def see(monkeypatch: pytest.MonkeyPatch, *gpus: GPU) -> None:
+    monkeypatch.setattr("dppo.models.gpus.visible_gpus", lambda: gpus)
+
+
+CARD = GPU("cuda:0", "a", "NVIDIA H200")
+TORCH = ModelConfig(hidden=(4,), backend="torch")
+
+
+@pytest.mark.parametrize(
+    ("device", "model", "expected"),
+    [
+        ("auto", TORCH, (CARD,)),
+        ("cuda", TORCH, (CARD,)),
+        ("cuda", ModelConfig(hidden=(4,)), (CARD,)),  # which is then torch's
+        ("cpu", TORCH, ()),
+        ("auto", ModelConfig(hidden=(4,)), ()),  # NumPy's is faster where it is
+    ],
+)
+def test_a_network_of_torch_may_use_the_gpus_that_are_there(
+    device: Any, model: ModelConfig, expected: tuple[GPU, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    see(monkeypatch, CARD)
+    parts = build_parts(resolve(Config(device=device, model=model)), 0)
+    parts.close()
+    assert parts.gpus == expected
+
+
+def test_a_worker_without_the_gpu_that_is_asked_for_is_refused_and_a_server_needs_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    see(monkeypatch)
+    monkeypatch.setattr("dppo.training.build.make_vector_env", lambda *a, **k: pytest.fail("too early"))
+    config = resolve(Config(device="cuda"))
+    with pytest.raises(ValueError, match="--device cuda: torch sees no GPU on "):
+        build_parts(config, 0)
+    monkeypatch.undo()
+    see(monkeypatch)
+    assert build_parts(config, None).gpus == ()
+    parts = build_parts(resolve(Config(device="auto", model=TORCH)), 0)
+    parts.close()
+    assert parts.gpus == () and parts.why_no_gpu
+
+
+def test_a_resumed_run_of_the_network_in_numpy_keeps_it_and_so_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, CARD)
+    with pytest.raises(ValueError, match=r"--device cuda: this run's network is the closed-form one .*: leave it out"):
+        build_parts(resolve(Config(device="cuda", resume=True)), 0)
+
+
+def test_encoders_in_bfloat16_learn_the_same_each_time() -> None:
+    """To the bit, and not what encoders in float32 learn."""
+    learnt = []
+    for bf16 in (True, True, False):
+        place = make_parts(env=probe("Inputs"), model=ModelConfig(hidden=(8,), bf16=bf16))
+        for _ in range(3):
+            place.iterate()
+        learnt.append(place.policy.flat.vector.tobytes())
+    assert learnt[0] == learnt[1] != learnt[2]
 
 
 # -- environments of the user's --------------------

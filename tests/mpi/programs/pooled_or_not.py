@@ -35,10 +35,11 @@ def main() -> None:
             num_bytes: int,
             numbers: list[int],
             opened: list[MPI.Comm],
+            gpus: list[str],
             pooled: bool = job["pooled"],
             made: list[bool] = made,
         ) -> Made:
-            pool, computing = make_pool(workers, num_bytes, numbers, opened) if pooled else (None, workers)
+            pool, computing = make_pool(workers, num_bytes, numbers, opened, gpus) if pooled else (None, workers)
             made.append(pool is not None)
             return pool, computing
 
