@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 NAMES = ("observation_space", "action_heads")
 """The parameters of a factory that is given spaces."""
+MOST_STATE = 100_000
 MOST_ROWS = 256
 """The most rows whose values are computed at once: a rollout's activations would take gigabytes."""
 
@@ -225,12 +226,14 @@ def make_own_network(
         heads = action_heads(action_space)
         outputs = sum(head.size for head in heads)
         with _seeded_generators(seed):  # not before: a module that is imported may draw, but only once in a process
+            state_size = 0
             if structured is not None:
                 given = dict(zip(NAMES, (copy.deepcopy(observation_space), heads), strict=True))
                 module, samples = _made(lambda: function(**given)), _samples(structured)
+                state_size = _state_size(module)
             else:
                 module, samples = _made(lambda: function(inputs.size, outputs)), vector_samples(inputs.size)
-            check_module(module, samples, outputs)
+            check_module(module, samples, outputs, state_size)
     except ValueError as error:
         raise ValueError(f"model.factory={factory}: {error}") from error
     constants = {name: buffer.numpy() for name, buffer in module.named_buffers()}
@@ -238,7 +241,22 @@ def make_own_network(
     if structured is None:
         return TorchNetwork(flat, module), flat
     inputs.use_raw()
+    if state_size:
+        from dppo.models.own_memory import RememberingNetwork
+
+        return RememberingNetwork(flat, module, structured, state_size), flat
     return StructuredNetwork(flat, module, structured), flat
+
+
+def _state_size(module: torch.nn.Module) -> int:
+    """Returns the size of the memory that a module says it has; 0 without."""
+    size = getattr(module, "state_size", 0)
+    if type(size) is not int or not 0 <= size <= MOST_STATE:
+        raise ValueError(
+            f"its state_size is {size!r}; a module with memory gives there the length of its state, a whole number of"
+            f" at most {MOST_STATE:,}"
+        )
+    return size
 
 
 @contextlib.contextmanager

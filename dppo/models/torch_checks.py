@@ -47,10 +47,10 @@ def vector_samples(size: int) -> Samples:
     )
 
 
-def check_module(module: torch.nn.Module, samples: Samples, num_outputs: int) -> None:
+def check_module(module: torch.nn.Module, samples: Samples, num_outputs: int, state_size: int = 0) -> None:
     """Raises ValueError, with what does not fit, and the repair. Parameters keep their values, in other memory."""
     _check_layers(module)
-    trial = _Trial(module, num_outputs)
+    trial = _Trial(module, num_outputs, state_size)
     with torch.no_grad():
         types = [str(out.dtype) for out in trial.run(samples.blank)]
     _check_parameters(module)
@@ -193,26 +193,31 @@ def _check_memory(trial: _Trial, inputs: Inputs) -> None:
 class _Trial:
     """A module, with checks that all of its answers have to pass."""
 
-    def __init__(self, module: torch.nn.Module, num_outputs: int) -> None:
-        self.module, self._num_outputs = module, num_outputs
+    def __init__(self, module: torch.nn.Module, num_outputs: int, state_size: int) -> None:
+        self.module, self._num_outputs, self._state_size = module, num_outputs, state_size
+        self._state = torch.rand(state_size, generator=torch.Generator().manual_seed(2)) - 0.5
         self._buffers = dict(_buffers(module))
 
     def run(self, inputs: Inputs) -> Outputs:
-        """Returns copies of head and value: the module might write to its own again."""
-        n, k, shown = num_rows(inputs), self._num_outputs, described(inputs)
+        """Returns copies of head and value: the module might write to its own again. With memory, every row begins in
+        the same state, and the new states lie beside the head.
+        """
+        n, k, s, shown = num_rows(inputs), self._num_outputs, self._state_size, described(inputs)
+        own = mapped(inputs, lambda tensor: tensor)  # dicts of its own, as in training
         try:
-            result = self.module(mapped(inputs, lambda tensor: tensor))  # dicts of its own, as in training
+            result = self.module(own, self._state.repeat(n, 1)) if s else self.module(own)
         except Exception as error:
             text = f"forward of {shown} raised {type(error).__name__}: {error}"
             alone = "; an observation must do without others in its batch" if n == 1 else ""
             raise ValueError(text + alone) from error
-        is_pair = isinstance(result, tuple) and all(isinstance(r, torch.Tensor) for r in result)
-        shapes = [tuple(r.shape) for r in result] if is_pair else type(result).__name__
-        if shapes != [(n, k), (n,)]:
-            raise ValueError(f"forward of {shown} must give (head [{n}, {k}], value [{n}]), but gave {shapes}")
+        are_tensors = isinstance(result, tuple) and all(isinstance(r, torch.Tensor) for r in result)
+        shapes = [tuple(r.shape) for r in result] if are_tensors else type(result).__name__
+        if shapes != [(n, k), (n,), (n, s)][: 3 if s else 2]:
+            states = f", states [{n}, {s}]" if s else ""
+            raise ValueError(f"forward of {shown} must give (head [{n}, {k}], value [{n}]{states}), but gave {shapes}")
         self._check_constants()
-        head, value = result
-        return head.clone(), value.clone()
+        head, value, *after = result
+        return torch.cat([head, *after], dim=1), value.clone()
 
     def _check_constants(self) -> None:
         """Checks that the buffers are as they were. The first forward may make those that were not there yet."""
