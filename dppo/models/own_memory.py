@@ -1,6 +1,6 @@
 """Networks of the user's own that remember: a module with `state_size`, whose forward takes and gives states.
 
-forward(observations, states [B, S]) -> (head [B, K], value [B], states after the step [B, S]), all float32. A call makes
+forward(observations, states [B, S]) -> (head [B, K], value [B], states after the step [B, S]), all float32. A call is
 one step. Over a sequence there is a call for each step, and gradients pass through the states. An episode begins with
 zeros.
 """
