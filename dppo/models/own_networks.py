@@ -278,7 +278,7 @@ def _takes_spaces(function: Callable[..., Any]) -> bool:
         else:
             signature.bind(1, 1)
     except TypeError as error:
-        raise ValueError(f"its parameters are {signature}; {forms}") from error
+        raise ValueError(f"its parameters are {', '.join(signature.parameters) or 'none'}; {forms}") from error
     return bool(named)
 
 

@@ -336,9 +336,9 @@ REFUSED = {
     "Tied": "share memory",
     "Huge": r"the weight of a Embedding is \[10000000, 64\], and at most 500,000,000 can be trained",
     "many_layers": r"it makes 600,\d{3},\d{3} parameters, and at most 500,000,000 can be trained",
-    "one_name_is_wrong": rf"its parameters are \(observation_space: .*, heads: .*\).*{FORMS}",
-    "one_too_many": rf"its parameters are .*width.*{FORMS}",
-    "three_numbers": rf"its parameters are .*width.*{FORMS}",
+    "one_name_is_wrong": rf"its parameters are observation_space, heads; {FORMS}",
+    "one_too_many": rf"its parameters are observation_space, action_heads, width; {FORMS}",
+    "three_numbers": rf"its parameters are size, outputs, width; {FORMS}",
     "raises": "it raised KeyError: 'camera'",
     "gives_nothing": "it gave a NoneType, not a torch.nn.Module",
     "made": rf"it is a Linear, not a function or class that makes a network; {FORMS}",
@@ -359,7 +359,7 @@ class OnProbe(nn.Module):
 
     def forward(self, observations: Any) -> Any:
         image = observations["image"].flatten(1) / 255
-        features = self.body(torch.cat([image, observations["vector"]], 1) * self.drawn)
+        features = self.body(torch.cat([image, observations["vector"]], 1) * self.drawn.float())
         return self.policy(features), self.value(features)[:, 0]
 
 
@@ -405,3 +405,39 @@ class Everything(nn.Module):
                 features = features + layer(tensor / 255 if tensor.dtype == torch.uint8 else tensor)
         features = torch.tanh(features)
         return self.policy(features), self.value(features)[:, 0]
+
+
+class LooksElsewhere(OnProbe):
+    """Its space has no camera."""
+
+    def forward(self, observations: Any) -> Any:
+        return super().forward({"image": observations["camera"], "vector": observations["vector"]})
+
+
+class CountsProbes(OnProbe):
+    """Counts its forwards in a buffer."""
+
+    def __init__(self, observation_space: spaces.Dict, action_heads: Any) -> None:
+        super().__init__(observation_space, action_heads)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, observations: Any) -> Any:
+        self.calls += 1
+        return super().forward(observations)
+
+
+class Unseeded(OnProbe):
+    """Draws its buffer from a generator that no seed decides, so each process draws other numbers."""
+
+    def __init__(self, observation_space: spaces.Dict, action_heads: Any) -> None:
+        super().__init__(observation_space, action_heads)
+        self.drawn[:] = torch.from_numpy(np.random.default_rng().standard_normal(len(self.drawn)).astype(np.float32))
+
+
+class WithOtherConstants(OnProbe):
+    """Differs in its buffers alone."""
+
+    def __init__(self, observation_space: spaces.Dict, action_heads: Any) -> None:
+        super().__init__(observation_space, action_heads)
+        self.drawn = self.drawn.double()
+        self.register_buffer("more", torch.zeros(3))
