@@ -84,6 +84,23 @@ class FrozenBatchNorm(Plain):
         return out
 
 
+class WeightNorm(Plain):
+    """Has a norm and a direction in place of a weight."""
+
+    def build(self) -> None:
+        self.image = nn.utils.parametrizations.weight_norm(self.image)
+
+
+class Expanded(Plain):
+    """A buffer whose elements share memory."""
+
+    def build(self) -> None:
+        self.register_buffer("same", torch.ones(1).expand(8))
+
+    def features(self, observations: Any) -> torch.Tensor:
+        return super().features(observations) + self.same
+
+
 class PartOnly(Plain):
     """Pops what it uses from its dict, and has no value to learn."""
 
@@ -117,7 +134,7 @@ def by_keyword(*, action_heads: Any, observation_space: spaces.Dict) -> nn.Modul
     return net
 
 
-TRAINABLE = [Plain, Constants, Lazy, FrozenBatchNorm, PartOnly, Table, Wide, by_keyword]
+TRAINABLE = [Plain, Constants, Lazy, FrozenBatchNorm, WeightNorm, Expanded, PartOnly, Table, Wide, by_keyword]
 
 
 # -- what dppo cannot train --------------------
@@ -180,6 +197,13 @@ class RunningInstanceNorm(Plain):
     def features(self, observations: Any) -> torch.Tensor:
         out: torch.Tensor = self.norm(super().features(observations)[:, :, None].expand(-1, -1, 2))[:, :, 0]
         return out
+
+
+class SpectralNorm(Plain):
+    """Its power iteration goes on with each forward."""
+
+    def build(self) -> None:
+        self.image = nn.utils.parametrizations.spectral_norm(self.image)
 
 
 class Dropout(Plain):
@@ -319,6 +343,7 @@ REFUSED = {
     "ActingBatchNorm": r"batch normalisation \(norm\) .*use LayerNorm or GroupNorm",
     "LazyBatchNorm": r"batch normalisation \(norm\) .*use LayerNorm or GroupNorm",
     "RunningInstanceNorm": CHANGES.format(r"norm\.running_mean"),
+    "SpectralNorm": CHANGES.format(r"image\.parametrizations\.weight\.0\._[uv]"),
     "Dropout": r"dropout \(drop\) .*leave it out, or set its p to 0; LayerNorm .*entropy bonus",
     "Halves": "the buffer scale is torch.bfloat16, .*float32",
     "Sparse": "the buffer graph is torch.sparse_coo",
