@@ -146,7 +146,8 @@ class ModelConfig(Section):
     """Box actions: initial log standard deviation, in units of half the action range where it is bounded."""
     factory: str | None = None
     """`module:function` of your own torch network: function(observation_size, head_size) -> torch.nn.Module whose
-    forward([B, observation_size]) gives (head [B, head_size], value [B])."""
+    forward([B, observation_size]) gives (head [B, head_size], value [B]); or function(observation_space, action_heads),
+    by these names, whose forward takes observations as the space has them: dicts and tuples of tensors."""
     backend: Literal["auto", "numpy", "torch"] = "auto"
     """auto: the closed-form NumPy network for the MLP, torch for a factory; torch: the MLP through autograd."""
 

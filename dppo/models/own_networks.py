@@ -283,6 +283,8 @@ def _imported(factory: str) -> Callable[..., Any]:
         file = module_name.endswith(".py")
         meant = f"; name the module, not its file: {module_name.removesuffix('.py')}:{function_name}" if file else ""
         raise ValueError(f"cannot be imported: {error}{meant}") from error
+    except (Exception, SystemExit) as error:  # whatever the user's module does
+        raise ValueError(f"cannot be imported: {type(error).__name__}: {error}") from error
     return function
 
 
@@ -302,7 +304,7 @@ def _takes_spaces(function: Callable[..., Any]) -> bool:
         else:
             signature.bind(1, 1)
     except TypeError as error:
-        raise ValueError(f"its parameters are {signature}; {forms}") from error
+        raise ValueError(f"its parameters are {', '.join(signature.parameters) or 'none'}; {forms}") from error
     return bool(named)
 
 
@@ -313,7 +315,7 @@ def _made(make: Callable[[], Any]) -> torch.nn.Module:
             module = make()
     except _TooLargeError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"it raised {type(error).__name__}: {error}") from error
     if not isinstance(module, torch.nn.Module):
         raise ValueError(f"it gave a {type(module).__name__}, not a torch.nn.Module")

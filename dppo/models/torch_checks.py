@@ -99,9 +99,13 @@ def _check_layers(module: torch.nn.Module) -> None:
             )
 
 
+def _can_be_saved(buffer: torch.Tensor) -> bool:
+    return buffer.dtype in BUFFER_TYPES and buffer.layout == torch.strided
+
+
 def _check_buffers(module: torch.nn.Module) -> None:
     for name, buffer in module.named_buffers():
-        if buffer.dtype not in BUFFER_TYPES or buffer.layout != torch.strided:
+        if not _can_be_saved(buffer):
             kind = buffer.dtype if buffer.layout == torch.strided else f"{buffer.layout}, {buffer.dtype}"
             raise ValueError(f"the buffer {name} is {kind}, which no checkpoint can hold: make it a float32 one")
         if buffer.device.type != "cpu":
@@ -250,9 +254,8 @@ class _Trial:
 def _buffers(module: torch.nn.Module) -> Iterator[tuple[str, object]]:
     """Yields each buffer's name, and what shows that it was changed."""
     for name, buffer in module.named_buffers():
-        if not torch.nn.parameter.is_lazy(buffer) and buffer.device.type == "cpu" and buffer.layout == torch.strided:
-            flat = buffer.detach().reshape(-1)
-            yield name, (buffer.data_ptr(), buffer.dtype, buffer.shape, flat.view(torch.uint8).numpy().tobytes())
+        if not torch.nn.parameter.is_lazy(buffer) and buffer.device.type == "cpu" and _can_be_saved(buffer):
+            yield name, (buffer.data_ptr(), buffer.dtype, buffer.shape, buffer.detach().numpy().tobytes())
 
 
 def _inputs_that_fit(trial: _Trial, samples: Samples) -> Inputs:

@@ -84,6 +84,23 @@ class FrozenBatchNorm(Plain):
         return out
 
 
+class WeightNorm(Plain):
+    """Has a norm and a direction in place of a weight."""
+
+    def build(self) -> None:
+        self.image = nn.utils.parametrizations.weight_norm(self.image)
+
+
+class Expanded(Plain):
+    """A buffer whose elements share memory."""
+
+    def build(self) -> None:
+        self.register_buffer("same", torch.ones(1).expand(8))
+
+    def features(self, observations: Any) -> torch.Tensor:
+        return super().features(observations) + self.same
+
+
 class PartOnly(Plain):
     """Pops what it uses from its dict, and has no value to learn."""
 
@@ -117,7 +134,7 @@ def by_keyword(*, action_heads: Any, observation_space: spaces.Dict) -> nn.Modul
     return net
 
 
-TRAINABLE = [Plain, Constants, Lazy, FrozenBatchNorm, PartOnly, Table, Wide, by_keyword]
+TRAINABLE = [Plain, Constants, Lazy, FrozenBatchNorm, WeightNorm, Expanded, PartOnly, Table, Wide, by_keyword]
 
 
 # -- what dppo cannot train --------------------
@@ -180,6 +197,13 @@ class RunningInstanceNorm(Plain):
     def features(self, observations: Any) -> torch.Tensor:
         out: torch.Tensor = self.norm(super().features(observations)[:, :, None].expand(-1, -1, 2))[:, :, 0]
         return out
+
+
+class SpectralNorm(Plain):
+    """Its power iteration goes on with each forward."""
+
+    def build(self) -> None:
+        self.image = nn.utils.parametrizations.spectral_norm(self.image)
 
 
 class Dropout(Plain):
@@ -319,6 +343,7 @@ REFUSED = {
     "ActingBatchNorm": r"batch normalisation \(norm\) .*use LayerNorm or GroupNorm",
     "LazyBatchNorm": r"batch normalisation \(norm\) .*use LayerNorm or GroupNorm",
     "RunningInstanceNorm": CHANGES.format(r"norm\.running_mean"),
+    "SpectralNorm": CHANGES.format(r"image\.parametrizations\.weight\.0\._[uv]"),
     "Dropout": r"dropout \(drop\) .*leave it out, or set its p to 0; LayerNorm .*entropy bonus",
     "Halves": "the buffer scale is torch.bfloat16, .*float32",
     "Sparse": "the buffer graph is torch.sparse_coo",
@@ -336,9 +361,9 @@ REFUSED = {
     "Tied": "share memory",
     "Huge": r"the weight of a Embedding is \[10000000, 64\], and at most 500,000,000 can be trained",
     "many_layers": r"it makes 600,\d{3},\d{3} parameters, and at most 500,000,000 can be trained",
-    "one_name_is_wrong": rf"its parameters are \(observation_space: .*, heads: .*\).*{FORMS}",
-    "one_too_many": rf"its parameters are .*width.*{FORMS}",
-    "three_numbers": rf"its parameters are .*width.*{FORMS}",
+    "one_name_is_wrong": rf"its parameters are observation_space, heads; {FORMS}",
+    "one_too_many": rf"its parameters are observation_space, action_heads, width; {FORMS}",
+    "three_numbers": rf"its parameters are size, outputs, width; {FORMS}",
     "raises": "it raised KeyError: 'camera'",
     "gives_nothing": "it gave a NoneType, not a torch.nn.Module",
     "made": rf"it is a Linear, not a function or class that makes a network; {FORMS}",
@@ -359,7 +384,7 @@ class OnProbe(nn.Module):
 
     def forward(self, observations: Any) -> Any:
         image = observations["image"].flatten(1) / 255
-        features = self.body(torch.cat([image, observations["vector"]], 1) * self.drawn)
+        features = self.body(torch.cat([image, observations["vector"]], 1) * self.drawn.float())
         return self.policy(features), self.value(features)[:, 0]
 
 
@@ -405,3 +430,39 @@ class Everything(nn.Module):
                 features = features + layer(tensor / 255 if tensor.dtype == torch.uint8 else tensor)
         features = torch.tanh(features)
         return self.policy(features), self.value(features)[:, 0]
+
+
+class LooksElsewhere(OnProbe):
+    """Its space has no camera."""
+
+    def forward(self, observations: Any) -> Any:
+        return super().forward({"image": observations["camera"], "vector": observations["vector"]})
+
+
+class CountsProbes(OnProbe):
+    """Counts its forwards in a buffer."""
+
+    def __init__(self, observation_space: spaces.Dict, action_heads: Any) -> None:
+        super().__init__(observation_space, action_heads)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, observations: Any) -> Any:
+        self.calls += 1
+        return super().forward(observations)
+
+
+class Unseeded(OnProbe):
+    """Draws its buffer from a generator that no seed decides, so each process draws other numbers."""
+
+    def __init__(self, observation_space: spaces.Dict, action_heads: Any) -> None:
+        super().__init__(observation_space, action_heads)
+        self.drawn[:] = torch.from_numpy(np.random.default_rng().standard_normal(len(self.drawn)).astype(np.float32))
+
+
+class WithOtherConstants(OnProbe):
+    """Differs in its buffers alone."""
+
+    def __init__(self, observation_space: spaces.Dict, action_heads: Any) -> None:
+        super().__init__(observation_space, action_heads)
+        self.drawn = self.drawn.double()
+        self.register_buffer("more", torch.zeros(3))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from dppo.models.flat import FlatParameters
 
@@ -43,3 +44,22 @@ def test_fingerprint_is_that_of_every_bit() -> None:
     assert first.fingerprint() != second.fingerprint()
     second.vector[3] = -0.0
     assert first.fingerprint() != second.fingerprint()
+
+
+def test_constants_are_no_parameters_and_are_taken_over_in_place() -> None:
+    array = np.array([1.0, -np.inf])
+    flat = FlatParameters(SHAPES, 0, {"range": array, "on": np.array(True)})
+    assert flat.size == FlatParameters(SHAPES, 0).size
+    assert flat.fingerprint() != FlatParameters(SHAPES, 0).fingerprint()
+    flat.set_constants({"on": np.array(False), "range": np.array([2.0, 3.0])})
+    assert array.tolist() == [2.0, 3.0] and not flat.constants["on"]
+    for other in (
+        {},
+        {"range": array},
+        {"range": array[:1], "on": np.array(True)},
+        {"range": array, "on": np.array(1)},
+    ):
+        with pytest.raises(
+            ValueError, match=r"the checkpoint holds a network with the buffers .*, this one has .*float64"
+        ):
+            flat.set_constants(other)

@@ -258,6 +258,32 @@ def test_what_does_not_fit_is_refused_with_the_reason_and_the_repair(name: str) 
     assert time.monotonic() - began < 20, "no time and memory are spent on what is refused"
 
 
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("def make(:", "cannot be imported: SyntaxError"),
+        ("1 / 0", "cannot be imported: ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(3)", "cannot be imported: SystemExit: 3"),
+        ("import sys\ndef make(observation_space, action_heads): sys.exit(3)", "it raised SystemExit: 3"),
+    ],
+)
+def test_a_module_that_does_not_work_is_no_fault_of_the_environment(
+    text: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "broken_network.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "broken_network", raising=False)
+    cfg = ModelConfig(factory="broken_network:make")
+    with pytest.raises(ValueError, match=rf"^model\.factory=broken_network:make: {problem}"):
+        make_policy(SPACE, spaces.Discrete(2), cfg, MomentsConfig(), np.random.default_rng(0))
+
+
+def test_constants_that_share_memory_are_taken_over() -> None:
+    policy = make("Expanded")
+    policy.flat.set_constants({"same": np.full(8, 3.0, np.float32)})
+    assert policy.flat.constants["same"].tolist() == [3.0] * 8
+
+
 def test_a_function_in_c_is_of_the_old_form(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structured_networks, "in_c", max, raising=False)
     with pytest.raises(ValueError, match=r"it gave a int, not a torch\.nn\.Module"):

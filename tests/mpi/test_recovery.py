@@ -13,7 +13,8 @@ import pytest
 
 from dppo.rundir.checkpoint import checkpoint_folders, read_checkpoint
 from tests.launch import Ended, Job, Launcher, train_in_one_start
-from tests.run_directory import count_lines, latest, metric_lines, parameters, summary
+from tests.parts import probe
+from tests.run_directory import count_lines, differences, latest, metric_lines, parameters, summary
 
 HOST = socket.gethostname()
 CELLS = {
@@ -249,6 +250,26 @@ def test_a_replacement_that_becomes_the_server_knows_what_came_before_it(launch:
     ended = job.wait(20)
     last = assert_whole(run_dir)[-1]
     assert (last["workers"], last["ranks_lost"], last["ranks_replaced"]) == ("2", "2", "2"), ended
+
+
+def test_a_replacement_gets_the_constant_buffers_of_a_users_network(launch: Launcher, tmp_path: Path) -> None:
+    """Each process draws others: the run would end, as the ranks would differ."""
+    run_dir = tmp_path / "run"
+    given = ("--env", probe("Inputs"), "--model.factory", "tests.models.structured_networks:Unseeded")
+    flags = (*CELLS["allreduce"], *SMALL, *given, "--total-steps", 10**8, "--respawn", "--run-dir", run_dir)
+    job = launch.start(3, *flags, survives=True)
+    job.until(lambda: count_lines(run_dir) > 3)
+    drawn = read_checkpoint(checkpoint_folders(run_dir)[0]).state["constants"]["drawn"]
+    for number, victim in enumerate((1, 0)):
+        kill(job, victim)
+        counted = f'"ranks_replaced": {number + 1},'
+        job.until(lambda counted=counted: counted in (run_dir / "metrics.jsonl").read_text())  # type: ignore[misc]
+    job.send(signal.SIGUSR1, 2)
+    ended = job.wait(20)
+    assert int(assert_whole(run_dir)[-1]["ranks_replaced"]) == 2, ended
+    saved = read_checkpoint(latest(run_dir)).state
+    assert saved["numbers"]["iteration"] > 3
+    assert differences(saved["constants"]["drawn"], drawn) == []
 
 
 def test_a_run_in_which_nobody_dies_is_the_same_with_and_without(launch: Launcher, tmp_path: Path) -> None:

@@ -11,8 +11,10 @@ from typing import Any
 
 import pytest
 
+from dppo.training.policy import load_policy
 from tests.any_space import KINDS
 from tests.launch import Launcher, flags, train_in_one_start
+from tests.parts import probe
 from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
 
 CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
@@ -167,3 +169,21 @@ def test_each_kind_of_space_repeats_and_resumes_to_the_byte(kind: str, kinds: Pa
     for other in ("again", "resumed"):
         assert_same(kinds / kind, kinds / f"{kind}-{other}")
     assert ("constants" in checkpoint(kinds / kind)["state"]) == kind.startswith("own-")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", ["allreduce", "p2p"])
+def test_a_buffer_that_no_seed_decides_is_rank_zeros_everywhere_and_stays(
+    exchange: str, launch: Launcher, tmp_path: Path
+) -> None:
+    """Each process draws other numbers; a run whose ranks differed would end with an error."""
+    run_dir = tmp_path / "run"
+    given = ("--env", probe("Inputs"), "--model.factory", "tests.models.structured_networks:Unseeded")
+    short = ("--exchange", exchange, "--num-envs", 2, "--horizon", 8, "--optim.no-anneal", "--log.no-tensorboard")
+    launch.run(3, *given, *short, "--run-dir", run_dir, "--total-steps", 64)
+    drawn = checkpoint(run_dir)["state"]["constants"]["drawn"]
+    launch.run(3, "--resume", "--run-dir", run_dir, "--total-steps", 128)
+    assert summary(run_dir)["attempt"] == 2
+    assert differences(drawn, checkpoint(run_dir)["state"]["constants"]["drawn"]) == []
+    for _ in range(2):
+        assert differences(drawn, load_policy(run_dir)._policy.flat.constants["drawn"]) == []

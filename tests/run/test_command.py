@@ -32,6 +32,7 @@ def assert_one_message(ended: Ended, *parts: str) -> None:
     assert ended.stdout.strip() == "", ended
 
 
+NETWORKS = "tests.models.structured_networks"
 WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "unknown flag": (("--sed", 3), ("--sed", "did you mean --seed?")),
     "unknown flag of a section": (("--ppo.clp", 0.1), ("--ppo.clp", "did you mean --ppo.clip?")),
@@ -49,6 +50,17 @@ WRONG: dict[str, tuple[tuple[object, ...], tuple[str, ...]]] = {
     "pixels for a network of vectors": (
         ("--env", "odd_envs:odd/Image-v0", "--model.factory", "tests.models.networks_of_others:Plain"),
         ("networks_of_others:Plain: it takes vectors", "observation_space and action_heads", "FlattenObservation"),
+    ),
+    "a network with too many parameters": (
+        ("--model.factory", f"{NETWORKS}:three_numbers"), ("width", "observation_space and"),
+    ),
+    "a network that looks for another leaf": (
+        ("--env", "dppo.envs.probes_of_spaces:dppo/ProbeInputs-v0", "--model.factory", f"{NETWORKS}:LooksElsewhere"),
+        ("LooksElsewhere: forward of {image: [2, 4, 4, 1] uint8, vector: [2, 2]} raised KeyError: 'camera'",),
+    ),
+    "a network whose buffer changes": (
+        ("--env", "dppo.envs.probes_of_spaces:dppo/ProbeInputs-v0", "--model.factory", f"{NETWORKS}:CountsProbes"),
+        ("CountsProbes: forward changes the buffer calls",),
     ),
     "lists as actions": (("--env", "odd_envs:odd/ListActions-v0"), ("Sequence", "part '1'")),
     "minibatches that do not divide": (

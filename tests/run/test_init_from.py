@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo.config import Config
+from dppo.config import Config, ModelConfig
 from dppo.errors import UsageError
 from dppo.run.init_from import init_from, take_over
 from dppo.run.preflight import Plan
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
-from tests.parts import Parts, make_parts, settle
+from tests.parts import Parts, make_parts, probe, settle
 
 
 @pytest.fixture
@@ -107,3 +107,34 @@ def test_a_damaged_checkpoint_is_wrong_use(source: tuple[Path, Parts]) -> None:
     for where in (source[0], folder):
         with pytest.raises(UsageError, match=r"--init-from .*state\.safetensors"):
             begin(make_parts(), where)
+
+
+# -- constant buffers of a network of the user's own --------------------
+
+OWN = ModelConfig(factory="tests.models.structured_networks:OnProbe")
+OTHER = ModelConfig(factory="tests.models.structured_networks:WithOtherConstants")
+
+
+def own(model: ModelConfig = OWN, seed: int = 0) -> Parts:
+    return make_parts(env=probe("Inputs"), model=model, seed=seed)
+
+
+def test_constants_are_taken_over_with_the_parameters() -> None:
+    """They were drawn with another seed, and the parameters have learnt with them."""
+    before, place = own(), own(seed=5)
+    assert not np.allclose(place.policy.flat.constants["drawn"], before.policy.flat.constants["drawn"])
+    line = take_over(place.state, before.state.as_dict(), "RUN", partial=False)
+    assert "but not" not in line
+    assert place.policy.flat.fingerprint() == before.policy.flat.fingerprint()
+
+
+def test_constants_that_do_not_fit_are_named_and_stay_as_they_are_on_request() -> None:
+    before, place = own(), own(OTHER, seed=5)
+    saved, fresh = before.state.as_dict(), place.policy.flat.constants["drawn"].copy()
+    odd = r"the buffer drawn is \(\(18,\), 'float32'\) there and \(\(18,\), 'float64'\) here"
+    odd += "; the buffer more is only here"
+    with pytest.raises(UsageError, match=rf"--init-from RUN does not fit to this run: {odd}; --init-from-partial"):
+        take_over(place.state, saved, "RUN", partial=False)
+    assert "but not: the buffer drawn" in take_over(place.state, saved, "RUN", partial=True)
+    np.testing.assert_array_equal(place.policy.flat.constants["drawn"], fresh)
+    np.testing.assert_array_equal(place.policy.flat.vector, before.policy.flat.vector)
