@@ -34,6 +34,7 @@ RANKS = 3
 ROOT = Path(__file__).parents[1]
 LINEAR = "--wrappers mo_gymnasium.wrappers:LinearReward"
 NO_MISSION = "--wrappers benchmarks.wrappers:WithoutMission"
+COARSE = "--env-kwargs 'config={simulation_frequency = 5}'"
 FEW_CARS = "--env-kwargs 'config={vehicles_count = 10, simulation_frequency = 5}'"
 
 
@@ -50,9 +51,9 @@ LISTED = (
     Env("flappy-bird-gymnasium", "FlappyBird-v0"),
     Env("flappy-bird-gymnasium", "FlappyBird-v0", "--env-kwargs use_lidar=false"),
     Env("highway-env", "highway-v0", FEW_CARS),
-    Env("highway-env", "merge-v0"),
+    Env("highway-env", "merge-v0", COARSE),
     Env("highway-env", "parking-v0"),
-    Env("highway-env", "racetrack-v0"),
+    Env("highway-env", "racetrack-v0", COARSE),
     Env("minigrid", "MiniGrid-Empty-5x5-v0", NO_MISSION, "minari"),
     Env("minigrid", "BabyAI-GoToRedBall-v0", NO_MISSION, "minari"),
     Env("minigrid", "MiniGrid-FourRooms-v0", "--wrappers minigrid.wrappers:ImgObsWrapper", "minari d4rl"),
@@ -63,6 +64,7 @@ LISTED = (
     Env("gym-anytrading", "forex-v0"),
     Env("gym-anytrading", "stocks-v0", "--env-kwargs window_size=10 'frame_bound=[10, 300]'"),
     Env("mobile-env", "mobile-small-central-v0"),
+    Env("mobile-env", "mobile-small-central-v0", "--wrappers benchmarks.wrappers:SeededMobileEnv"),
     Env("ale-py", "ALE/Pong-v5", "--ppo.epochs 1", "minari d4rl"),
     Env("ale-py", "ALE/Breakout-v5", "--env-kwargs obs_type=ram"),
 )

@@ -28,6 +28,21 @@ def _without_mask(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key != "action_mask"}
 
 
+class SeededMobileEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Has the seed of an episode decide what mobile-env draws.
+
+    mobile-env 2.1.0 takes a seed when it is made, 0 by default, and ignores that of reset: all environments of a run
+    play the same series of episodes.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            env: Any = self.env.unwrapped
+            for number, drawing in enumerate((env, env.arrival, env.movement)):
+                drawing.seed, drawing.rng = seed + number, None  # made anew by reset
+        return self.env.reset(seed=seed, options=options)
+
+
 class WithoutMission(gymnasium.ObservationWrapper[Any, Any, Any]):
     """Leaves the text of the mission out, and says that the cells' codes end at 10.
 
