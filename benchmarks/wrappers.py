@@ -28,6 +28,19 @@ def _without_mask(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key != "action_mask"}
 
 
+def trading() -> gymnasium.Env[Any, Any]:
+    """Makes gym-trading-env's environment, whose constructor needs an object, with a walk of made-up prices."""
+    import gym_trading_env  # noqa: F401  (registers the environment)
+    import pandas as pd
+
+    changes = np.random.default_rng(0).normal(0, 0.01, 500)
+    close = 100 * np.exp(np.cumsum(changes))
+    days = pd.date_range("2020-01-01", periods=500)
+    columns = dict.fromkeys(("open", "high", "low", "close"), close)
+    prices = pd.DataFrame({**columns, "volume": 1.0, "feature_change": changes}, index=days)
+    return gymnasium.make("TradingEnv", df=prices, positions=[-1, 0, 1])
+
+
 class SeededMobileEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """Has the seed of an episode decide what mobile-env draws.
 
