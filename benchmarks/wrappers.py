@@ -28,6 +28,34 @@ def _without_mask(info: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in info.items() if key != "action_mask"}
 
 
+def trading() -> gymnasium.Env[Any, Any]:
+    """Makes gym-trading-env's environment, whose constructor needs an object, with a walk of made-up prices."""
+    import gym_trading_env  # noqa: F401  (registers the environment)
+    import pandas as pd
+
+    changes = np.random.default_rng(0).normal(0, 0.01, 500)
+    close = 100 * np.exp(np.cumsum(changes))
+    days = pd.date_range("2020-01-01", periods=500)
+    columns = dict.fromkeys(("open", "high", "low", "close"), close)
+    prices = pd.DataFrame({**columns, "volume": 1.0, "feature_change": changes}, index=days)
+    return gymnasium.make("TradingEnv", df=prices, positions=[-1, 0, 1])
+
+
+class SeededMobileEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Has the seed of an episode decide what mobile-env draws.
+
+    mobile-env 2.1.0 takes a seed when it is made, 0 by default, and ignores that of reset: all environments of a run
+    play the same series of episodes.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        if seed is not None:
+            env: Any = self.env.unwrapped
+            for number, drawing in enumerate((env, env.arrival, env.movement)):
+                drawing.seed, drawing.rng = seed + number, None  # made anew by reset
+        return self.env.reset(seed=seed, options=options)
+
+
 class WithoutMission(gymnasium.ObservationWrapper[Any, Any, Any]):
     """Leaves the text of the mission out, and says that the cells' codes end at 10.
 

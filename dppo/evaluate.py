@@ -17,7 +17,7 @@ from dppo.config import SEED
 from dppo.console import Console
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks
-from dppo.envs.process import kept_as_it_was
+from dppo.envs.process import kept_as_it_was, printing_to_stderr
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import plain
@@ -77,6 +77,7 @@ def play_episodes(
     # a policy is not judged by a native vector form, whose environments cannot be started from a seed
     config = policy.config
     vectorization = "auto" if config.vectorization == "native" else config.vectorization
+    seed_global_generators(seed)
     try:
         with kept_as_it_was():
             envs = make_vector_env(
@@ -204,12 +205,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("--seed", args.seed, SEED)
         require("--max-steps", args.max_steps, within(1, _MOST_STEPS))
         folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
-        policy = load_policy(args.run_dir)
-        played = _play_and_tell(policy, args)
         videos = []
-        if folder is not None:
-            limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
-            videos = record(policy, min(args.episodes, 3), args.seed, folder, **limits)
+        with printing_to_stderr():  # environments print as well, and standard output is for the result
+            policy = load_policy(args.run_dir)
+            played = _play_and_tell(policy, args)
+            if folder is not None:
+                limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
+                videos = record(policy, min(args.episodes, 3), args.seed, folder, **limits)
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE

@@ -298,6 +298,21 @@ def test_environments_are_closed_after_an_exception(cartpole: Path, monkeypatch:
     del gymnasium.registry["ClosesBadly-v0"]
 
 
+def test_standard_output_has_the_result_alone_whatever_environments_print(tmp_path: Path) -> None:
+    run_dir = save(make_parts(env=f"{sims_of_others.__name__}:Talkative"), tmp_path / "talkative")
+    command = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", "2", "--json"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(ended.stdout)["episodes"] == 2
+    for printed in ("a licence was found", "the level was rejected", "the solver has started"):
+        assert printed in ended.stderr
+
+
+def test_an_evaluation_makes_the_same_environments_again(tmp_path: Path) -> None:
+    policy = load_policy(save(make_parts(env=f"{sims_of_others.__name__}:Drawn"), tmp_path / "drawn"))
+    first, again, other = (play_episodes(policy, 3, seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
 @pytest.fixture
 def tank(tmp_path: Path) -> Path:
     """Of a class that is not registered, with arguments and a wrapper."""

@@ -93,7 +93,8 @@ def _wrong_arguments(creator: Callable[..., Any], given: Mapping[str, Any], erro
         return f"it takes no argument {_listed(unknown)}{meant} The constructor is {_signature(creator)}"
     if needed:
         example = f"--env-kwargs {' '.join(f'{name}=VALUE' for name in needed)}"
-        return f"it needs {_listed(needed)}: give {example}. The constructor is {_signature(creator)}"
+        objects = "what is not of TOML, a function of yours passes (--env module:function)"
+        return f"it needs {_listed(needed)}: give {example}; {objects}. The constructor is {_signature(creator)}"
     return None
 
 

@@ -30,7 +30,7 @@ PACKAGES = (
     _package(
         r"Fetch(Slide|PickAndPlace|Reach|Push)|HandReach|HandManipulate|AdroitHand|AntMaze_|PointMaze_|FrankaKitchen-",
         "gymnasium_robotics",
-        "gymnasium-robotics",
+        "gymnasium-robotics 'mujoco<3.12'",
     ),
     _package(
         r"(highway|merge|roundabout|parking|intersection|racetrack|exit|lane-keeping|two-way|u-turn)(-[\w-]+)?-v\d+$",
@@ -47,15 +47,26 @@ PACKAGES = (
     ),
     _package(r"(forex|stocks)-v\d+$", "gym_anytrading", "gym-anytrading"),
     _package(r"mobile-(small|medium|large)-", "mobile_env", "mobile-env"),
+    _package(r"Panda(Reach|Push|Slide|PickAndPlace|Stack|Flip)", "panda_gym", "panda-gym"),
+    _package(r"Meta-World/", "metaworld", "metaworld"),
+    _package(r"dm_control/", "shimmy", "'shimmy[dm-control]'"),
+    _package(r"bsuite/", "shimmy", "'shimmy[bsuite]'"),
 )
 """Every module registers its environments when it is imported."""
 
 
+def _namespace_of(name: str) -> Package | None:
+    """Returns the package `module`, if there is one, of an id `module/Name`: many give their own name to their ids."""
+    module, slash, _ = name.partition("/")
+    is_there = slash and module.isidentifier() and importlib.util.find_spec(module) is not None
+    return _package(re.escape(name), module, module) if is_there else None
+
+
 def import_package_of(name: str) -> None:
-    """Imports the package that registers the environment `name`, where one is known. Raises ValueError, with the line
-    that installs it, where it is missing.
+    """Imports the package that registers the environment `name`: one that is known, else the module that has the name
+    of the id's namespace. Raises ValueError, with the line that installs it, where a known one is missing.
     """
-    package = next((package for package in PACKAGES if package.ids.match(name)), None)
+    package = next((package for package in PACKAGES if package.ids.match(name)), None) or _namespace_of(name)
     if package is None:
         return
     try:

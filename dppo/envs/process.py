@@ -41,6 +41,18 @@ def kept_as_it_was() -> Iterator[None]:
         _set_torch(torch)
 
 
+@contextlib.contextmanager
+def printing_to_stderr() -> Iterator[None]:
+    """Sends to standard error what is printed on standard output, also by child processes and code in C."""
+    with contextlib.ExitStack() as afterwards, contextlib.redirect_stdout(sys.stderr):
+        with contextlib.suppress(OSError):  # where one of the two is closed
+            kept = os.dup(1)
+            afterwards.callback(os.close, kept)
+            os.dup2(2, 1)
+            afterwards.callback(os.dup2, kept, 1)
+        yield
+
+
 def _fatal() -> list[object]:
     """Returns the filters that turn warnings into errors."""
     return [which for which in warnings.filters if which[0] == "error"]

@@ -23,7 +23,8 @@ def reason(error: BaseException) -> str:
         frames = [f for f in traceback.extract_tb(cause.__traceback__) if not f.filename.startswith(_NOT_THE_USERS)]
         if frames:  # the deepest frame of the user's own, rather than of a library that it calls
             own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
-            return f"{_text(cause)} ({own[-1].filename}:{own[-1].lineno})"
+            text = _text(cause) if str(cause) else f"{_text(cause)}: {frames[-1].line}".removesuffix(": ")
+            return f"{text} ({own[-1].filename}:{own[-1].lineno})"
     return _text(error)
 
 

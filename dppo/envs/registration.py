@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sys
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -30,6 +31,11 @@ def find_spec(env_id: str) -> tuple[EnvSpec, Callable[..., Any] | None]:
     if module is not None and hasattr(module, name):
         made_by = _callable_in(module, env_id, "env")
         return EnvSpec(env_id, entry_point=env_id, order_enforce=False, disable_env_checker=True), made_by
+    if _is_of_gym(name):
+        raise ValueError(
+            f"env={env_id!r} is registered with the old package gym: try --env shimmy:GymV26Environment-v0 --env-kwargs"
+            f" env_id={env_id} (pip install 'shimmy[gym-v26]'), or GymV21Environment-v0 ('shimmy[gym-v21]')"
+        )
     own = [] if module is None else _own_callables(module)
     near = difflib.get_close_matches(name, [*gymnasium.registry, *own], n=1)
     if near:
@@ -50,6 +56,12 @@ def find_wrapper(name: str) -> Callable[..., Any]:
     near = difflib.get_close_matches(attribute, [n for n in dir(module) if callable(getattr(module, n, None))], n=1)
     hint = f"did you mean '{module_name}:{near[0]}'?" if near else "it has no class or function of that name"
     raise ValueError(f"wrappers={name!r}: {module_name!r} has no {attribute!r}; {hint}")
+
+
+def _is_of_gym(name: str) -> bool:
+    """Returns whether a module that was imported has registered `name` with the package that Gymnasium replaces."""
+    registry = getattr(sys.modules.get("gym.envs.registration"), "registry", {})
+    return name in getattr(registry, "env_specs", registry)  # an attribute of it until gym 0.25
 
 
 def _import(module: str, name: str, setting: str) -> ModuleType:

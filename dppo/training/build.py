@@ -169,6 +169,7 @@ def _require_memory(config: Config, policy: ActorCritic) -> None:
 def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
+    seed_global_generators(config.seed, worker)  # a constructor may draw from them
     with kept_as_it_was():
         envs = make_vector_env(
             config.env, num_envs, seeds.next, config.vectorization, first_env,
@@ -201,7 +202,7 @@ def make_collector(
     """
     envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None
-    seed_global_generators(config.seed, worker, row)  # not before: an environment may seed them when it is made
+    seed_global_generators(config.seed, worker, row)  # again: an environment may have seeded them when it was made
     first_env = worker * config.num_envs
     noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
     collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from typing import Any
 
 import gymnasium
@@ -70,6 +71,26 @@ class WroteOnce:
     def __new__(cls, valves: dict[str, Any]) -> gymnasium.Env:  # type: ignore[misc]
         valves["uses"] = valves.get("uses", 0) + 1
         return Tank(valves=valves)
+
+
+class Talkative(Tank):
+    """Prints on standard output, and so does what it starts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        print("a licence was found")
+
+    def reset(self, **given: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        print("the level was rejected")
+        subprocess.run(["echo", "the solver has started"], check=True)
+        return super().reset(**given)
+
+
+class Drawn(Tank):
+    """Draws its scale from the process's generator when it is made, and from nowhere else."""
+
+    def __init__(self) -> None:
+        super().__init__(scale=float(np.random.uniform(1, 2)))  # noqa: NPY002
 
 
 def dice(sides: int = 6) -> gymnasium.Env:

@@ -182,6 +182,7 @@ def message(env: str, kwargs: dict[str, Any] | None = None, wrappers: tuple[str,
     ("name", "kwargs", "parts"),
     [
         ("double_tank", {}, ["it needs 'depth': give --env-kwargs depth=VALUE", "double_tank(depth, length=6)"]),
+        ("double_tank", {}, ["what is not of TOML, a function of yours passes (--env module:function)"]),
         (
             "double_tank",
             {"depth": 1, "lenght": 3},

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -24,11 +26,14 @@ IDS = {
     "mo_gymnasium": "mo-mountaincar-v0 mo-highway-v0 minecart-v0 deep-sea-treasure-concave-v0 fruit-tree-v0",
     "gym_anytrading": "forex-v0 stocks-v0",
     "mobile_env": "mobile-small-central-v0",
+    "panda_gym": "PandaReach-v3 PandaPickAndPlaceJointsDense-v3",
+    "metaworld": "Meta-World/MT1",
+    "shimmy": "dm_control/cartpole-balance-v0 bsuite/catch-v0",
 }
 
 
 def owner(env_id: str) -> list[str]:
-    return [package.module for package in PACKAGES if package.ids.match(env_id)]
+    return list(dict.fromkeys(package.module for package in PACKAGES if package.ids.match(env_id)))
 
 
 def test_each_id_has_one_package() -> None:
@@ -71,6 +76,33 @@ def test_the_package_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         del sys.modules["flappy_bird_gymnasium"]
 
 
+def test_an_id_whose_namespace_is_a_module_needs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = f"import gymnasium\ngymnasium.register('users_tanks/Tank-v0', '{sims_of_others.__name__}:Tank')\n"
+    pretend("users_tanks", source, tmp_path, monkeypatch)
+    try:
+        assert isinstance(EnvMaker("users_tanks/Tank-v0").make().unwrapped, sims_of_others.Tank)
+        with pytest.raises(ValueError, match=r"did you mean 'users_tanks/Tank-v0'\?"):
+            EnvMaker("users_tanks/Tank-v1")
+    finally:
+        del gymnasium.registry["users_tanks/Tank-v0"]
+        del sys.modules["users_tanks"]
+    for nowhere in ("no_such_users_tanks/Tank-v0", "not a module/Tank-v0"):
+        with pytest.raises(ValueError, match="if a module of yours registers it"):
+            EnvMaker(nowhere)
+
+
+@pytest.mark.parametrize("registry", [{"OldTank-v0": 0}, types.SimpleNamespace(env_specs={"OldTank-v0": 0})])
+def test_an_id_of_the_old_package_is_told_with_the_way_round(registry: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    module: Any = types.ModuleType("gym.envs.registration")
+    module.registry = registry
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    way = rf"--env shimmy:GymV26Environment-v0 --env-kwargs env_id={sims_of_others.__name__}:OldTank-v0"
+    with pytest.raises(ValueError, match=way):
+        EnvMaker(f"{sims_of_others.__name__}:OldTank-v0")
+    with pytest.raises(ValueError, match="does not register it"):
+        EnvMaker(f"{sims_of_others.__name__}:OlderMill-v0")
+
+
 def test_an_error_in_the_package_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(gymnasium.registry, "FlappyBird-v0", raising=False)
     pretend("flappy_bird_gymnasium", "import no_such_thing\n", tmp_path, monkeypatch)
@@ -85,6 +117,8 @@ def test_an_error_in_the_package_is_told(tmp_path: Path, monkeypatch: pytest.Mon
         ("MiniGrid-Empty-5x5-v0", "registered by minigrid, which is not installed: pip install minigrid"),
         ("PyFlyt/QuadX-Hover-v4", "registered by PyFlyt, which is not installed: pip install PyFlyt"),
         ("highway-v0", "pip install highway-env"),
+        ("FetchReach-v4", "pip install gymnasium-robotics 'mujoco<3.12'"),
+        ("dm_control/cartpole-balance-v0", r"pip install 'shimmy\[dm-control\]'"),
     ],
 )  # fmt: skip
 def test_a_package_that_is_missing_is_named_with_the_line_that_installs_it(

@@ -34,6 +34,10 @@ class Broken(gymnasium.Env):
     def type_error(self):
         None + 1  # line 19
 
+    def bare(self):
+        assert self.spec in (1,
+                             2)  # line 22
+
     def chained(self):
         try:
             self.plain()
@@ -56,6 +60,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
         ("library", "ValueError: cannot reshape array of size 3", 13),
         ("plain", "ValueError: bad mesh", 16),
         ("type_error", "TypeError: unsupported operand", 19),  # Gymnasium raises it anew
+        ("bare", "AssertionError: assert self.spec in (1,", 22),  # the error itself says nothing
         ("chained", "ValueError: bad mesh", 16),
     ],
 )

@@ -223,6 +223,17 @@ def test_workers_see_numbers_of_their_own_and_a_run_repeats() -> None:
     np.testing.assert_array_equal(observations(1), observations(1))
 
 
+def test_what_a_constructor_draws_repeats_and_differs_by_environment_and_worker() -> None:
+    def scales(worker: int, seed: int = 3) -> list[float]:
+        config = resolve(Config(env=f"{sims_of_others.__name__}:Drawn", seed=seed, num_envs=2, total_steps=100))
+        envs: Any = build_parts(config, worker).envs
+        return [env.unwrapped.scale for env in envs._envs]
+
+    drawn = [*scales(0), *scales(1), *scales(0, seed=4)]
+    assert len(set(drawn)) == len(drawn)
+    assert [*scales(0), *scales(1), *scales(0, seed=4)] == drawn
+
+
 # -- what cannot fit --------------------
 
 PROBE = "dppo.envs.probes:dppo/ProbeConstant-v0"
