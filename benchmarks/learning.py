@@ -21,6 +21,16 @@ from typing import Any
 from common import machine, markdown_table, mpirun, save, spread, stored
 
 CARTPOLE = "--env CartPole-v1 --target-return 475"
+TMAZE = (
+    "--env dppo.envs.probes_of_memory:ProbeTMaze --model.hidden 32 --horizon 84 --ppo.minibatches 4"
+    " --ppo.entropy-coef 0.01 --total-steps 150000 --target-return 0.97"
+)
+"""Its corridor is 20 long."""
+EXCHANGES = {
+    "sync/allreduce": "--exchange allreduce",
+    "sync/p2p": "--exchange p2p",
+    "async ppo": "--mode async --loss ppo",
+}
 ROWS = {
     "CartPole sync/allreduce ppo": f"{CARTPOLE} --total-steps 300000",
     "CartPole sync/p2p ppo": f"{CARTPOLE} --total-steps 300000 --exchange p2p",
@@ -40,6 +50,12 @@ ROWS = {
     "Taxi": "--env Taxi-v4 --total-steps 300000",
     "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
     "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 120000",
+    **{
+        f"T-maze 20, {core}, {exchange}": f"{TMAZE} --model.core {core} --model.core-size 32 {flags}"
+        for core in ("gru", "lstm")
+        for exchange, flags in EXCHANGES.items()
+    },
+    "T-maze 20, without memory": TMAZE,
 }
 EPISODES = {"Blackjack": 10_000}
 """Greedy episodes of rows whose return is mostly chance; 100 of the others."""

@@ -26,9 +26,6 @@ IMAGES = "tests.any_space:Masked"
 
 KL: dict[str, Any] = {"objective": "kl", "kl-target": 1e-7, "kl-hinge": 1000.0, "epochs": 3}
 
-OWN = {"loss": "ppo", "model": {"factory": "tests.models.structured_networks:Everything"}}
-"""A network of the user's own, which is given images as they are."""
-
 CELLS: dict[str, dict[str, Any]] = {
     "ppo-allreduce": {"loss": "ppo"},
     "ppo-p2p": {"loss": "ppo", "exchange": "p2p"},
@@ -38,6 +35,13 @@ CELLS: dict[str, dict[str, Any]] = {
     "kl-allreduce": {"loss": "ppo", "ppo": KL, "optim": {"lr": 3e-3}},
     "kl-p2p": {"loss": "ppo", "exchange": "p2p", "ppo": KL, "optim": {"lr": 3e-3}},
 }
+CELLS_OF_IMAGES: dict[str, dict[str, Any]] = {
+    "images": {"loss": "ppo"},
+    "images-gru": {"loss": "ppo", "model": {"core": "gru", "core-size": 8}},
+    "images-lstm": {"loss": "ppo", "exchange": "p2p", "model": {"core": "lstm", "core-size": 8, "sequence": 50}},
+    "images-own": {"loss": "ppo", "model": {"factory": "tests.models.structured_networks:Everything"}},
+}
+"""Episodes of seven steps end in the sequences; a network of the user's own is given images as they are."""
 
 
 def settings(run_dir: Path, env: str, num_envs: int, cell: dict[str, Any]) -> dict[str, Any]:
@@ -66,22 +70,15 @@ def assert_same_run(run_dir: Path, other: Path, tolerance: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(100)
 def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Path) -> None:
-    """Six cells, two environments, three layouts, and images with two networks: 42 small runs in one start of five
-    ranks.
-    """
+    """Six cells, two environments, three layouts; images in four cells: 48 small runs in one start of five ranks."""
     runs = {
-        (cell, env, layout): tmp_path / f"{cell}-{env}-{layout}"
-        for cell in CELLS
-        for env in ENVIRONMENTS
-        for layout in LAYOUTS
-    } | {
-        (cell, IMAGES, layout): tmp_path / f"{cell}-{layout}" for cell in ("ppo-allreduce", "own") for layout in LAYOUTS
-    }
+        (cell, env, layout): tmp_path / f"{cell}-{env.rpartition(':')[2]}-{layout}"
+        for chosen, envs in ((CELLS, ENVIRONMENTS), (CELLS_OF_IMAGES, (IMAGES,)))
+        for cell in chosen for env in envs for layout in LAYOUTS
+    }  # fmt: skip
+    cells = CELLS | CELLS_OF_IMAGES
     jobs = [
-        {
-            "ranks": LAYOUTS[layout][0],
-            "flags": flags(settings(run_dir, env, LAYOUTS[layout][1], {**CELLS, "own": OWN}[cell])),
-        }
+        {"ranks": LAYOUTS[layout][0], "flags": flags(settings(run_dir, env, LAYOUTS[layout][1], cells[cell]))}
         for (cell, env, layout), run_dir in runs.items()
     ]
     (tmp_path / "jobs.json").write_text(json.dumps(jobs))
@@ -91,9 +88,12 @@ def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Pa
         for env in ENVIRONMENTS:
             for layout in ("n2", "n5"):
                 assert_same_run(runs[cell, env, "alone"], runs[cell, env, layout], 1e-5)
-    for layout in ("n2", "n5"):
-        for cell in ("ppo-allreduce", "own"):
+    for cell in CELLS_OF_IMAGES:
+        for layout in ("n2", "n5"):
             assert_same_run(*(runs[cell, IMAGES, each] for each in ("alone", layout)), 1e-4)
+        for layout in LAYOUTS:
+            (line,) = metric_lines(runs[cell, IMAGES, layout])
+            assert abs(float(line["approx_kl"])) < 1e-9, "whole sequences are to give what single steps gave"
     for env in ENVIRONMENTS:
         for layout in LAYOUTS:  # the two exchanges are two ways to the same sum
             for loss in ("ppo", "a3c", "kl"):
@@ -119,11 +119,13 @@ def test_the_command_gives_the_same_on_one_two_and_five_ranks(env: str, launch: 
     assert_same_run(tmp_path / "alone", tmp_path / "n5", 1e-5)
 
 
-ROLLOUTS: dict[str, tuple[int, float]] = {
-    "CartPole-v1": (150, 0.0),
-    "Pendulum-v1": (120, 1e-6),
-    "dppo.envs.probes:dppo/ProbeCorridor-v0": (40, 0.0),
-    IMAGES: (40, 1e-6),
+ROLLOUTS: dict[tuple[str, str], tuple[int, float]] = {
+    ("CartPole-v1", "none"): (150, 0.0),
+    ("Pendulum-v1", "none"): (120, 1e-6),
+    ("dppo.envs.probes:dppo/ProbeCorridor-v0", "none"): (40, 0.0),
+    (IMAGES, "none"): (40, 1e-6),
+    (IMAGES, "gru"): (40, 1e-6),
+    (IMAGES, "lstm"): (40, 1e-6),
 }
 """(horizon, tolerance): discrete actions exactly, continuous ones to 1e-6."""
 
@@ -132,17 +134,18 @@ ROLLOUTS: dict[str, tuple[int, float]] = {
 def rollouts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rollouts of six environments, of each kind, on 1, 2 and 3 ranks, in one start."""
     folder = tmp_path_factory.mktemp("rollouts")
-    kinds = [word for env, (horizon, _) in ROLLOUTS.items() for word in (env, horizon)]
+    kinds = [word for (env, core), (horizon, _) in ROLLOUTS.items() for word in (env, core, horizon)]
     with closing(Launcher(folder)) as launcher:
         launcher.run(3, 6, *kinds, program="first_rollout.py")
     return folder
 
 
-@pytest.mark.parametrize("env", ROLLOUTS)
-def test_rollouts_do_not_depend_on_the_layout(env: str, rollouts: Path) -> None:
-    tolerance = ROLLOUTS[env][1]
-    one, *others = (np.load(rollouts / f"{env.rpartition('/')[2]}-{ranks}.npz") for ranks in (1, 2, 3))
+@pytest.mark.parametrize(("env", "core"), ROLLOUTS)
+def test_rollouts_do_not_depend_on_the_layout(env: str, core: str, rollouts: Path) -> None:
+    tolerance = ROLLOUTS[env, core][1]
+    one, *others = (np.load(rollouts / f"{env.rpartition('/')[2]}-{core}-{ranks}.npz") for ranks in (1, 2, 3))
     assert len(one["episodes"]) >= 6, "the comparison was to include ends of episodes"
+    assert one["states"].any() == (core != "none")
     for other in others:
         np.testing.assert_allclose(other["episodes"], one["episodes"], rtol=1e-6, atol=tolerance)
         for name in ("observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations"):
@@ -150,7 +153,7 @@ def test_rollouts_do_not_depend_on_the_layout(env: str, rollouts: Path) -> None:
             for leaf, values in as_leaves(one[name]).items():
                 scale, found = max(1.0, float(np.abs(values).max())), as_leaves(other[name])[leaf]
                 np.testing.assert_allclose(found, values, rtol=0, atol=tolerance * scale, err_msg=f"{name} {leaf}")
-        for name in ("heads", "log_probs", "values", "next_values"):
+        for name in ("heads", "log_probs", "values", "next_values", "states"):
             np.testing.assert_allclose(other[name], one[name], rtol=0, atol=1e-5, err_msg=name)
 
 

@@ -44,7 +44,20 @@ OF_SPACES = (
     "--horizon", 32, "--ppo.epochs", 4, "--ppo.minibatches", 4, "--optim.lr", 3e-3, "--optim.no-anneal",
     "--model.hidden", 64,
 )  # fmt: skip
+OF_MEMORY = (
+    "--env", "dppo.envs.probes_of_memory:dppo/ProbeTMaze-v0", "--env-kwargs", "length=5", "--horizon", 48,
+    "--ppo.epochs", 4, "--ppo.minibatches", 4, "--ppo.entropy-coef", 0.01, "--optim.lr", 3e-3, "--optim.no-anneal",
+    "--model.hidden", 16, "--total-steps", 40_000, "--target-return", 0.97,
+)  # fmt: skip
+CORES = ("gru", "lstm")
 ALWAYS = ("--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
+
+
+def greedy_mean(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> float:
+    """Of 100 episodes."""
+    assert evaluate([str(run_dir), "--episodes", "100", "--json"]) == 0
+    mean: float = json.loads(capsys.readouterr().out)["mean"]
+    return mean
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +79,21 @@ def runs_in_spaces(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name, (of_probe, _) in PROBES.items()
         for exchange, flags in EXCHANGES.items()
     }
+    train_in_one_start(folder, 3, runs, timeout=120)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs_with_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the T-maze with each core in each exchange, and one without memory."""
+    folder = tmp_path_factory.mktemp("runs-with-memory")
+    flags = (*OF_MEMORY, *ALWAYS)
+    runs: dict[str, tuple[object, ...]] = {
+        f"{exchange}-{core}": (*flags, *of_exchange, "--model.core", core, "--model.core-size", 16)
+        for exchange, of_exchange in EXCHANGES.items()
+        for core in CORES
+    }
+    runs["without-memory"] = (*flags, "--total-steps", 20_000)
     train_in_one_start(folder, 3, runs, timeout=120)
     return folder
 
@@ -96,6 +124,21 @@ def test_every_exchange_learns_in_spaces_of_several_kinds(
     name: str, exchange: str, runs_in_spaces: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An image beside a vector, a composite action, and an illegal action: ProbeMask ends the run that takes one."""
-    assert evaluate([str(runs_in_spaces / f"{exchange}-{name}"), "--episodes", "100", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["mean"] >= PROBES[name][1], figures
+    assert greedy_mean(runs_in_spaces / f"{exchange}-{name}", capsys) >= PROBES[name][1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("core", CORES)
+def test_every_exchange_learns_to_remember(
+    core: str, exchange: str, runs_with_memory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """ProbeTMaze: which turn earns 1 was shown at the start of the episode."""
+    assert greedy_mean(runs_with_memory / f"{exchange}-{core}", capsys) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(150)
+def test_a_policy_without_memory_guesses(runs_with_memory: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert 0.4 <= greedy_mean(runs_with_memory / "without-memory", capsys) <= 0.6

@@ -17,12 +17,26 @@ from tests.run_directory import count_lines, metric_lines
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGUSR1])
-def test_trees_and_masks_are_dumped_and_come_back_after_a_kill(end: int, launch: Launcher, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("end", "exchange", "core"),
+    [
+        (signal.SIGKILL, "allreduce", ()),
+        (signal.SIGUSR1, "allreduce", ()),
+        (signal.SIGKILL, "p2p", ("--model.core", "gru", "--model.core-size", 8)),
+        (signal.SIGUSR1, "allreduce", ("--model.core", "lstm", "--model.core-size", 8, "--model.sequence", 3)),
+    ],
+    ids=["SIGKILL", "SIGUSR1", "SIGKILL-p2p-gru", "SIGUSR1-allreduce-lstm"],
+)
+def test_trees_and_masks_are_dumped_and_come_back_after_a_kill(
+    end: int, exchange: str, core: tuple[object, ...], launch: Launcher, tmp_path: Path
+) -> None:
     """To the bit as one run has them; each episode can be lived through again, and no forbidden action was taken."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    small = ("--env", "tests.nested_env:Nested", "--num-envs", 2, "--horizon", 8, "--ppo.epochs", 1)
-    flags = (*small, "--ppo.minibatches", 1, "--trajectories.enabled", "--checkpoint.every", 160, "--total-steps", 800)
+    flags = (
+        "--env", "tests.nested_env:Nested", "--exchange", exchange, *core, "--num-envs", 2, "--horizon", 8,
+        "--ppo.epochs", 1, "--ppo.minibatches", 1, "--trajectories.enabled", "--checkpoint.every", 160,
+        "--total-steps", 800,
+    )  # fmt: skip
     launch.run(3, *flags, "--run-dir", whole)
     job = launch.start(3, *flags, "--run-dir", parts)
     job.until(lambda: count_lines(parts) > 10)

@@ -134,6 +134,23 @@ def test_deaths_may_come_together(cell: str, victims: tuple[int, ...], launch: L
     assert_survived(ended, run_dir, *victims, ranks=4)
 
 
+@pytest.mark.parametrize(("cell", "victim", "core"), [("allreduce", 2, "gru"), ("p2p", 0, "lstm"), ("async", 3, "gru")])
+def test_a_policy_with_memory_of_images_with_masks_survives(
+    cell: str, victim: int, core: str, launch: Launcher, tmp_path: Path
+) -> None:
+    """To the run's end, in an environment that raises if an illegal action comes."""
+    run_dir = tmp_path / "run"
+    flags = (*CELLS[cell], *SMALL, "--env", "tests.any_space:Masked", "--model.core", core, "--model.core-size", 8)
+    job = launch.start(4, *flags, "--total-steps", 3600, "--run-dir", run_dir, survives=True)
+    job.until(lambda: count_lines(run_dir) > 4)
+    kill(job, victim)
+    ended = job.wait(60)
+    assert ended.code == 0, ended
+    last = assert_survived(ended, run_dir, victim, ranks=4)
+    assert summary(run_dir)["exit"] == "finished" and int(last["env_steps"]) >= 3600
+    assert float(last["length_mean_100"]) == 7.0 and 0 < float(last["return_mean_100"]) < 14
+
+
 @pytest.mark.parametrize("cell", MODES)
 @pytest.mark.parametrize("victim", [0, 2])
 def test_a_rank_may_die_before_the_first_update(cell: str, victim: int, launch: Launcher, tmp_path: Path) -> None:

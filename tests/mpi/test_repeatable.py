@@ -15,7 +15,7 @@ from dppo.training.policy import load_policy
 from tests.any_space import KINDS
 from tests.launch import Launcher, flags, train_in_one_start
 from tests.parts import probe
-from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
+from tests.run_directory import checkpoint, count_lines, differences, latest, metric_lines, summary
 
 CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
 PENDULUM = {"env": "Pendulum-v1", "num-envs": 2, "horizon": 64}
@@ -139,40 +139,60 @@ def test_resume_goes_on_with_another_number_of_ranks_and_says_so(whole: Path, la
 
 OWN = ("masked", "composite", "embedding", "image")
 """Kinds that a network of the user's own is trained on as well; it has a constant buffer that is drawn at random."""
-ALL_KINDS = (*KINDS, *(f"own-{kind}" for kind in OWN))
+OF_CORES: dict[str, tuple[object, ...]] = {
+    "gru": ("--model.core", "gru", "--model.no-shared"),
+    "lstm": ("--model.core", "lstm", "--model.sequence", 3),
+}
+"""Policies with memory, of images: the policy's states and the value's; sequences that do not divide a rollout."""
+EXCHANGES = ("allreduce", "p2p")
 
 
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of each kind of space, in two starts: KIND and KIND-again, whole; and KIND-resumed, stopped halfway."""
+    """Runs of each kind of space, and with each core, in each exchange, in two starts. NAME and NAME-again are whole.
+    NAME-resumed was stopped halfway, while an episode of four steps is under way. NAME-killed has the same checkpoint,
+    and the files of a run that went on: lines lie beyond its newest checkpoint, as SIGKILL leaves them.
+    """
     folder = tmp_path_factory.mktemp("kinds")
-    common = ("--num-envs", 2, "--horizon", 6, "--ppo.epochs", 1, "--ppo.minibatches", 2, "--optim.no-anneal",
-              "--seed", 3, "--model.hidden", 8, "--log.no-tensorboard")  # fmt: skip
+    common = ("--num-envs", 2, "--horizon", 5, "--ppo.epochs", 1, "--ppo.minibatches", 2, "--optim.no-anneal",
+              "--seed", 3, "--model.hidden", 8, "--model.core-size", 4, "--log.no-tensorboard")  # fmt: skip
+    cells = {kind: (f"kind={kind}",) for kind in KINDS}
+    cells |= {core: ("kind=image", *given) for core, given in OF_CORES.items()}
+    own = ("--model.factory", "tests.models.structured_networks:Everything")
+    cells |= {f"own-{kind}": (f"kind={kind}", *own) for kind in OWN}
     whole, half, rest = {}, {}, {}
-    for i, kind in enumerate(ALL_KINDS):
-        given = ("--env", "tests.any_space:Kind", "--env-kwargs", f"kind={kind.removeprefix('own-')}", *common)
-        if kind.startswith("own-"):
-            given += ("--model.factory", "tests.models.structured_networks:Everything")
-        given += ("--exchange", "allreduce" if i % 2 else "p2p")
-        whole |= {name: (*given, "--total-steps", 24 * 6) for name in (kind, f"{kind}-again")}
-        half[f"{kind}-resumed"] = (*given, "--total-steps", 24 * 3)
-        rest[f"{kind}-resumed"] = ("--resume", "--total-steps", 24 * 6)
+    for name, given in cells.items():
+        for exchange in EXCHANGES:
+            run = f"{name}-{exchange}"
+            all_flags = ("--env", "tests.any_space:Kind", "--env-kwargs", *given, *common, "--exchange", exchange)
+            whole |= {each: (*all_flags, "--total-steps", 20 * 4) for each in (run, f"{run}-again")}
+            half[f"{run}-resumed"] = (*all_flags, "--total-steps", 20 * 2)
+            rest |= {f"{run}-{end}": ("--resume", "--total-steps", 20 * 4) for end in ("resumed", "killed")}
     train_in_one_start(folder, 3, whole | half, timeout=120)
+    for stopped in half:
+        run = stopped.removesuffix("-resumed")
+        killed = folder / f"{run}-killed"
+        shutil.copytree(folder / run, killed)
+        shutil.rmtree(killed / "checkpoints")
+        shutil.copytree(folder / stopped / "checkpoints", killed / "checkpoints")
+        assert latest(killed).name == f"step_{20 * 2:09d}" and count_lines(killed) == 4
     train_in_one_start(folder, 3, rest, timeout=60)
     return folder
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ALL_KINDS)
-def test_each_kind_of_space_repeats_and_resumes_to_the_byte(kind: str, kinds: Path) -> None:
-    assert count_lines(kinds / kind) == 6
-    for other in ("again", "resumed"):
-        assert_same(kinds / kind, kinds / f"{kind}-{other}")
-    assert ("constants" in checkpoint(kinds / kind)["state"]) == kind.startswith("own-")
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("kind", [*KINDS, *OF_CORES, *(f"own-{kind}" for kind in OWN)])
+def test_each_kind_of_space_and_core_repeats_and_resumes_to_the_byte(kind: str, exchange: str, kinds: Path) -> None:
+    run = kinds / f"{kind}-{exchange}"
+    assert count_lines(run) == 4
+    for other in ("again", "resumed", "killed"):
+        assert_same(run, run.with_name(f"{run.name}-{other}"))
+    assert ("constants" in checkpoint(run)["state"]) == kind.startswith("own-")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exchange", ["allreduce", "p2p"])
+@pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_buffer_that_no_seed_decides_is_rank_zeros_everywhere_and_stays(
     exchange: str, launch: Launcher, tmp_path: Path
 ) -> None:

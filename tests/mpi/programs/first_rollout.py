@@ -1,7 +1,8 @@
 """Collects two rollouts of a fixed number of environments, dealt out over all ranks, and writes them as one file.
 
-mpirun -n R python first_rollout.py TOTAL_ENVS ENV HORIZON …      writes ENV-NUMBER_OF_RANKS.npz into the working
-directory, for each ENV and its HORIZON, on each number of ranks up to R that TOTAL_ENVS can be dealt out over
+mpirun -n R python first_rollout.py TOTAL_ENVS ENV CORE HORIZON …      writes ENV-CORE-NUMBER_OF_RANKS.npz into the
+working directory, for each ENV with its CORE (gru, lstm or none) and HORIZON, on each number of ranks up to R that
+TOTAL_ENVS can be dealt out over
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ import numpy as np
 from mpi4py import MPI
 
 from dppo.algo.losses import METRICS
-from dppo.config import Config
+from dppo.config import Config, ModelConfig
 from dppo.envs.vector import make_vector_env
 from dppo.models.policy import make_policy
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator
 from dppo.training.collector import Collector
 
 FIELDS = ("observations", "inputs", "actions", "env_actions", "rewards", "terminations", "truncations")
-COMPUTED = ("heads", "log_probs", "values", "next_values")
+COMPUTED = ("heads", "log_probs", "values", "next_values", "states")
 
 
 def main() -> None:
@@ -32,14 +33,15 @@ def main() -> None:
         comm = world.Split(0 if world.rank < ranks else MPI.UNDEFINED, world.rank)
         if comm == MPI.COMM_NULL:
             continue
-        for env, horizon in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
-            collect(comm, env, total, int(horizon))
+        for env, core, horizon in zip(sys.argv[2::3], sys.argv[3::3], sys.argv[4::3], strict=True):
+            collect(comm, env, core, total, int(horizon))
         comm.Free()
 
 
-def collect(comm: MPI.Comm, env: str, total: int, horizon: int) -> None:
+def collect(comm: MPI.Comm, env: str, core: Any, total: int, horizon: int) -> None:
     """Collective over `comm`."""
-    config, n = Config(seed=3), total // comm.size
+    model = ModelConfig() if core == "none" else ModelConfig(core=core, core_size=8)
+    config, n = Config(seed=3, model=model), total // comm.size
     first_env = comm.rank * n
     seeds = EpisodeSeeds(config.seed, first_env, n)
     envs = make_vector_env(env, n, seeds.next)
@@ -56,7 +58,7 @@ def collect(comm: MPI.Comm, env: str, total: int, horizon: int) -> None:
     ])  # fmt: skip
     if parts is not None and episodes is not None:
         joined: dict[str, Any] = {name: np.concatenate([p[name] for p in parts], axis=1) for name in parts[0]}
-        out = f"{env.rpartition('/')[2]}-{comm.size}.npz"
+        out = f"{env.rpartition('/')[2]}-{core}-{comm.size}.npz"
         np.savez(out, episodes=np.array(sorted(e for listed in episodes for e in listed)), **joined)
 
 
