@@ -1,12 +1,13 @@
-"""How fast, and how well, beside others? dppo, Stable-Baselines3, Tianshou and Sample Factory on the same cores.
+"""How fast, and how well, beside others? dppo, Stable-Baselines3, CleanRL, Tianshou, Sample Factory on the same cores.
 
-    .venv/bin/python benchmarks/peers.py [--study cartpole halfcheetah] [--only NAME …] [--seeds 1 2 3 4 5]
-                                         [--repeats 3] [--no-returns] [--smoke]
+    .venv/bin/python benchmarks/peers.py [--study cartpole halfcheetah images pong] [--only NAME …]
+                                         [--seeds 1 2 3 4 5] [--repeats 3] [--no-returns] [--smoke] [--venvs FOLDER]
 
 Each peer lives in a virtual environment of its own, .venv/peers/NAME, which is made here from
-benchmarks/peers/requirements-NAME.txt; one that cannot be installed is listed as such. Runs alternate: dppo, peer A,
+benchmarks/peers/requirements-NAME.txt; one that cannot be installed is listed as such. What another file
+requirements-NAME-alone.txt names is installed without what it requires, which may be too old. Runs alternate: dppo, peer A,
 peer B, dppo, …. The clock starts at the first environment step, so imports and the start of processes count nowhere.
-Each peer has one thread or two, whichever a short run found faster. Two studies:
+Each peer has one thread or two, whichever a short run found faster. Four studies:
 
 cartpole: each trainer at its own best settings: steps/s of a run of fixed length, seconds and steps to a mean return of
 475 over the last 100 training episodes. By default dppo steps a NumPy form of CartPole of its own, the others step
@@ -15,6 +16,9 @@ halfcheetah: equal work (2×64 tanh, 2,048 steps per process and iteration, 10 e
 steps/s, and the return of the last 100 training episodes, those of the last 100,000 steps, after 300,000. dppo has two
 workers: with minibatches of 64 on each it makes half as many updates, from 128 samples, and has twice the learning rate
 (linear scaling, Goyal et al. 2017); with 64 in all it makes as many as the others, with theirs, 3e-4.
+images, pong: equal work (8 environments, 84 × 84 × 4 bytes, one Nature encoder for policy and value, 128 steps, 4 epochs,
+minibatches of 256, float32): steps/s with an environment that costs nothing, and with Pong in Gymnasium's wrappers,
+which needs ale-py. dppo's two workers have four environments each, and half of each minibatch.
 
 Prints Markdown tables and writes them, with the figures of each run as JSON, to benchmarks/results/peers.{md,json}.
 What is not run again keeps its last result.
@@ -46,6 +50,10 @@ EQUAL_WORK = (
     " --ppo.gamma 0.99 --ppo.lam 0.95 --ppo.entropy-coef 0 --optim.no-anneal"
     " --model.hidden 64 64 --model.log-std-init -0.5"
 )
+EQUAL_IMAGES = (
+    "--num-envs 4 --horizon 128 --ppo.epochs 4 --ppo.minibatches 4 --ppo.target-kl 0 --ppo.clip 0.1 --ppo.gamma 0.99"
+    " --ppo.lam 0.95 --ppo.entropy-coef 0.01 --optim.lr 2.5e-4 --model.encoder nature --model.shared --model.hidden"
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +84,22 @@ ROWS = {
         Row("Tianshou", "", "tianshou"),
         Row("Sample Factory", "", "sample-factory"),
     ),
+    "images": (
+        Row("dppo", f"{EQUAL_IMAGES} --env benchmarks.peers.pictures:Pictures"),
+        Row("Stable-Baselines3", "", "sb3"),
+        Row("CleanRL", "", "cleanrl"),
+    ),
+    "pong": (
+        Row("dppo", f"{EQUAL_IMAGES} --env ALE/Pong-v5"),
+        Row("Stable-Baselines3", "", "sb3"),
+        Row("CleanRL", "", "cleanrl"),
+    ),
 }
 STEPS = {
     "cartpole": {"threads": 30_000, "speed": 200_000, "target": 200_000},
     "halfcheetah": {"threads": 12_000, "speed": 40_000, "return": 300_000},
+    "images": {"threads": 3_072, "speed": 10_240},
+    "pong": {"threads": 3_072, "speed": 10_240},
 }
 TARGET = 475.0
 ENVIRONMENT = "HalfCheetah-v5 alone, random actions, two processes"

@@ -120,10 +120,11 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
     env = given("env") or Config.env
     mode = given("mode") or Config.mode
     loss = given("loss") or ("a3c" if mode == "async" else "ppo")
-    name = f"{env}.{loss}.toml"
-    file = presets().get(name)
-    if file is None:
+    known, namespace = presets(), env.partition("/")[0]  # ALE.ppo.toml is for all of ALE/…
+    name = next((f"{of}.{loss}.toml" for of in (env, namespace) if f"{of}.{loss}.toml" in known), None)
+    if name is None:
         return Config(), [f"no preset for {env} with {loss}: the defaults"]
+    file = known[name]
     values = tomllib.loads(file.read_text())
     if given("total-steps") is not None and given("target-return") is None:
         values.pop("target-return", None)
