@@ -1,8 +1,7 @@
 """The usual preprocessing of Atari games, by Gymnasium's own wrappers: `--wrappers dppo.envs.atari:preprocess`.
 
-The presets of `ALE/…` use it, with `frameskip=1` and `obs_type="grayscale"` for the game itself, as the frames are
-skipped and made smaller here. Sticky actions stay as the id has them (0.25 in v5); they are drawn at each frame in
-either case. Rewards stay raw.
+The presets of `ALE/…` use it, with `frameskip=1` for the game itself, as the frames are skipped here. Sticky actions
+stay as the id has them (0.25 in v5): they are drawn at each frame in either case. Rewards stay raw.
 """
 
 from __future__ import annotations
