@@ -5,7 +5,8 @@
 Each row is `mpirun -n RANKS python -m dppo.run FLAGS --seed S`, then `python -m dppo.evaluate` over 100 greedy
 episodes. Prints a Markdown table and writes it, with the figures of each run as JSON and what it ran on, to
 benchmarks/results/learning.{md,json}. Rows that are not run again keep their last result. DoorKey needs
-`pip install minigrid`. Start it in the root of the repository, where the rows' wrappers are found.
+`pip install minigrid`, Pong `pip install 'dppo[atari]'`. Start it in the root of the repository, where the rows'
+wrappers are found.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ ROWS = {
     "Blackjack": "--env Blackjack-v1 --total-steps 200000",
     "Taxi": "--env Taxi-v4 --total-steps 300000",
     "Taxi without its mask": "--env Taxi-v4 --wrappers benchmarks.wrappers:WithoutMask --total-steps 300000",
+    "Pong 52x52": "--env ALE/Pong-v5 --wrappers benchmarks.wrappers:small_frames --target-return 18.5",
     "DoorKey": "--env MiniGrid-DoorKey-5x5-v0 --wrappers benchmarks.wrappers:WithoutMission --total-steps 120000",
     **{
         f"T-maze 20, {core}, {exchange}": f"{TMAZE} --model.core {core} --model.core-size 32 {flags}"

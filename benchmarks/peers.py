@@ -1,12 +1,13 @@
-"""How fast, and how well, beside others? dppo, Stable-Baselines3, Tianshou and Sample Factory on the same cores.
+"""How fast, and how well, beside others? dppo, Stable-Baselines3, CleanRL, Tianshou, Sample Factory on the same cores.
 
-    .venv/bin/python benchmarks/peers.py [--study cartpole halfcheetah] [--only NAME …] [--seeds 1 2 3 4 5]
-                                         [--repeats 3] [--no-returns] [--smoke]
+    .venv/bin/python benchmarks/peers.py [--study cartpole halfcheetah images pong] [--only NAME …]
+                                         [--seeds 1 2 3 4 5] [--repeats 3] [--no-returns] [--smoke]
 
-Each peer lives in a virtual environment of its own, .venv/peers/NAME, which is made here from
-benchmarks/peers/requirements-NAME.txt; one that cannot be installed is listed as such. Runs alternate: dppo, peer A,
-peer B, dppo, …. The clock starts at the first environment step, so imports and the start of processes count nowhere.
-Each peer has one thread or two, whichever a short run found faster. Two studies:
+Each peer lives in a virtual environment of its own, .venv/peers/NAME (or $PEERS/NAME), which is made here from
+benchmarks/peers/requirements-NAME.txt; one that cannot be installed is listed as such. What a second file,
+requirements-NAME-alone.txt, names is installed without what it requires, which is too old for the rest.
+Runs alternate: dppo, peer A, peer B, dppo, …. The clock starts at the first environment step, so imports and the start
+of processes count nowhere. Each peer has one thread or two, whichever a short run found faster. Four studies:
 
 cartpole: each trainer at its own best settings: steps/s of a run of fixed length, seconds and steps to a mean return of
 475 over the last 100 training episodes. By default dppo steps a NumPy form of CartPole of its own, the others step
@@ -15,6 +16,10 @@ halfcheetah: equal work (2×64 tanh, 2,048 steps per process and iteration, 10 e
 steps/s, and the return of the last 100 training episodes, those of the last 100,000 steps, after 300,000. dppo has two
 workers: with minibatches of 64 on each it makes half as many updates, from 128 samples, and has twice the learning rate
 (linear scaling, Goyal et al. 2017); with 64 in all it makes as many as the others, with theirs, 3e-4.
+images, pong: equal work (8 environments, 84 × 84 × 4 bytes, one Nature encoder for policy and value, 128 steps, 4
+epochs, minibatches of 256, float32): steps/s with an environment that costs nothing, and with Pong in Gymnasium's
+wrappers, which needs ale-py. dppo's two workers have four environments each, and half of each minibatch. Start it in
+the root of the repository, where the environment is found.
 
 Prints Markdown tables and writes them, with the figures of each run as JSON, to benchmarks/results/peers.{md,json}.
 What is not run again keeps its last result.
@@ -39,12 +44,16 @@ from typing import Any
 import common
 
 HERE = Path(__file__).parent
-VENVS = HERE.parent / ".venv" / "peers"
+VENVS = Path(os.environ.get("PEERS", HERE.parent / ".venv" / "peers"))
 RANKS = 3  # a server and a worker for each of two cores
 EQUAL_WORK = (
     "--env HalfCheetah-v5 --num-envs 1 --horizon 2048 --ppo.epochs 10 --ppo.target-kl 0 --ppo.clip 0.2"
     " --ppo.gamma 0.99 --ppo.lam 0.95 --ppo.entropy-coef 0 --optim.no-anneal"
     " --model.hidden 64 64 --model.log-std-init -0.5"
+)
+EQUAL_IMAGES = (
+    "--num-envs 4 --horizon 128 --ppo.epochs 4 --ppo.minibatches 4 --ppo.target-kl 0 --ppo.clip 0.1 --ppo.gamma 0.99"
+    " --ppo.lam 0.95 --ppo.entropy-coef 0.01 --optim.lr 2.5e-4 --model.encoder nature --model.shared --model.hidden"
 )
 
 
@@ -76,10 +85,22 @@ ROWS = {
         Row("Tianshou", "", "tianshou"),
         Row("Sample Factory", "", "sample-factory"),
     ),
+    "images": (
+        Row("dppo", f"{EQUAL_IMAGES} --env benchmarks.peers.pictures:Pictures"),
+        Row("Stable-Baselines3", "", "sb3"),
+        Row("CleanRL", "", "cleanrl"),
+    ),
+    "pong": (
+        Row("dppo", f"{EQUAL_IMAGES} --env ALE/Pong-v5"),
+        Row("Stable-Baselines3", "", "sb3"),
+        Row("CleanRL", "", "cleanrl"),
+    ),
 }
 STEPS = {
     "cartpole": {"threads": 30_000, "speed": 200_000, "target": 200_000},
     "halfcheetah": {"threads": 12_000, "speed": 40_000, "return": 300_000},
+    "images": {"threads": 3_072, "speed": 10_240},
+    "pong": {"threads": 3_072, "speed": 10_240},
 }
 TARGET = 475.0
 ENVIRONMENT = "HalfCheetah-v5 alone, random actions, two processes"
@@ -88,17 +109,21 @@ ENVIRONMENT = "HalfCheetah-v5 alone, random actions, two processes"
 def install(venv: str) -> str | None:
     """Makes the peer's virtual environment unless it is there with these versions. Returns why it cannot."""
     place, requirements = VENVS / venv, HERE / "peers" / f"requirements-{venv}.txt"
-    stamp = place / "installed.txt"
-    if stamp.exists() and stamp.read_text() == requirements.read_text():
+    alone = requirements.with_name(f"requirements-{venv}-alone.txt")
+    files = [requirements, *([alone] if alone.exists() else [])]
+    stamp, wanted = place / "installed.txt", "".join(file.read_text() for file in files)
+    if stamp.exists() and stamp.read_text() == wanted:
         return None
     print(f"installing {venv}", flush=True)
     try:
         finish([sys.executable, "-m", "venv", str(place)], HERE, 300)
-        pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", "-r", str(requirements)]
-        finish(["nice", "-n", "19", *pip], HERE, 3600)
+        for file in files:
+            pip = [str(place / "bin" / "python"), "-m", "pip", "install", "-q", "-r", str(file)]
+            pip += ["--no-deps", "--ignore-requires-python"] if file == alone else []
+            finish(["nice", "-n", "19", *pip], HERE, 3600)
     except RuntimeError as error:
         return str(error)
-    stamp.write_text(requirements.read_text())
+    stamp.write_text(wanted)
     return None
 
 
@@ -224,7 +249,7 @@ def run_study(study: str, rows: list[Row], books: Books, args: argparse.Namespac
             for row in rows:
                 figures = run(row, study, seed, steps["target"], TARGET, threads.get(row.name, 1))
                 books.add(study, row.name, "target", figures)
-    elif args.returns:  # not timed: of the peers, with one thread, two run at a time
+    elif study == "halfcheetah" and args.returns:  # not timed: of the peers, with one thread, two run at a time
         jobs = [(row, seed) for seed in args.seeds for row in rows]
         for here, at_once in (([job for job in jobs if not job[0].venv], 1), ([job for job in jobs if job[0].venv], 2)):
             with ThreadPoolExecutor(at_once) as waiting:
@@ -253,7 +278,7 @@ def table(study: str, data: dict[str, Any], machine: str) -> str:
     head = ["trainer", "threads", "steps/s with learning", *[f"{our} / this" for our in ours]]
     if study == "cartpole":
         head += ["seconds to 475", *[f"this / {our}" for our in ours], "steps to 475", "reached by"]
-    else:
+    elif study == "halfcheetah":
         head += ["return at 300,000 steps"]
     lines, notes = [], []
     for row in (row for row in ROWS[study] if row.name in data):
@@ -267,7 +292,7 @@ def table(study: str, data: dict[str, Any], machine: str) -> str:
             line += [ratio(row.name, our, "target", "seconds_to_target") for our in ours]
             line += [cell(row.name, "target", "steps_to_target", ",.0f")]
             line += [f"{len(values(row.name, 'target', 'steps_to_target'))} of {len(book.get('target', []))}"]
-        else:
+        elif study == "halfcheetah":
             line += [cell(row.name, "return", "return_at_end", ",.0f")]
         lines.append(line)
         note = [f"`{row.flags}`"] if row.flags else []
@@ -284,7 +309,8 @@ def table(study: str, data: dict[str, Any], machine: str) -> str:
         notes.append(f"- {ENVIRONMENT}: {common.spread(alone, ',.0f')} steps/s; dppo learns at {share} of that.\n")
     repeats = max((len(book.get("speed", [])) for book in data.values()), default=0)
     seeds = max((len(book.get(m, [])) for book in data.values() for m in ("target", "return")), default=0)
-    title = f"## {study}\n\nSteps/s: {STEPS[study]['speed']:,} steps, {repeats} runs. Learning: {seeds} seeds."
+    title = f"## {study}\n\nSteps/s: {STEPS[study]['speed']:,} steps, {repeats} runs."
+    title += f" Learning: {seeds} seeds." if seeds else ""
     return f"{title} On {machine}.\n\n{common.markdown_table(head, lines)}\n{''.join(notes)}"
 
 

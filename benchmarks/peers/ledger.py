@@ -23,6 +23,7 @@ import gymnasium
 import numpy as np
 
 WINDOW = 100  # episodes, as in dppo's return_mean_100
+SIMULATORS = {"halfcheetah": ("mujoco",), "pong": ("ale-py",)}
 
 
 class TargetReached(Exception):
@@ -79,7 +80,7 @@ def reached(returns: Iterable[float], target: float) -> bool:
 def arguments(description: str, variants: Sequence[str] = ("best",)) -> argparse.Namespace:
     """What every script takes. Seeds Python's and NumPy's generators, and limits the threads."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--study", choices=("cartpole", "halfcheetah"), default="cartpole")
+    parser.add_argument("--study", choices=("cartpole", "halfcheetah", "images", "pong"), default="cartpole")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=200_000)
     parser.add_argument("--target", type=float, help="end once the mean of the last 100 training episodes reaches it")
@@ -106,7 +107,7 @@ def report(args: argparse.Namespace, trainer: str, env: str, steps: int, ended: 
             window.append(total)
         if target_s is None and args.target is not None and reached(window, args.target):
             target_s, target_steps = moment - started, sum(steps_of.values())
-    names = (trainer, "torch", "gymnasium", "numpy", *(["mujoco"] if args.study == "halfcheetah" else []))
+    names = (trainer, "torch", "gymnasium", "numpy", *SIMULATORS.get(args.study, ()))
     figures = {
         "env": env,
         "seed": args.seed,

@@ -26,6 +26,8 @@ ROWS = 8
 """The block size of acting, which pads its rows to whole blocks. BLAS sums in another order for one row or two than for
 eight, and a chaotic simulator (HalfCheetah) turns a difference in the last bit into one of order 1 within 60 steps.
 Without blocks, eight environments on one rank would have other episodes than two on each of four ranks."""
+ROWS_OF_IMAGES = 4
+"""The same for a network with images, whose rows have their own bits from four rows on. A row costs 0.2 ms there."""
 
 
 class ActorCritic:
@@ -67,6 +69,7 @@ class ActorCritic:
         """S, the size of the network's memory of one environment; 0 without."""
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
+        self._rows = ROWS_OF_IMAGES if inputs.images else ROWS
         self._padded = np.empty((0, 0), np.float32)
         self._padded_states = self.first_states(0)
 
@@ -118,10 +121,10 @@ class ActorCritic:
           cheaper for a whole rollout at once.
         """
         n = len(inputs)
-        if n % ROWS:
-            if len(self._padded) != n + -n % ROWS:
+        if n % self._rows:
+            if len(self._padded) != n + -n % self._rows:
                 # of a real row: zeros need not be an observation, as of a Discrete that starts at 1
-                self._padded = np.repeat(inputs[:1], n + -n % ROWS, axis=0)
+                self._padded = np.repeat(inputs[:1], n + -n % self._rows, axis=0)
             self._padded[:n] = inputs
             inputs = self._padded
         outputs, values = self._advance(inputs, states)

@@ -120,14 +120,20 @@ def _with_preset(args: list[str], file_values: dict[str, Any]) -> tuple[Config, 
     env = given("env") or Config.env
     mode = given("mode") or Config.mode
     loss = given("loss") or ("a3c" if mode == "async" else "ppo")
-    name = f"{env}.{loss}.toml"
-    file = presets().get(name)
-    if file is None:
+    known, namespace = presets(), str(env).partition("/")[0]  # ALE.ppo.toml is for all of ALE/…
+    name = next((f"{of}.{loss}.toml" for of in (env, namespace) if f"{of}.{loss}.toml" in known), None)
+    if name is None:
         return Config(), [f"no preset for {env} with {loss}: the defaults"]
+    file = known[name]
     values = tomllib.loads(file.read_text())
     if given("total-steps") is not None and given("target-return") is None:
         values.pop("target-return", None)
     return updated(Config(), values), [f"preset {name}"]
+
+
+def _shown_preset(of: str) -> str:
+    """Returns what a preset is for: an id, which ends in a version, or all ids of a namespace."""
+    return of if "-v" in of else f"{of}/…"
 
 
 # -- flags --------------------
@@ -236,7 +242,7 @@ def _show_help(args: list[str], file_values: dict[str, Any]) -> NoReturn:
     """
     env = flag_value(args, "env") or file_values.get("env")
     if env is None:
-        config, tuned = Config(), sorted({name.rsplit(".", 2)[0] for name in presets()})
+        config, tuned = Config(), sorted({_shown_preset(name.rsplit(".", 2)[0]) for name in presets()})
         note = (
             f"The defaults are shown. {Config.env}, the environment where no other is named, has a preset, which"
             f" replaces some of them, and so have {', '.join(e for e in tuned if e != Config.env)}; `--env ID --help`"

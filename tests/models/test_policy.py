@@ -8,7 +8,7 @@ from gymnasium import spaces
 
 from dppo.config import ModelConfig, MomentsConfig
 from dppo.envs.leaves import array_type
-from dppo.models.policy import ROWS, ActorCritic, make_policy
+from dppo.models.policy import ROWS, ROWS_OF_IMAGES, ActorCritic, make_policy
 from dppo.seeding import draw_rows
 from tests import torch_reference as reference
 
@@ -50,6 +50,19 @@ def test_a_row_of_seven_environments_is_the_beginning_of_one_of_eight(space: spa
     fewer_actions, fewer_heads, _ = policy.act(inputs[:7], noise[:7])
     np.testing.assert_array_equal(fewer_heads, head[:7])
     np.testing.assert_array_equal(fewer_actions, actions[:7])
+
+
+def test_images_have_blocks_of_their_own_in_which_a_row_has_the_same_bits() -> None:
+    """Four environments of images cost no padding, and act as they do among sixteen."""
+    image = spaces.Box(0, 255, (4, 84, 84), np.uint8)
+    policy = make_policy(image, spaces.Discrete(6), ModelConfig(), MomentsConfig(), np.random.default_rng(0))
+    observations = np.random.default_rng(1).integers(256, size=(16, 4, 84, 84), dtype=np.uint8)
+    noise = noise_of(policy, 16)
+    head, values = (np.copy(array) for array in policy.act(observations, noise)[1:])
+    for n in (1, 2, ROWS_OF_IMAGES, 6, 8, 12):
+        _, fewer, fewer_values = policy.act(observations[:n], noise[:n])
+        np.testing.assert_array_equal(fewer, head[:n])
+        np.testing.assert_array_equal(fewer_values, values[:n])
 
 
 def test_rows_that_only_fill_a_block_are_observations_too() -> None:

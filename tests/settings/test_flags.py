@@ -91,6 +91,17 @@ def test_the_preset_is_that_of_environment_and_loss(how: str) -> None:
 
 
 @pytest.mark.usefixtures("presets")
+def test_a_preset_of_a_namespace_is_for_all_its_environments(tmp_path: Path) -> None:
+    (tmp_path / "package" / "presets" / "games.ppo.toml").write_text("num-envs = 7")
+    config, notes = parse(["--env", "games/Chess-v5"])
+    assert (config.num_envs, notes) == (7, ["preset games.ppo.toml"])
+    assert parse(["--env", "games/Chess-v5", "--loss", "a3c"])[1] == [
+        "no preset for games/Chess-v5 with a3c: the defaults"
+    ]
+    assert parse(["--env", "others/Chess-v5"])[1] == ["no preset for others/Chess-v5 with ppo: the defaults"]
+
+
+@pytest.mark.usefixtures("presets")
 def test_total_steps_of_ones_own_replace_the_presets_target_as_well(tmp_path: Path) -> None:
     env = ["--env", "Env-v0"]
     assert (parse(env)[0].total_steps, parse(env)[0].target_return) == (111, 11.0)
@@ -296,7 +307,11 @@ def default_of(flag: str, shown: str) -> str:
 def test_help_shows_the_defaults_and_names_the_presets(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     shown = shown_by(capsys, "--help")
     assert (default_of("total-steps", shown), default_of("optim.lr", shown)) == (str(Config.total_steps), "None")
-    assert "CartPole-v1, the environment where no other is named, has a preset" in shown and "Pendulum-v1" in shown
+    assert (
+        "CartPole-v1, the environment where no other is named, has a preset" in shown
+        and "Pendulum-v1" in shown
+        and "ALE/…" in shown
+    )
     for how in (["--env", "Pendulum-v1", "--help"], ["-h", "--env=Pendulum-v1"]):
         shown = shown_by(capsys, *how)
         assert (default_of("env", shown), default_of("total-steps", shown)) == ("Pendulum-v1", "200000")
