@@ -24,6 +24,10 @@ KINDS: dict[str, tuple[spaces.Space[Any], ModelConfig]] = {
     "shared": (IMAGES, ModelConfig(hidden=(6,))),
     "apart": (IMAGES, ModelConfig(hidden=(6,), shared=False)),
     "bf16": (IMAGES, ModelConfig(hidden=(6,), bf16=True)),
+    "gru": (IMAGES, ModelConfig(hidden=(6,), core="gru", core_size=5)),
+    "lstm": (VECTORS, ModelConfig(hidden=(6,), core="lstm", core_size=5, shared=False)),
+    "own": (IMAGES, ModelConfig(factory="tests.models.structured_networks:Everything")),
+    "remembers": (IMAGES, ModelConfig(factory="tests.models.test_placed_networks:Remembers")),
 }
 
 
@@ -38,6 +42,21 @@ class PartlyFixed(torch.nn.Module):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.body(x) * self.scale, self.head(x)[:, 0]
+
+
+class Remembers(torch.nn.Module):
+    """Has states, and a constant."""
+
+    state_size = 4
+
+    def __init__(self, observation_space: Any, action_heads: Any) -> None:
+        super().__init__()
+        self.cell, self.head = torch.nn.GRUCell(2, 4), torch.nn.Linear(4, sum(head.size for head in action_heads))
+        self.register_buffer("scale", torch.randn(2))
+
+    def forward(self, x: Any, states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        after = self.cell(x["x"] * self.scale, states)
+        return self.head(after), after[:, 0], after
 
 
 def make(kind: str, device: str | None = None) -> ActorCritic:
@@ -63,7 +82,10 @@ def inputs_of(policy: ActorCritic, rows: int = 9) -> np.ndarray:
 def passes(policy: ActorCritic) -> list[np.ndarray]:
     """What each pass gives, and the gradient."""
     rng, inputs = np.random.default_rng(2), inputs_of(policy)
-    out = [policy.network.act(inputs)[0].copy(), policy.value(inputs).copy(), *map(np.copy, policy.forward(inputs))]
+    states = rng.uniform(-1, 1, (9, policy.state_size)).astype(np.float32)
+    firsts = np.array([True, False, False, True, True, False, True, False, False])
+    out = [policy.value(inputs, states).copy(), *map(np.copy, policy.forward(inputs, None, states, firsts))]
+    out += [policy.network.act(inputs, states)[0].copy(), *[states] * (policy.state_size > 0)]
     policy.backward(rng.standard_normal((9, 6)).astype(np.float32), rng.standard_normal(9).astype(np.float32))
     return [*out, policy.flat.gradient.copy()]
 
@@ -96,6 +118,15 @@ def test_each_way_to_change_the_parameters_reaches_the_copies(change: str) -> No
         getattr(policy.flat, change)()
     for out in passes(policy)[:4]:
         assert not out.any()
+
+
+def test_constants_of_another_network_reach_the_copies() -> None:
+    """As those of a checkpoint, or of rank 0."""
+    here, there = make("own"), make("own", "cpu:0")
+    for policy in (here, there):
+        assert policy.network.act(inputs_of(policy))[0].any()
+        policy.flat.set_constants({"drawn": np.linspace(-1, 1, 8, dtype=np.float32)})
+    assert_equal(passes(here), passes(there))
 
 
 def test_a_network_may_come_back() -> None:
