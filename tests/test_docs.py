@@ -174,7 +174,8 @@ def test_the_details_are_numbered_without_a_gap() -> None:
 
 def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> None:
     files = examples()
-    assert set(files) == {"my_sim.py", "my_net.py", "my_parts.py", "pendulum.toml", "train_it.py", "play_it.py"}
+    networks = {"my_net.py", "my_parts.py", "my_memory.py"}
+    assert set(files) == {"my_sim.py", "pendulum.toml", "train_it.py", "play_it.py", *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -190,11 +191,12 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     )
     parts = ("--env", probe("Inputs"), "--model.factory", "my_parts:Fused")
     fused = launch.start(None, *parts, "--run-dir", "fused", *SHORT, **ONE_THREAD)
+    memory = launch.start(None, "--model.factory", "my_memory:Remembers", "--run-dir", "memory", *SHORT, **ONE_THREAD)
     config = launch.start(None, "pendulum.toml", "--dry-run", **ONE_THREAD)
     made = ["--env", "my_sim:Thermostat", "--wrappers", "my_sim:limited", "--env-kwargs", "noise=0.2"]
     unregistered = launch.start(None, *made, "--dry-run", **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
-    for job in (own, fused, config, unregistered, train):
+    for job in (own, fused, memory, config, unregistered, train):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     played = launch.start(None, program=str(tmp_path / "play_it.py"), **ONE_THREAD).wait(60)
