@@ -26,9 +26,9 @@ def place_network(me: Rank, computing: Comm, *, computes: bool) -> None:
     gpu = gpus[index % len(gpus)] if computes and gpus else None
     policy.place(CPU if gpu is None else gpu.device)
     mine = None if gpu is None else f"{gpu.device} ({gpu.description})"
-    everyone = gather_at_zero(me.group.comm, mine)
+    everyone = gather_at_zero(me.group.comm, (mine, "" if gpus else me.parts.why_no_gpu))
     if me.group.is_server:
-        line = described(everyone) or f"the network computes on the CPU: {me.parts.why_no_gpu}"
+        line = described([device for device, _ in everyone]) or f"the network computes on the CPU: {everyone[-1][1]}"
         me.services.console.line(f"  {line}")
 
 
