@@ -164,9 +164,13 @@ def test_every_rank_takes_over_the_whole_state_of_rank_0_its_metrics_included(
     giver.parts.state.last_metrics[:] = rng.normal(size=len(giver.parts.state.last_metrics))
     giver.parts.state.flat.vector += 0.5
     giver.parts.state.iteration = 17
-    monkeypatch.setattr(session, "from_rank_zero", lambda comm, value: giver.parts.state.packed())
+    for number, rank in enumerate((giver, mine)):  # constant buffers of a network of the user's own
+        rank.parts.state.flat.constants = {"drawn": np.full(3, number)}
+    given = giver.parts.state.packed(), giver.parts.state.flat.constants
+    monkeypatch.setattr(session, "from_rank_zero", lambda comm, value: given)
     monkeypatch.setattr(session, "assert_in_sync", lambda comm, fingerprint: None)
     session.synchronise(mine)
     np.testing.assert_array_equal(mine.parts.state.packed(), giver.parts.state.packed())
+    assert mine.parts.state.flat.fingerprint() == giver.parts.state.flat.fingerprint()
     for rank in (giver, mine):
         rank.parts.close()

@@ -118,6 +118,16 @@ def test_arrays_of_any_kind_come_out_as_they_went_in(tmp_path: Path, array: np.n
     np.testing.assert_array_equal(read, array)
 
 
+def test_constants_of_any_type_come_out_as_they_went_in(tmp_path: Path) -> None:
+    """A mask of attention holds infinities."""
+    saved = make_checkpoint(100)
+    saved.state["constants"] = {
+        "mask": np.array([0.0, -np.inf, np.nan]), "on": np.array(True), "order": np.arange(3), "none": np.zeros((0, 2)),
+    }  # fmt: skip
+    write_checkpoint(tmp_path, saved, keep=3)
+    assert as_plain(read_checkpoint(checkpoint_folders(tmp_path)[0])) == as_plain(saved)
+
+
 def test_values_of_dicts_and_tuples_come_out_leaf_by_leaf(tmp_path: Path) -> None:
     """As plain tensors, which any reader of safetensors opens."""
     dtype = np.dtype([("camera", np.uint8, (2, 2)), ("arm", [("0", np.float32), ("1", np.int64)])], align=True)
@@ -389,6 +399,12 @@ FORGED: dict[str, tuple[Callable[[Manifest], object], dict[str, bytes], str]] = 
     "bool": (set_in("iteration", to=True), {}, "iteration is True"),
     "infinite": (set_in("state", "kl_coef", to={"$float": "inf"}), {}, "kl_coef is inf"),
     "unknown": (set_in("state", "kl_coef", to={"$code": "x"}), {}, r"\$code is not known"),
+    "constants": (set_in("state", "constants", to=[1]), {}, "state.constants is a list"),
+    "a constant": (
+        set_in("state", "constants", to={"x": 1.5}),
+        {},
+        r"state.constants\['x'\] is 1.5; an array of numbers",
+    ),
     "not a dict": (set_in("counters", to=[1]), {}, "counters is a list"),
     "returns": (set_in("counters", "returns", to=["1"]), {}, r"returns\[0\] is '1'"),
     "too large for a float": (set_in("counters", "train_s", to=10**400), {}, "train_s is 1000000"),
