@@ -20,14 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from gymnasium import spaces
 
-from dppo.envs.leaves import Leaf, array_type, leaves, parts, range_of
+from dppo.envs.leaves import Leaf, array_type, leaves, range_of
 from dppo.models.distributions import Bernoulli, DiagGaussian, make_distribution
 from dppo.models.flat import MOST_PARAMETERS, FlatParameters
-from dppo.models.inputs import MASK, MOST_ONE_HOT, Inputs
+from dppo.models.inputs import MOST_ONE_HOT, Inputs
+from dppo.models.structured import RememberingNetwork, Structured, StructuredNetwork
 from dppo.models.torch_checks import ROWS, Samples, check_module, vector_samples
-from dppo.models.torch_network import TorchNetwork, to_array
+from dppo.models.torch_network import TorchNetwork
 
 if TYPE_CHECKING:
     import gymnasium
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
 NAMES = ("observation_space", "action_heads")
 """The parameters of a factory that is given spaces."""
 MOST_STATE = 100_000
-MOST_ROWS = 256
-"""The most rows whose values are computed at once: a rollout's activations would take gigabytes."""
 
 
 class ActionHead(NamedTuple):
@@ -60,70 +58,6 @@ def action_heads(space: gymnasium.Space[Any]) -> tuple[ActionHead, ...]:
         kind: Any = "gaussian" if is_gaussian else "bernoulli" if is_bernoulli else "categorical"
         heads.append(ActionHead(leaf.name, kind, distribution.network_outputs, distribution.choices))
     return tuple(heads)
-
-
-# -- what the network takes --------------------
-
-
-class Structured:
-    """Turns raw observations into what a network of the user's own takes: nested as the space is, without a leaf
-    `action_mask`, which says what is legal.
-
-    | leaf | tensor |
-    |---|---|
-    | Box of numbers, not with three axes | normalised, [B, *shape] float32 |
-    | Box with three axes: an image | as it is, [B, *shape] uint8; of another type as float32 |
-    | Discrete, MultiDiscrete | indices from 0, [B, *shape] int64 |
-    | MultiBinary | 0 or 1, [B, *shape] float32 |
-    """
-
-    def __init__(self, inputs: Inputs, space: gymnasium.Space[Any]) -> None:
-        self._inputs, self.space = inputs, space
-        self._images = {image.leaf.path for image in inputs.images}
-        self._make = self._maker(space, ())
-        if self._make is None:
-            raise ValueError(f"there is nothing to observe in {space}")
-
-    def __call__(self, observations: np.ndarray) -> Any:
-        """Converts raw observations [B, *obs]."""
-        assert self._make is not None
-        return self._make(observations, self._inputs.normalised(observations))
-
-    def _maker(
-        self, space: gymnasium.Space[Any], path: tuple[str, ...]
-    ) -> Callable[[np.ndarray, dict[tuple[str, ...], np.ndarray]], Any] | None:
-        """Returns the function that makes the part to which `path` leads, of whole observations and normalised
-        numbers; None if nothing of that part is seen.
-        """
-        inner = parts(space)
-        if inner is None:
-            return self._leaf_maker(Leaf(path, space))
-        found = {name: self._maker(part, (*path, name)) for name, part in inner.items()}
-        made = {name: make for name, make in found.items() if make is not None}
-        if not made:
-            return None
-        if isinstance(space, spaces.Tuple):
-            return lambda raw, numbers: tuple(make(raw, numbers) for make in made.values())
-        return lambda raw, numbers: {name: make(raw, numbers) for name, make in made.items()}
-
-    def _leaf_maker(self, leaf: Leaf) -> Callable[[np.ndarray, dict[tuple[str, ...], np.ndarray]], torch.Tensor] | None:
-        if leaf.path == (MASK,):
-            return None
-        if leaf.path in self._images:
-            as_it_is = leaf.dtype == np.uint8
-            return lambda raw, _: _tensor(leaf.of(raw) if as_it_is else leaf.of(raw).astype(np.float32))
-        if isinstance(leaf.space, spaces.Box):
-            return lambda _, numbers: torch.from_numpy(numbers[leaf.path])
-        if isinstance(leaf.space, spaces.MultiBinary):
-            return lambda raw, _: torch.from_numpy(leaf.of(raw).astype(np.float32))
-        space: Any = leaf.space
-        start = np.asarray(space.start, np.int64)
-        return lambda raw, _: torch.from_numpy(np.asarray(leaf.of(raw).astype(np.int64) - start))
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Returns a tensor of an array; in its memory, if torch can use that as it lies."""
-    return torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 
 def _samples(structured: Structured) -> Samples:
@@ -162,34 +96,6 @@ def _samples(structured: Structured) -> Samples:
 
 def _least(leaf: Leaf, rows: int) -> int:
     return 0
-
-
-class StructuredNetwork(TorchNetwork):
-    """A network of the user's own that takes observations as the space has them."""
-
-    def __init__(self, flat: FlatParameters, module: torch.nn.Module, structured: Structured) -> None:
-        super().__init__(flat, module)
-        self._structured = structured
-
-    def _argument(self, inputs: np.ndarray) -> Any:
-        return self._placed(self._structured(inputs))
-
-    def _placed(self, nested: Any) -> Any:
-        """Returns dicts and tuples of tensors with the tensors on the network's device."""
-        if isinstance(nested, dict):
-            return {name: self._placed(part) for name, part in nested.items()}
-        return tuple(map(self._placed, nested)) if isinstance(nested, tuple) else self._tensor(nested)
-
-    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        with torch.no_grad():
-            outputs, values = self._module(self._argument(inputs))
-        return to_array(outputs), to_array(values)
-
-    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
-        values = np.empty(len(inputs), np.float32)
-        for i in range(0, len(inputs), MOST_ROWS):
-            values[i : i + MOST_ROWS] = super().value(inputs[i : i + MOST_ROWS])
-        return values
 
 
 # -- how it is made --------------------
@@ -242,8 +148,6 @@ def make_own_network(
         return TorchNetwork(flat, module), flat
     inputs.use_raw()
     if state_size:
-        from dppo.models.own_memory import RememberingNetwork
-
         return RememberingNetwork(flat, module, structured, state_size), flat
     return StructuredNetwork(flat, module, structured), flat
 

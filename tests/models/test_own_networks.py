@@ -19,8 +19,9 @@ from dppo.config import Config, ModelConfig, MomentsConfig
 from dppo.envs.leaves import array_type, leaves, to_array
 from dppo.models.distributions import make_distribution
 from dppo.models.inputs import Inputs
-from dppo.models.own_networks import MOST_ROWS, ActionHead, Structured, action_heads
+from dppo.models.own_networks import ActionHead, action_heads
 from dppo.models.policy import ActorCritic, make_policy
+from dppo.models.structured import MOST_ROWS, Structured
 from dppo.training.policy import load_policy
 from tests.models import structured_networks
 from tests.models.structured_networks import SPACE

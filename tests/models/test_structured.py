@@ -13,8 +13,8 @@ from torch import nn
 
 from dppo.algo.sequences import first_steps, order_in_sequences
 from dppo.config import ModelConfig, MomentsConfig
-from dppo.models.own_memory import RememberingNetwork
 from dppo.models.policy import ActorCritic, make_policy
+from dppo.models.structured import RememberingNetwork
 from dppo.training.policy import load_policy
 from tests.parts import make_parts, save, settle
 
