@@ -18,8 +18,7 @@ workers: with minibatches of 64 on each it makes half as many updates, from 128 
 (linear scaling, Goyal et al. 2017); with 64 in all it makes as many as the others, with theirs, 3e-4.
 images, pong: equal work (8 environments, 84 × 84 × 4 bytes, one Nature encoder for policy and value, 128 steps, 4
 epochs, minibatches of 256, float32): steps/s with an environment that costs nothing, and with Pong in Gymnasium's
-wrappers, which needs ale-py. dppo's two workers have four environments each, and half of each minibatch. Start it in
-the root of the repository, where the environment is found.
+wrappers, which needs ale-py. dppo's two workers have four environments each, and half of each minibatch.
 
 Prints Markdown tables and writes them, with the figures of each run as JSON, to benchmarks/results/peers.{md,json}.
 What is not run again keeps its last result.
@@ -86,7 +85,7 @@ ROWS = {
         Row("Sample Factory", "", "sample-factory"),
     ),
     "images": (
-        Row("dppo", f"{EQUAL_IMAGES} --env benchmarks.peers.pictures:Pictures"),
+        Row("dppo", f"{EQUAL_IMAGES} --env pictures:Pictures"),
         Row("Stable-Baselines3", "", "sb3"),
         Row("CleanRL", "", "cleanrl"),
     ),
@@ -324,6 +323,7 @@ def main() -> None:
     parser.add_argument("--returns", action=argparse.BooleanOptionalAction, default=True, help="of HalfCheetah")
     parser.add_argument("--smoke", action="store_true", help="a twentieth of the steps; saves nothing")
     args = parser.parse_args()
+    os.environ["PYTHONPATH"] = str(HERE / "peers")  # where ranks find pictures.py
     books = Books(None if args.smoke else common.RESULTS / "peers.json")
     try:
         for study in args.study:
