@@ -11,8 +11,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from dppo import load_policy
 from tests.launch import Launcher
 from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
 
@@ -24,12 +26,12 @@ VECTORS = ("--env", "CartPole-v1", "--model.backend", "torch", "--no-optim.annea
 CELLS: dict[str, tuple[int, tuple[object, ...]]] = {
     "allreduce": (3, ("--exchange", "allreduce")),
     "p2p": (3, ("--exchange", "p2p")),
-    "async": (2, ("--mode", "async", "--exchange", "p2p", "--loss", "ppo")),  # with more workers chance decides
+    "async": (1, ("--mode", "async", "--exchange", "p2p", "--loss", "ppo")),  # with more ranks chance decides
 }
 """Ranks, and flags."""
 GPUS = 2
-PLACES = {3: ["cpu", "cpu:0", "cpu:1"], 2: ["cpu", "cpu:1"]}
-"""The devices of all ranks; an asynchronous server counts as a rank of its node."""
+PLACES = {3: ["cpu", "cpu:0", "cpu:1"], 1: ["cpu:0"]}
+"""The devices of all ranks, by their number."""
 STEPS, LONG = 320, 640
 
 pytestmark = pytest.mark.slow
@@ -67,6 +69,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         job(f"{exchange}-one-by-cores", 5, *given, cores=1)
         job(f"{exchange}-one-by-gpus", 5, *given, gpus=1)
     job("shared", 4, *VECTORS, "--mode", "async", "--total-steps", STEPS, gpus=2)
+    job("asked-for", 1, "--env", "CartPole-v1", *SMALL, "--device", "cuda", "--total-steps", STEPS, gpus=1)
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
     launcher.run(5, folder / "jobs.json", program="stand_in_gpus.py", timeout=120, OMP_NUM_THREADS="1")
@@ -104,6 +107,14 @@ def test_a_run_may_be_resumed_on_gpus(cell: str, runs: Path) -> None:
     assert summary(run_dir)["attempt"] == 2
 
 
+def test_a_run_that_asked_for_a_gpu_has_a_network_of_torch_that_acts_where_there_is_none(runs: Path) -> None:
+    """Of flat vectors, for which it would be NumPy's."""
+    assert devices(runs / "asked-for") == ["cpu:0"]
+    policy = load_policy(runs / "asked-for")
+    assert (policy.config.device, policy.config.model.backend) == ("cuda", "torch")
+    assert policy.act(np.zeros(4, np.float32)) in (0, 1)
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two groups need two cores")
 @pytest.mark.parametrize(
     ("count", "expected"),
@@ -120,7 +131,7 @@ def test_workers_without_a_gpu_of_their_own_form_groups_as_those_without_a_core_
 
 
 def test_asynchronous_workers_share_gpus_in_turn(runs: Path) -> None:
-    """Each learns by itself, so there are no groups."""
+    """Each learns by itself, so there are no groups, and rank 0 counts. Each pass had the newest parameters."""
     assert devices(runs / "shared") == ["cpu", "cpu:1", "cpu:0", "cpu:1"]
     assert summary(runs / "shared")["exit"] == "finished"
 
