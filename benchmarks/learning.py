@@ -31,6 +31,7 @@ EXCHANGES = {
     "sync/allreduce": "--exchange allreduce",
     "sync/p2p": "--exchange p2p",
     "async ppo": "--mode async --loss ppo",
+    "async a3c": "--mode async --horizon 21 --optim.lr 5e-3",
 }
 ROWS = {
     "CartPole sync/allreduce ppo": f"{CARTPOLE} --total-steps 300000",

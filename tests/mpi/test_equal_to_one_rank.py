@@ -91,9 +91,6 @@ def test_every_layout_makes_the_same_first_update(launch: Launcher, tmp_path: Pa
     for cell in CELLS_OF_IMAGES:
         for layout in ("n2", "n5"):
             assert_same_run(*(runs[cell, IMAGES, each] for each in ("alone", layout)), 1e-4)
-        for layout in LAYOUTS:
-            (line,) = metric_lines(runs[cell, IMAGES, layout])
-            assert abs(float(line["approx_kl"])) < 1e-9, "whole sequences are to give what single steps gave"
     for env in ENVIRONMENTS:
         for layout in LAYOUTS:  # the two exchanges are two ways to the same sum
             for loss in ("ppo", "a3c", "kl"):

@@ -49,6 +49,9 @@ OF_MEMORY = (
     "--ppo.epochs", 4, "--ppo.minibatches", 4, "--ppo.entropy-coef", 0.01, "--optim.lr", 3e-3, "--optim.no-anneal",
     "--model.hidden", 16, "--total-steps", 40_000, "--target-return", 0.97,
 )  # fmt: skip
+WITH_MEMORY: dict[str, tuple[object, ...]] = EXCHANGES | {
+    "async-a3c": ("--mode", "async", "--loss", "a3c", "--horizon", 12, "--optim.lr", 5e-3),
+}
 CORES = ("gru", "lstm")
 ALWAYS = ("--num-envs", 8, "--seed", 1, "--log.no-tensorboard")
 
@@ -90,7 +93,7 @@ def runs_with_memory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = (*OF_MEMORY, *ALWAYS)
     runs: dict[str, tuple[object, ...]] = {
         f"{exchange}-{core}": (*flags, *of_exchange, "--model.core", core, "--model.core-size", 16)
-        for exchange, of_exchange in EXCHANGES.items()
+        for exchange, of_exchange in WITH_MEMORY.items()
         for core in CORES
     }
     runs["without-memory"] = (*flags, "--total-steps", 20_000)
@@ -129,7 +132,7 @@ def test_every_exchange_learns_in_spaces_of_several_kinds(
 
 @pytest.mark.slow
 @pytest.mark.timeout(150)
-@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("exchange", WITH_MEMORY)
 @pytest.mark.parametrize("core", CORES)
 def test_every_exchange_learns_to_remember(
     core: str, exchange: str, runs_with_memory: Path, capsys: pytest.CaptureFixture[str]
