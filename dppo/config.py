@@ -141,7 +141,7 @@ class ModelConfig(Section):
     core_size: Annotated[int, within(1, 8192)] = 128
     """core: units of the recurrent layer."""
     sequence: Annotated[int | None, at_least(1, 1e7)] = None
-    """core: rows through which the gradient passes; None: the horizon."""
+    """Of a network with memory: rows through which the gradient passes; None: the horizon."""
     log_std_init: Annotated[float, within(-20, 20)] = 0.0
     """Box actions: initial log standard deviation, in units of half the action range where it is bounded."""
     factory: str | None = None

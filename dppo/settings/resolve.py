@@ -40,7 +40,8 @@ def check(config: Config) -> None:
     )
     if config.loss == "ppo":
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
-        _require_sequences(config)
+        if config.model.core:
+            require_sequences(config)
     _require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
 
@@ -55,16 +56,15 @@ def _require_divisor(minibatches: int, samples: int) -> None:
     )
 
 
-def _require_sequences(config: Config) -> None:
-    """Refuses more minibatches than there are sequences: a minibatch holds whole ones."""
-    if config.model.core is None:
-        return
-    assert config.horizon is not None and config.model.sequence is not None, "an unresolved configuration is checked"
-    sequences = config.num_envs * -(-config.horizon // config.model.sequence)
+def require_sequences(config: Config) -> None:
+    """Refuses more minibatches than a network with memory has sequences: a minibatch holds whole ones."""
+    assert config.horizon is not None, "an unresolved configuration is checked"
+    length = config.model.sequence or config.horizon
+    sequences = config.num_envs * -(-config.horizon // length)
     _require(
-        config.ppo.minibatches <= sequences,
+        config.loss != "ppo" or config.ppo.minibatches <= sequences,
         f"ppo.minibatches={config.ppo.minibatches} are more than the {sequences} sequences of a worker's rollout"
-        f" (num_envs={config.num_envs}, model.sequence={config.model.sequence}), and a minibatch holds whole ones: use"
+        f" (num_envs={config.num_envs}, model.sequence={length}), and a minibatch holds whole ones: use"
         f" ppo.minibatches={sequences}, more environments, or a shorter model.sequence",
     )
 

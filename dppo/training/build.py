@@ -25,6 +25,7 @@ from dppo.models import gpus
 from dppo.models.policy import ActorCritic, make_policy
 from dppo.seams import Closable, VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
+from dppo.settings.resolve import require_sequences
 from dppo.training.collector import Collector
 from dppo.training.learner import Learner
 from dppo.training.moments import RunMoments
@@ -127,6 +128,8 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         rng = generator(config.seed, Purpose.INIT)
         spaces = envs.observation_space, envs.action_space
         policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
+        if policy.state_size:
+            require_sequences(config)
         own_gpus = _own_gpus(config, policy)
         if worker is not None:
             _require_memory(config, policy)

@@ -49,8 +49,9 @@ class Learner:
         self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
         self._lam = config.ppo.lam if self._ppo else config.a3c.lam
         self._normalizes = config.ppo.normalize_advantages if self._ppo else config.a3c.normalize_advantages
-        assert not config.model.core or config.model.sequence, "an unresolved configuration reached the learner"
-        self._sequence = config.model.sequence if config.model.core and config.model.sequence else 1
+        assert config.horizon is not None, "an unresolved configuration reached the learner"
+        # what has memory is known by its state: a core, or a network of the user's own
+        self._sequence = (config.model.sequence or config.horizon) if policy.state_size else 1
         self.epochs, self.minibatches_per_epoch = (config.ppo.epochs, config.ppo.minibatches) if self._ppo else (1, 1)
 
     @property

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -250,6 +251,14 @@ def test_rollouts_that_are_larger_than_the_memory_are_refused(monkeypatch: pytes
     ):
         build_parts(config, 0)
     build_parts(config, None)  # a server that steps nothing
+
+
+def test_more_minibatches_than_sequences_of_a_network_that_remembers_are_refused() -> None:
+    own = ModelConfig(factory="tests.models.test_structured:OnVector")
+    config = updated(Config(), {"num-envs": 2, "horizon": 16, "ppo": {"minibatches": 4}})
+    with pytest.raises(ValueError, match=r"ppo.minibatches=4 are more than the 2 sequences .*model.sequence=16\)"):
+        build_parts(resolve(replace(config, model=own)), 0)
+    build_parts(resolve(replace(config, model=replace(own, sequence=8))), 0).close()
 
 
 def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:

@@ -143,6 +143,24 @@ def test_samples_lie_in_sequences_and_keep_their_targets(env: str) -> None:
     assert batch.statistics[STATISTICS.index("error2")] == pytest.approx(np.square(error, dtype=np.float64).sum())
 
 
+@pytest.mark.parametrize(("sequence", "length"), [(8, 8), (None, 32)])
+def test_a_network_of_the_users_own_that_remembers_is_trained_on_sequences(sequence: int | None, length: int) -> None:
+    """The gradient of a minibatch passes through the states, of as many rows as with a core."""
+    own = ModelConfig(factory="tests.models.test_structured:OnVector", sequence=sequence)
+    place = make_parts(model=own, horizon=32)
+    settle(place)
+    rollout, batch = prepared(place)
+    ends = rollout.terminations | rollout.truncations
+    begins = np.vstack((np.ones((1, 2), bool), ends[:-1])) | (np.arange(32) % length == 0)[:, None]
+    assert batch.samples.firsts.sum() == begins.sum() < 32
+    place.learner.gradient(batch.samples)
+    whole = place.policy.flat.gradient.copy()
+    batch.samples.firsts[:] = True
+    place.learner.gradient(batch.samples)
+    assert not np.allclose(place.policy.flat.gradients["cell.weight_hh"], 0.0)
+    assert np.abs(whole - place.policy.flat.gradient).max() > 1e-4
+
+
 def test_minibatches_are_of_whole_sequences() -> None:
     place = make_parts(model=MEMORY, horizon=32)
     _, batch = prepared(place)
