@@ -175,11 +175,11 @@ def is_installed(package: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--only", nargs="+", help="parts of the names of environments or packages")
+    parser.add_argument("--only", nargs="+", help="parts of packages, names or flags")
     args = parser.parse_args()
     told = []
     for env in LISTED + OTHERS:
-        is_chosen = args.only is None or any(part in f"{env.package} {env.name}" for part in args.only)
+        is_chosen = args.only is None or any(part in f"{env.package} {key(env)}" for part in args.only)
         if is_chosen and is_installed(env.package):
             steps = args.steps // (1 if env in LISTED else 5)
             with tempfile.TemporaryDirectory() as folder:
