@@ -52,8 +52,8 @@ LISTED = (
     Env("flappy-bird-gymnasium", "FlappyBird-v0"),
     Env("flappy-bird-gymnasium", "FlappyBird-v0", "--env-kwargs use_lidar=false"),
     Env("highway-env", "highway-v0", FEW_CARS),
-    Env("highway-env", "merge-v0", COARSE),
     Env("highway-env", "parking-v0"),
+    Env("highway-env", "lane-keeping-v0"),
     Env("highway-env", "racetrack-v0", COARSE),
     Env("minigrid", "MiniGrid-Empty-5x5-v0", NO_MISSION, "minari"),
     Env("minigrid", "BabyAI-GoToRedBall-v0", NO_MISSION, "minari"),
@@ -83,6 +83,7 @@ OTHERS = (
     Env("metaworld", "Meta-World/MT1", "--env-kwargs env_name=reach-v3"),
     Env("gym-trading-env", "gym_trading_env:TradingEnv"),
     Env("gym-trading-env", "benchmarks.wrappers:trading"),
+    Env("highway-env", "merge-v0", COARSE),
     Env("minigrid", "MiniGrid-DoorKey-5x5-v0", "--wrappers minigrid.wrappers:ImgObsWrapper", "minari d4rl"),
     Env("ale-py", "ALE/Pong-v5", "--ppo.epochs 1", "minari d4rl"),
     Env("crafter", "crafter:Env"),
@@ -175,11 +176,11 @@ def is_installed(package: str) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--steps", type=int, default=20_000)
-    parser.add_argument("--only", nargs="+", help="parts of the names of environments or packages")
+    parser.add_argument("--only", nargs="+", help="parts of packages, names or flags")
     args = parser.parse_args()
     told = []
     for env in LISTED + OTHERS:
-        is_chosen = args.only is None or any(part in f"{env.package} {env.name}" for part in args.only)
+        is_chosen = args.only is None or any(part in f"{env.package} {key(env)}" for part in args.only)
         if is_chosen and is_installed(env.package):
             steps = args.steps // (1 if env in LISTED else 5)
             with tempfile.TemporaryDirectory() as folder:
