@@ -27,6 +27,16 @@ TMAZE = (
     " --ppo.entropy-coef 0.01 --total-steps 150000 --target-return 0.97"
 )
 """Its corridor is 20 long."""
+PROBE = (
+    "--horizon 32 --ppo.epochs 4 --ppo.minibatches 4 --optim.lr 3e-3 --optim.no-anneal --model.hidden 64"
+    " --env dppo.envs.probes_of_spaces:dppo/Probe"
+)
+PROBES = {
+    "Dict": "Inputs-v0 --total-steps 10000 --ppo.entropy-coef 0.02 --model.activation relu",
+    "composite": "Parts-v0 --total-steps 15000",
+    "masked": "Mask-v0 --total-steps 5000",
+}
+"""A vector and an image; a composite action; an illegal action that would pay. The best returns are 1, 2 and 1."""
 EXCHANGES = {
     "sync/allreduce": "--exchange allreduce",
     "sync/p2p": "--exchange p2p",
@@ -59,6 +69,11 @@ ROWS = {
         for exchange, flags in EXCHANGES.items()
     },
     "T-maze 20, without memory": TMAZE,
+    **{
+        f"{name} probe, {exchange}": f"{PROBE}{given} {EXCHANGES[exchange]}"
+        for name, given in PROBES.items()
+        for exchange in ("sync/allreduce", "sync/p2p", "async ppo")
+    },
 }
 EPISODES = {"Blackjack": 10_000}
 """Greedy episodes of rows whose return is mostly chance; 100 of the others."""
