@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 LINEAR = "--wrappers mo_gymnasium.wrappers:LinearReward"
 NO_MISSION = "--wrappers benchmarks.wrappers:WithoutMission"
 ATARI = "--env-kwargs frameskip=1 --wrappers gymnasium.wrappers:AtariPreprocessing --ppo.epochs 1"
-COARSE = "--env-kwargs 'config={simulation_frequency = 5}'"
+COARSE = "--env-kwargs 'config={simulation_frequency = 5, duration = 20}'"
 FEW_CARS = "--env-kwargs 'config={vehicles_count = 10, simulation_frequency = 5}'"
 
 
