@@ -35,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 LINEAR = "--wrappers mo_gymnasium.wrappers:LinearReward"
 NO_MISSION = "--wrappers benchmarks.wrappers:WithoutMission"
 ATARI = "--env-kwargs frameskip=1 --wrappers gymnasium.wrappers:AtariPreprocessing --ppo.epochs 1"
-COARSE = "--env-kwargs 'config={simulation_frequency = 5}'"
+COARSE = "--env-kwargs 'config={simulation_frequency = 5, duration = 20}'"
 FEW_CARS = "--env-kwargs 'config={vehicles_count = 10, simulation_frequency = 5}'"
 
 
@@ -202,13 +202,14 @@ def report(rows: dict[str, Row], steps: int) -> str:
                               for env in envs if key(env) in rows))
         for envs in (LISTED, OTHERS)
     )  # fmt: skip
+    missing = ", ".join(f"`{key(env)}`" for env in LISTED + OTHERS if key(env) not in rows) or "none"
     return (
         f"# Environments of other packages\n\n`benchmarks/packages.py --steps {steps}`; {machine()}.\n\nEach row is"
         f" `mpirun -n {RANKS} python -m dppo.run --env ENVIRONMENT FLAGS --total-steps {steps} --trajectories.enabled`,"
         f" resumed to {steps + steps // 10:,} steps. An episode of the evaluation is cut after 300 steps. Where a"
         " command failed, those after it were not tried, and the last column has the last line that the user sees. The"
         f" machine was shared with other jobs.\n\n{listed}\n## Others\n\nTrained"
-        f" for {steps // 5:,} steps.\n\n{others}"
+        f" for {steps // 5:,} steps.\n\n{others}\nNot run yet: {missing}."
     )
 
 
