@@ -59,6 +59,8 @@ from dppo.settings.values import as_dict, nearest, updated
         ({"model": {"core": "rnn"}}, "model.core='rnn' must be one of"),
         ({"model": {"core_size": 0}}, "model.core_size=0 must"),
         ({"model": {"sequence": 0}}, "model.sequence=0 must"),
+        ({"model": {"sequence": 8}}, "model.sequence=8 is for networks with memory, .*: set model.core to gru or lstm"),
+        ({"model": {"core_size": 64}}, "model.core_size=64 is for networks with memory"),
         ({"moments": {"clip": 0.0}}, "moments.clip=0.0 must be positive"),
         ({"server": {"drop": -1}}, "server.drop=-1 must not be negative"),
         ({"server": {"max_staleness": -1}}, "server.max_staleness=-1 must not be negative"),

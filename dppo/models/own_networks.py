@@ -139,6 +139,11 @@ def make_own_network(
                 state_size = _state_size(module)
             else:
                 module, samples = _made(lambda: function(inputs.size, outputs)), vector_samples(inputs.size)
+                if _state_size(module):
+                    raise ValueError(
+                        "its module has a state_size, and only a factory with the parameters"
+                        f" {' and '.join(NAMES)} makes one with memory: give it these, or leave state_size out"
+                    )
             check_module(module, samples, outputs, state_size)
     except ValueError as error:
         raise ValueError(f"model.factory={factory}: {error}") from error

@@ -192,8 +192,9 @@ def _require_trainable(cfg: ModelConfig, shapes: dict[str, tuple[int, ...]]) -> 
     """Refuses too many parameters before they are made, which takes memory and time."""
     number = sum(map(math.prod, shapes.values()))
     if number > MOST_PARAMETERS:
+        core = f" with model.core_size={cfg.core_size}" * (cfg.core is not None)
         raise ValueError(
-            f"model.hidden={cfg.hidden} makes {number:,} parameters with these spaces, and at most"
+            f"model.hidden={cfg.hidden}{core} makes {number:,} parameters with these spaces, and at most"
             f" {MOST_PARAMETERS:,} can be trained: choose smaller layers"
         )
 
@@ -267,6 +268,9 @@ def _torch_network(
     from dppo.models.own_networks import make_own_network
     from dppo.models.torch_network import TorchMLP, TorchNetwork
 
+    if cfg.factory is None and (inputs.is_raw or cfg.core):
+        with torch.device("meta"):  # where arrays have shapes only
+            _require_trainable(cfg, TorchNetwork.shapes(EncodedModule(inputs, outputs, cfg)))
     torch.manual_seed(seed)
     if cfg.factory is not None:
         own, flat = make_own_network(cfg.factory, inputs, *both_spaces, log_std, num_sums, seed)

@@ -77,7 +77,8 @@ class Policy:
         if ended is None:
             self._states = None
         elif self._states is not None:
-            self._states[ended] = 0.0
+            rows = np.asarray(ended)  # a tuple would be a place in two axes
+            self._states[rows if rows.dtype == bool else rows.astype(np.int64)] = 0.0
 
     def act(self, observation: Any, *, stochastic: bool = False, mask: Any = None) -> Any:
         """Returns the action for one observation, or the actions for a batch, in the form that the environment expects.

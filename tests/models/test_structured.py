@@ -165,6 +165,16 @@ def test_whole_sequences_give_what_acting_gave_and_autograds_gradient(length: in
     np.testing.assert_allclose(found, policy.flat.gradient, rtol=1e-4, atol=1e-5)
 
 
+class OfTwoNumbers(OnVector):
+    def __init__(self, observation_size: int, head_size: int) -> None:
+        super().__init__(None, None)
+
+
+def test_memory_needs_the_form_with_spaces() -> None:
+    with pytest.raises(ValueError, match="has a state_size, and only a factory with the parameters observation_space"):
+        make("OfTwoNumbers", spaces.Box(-1, 1, (4,), np.float32))
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_says_why(name: str) -> None:
     with pytest.raises(ValueError, match=rf"model\.factory={__name__}:{name}: .*{REFUSED[name]}"):

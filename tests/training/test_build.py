@@ -263,9 +263,15 @@ def test_more_minibatches_than_sequences_of_a_network_that_remembers_are_refused
 
 def test_a_network_that_is_too_large_is_refused_before_it_is_made() -> None:
     observations = gymnasium.spaces.Box(-1, 1, (10**6,), np.float32)
-    cfg, rng = ModelConfig(hidden=(8192,)), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     with pytest.raises(ValueError, match=r"makes 16,[0-9,]+ parameters with these spaces, and at most 500,000,000"):
-        make_policy(observations, gymnasium.spaces.Discrete(2), cfg, MomentsConfig(), rng)
+        make_policy(observations, gymnasium.spaces.Discrete(2), ModelConfig(hidden=(8192,)), MomentsConfig(), rng)
+    core = ModelConfig(core="gru", core_size=8192, shared=False)
+    with pytest.raises(ValueError, match=r"with model.core_size=8192 makes 49,[0-9,]+ parameters with these spaces"):
+        make_policy(observations, gymnasium.spaces.Discrete(2), core, MomentsConfig(), rng)
+    image = gymnasium.spaces.Box(0, 255, (2000, 2000, 3), np.uint8)
+    with pytest.raises(ValueError, match=r"makes 1,9[0-9,]+ parameters with these spaces"):
+        make_policy(image, gymnasium.spaces.Discrete(2), ModelConfig(), MomentsConfig(), rng)
 
 
 # -- the device --------------------

@@ -67,6 +67,11 @@ def test_a_policy_with_memory_remembers_until_it_is_reset(tmp_path: Path, kind: 
     policy.reset([1])
     again = policy.value(batch[0])
     assert (again != first).tolist() == [True, False, True]
+    policy.reset(())
+    np.testing.assert_array_equal(policy.value(batch[0]), again)
+    policy.act(batch[0])
+    policy.reset((0, 1))
+    assert (policy.value(batch[0]) == first).tolist() == [True, True, False]
     policy.reset(np.array([True, False, True]))
     np.testing.assert_array_equal(policy.value(batch[0]), first)
     policy.act(batch[0])
