@@ -177,7 +177,10 @@ class ModelConfig(Section):
             " auto",
         )
         has_memory = self.core or self.factory
-        for name, is_set in {"sequence": self.sequence is not None, "core_size": self.core_size != ModelConfig.core_size}.items():
+        for name, is_set in {
+            "sequence": self.sequence is not None,
+            "core_size": self.core_size != ModelConfig.core_size,
+        }.items():
             _require(
                 bool(has_memory or not is_set),
                 f"model.{name}={getattr(self, name)} is for networks with memory, and this one has none: set model.core"

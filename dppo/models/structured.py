@@ -98,13 +98,7 @@ class StructuredNetwork(TorchNetwork):
         self._structured = structured
 
     def _argument(self, inputs: np.ndarray) -> Any:
-        return self._placed(self._structured(inputs))
-
-    def _placed(self, nested: Any) -> Any:
-        """Returns dicts and tuples of tensors with the tensors on the network's device."""
-        if isinstance(nested, dict):
-            return {name: self._placed(part) for name, part in nested.items()}
-        return tuple(map(self._placed, nested)) if isinstance(nested, tuple) else self._tensor(nested)
+        return mapped(self._structured(inputs), self._tensor)
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
