@@ -191,7 +191,8 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     )
     parts = ("--env", probe("Inputs"), "--model.factory", "my_parts:Fused")
     fused = launch.start(None, *parts, "--run-dir", "fused", *SHORT, **ONE_THREAD)
-    memory = launch.start(None, "--model.factory", "my_memory:Remembers", "--run-dir", "memory", *SHORT, **ONE_THREAD)
+    remembers = ("--model.factory", "my_memory:Remembers", "--ppo.minibatches", 2)  # two sequences of two environments
+    memory = launch.start(None, *remembers, "--run-dir", "memory", *SHORT, **ONE_THREAD)
     config = launch.start(None, "pendulum.toml", "--dry-run", **ONE_THREAD)
     made = ["--env", "my_sim:Thermostat", "--wrappers", "my_sim:limited", "--env-kwargs", "noise=0.2"]
     unregistered = launch.start(None, *made, "--dry-run", **ONE_THREAD)
