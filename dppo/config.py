@@ -176,15 +176,12 @@ class ModelConfig(Section):
             f"model.backend=numpy has no memory, and model.core={self.core} is a torch network: leave model.backend at"
             " auto",
         )
-        has_memory = self.core or self.factory
-        for name, is_set in {
-            "sequence": self.sequence is not None,
-            "core_size": self.core_size != ModelConfig.core_size,
-        }.items():
+        for name in ("sequence", "core_size"):
+            value = getattr(self, name)
             _require(
-                bool(has_memory or not is_set),
-                f"model.{name}={getattr(self, name)} is for networks with memory, and this one has none: set model.core"
-                " to gru or lstm, or leave it out",
+                bool(self.core or self.factory) or value == getattr(ModelConfig, name),
+                f"model.{name}={value} is for networks with memory, and this one has none: set model.core to gru or"
+                " lstm, or leave it out",
             )
         _require(
             not (self.core and self.factory),
