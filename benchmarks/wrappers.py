@@ -7,7 +7,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
 
 LARGEST_CODE = 10
 """The largest number that MiniGrid writes into a cell: that of the agent's kind."""
@@ -73,11 +72,3 @@ class WithoutMission(gymnasium.ObservationWrapper[Any, Any, Any]):
 
     def observation(self, observation: dict[str, Any]) -> dict[str, Any]:
         return {key: observation[key] for key in ("direction", "image")}
-
-
-def small_frames(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
-    """Makes of an Atari game what `dppo.envs.atari:preprocess` makes, but of 52 x 52: a third of the network's work.
-
-    The Nature encoder still has 3 x 3 places after its last convolution.
-    """
-    return FrameStackObservation(AtariPreprocessing(env, screen_size=52), 4)
