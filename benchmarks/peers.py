@@ -86,11 +86,13 @@ ROWS = {
     ),
     "images": (
         Row("dppo", f"{EQUAL_IMAGES} --env pictures:Pictures"),
+        Row("dppo, bfloat16", f"{EQUAL_IMAGES} --env pictures:Pictures --model.bf16"),
         Row("Stable-Baselines3", "", "sb3"),
         Row("CleanRL", "", "cleanrl"),
     ),
     "pong": (
         Row("dppo", f"{EQUAL_IMAGES} --env ALE/Pong-v5"),
+        Row("dppo, bfloat16", f"{EQUAL_IMAGES} --env ALE/Pong-v5 --model.bf16"),
         Row("Stable-Baselines3", "", "sb3"),
         Row("CleanRL", "", "cleanrl"),
     ),

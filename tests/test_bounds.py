@@ -33,14 +33,19 @@ class Setting(NamedTuple):
     def full(self) -> str:
         return f"{self.section}.{self.name}" if self.section else self.name
 
+    @property
+    def needed(self) -> dict[str, Any]:
+        """What the same section must have beside it."""
+        return {"core": "gru"} if self.full in ("model.core_size", "model.sequence") else {}
+
     def nested(self, value: Any) -> dict[str, Any]:
-        return {self.section: {self.name: value}} if self.section else {self.name: value}
+        return {self.section: {self.name: value} | self.needed} if self.section else {self.name: value}
 
     def made(self, value: Any) -> Config:
         """By the constructors, as in Python."""
         if not self.section:
             return Config(**{self.name: value})
-        return Config(**{self.section: type(getattr(Config(), self.section))(**{self.name: value})})
+        return Config(**{self.section: type(getattr(Config(), self.section))(**{self.name: value}, **self.needed)})
 
     def of(self, config: Config) -> Any:
         return getattr(getattr(config, self.section) if self.section else config, self.name)

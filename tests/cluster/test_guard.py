@@ -218,9 +218,11 @@ def test_guards_are_told_from_their_rank() -> None:
     """By what ps shows; and who looks for a rank by its variables finds the rank."""
     with running("guard.started()\nprint(os.getppid(), flush=True)\ntime.sleep(60)") as (process, (inner,)):
         for pid in (process.pid, inner):
-            deadline = time.monotonic() + 10  # it may not have come to that yet
-            while Path(f"/proc/{pid}/comm").read_text() != "dppo-guard\n" and time.monotonic() < deadline:
+            proc, deadline = Path(f"/proc/{pid}"), time.monotonic() + 10  # it may not have come to that yet
+            while time.monotonic() < deadline and not (
+                (proc / "comm").read_text() == "dppo-guard\n" and (proc / "cmdline").read_bytes().startswith(b"dppo: ")
+            ):
                 time.sleep(0.01)
-            assert Path(f"/proc/{pid}/comm").read_text() == "dppo-guard\n"  # without a space, which Slurm cannot read
-            assert Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").startswith(b"dppo: guard of rank 3 on ")
+            assert (proc / "comm").read_text() == "dppo-guard\n"  # without a space, which Slurm cannot read
+            assert (proc / "cmdline").read_bytes().rstrip(b"\0").startswith(b"dppo: guard of rank 3 on ")
             assert b"PMIX_RANK" not in Path(f"/proc/{pid}/environ").read_bytes()
