@@ -93,7 +93,7 @@ def run(flags: str, seed: int, ranks: int, episodes: int = 100) -> dict[str, Any
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
         del summary["run_dir"]
         evaluate = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", str(episodes), "--json"]
-        played = subprocess.run(evaluate, check=True, capture_output=True, text=True, timeout=600)
+        played = subprocess.run(evaluate, check=True, capture_output=True, text=True, timeout=1800)
         return summary | {
             "greedy_mean": json.loads(played.stdout)["mean"],
             "seed": seed,
