@@ -140,8 +140,8 @@ def test_resume_goes_on_with_another_number_of_ranks_and_says_so(whole: Path, la
 OWN = ("masked", "composite", "embedding", "image")
 """Kinds that a network of the user's own is trained on as well; it has a constant buffer that is drawn at random."""
 OF_CORES: dict[str, tuple[object, ...]] = {
-    "gru": ("--model.core", "gru", "--model.no-shared"),
-    "lstm": ("--model.core", "lstm", "--model.sequence", 3),
+    "gru": ("--model.core", "gru", "--model.core-size", 4, "--model.no-shared"),
+    "lstm": ("--model.core", "lstm", "--model.core-size", 4, "--model.sequence", 3),
 }
 """Policies with memory, of images: the policy's states and the value's; sequences that do not divide a rollout."""
 EXCHANGES = ("allreduce", "p2p")
@@ -155,7 +155,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("kinds")
     common = ("--num-envs", 2, "--horizon", 5, "--ppo.epochs", 1, "--ppo.minibatches", 2, "--optim.no-anneal",
-              "--seed", 3, "--model.hidden", 8, "--model.core-size", 4, "--log.no-tensorboard")  # fmt: skip
+              "--seed", 3, "--model.hidden", 8, "--log.no-tensorboard")  # fmt: skip
     cells = {kind: (f"kind={kind}",) for kind in KINDS}
     cells |= {core: ("kind=image", *given) for core, given in OF_CORES.items()}
     own = ("--model.factory", "tests.models.structured_networks:Everything")
