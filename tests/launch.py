@@ -27,6 +27,8 @@ LEFT_BEHIND_S = 5.0
 """What a job's processes get to disappear after mpirun has."""
 
 _OF_A_LAUNCHER = ("OMPI_COMM", "PMIX_", "PRTE_", "SLURM_")
+OF_DPPO = ("OMPI_MCA_btl", "OMPI_MCA_pml")
+"""Variables that dppo sets where no launcher has started it: with them, ranks would not find each other."""
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
@@ -180,7 +182,7 @@ class Job:
 
 def _environment(temporary: str) -> dict[str, str]:
     """This process's, without what a launcher or an import of dppo.run has put into it."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(_OF_A_LAUNCHER) and k not in _THREADS}
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(_OF_A_LAUNCHER) and k not in (*_THREADS, *OF_DPPO)}
     return kept | {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 
 from tests.envs import sims_of_others
+from tests.launch import OF_DPPO
 
 
 @pytest.fixture
 def packages(monkeypatch: pytest.MonkeyPatch) -> Any:
+    for name in OF_DPPO:  # another test may have left them
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.syspath_prepend(Path(__file__).parents[2] / "benchmarks")
     return importlib.import_module("packages")
 
