@@ -67,7 +67,7 @@ LISTED = (
     Env("mobile-env", "mobile-small-central-v0"),
     Env("mobile-env", "mobile-small-central-v0", "--wrappers benchmarks.wrappers:SeededMobileEnv"),
     Env("ale-py", "ALE/Pong-v5", ATARI, "minari d4rl"),
-    Env("ale-py", "ALE/Breakout-v5", "--env-kwargs obs_type=ram"),
+    Env("ale-py", "ALE/Breakout-v5", "--wrappers --env-kwargs obs_type=ram frameskip=4"),
 )
 """Environments that must pass."""
 OTHERS = (

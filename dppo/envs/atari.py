@@ -20,5 +20,13 @@ def preprocess(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any]:
 
     Source: Mnih et al. 2015, methods (preprocessing, training details), but that the loss of a life ends no episode
     and rewards are not clipped to their signs: Machado et al. 2018, section 4.
+
+    Raises:
+      ValueError: the game gives no pictures.
     """
+    if len(env.observation_space.shape or ()) < 2:
+        raise ValueError(
+            f"the game gives {env.observation_space}, no pictures: leave these wrappers out (--wrappers, with nothing"
+            " behind it), and have the game skip frames (--env-kwargs frameskip=4)"
+        )
     return FrameStackObservation(AtariPreprocessing(env, frame_skip=FRAMES), FRAMES)

@@ -11,10 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 
 from dppo.config import Config
+from dppo.envs.atari import preprocess
 from dppo.envs.vector import make_vector_env
 from dppo.seams import VectorEnv
 from dppo.settings.flags import parse
@@ -42,6 +44,11 @@ def test_every_game_has_the_preset_of_its_namespace(mode: str) -> None:
     config, notes = parse([*PONG, "--wrappers", "mine:wrapper", "--env-kwargs", "repeat_action_probability=0.0"])
     assert config.wrappers == ("mine:wrapper",)
     assert config.env_kwargs == {"frameskip": 1, "repeat_action_probability": 0.0}
+
+
+def test_a_game_without_pictures_is_told_how_to_go_without_the_wrappers() -> None:
+    with pytest.raises(ValueError, match=r"the game gives Box.*no pictures: leave these wrappers out .*frameskip=4"):
+        preprocess(gymnasium.make("CartPole-v1"))
 
 
 @pytest.mark.skipif(HAS_ALE, reason="needs an installation without ale_py")
