@@ -204,9 +204,8 @@ class Minibatch:
     values: np.ndarray
     """[B] float32: log-probabilities under the acting policy, and values of its critic."""
     advantages: np.ndarray
-    """[B] float32."""
     returns: np.ndarray
-    """[B] float32: the value targets."""
+    """[B] float32; `returns` are the value targets."""
 
     @classmethod
     def of(cls, rollout: Rollout, order: np.ndarray | slice = ALL, **computed: np.ndarray) -> Minibatch:

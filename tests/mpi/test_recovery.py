@@ -252,6 +252,17 @@ def test_the_dead_are_replaced(cell: str, launch: Launcher, tmp_path: Path) -> N
     assert summary(run_dir)["world_size"] == 4
 
 
+def replaced_and_stopped(job: Job, run_dir: Path) -> Ended:
+    """Kills rank 1, then rank 0, each once the one before is replaced; then asks the job to save and end."""
+    for number, victim in enumerate((1, 0)):
+        kill(job, victim)
+        counted = f'"ranks_replaced": {number + 1},'
+        job.until(lambda counted=counted: counted in (run_dir / "metrics.jsonl").read_text())  # type: ignore[misc]
+    job.send(signal.SIGUSR1, 2)
+    ended = job.wait(20)
+    return ended
+
+
 def test_a_replacement_that_becomes_the_server_knows_what_came_before_it(launch: Launcher, tmp_path: Path) -> None:
     """Rank 1 is replaced; when rank 0 dies, its replacement serves, and goes on with the counts."""
     run_dir = tmp_path / "run"
@@ -259,12 +270,7 @@ def test_a_replacement_that_becomes_the_server_knows_what_came_before_it(launch:
         3, *CELLS["p2p"], *SMALL, "--total-steps", 10**8, "--respawn", "--run-dir", run_dir, survives=True
     )
     job.until(lambda: count_lines(run_dir) > 5)
-    for number, victim in enumerate((1, 0)):
-        kill(job, victim)
-        counted = f'"ranks_replaced": {number + 1},'
-        job.until(lambda counted=counted: counted in (run_dir / "metrics.jsonl").read_text())  # type: ignore[misc]
-    job.send(signal.SIGUSR1, 2)
-    ended = job.wait(20)
+    ended = replaced_and_stopped(job, run_dir)
     last = assert_whole(run_dir)[-1]
     assert (last["workers"], last["ranks_lost"], last["ranks_replaced"]) == ("2", "2", "2"), ended
 
@@ -277,12 +283,7 @@ def test_a_replacement_gets_the_constant_buffers_of_a_users_network(launch: Laun
     job = launch.start(3, *flags, survives=True)
     job.until(lambda: count_lines(run_dir) > 3)
     drawn = read_checkpoint(checkpoint_folders(run_dir)[0]).state["constants"]["drawn"]
-    for number, victim in enumerate((1, 0)):
-        kill(job, victim)
-        counted = f'"ranks_replaced": {number + 1},'
-        job.until(lambda counted=counted: counted in (run_dir / "metrics.jsonl").read_text())  # type: ignore[misc]
-    job.send(signal.SIGUSR1, 2)
-    ended = job.wait(20)
+    ended = replaced_and_stopped(job, run_dir)
     assert int(assert_whole(run_dir)[-1]["ranks_replaced"]) == 2, ended
     saved = read_checkpoint(latest(run_dir)).state
     assert saved["numbers"]["iteration"] > 3
