@@ -16,15 +16,13 @@ from torch import nn
 
 from dppo.algo.sequences import Packing, pack
 from dppo.models.cores import Core
-from dppo.models.torch_network import TorchNetwork, make_towers, orthogonal_, to_array
+from dppo.models.torch_network import MOST_ROWS, TorchNetwork, make_towers, orthogonal_, to_array
 
 if TYPE_CHECKING:
     from dppo.config import ModelConfig
     from dppo.models.flat import FlatParameters
     from dppo.models.inputs import Inputs
 
-MOST_ROWS = 256
-"""The most rows whose values are computed at once: a rollout's activations would take gigabytes."""
 EMBEDDING = 32
 """Features of a many-valued choice."""
 LEAST_NATURE = 36

@@ -18,15 +18,12 @@ from dppo.algo.sequences import pack
 from dppo.envs.leaves import Leaf, parts
 from dppo.models.inputs import MASK, Inputs
 from dppo.models.torch_checks import mapped
-from dppo.models.torch_network import TorchNetwork, to_array
+from dppo.models.torch_network import MOST_ROWS, TorchNetwork, to_array
 
 if TYPE_CHECKING:
     import gymnasium
 
     from dppo.models.flat import FlatParameters
-
-MOST_ROWS = 256
-"""The most rows whose values are computed at once: a rollout's activations would take gigabytes."""
 
 
 class Structured:

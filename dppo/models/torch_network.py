@@ -16,6 +16,9 @@ import torch
 
 from dppo.models.flat import FlatParameters
 
+MOST_ROWS = 256
+"""The most rows whose values are computed at once: a rollout's activations would take gigabytes."""
+
 
 def orthogonal_(layer: torch.nn.Linear | torch.nn.Conv2d, gain: float) -> None:
     """Sets a layer's bias to 0 and its weight to an orthogonal one times `gain`; see models/mlp.py for the sources."""

@@ -11,10 +11,11 @@ from gymnasium import spaces
 
 from dppo.config import ModelConfig, MomentsConfig
 from dppo.envs.leaves import array_type, leaves
-from dppo.models.encoders import EMBEDDING, MOST_ROWS, EncodedModule, EncodedNetwork, make_encoder
+from dppo.models.encoders import EMBEDDING, EncodedModule, EncodedNetwork, make_encoder
 from dppo.models.flat import FlatParameters
 from dppo.models.inputs import Inputs
 from dppo.models.policy import make_policy
+from dppo.models.torch_network import MOST_ROWS
 
 IMAGE = spaces.Box(0, 255, (40, 36, 3), np.uint8)
 TREE = spaces.Dict({

@@ -21,7 +21,8 @@ from dppo.models.distributions import make_distribution
 from dppo.models.inputs import Inputs
 from dppo.models.own_networks import ActionHead, action_heads
 from dppo.models.policy import ActorCritic, make_policy
-from dppo.models.structured import MOST_ROWS, Structured
+from dppo.models.structured import Structured
+from dppo.models.torch_network import MOST_ROWS
 from dppo.training.policy import load_policy
 from tests.models import structured_networks
 from tests.models.structured_networks import SPACE
