@@ -24,7 +24,7 @@ from dppo.files import plain
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
-from dppo.training.build import close_environments
+from dppo.training.build import close_environments, max_restarts
 from dppo.training.policy import Policy, load_policy
 
 MAX_STEPS = 30_000
@@ -40,7 +40,8 @@ class Played(NamedTuple):
     episode_return: float
     length: int
     ended: bool
-    """False where the episode was cut at the limit of steps; the return is then the return until there."""
+    """False where the episode was cut, at the limit of steps or because its environment failed; the return is then the
+    return until there."""
 
 
 class Progress(NamedTuple):
@@ -81,8 +82,9 @@ def play_episodes(
     try:
         with kept_as_it_was():
             envs = make_vector_env(
-                config.env, num_envs, seeds.next, vectorization, kwargs=config.env_kwargs, wrappers=config.wrappers
-            )
+                config.env, num_envs, seeds.next, vectorization,
+                kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config),
+            )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
     try:
@@ -111,6 +113,7 @@ def _play(
     policy.reset()
     num_played = steps = 0
     while num_played < episodes:
+        restarts = envs.restarts
         step = envs.step(policy.act(observations, stochastic=stochastic, mask=envs.masks))
         observations = step.observations
         returns += step.rewards
@@ -121,12 +124,13 @@ def _play(
         new = list(dict.fromkeys((*step.final_envs, *over)))
         policy.reset(new)
         for i in new:
-            ended = i in step.final_envs
+            at_end = i in step.final_envs
+            failed = envs.restarts > restarts and not step.terminations[i]
             if len(done[i]) < quota[i]:
-                done[i].append(Played(float(returns[i]), int(lengths[i]), ended))
+                done[i].append(Played(float(returns[i]), int(lengths[i]), at_end and not failed))
                 num_played += 1
             returns[i], lengths[i] = 0.0, 0
-            if not ended:
+            if not at_end:
                 observations = observations.copy()
                 observations[i] = envs.begin_episode(int(i))
         progress(Progress(num_played, steps, longest))
@@ -217,11 +221,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     returns = [p.episode_return for p in played if p.ended]
     cut = [p.episode_return for p in played if not p.ended]
+    has_failed = any(p.length < args.max_steps for p in played if not p.ended)
     figures = {name: _figure(name, returns) for name in ("mean", "median", "min", "max")}
     if cut:
         print(
-            f"dppo: {len(cut)} of {args.episodes} episodes did not end within {args.max_steps:,} steps (--max-steps):"
-            f" they are not in the figures; their mean return until there is {np.mean(cut):.2f}",
+            f"dppo: {len(cut)} of {args.episodes} episodes did not end within {args.max_steps:,} steps (--max-steps)"
+            f"{', or their environment failed' if has_failed else ''}: they are not in the figures; their mean return until there is {np.mean(cut):.2f}",
             file=sys.stderr,
         )
     if args.json:

@@ -88,8 +88,22 @@ class Never(Seldom):
         return False
 
 
+class Fragile(Seldom):
+    """Fails in the third step of every other episode or so; its seed decides."""
+
+    def ends(self) -> bool:
+        return True
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        if self.time == 2 and self.np_random.random() < 0.5:
+            raise RuntimeError("the solver diverged")
+        return super().step(action)
+
+
 seldom: Any = Seldom
 never: Any = Never
+fragile: Any = Fragile
+gymnasium.register("Fragile-v0", fragile)
 gymnasium.register("Seldom-v0", seldom)
 gymnasium.register("Never-v0", never)
 
@@ -115,6 +129,23 @@ def test_an_episode_that_does_not_end_is_cut_and_reported_apart(
     assert [p for p in played if p.ended] == [Played(-5.0, 5, True)] * 30
     assert [p for p in played if not p.ended] == [Played(-40.0, 40, False)] * 20
     assert play_episodes(policy, 3, max_steps=40) == [Played(-5.0, 5, True)] * 3
+
+
+def test_an_environment_that_fails_is_made_anew_as_in_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its episode counts as cut, with its return until there; without restarts its error ends the evaluation."""
+    run = save(make_parts(env="Fragile-v0", on_env_error="restart"), tmp_path / "run")
+    played = play_episodes(load_policy(run), 50)
+    whole, broken = Played(-5.0, 5, ended=True), Played(-2.0, 3, ended=False)
+    assert len(played) == played.count(whole) + played.count(broken) and 15 < played.count(whole) < 35
+    assert main([str(run), "--episodes", "50", "--json"]) == 0
+    told = capsys.readouterr()
+    out = json.loads(told.out)
+    assert (out["ended"], out["mean"], out["cut_return_mean"]) == (played.count(whole), -5, -2)
+    assert "or their environment failed" in told.err and "the solver diverged" in told.err
+    with pytest.raises(RuntimeError, match="the solver diverged"):
+        play_episodes(load_policy(run_of("Fragile-v0", tmp_path / "abort")), 50)
 
 
 def test_an_episode_that_ends_at_the_limit_has_ended(cartpole: Path) -> None:

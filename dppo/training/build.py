@@ -169,6 +169,11 @@ def _require_memory(config: Config, policy: ActorCritic) -> None:
         )
 
 
+def max_restarts(config: Config) -> int:
+    """Returns how often in a row an environment that fails is made anew; 0: its error ends the run."""
+    return config.max_env_restarts if config.on_env_error == "restart" else 0
+
+
 def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
@@ -177,7 +182,7 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
         envs = make_vector_env(
             config.env, num_envs, seeds.next, config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
-            max_restarts=config.max_env_restarts if config.on_env_error == "restart" else 0,
+            max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
         )  # fmt: skip
     return seeds, envs

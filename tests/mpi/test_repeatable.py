@@ -147,6 +147,13 @@ OF_CORES: dict[str, tuple[object, ...]] = {
 EXCHANGES = ("allreduce", "p2p")
 
 
+KIND = (
+    "--env", "tests.any_space:Kind", "--num-envs", 2, "--horizon", 5, "--ppo.epochs", 1, "--ppo.minibatches", 2,
+    "--seed", 3, "--model.hidden", 8, "--log.no-tensorboard",
+)  # fmt: skip
+"""Flags of the runs of kinds; an iteration of two workers has 20 steps."""
+
+
 @pytest.fixture(scope="module")
 def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of each kind of space, and with each core, in each exchange, in two starts. NAME and NAME-again are whole.
@@ -154,8 +161,6 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     and the files of a run that went on: lines lie beyond its newest checkpoint, as SIGKILL leaves them.
     """
     folder = tmp_path_factory.mktemp("kinds")
-    common = ("--num-envs", 2, "--horizon", 5, "--ppo.epochs", 1, "--ppo.minibatches", 2, "--optim.no-anneal",
-              "--seed", 3, "--model.hidden", 8, "--log.no-tensorboard")  # fmt: skip
     cells = {kind: (f"kind={kind}",) for kind in KINDS}
     cells |= {core: ("kind=image", *given) for core, given in OF_CORES.items()}
     own = ("--model.factory", "tests.models.structured_networks:Everything")
@@ -164,7 +169,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, given in cells.items():
         for exchange in EXCHANGES:
             run = f"{name}-{exchange}"
-            all_flags = ("--env", "tests.any_space:Kind", "--env-kwargs", *given, *common, "--exchange", exchange)
+            all_flags = (*KIND, "--optim.no-anneal", "--exchange", exchange, "--env-kwargs", *given)
             whole |= {each: (*all_flags, "--total-steps", 20 * 4) for each in (run, f"{run}-again")}
             half[f"{run}-resumed"] = (*all_flags, "--total-steps", 20 * 2)
             rest |= {f"{run}-{end}": ("--resume", "--total-steps", 20 * 4) for end in ("resumed", "killed")}
@@ -189,6 +194,60 @@ def test_each_kind_of_space_and_core_repeats_and_resumes_to_the_byte(kind: str, 
     for other in ("again", "resumed", "killed"):
         assert_same(run, run.with_name(f"{run.name}-{other}"))
     assert ("constants" in checkpoint(run)["state"]) == kind.startswith("own-")
+
+
+STOPPED = {kind: (f"kind={kind}",) for kind in ("dict", "image", "masked", "composite")} | {
+    core: ("kind=image", *given) for core, given in OF_CORES.items()
+}
+
+ITERATIONS_OF_STOPPED = 40
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of STOPPED in each exchange: NAME is whole. NAME-stopped was killed between two checkpoints, resumed, asked
+    to leave by SIGUSR1, and resumed to its end. Each start resumes one run, and begins the next, which it is killed in.
+    """
+    folder = tmp_path_factory.mktemp("stopped")
+    more = ("--checkpoint.every", 20 * 5, "--total-steps", 20 * ITERATIONS_OF_STOPPED)
+    runs: dict[str, tuple[object, ...]] = {
+        f"{name}-{exchange}": (*KIND, "--exchange", exchange, *more, "--env-kwargs", *given)
+        for name, given in STOPPED.items()
+        for exchange in EXCHANGES
+    }
+    train_in_one_start(folder, 3, runs, timeout=120)
+    launcher = Launcher(folder)
+    before: Path | None = None
+    for run_dir, given in (*((folder / f"{name}-stopped", given) for name, given in runs.items()), (None, ())):
+        resume = [("--resume", "--run-dir", before)] * 2 if before else []
+        begin = [(*given, "--run-dir", run_dir)] if run_dir else []
+        jobs = [{"ranks": 3, "flags": [str(flag) for flag in job]} for job in (*resume, *begin)]
+        (folder / "jobs.json").write_text(json.dumps(jobs))
+        job = launcher.start(3, folder / "jobs.json", program="train_layouts.py")
+        if before:
+            written = count_lines(before)
+            job.until(lambda run=before, old=written: summary(run)["attempt"] == 2 and count_lines(run) > old)
+            job.send(signal.SIGUSR1)
+        if run_dir:
+            job.until(lambda run=run_dir: count_lines(run) >= 7)
+            job.kill()
+            assert summary(run_dir)["exit"] == "running" and count_lines(run_dir) < ITERATIONS_OF_STOPPED
+        before = run_dir
+    assert job.wait().code == 0
+    launcher.close()
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchange", EXCHANGES)
+@pytest.mark.parametrize("name", STOPPED)
+def test_each_kind_and_core_that_was_killed_and_preempted_ends_as_one_never_stopped(
+    name: str, exchange: str, stopped: Path
+) -> None:
+    run = stopped / f"{name}-{exchange}"
+    assert count_lines(run) == ITERATIONS_OF_STOPPED
+    assert summary(run.with_name(f"{run.name}-stopped"))["attempt"] == 3, "it was killed and preempted before its end"
+    assert_same(run, run.with_name(f"{run.name}-stopped"))
 
 
 @pytest.mark.slow
