@@ -226,7 +226,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cut:
         print(
             f"dppo: {len(cut)} of {args.episodes} episodes did not end within {args.max_steps:,} steps (--max-steps)"
-            f"{', or their environment failed' if has_failed else ''}: they are not in the figures; their mean return until there is {np.mean(cut):.2f}",
+            f"{', or their environment failed' if has_failed else ''}: they are not in the figures; their mean return"
+            f" until there is {np.mean(cut):.2f}",
             file=sys.stderr,
         )
     if args.json:
