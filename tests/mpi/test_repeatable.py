@@ -13,7 +13,7 @@ import pytest
 
 from dppo.training.policy import load_policy
 from tests.any_space import KINDS
-from tests.launch import Launcher, flags, train_in_one_start
+from tests.launch import Job, Launcher, flags, train_in_one_start
 from tests.parts import probe
 from tests.run_directory import checkpoint, count_lines, differences, latest, metric_lines, summary
 
@@ -200,54 +200,46 @@ STOPPED = {kind: (f"kind={kind}",) for kind in ("dict", "image", "masked", "comp
     core: ("kind=image", *given) for core, given in OF_CORES.items()
 }
 
-ITERATIONS_OF_STOPPED = 40
-
-
-@pytest.fixture(scope="module")
-def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of STOPPED in each exchange: NAME is whole. NAME-stopped was killed between two checkpoints, resumed, asked
-    to leave by SIGUSR1, and resumed to its end. Each start resumes one run, and begins the next, which it is killed in.
-    """
-    folder = tmp_path_factory.mktemp("stopped")
-    more = ("--checkpoint.every", 20 * 5, "--total-steps", 20 * ITERATIONS_OF_STOPPED)
-    runs: dict[str, tuple[object, ...]] = {
-        f"{name}-{exchange}": (*KIND, "--exchange", exchange, *more, "--env-kwargs", *given)
-        for name, given in STOPPED.items()
-        for exchange in EXCHANGES
-    }
-    train_in_one_start(folder, 3, runs, timeout=120)
-    launcher = Launcher(folder)
-    before: Path | None = None
-    for run_dir, given in (*((folder / f"{name}-stopped", given) for name, given in runs.items()), (None, ())):
-        resume = [("--resume", "--run-dir", before)] * 2 if before else []
-        begin = [(*given, "--run-dir", run_dir)] if run_dir else []
-        jobs = [{"ranks": 3, "flags": [str(flag) for flag in job]} for job in (*resume, *begin)]
-        (folder / "jobs.json").write_text(json.dumps(jobs))
-        job = launcher.start(3, folder / "jobs.json", program="train_layouts.py")
-        if before:
-            written = count_lines(before)
-            job.until(lambda run=before, old=written: summary(run)["attempt"] == 2 and count_lines(run) > old)
-            job.send(signal.SIGUSR1)
-        if run_dir:
-            job.until(lambda run=run_dir: count_lines(run) >= 7)
-            job.kill()
-            assert summary(run_dir)["exit"] == "running" and count_lines(run_dir) < ITERATIONS_OF_STOPPED
-        before = run_dir
-    assert job.wait().code == 0
-    launcher.close()
-    return folder
-
 
 @pytest.mark.slow
-@pytest.mark.parametrize("exchange", EXCHANGES)
 @pytest.mark.parametrize("name", STOPPED)
 def test_each_kind_and_core_that_was_killed_and_preempted_ends_as_one_never_stopped(
-    name: str, exchange: str, stopped: Path
+    name: str, launch: Launcher, tmp_path: Path
 ) -> None:
-    run = stopped / f"{name}-{exchange}"
-    assert count_lines(run) == ITERATIONS_OF_STOPPED
-    assert summary(run.with_name(f"{run.name}-stopped"))["attempt"] == 3, "it was killed and preempted before its end"
-    assert_same(run, run.with_name(f"{run.name}-stopped"))
+    """In each exchange: killed between two checkpoints, resumed, asked to leave by SIGUSR1, and resumed to its end. A
+    start trains several runs, one after another, because starts are what takes the time.
+    """
+    iterations = 20 if "kind=image" in STOPPED[name] else 40  # those of images take long enough to be met in
+    more = ("--checkpoint.every", 20 * 5, "--total-steps", 20 * iterations, "--env-kwargs", *STOPPED[name])
+
+    def begun(run_dir: Path, exchange: str) -> tuple[object, ...]:
+        return (*KIND, "--exchange", exchange, *more, "--run-dir", run_dir)
+
+    def start(*jobs: tuple[object, ...]) -> Job:
+        listed = [{"ranks": 3, "flags": [str(flag) for flag in job]} for job in jobs]
+        (tmp_path / "jobs.json").write_text(json.dumps(listed))
+        return launch.start(3, tmp_path / "jobs.json", program="train_layouts.py")
+
+    def kill(job: Job, run_dir: Path) -> None:
+        job.until(lambda: count_lines(run_dir) >= 7)
+        job.kill()
+        assert summary(run_dir)["exit"] == "running" and count_lines(run_dir) < iterations
+
+    def preempt(run_dir: Path, *then: tuple[object, ...]) -> Job:
+        killed_at, resume = count_lines(run_dir), ("--resume", "--run-dir", run_dir)
+        job = start(resume, resume, *then)
+        job.until(lambda: summary(run_dir)["attempt"] == 2 and count_lines(run_dir) > killed_at)
+        job.send(signal.SIGUSR1)
+        return job
+
+    a, b = (tmp_path / f"{each}-stopped" for each in EXCHANGES)
+    kill(start(*(begun(tmp_path / each, each) for each in EXCHANGES), begun(a, EXCHANGES[0])), a)
+    kill(preempt(a, begun(b, EXCHANGES[1])), b)
+    assert preempt(b).wait().code == 0
+    for each in EXCHANGES:
+        assert count_lines(tmp_path / each) == iterations
+        assert summary(tmp_path / f"{each}-stopped")["attempt"] == 3, "it was killed and preempted before its end"
+        assert_same(tmp_path / each, tmp_path / f"{each}-stopped")
 
 
 @pytest.mark.slow
