@@ -84,6 +84,8 @@ ROWS = {
         for exchange in ("sync/allreduce", "sync/p2p", "async ppo")
     },
 }
+CURVE = ("env_steps", "return_mean_100", "train_s")
+"""What the JSON has of about twenty iterations of a run."""
 LONGEST_S = 7200.0
 """The longest run is Pong's: half an hour on two cores that nobody shares."""
 EPISODES = {"Blackjack": 10_000}
@@ -91,12 +93,13 @@ EPISODES = {"Blackjack": 10_000}
 
 
 def run(flags: str, seed: int, ranks: int, episodes: int = 100) -> dict[str, Any]:
-    """Trains once and evaluates; the summary with the greedy mean in `greedy_mean`."""
+    """Trains once and evaluates; the summary with the greedy mean in `greedy_mean`, and the learning curve."""
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch) / "run"
         mpirun(ranks, ["-m", "dppo.run", *flags.split(), "--seed", str(seed), "--run-dir", str(run_dir)], LONGEST_S)
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
         del summary["run_dir"]
+        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
         evaluate = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--episodes", str(episodes), "--json"]
         played = subprocess.run(evaluate, check=True, capture_output=True, text=True, timeout=1800)
         return summary | {
@@ -104,6 +107,7 @@ def run(flags: str, seed: int, ranks: int, episodes: int = 100) -> dict[str, Any
             "seed": seed,
             "flags": flags,
             "ranks": ranks,
+            "curve": [[line[key] for key in CURVE] for line in lines[:: max(1, len(lines) // 20)]],
         }
 
 
