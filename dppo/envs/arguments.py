@@ -57,6 +57,11 @@ def why_no_env(made: Any) -> str:
     return f"returned {show(made)}, and must return a gymnasium.Env"
 
 
+def takes(creator: Callable[..., Any] | None, name: str) -> bool:
+    """Returns whether a constructor has an argument of this name."""
+    return creator is not None and any(p.name == name and p.kind in _NAMED for p in _parameters(creator) or [])
+
+
 def require_seed(env: gymnasium.Env[Any, Any]) -> None:
     """Raises ValueError where reset() takes no seed, as before Gymnasium: it returns no info either."""
     while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):

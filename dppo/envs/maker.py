@@ -48,6 +48,11 @@ class EnvMaker:
         self.spec.additional_wrappers += tuple(map(_wrapper_spec, wrappers))
         keep_mujoco_quiet(self.spec)
 
+    @property
+    def creator(self) -> Callable[..., Any] | None:
+        """The constructor; None where it cannot be imported."""
+        return self._creator or _loaded(self._unwrapped.entry_point)
+
     def make(self, **given: Any) -> gymnasium.Env[Any, Any]:
         """Makes an environment; `given` are further arguments of its constructor.
 

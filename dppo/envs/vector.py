@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dppo.envs.env_list import EnvList
+from dppo.envs.groups import GroupMaker, HeadLink
 from dppo.envs.maker import EnvMaker
 from dppo.envs.native import NativeVector
 from dppo.envs.restarts import close_quietly
@@ -32,6 +33,7 @@ def make_vector_env(
     wrappers: Sequence[str] = (),
     max_restarts: int = 0,
     close_broken: Callable[[Closable], None] = close_quietly,
+    group: HeadLink | None = None,
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
@@ -47,6 +49,7 @@ def make_vector_env(
         wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
         close_broken: closes an environment before it is made anew.
+        group: the link to the other ranks that an environment consists of; None: it has one rank.
 
     Raises:
         ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
@@ -57,7 +60,7 @@ def make_vector_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    maker = EnvMaker(env_id, kwargs, wrappers)
+    maker = EnvMaker(env_id, kwargs, wrappers) if group is None else GroupMaker(group, env_id, kwargs, wrappers)
     if vectorization == "native":
         if max_restarts:
             raise ValueError(
@@ -65,7 +68,7 @@ def make_vector_env(
                 " vectorization='sync' or 'auto'"
             )
         return NativeVector(maker, num_envs, episode_seed, first_env)
-    if vectorization == "auto":
+    if vectorization == "auto" and group is None:
         from dppo.envs import cartpole
 
         if cartpole.is_plain_cartpole(maker.spec):

@@ -15,6 +15,7 @@ from dppo.cluster import guard
 from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.signals import Preemption
 from dppo.comm.collectives import first_error, from_rank_zero, gather_at_zero, mpi_version
+from dppo.comm.env_group import EnvGroup
 from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
@@ -24,6 +25,7 @@ from dppo.envs.leaves import described
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
+from dppo.run.env_groups import share_spaces
 from dppo.run.preflight import Plan, plan_run, versions
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
@@ -80,24 +82,29 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, heartbeat: Callable[[str], None]) -> Parts:
+def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], env_group: EnvGroup | None = None) -> Parts:
     """Collective over `comm`. Makes environments and networks. A failure on any rank is shown once and ends all ranks.
 
     Args:
       heartbeat: called with the phase that begins, because an environment may not come back.
+      env_group: the ranks that are this rank's environments; None: this one, or none.
     """
     parts, error = None, None
+    needs_spaces = config.env_ranks > 1 and comm.size > 1
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
     heartbeat("start: making environments")
     try:
         with forks_end_here():
-            parts = build_parts(config, worker)
+            if worker is not None or not needs_spaces:
+                parts = build_parts(config, worker, env_group)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
         error = f"{config.env} could not be made: {reason(problem)}"
     wait_asleep(comm, lambda: heartbeat("exchange"))
-    error = first_error(comm, error)
+    error = first_error(comm, error, None if env_group is None else env_group.first)
+    if error is None and needs_spaces:
+        parts, error = share_spaces(config, comm, parts)
     if error is not None:
         guard.announce(EXIT_USAGE)  # whatever the environments do while they are closed
         if parts is not None:
@@ -122,7 +129,7 @@ def try_environments(parts: Parts, comm: Comm) -> str:
             seen = _first_step(parts)
     except (Exception, SystemExit) as problem:
         error = f"an environment failed in its first steps: {reason(problem)}"
-    error = first_error(comm, error)
+    error = first_error(comm, error, None if parts.env_group is None else parts.env_group.first)
     if error is not None:
         raise UsageError(error)
     told = [text for text in gather_at_zero(comm, seen) if text is not None]
@@ -171,6 +178,8 @@ def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: 
     config, workers = planned.config, max(1, comm.size - 1)
     described = next(d for d in description or [] if d is not None)
     role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
+    if config.env_ranks > 1 and comm.size > 1:
+        role += f", each the head of a group of {config.env_ranks} ranks"
     cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
     console.line(f"{VERSION}: {planned.environment}, {cell}; {role}")
     for note in notes:

@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 
@@ -17,8 +17,10 @@ from dppo.algo.losses import METRICS
 from dppo.algo.moments import RewardScale
 from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
+from dppo.comm.env_group import EnvGroup
 from dppo.config import Config
 from dppo.data import EnvState
+from dppo.envs.groups import Call
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.models import gpus
@@ -52,6 +54,9 @@ class Parts:
     """The observation space and the action space of one environment."""
     gpus: tuple[gpus.GPU, ...] = ()
     """The GPUs that the network may compute on."""
+    seen: Seen | None = None
+    env_group: EnvGroup | None = None
+    """The ranks that are this rank's environments; None: this one."""
 
     @property
     def has_envs(self) -> bool:
@@ -111,9 +116,23 @@ def _say_of_close(what: str) -> None:
     print(f"dppo: {rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
 
 
-def build_parts(config: Config, worker: int | None) -> Parts:
+class Seen(NamedTuple):
+    """What a network depends on in an environment, in place of one."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    mask_size: int
+
+
+def build_parts(
+    config: Config, worker: int | None, env_group: EnvGroup | None = None, seen: Seen | None = None
+) -> Parts:
     """Builds everything that this worker, or a server (None), needs, freshly initialised; the same network on every
     rank.
+
+    Args:
+      env_group: the ranks that are the worker's environments; None: this one.
+      seen: what others have seen of the environment, for a server that makes none.
 
     Raises:
       ValueError: an environment is missing, spaces are not supported, a factory does not work, or there is no GPU.
@@ -122,12 +141,20 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
     # a server that steps nothing still needs the spaces, to know the network
-    seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
+    num_envs = 1 if worker is None else config.num_envs
+    envs: VectorEnv | None = None
+    if seen is None:
+        seeds, envs = _make_envs(config, number, num_envs, env_group)
+    else:
+        seeds = EpisodeSeeds(config.seed, 0, num_envs)
     is_needed = False
     try:
         rng = generator(config.seed, Purpose.INIT)
-        spaces = envs.observation_space, envs.action_space
-        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
+        if envs is not None:
+            seen = Seen(envs.observation_space, envs.action_space, envs.mask_size)
+        assert seen is not None
+        spaces = seen.observation_space, seen.action_space
+        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), seen.mask_size)
         if policy.state_size:
             require_sequences(config)
         own_gpus = _own_gpus(config, policy)
@@ -138,9 +165,10 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         state = TrainingState(policy.flat, moments, config)
         is_needed = worker is not None
     finally:
-        if not is_needed:
+        if not is_needed and envs is not None:
             close_environments(envs)
-    return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces, own_gpus)
+    envs = envs if is_needed else None
+    return Parts(envs, seeds, policy, learner, state, worker, spaces, own_gpus, seen, env_group)
 
 
 def _own_gpus(config: Config, policy: ActorCritic) -> tuple[gpus.GPU, ...]:
@@ -162,7 +190,7 @@ def _require_memory(config: Config, policy: ActorCritic) -> None:
     assert config.horizon is not None, "the configuration is resolved"
     wanted = config.horizon * config.num_envs * policy.blank_rollout(0, 1, 1).num_bytes
     there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
-    if wanted * max(1, ranks - 1) > there:
+    if wanted * max(1, (ranks - 1) // config.env_ranks) > there:
         raise ValueError(
             f"horizon*num_envs={config.horizon}*{config.num_envs} samples take {wanted / 1e9:,.1f} GB on each of this"
             f" node's {ranks} rank(s), and it has {there / 1e9:,.1f} GB: lower one of them"
@@ -174,23 +202,33 @@ def max_restarts(config: Config) -> int:
     return config.max_env_restarts if config.on_env_error == "restart" else 0
 
 
-def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
+def _make_envs(
+    config: Config, worker: int, num_envs: int, env_group: EnvGroup | None
+) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
-    seed_global_generators(config.seed, worker)  # a constructor may draw from them
+    _seed_globally(env_group, config.seed, worker)  # a constructor may draw from them
     with kept_as_it_was():
         envs = make_vector_env(
             config.env, num_envs, seeds.next, config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
+            group=env_group,
         )  # fmt: skip
     return seeds, envs
 
 
+def _seed_globally(env_group: EnvGroup | None, *key: int) -> None:
+    """Seeds the global generators of all ranks that an environment has."""
+    if env_group is not None:
+        env_group.tell(Call.RUN, arguments=(seed_global_generators, *key))
+    seed_global_generators(*key)
+
+
 def build_envs(parts: Parts, config: Config, worker: int) -> None:
     """Gives a server, which has no environments, those of `worker`."""
-    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs)
+    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs, parts.env_group)
     parts.worker = worker
 
 
@@ -210,7 +248,9 @@ def make_collector(
     """
     envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None
-    seed_global_generators(config.seed, worker, row)  # again: an environment may have seeded them when it was made
+    _seed_globally(
+        parts.env_group, config.seed, worker, row
+    )  # again: an environment may have seeded them when it was made
     first_env = worker * config.num_envs
     noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
     collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma)
