@@ -138,7 +138,7 @@ class EnvGroup:
 
     def tell(self, call: Call, number: int = 0, arguments: Any = None) -> None:
         """Tells the followers to make a call of environment `number`; never waits."""
-        if self._stuck and call is not Call.LEAVE:
+        if self._stuck and call not in (Call.RUN, Call.LEAVE):
             raise RuntimeError(self._stuck)
         self._serial += 1
         message = _SERIAL.pack(self._serial) + pickle.dumps((call, number, arguments), pickle.HIGHEST_PROTOCOL)
@@ -178,6 +178,11 @@ class EnvGroup:
                 names = ", ".join(map(self._name_of, sorted(missing)))
                 self._stuck = f"{names}: still in a call of the environment after an error or a limit of time"
         return failed
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether followers have not come out of a call, so that no further one is possible."""
+        return bool(self._stuck)
 
     @property
     def _patience_s(self) -> float:

@@ -71,6 +71,10 @@ class HeadLink(Protocol):
     def is_given_up(self, number: int) -> bool:
         """Returns whether some rank has given up the environment's communicator, because of an error."""
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether followers have not come out of a call, so that no further one is possible."""
+
 
 class FollowerLink(Protocol):
     """A follower's link to its head."""
@@ -128,7 +132,8 @@ class GroupEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
         return together(self._link, Call.STEP, self._number, action, lambda: self.env.step(action))
 
     def close(self) -> None:
-        together(self._link, Call.CLOSE, self._number, None, self.env.close)
+        if not self._link.is_stuck:  # the others could not take part, and this rank might wait for them
+            together(self._link, Call.CLOSE, self._number, None, self.env.close)
 
 
 def together(link: HeadLink, call: Call, number: int, arguments: Any, make_it: Callable[[], T]) -> T:

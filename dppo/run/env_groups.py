@@ -43,8 +43,8 @@ def _refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:
             each = len(ranks)
             raise UsageError(
                 f"group {number}, ranks {ranks[0]} to {ranks[-1]}, would lie on {' and '.join(hosts)}: place"
-                f" 1 + k*{each} ranks on the first node and k*{each} on each other one (a hostfile with slots=, or a rankfile),"
-                " or allow it by --env-ranks-span-nodes"
+                f" 1 + k*{each} ranks on the first node and k*{each} on each other one (a hostfile with slots=, or a"
+                " rankfile), or allow it by --env-ranks-span-nodes"
             )
 
 

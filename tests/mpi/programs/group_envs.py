@@ -53,9 +53,9 @@ class Failing(Ring):
     """Fails on one rank of its communicator, in its n-th step since it was made, or `in_reset`, or when it is made."""
 
     def __init__(
-        self, comm: MPI.Intracomm, rank: int = 1, step: int = 5, where: str = "step", how: str = "raise", length: int = 20
+        self, comm: MPI.Intracomm, rank: int = 1, step: int = 5, where: str = "step", how: str = "raise"
     ) -> None:
-        super().__init__(comm, length)
+        super().__init__(comm)
         self._rank, self._left, self._where, self._how = rank, step, where, how
         self._fail("make")
 
