@@ -36,7 +36,7 @@ HEAD = 0
 """The head's rank within its group."""
 _CALL, _ANSWER = 1, 2
 _SERIAL = struct.Struct("<q")
-REVOKE_AFTER_S, GIVE_UP_AFTER_S = 1.0, 5.0
+REVOKE_AFTER_S, GIVE_UP_AFTER_S = 0.2, 5.0
 """Seconds after an error of one rank that the others get to leave the environment's own operations of MPI: with ULFM,
 until these are interrupted; without, until the group counts as stuck."""
 

@@ -204,19 +204,19 @@ def _prepare(
     plan = setup.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):
         return plan
-    rank, (comm, env_group, placement) = comm.rank, make_groups(plan.config, comm)
+    world, (comm, env_group, placement) = comm, make_groups(plan.config, comm)
     if env_group is not None and not env_group.is_head:
-        return Following(plan, env_group, comm).through_the_start()
+        return Following(plan, env_group, world).through_the_start()
     notes = [*notes, *placement]
     with start_of(env_group), contextlib.ExitStack() as unless_it_trains:
-        watchdog = make_watchdog(plan, comm, rank)
+        watchdog = make_watchdog(plan, comm, world.rank)
         unless_it_trains.callback(watchdog.stop)
         parts = setup.build(plan.config, comm, watchdog.heartbeat, env_group)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:
             notes = [*notes, line]
-        members = first_members(comm, rank)
+        members = first_members(comm, world.rank)
         setup.introduce(plan, parts, comm, console, notes, startup.prepare())
         if not plan.config.dry_run:
             unless_it_trains.pop_all()

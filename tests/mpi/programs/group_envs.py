@@ -50,7 +50,7 @@ class Ring(gymnasium.Env):
 
 
 class Failing(Ring):
-    """Fails on one rank of its communicator, in its n-th step since it was made, or `in_reset`, or when it is made."""
+    """Fails on one rank of the job, in its n-th step since it was made, or `in_reset`, or when it is made."""
 
     def __init__(
         self, comm: MPI.Intracomm, rank: int = 1, step: int = 5, where: str = "step", how: str = "raise"
@@ -60,7 +60,7 @@ class Failing(Ring):
         self._fail("make")
 
     def _fail(self, where: str) -> None:
-        if where != self._where or self._comm.rank != self._rank:
+        if where != self._where or MPI.COMM_WORLD.rank != self._rank:
             return
         self._left -= 1
         if self._left > 0 and where == "step":
