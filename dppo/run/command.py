@@ -28,6 +28,7 @@ from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import respawn, setup
+from dppo.run.folders import given_to_envs, leave_no_trace
 from dppo.run.init_from import init_from
 from dppo.run.leave import make_watchdog
 from dppo.run.loop import (
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
       started: time.monotonic() at the process's start; None: now.
     """
     if mpi.is_spawned():
-        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD), is_command=True).exit]
+        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF), is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
@@ -168,8 +169,7 @@ def train(
     except UsageError:
         with contextlib.suppress(MPI.Exception):
             me.group.comm.Barrier()  # by now no rank's watchdog has a file there
-        if me.group.comm.rank == 0:
-            setup.leave_no_trace(plan)
+        leave_no_trace(plan, parts.given)
         if not survives_deaths():
             me.group.comm.Free()
         raise
@@ -188,7 +188,9 @@ def _prepare(
     with contextlib.ExitStack() as unless_it_trains:
         watchdog = make_watchdog(plan, comm, comm.rank)
         unless_it_trains.callback(watchdog.stop)
-        parts = setup.build(plan.config, comm, watchdog.heartbeat)
+        given = given_to_envs(plan, MPI.COMM_SELF)
+        unless_it_trains.callback(leave_no_trace, plan, given)
+        parts = setup.build(plan.config, comm, watchdog.heartbeat, given)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:
@@ -224,6 +226,12 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 
 
 # -- the end --------------------
+
+
+def own_comm() -> MPI.Intracomm:
+    """Returns the communicator of this process alone, for environments outside of a run."""
+    start_mpi()
+    return MPI.COMM_SELF
 
 
 def start_mpi() -> None:

@@ -20,6 +20,7 @@ from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState
+from dppo.envs.given import Given
 from dppo.envs.leaves import described
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
@@ -80,18 +81,19 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, heartbeat: Callable[[str], None]) -> Parts:
+def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: Given) -> Parts:
     """Collective over `comm`. Makes environments and networks. A failure on any rank is shown once and ends all ranks.
 
     Args:
       heartbeat: called with the phase that begins, because an environment may not come back.
+      given: what this rank's environments are given.
     """
     parts, error = None, None
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
     heartbeat("start: making environments")
     try:
         with forks_end_here():
-            parts = build_parts(config, worker)
+            parts = build_parts(config, worker, given)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
@@ -230,15 +232,6 @@ def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         with contextlib.suppress(OSError):
             (run_dir / name).unlink()
-
-
-def leave_no_trace(planned: Plan) -> None:
-    """Removes the empty folders that were made for a run that could not be opened, on rank 0."""
-    folder = planned.run_dir.absolute()
-    with contextlib.suppress(OSError):
-        while planned.was_there is not None and folder != planned.was_there:
-            folder.rmdir()
-            folder = folder.parent
 
 
 def _open_tracker(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
 from dppo.data import EnvState
+from dppo.envs.given import Given, Workdirs
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.models import gpus
@@ -52,6 +54,8 @@ class Parts:
     """The observation space and the action space of one environment."""
     gpus: tuple[gpus.GPU, ...] = ()
     """The GPUs that the network may compute on."""
+    given: Given = field(default_factory=Given)
+    """What the environments of this rank are given."""
 
     @property
     def has_envs(self) -> bool:
@@ -111,9 +115,13 @@ def _say_of_close(what: str) -> None:
     print(f"dppo: {rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
 
 
-def build_parts(config: Config, worker: int | None) -> Parts:
+def build_parts(config: Config, worker: int | None, given: Given | None = None) -> Parts:
     """Builds everything that this worker, or a server (None), needs, freshly initialised; the same network on every
     rank.
+
+    Args:
+      given: what the worker's environments are given. The one of a server, which only shows its spaces, has the number
+        of worker 0's first, and a temporary folder.
 
     Raises:
       ValueError: an environment is missing, spaces are not supported, a factory does not work, or there is no GPU.
@@ -121,10 +129,14 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     number = worker or 0
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
-    # a server that steps nothing still needs the spaces, to know the network
-    seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
-    is_needed = False
-    try:
+    given, for_a_look = given or Given(), Workdirs()
+    with contextlib.ExitStack() as unless_needed:
+        unless_needed.callback(for_a_look.remove_new)
+        if worker is None:  # a server that steps nothing still needs the spaces, to know the network
+            seeds, envs = _make_envs(config, number, 1, replace(given, workdirs=for_a_look))
+        else:
+            seeds, envs = _make_envs(config, number, config.num_envs, given)
+        unless_needed.callback(close_environments, envs)
         rng = generator(config.seed, Purpose.INIT)
         spaces = envs.observation_space, envs.action_space
         policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
@@ -136,11 +148,10 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         moments = RunMoments(policy.inputs, RewardScale(is_used=config.moments.returns))
         learner = Learner(policy, moments, config, number)
         state = TrainingState(policy.flat, moments, config)
-        is_needed = worker is not None
-    finally:
-        if not is_needed:
-            close_environments(envs)
-    return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces, own_gpus)
+        if worker is not None:
+            unless_needed.pop_all()
+    steps = None if worker is None else envs
+    return Parts(steps, seeds, policy, learner, state, worker, spaces, own_gpus, given)
 
 
 def _own_gpus(config: Config, policy: ActorCritic) -> tuple[gpus.GPU, ...]:
@@ -174,7 +185,7 @@ def max_restarts(config: Config) -> int:
     return config.max_env_restarts if config.on_env_error == "restart" else 0
 
 
-def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
+def _make_envs(config: Config, worker: int, num_envs: int, given: Given) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
     seed_global_generators(config.seed, worker)  # a constructor may draw from them
@@ -184,13 +195,14 @@ def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
+            given=given,
         )  # fmt: skip
     return seeds, envs
 
 
 def build_envs(parts: Parts, config: Config, worker: int) -> None:
     """Gives a server, which has no environments, those of `worker`."""
-    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs)
+    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs, parts.given)
     parts.worker = worker
 
 
