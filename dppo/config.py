@@ -310,9 +310,9 @@ class Config(Section):
     vtrace: bool | None = None
     """Correct for the lag between acting and learning policy (Espeholt et al. 2018); None: in async + ppo only."""
     env_ranks: Annotated[int, at_least(1, 1e6)] = 1
-    """Ranks of which each environment consists: mpirun -n 1+W*env_ranks. docs/simulators.md."""
+    """Ranks that are one environment together: mpirun -n 1+W*env_ranks. docs/simulators.md."""
     env_ranks_span_nodes: bool = False
-    """Ranks of one environment may be on several nodes."""
+    """The ranks of an environment may be on several nodes."""
     vectorization: Literal["auto", "sync", "native"] = "auto"
     """auto: a native vector form where dppo has an adapter (CartPole), else one environment after another; native:
     the environment's own vector form, which gives up exact resume and independence of the layout over ranks."""

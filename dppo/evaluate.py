@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -13,14 +14,14 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dppo.config import SEED
-from dppo.console import Console
+from dppo.config import SEED, Config
+from dppo.console import Console, plain
+from dppo.envs.given import Given
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks
 from dppo.envs.process import kept_as_it_was, printing_to_stderr
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.files import plain
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
@@ -79,19 +80,33 @@ def play_episodes(
     config = policy.config
     vectorization = "auto" if config.vectorization == "native" else config.vectorization
     seed_global_generators(seed)
-    try:
-        with kept_as_it_was():
-            envs = make_vector_env(
-                config.env, num_envs, seeds.next, vectorization,
-                kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config),
-            )  # fmt: skip
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    try:
+    with contextlib.ExitStack() as at_end:
+        try:
+            given = _given(config, at_end)
+            with kept_as_it_was():
+                envs = make_vector_env(
+                    config.env, num_envs, seeds.next, vectorization,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config), given=given,
+                )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        at_end.callback(close_environments, envs)
         policy.require(envs.observation_space, envs.action_space)
         return _play(policy, envs, episodes, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
-    finally:
-        close_environments(envs)
+
+
+def _given(config: Config, at_end: contextlib.ExitStack) -> Given:
+    """Returns what environments are given that are played outside of a run: folders that are removed at the end, and
+    the communicator of this process alone. Starts MPI for a constructor that takes it only.
+    """
+    comm = None
+    if "comm" in EnvMaker(config.env, config.env_kwargs, config.wrappers).takes:
+        from dppo.run.command import own_comm
+
+        comm = own_comm()
+    given = Given(comm)
+    at_end.callback(given.workdirs.remove_new)
+    return given
 
 
 def _play(
@@ -143,10 +158,25 @@ def record(
     """Records `episodes` episodes, of `max_steps` at most, with Gymnasium's own recorder. Returns the MP4 files in
     `folder`, which are named after the environment.
     """
+    with contextlib.ExitStack() as at_end:
+        return _record(policy, episodes, seed, folder, at_end, stochastic=stochastic, max_steps=max_steps)
+
+
+def _record(
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    folder: Path,
+    at_end: contextlib.ExitStack,
+    *,
+    stochastic: bool,
+    max_steps: int,
+) -> list[Path]:
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
     config = policy.config
     try:
-        env = EnvMaker(config.env, config.env_kwargs, config.wrappers).make(render_mode="rgb_array")
+        given = _given(config, at_end)
+        env = EnvMaker(config.env, config.env_kwargs, config.wrappers, given).make(render_mode="rgb_array")
     except ValueError as error:
         raise _no_video(config.env, error) from error
     try:

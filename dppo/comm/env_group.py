@@ -28,7 +28,7 @@ from dppo.comm.ulfm import deaths_noticed
 from dppo.comm.waiting import Backoff
 from dppo.comm.wakeup import make_doorbell
 from dppo.console import say
-from dppo.envs.groups import Call, Failed
+from dppo.envs.group_link import Call, Failed
 from dppo.errors import RankFailure, WorkerError
 from dppo.startup import own_cores
 

@@ -57,9 +57,10 @@ def why_no_env(made: Any) -> str:
     return f"returned {show(made)}, and must return a gymnasium.Env"
 
 
-def takes(creator: Callable[..., Any] | None, name: str) -> bool:
-    """Returns whether a constructor has an argument of this name."""
-    return creator is not None and any(p.name == name and p.kind in _NAMED for p in _parameters(creator) or [])
+def named_parameters(creator: Callable[..., Any] | None) -> list[str]:
+    """Returns the arguments that a constructor takes by name; [] where they cannot be known."""
+    parameters = _parameters(creator) if creator is not None else None
+    return [p.name for p in parameters or [] if p.kind in (_P.POSITIONAL_OR_KEYWORD, _P.KEYWORD_ONLY)]
 
 
 def require_seed(env: gymnasium.Env[Any, Any]) -> None:

@@ -7,14 +7,14 @@ to users call the followers members.
 
 from __future__ import annotations
 
-import enum
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 
-from dppo.envs.arguments import takes
+from dppo.envs.given import Given
+from dppo.envs.group_link import Call, Failed, FollowerLink, HeadLink
 from dppo.envs.maker import EnvMaker
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.reasons import reason
@@ -23,98 +23,33 @@ from dppo.seams import Closable
 T = TypeVar("T")
 
 
-class Call(enum.IntEnum):
-    """What a follower is told to do."""
-
-    MAKE = enum.auto()
-    RESET = enum.auto()
-    STEP = enum.auto()
-    CLOSE = enum.auto()
-    RUN = enum.auto()
-    """Call a function of a module, without an answer: (function, its arguments)."""
-    LEAVE = enum.auto()
-    """Follow no more, for now or for ever."""
-
-
-class Failed(NamedTuple):
-    """How a call has failed on a follower."""
-
-    who: str
-    """Rank and host."""
-    text: str
-    """The error in one line."""
-    trace: str
-    is_cause: bool
-    """False if another rank had given up the environment's communicator before: the error may only follow from that."""
-
-
 class MemberError(RuntimeError):
     """Raised on the head where a call of the environment has failed on another rank of the group."""
-
-
-class HeadLink(Protocol):
-    """The head's link to its followers."""
-
-    def tell(self, call: Call, number: int, arguments: Any) -> None:
-        """Tells the followers to make a call of environment `number`; never waits."""
-
-    def answers(self, number: int, *, has_failed: bool) -> list[Failed]:
-        """Waits until all followers have made the call. Returns the failures.
-
-        Args:
-          has_failed: whether the head's own call has failed, so that followers may wait in vain for the head.
-        """
-
-    def open(self, number: int) -> Any:
-        """Collective over the group. Returns a new communicator for environment `number`."""
-
-    def is_given_up(self, number: int) -> bool:
-        """Returns whether some rank has given up the environment's communicator, because of an error."""
-
-    @property
-    def is_stuck(self) -> bool:
-        """Whether followers have not come out of a call, so that no further one is possible."""
-
-
-class FollowerLink(Protocol):
-    """A follower's link to its head."""
-
-    def next_call(self) -> tuple[Call, int, Any]:
-        """Waits, mostly asleep, for the next call: which, of which environment, its arguments."""
-
-    def answer(self, number: int, failed: Failed | None) -> None:
-        """Tells the head how the call went."""
-
-    def open(self, number: int) -> Any:
-        """As of `HeadLink`."""
-
-    def is_given_up(self, number: int) -> bool:
-        """As of `HeadLink`."""
-
-    @property
-    def name(self) -> str:
-        """Rank and host, for messages."""
 
 
 class GroupMaker(EnvMaker):
     """Makes environments on all ranks of a group; on the head, which gets them as plain environments."""
 
     def __init__(
-        self, link: HeadLink, env_id: str, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = ()
-    ) -> None:
-        super().__init__(env_id, kwargs, wrappers)
-        self._link, self._made = link, 0
+        self, env_id: str, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = (),
+        given: Given | None = None,
+    ) -> None:  # fmt: skip
+        assert given is not None and given.group is not None
+        super().__init__(env_id, kwargs, wrappers, given)
+        self._link, self._made = given.group, 0
 
-    def make(self, **given: Any) -> gymnasium.Env[Any, Any]:
-        number = self._made
+    def make(self, number: int = 0, **further: Any) -> gymnasium.Env[Any, Any]:
+        given, key = self._given.arguments(self.takes, number), self._made
         self._made += 1
+
+        def make_it() -> gymnasium.Env[Any, Any]:
+            return self.make_with(_with(self._link.open(key), given), further)
+
         try:
-            env = together(
-                self._link, Call.MAKE, number, given, lambda: _make_part(self, self._link.open(number), given)
-            )
+            env = together(self._link, Call.MAKE, key, (given, further), make_it)
         except MemberError as error:
             raise ValueError(f"env={self.env_id!r} cannot be made on all ranks of its group: {error}") from error
-        return GroupEnv(env, self._link, number)
+        return GroupEnv(env, self._link, key)
 
 
 class GroupEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
@@ -200,19 +135,20 @@ class Follower:
         elif call is Call.RESET:
             self._envs[number].reset(**arguments)
         elif call is Call.MAKE:
-            comm = self._link.open(number)
+            comm = self._link.open(number)  # first of all: the head waits in it
+            given, further = arguments
             with kept_as_it_was():
                 self._maker = self._maker or self._find_maker()
-                self._envs[number] = _make_part(self._maker, comm, arguments)
+                self._envs[number] = self._maker.make_with(_with(comm, given), further)
         else:
             assert call is Call.CLOSE, call
             if (env := self._envs.pop(number, None)) is not None:  # else it could not be made
                 self._close(env)
 
 
-def _make_part(maker: EnvMaker, comm: Any, given: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
-    """Makes this rank's part of an environment, whose communicator is `comm`."""
-    return EnvMaker.make(maker, **given, **({"comm": comm} if takes(maker.creator, "comm") else {}))
+def _with(comm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a constructor is given, with the communicator of its environment if it takes one."""
+    return {**given, "comm": comm} if "comm" in given else dict(given)
 
 
 def _one_line(error: BaseException) -> str:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dppo.envs.env_list import EnvList
-from dppo.envs.groups import GroupMaker, HeadLink
+from dppo.envs.given import Given
+from dppo.envs.groups import GroupMaker
 from dppo.envs.maker import EnvMaker
 from dppo.envs.native import NativeVector
 from dppo.envs.restarts import close_quietly
@@ -33,7 +34,7 @@ def make_vector_env(
     wrappers: Sequence[str] = (),
     max_restarts: int = 0,
     close_broken: Callable[[Closable], None] = close_quietly,
-    group: HeadLink | None = None,
+    given: Given | None = None,
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
@@ -44,12 +45,12 @@ def make_vector_env(
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
             `auto` a fast form that still keeps every promise of `sync`, where there is one, else `sync`.
-        first_env: global number of the first environment, for messages.
+        first_env: global number of the first environment.
         kwargs: arguments of the environment's constructor.
         wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
         close_broken: closes an environment before it is made anew.
-        group: the link to the other ranks that an environment consists of; None: it has one rank.
+        given: what a constructor is given that takes it; a native vector form is given nothing.
 
     Raises:
         ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
@@ -60,7 +61,8 @@ def make_vector_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    maker = EnvMaker(env_id, kwargs, wrappers) if group is None else GroupMaker(group, env_id, kwargs, wrappers)
+    make_maker = EnvMaker if given is None or given.group is None else GroupMaker
+    maker = make_maker(env_id, kwargs, wrappers, given)
     if vectorization == "native":
         if max_restarts:
             raise ValueError(
@@ -68,7 +70,7 @@ def make_vector_env(
                 " vectorization='sync' or 'auto'"
             )
         return NativeVector(maker, num_envs, episode_seed, first_env)
-    if vectorization == "auto" and group is None:
+    if vectorization == "auto" and make_maker is EnvMaker:
         from dppo.envs import cartpole
 
         if cartpole.is_plain_cartpole(maker.spec):

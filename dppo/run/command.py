@@ -29,6 +29,7 @@ from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import respawn, setup
 from dppo.run.env_groups import make_groups, start_of
+from dppo.run.folders import given_to_envs, leave_no_trace
 from dppo.run.following import Following
 from dppo.run.init_from import init_from
 from dppo.run.leave import make_watchdog
@@ -56,7 +57,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
       started: time.monotonic() at the process's start; None: now.
     """
     if mpi.is_spawned():
-        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD), is_command=True).exit]
+        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF), is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
@@ -169,14 +170,13 @@ def train(
     me = Rank(plan, services, parts, Group(training, tuple(members)))
     try:
         summary = train_on(me, is_command=is_command)
-        if parts.env_group is not None and not survives_deaths():
+        if parts.given.group is not None and not survives_deaths():
             own.Free()
         return summary
     except UsageError:
         with contextlib.suppress(MPI.Exception):
             me.group.comm.Barrier()  # by now no rank's watchdog has a file there
-        if me.group.comm.rank == 0:
-            setup.leave_no_trace(plan)
+        leave_no_trace(plan, parts.given)
         if not survives_deaths():
             me.group.comm.Free()
         raise
@@ -211,7 +211,9 @@ def _prepare(
     with start_of(env_group), contextlib.ExitStack() as unless_it_trains:
         watchdog = make_watchdog(plan, comm, world.rank)
         unless_it_trains.callback(watchdog.stop)
-        parts = setup.build(plan.config, comm, watchdog.heartbeat, env_group)
+        given = given_to_envs(plan, MPI.COMM_SELF, env_group)
+        unless_it_trains.callback(leave_no_trace, plan, given)
+        parts = setup.build(plan.config, comm, watchdog.heartbeat, given)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:
@@ -252,6 +254,12 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 
 
 # -- the end --------------------
+
+
+def own_comm() -> MPI.Intracomm:
+    """Returns the communicator of this process alone, for environments outside of a run."""
+    start_mpi()
+    return MPI.COMM_SELF
 
 
 def start_mpi() -> None:

@@ -9,6 +9,7 @@ from dppo.comm.collectives import UNREADABLE, first_error, from_rank
 from dppo.comm.env_group import EnvGroup, Seat, divide, look_around
 from dppo.comm.mpi import MPI, Comm
 from dppo.config import Config
+from dppo.envs.given import Given
 from dppo.envs.reasons import reason
 from dppo.errors import RankFailure, UsageError
 from dppo.training.build import Parts, build_parts
@@ -83,14 +84,14 @@ def start_of(group: EnvGroup | None) -> Iterator[None]:
         raise
 
 
-def share_spaces(config: Config, comm: Comm, parts: Parts | None) -> tuple[Parts | None, str | None]:
+def share_spaces(config: Config, comm: Comm, parts: Parts | None, given: Given) -> tuple[Parts | None, str | None]:
     """Collective over `comm`, the ranks that train. Gives rank 0, which is in no group and makes no environment, its
     parts. Returns this rank's parts, and an error if there is one; the same on all ranks.
     """
     seen, error = from_rank(comm, 1, None if parts is None else parts.seen), None
     if parts is None:
         try:
-            parts = build_parts(config, None, seen=seen)
+            parts = build_parts(config, None, given, seen)
         except Exception as problem:
             error = str(problem) if isinstance(problem, ValueError) else reason(problem)
     return parts, first_error(comm, error)

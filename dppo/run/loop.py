@@ -17,7 +17,7 @@ from dppo.comm.link import MPILink
 from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import deaths_noticed
 from dppo.console import say
-from dppo.envs.groups import Call
+from dppo.envs.group_link import Call
 from dppo.errors import (
     EXIT_FAILED,
     DumpError,
@@ -65,7 +65,7 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
                 failure = _own_failure(error, me)
     finally:
         me.services.watchdog.stop()
-        env_group, code = me.parts.env_group, EXIT_FAILED if summary is None else EXIT_CODES[summary.exit]
+        env_group, code = me.parts.given.group, EXIT_FAILED if summary is None else EXIT_CODES[summary.exit]
         if is_command:  # all is settled: an environment that does not close delays nobody
             guard.announce(code)
             if env_group is not None:

@@ -15,12 +15,12 @@ from dppo.cluster import guard
 from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.signals import Preemption
 from dppo.comm.collectives import first_error, from_rank_zero, gather_at_zero, mpi_version
-from dppo.comm.env_group import EnvGroup
 from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState
+from dppo.envs.given import Given
 from dppo.envs.leaves import described
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
@@ -82,12 +82,12 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], env_group: EnvGroup | None = None) -> Parts:
+def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: Given) -> Parts:
     """Collective over `comm`. Makes environments and networks. A failure on any rank is shown once and ends all ranks.
 
     Args:
       heartbeat: called with the phase that begins, because an environment may not come back.
-      env_group: the ranks that are this rank's environments; None: this one, or none.
+      given: what this rank's environments are given.
     """
     parts, error = None, None
     needs_spaces = config.env_ranks > 1 and comm.size > 1
@@ -96,15 +96,15 @@ def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], env_grou
     try:
         with forks_end_here():
             if worker is not None or not needs_spaces:
-                parts = build_parts(config, worker, env_group)
+                parts = build_parts(config, worker, given)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
         error = f"{config.env} could not be made: {reason(problem)}"
     wait_asleep(comm, lambda: heartbeat("exchange"))
-    error = first_error(comm, error, None if env_group is None else env_group.first)
+    error = first_error(comm, error, None if given.group is None else given.group.first)
     if error is None and needs_spaces:
-        parts, error = share_spaces(config, comm, parts)
+        parts, error = share_spaces(config, comm, parts, given)
     if error is not None:
         guard.announce(EXIT_USAGE)  # whatever the environments do while they are closed
         if parts is not None:
@@ -129,7 +129,7 @@ def try_environments(parts: Parts, comm: Comm) -> str:
             seen = _first_step(parts)
     except (Exception, SystemExit) as problem:
         error = f"an environment failed in its first steps: {reason(problem)}"
-    error = first_error(comm, error, None if parts.env_group is None else parts.env_group.first)
+    error = first_error(comm, error, None if parts.given.group is None else parts.given.group.first)
     if error is not None:
         raise UsageError(error)
     told = [text for text in gather_at_zero(comm, seen) if text is not None]
@@ -239,15 +239,6 @@ def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         with contextlib.suppress(OSError):
             (run_dir / name).unlink()
-
-
-def leave_no_trace(planned: Plan) -> None:
-    """Removes the empty folders that were made for a run that could not be opened, on rank 0."""
-    folder = planned.run_dir.absolute()
-    with contextlib.suppress(OSError):
-        while planned.was_there is not None and folder != planned.was_there:
-            folder.rmdir()
-            folder = folder.parent
 
 
 def _open_tracker(

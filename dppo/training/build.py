@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -17,10 +18,10 @@ from dppo.algo.losses import METRICS
 from dppo.algo.moments import RewardScale
 from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
-from dppo.comm.env_group import EnvGroup
 from dppo.config import Config
 from dppo.data import EnvState
-from dppo.envs.groups import Call
+from dppo.envs.given import Given, Workdirs
+from dppo.envs.group_link import Call, HeadLink
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.models import gpus
@@ -54,9 +55,10 @@ class Parts:
     """The observation space and the action space of one environment."""
     gpus: tuple[gpus.GPU, ...] = ()
     """The GPUs that the network may compute on."""
+    given: Given = field(default_factory=Given)
+    """What the environments of this rank are given."""
     seen: Seen | None = None
-    env_group: EnvGroup | None = None
-    """The ranks that are this rank's environments; None: this one."""
+    """What the network depends on in an environment."""
 
     @property
     def has_envs(self) -> bool:
@@ -124,14 +126,13 @@ class Seen(NamedTuple):
     mask_size: int
 
 
-def build_parts(
-    config: Config, worker: int | None, env_group: EnvGroup | None = None, seen: Seen | None = None
-) -> Parts:
+def build_parts(config: Config, worker: int | None, given: Given | None = None, seen: Seen | None = None) -> Parts:
     """Builds everything that this worker, or a server (None), needs, freshly initialised; the same network on every
     rank.
 
     Args:
-      env_group: the ranks that are the worker's environments; None: this one.
+      given: what the worker's environments are given. The one of a server, which only shows its spaces, has the number
+        of worker 0's first, and a temporary folder.
       seen: what others have seen of the environment, for a server that makes none.
 
     Raises:
@@ -140,15 +141,18 @@ def build_parts(
     number = worker or 0
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
-    # a server that steps nothing still needs the spaces, to know the network
-    num_envs = 1 if worker is None else config.num_envs
+    given, for_a_look = given or Given(), Workdirs()
     envs: VectorEnv | None = None
-    if seen is None:
-        seeds, envs = _make_envs(config, number, num_envs, env_group)
-    else:
-        seeds = EpisodeSeeds(config.seed, 0, num_envs)
-    is_needed = False
-    try:
+    with contextlib.ExitStack() as unless_needed:
+        unless_needed.callback(for_a_look.remove_new)
+        if seen is not None:
+            seeds = EpisodeSeeds(config.seed, 0, 1)
+        elif worker is None:  # a server that steps nothing still needs the spaces, to know the network
+            seeds, envs = _make_envs(config, number, 1, replace(given, workdirs=for_a_look))
+        else:
+            seeds, envs = _make_envs(config, number, config.num_envs, given)
+        if envs is not None:
+            unless_needed.callback(close_environments, envs)
         rng = generator(config.seed, Purpose.INIT)
         if envs is not None:
             seen = Seen(envs.observation_space, envs.action_space, envs.mask_size)
@@ -163,12 +167,10 @@ def build_parts(
         moments = RunMoments(policy.inputs, RewardScale(is_used=config.moments.returns))
         learner = Learner(policy, moments, config, number)
         state = TrainingState(policy.flat, moments, config)
-        is_needed = worker is not None
-    finally:
-        if not is_needed and envs is not None:
-            close_environments(envs)
-    envs = envs if is_needed else None
-    return Parts(envs, seeds, policy, learner, state, worker, spaces, own_gpus, seen, env_group)
+        if worker is not None:
+            unless_needed.pop_all()
+    steps = None if worker is None else envs
+    return Parts(steps, seeds, policy, learner, state, worker, spaces, own_gpus, given, seen)
 
 
 def _own_gpus(config: Config, policy: ActorCritic) -> tuple[gpus.GPU, ...]:
@@ -202,33 +204,31 @@ def max_restarts(config: Config) -> int:
     return config.max_env_restarts if config.on_env_error == "restart" else 0
 
 
-def _make_envs(
-    config: Config, worker: int, num_envs: int, env_group: EnvGroup | None
-) -> tuple[EpisodeSeeds, VectorEnv]:
+def _make_envs(config: Config, worker: int, num_envs: int, given: Given) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
-    _seed_globally(env_group, config.seed, worker)  # a constructor may draw from them
+    _seed_globally(given.group, config.seed, worker)  # a constructor may draw from them
     with kept_as_it_was():
         envs = make_vector_env(
             config.env, num_envs, seeds.next, config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
-            group=env_group,
+            given=given,
         )  # fmt: skip
     return seeds, envs
 
 
-def _seed_globally(env_group: EnvGroup | None, *key: int) -> None:
+def _seed_globally(group: HeadLink | None, *key: int) -> None:
     """Seeds the global generators of all ranks that an environment has."""
-    if env_group is not None:
-        env_group.tell(Call.RUN, arguments=(seed_global_generators, *key))
+    if group is not None:
+        group.tell(Call.RUN, arguments=(seed_global_generators, *key))
     seed_global_generators(*key)
 
 
 def build_envs(parts: Parts, config: Config, worker: int) -> None:
     """Gives a server, which has no environments, those of `worker`."""
-    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs, parts.env_group)
+    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs, parts.given)
     parts.worker = worker
 
 
@@ -249,7 +249,7 @@ def make_collector(
     envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None
     _seed_globally(
-        parts.env_group, config.seed, worker, row
+        parts.given.group, config.seed, worker, row
     )  # again: an environment may have seeded them when it was made
     first_env = worker * config.num_envs
     noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
