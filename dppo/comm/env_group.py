@@ -63,14 +63,18 @@ def divide(comm: MPI.Comm, ranks_each: int, seats: Sequence[Seat]) -> tuple[MPI.
     mine = comm.Split(number if comm.rank else MPI.UNDEFINED, comm.rank)
     if mine == MPI.COMM_NULL:
         return training, None
+    first = comm.rank - place
+    own = seats[first : first + ranks_each]
+    return training, EnvGroup(mine, number, first, own, crowded=is_crowded(own, seats))
+
+
+def is_crowded(own: Sequence[Seat], seats: Sequence[Seat]) -> bool:
+    """Returns whether a node of the seats `own` has more ranks than cores, so that a rank that waits must sleep."""
     cores: dict[str, set[int]] = defaultdict(set)
     for seat in seats:
         cores[seat.host] |= seat.cores
     ranks = Counter(seat.host for seat in seats)
-    first = comm.rank - place
-    own = seats[first : first + ranks_each]
-    crowded = any(ranks[seat.host] > len(cores[seat.host]) for seat in own)
-    return training, EnvGroup(mine, number, first, own, crowded=crowded)
+    return any(ranks[seat.host] > len(cores[seat.host]) for seat in own)
 
 
 class EnvGroup:

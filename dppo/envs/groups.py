@@ -52,6 +52,12 @@ class GroupMaker(EnvMaker):
         return GroupEnv(env, self._link, key)
 
 
+def find_maker(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str], given: Given | None = None) -> EnvMaker:
+    """Returns the maker of environments that have one rank, or several as `given` says."""
+    maker = EnvMaker if given is None or given.group is None else GroupMaker
+    return maker(env_id, kwargs, wrappers, given)
+
+
 class GroupEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """The environment of a group, on its head."""
 

@@ -16,8 +16,7 @@ from typing import Any
 
 from dppo.envs.env_list import EnvList
 from dppo.envs.given import Given
-from dppo.envs.groups import GroupMaker
-from dppo.envs.maker import EnvMaker
+from dppo.envs.groups import find_maker
 from dppo.envs.native import NativeVector
 from dppo.envs.restarts import close_quietly
 from dppo.seams import Closable, EpisodeSeed, VectorEnv
@@ -61,8 +60,7 @@ def make_vector_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    make_maker = EnvMaker if given is None or given.group is None else GroupMaker
-    maker = make_maker(env_id, kwargs, wrappers, given)
+    maker = find_maker(env_id, kwargs or {}, wrappers, given)
     if vectorization == "native":
         if max_restarts:
             raise ValueError(
@@ -70,7 +68,7 @@ def make_vector_env(
                 " vectorization='sync' or 'auto'"
             )
         return NativeVector(maker, num_envs, episode_seed, first_env)
-    if vectorization == "auto" and make_maker is EnvMaker:
+    if vectorization == "auto" and (given is None or given.group is None):
         from dppo.envs import cartpole
 
         if cartpole.is_plain_cartpole(maker.spec):

@@ -256,6 +256,12 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 # -- the end --------------------
 
 
+def all_ranks() -> MPI.Intracomm:
+    """Returns the communicator of all ranks, for a command that is no run."""
+    start_mpi()
+    return MPI.COMM_WORLD
+
+
 def own_comm() -> MPI.Intracomm:
     """Returns the communicator of this process alone, for environments outside of a run."""
     start_mpi()

@@ -30,14 +30,15 @@ def make_groups(config: Config, comm: Comm) -> tuple[Comm, EnvGroup | None, list
     seats = look_around(comm)
     groups = [range(first, first + config.env_ranks) for first in range(1, comm.size, config.env_ranks)]
     if not config.env_ranks_span_nodes:
-        _refuse_to_span(groups, seats)
+        refuse_to_span(groups, seats)
     lines = [f"group {number}: {described(ranks, seats)}" for number, ranks in enumerate(groups[:MOST_NAMED])]
     if len(groups) > MOST_NAMED:
         lines.append(f"and {len(groups) - MOST_NAMED} more groups")
     return *divide(comm, config.env_ranks, seats), lines
 
 
-def _refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:
+def refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:
+    """Raises UsageError if a group lies on several nodes. `seats` are those of all ranks."""
     for number, ranks in enumerate(groups):
         hosts = list(dict.fromkeys(seats[rank].host for rank in ranks))
         if len(hosts) > 1:
