@@ -110,8 +110,7 @@ def _given(config: Config, at_end: contextlib.ExitStack, group: HeadLink | None)
     comm = None
     if group is None and config.env_ranks > 1:
         raise ValueError(
-            f"the environments of this run have {config.env_ranks} ranks: mpirun -n {config.env_ranks} python -m"
-            f" dppo.evaluate {config.run_dir}"
+            f"its environments have {config.env_ranks} ranks: mpirun -n {config.env_ranks} python -m dppo.evaluate RUN"
         )
     if group is None and "comm" in EnvMaker(config.env, config.env_kwargs, config.wrappers).takes:
         from dppo.run.command import own_comm
@@ -258,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dppo.run.command import all_ranks
         from dppo.run.evaluation import evaluate_in_group
 
-        return evaluate_in_group(config, all_ranks(), lambda group: _evaluate(args, group))
+        return evaluate_in_group(config, args.run_dir, all_ranks(), lambda group: _evaluate(args, group))
     except UsageError as error:
         if is_first():
             print(f"dppo: {plain(error)}", file=sys.stderr)

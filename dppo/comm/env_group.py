@@ -134,7 +134,7 @@ class EnvGroup:
     def _give_up(self, number: int) -> None:
         """Interrupts all ranks that wait in the environment's communicator."""
         comm = self._opened.get(number, MPI.COMM_NULL)
-        if survives_deaths() and comm != MPI.COMM_NULL:
+        if survives_deaths() and comm != MPI.COMM_NULL and not comm.Is_revoked():
             with contextlib.suppress(MPI.Exception):
                 comm.Revoke()
 

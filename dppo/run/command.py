@@ -162,6 +162,8 @@ def train(
         own.Free()
         return prepared
     if isinstance(prepared, Following):
+        if on_one_node():
+            ports.keep_to_this_node(os.getpid())
         return prepared.to_the_end(is_command=is_command)
     plan, parts, training, members, console, watchdog = prepared
     if on_one_node() and not plan.config.respawn:

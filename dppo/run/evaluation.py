@@ -18,7 +18,7 @@ from dppo.run.env_groups import refuse_to_span
 from dppo.training.build import CLOSE_S, close_environments
 
 
-def evaluate_in_group(config: Config, comm: Comm, evaluate: Callable[[HeadLink], int]) -> int:
+def evaluate_in_group(config: Config, run_dir: str, comm: Comm, evaluate: Callable[[HeadLink], int]) -> int:
     """Collective over `comm`. Has the head evaluate, and the others follow. Returns the head's exit code, on all ranks.
 
     Raises:
@@ -26,8 +26,8 @@ def evaluate_in_group(config: Config, comm: Comm, evaluate: Callable[[HeadLink],
     """
     if comm.size != config.env_ranks:
         raise UsageError(
-            f"the environments of this run have {config.env_ranks} ranks (--env-ranks), and this job has {comm.size}:"
-            f" start it by mpirun -n {config.env_ranks} python -m dppo.evaluate {config.run_dir}"
+            f"each environment of this run has {config.env_ranks} ranks (--env-ranks), and this job {comm.size}:"
+            f" start it by mpirun -n {config.env_ranks} python -m dppo.evaluate {run_dir}"
         )
     seats = look_around(comm)
     if not config.env_ranks_span_nodes:
