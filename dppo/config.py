@@ -309,6 +309,10 @@ class Config(Section):
     """Where the network computes; auto: on a GPU if it is torch's and torch sees a GPU. docs/gpu.md."""
     vtrace: bool | None = None
     """Correct for the lag between acting and learning policy (Espeholt et al. 2018); None: in async + ppo only."""
+    env_ranks: Annotated[int, at_least(1, 1e6)] = 1
+    """Ranks that are one environment together: mpirun -n 1+W*env_ranks. docs/simulators.md."""
+    env_ranks_span_nodes: bool = False
+    """The ranks of an environment may be on several nodes."""
     vectorization: Literal["auto", "sync", "native"] = "auto"
     """auto: a native vector form where dppo has an adapter (CartPole), else one environment after another; native:
     the environment's own vector form, which gives up exact resume and independence of the layout over ranks."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TextIO
 
 from dppo.cluster.launcher import is_by_mpirun
-from dppo.files import plain
+from dppo.files import plain as plain  # also for those who print by themselves
 
 
 def escaped(text: object) -> str:

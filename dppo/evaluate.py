@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
@@ -13,17 +14,21 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dppo.config import SEED
-from dppo.console import Console
+from dppo.cluster.launcher import is_first
+from dppo.config import SEED, Config
+from dppo.console import Console, plain
+from dppo.envs.given import Given
+from dppo.envs.group_link import HeadLink
+from dppo.envs.groups import find_maker
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks
 from dppo.envs.process import kept_as_it_was, printing_to_stderr
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.files import plain
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
+from dppo.settings.toml import load_config
 from dppo.training.build import close_environments, max_restarts
 from dppo.training.policy import Policy, load_policy
 
@@ -63,11 +68,15 @@ def play_episodes(
     stochastic: bool = False,
     max_steps: int = MAX_STEPS,
     progress: Callable[[Progress], None] = lambda now: None,
+    group: HeadLink | None = None,
 ) -> list[Played]:
     """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes.
 
     Each of several environments plays a fixed number of episodes, however long they take. If the episodes that end
     first counted, short ones would push long ones out of the sample.
+
+    Args:
+      group: the other ranks of which each environment consists; None: there are none.
 
     Raises:
       UsageError: the environment cannot be made, or is not the one that the policy was trained in.
@@ -79,19 +88,37 @@ def play_episodes(
     config = policy.config
     vectorization = "auto" if config.vectorization == "native" else config.vectorization
     seed_global_generators(seed)
-    try:
-        with kept_as_it_was():
-            envs = make_vector_env(
-                config.env, num_envs, seeds.next, vectorization,
-                kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config),
-            )  # fmt: skip
-    except ValueError as error:
-        raise UsageError(str(error)) from error
-    try:
+    with contextlib.ExitStack() as at_end:
+        try:
+            given = _given(config, at_end, group)
+            with kept_as_it_was():
+                envs = make_vector_env(
+                    config.env, num_envs, seeds.next, vectorization,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config), given=given,
+                )  # fmt: skip
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        at_end.callback(close_environments, envs)
         policy.require(envs.observation_space, envs.action_space)
         return _play(policy, envs, episodes, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
-    finally:
-        close_environments(envs)
+
+
+def _given(config: Config, at_end: contextlib.ExitStack, group: HeadLink | None) -> Given:
+    """Returns what environments are given that are played outside of a run: folders that are removed at the end, and
+    the communicator of this process alone. Starts MPI for a constructor that takes it only.
+    """
+    comm = None
+    if group is None and config.env_ranks > 1:
+        raise ValueError(
+            f"its environments have {config.env_ranks} ranks: mpirun -n {config.env_ranks} python -m dppo.evaluate RUN"
+        )
+    if group is None and "comm" in EnvMaker(config.env, config.env_kwargs, config.wrappers).takes:
+        from dppo.run.command import own_comm
+
+        comm = own_comm()
+    given = Given(comm, group=group)
+    at_end.callback(given.workdirs.remove_new)
+    return given
 
 
 def _play(
@@ -138,15 +165,31 @@ def _play(
 
 
 def record(
-    policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic: bool, max_steps: int = MAX_STEPS
-) -> list[Path]:
+    policy: Policy, episodes: int, seed: int, folder: Path, *, stochastic: bool, max_steps: int = MAX_STEPS,
+    group: HeadLink | None = None,
+) -> list[Path]:  # fmt: skip
     """Records `episodes` episodes, of `max_steps` at most, with Gymnasium's own recorder. Returns the MP4 files in
     `folder`, which are named after the environment.
     """
+    with contextlib.ExitStack() as at_end:
+        given = _given(policy.config, at_end, group)
+        return _record(policy, episodes, seed, folder, given, stochastic=stochastic, max_steps=max_steps)
+
+
+def _record(
+    policy: Policy,
+    episodes: int,
+    seed: int,
+    folder: Path,
+    given: Given,
+    *,
+    stochastic: bool,
+    max_steps: int,
+) -> list[Path]:
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
     config = policy.config
     try:
-        env = EnvMaker(config.env, config.env_kwargs, config.wrappers).make(render_mode="rgb_array")
+        env = find_maker(config.env, config.env_kwargs, config.wrappers, given).make(render_mode="rgb_array")
     except ValueError as error:
         raise _no_video(config.env, error) from error
     try:
@@ -208,14 +251,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("--episodes", args.episodes, at_least(1, 1e6))
         require("--seed", args.seed, SEED)
         require("--max-steps", args.max_steps, within(1, _MOST_STEPS))
+        config = load_config(args.run_dir)
+        if config.env_ranks == 1:
+            return _evaluate(args, None)
+        from dppo.run.command import all_ranks
+        from dppo.run.evaluation import evaluate_in_group
+
+        return evaluate_in_group(config, args.run_dir, all_ranks(), lambda group: _evaluate(args, group))
+    except UsageError as error:
+        if is_first():
+            print(f"dppo: {plain(error)}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def _evaluate(args: argparse.Namespace, group: HeadLink | None) -> int:
+    """Plays the episodes and prints the result. Returns the exit code."""
+    try:
         folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
         videos = []
         with printing_to_stderr():  # environments print as well, and standard output is for the result
             policy = load_policy(args.run_dir)
-            played = _play_and_tell(policy, args)
+            played = _play_and_tell(policy, args, group)
             if folder is not None:
                 limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
-                videos = record(policy, min(args.episodes, 3), args.seed, folder, **limits)
+                videos = record(policy, min(args.episodes, 3), args.seed, folder, **limits, group=group)
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
@@ -247,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _play_and_tell(policy: Policy, args: argparse.Namespace) -> list[Played]:
+def _play_and_tell(policy: Policy, args: argparse.Namespace, group: HeadLink | None) -> list[Played]:
     """Plays the episodes. If that takes a while, shows the progress on standard error: an episode may never end."""
     console, loud_from = Console(_INTERVAL_S, stream=sys.stderr), time.monotonic() + _SILENT_S
 
@@ -259,8 +318,9 @@ def _play_and_tell(policy: Policy, args: argparse.Namespace) -> list[Played]:
             )
 
     played = play_episodes(
-        policy, args.episodes, args.seed, stochastic=args.stochastic, max_steps=args.max_steps, progress=progress
-    )
+        policy, args.episodes, args.seed, stochastic=args.stochastic, max_steps=args.max_steps, progress=progress,
+        group=group,
+    )  # fmt: skip
     console.done()
     return played
 

@@ -94,12 +94,15 @@ def mpi_version() -> str:
     return MPI.Get_library_version().split(",")[0].strip("\x00 \n")
 
 
-def first_error(comm: MPI.Comm, error: str | None) -> str | None:
+def first_error(comm: MPI.Comm, error: str | None, rank: int | None = None) -> str | None:
     """Collective over `comm`. Returns the error of the lowest rank that has one, with rank and host if it is not rank
     0; None if no rank has one.
+
+    Args:
+      rank: this rank's number in the job; None: that in `comm`.
     """
     if error is not None and comm.rank > 0:
-        error = f"rank {comm.rank} on {MPI.Get_processor_name()}: {error}"
+        error = f"rank {comm.rank if rank is None else rank} on {MPI.Get_processor_name()}: {error}"
     return next((text for text in gather_all(comm, error) if text is not None), None)
 
 

@@ -57,6 +57,12 @@ def why_no_env(made: Any) -> str:
     return f"returned {show(made)}, and must return a gymnasium.Env"
 
 
+def named_parameters(creator: Callable[..., Any] | None) -> list[str]:
+    """Returns the arguments that a constructor takes by name; [] where they cannot be known."""
+    parameters = _parameters(creator) if creator is not None else None
+    return [p.name for p in parameters or [] if p.kind in (_P.POSITIONAL_OR_KEYWORD, _P.KEYWORD_ONLY)]
+
+
 def require_seed(env: gymnasium.Env[Any, Any]) -> None:
     """Raises ValueError where reset() takes no seed, as before Gymnasium: it returns no info either."""
     while isinstance(env, gymnasium.Wrapper) and type(env).__module__.startswith("gymnasium."):

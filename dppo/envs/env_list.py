@@ -26,7 +26,7 @@ class EnvList:
     """Environments stepped one after another in this process: right for any environment, fast for slow ones.
 
     Args:
-      first_env: global number of the first environment, for messages.
+      first_env: global number of the first environment.
       max_restarts: an environment that raises, or returns what is not right, is made anew up to this many times in a
         row; 0: never. `close_broken` closes it before.
     """
@@ -41,7 +41,7 @@ class EnvList:
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
-                self._envs.append(maker.make())
+                self._envs.append(maker.make(first_env + len(self._envs)))
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
             require_leaves(maker.spec.id, self.observation_space)
@@ -217,7 +217,7 @@ class EnvList:
                 raise error
             try:
                 with kept_as_it_was():
-                    env = self._maker.make()
+                    env = self._maker.make(number)
             except Exception as another:
                 error = another
                 continue

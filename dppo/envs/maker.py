@@ -12,8 +12,9 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
-from dppo.envs.arguments import require_seed, why_no_env, why_not_made, why_not_wrapped
+from dppo.envs.arguments import named_parameters, require_seed, why_no_env, why_not_made, why_not_wrapped
 from dppo.envs.checks import show
+from dppo.envs.given import NAMES, Given
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
 
 # What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
@@ -30,6 +31,7 @@ class EnvMaker:
       env_id: a Gymnasium id, `module:Id`, or `module:callable`.
       kwargs: arguments of the constructor. Each environment gets a copy of its own.
       wrappers: `module:callable` of each wrapper, innermost first.
+      given: what a constructor is given that takes it; None: no communicator, and temporary folders.
 
     Attributes:
       spec: the whole in Gymnasium's form, arguments and wrappers included.
@@ -38,8 +40,16 @@ class EnvMaker:
       ValueError: the id, its module or a wrapper is missing.
     """
 
-    def __init__(self, env_id: str, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        env_id: str,
+        kwargs: Mapping[str, Any] | None = None,
+        wrappers: Sequence[str] = (),
+        given: Given | None = None,
+    ) -> None:
         self.env_id, self._kwargs = env_id, dict(kwargs or {})
+        self._given = given or Given()
+        self._takes: frozenset[str] | None = None
         registered, self._creator = find_spec(env_id)
         self._unwrapped = _with_arguments(registered, self._kwargs, is_registered=self._creator is None)
         self._wrappers = {name: find_wrapper(name) for name in wrappers}
@@ -48,14 +58,34 @@ class EnvMaker:
         self.spec.additional_wrappers += tuple(map(_wrapper_spec, wrappers))
         keep_mujoco_quiet(self.spec)
 
-    def make(self, **given: Any) -> gymnasium.Env[Any, Any]:
-        """Makes an environment; `given` are further arguments of its constructor.
+    @property
+    def takes(self) -> frozenset[str]:
+        """Those of comm, env_number and workdir that the constructor takes by name, and its registration does not set.
+        Raises ValueError where `kwargs` set one of them.
+        """
+        if self._takes is None:
+            creator = self._creator or _loaded(self._unwrapped.entry_point)
+            takes = frozenset(NAMES).intersection(named_parameters(creator))
+            if both := sorted(takes & self._kwargs.keys()):
+                raise ValueError(
+                    f"env-kwargs.{both[0]}: dppo gives {both[0]} to each environment itself (docs/simulators.md): leave"
+                    " it out"
+                )
+            self._takes = takes - self._unwrapped.kwargs.keys()
+        return self._takes
+
+    def make(self, number: int = 0, **further: Any) -> gymnasium.Env[Any, Any]:
+        """Makes the environment with the global number `number`; `further` are arguments of its constructor.
 
         Raises:
           ValueError: it cannot be made. The text has the repair.
         """
+        return self.make_with(self._given.arguments(self.takes, number), further)
+
+    def make_with(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        """Makes an environment with what it is given, and further arguments of its constructor. Raises as `make`."""
         with contextlib.ExitStack() as if_one_fails:
-            env = self._constructed(given)
+            env = self._constructed({**further, **given})
             if_one_fails.callback(env.close)
             for name in self._order:
                 env = self._wrapped(env, name)
@@ -66,6 +96,7 @@ class EnvMaker:
             if_one_fails.pop_all()
         own = env.unwrapped.spec
         if isinstance(own, EnvSpec):  # a function may return a registered environment
+            own.kwargs = {name: value for name, value in own.kwargs.items() if name not in given}  # wrappers copy them
             keep_mujoco_quiet(own)
             self.spec.nondeterministic |= own.nondeterministic
         return env

@@ -15,7 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dppo.envs.env_list import EnvList
-from dppo.envs.maker import EnvMaker
+from dppo.envs.given import Given
+from dppo.envs.groups import find_maker
 from dppo.envs.native import NativeVector
 from dppo.envs.restarts import close_quietly
 from dppo.seams import Closable, EpisodeSeed, VectorEnv
@@ -32,6 +33,7 @@ def make_vector_env(
     wrappers: Sequence[str] = (),
     max_restarts: int = 0,
     close_broken: Callable[[Closable], None] = close_quietly,
+    given: Given | None = None,
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
@@ -42,11 +44,12 @@ def make_vector_env(
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
             `auto` a fast form that still keeps every promise of `sync`, where there is one, else `sync`.
-        first_env: global number of the first environment, for messages.
+        first_env: global number of the first environment.
         kwargs: arguments of the environment's constructor.
         wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
         close_broken: closes an environment before it is made anew.
+        given: what a constructor is given that takes it; a native vector form is given nothing.
 
     Raises:
         ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
@@ -57,7 +60,7 @@ def make_vector_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    maker = EnvMaker(env_id, kwargs, wrappers)
+    maker = find_maker(env_id, kwargs or {}, wrappers, given)
     if vectorization == "native":
         if max_restarts:
             raise ValueError(
@@ -65,7 +68,7 @@ def make_vector_env(
                 " vectorization='sync' or 'auto'"
             )
         return NativeVector(maker, num_envs, episode_seed, first_env)
-    if vectorization == "auto":
+    if vectorization == "auto" and (given is None or given.group is None):
         from dppo.envs import cartpole
 
         if cartpole.is_plain_cartpole(maker.spec):

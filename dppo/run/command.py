@@ -14,7 +14,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from dppo import startup
 from dppo.cluster import guard, ports, processes
@@ -28,6 +28,9 @@ from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import respawn, setup
+from dppo.run.env_groups import make_groups, start_of
+from dppo.run.folders import given_to_envs, leave_no_trace
+from dppo.run.following import Following
 from dppo.run.init_from import init_from
 from dppo.run.leave import make_watchdog
 from dppo.run.loop import (
@@ -54,7 +57,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
       started: time.monotonic() at the process's start; None: now.
     """
     if mpi.is_spawned():
-        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD), is_command=True).exit]
+        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF), is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
@@ -158,26 +161,44 @@ def train(
     if isinstance(prepared, Summary):
         own.Free()
         return prepared
-    plan, parts, members, console, watchdog = prepared
+    if isinstance(prepared, Following):
+        if on_one_node():
+            ports.keep_to_this_node(os.getpid())
+        return prepared.to_the_end(is_command=is_command)
+    plan, parts, training, members, console, watchdog = prepared
     if on_one_node() and not plan.config.respawn:
         ports.keep_to_this_node(os.getpid())  # only replacements of dead ranks would join by MPI's TCP
     services = begin_services(plan, console, watchdog, started, quiet=quiet)
-    me = Rank(plan, services, parts, Group(own, tuple(members)))
+    me = Rank(plan, services, parts, Group(training, tuple(members)))
     try:
-        return train_on(me, is_command=is_command)
+        summary = train_on(me, is_command=is_command)
+        if parts.given.group is not None and not survives_deaths():
+            own.Free()
+        return summary
     except UsageError:
         with contextlib.suppress(MPI.Exception):
             me.group.comm.Barrier()  # by now no rank's watchdog has a file there
-        if me.group.comm.rank == 0:
-            setup.leave_no_trace(plan)
+        leave_no_trace(plan, parts.given)
         if not survives_deaths():
             me.group.comm.Free()
         raise
 
 
+class Prepared(NamedTuple):
+    """What a rank that trains has prepared."""
+
+    plan: Plan
+    parts: Parts
+    comm: MPI.Comm
+    """Of the ranks that train."""
+    members: list[Member]
+    console: Console
+    watchdog: Watchdog
+
+
 def _prepare(
     config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
-) -> tuple[Plan, Parts, list[Member], Console, Watchdog] | Summary:
+) -> Prepared | Following | Summary:
     """Collective over `comm`. Prepares everything before training; writes nothing. Returns a summary if there is
     nothing to do.
     """
@@ -185,24 +206,35 @@ def _prepare(
     plan = setup.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):
         return plan
-    with contextlib.ExitStack() as unless_it_trains:
-        watchdog = make_watchdog(plan, comm, comm.rank)
+    world, (comm, env_group, placement) = comm, make_groups(plan.config, comm)
+    if env_group is not None and not env_group.is_head:
+        return Following(plan, env_group, world).through_the_start()
+    notes = [*notes, *placement]
+    with start_of(env_group), contextlib.ExitStack() as unless_it_trains:
+        watchdog = make_watchdog(plan, comm, world.rank)
         unless_it_trains.callback(watchdog.stop)
-        parts = setup.build(plan.config, comm, watchdog.heartbeat)
+        given = given_to_envs(plan, MPI.COMM_SELF, env_group)
+        unless_it_trains.callback(leave_no_trace, plan, given)
+        parts = setup.build(plan.config, comm, watchdog.heartbeat, given)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:
             notes = [*notes, line]
-        members = first_members(comm)
+        members = first_members(comm, world.rank)
         setup.introduce(plan, parts, comm, console, notes, startup.prepare())
         if not plan.config.dry_run:
             unless_it_trains.pop_all()
-            return plan, parts, members, console, watchdog
+            if env_group is not None:
+                env_group.dismiss(None)
+            return Prepared(plan, parts, comm, members, console, watchdog)
         console.line(f"  {setup.try_environments(parts, comm)}")
         if is_complete:
             guard.announce(EXIT_FINISHED)  # whatever the environments do while they are closed
     console.line("dry run: everything is in order; nothing was trained, nothing was written")
-    return Summary(exit=FINISHED, world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
+    summary = Summary(exit=FINISHED, world_size=comm.size, env=plan.config.env, run_dir=str(plan.run_dir))
+    if env_group is not None:
+        env_group.dismiss(summary)
+    return summary
 
 
 def _in_python(error: UsageError, rank: int) -> UsageError:
@@ -224,6 +256,18 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 
 
 # -- the end --------------------
+
+
+def all_ranks() -> MPI.Intracomm:
+    """Returns the communicator of all ranks, for a command that is no run."""
+    start_mpi()
+    return MPI.COMM_WORLD
+
+
+def own_comm() -> MPI.Intracomm:
+    """Returns the communicator of this process alone, for environments outside of a run."""
+    start_mpi()
+    return MPI.COMM_SELF
 
 
 def start_mpi() -> None:

@@ -6,6 +6,7 @@ It catches every RankFailure except those of the start, which `_from_a_start` in
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import traceback
 
@@ -16,6 +17,7 @@ from dppo.comm.link import MPILink
 from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import deaths_noticed
 from dppo.console import say
+from dppo.envs.group_link import Call
 from dppo.errors import (
     EXIT_FAILED,
     DumpError,
@@ -63,9 +65,14 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
                 failure = _own_failure(error, me)
     finally:
         me.services.watchdog.stop()
+        env_group, code = me.parts.given.group, EXIT_FAILED if summary is None else EXIT_CODES[summary.exit]
         if is_command:  # all is settled: an environment that does not close delays nobody
-            guard.announce(EXIT_FAILED if summary is None else EXIT_CODES[summary.exit])
+            guard.announce(code)
+            if env_group is not None:
+                env_group.tell(Call.RUN, arguments=(guard.announce, code))
         me.parts.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
+        if env_group is not None:
+            env_group.dismiss(_outcome(sys.exception()) if summary is None else summary)
         if not is_command:  # the command's own last steps stay protected from a late signal
             me.services.preemption.uninstall()
     if me.group.is_server:
@@ -73,10 +80,19 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
     if not survives_deaths():
         for comm in (*me.group.others, me.group.comm):
             comm.Free()
+        if env_group is not None:
+            env_group.free()
     elif is_command:
         with contextlib.suppress(MPI.Exception):  # all leave at once, with the same code
             me.group.comm.Barrier()
+        if env_group is not None:
+            env_group.dismiss(None)
     return summary
+
+
+def _outcome(error: BaseException | None) -> UsageError | Failure:
+    """Returns what the other ranks of an environment are told of the error that ends the run."""
+    return error if isinstance(error, UsageError) else Failure(f"{type(error).__name__}: {error}")
 
 
 def _own_failure(error: BaseException, me: Rank) -> RankFailure:

@@ -34,10 +34,14 @@ class Member:
         return f"rank {self.rank} on {self.host}"
 
 
-def first_members(comm: Comm) -> list[Member]:
-    """Collective over `comm`. Returns the members at the start of the run, in the order of their ranks."""
+def first_members(comm: Comm, rank: int | None = None) -> list[Member]:
+    """Collective over `comm`. Returns the members at the start of the run, in the order of their ranks.
+
+    Args:
+      rank: this rank's number in the job; None: that in `comm`.
+    """
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
-    return gather_all(comm, Member(comm.rank, socket.gethostname(), os.getpid(), worker))
+    return gather_all(comm, Member(comm.rank if rank is None else rank, socket.gethostname(), os.getpid(), worker))
 
 
 def assign_roles(members: list[Member]) -> list[Member]:

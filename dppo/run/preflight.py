@@ -53,7 +53,7 @@ class Plan:
     was_there: Path | None = None
     """A new run's directory or, if there is none yet, the innermost folder above it that exists."""
     num_ranks: int = 1
-    """Number of ranks at the start of the run."""
+    """Number of ranks that train, at the start of the run: a server and the workers."""
     survives: bool = False
     """Whether the run continues when a rank dies."""
 
@@ -91,7 +91,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     return replace(
         plan, run_dir=plan.run_dir.absolute(),  # an environment may change the working directory
         allocation=allocation, ends_at=None if config.dry_run else ends_at(),
-        num_ranks=world_size, survives=survives_deaths() and world_size > 1,
+        num_ranks=1 + (world_size - 1) // config.env_ranks, survives=survives_deaths() and world_size > 1,
     )  # fmt: skip
 
 

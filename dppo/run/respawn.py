@@ -7,6 +7,7 @@ import socket
 import time
 import traceback
 from dataclasses import dataclass, replace
+from typing import Any
 
 from dppo.comm import leaving, ulfm
 from dppo.comm.collectives import from_rank_zero
@@ -14,6 +15,7 @@ from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import spawn
 from dppo.console import Console
 from dppo.data import EnvState
+from dppo.run.folders import given_to_envs
 from dppo.run.leave import make_watchdog
 from dppo.run.members import Member, free_ranks, reorder, to_replace
 from dppo.run.preflight import Plan
@@ -86,9 +88,13 @@ def _to_replace(me: Rank) -> list[int]:
     return wanted
 
 
-def join(world: MPI.Intracomm) -> Rank:
+def join(world: MPI.Intracomm, own_comm: Any = None) -> Rank:
     """Takes the first steps of a process that `spawn` has started, until it is a worker like the others. Any error
-    meanwhile ends the process. `world` contains the processes that were started with it.
+    meanwhile ends the process.
+
+    Args:
+      world: contains the processes that were started with this one.
+      own_comm: the communicator that its environments are given.
     """
     try:
         grown = ulfm.joined(world)
@@ -96,7 +102,7 @@ def join(world: MPI.Intracomm) -> Rank:
         plan, mine = start.plan, replace(start.member, host=socket.gethostname(), pid=os.getpid())
         watchdog = make_watchdog(plan, grown, mine.rank)
         watchdog.write_to(plan.run_dir / paths.STALLS)
-        parts = build_parts(plan.config, mine.worker)
+        parts = build_parts(plan.config, mine.worker, given_to_envs(plan, own_comm))
         comm, members = reorder(grown, mine)
         console = Console(plan.config.log.interval_s, enabled=False)
         services = begin_services(plan, console, watchdog, time.monotonic() - start.started_s)

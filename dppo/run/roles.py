@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from dppo.config import VERSION
 from dppo.envs.maker import EnvMaker
+from dppo.errors import Failure, JobFailure
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, write_spaces
@@ -31,6 +32,8 @@ def build_envs_alone(me: Rank) -> None:
     """Makes environments for the only rank that is left: those of a dead worker, where its last report has them."""
     worker = me.group.member.worker
     assert worker is not None
+    if me.plan.config.env_ranks > 1 and me.parts.given.group is None:
+        raise JobFailure(Failure("no group is left: --resume goes on from the last checkpoint", stalled=True))
     build_envs(me.parts, me.plan.config, worker)
     me.worker.start(make_collector(me.plan.config, me.parts, *me.server.tracker.hand_over(worker)))
 

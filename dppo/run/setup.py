@@ -20,10 +20,12 @@ from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
 from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState
+from dppo.envs.given import Given
 from dppo.envs.leaves import described
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
+from dppo.run.env_groups import share_spaces
 from dppo.run.preflight import Plan, plan_run, versions
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
@@ -80,24 +82,29 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, heartbeat: Callable[[str], None]) -> Parts:
+def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: Given) -> Parts:
     """Collective over `comm`. Makes environments and networks. A failure on any rank is shown once and ends all ranks.
 
     Args:
       heartbeat: called with the phase that begins, because an environment may not come back.
+      given: what this rank's environments are given.
     """
     parts, error = None, None
+    needs_spaces = config.env_ranks > 1 and comm.size > 1
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
     heartbeat("start: making environments")
     try:
         with forks_end_here():
-            parts = build_parts(config, worker)
+            if worker is not None or not needs_spaces:
+                parts = build_parts(config, worker, given)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
         error = f"{config.env} could not be made: {reason(problem)}"
     wait_asleep(comm, lambda: heartbeat("exchange"))
-    error = first_error(comm, error)
+    error = first_error(comm, error, None if given.group is None else given.group.first)
+    if error is None and needs_spaces:
+        parts, error = share_spaces(config, comm, parts, given)
     if error is not None:
         guard.announce(EXIT_USAGE)  # whatever the environments do while they are closed
         if parts is not None:
@@ -122,7 +129,7 @@ def try_environments(parts: Parts, comm: Comm) -> str:
             seen = _first_step(parts)
     except (Exception, SystemExit) as problem:
         error = f"an environment failed in its first steps: {reason(problem)}"
-    error = first_error(comm, error)
+    error = first_error(comm, error, None if parts.given.group is None else parts.given.group.first)
     if error is not None:
         raise UsageError(error)
     told = [text for text in gather_at_zero(comm, seen) if text is not None]
@@ -171,6 +178,8 @@ def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: 
     config, workers = planned.config, max(1, comm.size - 1)
     described = next(d for d in description or [] if d is not None)
     role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
+    if config.env_ranks > 1 and comm.size > 1:
+        role += f", each the head of a group of {config.env_ranks} ranks"
     cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
     console.line(f"{VERSION}: {planned.environment}, {cell}; {role}")
     for note in notes:
@@ -230,15 +239,6 @@ def _remove_all_but(run_dir: Path, kept: set[str]) -> None:
         shutil.rmtree(run_dir / name, ignore_errors=True)
         with contextlib.suppress(OSError):
             (run_dir / name).unlink()
-
-
-def leave_no_trace(planned: Plan) -> None:
-    """Removes the empty folders that were made for a run that could not be opened, on rank 0."""
-    folder = planned.run_dir.absolute()
-    with contextlib.suppress(OSError):
-        while planned.was_there is not None and folder != planned.was_there:
-            folder.rmdir()
-            folder = folder.parent
 
 
 def _open_tracker(

@@ -23,6 +23,9 @@ ORPHANED = f"{TRAJECTORIES}/orphaned"
 """The folder of segments that no checkpoint names."""
 INDEX = f"{TRAJECTORIES}/index.h5"
 
+ENVS = "envs"
+"""The folder of the environments' own folders (envs/given.py)."""
+
 STALLS = "stalls"
 """The folder of stacks of ranks that made no progress."""
 ENDED_BY_STALL = f"{STALLS}/ended.txt"

@@ -29,6 +29,16 @@ def check(config: Config) -> None:
         " vectorization=sync, or leave wrappers out",
     )
     _require(
+        not (config.env_ranks > 1 and config.vectorization == "native"),
+        f"env_ranks={config.env_ranks} makes single environments of several ranks, which vectorization=native does not"
+        " have: leave vectorization out",
+    )
+    _require(
+        not (config.env_ranks > 1 and config.respawn),
+        f"respawn starts single ranks anew, and not groups of env_ranks={config.env_ranks}: leave respawn out (the"
+        " other groups go on, and a resume has all again)",
+    )
+    _require(
         not (config.device == "cuda" and config.model.backend == "numpy"),
         "device=cuda needs a network of torch: leave model.backend=numpy out",
     )
@@ -96,9 +106,25 @@ def resolve(config: Config) -> Config:
     return complete
 
 
+def num_workers(config: Config, world_size: int) -> int:
+    """Returns the number of workers in a job of so many ranks.
+
+    Raises:
+      ValueError: the ranks make no whole groups of `env_ranks`; the message has the nearest numbers that do.
+    """
+    each, (groups, rest) = config.env_ranks, divmod(world_size - 1, config.env_ranks)
+    if each > 1 and (rest or not groups):
+        fit = " or ".join(f"mpirun -n {1 + n * each}" for n in (groups, groups + 1) if n and (n > groups or rest))
+        raise ValueError(
+            f"env_ranks={each} needs 1 + W*{each} ranks, a server and W groups of {each}, and this job has"
+            f" {world_size}: start it by {fit}"
+        )
+    return max(1, groups)
+
+
 def check_world(config: Config, world_size: int) -> None:
     """Checks what depends on the number of ranks. Raises ValueError with the repair."""
-    workers = max(1, world_size - 1)
+    workers = num_workers(config, world_size)
     _require(
         config.server.drop < workers,
         f"server.drop={config.server.drop} must be smaller than the number of workers, {workers}"

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 
@@ -19,6 +20,8 @@ from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
 from dppo.data import EnvState
+from dppo.envs.given import Given, Workdirs
+from dppo.envs.group_link import Call, HeadLink
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.vector import make_vector_env
 from dppo.models import gpus
@@ -52,6 +55,10 @@ class Parts:
     """The observation space and the action space of one environment."""
     gpus: tuple[gpus.GPU, ...] = ()
     """The GPUs that the network may compute on."""
+    given: Given = field(default_factory=Given)
+    """What the environments of this rank are given."""
+    seen: Seen | None = None
+    """What the network depends on in an environment."""
 
     @property
     def has_envs(self) -> bool:
@@ -111,9 +118,22 @@ def _say_of_close(what: str) -> None:
     print(f"dppo: {rank_name()}: close() of an environment {what}", file=sys.stderr, flush=True)
 
 
-def build_parts(config: Config, worker: int | None) -> Parts:
+class Seen(NamedTuple):
+    """What a network depends on in an environment, in place of one."""
+
+    observation_space: gymnasium.Space[Any]
+    action_space: gymnasium.Space[Any]
+    mask_size: int
+
+
+def build_parts(config: Config, worker: int | None, given: Given | None = None, seen: Seen | None = None) -> Parts:
     """Builds everything that this worker, or a server (None), needs, freshly initialised; the same network on every
     rank.
+
+    Args:
+      given: what the worker's environments are given. The one of a server, which only shows its spaces, has the number
+        of worker 0's first, and a temporary folder.
+      seen: what others have seen of the environment, for a server that makes none.
 
     Raises:
       ValueError: an environment is missing, spaces are not supported, a factory does not work, or there is no GPU.
@@ -121,13 +141,24 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     number = worker or 0
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
-    # a server that steps nothing still needs the spaces, to know the network
-    seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
-    is_needed = False
-    try:
+    given, for_a_look = given or Given(), Workdirs()
+    envs: VectorEnv | None = None
+    with contextlib.ExitStack() as unless_needed:
+        unless_needed.callback(for_a_look.remove_new)
+        if seen is not None:
+            seeds = EpisodeSeeds(config.seed, 0, 1)
+        elif worker is None:  # a server that steps nothing still needs the spaces, to know the network
+            seeds, envs = _make_envs(config, number, 1, replace(given, workdirs=for_a_look))
+        else:
+            seeds, envs = _make_envs(config, number, config.num_envs, given)
+        if envs is not None:
+            unless_needed.callback(close_environments, envs)
         rng = generator(config.seed, Purpose.INIT)
-        spaces = envs.observation_space, envs.action_space
-        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), envs.mask_size)
+        if envs is not None:
+            seen = Seen(envs.observation_space, envs.action_space, envs.mask_size)
+        assert seen is not None
+        spaces = seen.observation_space, seen.action_space
+        policy = make_policy(*spaces, config.model, config.moments, rng, len(METRICS), seen.mask_size)
         if policy.state_size:
             require_sequences(config)
         own_gpus = _own_gpus(config, policy)
@@ -136,11 +167,10 @@ def build_parts(config: Config, worker: int | None) -> Parts:
         moments = RunMoments(policy.inputs, RewardScale(is_used=config.moments.returns))
         learner = Learner(policy, moments, config, number)
         state = TrainingState(policy.flat, moments, config)
-        is_needed = worker is not None
-    finally:
-        if not is_needed:
-            close_environments(envs)
-    return Parts(envs if is_needed else None, seeds, policy, learner, state, worker, spaces, own_gpus)
+        if worker is not None:
+            unless_needed.pop_all()
+    steps = None if worker is None else envs
+    return Parts(steps, seeds, policy, learner, state, worker, spaces, own_gpus, given, seen)
 
 
 def _own_gpus(config: Config, policy: ActorCritic) -> tuple[gpus.GPU, ...]:
@@ -162,7 +192,7 @@ def _require_memory(config: Config, policy: ActorCritic) -> None:
     assert config.horizon is not None, "the configuration is resolved"
     wanted = config.horizon * config.num_envs * policy.blank_rollout(0, 1, 1).num_bytes
     there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
-    if wanted * max(1, ranks - 1) > there:
+    if wanted * max(1, (ranks - 1) // config.env_ranks) > there:
         raise ValueError(
             f"horizon*num_envs={config.horizon}*{config.num_envs} samples take {wanted / 1e9:,.1f} GB on each of this"
             f" node's {ranks} rank(s), and it has {there / 1e9:,.1f} GB: lower one of them"
@@ -174,23 +204,31 @@ def max_restarts(config: Config) -> int:
     return config.max_env_restarts if config.on_env_error == "restart" else 0
 
 
-def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
+def _make_envs(config: Config, worker: int, num_envs: int, given: Given) -> tuple[EpisodeSeeds, VectorEnv]:
     first_env = worker * config.num_envs
     seeds = EpisodeSeeds(config.seed, first_env, num_envs)
-    seed_global_generators(config.seed, worker)  # a constructor may draw from them
+    _seed_globally(given.group, config.seed, worker)  # a constructor may draw from them
     with kept_as_it_was():
         envs = make_vector_env(
             config.env, num_envs, seeds.next, config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
+            given=given,
         )  # fmt: skip
     return seeds, envs
 
 
+def _seed_globally(group: HeadLink | None, *key: int) -> None:
+    """Seeds the global generators of all ranks that an environment has."""
+    if group is not None:
+        group.tell(Call.RUN, arguments=(seed_global_generators, *key))
+    seed_global_generators(*key)
+
+
 def build_envs(parts: Parts, config: Config, worker: int) -> None:
     """Gives a server, which has no environments, those of `worker`."""
-    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs)
+    parts.seeds, parts.envs = _make_envs(config, worker, config.num_envs, parts.given)
     parts.worker = worker
 
 
@@ -210,7 +248,9 @@ def make_collector(
     """
     envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None
-    seed_global_generators(config.seed, worker, row)  # again: an environment may have seeded them when it was made
+    _seed_globally(
+        parts.given.group, config.seed, worker, row
+    )  # again: an environment may have seeded them when it was made
     first_env = worker * config.num_envs
     noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
     collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma)

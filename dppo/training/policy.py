@@ -13,6 +13,7 @@ import numpy as np
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import RewardScale
 from dppo.config import Config
+from dppo.envs.given import Given
 from dppo.envs.leaves import leaves, to_array, to_value
 from dppo.envs.masks import MaskLayout
 from dppo.envs.process import kept_as_it_was
@@ -167,12 +168,14 @@ def load_policy(run_dir: str | Path) -> Policy:
     try:
         spaces = read_spaces(folder)
         if spaces is None:  # an earlier dppo has begun the run: the environment tells its spaces
+            given = Given()
             with kept_as_it_was():
                 env = make_vector_env(
                     config.env, 1, lambda _: 0, config.vectorization,
-                    kwargs=config.env_kwargs, wrappers=config.wrappers,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers, given=given,
                 )  # fmt: skip
             close_environments(env)
+            given.workdirs.remove_new()
             spaces = env.observation_space, env.action_space
         return Policy(config, *spaces, saved.state)
     except ValueError as error:

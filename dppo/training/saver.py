@@ -16,7 +16,7 @@ from dppo.config import Config
 from dppo.errors import Failure
 from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
 from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
-from dppo.rundir.summary import FAILED, PREEMPTED, RUNNING, Summary
+from dppo.rundir.summary import FAILED, PREEMPTED, RUNNING, Summary, read_summary
 from dppo.seams import Sealed
 from dppo.training.replay import Replay
 from dppo.trajectories.commits import Dumps
@@ -211,6 +211,10 @@ class CheckpointSaver:
     def update_summary(self, exit_reason: str) -> None:
         """Writes summary.json: the last boundary's summary, with the present state of the run."""
         self.summary = summary = self.boundary.summary
+        said = read_summary(self._run_dir) if exit_reason == PREEMPTED else {}
+        if said.get("exit") == FAILED and said.get("attempt") == summary.attempt:
+            # another rank has said so, and ends the job: the signal is the launcher's
+            exit_reason, summary.error = FAILED, said.get("error")
         summary.exit = exit_reason
         summary.preempted_by = self._preemption.reason if exit_reason == PREEMPTED else None
         summary.wall_s = self._wall_s()

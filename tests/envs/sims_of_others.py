@@ -150,3 +150,19 @@ def broken_wrapper(env: gymnasium.Env) -> gymnasium.Env:
 
 
 gymnasium.register("DuckOfOthers-v0", Duck)  # type: ignore[arg-type]
+
+
+class Channel(Tank):
+    """A simulator that asks for all that dppo gives."""
+
+    def __init__(self, comm: Any, env_number: int, workdir: Any, scale: float = 1.0, fails_as: int = -1) -> None:
+        super().__init__(scale)
+        self.comm, self.env_number, self.workdir = comm, env_number, workdir
+        with (workdir / "made.txt").open("a") as log:
+            log.write(f"{env_number} of {comm.size}\n")
+        if env_number == fails_as:
+            raise RuntimeError("no licence")
+
+
+gymnasium.register("ChannelOfOthers-v0", Channel, max_episode_steps=4)
+gymnasium.register("NumberedChannelOfOthers-v0", Channel, kwargs={"env_number": 70})

@@ -1,0 +1,98 @@
+"""Environments on several ranks: which ranks are a group, and what a head does for its followers."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from dppo.comm.collectives import UNREADABLE, first_error, from_rank
+from dppo.comm.env_group import EnvGroup, Seat, divide, look_around
+from dppo.comm.mpi import MPI, Comm
+from dppo.config import Config
+from dppo.envs.given import Given
+from dppo.envs.reasons import reason
+from dppo.errors import RankFailure, UsageError
+from dppo.training.build import Parts, build_parts
+
+MOST_NAMED = 16
+"""The most groups that the first lines name."""
+
+
+def make_groups(config: Config, comm: Comm) -> tuple[Comm, EnvGroup | None, list[str]]:
+    """Collective over `comm`. Returns the communicator of the ranks that train, this rank's group, and lines on where
+    the groups are; `comm`, None and no line where an environment has one rank.
+
+    Raises:
+      UsageError: on all ranks: a group would lie on several nodes.
+    """
+    if config.env_ranks == 1 or comm.size == 1:  # a dry run of one rank, to look at the environment
+        return comm, None, []
+    seats = look_around(comm)
+    groups = [range(first, first + config.env_ranks) for first in range(1, comm.size, config.env_ranks)]
+    if not config.env_ranks_span_nodes:
+        refuse_to_span(groups, seats)
+    lines = [f"group {number}: {described(ranks, seats)}" for number, ranks in enumerate(groups[:MOST_NAMED])]
+    if len(groups) > MOST_NAMED:
+        lines.append(f"and {len(groups) - MOST_NAMED} more groups")
+    return *divide(comm, config.env_ranks, seats), lines
+
+
+def refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:
+    """Raises UsageError if a group lies on several nodes. `seats` are those of all ranks."""
+    for number, ranks in enumerate(groups):
+        hosts = list(dict.fromkeys(seats[rank].host for rank in ranks))
+        if len(hosts) > 1:
+            each = len(ranks)
+            raise UsageError(
+                f"group {number}, ranks {ranks[0]} to {ranks[-1]}, would lie on {' and '.join(hosts)}: place"
+                f" 1 + k*{each} ranks on the first node and k*{each} on each other one (a hostfile with slots=, or a"
+                " rankfile), or allow it by --env-ranks-span-nodes"
+            )
+
+
+def described(ranks: Sequence[int], seats: Sequence[Seat]) -> str:
+    """Returns a text on where the ranks of a group are."""
+    hosts = list(dict.fromkeys(seats[rank].host for rank in ranks))
+    places = []
+    for host in hosts:
+        cores = frozenset[int]().union(*(seats[rank].cores for rank in ranks if seats[rank].host == host))
+        places.append(f"{host}, core{'s' if len(cores) > 1 else ''} {_spans(sorted(cores))}")
+    return f"ranks {ranks[0]}-{ranks[-1]} on {' and '.join(places)}"
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Returns sorted numbers as in 0-3,8."""
+    spans: list[list[int]] = []
+    for number in numbers:
+        if spans and spans[-1][1] == number - 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+# -- the head --------------------
+
+
+@contextlib.contextmanager
+def start_of(group: EnvGroup | None) -> Iterator[None]:
+    """Surrounds what a head does at the start: its followers are told why the start has ended, if an error ends it."""
+    try:
+        yield
+    except (UsageError, RankFailure, MPI.Exception, UNREADABLE) as error:
+        if group is not None:
+            group.dismiss(error if isinstance(error, UsageError) else RankFailure(str(error)))
+        raise
+
+
+def share_spaces(config: Config, comm: Comm, parts: Parts | None, given: Given) -> tuple[Parts | None, str | None]:
+    """Collective over `comm`, the ranks that train. Gives rank 0, which is in no group and makes no environment, its
+    parts. Returns this rank's parts, and an error if there is one; the same on all ranks.
+    """
+    seen, error = from_rank(comm, 1, None if parts is None else parts.seen), None
+    if parts is None:
+        try:
+            parts = build_parts(config, None, given, seen)
+        except Exception as problem:
+            error = str(problem) if isinstance(problem, ValueError) else reason(problem)
+    return parts, first_error(comm, error)

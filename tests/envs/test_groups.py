@@ -1,0 +1,192 @@
+"""An environment of a head and a follower, which is a thread here."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from dppo.envs.env_list import EnvList
+from dppo.envs.given import Given
+from dppo.envs.group_link import Call, Failed
+from dppo.envs.groups import Follower, GroupEnv, GroupMaker, MemberError, find_maker
+from dppo.envs.maker import EnvMaker
+from dppo.envs.vector import make_vector_env
+
+CALLS: list[tuple[str, Any]] = []
+"""Of both ranks, in any order: each says who it is."""
+
+
+class Telling(gymnasium.Env):
+    """Notes how it is called. Its rank is that of its communicator, a text here."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (1,), np.float32)
+    action_space = gymnasium.spaces.Discrete(7)
+
+    def __init__(self, comm: str, env_number: int, fails: str = "", on: str = "follower") -> None:
+        self._rank, self._fails, self._on = comm, fails, on
+        self._note("make", env_number)
+
+    def _note(self, what: str, value: Any) -> None:
+        CALLS.append((f"{self._rank} {what}", value))
+        if self._fails == what and self._on in self._rank:
+            raise ZeroDivisionError(f"no flow on {self._rank}")
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self._note("reset", seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self._note("step", action)
+        return np.zeros(1, np.float32), 1.0 if self._rank.startswith("head") else -1.0, False, False, {}
+
+    def close(self) -> None:
+        self._note("close", None)
+
+
+NAME = f"{__name__}:Telling"
+
+
+class Pipe:
+    """Both ends of a group of two ranks."""
+
+    first, is_stuck = 1, False
+
+    def __init__(self) -> None:
+        self.calls: queue.Queue[Any] = queue.Queue()
+        self.results: queue.Queue[Failed | None] = queue.Queue()
+        self.name = "rank 2 on node1"
+        self.given_up = False
+
+    def tell(self, call: Call, number: int = 0, arguments: Any = None) -> None:
+        self.calls.put((call, number, arguments))
+
+    def answers(self, number: int, *, has_failed: bool) -> list[Failed]:
+        failed = self.results.get(timeout=10)
+        return [] if failed is None else [failed]
+
+    def dismiss(self, outcome: object) -> None:
+        self.tell(Call.LEAVE, 0, outcome)
+
+    def free(self) -> None:
+        raise AssertionError
+
+    def next_call(self) -> tuple[Call, int, Any]:
+        call: tuple[Call, int, Any] = self.calls.get(timeout=10)
+        return call
+
+    def answer(self, number: int, failed: Failed | None) -> None:
+        self.results.put(failed)
+
+    def is_given_up(self, number: int) -> bool:
+        return self.given_up
+
+    def open(self, number: int) -> str:
+        role = "head" if threading.current_thread() is threading.main_thread() else "follower"
+        return f"{role} {number}"
+
+
+@pytest.fixture
+def pipe() -> Iterator[Pipe]:
+    """The link to a follower, which follows until the test ends."""
+    pipe, kwargs = Pipe(), dict[str, Any]()
+    CALLS.clear()
+    pipe.kwargs = kwargs  # type: ignore[attr-defined]
+    outcome: list[Any] = []
+    follower = Follower(lambda: EnvMaker(NAME, kwargs), pipe, lambda env: env.close())
+    thread = threading.Thread(target=lambda: outcome.append(follower.follow()), daemon=True)
+    thread.start()
+    yield pipe
+    pipe.dismiss("the end")
+    thread.join(10)
+    assert outcome == ["the end"]
+
+
+def make(pipe: Pipe, num_envs: int = 1, max_restarts: int = 0, **kwargs: Any) -> EnvList:
+    pipe.kwargs.update(kwargs)  # type: ignore[attr-defined]
+    envs = make_vector_env(
+        NAME, num_envs, lambda index: 70 + index, first_env=4, kwargs=kwargs, given=Given(group=pipe),
+        max_restarts=max_restarts,
+    )  # fmt: skip
+    assert isinstance(envs, EnvList)
+    return envs
+
+
+def test_every_rank_makes_the_calls_and_those_of_the_head_count(pipe: Pipe) -> None:
+    envs = make(pipe, num_envs=2)
+    envs.reset()
+    step = envs.step(np.array([3, 5]))
+    envs.close()
+    assert step.rewards.tolist() == [1.0, 1.0]
+    of = {role: [call for call in CALLS if call[0].startswith(role)] for role in ("head", "follower")}
+    assert [(name.removeprefix("head "), value) for name, value in of["head"]] == [
+        ("0 make", 4), ("1 make", 5), ("0 reset", 70), ("1 reset", 71), ("0 step", 3), ("1 step", 5),
+        ("0 close", None), ("1 close", None),
+    ]  # fmt: skip
+    assert [(name.replace("follower", "head"), value) for name, value in of["follower"]] == of["head"]
+
+
+@pytest.mark.parametrize("where", ["reset", "step"])
+def test_the_error_of_a_member_names_it(where: str, pipe: Pipe) -> None:
+    envs = make(pipe, fails=where)
+    with pytest.raises(MemberError, match=r"^rank 2 on node1: ZeroDivisionError: no flow on follower 0 \(") as caught:
+        envs.reset()
+        envs.step(np.array([0]))
+    notes = "\n".join(caught.value.__notes__)
+    assert "raised on rank 2 on node1:\nTraceback" in notes and "raised by environment 4 of" in notes
+
+
+def test_an_environment_that_a_member_cannot_make_is_wrong_use(pipe: Pipe) -> None:
+    with pytest.raises(ValueError, match="cannot be made on all ranks of its group: rank 2 on node1: env=.*no flow"):
+        make(pipe, fails="make")
+
+
+def test_the_heads_own_error_is_raised_as_it_is(pipe: Pipe) -> None:
+    envs = make(pipe, fails="step", on="head")
+    envs.reset()
+    with pytest.raises(ZeroDivisionError, match="no flow on head 0"):
+        envs.step(np.array([0]))
+
+
+def test_an_error_that_only_follows_from_a_members_is_not_shown(pipe: Pipe) -> None:
+    """The head comes out of an operation that the member's error has interrupted."""
+    envs = make(pipe, fails="step", on="")
+    envs.reset()
+    pipe.is_given_up = lambda number: threading.current_thread() is threading.main_thread()  # type: ignore[method-assign]
+    with pytest.raises(MemberError, match="no flow on follower 0"):
+        envs.step(np.array([0]))
+
+
+def test_an_environment_is_made_anew_on_all_ranks(pipe: Pipe) -> None:
+    envs = make(pipe, fails="step", max_restarts=3)
+    envs.reset()
+    assert envs.step(np.array([0])).truncations.tolist() == [True]
+    made = [call for call in CALLS if "make" in call[0] or "close" in call[0]]
+    for role in ("head", "follower"):
+        assert [c for c in made if c[0].startswith(role)] == [
+            (f"{role} 0 make", 4), (f"{role} 0 close", None), (f"{role} 1 make", 4),
+        ]  # fmt: skip
+
+
+def test_without_a_group_nothing_is_different() -> None:
+    assert type(find_maker("CartPole-v1", {}, ())) is EnvMaker
+    assert type(find_maker("CartPole-v1", {}, (), Given(group=Pipe()))) is GroupMaker
+
+
+def test_functions_are_called_on_all_ranks(pipe: Pipe) -> None:
+    done = threading.Event()
+    pipe.tell(Call.RUN, arguments=(done.set,))
+    assert done.wait(10)
+
+
+def test_a_group_that_is_stuck_is_not_closed() -> None:
+    """Its ranks would wait for each other."""
+    pipe = Pipe()
+    pipe.is_stuck = True
+    GroupEnv(gymnasium.make("CartPole-v1"), pipe, 0).close()
+    assert pipe.calls.empty()

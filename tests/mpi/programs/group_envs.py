@@ -1,0 +1,80 @@
+"""Environments that are programs of several ranks."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from mpi4py import MPI
+
+
+class Ring(gymnasium.Env):
+    """Eight cells of heat on a ring, shared out to the ranks, of which each sends its edges to its neighbours. The
+    action heats or cools all cells; the reward is higher the closer the mean is to 0. The sum is that of whole
+    numbers, so it does not depend on the number of ranks.
+    """
+
+    CELLS = 8
+    observation_space = gymnasium.spaces.Box(-100.0, 100.0, (CELLS,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def __init__(self, comm: MPI.Intracomm = MPI.COMM_SELF, length: int = 20) -> None:
+        self._comm, self._length = comm, length
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        everything = self.np_random.integers(-40, 40, self.CELLS)
+        self._mine = np.array_split(everything, self._comm.size)[self._comm.rank].copy()
+        self._steps = 0
+        return self._observation(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        left, right = (self._comm.rank - 1) % self._comm.size, (self._comm.rank + 1) % self._comm.size
+        before, after = np.empty(1, np.int64), np.empty(1, np.int64)
+        self._comm.Sendrecv(self._mine[-1:], right, recvbuf=before, source=left)
+        self._comm.Sendrecv(self._mine[:1], left, recvbuf=after, source=right)
+        wide = np.concatenate((before, self._mine, after))
+        self._mine = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) // 4 + 8 * (int(action) - 1)
+        self._steps += 1
+        total = np.array([abs(self._mine).sum()])
+        self._comm.Allreduce(MPI.IN_PLACE, total)
+        return self._observation(), 1.0 - float(total[0]) / 100, False, self._steps >= self._length, {}
+
+    def _observation(self) -> np.ndarray:
+        whole = np.empty(self.CELLS, np.int64)
+        self._comm.Allgather(self._mine, whole)
+        return np.clip(whole, -100, 100).astype(np.float32)
+
+
+class Failing(Ring):
+    """Fails on one rank of the job, in its n-th step since it was made, or `in_reset`, or when it is made."""
+
+    def __init__(
+        self, comm: MPI.Intracomm, rank: int = 1, step: int = 5, where: str = "step", how: str = "raise"
+    ) -> None:
+        super().__init__(comm)
+        self._rank, self._left, self._where, self._how = rank, step, where, how
+        self._fail("make")
+
+    def _fail(self, where: str) -> None:
+        if where != self._where or MPI.COMM_WORLD.rank != self._rank:
+            return
+        self._left -= 1
+        if self._left > 0 and where == "step":
+            return
+        if self._how == "hang":
+            time.sleep(3600)
+        if self._how == "exit":
+            os._exit(7)
+        raise ZeroDivisionError("the flow has diverged")
+
+    def reset(self, **given: Any) -> Any:
+        self._fail("reset")
+        return super().reset(**given)
+
+    def step(self, action: Any) -> Any:
+        self._fail("step")
+        return super().step(action)
