@@ -66,15 +66,13 @@ def play_episodes(
 ) -> list[Played]:
     """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes.
 
-    Each of several environments plays a fixed number of episodes, however long they take. If the episodes that end
-    first counted, short ones would push long ones out of the sample.
+    Each of several environments (or agents) plays a fixed number of episodes, however long they take. If the episodes
+    that end first counted, short ones would push long ones out of the sample.
 
     Raises:
       UsageError: the environment cannot be made, or is not the one that the policy was trained in.
     """
     policy.seed(seed)
-    num_envs = min(episodes, 20)
-    seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a policy is not judged by a native vector form, whose environments cannot be started from a seed
     config = policy.config
     vectorization = "auto" if config.vectorization == "native" else config.vectorization
@@ -82,11 +80,12 @@ def play_episodes(
     try:
         with kept_as_it_was():
             envs = make_vector_env(
-                config.env, num_envs, seeds.next, vectorization,
-                kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config),
+                config.env, min(episodes, 20), lambda index: seeds.next(index), vectorization,
+                kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config), rounds_up=True,
             )  # fmt: skip
     except ValueError as error:
         raise UsageError(str(error)) from error
+    seeds = EpisodeSeeds(seed, 0, envs.num_envs, Purpose.EVALUATION, max(1, len(envs.agents)))
     try:
         policy.require(envs.observation_space, envs.action_space)
         return _play(policy, envs, episodes, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
@@ -104,7 +103,7 @@ def _play(
     max_steps: int,
     progress: Callable[[Progress], None],
 ) -> list[Played]:
-    num_envs = envs.num_envs
+    num_envs, together = envs.num_envs, max(1, len(envs.agents))
     seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     done: list[list[Played]] = [[] for _ in range(num_envs)]
@@ -116,13 +115,15 @@ def _play(
         restarts = envs.restarts
         step = envs.step(policy.act(observations, stochastic=stochastic, mask=envs.masks))
         observations = step.observations
+        plays = np.ones(num_envs, bool) if step.valid is None else step.valid
         returns += step.rewards
-        lengths += 1
-        steps += num_envs
+        lengths += plays
+        steps += int(plays.sum())
         longest = int(lengths.max())
         over = np.flatnonzero(lengths >= max_steps) if longest >= max_steps else ()
         new = list(dict.fromkeys((*step.final_envs, *over)))
-        policy.reset(new)
+        policy.reset([*new, *np.flatnonzero(~plays)])
+        begun: set[int] = set()
         for i in new:
             at_end = i in step.final_envs
             failed = envs.restarts > restarts and not step.terminations[i]
@@ -131,8 +132,10 @@ def _play(
                 num_played += 1
             returns[i], lengths[i] = 0.0, 0
             if not at_end:
-                observations = observations.copy()
-                observations[i] = envs.begin_episode(int(i))
+                begun.add(int(i) // together * together)
+        for first in sorted(begun):
+            observations = observations.copy()
+            observations[first : first + together] = envs.begin_episode(first)
         progress(Progress(num_played, steps, longest))
     return [played for d in done for played in d]
 

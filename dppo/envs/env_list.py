@@ -29,15 +29,18 @@ class EnvList:
       first_env: global number of the first environment, for messages.
       max_restarts: an environment that raises, or returns what is not right, is made anew up to this many times in a
         row; 0: never. `close_broken` closes it before.
+      made: the first environments, if they were made already.
     """
+
+    agents: tuple[str, ...] = ()
 
     def __init__(
         self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0,
-        close_broken: Callable[[Closable], None] = close_quietly,
+        close_broken: Callable[[Closable], None] = close_quietly, made: Sequence[gymnasium.Env[Any, Any]] = (),
     ) -> None:  # fmt: skip
         self._maker, self._episode_seed, self._first_env = maker, episode_seed, first_env
         self._close_broken = close_broken
-        self._envs: list[gymnasium.Env[Any, Any]] = []
+        self._envs = list(made)
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
@@ -205,12 +208,10 @@ class EnvList:
         """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
         handling of `error`, which else would seem to be the cause of what the constructor raises.
         """
-        number = self._first_env + index
+        name = self._named(index)
         while True:
-            error.add_note(f"raised by environment {number} of {self.description}")
-            if self._is_fork() or not self._restarts.allow(
-                index, error, f"environment {number} ({self._maker.spec.id})"
-            ):
+            error.add_note(f"raised by {name} of {self.description}")
+            if self._is_fork() or not self._restarts.allow(index, error, f"{name} ({self._maker.spec.id})"):
                 raise error
             self._close_broken(self._envs[index])
             if self._is_fork():
@@ -223,6 +224,9 @@ class EnvList:
                 continue
             self._envs[index], self._steps[index] = env, env.step
             return
+
+    def _named(self, index: int) -> str:
+        return f"environment {self._first_env + index}"
 
     def _is_fork(self) -> bool:
         """Returns whether this is a process that an environment has forked: its errors must not make it a rank."""

@@ -15,6 +15,7 @@ from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 from dppo.envs.arguments import require_seed, why_no_env, why_not_made, why_not_wrapped
 from dppo.envs.checks import show
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
+from dppo.envs.simulators import as_simulator, is_simulator
 
 # What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
 _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
@@ -49,7 +50,8 @@ class EnvMaker:
         keep_mujoco_quiet(self.spec)
 
     def make(self, **given: Any) -> gymnasium.Env[Any, Any]:
-        """Makes an environment; `given` are further arguments of its constructor.
+        """Makes an environment; `given` are further arguments of its constructor. A simulator of agents comes as a
+        `Simulator`.
 
         Raises:
           ValueError: it cannot be made. The text has the repair.
@@ -61,6 +63,7 @@ class EnvMaker:
                 env = self._wrapped(env, name)
             try:
                 require_seed(env)
+                env = env if isinstance(env, gymnasium.Env) else as_simulator(env)
             except ValueError as error:
                 raise ValueError(f"env={self.env_id!r}: {error}") from error
             if_one_fails.pop_all()
@@ -95,7 +98,8 @@ class EnvMaker:
             wrappers = [asdict(_wrapper_spec(name)) for name in self._order]
             return json.dumps({"id": self.spec.id, "kwargs": self._kwargs, "additional_wrappers": wrappers})
 
-    def _constructed(self, given: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    def _constructed(self, given: Mapping[str, Any]) -> Any:
+        """Makes an environment, or a simulator of agents in its own form."""
         spec, creator = self._unwrapped, self._creator
         if creator is None:
             try:
@@ -108,20 +112,20 @@ class EnvMaker:
             env = creator(**arguments)
         except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
             raise self._failed(creator, arguments, error) from error
-        if not isinstance(env, gymnasium.Env):
+        if not (isinstance(env, gymnasium.Env) or is_simulator(env)):
             raise ValueError(f"env={self.env_id!r} {why_no_env(env)}")
-        if env.unwrapped.spec is None:
+        if isinstance(env, gymnasium.Env) and env.unwrapped.spec is None:
             with contextlib.suppress(AttributeError):  # a property of the user's
                 env.unwrapped.spec = copy.deepcopy(spec)
         return env
 
-    def _wrapped(self, env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
+    def _wrapped(self, env: Any, name: str) -> Any:
         wrapper = self._wrappers[name]
         try:
             wrapped = wrapper(env)
         except Exception as error:
             raise ValueError(f"wrappers={name!r} cannot be put around it: {why_not_wrapped(wrapper, error)}") from error
-        if not isinstance(wrapped, gymnasium.Env):
+        if not (isinstance(wrapped, gymnasium.Env) or is_simulator(wrapped)):
             raise ValueError(f"wrappers={name!r} {why_no_env(wrapped)}")
         return wrapped
 

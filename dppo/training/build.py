@@ -122,7 +122,7 @@ def build_parts(config: Config, worker: int | None) -> Parts:
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
     # a server that steps nothing still needs the spaces, to know the network
-    seeds, envs = _make_envs(config, number, 1 if worker is None else config.num_envs)
+    seeds, envs = _make_envs(config, number, None if worker is None else config.num_envs)
     is_needed = False
     try:
         rng = generator(config.seed, Purpose.INIT)
@@ -174,17 +174,19 @@ def max_restarts(config: Config) -> int:
     return config.max_env_restarts if config.on_env_error == "restart" else 0
 
 
-def _make_envs(config: Config, worker: int, num_envs: int) -> tuple[EpisodeSeeds, VectorEnv]:
+def _make_envs(config: Config, worker: int, num_envs: int | None) -> tuple[EpisodeSeeds, VectorEnv]:
+    """Makes environments with the seeds of their episodes; None: as few as possible."""
     first_env = worker * config.num_envs
-    seeds = EpisodeSeeds(config.seed, first_env, num_envs)
     seed_global_generators(config.seed, worker)  # a constructor may draw from them
     with kept_as_it_was():
         envs = make_vector_env(
-            config.env, num_envs, seeds.next, config.vectorization, first_env,
+            config.env, num_envs or 1, lambda index: seeds.next(index), config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
+            rounds_up=num_envs is None,
         )  # fmt: skip
+    seeds = EpisodeSeeds(config.seed, first_env, envs.num_envs, agents=max(1, len(envs.agents)))
     return seeds, envs
 
 
