@@ -18,6 +18,7 @@ from dppo.console import Console
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks
 from dppo.envs.process import kept_as_it_was, printing_to_stderr
+from dppo.envs.simulators import Simulator
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import plain
@@ -152,6 +153,9 @@ def record(
         env = EnvMaker(config.env, config.env_kwargs, config.wrappers).make(render_mode="rgb_array")
     except ValueError as error:
         raise _no_video(config.env, error) from error
+    if isinstance(env, Simulator):
+        close_environments(env)
+        raise UsageError(f"no video of {config.env}: videos are of single environments, not of agents of a simulator")
     try:
         recorder = gymnasium.wrappers.RecordVideo(
             env,
