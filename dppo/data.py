@@ -83,7 +83,7 @@ class Rollout:
     truncations: Annotated[np.ndarray, Column("TN", bool, first=False)]
     """[T, N] bool."""
     valid: Annotated[np.ndarray, Column("TN", bool, first=True)]
-    """[T, N] bool: False for a row that a native environment spent on a reset, which is no transition."""
+    """[T, N] bool: False for no transition: a native environment was reset, or an agent waited for the others."""
     log_probs: Annotated[np.ndarray, Column("TN", np.float32)]
     """[T, N] float32: log-probability of the action."""
     values: Annotated[np.ndarray, Column("TN", np.float32)]

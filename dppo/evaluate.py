@@ -23,6 +23,7 @@ from dppo.envs.groups import find_maker
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks
 from dppo.envs.process import kept_as_it_was, printing_to_stderr
+from dppo.envs.simulators import agents_of
 from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.seams import VectorEnv
@@ -72,8 +73,8 @@ def play_episodes(
 ) -> list[Played]:
     """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes.
 
-    Each of several environments plays a fixed number of episodes, however long they take. If the episodes that end
-    first counted, short ones would push long ones out of the sample.
+    Each of several environments (or agents) plays a fixed number of episodes, however long they take. If the episodes
+    that end first counted, short ones would push long ones out of the sample.
 
     Args:
       group: the other ranks of which each environment consists; None: there are none.
@@ -82,8 +83,6 @@ def play_episodes(
       UsageError: the environment cannot be made, or is not the one that the policy was trained in.
     """
     policy.seed(seed)
-    num_envs = min(episodes, 20)
-    seeds = EpisodeSeeds(seed, 0, num_envs, Purpose.EVALUATION)
     # a policy is not judged by a native vector form, whose environments cannot be started from a seed
     config = policy.config
     vectorization = "auto" if config.vectorization == "native" else config.vectorization
@@ -93,12 +92,14 @@ def play_episodes(
             given = _given(config, at_end, group)
             with kept_as_it_was():
                 envs = make_vector_env(
-                    config.env, num_envs, seeds.next, vectorization,
+                    config.env, min(episodes, 20), lambda index: seeds.next(index), vectorization,
                     kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config), given=given,
+                    rounds_up=True,
                 )  # fmt: skip
         except ValueError as error:
             raise UsageError(str(error)) from error
         at_end.callback(close_environments, envs)
+        seeds = EpisodeSeeds(seed, 0, envs.num_envs, Purpose.EVALUATION, max(1, len(envs.agents)))
         policy.require(envs.observation_space, envs.action_space)
         return _play(policy, envs, episodes, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
 
@@ -131,7 +132,7 @@ def _play(
     max_steps: int,
     progress: Callable[[Progress], None],
 ) -> list[Played]:
-    num_envs = envs.num_envs
+    num_envs, together = envs.num_envs, max(1, len(envs.agents))
     seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
     done: list[list[Played]] = [[] for _ in range(num_envs)]
@@ -143,13 +144,15 @@ def _play(
         restarts = envs.restarts
         step = envs.step(policy.act(observations, stochastic=stochastic, mask=envs.masks))
         observations = step.observations
+        plays = np.ones(num_envs, bool) if step.valid is None else step.valid
         returns += step.rewards
-        lengths += 1
-        steps += num_envs
+        lengths += plays
+        steps += int(plays.sum())
         longest = int(lengths.max())
         over = np.flatnonzero(lengths >= max_steps) if longest >= max_steps else ()
         new = list(dict.fromkeys((*step.final_envs, *over)))
-        policy.reset(new)
+        policy.reset([*new, *np.flatnonzero(~plays)])
+        begun: set[int] = set()
         for i in new:
             at_end = i in step.final_envs
             failed = envs.restarts > restarts and not step.terminations[i]
@@ -158,8 +161,10 @@ def _play(
                 num_played += 1
             returns[i], lengths[i] = 0.0, 0
             if not at_end:
-                observations = observations.copy()
-                observations[i] = envs.begin_episode(int(i))
+                begun.add(int(i) // together * together)
+        for first in sorted(begun):
+            observations = observations.copy()
+            observations[first : first + together] = envs.begin_episode(first)
         progress(Progress(num_played, steps, longest))
     return [played for d in done for played in d]
 
@@ -192,6 +197,9 @@ def _record(
         env = find_maker(config.env, config.env_kwargs, config.wrappers, given).make(render_mode="rgb_array")
     except ValueError as error:
         raise _no_video(config.env, error) from error
+    if agents_of(env):
+        close_environments(env)
+        raise UsageError(f"no video of {config.env}: videos are of single environments, not of agents of a simulator")
     try:
         recorder = gymnasium.wrappers.RecordVideo(
             env,

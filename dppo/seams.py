@@ -2,7 +2,7 @@
 
 | seam | made in |
 |---|---|
-| `VectorEnv` | envs/vector.py: envs/env_list.py, envs/native.py, envs/cartpole.py |
+| `VectorEnv` | envs/vector.py: envs/env_list.py, envs/agents.py, envs/native.py, envs/cartpole.py |
 | `Distribution`, `ActionDistribution`, `Network` | models/ |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
@@ -61,7 +61,9 @@ class Step:
     final_observations: np.ndarray
     """[F, *obs]: the true last observations of these episodes."""
     valid: np.ndarray | None = None
-    """[N] bool, or None if all are true: false where a NEXT_STEP environment was reset, which is no transition."""
+    """[N] bool, or None if all are true: false where there was no transition, because a NEXT_STEP environment was
+    reset, or an agent waits for the others of its simulator.
+    """
 
 
 class Closable(Protocol):
@@ -86,6 +88,11 @@ class VectorEnv(Protocol):
     """Whether every episode begins with a seed of its own, so that seed and actions restore it."""
     description: str
     """A short phrase for the log."""
+    agents: tuple[str, ...]
+    """The names of the A agents of a simulator. Each A environments side by side are the agents of one simulator: they
+    begin together, by the seed of the first of them, and one that has ended waits for the others. () where each
+    environment is a simulator of its own.
+    """
 
     @property
     def mask_size(self) -> int:
@@ -128,14 +135,16 @@ class VectorEnv(Protocol):
 
         Returns the observations [N, *obs], and the environments whose episode ended on the way, that had to be made
         anew, or whose replay was not done by time.monotonic() `deadline`. The observations of these environments are
-        not valid, and each of them needs `begin_episode` before the next step. If `rewards` is given, the rewards of
+        not valid, and each of them needs `begin_episode` before the next step. Agents of one simulator have the same
+        seed, and actions of the same length; they are returned if all have ended. If `rewards` is given, the rewards of
         each environment, [L_i] float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
         """
         ...
 
     def begin_episode(self, index: int) -> np.ndarray:
         """Gives up an environment's episode and begins its next one. Returns [*obs], and may overwrite this row of the
-        observations that `step` returned last. Only if `replayable`.
+        observations that `step` returned last. Only if `replayable`. Of an agent: begins the next episode of its
+        simulator, and returns the observations [A, *obs] of all its agents.
         """
         ...
 

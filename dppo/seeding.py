@@ -64,18 +64,25 @@ def draw_rows(rng: np.random.Generator, kinds: tuple[tuple[str, int], ...], coun
 
 
 class EpisodeSeeds:
-    """The seeds of a worker's episodes: episode e of global environment g always has the same seed."""
+    """The seeds of a worker's episodes: episode e of global environment g always has the same seed.
+
+    Args:
+      agents: number of environments side by side that are agents of one simulator, and share the seeds of the first.
+    """
 
     BLOCK = 64
 
-    def __init__(self, seed: int, first_env: int, num_envs: int, purpose: Purpose = Purpose.EPISODES) -> None:
-        self._seed, self._first_env, self._purpose = seed, first_env, purpose
+    def __init__(
+        self, seed: int, first_env: int, num_envs: int, purpose: Purpose = Purpose.EPISODES, agents: int = 1
+    ) -> None:
+        self._seed, self._first_env, self._purpose, self._agents = seed, first_env, purpose, agents
         self.episodes = np.full(num_envs, -1, np.int64)  # number of each environment's current episode
         self._blocks: list[tuple[int, np.ndarray]] = [(-1, np.empty(0))] * num_envs
 
     def of(self, index: int, episode: int) -> int:
         """Returns the seed of an episode of local environment `index`, in [0, 2^31)."""
         block, within = divmod(episode, self.BLOCK)
+        index -= index % self._agents
         if self._blocks[index][0] != block:
             rng = generator(self._seed, self._purpose, self._first_env + index, block)
             self._blocks[index] = (block, rng.integers(2**31, size=self.BLOCK))

@@ -38,6 +38,7 @@ class CartPoleVector:
     replayable = True
     mask_size, masks = 0, None
     restarts = 0
+    agents: tuple[str, ...] = ()
 
     def __init__(self, spec: EnvSpec, num_envs: int, episode_seed: EpisodeSeed) -> None:
         assert spec.max_episode_steps is not None

@@ -29,19 +29,22 @@ class EnvList:
       first_env: global number of the first environment.
       max_restarts: an environment that raises, or returns what is not right, is made anew up to this many times in a
         row; 0: never. `close_broken` closes it before.
+      made: the first environments, if they were made already.
     """
+
+    agents: tuple[str, ...] = ()
 
     def __init__(
         self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0,
-        close_broken: Callable[[Closable], None] = close_quietly,
+        close_broken: Callable[[Closable], None] = close_quietly, made: Sequence[gymnasium.Env[Any, Any]] = (),
     ) -> None:  # fmt: skip
         self._maker, self._episode_seed, self._first_env = maker, episode_seed, first_env
         self._close_broken = close_broken
-        self._envs: list[gymnasium.Env[Any, Any]] = []
+        self._envs = list(made)
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
-                self._envs.append(maker.make(first_env + len(self._envs)))
+                self._envs.append(maker.make(self._number(len(self._envs))))
             self.observation_space = self._envs[0].observation_space
             self.action_space = self._envs[0].action_space
             require_leaves(maker.spec.id, self.observation_space)
@@ -205,24 +208,29 @@ class EnvList:
         """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
         handling of `error`, which else would seem to be the cause of what the constructor raises.
         """
-        number = self._first_env + index
+        name = self._named(index)
         while True:
-            error.add_note(f"raised by environment {number} of {self.description}")
-            if self._is_fork() or not self._restarts.allow(
-                index, error, f"environment {number} ({self._maker.spec.id})"
-            ):
+            error.add_note(f"raised by {name} of {self.description}")
+            if self._is_fork() or not self._restarts.allow(index, error, f"{name} ({self._maker.spec.id})"):
                 raise error
             self._close_broken(self._envs[index])
             if self._is_fork():
                 raise error
             try:
                 with kept_as_it_was():
-                    env = self._maker.make(number)
+                    env = self._maker.make(self._number(index))
             except Exception as another:
                 error = another
                 continue
             self._envs[index], self._steps[index] = env, env.step
             return
+
+    def _number(self, index: int) -> int:
+        """Returns the global number of an environment; that of a simulator's first agent."""
+        return self._first_env + index * max(1, len(self.agents))
+
+    def _named(self, index: int) -> str:
+        return f"environment {self._number(index)}"
 
     def _is_fork(self) -> bool:
         """Returns whether this is a process that an environment has forked: its errors must not make it a rank."""

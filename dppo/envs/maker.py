@@ -16,6 +16,7 @@ from dppo.envs.arguments import named_parameters, require_seed, why_no_env, why_
 from dppo.envs.checks import show
 from dppo.envs.given import NAMES, Given
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
+from dppo.envs.simulators import as_simulator, is_simulator
 
 # What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
 _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
@@ -75,7 +76,8 @@ class EnvMaker:
         return self._takes
 
     def make(self, number: int = 0, **further: Any) -> gymnasium.Env[Any, Any]:
-        """Makes the environment with the global number `number`; `further` are arguments of its constructor.
+        """Makes the environment with the global number `number`; `further` are arguments of its constructor. Simulators
+        of agents come as a `Simulator`.
 
         Raises:
           ValueError: it cannot be made. The text has the repair.
@@ -91,6 +93,7 @@ class EnvMaker:
                 env = self._wrapped(env, name)
             try:
                 require_seed(env)
+                env = env if isinstance(env, gymnasium.Env) else as_simulator(env)
             except ValueError as error:
                 raise ValueError(f"env={self.env_id!r}: {error}") from error
             if_one_fails.pop_all()
@@ -126,7 +129,8 @@ class EnvMaker:
             wrappers = [asdict(_wrapper_spec(name)) for name in self._order]
             return json.dumps({"id": self.spec.id, "kwargs": self._kwargs, "additional_wrappers": wrappers})
 
-    def _constructed(self, given: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+    def _constructed(self, given: Mapping[str, Any]) -> Any:
+        """Makes an environment, or a simulator of agents in its own form."""
         spec, creator = self._unwrapped, self._creator
         if creator is None:
             try:
@@ -139,20 +143,20 @@ class EnvMaker:
             env = creator(**arguments)
         except Exception as error:  # a user's constructor may raise anything, and it is the user who can repair it
             raise self._failed(creator, arguments, error) from error
-        if not isinstance(env, gymnasium.Env):
+        if not (isinstance(env, gymnasium.Env) or is_simulator(env)):
             raise ValueError(f"env={self.env_id!r} {why_no_env(env)}")
-        if env.unwrapped.spec is None:
+        if isinstance(env, gymnasium.Env) and env.unwrapped.spec is None:
             with contextlib.suppress(AttributeError):  # a property of the user's
                 env.unwrapped.spec = copy.deepcopy(spec)
         return env
 
-    def _wrapped(self, env: gymnasium.Env[Any, Any], name: str) -> gymnasium.Env[Any, Any]:
+    def _wrapped(self, env: Any, name: str) -> Any:
         wrapper = self._wrappers[name]
         try:
             wrapped = wrapper(env)
         except Exception as error:
             raise ValueError(f"wrappers={name!r} cannot be put around it: {why_not_wrapped(wrapper, error)}") from error
-        if not isinstance(wrapped, gymnasium.Env):
+        if not (isinstance(wrapped, gymnasium.Env) or is_simulator(wrapped)):
             raise ValueError(f"wrappers={name!r} {why_no_env(wrapped)}")
         return wrapped
 

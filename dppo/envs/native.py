@@ -32,6 +32,7 @@ class NativeVector:
 
     replayable = False
     restarts = 0
+    agents: tuple[str, ...] = ()
 
     def __init__(self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0) -> None:
         spec = maker.spec

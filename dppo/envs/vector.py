@@ -1,11 +1,13 @@
 """Steps N environments as one, begins their next episodes, and hands out the true last observation of each.
 
-There are three forms behind one interface, because speed and promises differ:
+There are four forms behind one interface, because speed and promises differ:
 
 | form                       | made by `vectorization=`  | a seed per episode, replay | independent of N | restarts |
 |----------------------------|---------------------------|----------------------------|------------------|----------|
 | `CartPoleVector`           | `auto`, CartPole-v0, -v1  | yes                        | yes              | no need  |
 | `EnvList`                  | `sync`; `auto` otherwise  | yes                        | yes              | yes      |
+| `AgentList`                | as `EnvList`, where the   | yes                        | yes              | yes      |
+|                            | agents share a simulator  |                            |                  |          |
 | `NativeVector`             | `native`                  | no                         | no               | no       |
 """
 
@@ -14,11 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from dppo.envs.agents import AgentList
 from dppo.envs.env_list import EnvList
 from dppo.envs.given import Given
 from dppo.envs.groups import find_maker
 from dppo.envs.native import NativeVector
 from dppo.envs.restarts import close_quietly
+from dppo.envs.simulators import agents_of
 from dppo.seams import Closable, EpisodeSeed, VectorEnv
 
 
@@ -34,13 +38,14 @@ def make_vector_env(
     max_restarts: int = 0,
     close_broken: Callable[[Closable], None] = close_quietly,
     given: Given | None = None,
+    rounds_up: bool = False,
 ) -> VectorEnv:
     """Makes `num_envs` environments of one kind.
 
     Args:
         env_id: as for `gymnasium.make`, version included; `package.module:Id-v0` imports the module first, and
             `package.module:callable` names a class or function that returns an environment.
-        num_envs: N, at least 1.
+        num_envs: N, at least 1; where the agents of a simulator are the environments, a multiple of their number.
         episode_seed: gives the seed of the next episode of a local environment.
         vectorization: `sync` one after another in this process; `native` the environment's own vector form;
             `auto` a fast form that still keeps every promise of `sync`, where there is one, else `sync`.
@@ -50,6 +55,7 @@ def make_vector_env(
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
         close_broken: closes an environment before it is made anew.
         given: what a constructor is given that takes it; a native vector form is given nothing.
+        rounds_up: N need be no multiple of the agents' number; as many more are made as complete the last simulator.
 
     Raises:
         ValueError: the id, its module, a package that it needs or its vector form is missing, its constructor or a
@@ -73,4 +79,8 @@ def make_vector_env(
 
         if cartpole.is_plain_cartpole(maker.spec):
             return cartpole.CartPoleVector(maker.spec, num_envs, episode_seed)
-    return EnvList(maker, num_envs, episode_seed, first_env, max_restarts, close_broken)
+    first = maker.make(first_env)
+    if agents_of(first):
+        arguments = episode_seed, first_env, max_restarts, close_broken
+        return AgentList(maker, first, num_envs, *arguments, rounds_up=rounds_up)
+    return EnvList(maker, num_envs, episode_seed, first_env, max_restarts, close_broken, [first])

@@ -148,7 +148,7 @@ def build_parts(config: Config, worker: int | None, given: Given | None = None, 
         if seen is not None:
             seeds = EpisodeSeeds(config.seed, 0, 1)
         elif worker is None:  # a server that steps nothing still needs the spaces, to know the network
-            seeds, envs = _make_envs(config, number, 1, replace(given, workdirs=for_a_look))
+            seeds, envs = _make_envs(config, number, None, replace(given, workdirs=for_a_look))
         else:
             seeds, envs = _make_envs(config, number, config.num_envs, given)
         if envs is not None:
@@ -204,18 +204,19 @@ def max_restarts(config: Config) -> int:
     return config.max_env_restarts if config.on_env_error == "restart" else 0
 
 
-def _make_envs(config: Config, worker: int, num_envs: int, given: Given) -> tuple[EpisodeSeeds, VectorEnv]:
+def _make_envs(config: Config, worker: int, num_envs: int | None, given: Given) -> tuple[EpisodeSeeds, VectorEnv]:
+    """Makes environments with the seeds of their episodes; None: as few as possible."""
     first_env = worker * config.num_envs
-    seeds = EpisodeSeeds(config.seed, first_env, num_envs)
     _seed_globally(given.group, config.seed, worker)  # a constructor may draw from them
     with kept_as_it_was():
         envs = make_vector_env(
-            config.env, num_envs, seeds.next, config.vectorization, first_env,
+            config.env, num_envs or 1, lambda index: seeds.next(index), config.vectorization, first_env,
             kwargs=config.env_kwargs, wrappers=config.wrappers,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
-            given=given,
+            given=given, rounds_up=num_envs is None,
         )  # fmt: skip
+    seeds = EpisodeSeeds(config.seed, first_env, envs.num_envs, agents=max(1, len(envs.agents)))
     return seeds, envs
 
 

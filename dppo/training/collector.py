@@ -45,7 +45,7 @@ class Collector:
         self._seeds, self._noise = seeds, noise
         self.worker, self.first_env = worker, first_env
         self.row = 0
-        self._sums = EpisodeSums(envs.num_envs, first_env, gamma)
+        self._sums = EpisodeSums(envs.num_envs, first_env, gamma, max(1, len(envs.agents)))
         self._observations: np.ndarray | None = None
         self._states = policy.first_states(envs.num_envs)
         self._cut: list[int] = []  # environments whose episode could not be restored; reported with the next rollout

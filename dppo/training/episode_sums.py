@@ -21,14 +21,16 @@ class EpisodeSums:
     Args:
       first_env: global number of the first environment.
       gamma: discount of the running return whose deviation scales rewards.
+      agents: number of environments side by side that are agents of one simulator (`VectorEnv.agents`).
     """
 
-    def __init__(self, num_envs: int, first_env: int, gamma: float) -> None:
-        self._first_env, self._gamma = first_env, gamma
+    def __init__(self, num_envs: int, first_env: int, gamma: float, agents: int = 1) -> None:
+        self._first_env, self._gamma, self._agents = first_env, gamma, agents
         self.returns = np.zeros(num_envs)
         self.lengths = np.zeros(num_envs, np.int64)
         self.first_rows = np.zeros(num_envs, np.int64)
-        """Rows in which the episodes began."""
+        """Rows in which the episodes began; those of agents, in which their simulator began."""
+        self._has_ended = np.zeros(num_envs, bool)  # agents that wait for the others of their simulator
         self.discounted_returns = np.zeros(num_envs)
         self.last = LastEpisodes.unknown(num_envs)
         self._discounted = 0, np.empty((0, num_envs))  # first row of the rollout asked for last, and its result
@@ -59,8 +61,12 @@ class EpisodeSums:
             episodes.append(Episode(*ended))
             last = self.last
             last.first_rows[env], last.returns[env] = self.first_rows[env], ended[2]
-            last.last_rewards[env] = rewards[row, env]
-            self.first_rows[env] = first_row + row + 1
+            self._has_ended[env] = True
+            together = self._together(env)
+            if self._has_ended[together].all():
+                self._has_ended[together] = False
+                last.last_rewards[together] = rewards[row, together]  # 0 of an agent that has ended before
+                self.first_rows[together] = first_row + row + 1
         goes_on = ~dones[-1]
         self.returns, self.lengths = returns[-1] * goes_on, (lengths[-1] * goes_on).astype(np.int64)
         return episodes
@@ -90,7 +96,7 @@ class EpisodeSums:
     ) -> tuple[np.ndarray, list[int], list[str]]:
         """Brings every environment back to where `states` (by global number) has it: by a reset and a replay of its
         actions. For an environment between two episodes, the one before is replayed, to see whether the environment
-        remembers anything.
+        remembers anything. The agents of a simulator are restored, or not, together.
 
         Args:
           seeds: seeds of the episodes of `envs`.
@@ -104,6 +110,9 @@ class EpisodeSums:
         """
         n = envs.num_envs
         known = [states.get(self._first_env + i) for i in range(n)]
+        for first in range(0, n, self._agents):
+            if None in known[self._together(first)]:
+                known[self._together(first)] = [None] * self._agents
         seeds.episodes[:] = [first_new_episode if s is None else s.episode for s in known]
         self.first_rows[:] = row
         problems: list[str] = []
@@ -121,34 +130,71 @@ class EpisodeSums:
             empty if s is None else s.last_actions if is_between else s.actions
             for s, is_between in zip(known, between, strict=True)
         ]
-        observations, failed = envs.replay(seeds.current(), actions, deadline, rewards)
+        # an agent that waits has the number of its next episode already
+        playing = seeds.episodes.reshape(-1, self._agents).min(axis=1).repeat(self._agents)
+        self._has_ended[:] = seeds.episodes > playing
+        current = [seeds.of(i, episode) for i, episode in enumerate(playing.tolist())]
+        observations, failed = envs.replay(current, actions, deadline, rewards)
         is_late = time.monotonic() > deadline
-        for i, state in enumerate(known):
-            if state is None:
+        for first in range(0, n, self._agents):
+            together = self._together(first)
+            here = [(i, s) for i, s in enumerate(known[together], first) if s is not None]
+            if not here:
                 continue
-            reason = None
-            if between[i]:
-                observations[i] = envs.begin_episode(i)
-                if i in failed:
-                    reason = None if is_late else "its last episode ended early"
-                elif not _earned_last(rewards[i], state):
-                    reason = OTHER_REWARDS
-            elif i in failed:
-                reason = "its episode ended early or time ran out"
-            if reason is None and not are_equal(observations[i], state.observation):
-                reason = "another observation came of it"
-            if reason is None and not between[i] and not self._earned(rewards[i], state):
-                reason = OTHER_REWARDS
-            if reason is not None:
-                problems.append(f"environment {state.env} could not be replayed: {reason}; its episode is cut here")
-                cut.append(state.env)
-                observations[i] = envs.begin_episode(i)
+            if between[first]:
+                observations[together] = envs.begin_episode(first)
+            reasons = [
+                self._why_not(observations[i], s, rewards[i], is_between=between[i], has_failed=i in failed,
+                is_late=is_late, waits=bool(self._has_ended[i])) for i, s in here
+            ]  # fmt: skip
+            if (reason := next((r for r in reasons if r is not None), None)) is not None:
+                mine = [s.env for _, s in here]
+                named = f"environment {mine[0]}" if len(mine) == 1 else f"simulator of {mine[0]}..{mine[-1]}"
+                problems.append(f"{named} could not be replayed: {reason}; its episode is cut here")
+                cut += mine
+                seeds.episodes[together], self._has_ended[together] = playing[together], False
+                observations[together] = envs.begin_episode(first)
                 continue
-            self.first_rows[i] = row - len(state.actions)
-            self.returns[i] = state.episode_return
-            self.lengths[i] = state.episode_length
-            self.discounted_returns[i] = state.discounted_return
+            for i, state in here:
+                self.first_rows[i] = row - len(state.actions)
+                self.returns[i] = state.episode_return
+                self.lengths[i] = state.episode_length
+                self.discounted_returns[i] = state.discounted_return
         return observations.copy(), cut, problems
+
+    def _together(self, env: int) -> slice:
+        """Returns the environments that begin together with `env`: the agents of its simulator, or it alone."""
+        first = env - env % self._agents
+        return slice(first, first + self._agents)
+
+    def _why_not(
+        self,
+        observation: np.ndarray,
+        state: EnvState,
+        rewards: np.ndarray,
+        *,
+        is_between: bool,
+        has_failed: bool,
+        is_late: bool,
+        waits: bool,
+    ) -> str | None:
+        """Returns why a replay has not led to `state`; None if it has.
+
+        Args:
+          observation, rewards: what came of the replay.
+          is_between: whether the episode before was replayed, and a new one has begun.
+          has_failed: whether the episode ended on the way, or time ran out.
+          waits: whether this is an agent whose episode has ended before those of others.
+        """
+        if has_failed and not is_between:
+            return "its episode ended early or time ran out"
+        if has_failed and not is_late:
+            return "its last episode ended early"
+        if is_between and not has_failed and not _earned_last(rewards, state):
+            return OTHER_REWARDS
+        if not are_equal(observation, state.observation):
+            return "another observation came of it"
+        return OTHER_REWARDS if not (is_between or waits or self._earned(rewards, state)) else None
 
     def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
         """Returns whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the

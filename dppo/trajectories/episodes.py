@@ -60,6 +60,8 @@ class Episode:
     """Whether all steps of the episode are recorded, from the first to the end."""
     action_mask: np.ndarray | None = None
     """[L, M] bool: the legal actions, where the environment has masks; M choices of the discrete parts of an action."""
+    agent: str | None = None
+    """The name of the agent, where several share a simulator."""
     others: dict[str, np.ndarray] = field(default_factory=dict)
     """Columns [L, …] of the format that have no field of their own."""
 
@@ -85,7 +87,8 @@ def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]
             ends = np.sort(p["episode"][here[p["is_last"][here]]])
             finals = _finals(file, catalogue, ends)
         for episode in ends.tolist():
-            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode))
+            agents = catalogue.segments[number].agents
+            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode), agents)
 
 
 def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -121,7 +124,11 @@ def _finals(file: h5py.File, catalogue: Catalogue, ends: np.ndarray) -> dict[int
 
 
 def _assembled(
-    e: dict[str, np.ndarray], number: int, pieces: list[dict[str, np.ndarray]], final: np.ndarray | None
+    e: dict[str, np.ndarray],
+    number: int,
+    pieces: list[dict[str, np.ndarray]],
+    final: np.ndarray | None,
+    agents: tuple[str, ...],
 ) -> Episode:
     def joined(name: str) -> np.ndarray:
         parts = [piece[name] for piece in pieces]
@@ -135,4 +142,5 @@ def _assembled(
     columns = {name: joined(name) for name in pieces[0] if all(name in piece for piece in pieces)}
     fields = [column.name for column in held_steps() if column.name in Episode.__slots__]
     values |= {name: columns.pop(name, None) for name in fields} | {"others": columns}
+    values["agent"] = agents[values["env"] % len(agents)] if agents else None
     return Episode(**values, seed=None if seed == -1 else seed, episode_return=float(e["return"][number]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from dppo.trajectories.buffer import Part
 from dppo.trajectories.chunks import write_dataset
 from dppo.trajectories.format import (  # fmt: skip
+    AGENTS,
     ATTRIBUTES,
     FINAL,
     FORMAT,
@@ -47,6 +49,8 @@ class Labels:
     observation_space: str
     action_space: str
     version: str
+    agents: tuple[str, ...] = ()
+    """The names of a simulator's agents (`VectorEnv.agents`)."""
 
     @property
     def folder(self) -> Path:
@@ -101,6 +105,8 @@ class SegmentBuilder:
         file.attrs.update({name: values[name] for name in ATTRIBUTES})
         for name in TEXTS:
             file[name] = getattr(labels, name)
+        if labels.agents:
+            file[AGENTS] = json.dumps(labels.agents)
 
     def _write_episodes(self, file: h5py.File, parts: list[Part]) -> None:
         tables: list[dict[str, np.ndarray]] = []

@@ -20,10 +20,12 @@ from dppo.files import parse_json
 from dppo.rundir.spaces import space_from_json
 from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, one_line, read
 from dppo.trajectories.format import (  # fmt: skip
+    AGENTS,
     ATTRIBUTES,
     FORMAT,
     FORMAT_VERSION,
     TEXTS,
+    agents_in,
     column_path,
     datasets,
     datasets_in,
@@ -59,7 +61,7 @@ def inspect(path: Path, findings: Findings, before: Ends | None) -> Inspected:
     return found
 
 
-def _surely(findings: Findings, name: str, check: Callable[[], None]) -> None:
+def _surely(findings: Findings, name: str, check: Callable[[], object]) -> None:
     """Runs a check whose arrays may not fit together; adds a finding for that if the file has none yet."""
     try:
         check()
@@ -110,6 +112,7 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> dict[str, 
             spaces[name] = space_from_json(text)
         except ValueError as error:
             findings.add(name, None, str(error))
+    _surely(findings, AGENTS, lambda: agents_in(file))
     return spaces
 
 

@@ -92,6 +92,7 @@ def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
     columns: list[tuple[str, np.ma.MaskedArray]] = [
         ("rank", same(episode.rank)),
         ("env", same(episode.env)),
+        *([("agent", np.ma.array(np.full(length, episode.agent)))] if episode.agent is not None else []),
         ("episode", same(episode.id)),
         ("seed", same(episode.seed)),
         ("row", np.ma.array(episode.first_row + np.arange(length))),

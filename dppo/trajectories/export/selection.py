@@ -13,7 +13,7 @@ from dppo.files import replacing
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import opened
 from dppo.trajectories.episodes import Episode
-from dppo.trajectories.format import TEXTS, rank_folders
+from dppo.trajectories.format import AGENTS, TEXTS, rank_folders
 from dppo.trajectories.reader import Trajectories
 
 T = TypeVar("T")
@@ -49,10 +49,12 @@ class Exported:
 
 
 def labels_of(trajectories: Trajectories) -> dict[str, str]:
-    """Reads run_id, dppo_version, config_json, env_spec, observation_space and action_space from the first segment."""
+    """Reads run_id, dppo_version, config_json, env_spec, observation_space, action_space and, of simulators of agents,
+    agents from the first segment.
+    """
     first = next(trajectories.segments())
     with opened(first.path) as file:
-        texts = {name: file[name].asstr()[()] for name in TEXTS}
+        texts = {name: file[name].asstr()[()] for name in (*TEXTS, AGENTS) if name in file}
     return {name: str(first.attrs[name]) for name in ("run_id", "dppo_version")} | texts
 
 
