@@ -309,6 +309,8 @@ class Config(Section):
     """Where the network computes; auto: on a GPU if it is torch's and torch sees a GPU. docs/gpu.md."""
     vtrace: bool | None = None
     """Correct for the lag between acting and learning policy (Espeholt et al. 2018); None: in async + ppo only."""
+    env_ranks: Annotated[int, at_least(1, 1e6)] = 1
+    """Ranks of which each environment consists: mpirun -n 1+W*env_ranks. docs/simulators.md."""
     vectorization: Literal["auto", "sync", "native"] = "auto"
     """auto: a native vector form where dppo has an adapter (CartPole), else one environment after another; native:
     the environment's own vector form, which gives up exact resume and independence of the layout over ranks."""
