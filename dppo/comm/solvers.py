@@ -183,8 +183,9 @@ def meet(
         name = f"simulator {number} ({'rank' if env_ranks == 1 else 'ranks'} {_listed(members)} of the job)"
         comm = alone.Create_intercomm(0, world, members[0], TAG)
         comm.Set_errhandler(MPI.ERRORS_RETURN)
+        link = _Link(comm, name)
         try:
-            link = _Link(comm, _declared(comm, name), name)
+            link.read_declaration()
             told = link.declaration
         except (TimeoutError, UsageError) as error:
             told = str(error)
@@ -221,16 +222,6 @@ def _poll(is_done: Callable[[], object], deadline: float | None = None, too_late
             raise TimeoutError(too_late)
         if now - since > _SPIN_S:
             time.sleep(min(_LONGEST_S, (now - since) / _SHARE))
-
-
-def _declared(comm: MPI.Comm, name: str) -> Declaration:
-    """Receives what a simulator declares. Raises TimeoutError, or UsageError where it cannot be an environment."""
-    too_late = f"{name} has not called dppo_declare within {DECLARE_S:g} s after dppo_begin"
-    status = MPI.Status()
-    _poll(lambda: comm.Iprobe(0, TAG, status), time.monotonic() + DECLARE_S, too_late)
-    message = np.zeros(status.Get_count(MPI.BYTE), np.uint8)
-    comm.Recv([message, MPI.BYTE], source=0, tag=TAG)
-    return unpacked(message.tobytes(), name)
 
 
 def unpacked(message: bytes, name: str) -> Declaration:
@@ -270,12 +261,23 @@ class _Told:
 class _Link:
     """A worker's link with its group. `comm`: an intercommunicator, in which the remote rank 0 speaks for the group."""
 
-    def __init__(self, comm: MPI.Comm, declaration: Declaration, name: str) -> None:
-        self._comm, self.declaration, self._name = comm, declaration, name
-        self._request = np.zeros(2 + len(declaration.action_low))
-        self._words = self._request.view(np.int64)
-        self._state = np.zeros(2 + len(declaration.observation_low))
+    declaration: Declaration
+
+    def __init__(self, comm: MPI.Comm, name: str) -> None:
+        self._comm, self._name = comm, name
+        self._request, self._state = np.zeros(2), np.zeros(2)
         self._has_ended = False
+
+    def read_declaration(self) -> None:
+        """Receives what the simulator declares. Raises TimeoutError, or UsageError where it can be no environment."""
+        too_late = f"{self._name} has not called dppo_declare within {DECLARE_S:g} s after dppo_begin"
+        status = MPI.Status()
+        _poll(lambda: self._comm.Iprobe(0, TAG, status), time.monotonic() + DECLARE_S, too_late)
+        message = np.zeros(status.Get_count(MPI.BYTE), np.uint8)
+        self._comm.Recv([message, MPI.BYTE], source=0, tag=TAG)
+        self.declaration = unpacked(message.tobytes(), self._name)
+        self._request = np.zeros(2 + len(self.declaration.action_low))
+        self._state = np.zeros(2 + len(self.declaration.observation_low))
 
     def reset(self, seed: int) -> np.ndarray:
         self._send(RESET, seed)
@@ -297,8 +299,7 @@ class _Link:
     def end(self) -> None:
         if not self._has_ended:
             with contextlib.suppress(MPI.Exception):  # it has died, and is gone anyway
-                self._words[:2] = END, 0
-                self._comm.Send([self._request, MPI.BYTE], dest=0, tag=TAG)
+                self._comm.Send(np.array([END, 0], np.int64), dest=0, tag=TAG)
             self._has_ended = True
 
     def _ask(self, request: int, folder: str) -> bool:
@@ -311,7 +312,7 @@ class _Link:
     def _send(self, request: int, number: int, path: np.ndarray | None = None) -> None:
         if self._has_ended:
             raise RuntimeError(f"{self._name} has been let go: a worker has one simulator, which is started once")
-        self._words[:2] = request, number
+        self._request.view(np.int64)[:2] = request, number
         try:
             self._comm.Send([self._request, MPI.BYTE], dest=0, tag=TAG)
             if path is not None:

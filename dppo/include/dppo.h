@@ -58,7 +58,7 @@ static struct {
 } dppo_ = {MPI_COMM_NULL, MPI_COMM_NULL, MPI_COMM_NULL, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, NULL, NULL, ""};
 
 /* Ends this process so that all others notice: only a signal is noticed where the job survives deaths. */
-static void dppo_die_(void)
+static inline void dppo_die_(void)
 {
     fflush(NULL);
     dppo_.has_ended = 1;
@@ -68,7 +68,7 @@ static void dppo_die_(void)
     exit(1);
 }
 
-static void dppo_fail_(const char *what)
+static inline void dppo_fail_(const char *what)
 {
     if (dppo_.number < 0)
         fprintf(stderr, "dppo: a simulator that called dppo.h: %s\n", what);
@@ -78,7 +78,7 @@ static void dppo_fail_(const char *what)
 }
 
 /* The error handler of all communicators that dppo_begin makes, and of those that a simulator makes of them. */
-static void dppo_on_error_(MPI_Comm *comm, int *code, ...)
+static inline void dppo_on_error_(MPI_Comm *comm, int *code, ...)
 {
     char text[MPI_MAX_ERROR_STRING];
     int length = 0, kind = 0;
@@ -92,7 +92,7 @@ static void dppo_on_error_(MPI_Comm *comm, int *code, ...)
     dppo_fail_(text);
 }
 
-static int dppo_on_finalize_(MPI_Comm comm, int key, void *value, void *extra)
+static inline int dppo_on_finalize_(MPI_Comm comm, int key, void *value, void *extra)
 {
     (void)comm, (void)key, (void)value, (void)extra;
     if (!dppo_.has_ended)
@@ -100,14 +100,14 @@ static int dppo_on_finalize_(MPI_Comm comm, int key, void *value, void *extra)
     return MPI_SUCCESS;
 }
 
-static void dppo_on_exit_(void)
+static inline void dppo_on_exit_(void)
 {
     if (!dppo_.has_ended)
         dppo_fail_("it exits before DPPO_END: stay in dppo_wait_reset until it returns DPPO_END");
 }
 
 /* Waits, soon mostly asleep: dppo learns meanwhile, perhaps on the same cores. */
-static void dppo_wait_(MPI_Request *request)
+static inline void dppo_wait_(MPI_Request *request)
 {
     int done = 0;
     double since = MPI_Wtime();
@@ -126,16 +126,35 @@ static void dppo_wait_(MPI_Request *request)
     }
 }
 
-static int64_t dppo_word_(const double *at)
+/* Sends the bytes of rank 0 to all ranks of the group, along a binomial tree. */
+static inline void dppo_broadcast_(void *data, int bytes)
+{
+    MPI_Request request;
+    int size, step = 1, rank = dppo_.rank;
+    MPI_Comm_size(dppo_.inner, &size);
+    while (step < size && !(rank & step))
+        step *= 2;
+    if (rank != 0) {
+        MPI_Irecv(data, bytes, MPI_BYTE, rank - step, DPPO_TAG_, dppo_.inner, &request);
+        dppo_wait_(&request);
+    }
+    for (step /= 2; step > 0; step /= 2)
+        if (rank + step < size) {
+            MPI_Isend(data, bytes, MPI_BYTE, rank + step, DPPO_TAG_, dppo_.inner, &request);
+            dppo_wait_(&request);
+        }
+}
+
+static inline int64_t dppo_word_(const double *at)
 {
     int64_t value;
     memcpy(&value, at, sizeof value);
     return value;
 }
 
-static void dppo_put_word_(double *at, int64_t value) { memcpy(at, &value, sizeof value); }
+static inline void dppo_put_word_(double *at, int64_t value) { memcpy(at, &value, sizeof value); }
 
-static void dppo_send_(const void *data, size_t bytes)
+static inline void dppo_send_(const void *data, size_t bytes)
 {
     MPI_Request request;
     MPI_Isend(data, (int)bytes, MPI_BYTE, 0, DPPO_TAG_, dppo_.head, &request);
@@ -143,7 +162,7 @@ static void dppo_send_(const void *data, size_t bytes)
 }
 
 /* Returns what dppo wants next. It stays pending until the call that acts on it. */
-static int dppo_next_(void)
+static inline int dppo_next_(void)
 {
     MPI_Request request;
     int64_t length;
@@ -159,8 +178,7 @@ static int dppo_next_(void)
         MPI_Irecv(dppo_.message, (DPPO_HEAD_ + dppo_.num_actions) * 8, MPI_BYTE, 0, DPPO_TAG_, dppo_.head, &request);
         dppo_wait_(&request);
     }
-    MPI_Ibcast(dppo_.message, (DPPO_HEAD_ + dppo_.num_actions) * 8, MPI_BYTE, 0, dppo_.inner, &request);
-    dppo_wait_(&request);
+    dppo_broadcast_(dppo_.message, (DPPO_HEAD_ + dppo_.num_actions) * 8);
     dppo_.pending = (int)dppo_word_(dppo_.message);
     if (dppo_.pending == DPPO_SAVE || dppo_.pending == DPPO_LOAD) {
         length = dppo_word_(dppo_.message + 1);
@@ -170,8 +188,7 @@ static int dppo_next_(void)
             MPI_Irecv(dppo_.path, (int)length, MPI_BYTE, 0, DPPO_TAG_PATH_, dppo_.head, &request);
             dppo_wait_(&request);
         }
-        MPI_Ibcast(dppo_.path, (int)length, MPI_BYTE, 0, dppo_.inner, &request);
-        dppo_wait_(&request);
+        dppo_broadcast_(dppo_.path, (int)length);
         dppo_.path[length] = '\0';
     }
     return dppo_.pending;
@@ -179,7 +196,7 @@ static int dppo_next_(void)
 
 /* Meets dppo: the first call after MPI_Init. Gives the communicator of this rank's group, for the simulator alone, and
  * the number of the group, from 0. */
-static void dppo_begin(MPI_Comm *comm, int *number)
+static inline void dppo_begin(MPI_Comm *comm, int *number)
 {
     int said[2] = {-DPPO_PROTOCOL_, 0}, size, i, first = -1, members = 0, given = 0, key, is_on = 0;
     int *all, *solvers;
@@ -260,7 +277,7 @@ static void dppo_begin(MPI_Comm *comm, int *number)
 
 /* Tells dppo what the environment is: a name, and sizes and bounds of observation and action. NULL: without bounds. An
  * action needs finite bounds. can_save: DPPO_CAN_SAVE or DPPO_CANNOT_SAVE. */
-static void dppo_declare(const char *name, int num_observations, const double *observation_low,
+static inline void dppo_declare(const char *name, int num_observations, const double *observation_low,
                          const double *observation_high, int num_actions, const double *action_low,
                          const double *action_high, int can_save)
 {
@@ -304,7 +321,7 @@ static void dppo_declare(const char *name, int num_observations, const double *o
 }
 
 /* Waits for the next episode. Returns DPPO_RESET with its seed, from 0 to 2^31 - 1, DPPO_LOAD, or DPPO_END. */
-static int dppo_wait_reset(int64_t *seed)
+static inline int dppo_wait_reset(int64_t *seed)
 {
     int next = dppo_next_();
     if (next == DPPO_ACTION || next == DPPO_SAVE)
@@ -318,7 +335,7 @@ static int dppo_wait_reset(int64_t *seed)
 }
 
 /* Sends the state after a reset or an action. */
-static void dppo_send_state(const double *observation, double reward, int status)
+static inline void dppo_send_state(const double *observation, double reward, int status)
 {
     if (!dppo_.expects_state)
         dppo_fail_("dppo waits for no state: call dppo_send_state once after each DPPO_RESET and each DPPO_ACTION");
@@ -333,7 +350,7 @@ static void dppo_send_state(const double *observation, double reward, int status
 
 /* Waits for the next action. Returns DPPO_ACTION with the action, DPPO_SAVE, DPPO_LOAD, or DPPO_RESET or DPPO_END: then
  * the episode is over, and the next call is dppo_wait_reset. */
-static int dppo_receive_action(double *action)
+static inline int dppo_receive_action(double *action)
 {
     int next = dppo_next_();
     if (next == DPPO_RESET || next == DPPO_END)
@@ -347,10 +364,10 @@ static int dppo_receive_action(double *action)
 }
 
 /* The folder of a state, after DPPO_SAVE or DPPO_LOAD. It is there already. */
-static const char *dppo_path(void) { return dppo_.path; }
+static inline const char *dppo_path(void) { return dppo_.path; }
 
 /* Tells whether this rank's part of the state was written or read. All ranks must say 1. */
-static void dppo_answer(int is_done)
+static inline void dppo_answer(int is_done)
 {
     int mine = is_done != 0, all = 0;
     int64_t word;
@@ -367,7 +384,7 @@ static void dppo_answer(int is_done)
 
 /* The last call, in place of MPI_Finalize, after DPPO_END. Where the job survives deaths it ends the process, because
  * MPI_Finalize may wait for ranks that are dead. */
-static void dppo_end(void)
+static inline void dppo_end(void)
 {
     if (dppo_.pending != DPPO_END)
         dppo_fail_("dppo_end before DPPO_END: call it once dppo_wait_reset returns DPPO_END");
