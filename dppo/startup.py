@@ -23,7 +23,7 @@ from pathlib import Path
 from types import FrameType
 
 from dppo.cluster import slurm
-from dppo.cluster.launcher import is_first, is_launched, leave_job, local_ranks, on_one_node
+from dppo.cluster.launcher import is_first, is_launched, leave_job, local_ranks, num_programs, on_one_node
 from dppo.errors import EXIT_USAGE, NoMPIError
 
 early_signals: list[int] = []
@@ -173,14 +173,14 @@ def set_mpi_parameters() -> None:
     In addition to those of `openmpi.sh`: on one node ob1 over shared memory starts twice as fast as the search for a
     network. TCP opens a port on every network; it is left out, except where it may have to join processes that replace
     dead ranks. A rank that no launcher has started needs no transport: its shared memory would stay in /dev/shm for
-    ever.
+    ever. A simulator beside dppo chooses by itself: with several programs nothing is chosen here.
     """
     environ = os.environ
     for name, value in re.findall(r'^export (\w+)="\$\{\1-(.*)\}"$', MPI_PARAMETERS.read_text(), re.MULTILINE):
         environ.setdefault(name, value)
     if not environ.get("HOME"):
         environ["HOME"] = _home()
-    if on_one_node():
+    if on_one_node() and (num_programs() or 1) == 1:
         environ.setdefault("OMPI_MCA_pml", "ob1")
         transports = "self" if not is_launched() else "self,sm,tcp" if may_replace(sys.argv) else "self,sm"
         environ.setdefault("OMPI_MCA_btl", transports)

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,7 @@ class Launcher:
         *arguments: object,
         program: str | None = None,
         survives: bool = False,
+        beside: Sequence[Sequence[object]] = (),
         **variables: str,
     ) -> Job:
         """Starts `python -m dppo.run arguments`, or a program of tests/mpi/programs.
@@ -213,6 +214,7 @@ class Launcher:
         Args:
           ranks: under `mpirun -n ranks`; None: without mpirun.
           survives: with `--with-ft ulfm`.
+          beside: the ranks and the words of each further program of the same mpirun.
           variables: added to the environment.
         """
         python = Path(sys.executable)
@@ -220,7 +222,9 @@ class Launcher:
         mpirun = [] if ranks is None else [str(python.parent / "mpirun"), "--oversubscribe", "-n", str(ranks)]
         if survives:
             mpirun[1:1] = ["--with-ft", "ulfm"]
-        job = Job([*mpirun, str(python), *what, *map(str, arguments)], self._folder, self._temporary.name, **variables)
+        others = [str(word) for count, *words in beside for word in (":", "-n", count, *words)]
+        command = [*mpirun, str(python), *what, *map(str, arguments), *others]
+        job = Job(command, self._folder, self._temporary.name, **variables)
         self._jobs.append(job)
         return job
 
@@ -232,10 +236,12 @@ class Launcher:
         timeout: float = 60.0,
         code: int | None = 0,
         survives: bool = False,
+        beside: Sequence[Sequence[object]] = (),
         **variables: str,
     ) -> Ended:
         """The same, to its end, which must come with `code`; None: any."""
-        ended = self.start(ranks, *arguments, program=program, survives=survives, **variables).wait(timeout)
+        job = self.start(ranks, *arguments, program=program, survives=survives, beside=beside, **variables)
+        ended = job.wait(timeout)
         assert code is None or ended.code == code, str(ended)
         return ended
 

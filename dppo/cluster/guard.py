@@ -33,6 +33,8 @@ from dppo.cluster import launcher, processes
 
 LEAVE_S = 20.0
 """Seconds that a rank may take to end after it has announced its exit code: threads, exit handlers, MPI_Finalize."""
+START_S = 300.0
+"""Seconds that MPI may take to start where mpirun has started another program, too, which may never call MPI_Init."""
 LAUNCHER_ENDS_S, LAUNCHER_IS_TOLD_S = 30.0, 5.0
 """Seconds that the launcher may stay once its last process has ended, and once it was told to end."""
 SILENCE_MARGIN_S = 10.0
@@ -154,8 +156,10 @@ class _Guard:
         self._stage, self._deadline = _STARTING, math.inf
         self._beats, self._beat_at = 0, time.monotonic()
         # behind a wrapper script the launcher's children are not the guards, and their number says nothing
-        starts_with_others = launcher.survives_deaths() and launcher.local_ranks() > 1
+        self._programs = (launcher.num_programs() or 1) > 1
+        starts_with_others = (launcher.survives_deaths() or self._programs) and launcher.local_ranks() > 1
         self._counts = is_outer and starts_with_others and processes.launcher() == self._parent
+        self._starts_until = time.monotonic() + START_S if self._programs else math.inf
         self._missing = 0
         self._passed_on: set[int] = set()
 
@@ -222,8 +226,18 @@ class _Guard:
         assert _word is not None
         self._counts = _word[_STAGE] == _STARTING
         self._missing = self._missing + 1 if len(processes.children(self._parent)) < launcher.local_ranks() else 0
-        if self._counts and self._missing == _COUNT_PATIENCE:
-            processes.say(f"a rank on {socket.gethostname()} died while MPI was starting: the job ends, start it again")
+        if not self._counts:
+            return
+        if self._missing == _COUNT_PATIENCE:
+            other = " (a program beside dppo must call MPI_Init, then dppo_begin)" if self._programs else ""
+            processes.say(
+                f"a rank on {socket.gethostname()} died while MPI was starting{other}: the job ends, start it again"
+            )
+            processes.kill(self._parent, signal.SIGTERM)
+        elif time.monotonic() > self._starts_until:
+            self._starts_until = math.inf
+            if launcher.is_first():
+                processes.say(f"MPI has not started within {START_S:g} s: each program of this job must call MPI_Init")
             processes.kill(self._parent, signal.SIGTERM)
 
     def _listen(self, now: float) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+from collections.abc import Mapping
 
 from dppo.bounds import digits
 from dppo.cluster import slurm
@@ -16,6 +17,15 @@ _LOCAL_SIZES = (_LOCAL_SIZE, "MPI_LOCALNRANKS", "MV2_COMM_WORLD_LOCAL_SIZE")
 _LAUNCHED = (_SIZE, "PMIX_RANK", "PMI_RANK")
 _RANKS = ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")
 _TIES = ("PMIX_NAMESPACE", "PMIX_SERVER_URI", "PMI_FD", "PMI_PORT")
+_PROGRAMS = "OMPI_NUM_APP_CTX"
+_LOCAL_RANKS = ("OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "PALS_LOCAL_RANKID")
+_OF_LAUNCHERS = ("OMPI_", "PMIX_", "PMI_", "PRTE_", "OPAL_", "MV2_", "MPI_LOCAL", "HYDI_", "HYDRA_", "PALS_")
+_PARAMETERS = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_", "OMPI_ALLOW_RUN_AS_ROOT")
+_OF_THE_JOB = frozenset({
+    "OMPI_MCA_mpi_ft_enable", "OMPI_MCA_initial_wdir", "OMPI_MCA_num_procs", "OMPI_MCA_cpu_type", "OMPI_MCA_PREFIXES",
+    "OMPI_MCA_pml", "OMPI_MCA_btl",
+})  # fmt: skip
+"""Parameters that the launcher sets for each job, and the transports that startup.py chooses for this one."""
 _FAULT_TOLERANCE = "OMPI_MCA_mpi_ft_enable"
 _TRANSPORTS = ("OMPI_MCA_pml", "OMPI_MCA_coll", "OMPI_MCA_osc")
 
@@ -73,6 +83,28 @@ def on_one_node() -> bool:
     if size is not None:
         return size == os.environ.get(_LOCAL_SIZE)
     return slurm.nodes_of_step() <= 1
+
+
+def num_programs() -> int | None:
+    """Returns the number of programs that mpirun has started together (MPMD); None if the launcher does not say it."""
+    return digits(os.environ.get(_PROGRAMS, ""), slurm.MOST_RANKS)
+
+
+def local_rank() -> int:
+    """Returns this rank's number among those of its node, as the launcher says; 0 where there is no launcher."""
+    said = (os.environ.get(name) for name in _LOCAL_RANKS)
+    return next((rank for rank in (digits(text or "", slurm.MOST_RANKS) for text in said) if rank is not None), 0)
+
+
+def without_job(environ: Mapping[str, str]) -> dict[str, str]:
+    """Returns `environ` without what a launcher has put into it for this rank: with these variables another program
+    would join the job, or refuse to start. Open MPI's parameters stay, except those that hold for this job only.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if (name.startswith(_PARAMETERS) and name not in _OF_THE_JOB) or not name.startswith(_OF_LAUNCHERS)
+    }
 
 
 def check_launcher(started: int) -> None:

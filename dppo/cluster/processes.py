@@ -53,6 +53,17 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def is_below(pid: int, ancestor: int) -> bool:
+    """Returns whether a process lives that `ancestor`, or a child of it, has started."""
+    state = stat(pid)
+    while state and state[0] != "Z" and pid > 1:
+        if pid == ancestor:
+            return True
+        pid = int(state[1])
+        state = stat(pid)
+    return False
+
+
 def kill(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.kill(pid, number)

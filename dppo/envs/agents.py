@@ -32,8 +32,9 @@ class AgentList(EnvList):
     """
 
     def __init__(
-        self, maker: EnvMaker, first: gymnasium.Env[Any, Any], num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0,
-        max_restarts: int = 0, close_broken: Callable[[Closable], None] = close_quietly, *, rounds_up: bool = False,
+        self, maker: EnvMaker, first: gymnasium.Env[Any, Any], num_envs: int, episode_seed: EpisodeSeed,
+        first_env: int = 0, max_restarts: int = 0, close_broken: Callable[[Closable], None] = close_quietly,
+        *, rounds_up: bool = False,
     ) -> None:  # fmt: skip
         self.agents = agents_of(first)
         count = len(self.agents)
@@ -158,7 +159,8 @@ class AgentList(EnvList):
         """
         rows = self._rows_of(simulator)
         plays = ~self._has_ended[rows]
-        new, earned, terminated, truncated, infos = self._envs[simulator].step(actions)
+        joint: Any = self._envs[simulator].step(actions)
+        new, earned, terminated, truncated, infos = joint
         observations, rewards, terminations, truncations = (column[rows] for column in self._rows[0])
         observations[...] = before
         observations[plays] = new[plays]
@@ -186,8 +188,8 @@ class AgentList(EnvList):
         rows, simulator = self._rows_of(index), self._envs[index]
         if agents_of(simulator) != self.agents:
             raise ValueError(
-                f"a simulator has the agents {list(agents_of(simulator))}, and another one {list(self.agents)}: the agents"
-                " of all must be the same"
+                f"a simulator has the agents {list(agents_of(simulator))}, and another one {list(self.agents)}: the"
+                " agents of all must be the same"
             )
         observations, infos = simulator.reset(seed=int(seed))
         self._has_ended[rows] = False

@@ -18,11 +18,12 @@ from typing import Any, NamedTuple, TypeVar
 
 from dppo import startup
 from dppo.cluster import guard, ports, processes
-from dppo.cluster.launcher import check_launcher, is_first, on_one_node, rank_name, survives_deaths
+from dppo.cluster.launcher import check_launcher, is_first, num_programs, on_one_node, rank_name, survives_deaths
 from dppo.cluster.watchdog import Watchdog
-from dppo.comm import leaving, mpi, ulfm
+from dppo.comm import leaving, mpi, solvers, ulfm
 from dppo.comm.collectives import from_rank_zero
 from dppo.comm.mpi import MPI
+from dppo.comm.solvers import Simulators
 from dppo.comm.ulfm import deaths_noticed
 from dppo.config import Config
 from dppo.console import Console, end_output, say
@@ -50,11 +51,12 @@ from dppo.training.build import CLOSE_S, LAST_S, Parts
 T = TypeVar("T")
 
 
-def main(argv: Sequence[str] | None = None, started: float | None = None) -> int:
+def main(argv: Sequence[str] | None = None, started: float | None = None, simulators: Simulators | None = None) -> int:
     """Runs the command. Returns the exit code, the same on every rank.
 
     Args:
       started: time.monotonic() at the process's start; None: now.
+      simulators: the other programs of this job; None: there is none.
     """
     if mpi.is_spawned():
         return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF), is_command=True).exit]
@@ -62,16 +64,21 @@ def main(argv: Sequence[str] | None = None, started: float | None = None) -> int
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
         return _wrong_use_by_all(str(error))
-    parsed, comm = _from_a_start(MPI.COMM_WORLD, lambda comm: _parse(argv, comm))
+    simulators = simulators or Simulators(MPI.COMM_WORLD, MPI.COMM_WORLD)
+    parsed, comm = _from_a_start(simulators.own, lambda comm: _parse(argv, comm))
     if isinstance(parsed, int):
+        simulators.let_go()
         return parsed
     config, notes = parsed
     try:
+        simulators.meet(comm, MPI.COMM_SELF, config)
         summary = train(config, comm, started=started, notes=notes, is_command=True)
     except UsageError as error:
         if comm.rank == 0:
             _wrong_use(str(error))
         return EXIT_USAGE
+    finally:
+        simulators.let_go()
     return EXIT_CODES[summary.exit]
 
 
@@ -286,8 +293,9 @@ def run(started: float) -> None:
     guard.started()
     startup.keep_children_out()
     leaving.keep_running()
+    simulators = _simulators()
     try:
-        code = main(started=started)
+        code = main(started=started, simulators=simulators)
     except BaseException as error:
         if not getattr(error, SAID, False):
             say(f"rank {MPI.COMM_WORLD.rank} failed:\n{traceback.format_exc()}")
@@ -297,13 +305,30 @@ def run(started: float) -> None:
     end_output()
     if survives_deaths():
         time.sleep(LEAVE_TOGETHER_S)  # a rank that exits with a code while others still talk would have them killed
+        simulators.end_those_left()
     else:
-        _wait_for_others(CLOSE_S + LAST_S)
+        _wait_for_others(simulators.own, CLOSE_S + LAST_S)
     leaving.leave(code)
 
 
-def _wait_for_others(limit_s: float) -> None:
-    """Collective over all ranks, except one whose environment has ended MPI or never closes. Waits for `limit_s` at
+def _simulators() -> Simulators:
+    """Collective over all ranks of all programs. Finds those that are not dppo's. If a program does not answer, the job
+    ends.
+    """
+    world = MPI.COMM_WORLD
+    if world.size == 1 or mpi.is_spawned() or num_programs() == 1:
+        return Simulators(world, world)
+    try:
+        return solvers.part(world)
+    except (TimeoutError, UsageError) as error:
+        if is_first():
+            _wrong_use(str(error))
+        time.sleep(LEAVE_AFTER_RANK_ZERO_S)
+        leaving.end_job(world, EXIT_USAGE)
+
+
+def _wait_for_others(world: MPI.Comm, limit_s: float) -> None:
+    """Collective over `world`, except a rank whose environment has ended MPI or never closes. Waits for `limit_s` at
     most, so that all leave together.
     """
     deadline = time.monotonic() + limit_s
@@ -313,4 +338,4 @@ def _wait_for_others(limit_s: float) -> None:
             raise TimeoutError
 
     with contextlib.suppress(TimeoutError):
-        ulfm.wait_asleep(MPI.COMM_WORLD, meanwhile)
+        ulfm.wait_asleep(world, meanwhile)

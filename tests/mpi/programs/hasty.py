@@ -1,0 +1,11 @@
+"""dppo.run with a simulator that has little time to begin."""
+
+import runpy
+
+from dppo import startup
+
+startup.prepare()
+from dppo.comm import solvers  # noqa: E402
+
+solvers.BEGIN_S = 3.0
+runpy.run_module("dppo.run", run_name="__main__")
