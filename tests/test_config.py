@@ -12,7 +12,7 @@ import pytest
 
 import dppo.config
 from dppo.config import Config
-from dppo.settings.resolve import check_world, resolve
+from dppo.settings.resolve import check_world, num_workers, resolve
 from dppo.settings.values import as_dict, nearest, updated
 
 # -- one value at a time --------------------
@@ -63,6 +63,7 @@ from dppo.settings.values import as_dict, nearest, updated
         ({"model": {"core_size": 64}}, "model.core_size=64 is for networks with memory"),
         ({"moments": {"clip": 0.0}}, "moments.clip=0.0 must be positive"),
         ({"server": {"drop": -1}}, "server.drop=-1 must not be negative"),
+        ({"env_ranks": 0}, "env_ranks=0 must be at least 1"),
         ({"server": {"max_staleness": -1}}, "server.max_staleness=-1 must not be negative"),
         ({"checkpoint": {"every": -1}}, "checkpoint.every=-1 must be 0"),
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0 must be at least 1"),
@@ -154,6 +155,8 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"mode": "async", "exchange": "allreduce"}, "leave exchange out, or set mode=sync"),
         ({"server": {"drop": 1}}, "server.drop=1 needs mode=sync and exchange=p2p"),
         ({"mode": "async", "server": {"drop": 1}}, "server.drop=1 needs mode=sync and exchange=p2p"),
+        ({"env_ranks": 2, "respawn": True}, "respawn starts single ranks anew, and not groups of env_ranks=2"),
+        ({"env_ranks": 2, "vectorization": "native"}, "env_ranks=2 makes single environments of several ranks"),
         (
             {"horizon": 256, "num_envs": 8, "ppo": {"minibatches": 7}},
             r"ppo.minibatches=7 must divide horizon\*num_envs=2048; the nearest that does is 8",
@@ -204,6 +207,28 @@ def test_the_quorum_must_have_a_worker(world_size: int, workers: int) -> None:
         ValueError, match=rf"must be smaller than the number of workers, {workers} \({world_size} ranks"
     ):
         check_world(config, world_size)
+
+
+@pytest.mark.parametrize(("world_size", "workers"), [(3, 1), (5, 2), (101, 50)])
+def test_groups_make_the_workers(world_size: int, workers: int) -> None:
+    assert num_workers(Config(env_ranks=2), world_size) == workers
+
+
+@pytest.mark.parametrize(
+    ("ranks", "world_size", "repair"),
+    [
+        (2, 1, "start it by mpirun -n 3"),
+        (2, 2, "start it by mpirun -n 3"),
+        (2, 6, "start it by mpirun -n 5 or mpirun -n 7"),
+        (4, 4, "start it by mpirun -n 5"),
+        (4, 8, "start it by mpirun -n 5 or mpirun -n 9"),
+    ],
+)
+def test_a_job_that_makes_no_whole_groups_is_told_the_nearest_that_does(
+    ranks: int, world_size: int, repair: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"env_ranks={ranks} needs .* and this job has {world_size}: {repair}$"):
+        check_world(Config(env_ranks=ranks), world_size)
 
 
 # -- what depends on the rest --------------------

@@ -142,7 +142,7 @@ def test_the_error_of_a_member_names_it(where: str, pipe: Pipe) -> None:
 
 
 def test_an_environment_that_a_member_cannot_make_is_wrong_use(pipe: Pipe) -> None:
-    with pytest.raises(ValueError, match="cannot be made on all ranks of its group: rank 2 on node1: env=.*no flow"):
+    with pytest.raises(ValueError, match=r"cannot be made on all ranks of its group: rank 2 on node1: env=.*no flow"):
         make(pipe, fails="make")
 
 

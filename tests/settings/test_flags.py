@@ -177,7 +177,7 @@ def test_every_flag_is_understood() -> None:
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
         "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
         "trajectories.compression": "none",
-        "server.drop": "0", "preempt-fraction": "0.0",
+        "server.drop": "0", "preempt-fraction": "0.0", "env-ranks": "1",
     }  # fmt: skip
     argv: list[str] = []
     for name in names:
@@ -191,7 +191,7 @@ def test_every_flag_is_understood() -> None:
             argv += [f"--{name}", *values.get(name, "0.625" if isinstance(current, float) else "7").split()]
     config, _ = parse(argv)
     unchanged = [n for n in names if as_plain(config, n) == as_plain(Config(), n)]
-    assert sorted(unchanged) == ["model.core", "on-worker-error", "preempt-fraction", "server.drop"]
+    assert sorted(unchanged) == ["env-ranks", "model.core", "on-worker-error", "preempt-fraction", "server.drop"]
     assert parse(["--model.core", "lstm"])[0].model.core == "lstm", "there is none beside a factory"
 
 

@@ -1,0 +1,52 @@
+"""Which ranks are a group, and where."""
+
+from __future__ import annotations
+
+import pytest
+from mpi4py import MPI
+
+from dppo.comm.env_group import Seat
+from dppo.config import Config
+from dppo.errors import RankFailure, UsageError
+from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of
+
+SEATS = [Seat("node1", frozenset({core})) for core in range(4)] + [Seat("node2", frozenset({0, 1, 2, 8}))] * 3
+
+
+@pytest.mark.parametrize(
+    ("ranks", "text"),
+    [
+        (range(1, 3), "ranks 1-2 on node1, cores 1-2"),
+        (range(1, 2), "ranks 1-1 on node1, core 1"),
+        (range(3, 5), "ranks 3-4 on node1, core 3 and node2, cores 0-2,8"),
+    ],
+)
+def test_the_first_lines_say_where_a_group_is(ranks: range, text: str) -> None:
+    assert described(ranks, SEATS) == text
+
+
+def test_a_group_on_two_nodes_is_refused_with_the_repair() -> None:
+    refuse_to_span([range(1, 4), range(4, 7)], SEATS)
+    with pytest.raises(UsageError, match=r"group 1, ranks 3 to 4, would lie on node1 and node2: place 1 \+ k\*2 ranks"):
+        refuse_to_span([range(1, 3), range(3, 5), range(5, 7)], SEATS)
+
+
+def test_one_rank_is_no_group() -> None:
+    for config in (Config(), Config(env_ranks=4, dry_run=True)):
+        assert make_groups(config, MPI.COMM_SELF) == (MPI.COMM_SELF, None, [])
+
+
+class Told:
+    def __init__(self) -> None:
+        self.outcomes: list[object] = []
+
+    def dismiss(self, outcome: object) -> None:
+        self.outcomes.append(outcome)
+
+
+@pytest.mark.parametrize("error", [UsageError("no such id"), RankFailure("a death")])
+def test_followers_are_told_why_a_start_has_ended(error: Exception) -> None:
+    group = Told()
+    with pytest.raises(type(error)), start_of(group):  # type: ignore[arg-type]
+        raise error
+    assert [(type(outcome), str(outcome)) for outcome in group.outcomes] == [(type(error), str(error))]
