@@ -170,7 +170,7 @@ def load_policy(run_dir: str | Path) -> Policy:
             with kept_as_it_was():
                 env = make_vector_env(
                     config.env, 1, lambda _: 0, config.vectorization,
-                    kwargs=config.env_kwargs, wrappers=config.wrappers,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers, rounds_up=True,
                 )  # fmt: skip
             close_environments(env)
             spaces = env.observation_space, env.action_space
