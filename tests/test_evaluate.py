@@ -23,6 +23,7 @@ from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.settings.toml import to_toml
 from dppo.training.policy import load_policy
 from tests.envs import sims_of_others
+from tests.herd import Herd
 from tests.parts import make_parts, save
 
 
@@ -51,6 +52,34 @@ def test_returns_and_lengths_are_those_of_single_environments(cartpole: Path) ->
     seeds = EpisodeSeeds(5, 0, 20, Purpose.EVALUATION)
     expected = [play(policy, "CartPole-v1", seeds.of(i, e)) for i in range(20) for e in range(2 if i < 3 else 1)]
     assert played == expected
+
+
+def play_agents(policy: Any, seed: int, max_steps: int = MAX_STEPS) -> list[Played]:
+    """One greedy episode of all agents of a herd, by hand: what each of them has played."""
+    herd = Herd()
+    observations, _ = herd.reset(seed)
+    returns, lengths, ended = np.zeros(3), np.zeros(3, int), np.zeros(3, bool)
+    for _ in range(max_steps):
+        there = [herd.possible_agents.index(a) for a in herd.agents]
+        actions = policy.act(np.stack([observations[f"cow_{i}"] for i in there])) if there else ()
+        observations, rewards, *_ = herd.step({f"cow_{i}": a for i, a in zip(there, actions, strict=True)})
+        for i in there:
+            returns[i], lengths[i] = returns[i] + rewards[f"cow_{i}"], lengths[i] + 1
+            ended[i] = f"cow_{i}" not in herd.agents
+    return [Played(float(r), int(n), bool(e)) for r, n, e in zip(returns, lengths, ended, strict=True)]
+
+
+@pytest.mark.parametrize("max_steps", [4, 20])
+def test_each_agents_episode_is_an_episode(max_steps: int, tmp_path: Path) -> None:
+    """Seven episodes of simulators of three agents: the first seven of nine agents play one each."""
+    place = make_parts(env="tests.herd:Herd", num_envs=6)
+    policy = load_policy(save(place, tmp_path / "run"))
+    seeds = EpisodeSeeds(5, 0, 9, Purpose.EVALUATION, agents=3)
+    expected = [played for s in range(3) for played in play_agents(policy, seeds.of(3 * s, 0), max_steps)]
+    assert play_episodes(policy, 7, 5, max_steps=max_steps) == expected[:7]
+    assert any(not played.ended for played in expected) == (max_steps == 4)
+    with pytest.raises(UsageError, match=r"no video of tests\.herd:Herd: .*not of agents of a simulator"):
+        record(policy, 1, 0, tmp_path / "videos", stochastic=False)
 
 
 @pytest.mark.parametrize("stochastic", [False, True])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from dppo.config import ModelConfig
 from dppo.data import EnvState, Episode, Rollout
 from dppo.envs.leaves import are_equal
 from dppo.seeding import EpisodeSeeds
@@ -379,3 +380,77 @@ def test_a_native_form_says_that_it_cannot_be_replayed_and_its_episodes_are_cut(
     assert rollout.episodes == []
     assert other.reports[-1].episodes_cut == [0, 1]
     assert other.reports[-1].episode_lengths.tolist() == [4, 4]
+
+
+# -- agents that share a simulator --------------------
+
+
+def test_an_agent_that_waits_has_begun_with_its_simulator() -> None:
+    """Environments 0 and 1 are agents of one simulator: it begins anew once both have ended."""
+    sums = EpisodeSums(2, first_env=4, gamma=0.9, agents=2)
+    assert count(sums, 0, [[1, 10], [2, 20], [0, 30]], [(1, 0)]) == [Episode(1, 4, 3.0, 2)]
+    assert sums.first_rows.tolist() == [0, 0]
+    assert count(sums, 3, [[0, 40], [5, 50]], [(0, 1)]) == [Episode(3, 5, 100.0, 4)]
+    assert sums.first_rows.tolist() == [4, 4]
+    assert (sums.last.first_rows.tolist(), sums.last.returns.tolist()) == ([0, 0], [3, 100])
+    assert sums.last.last_rewards.tolist() == [0, 40], "rewards of the simulator's last row"
+    assert sums.returns.tolist() == [5, 50]
+
+
+HERD = "tests.herd:Herd"
+
+
+@pytest.mark.parametrize(("env", "core"), [(HERD, ""), ("tests.herd:FlockVector", ""), (HERD, "gru")])
+def test_agents_are_brought_back_to_the_bit_wherever_they_were(env: str, core: str) -> None:
+    model = ModelConfig(hidden=(8,), core=core, core_size=4) if core else ModelConfig(hidden=(8,))
+    waited = between = 0
+    for rows in (9, 14, 23) if core else range(1, 24):
+        place = make_parts(env=env, worker=2, num_envs=6, model=model)
+        settle(place)
+        for part in (rows // 2, rows - rows // 2):
+            place.rollout(part)
+        saved = states(place)
+        numbers = np.array([saved[e].episode for e in range(12, 18)]).reshape(2, 3)
+        waited += (numbers != numbers[:, :1]).any()
+        between += any(len(saved[e].last_actions) for e in saved)
+        other, problems = go_on(place, saved)
+        assert problems == []
+        assert_same_rollouts(place, other)
+    assert core or (waited > 3 and between), "they were at all kinds of moments"
+
+
+def test_agents_that_remember_lose_their_episodes_together() -> None:
+    for rows in range(13, 30):
+        place = make_parts(env=HERD, env_kwargs={"fault": "remembers"}, worker=1, num_envs=6)
+        place.rollout(rows)
+        saved = states(place)
+        other, problems = go_on(place, saved)
+        told = [f"simulator of {first}..{first + 2} could not be replayed" for first in (6, 9)]
+        assert [line.split(":")[0] for line in problems] == told
+        numbers = other.seeds.episodes.reshape(2, 3)
+        assert (numbers == numbers[:, :1]).all(), "all agents have begun the same episode"
+        assert all(numbers[(env - 6) // 3, 0] > saved[env].episode - 1 for env in saved)
+        rollout, _ = other.rollout(1)
+        assert rollout.valid.all()
+        assert other.reports[-1].episodes_cut == [*range(6, 12)]
+
+
+def test_a_simulator_of_which_an_agent_was_not_saved_begins_anew() -> None:
+    place = make_parts(env=HERD, num_envs=6)
+    place.rollout(14)
+    saved = states(place)
+    del saved[1]
+    other, problems = go_on(place, saved)
+    assert problems == []
+    assert other.seeds.episodes.tolist()[:3] == [1000] * 3
+    np.testing.assert_array_equal(other.rollout(9)[0].observations[:, 3:], place.rollout(9)[0].observations[:, 3:])
+
+
+def test_rows_in_which_agents_wait_are_not_learnt_from() -> None:
+    place = make_parts(env=HERD, num_envs=6, horizon=40)
+    rollout, _ = place.rollout()
+    ended = rollout.terminations | rollout.truncations
+    assert 0 < rollout.num_steps < 240 and place.reports[-1].env_steps == rollout.num_steps
+    assert not (ended & ~rollout.valid).any() and not rollout.rewards[~rollout.valid].any()
+    assert len(rollout.episodes) == ended.sum()
+    assert sum(e.length for e in rollout.episodes) + place.reports[-1].episode_lengths.sum() == rollout.num_steps
