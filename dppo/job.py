@@ -3,7 +3,7 @@
     exec python -m dppo.job mpirun --with-ft ulfm python -m dppo.run --run-dir runs/it
 
 The scripts in jobs/ end with this command. `--copy FOLDER` copies these scripts. They come with the package, because an
-installation by pip has no checkout with `jobs/`.
+installation by pip has no checkout with `jobs/`. `--include` prints the folder of dppo.h and dppo.f90, for compilers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from dppo.settings.flags import file_at, flag_value
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """The batch scripts: in a checkout a link to its `jobs/`, in an installed package a folder."""
+INCLUDE = Path(__file__).parent / "envs" / "include"
+"""The folder of dppo.h and of what Fortran needs."""
 EXIT_CANCELLED = 128 + signal.SIGTERM
 DRY_RUN_S = 300.0
 """Seconds that a dry run may take. A longer one is no evidence against the settings: the job is started again."""
@@ -125,11 +127,14 @@ def copy_scripts(folder: Path) -> list[Path]:
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m dppo.job",
-        usage="%(prog)s [options] LAUNCHER … python -m dppo.run … --run-dir RUN\n       %(prog)s --copy FOLDER",
+        usage="%(prog)s [options] LAUNCHER … python -m dppo.run … --run-dir RUN\n       %(prog)s --copy FOLDER\n"
+        "       %(prog)s --include",
         description="The last command of a batch script: tries the settings, trains, and has Slurm start the job again"
-        " until the run is done. SIGUSR1 to it saves. Or copies dppo's batch scripts, for you to change.",
+        " until the run is done. SIGUSR1 to it saves. Or copies dppo's batch scripts, for you to change, or prints the"
+        " folder of dppo.h.",
     )
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="where the copies go, such as jobs")
+    parser.add_argument("--include", action="store_true", help="print the folder of dppo.h, for cc -I, and dppo.f90")
     parser.add_argument(
         "--starts",
         type=integer,
@@ -153,6 +158,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         require("--starts", args.starts, at_least(1, 1e6))
         require("--kill-after-s", args.kill_after_s, not_negative(1e6))
+        if args.include:
+            print(INCLUDE)
+            return 0
         if args.copy is None:
             training = take_apart(args.command)
             return train(training, Supervisor(asked=args.asked), args.starts, args.kill_after_s)

@@ -23,7 +23,16 @@ from pathlib import Path
 from types import FrameType
 
 from dppo.cluster import slurm
-from dppo.cluster.launcher import is_first, is_launched, leave_job, local_ranks, num_programs, on_one_node
+from dppo.cluster.launcher import (
+    is_first,
+    is_launched,
+    leave_job,
+    local_rank,
+    local_ranks,
+    num_programs,
+    on_one_node,
+    without_job,
+)
 from dppo.errors import EXIT_USAGE, NoMPIError
 
 early_signals: list[int] = []
@@ -111,6 +120,34 @@ def keep_children_out() -> None:
     main = sys.modules["__main__"]
     main.__spec__ = None
     main.__dict__.pop("__file__", None)
+
+
+CORES = "DPPO_CORES"
+"""The variable with the numbers of cores, separated by commas, as `taskset -c` and `numactl -C` take them."""
+
+
+def child_environment() -> dict[str, str]:
+    """Returns this process's environment variables without those of the job's MPI: a program that an environment starts
+    with them is no rank of this job, and may be an mpirun of its own. DPPO_CORES has the cores of this rank's share.
+
+        subprocess.run(["mpirun", "-n", "2", "./solver"], env=child_environment())
+    """
+    environ = without_job(os.environ)
+    cores = share_of(sorted(own_cores()), local_rank(), local_ranks(), limit_threads())
+    return environ | {CORES: ",".join(map(str, cores))}
+
+
+def share_of(cores: list[int], rank: int, ranks: int, share: int) -> list[int]:
+    """Returns the cores of one rank: `share` of them, which several ranks have in common where there are too few.
+
+    Args:
+      cores: the cores on which the rank may run: its own, or those of all ranks of its node.
+      rank: its number among the `ranks` ranks of its node.
+    """
+    if share >= len(cores):
+        return cores
+    first = rank * share % len(cores)
+    return cores[first : first + share]
 
 
 def is_imported_by_child() -> bool:

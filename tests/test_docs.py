@@ -27,11 +27,11 @@ README_LINES = 200
 SHORT = ("--num-envs", 2, "--horizon", 16, "--total-steps", 64)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FLAGS_OF_OTHERS = {
-    "mpirun": {"bind-to", "host", "hostfile", "map-by", "oversubscribe", "report-bindings", "version", "with-ft"},
+    "mpirun": {"bind-to", "host", "hostfile", "map-by", "mca", "oversubscribe", "report-bindings", "version", "with-ft"},
     "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
     | {"ntasks-per-node", "requeue", "signal", "time"},
     "srun": {"cpu-bind", "list", "mpi"},
-    "dppo.job": {"copy", "kill-after-s"},
+    "dppo.job": {"copy", "include", "kill-after-s"},
     "dppo.verdict": {"begin"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},

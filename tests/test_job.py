@@ -26,6 +26,13 @@ def test_the_copies_are_the_scripts_of_the_repository(tmp_path: Path, capsys: py
     assert "train.sbatch" in capsys.readouterr().out
 
 
+def test_the_folder_of_the_header_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--include"]) == 0
+    assert {path.name for path in Path(capsys.readouterr().out.strip()).iterdir()} >= {
+        "dppo.h", "dppo.f90", "dppo_fortran.c"
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("there", ["sweep.toml", "chain"])
 def test_what_is_there_is_not_overwritten(there: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / there).write_text("mine")

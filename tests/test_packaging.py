@@ -46,6 +46,6 @@ def test_the_source_distribution_is_whole_and_a_wheel_of_it_has_the_job_scripts(
 
     names = zipfile.ZipFile(build("wheel", unpacked, wheel)).namelist()
     scripts = {f"dppo/cluster/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()}
-    assert {*scripts, "dppo/cluster/openmpi.sh", "dppo/py.typed", "dppo/settings/presets/CartPole-v1.ppo.toml"} <= set(
-        names
-    )
+    include = {f"dppo/envs/include/{name}" for name in ("dppo.h", "dppo.f90", "dppo_fortran.c")}
+    others = {"dppo/cluster/openmpi.sh", "dppo/py.typed", "dppo/settings/presets/CartPole-v1.ppo.toml"}
+    assert scripts | include | others <= set(names)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dppo.envs.children import child_environment as child_environment
     from dppo.envs.solver import Solver as Solver
 
-_HOMES = {"Solver": "dppo.envs.solver", "child_environment": "dppo.envs.children"}
+_HOMES = {"Solver": "dppo.envs.solver", "child_environment": "dppo.startup"}
 
 
 def __getattr__(name: str) -> Any:

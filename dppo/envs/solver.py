@@ -1,6 +1,6 @@
 """An environment that is a simulator of its own: another program of the same mpirun, which is coupled by dppo.h.
 
-comm/solvers.py meets the simulator and speaks with it; this module makes a gymnasium.Env of that.
+run/solvers.py meets the simulator and speaks with it; this module makes a gymnasium.Env of that.
 """
 
 from __future__ import annotations

@@ -20,15 +20,14 @@ from dppo import startup
 from dppo.cluster import guard, ports, processes
 from dppo.cluster.launcher import check_launcher, is_first, num_programs, on_one_node, rank_name, survives_deaths
 from dppo.cluster.watchdog import Watchdog
-from dppo.comm import leaving, mpi, solvers, ulfm
+from dppo.comm import leaving, mpi, ulfm
 from dppo.comm.collectives import from_rank_zero
 from dppo.comm.mpi import MPI
-from dppo.comm.solvers import Simulators
 from dppo.comm.ulfm import deaths_noticed
 from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
-from dppo.run import respawn, setup
+from dppo.run import respawn, setup, solvers
 from dppo.run.env_groups import make_groups, start_of
 from dppo.run.folders import given_to_envs, leave_no_trace
 from dppo.run.following import Following
@@ -44,6 +43,7 @@ from dppo.run.loop import (
 from dppo.run.members import Member, first_members
 from dppo.run.preflight import Plan
 from dppo.run.rank import Group, Rank, begin_services
+from dppo.run.solvers import Simulators
 from dppo.rundir.summary import EXIT_CODES, FINISHED, Summary
 from dppo.settings.flags import in_python, parse
 from dppo.training.build import CLOSE_S, LAST_S, Parts

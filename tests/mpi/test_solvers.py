@@ -18,11 +18,11 @@ from tests.launch import PROGRAMS, Launcher
 from tests.run_directory import count_lines, metric_lines, summary
 
 ROOT = Path(__file__).parents[2]
-INCLUDE, HEAT = ROOT / "dppo" / "include", ROOT / "examples" / "heat"
+INCLUDE, HEAT = ROOT / "dppo" / "envs" / "include", ROOT / "examples" / "heat"
 BIN = Path(sys.executable).parent
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 SHORT = (
-    "--env", "dppo.envs:Solver", "--num-envs", 1, "--horizon", 60, "--ppo.minibatches", 1,
+    "--env", "dppo.envs:Solver", "--num-envs", 1, "--horizon", 60, "--ppo.minibatches", 1, "--optim.no-anneal",
     "--log.no-tensorboard",
 )  # fmt: skip
 

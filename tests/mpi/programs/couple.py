@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from dppo import startup
-from dppo.comm import mpi, solvers
+from dppo.comm import mpi
 from dppo.comm.mpi import MPI
 from dppo.config import Config
 from dppo.envs import Solver
+from dppo.run import solvers
 
 HEAT = Path(__file__).parents[3] / "examples" / "heat" / "heat.py"
 SEED, STEPS, SAVED = 7, 60, 25

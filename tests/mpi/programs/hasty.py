@@ -5,7 +5,7 @@ import runpy
 from dppo import startup
 
 startup.prepare()
-from dppo.comm import solvers  # noqa: E402
+from dppo.run import solvers  # noqa: E402
 
 solvers.BEGIN_S = 3.0
 runpy.run_module("dppo.run", run_name="__main__")

@@ -1,4 +1,4 @@
-"""Meets a simulator that is another program of the same mpirun, and speaks with it: dppo/include/dppo.h is its side.
+"""Meets a simulator that is another program of the same mpirun, and speaks with it; envs/include/dppo.h is its side.
 
 Each worker speaks with rank 0 of its group of simulator ranks, over an intercommunicator. All words of the protocol are
 8 bytes long: whole numbers int64, all others float64.

@@ -43,7 +43,7 @@ enum { DPPO_END = 0, DPPO_RESET = 1, DPPO_ACTION = 2, DPPO_SAVE = 3, DPPO_LOAD =
 enum { DPPO_RUNNING = 0, DPPO_TERMINATED = 1, DPPO_TRUNCATED = 2 };
 enum { DPPO_CANNOT_SAVE = 0, DPPO_CAN_SAVE = 1 };
 
-/* --- What the two programs say to each other; comm/solvers.py has the same numbers. --- */
+/* --- What the two programs say to each other; run/solvers.py has the same numbers. --- */
 
 enum { DPPO_PROTOCOL_ = 1, DPPO_TAG_ = 7700, DPPO_TAG_PATH_ = 7701, DPPO_HEAD_ = 2, DPPO_WELCOME_ = 5 };
 enum { DPPO_LONGEST_PATH_ = 4096 };
