@@ -10,19 +10,12 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from dppo.bounds import (
-    LONGEST_S,
-    Range,
-    Section,
-    at_least,
-    not_negative,
-    positive,
-    shown,
-    within,
-)
+from dppo.bounds import LONGEST_S, Range, Section, at_least, not_negative, positive, shown, within
 
 VERSION = "0.1.0"
 """Of this package."""
+SOLVER = "dppo.envs:Solver"
+"""The environment that is another program of the same mpirun."""
 
 C = TypeVar("C")
 
@@ -343,6 +336,11 @@ class Config(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
     log: LogConfig = field(default_factory=LogConfig)
+
+    @property
+    def own_env_ranks(self) -> int:
+        """The ranks of dppo's own program that are one environment; those of SOLVER are another program's."""
+        return 1 if self.env == SOLVER else self.env_ranks
 
     def __post_init__(self) -> None:
         super().__post_init__()

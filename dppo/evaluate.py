@@ -109,9 +109,9 @@ def _given(config: Config, at_end: contextlib.ExitStack, group: HeadLink | None)
     the communicator of this process alone. Starts MPI for a constructor that takes it only.
     """
     comm = None
-    if group is None and config.env_ranks > 1:
+    if group is None and config.own_env_ranks > 1:
         raise ValueError(
-            f"its environments have {config.env_ranks} ranks: mpirun -n {config.env_ranks} python -m dppo.evaluate RUN"
+            f"its environments have {config.own_env_ranks} ranks: mpirun -n {config.own_env_ranks} python -m dppo.evaluate RUN"
         )
     if group is None and "comm" in EnvMaker(config.env, config.env_kwargs, config.wrappers).takes:
         from dppo.run.command import own_comm
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         require("--seed", args.seed, SEED)
         require("--max-steps", args.max_steps, within(1, _MOST_STEPS))
         config = load_config(args.run_dir)
-        if config.env_ranks == 1:
+        if config.own_env_ranks == 1:
             return _evaluate(args, None)
         from dppo.run.command import all_ranks
         from dppo.run.evaluation import evaluate_in_group

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-ENV = "dppo.envs:Solver"
-HOW_TO_START = f"mpirun -n 1+W python -m dppo.run --env {ENV} --env-ranks G --num-envs 1 … : -n W*G ./simulator"
+from dppo.config import SOLVER
+
+HOW_TO_START = f"mpirun -n 1+W python -m dppo.run --env {SOLVER} --env-ranks G --num-envs 1 … : -n W*G ./simulator"
 RUNNING, TERMINATED, TRUNCATED = range(3)
 
 

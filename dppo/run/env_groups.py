@@ -25,16 +25,16 @@ def make_groups(config: Config, comm: Comm) -> tuple[Comm, EnvGroup | None, list
     Raises:
       UsageError: on all ranks: a group would lie on several nodes.
     """
-    if config.env_ranks == 1 or comm.size == 1:  # a dry run of one rank, to look at the environment
+    if config.own_env_ranks == 1 or comm.size == 1:  # a dry run of one rank, to look at the environment
         return comm, None, []
     seats = look_around(comm)
-    groups = [range(first, first + config.env_ranks) for first in range(1, comm.size, config.env_ranks)]
+    groups = [range(first, first + config.own_env_ranks) for first in range(1, comm.size, config.own_env_ranks)]
     if not config.env_ranks_span_nodes:
         refuse_to_span(groups, seats)
     lines = [f"group {number}: {described(ranks, seats)}" for number, ranks in enumerate(groups[:MOST_NAMED])]
     if len(groups) > MOST_NAMED:
         lines.append(f"and {len(groups) - MOST_NAMED} more groups")
-    return *divide(comm, config.env_ranks, seats), lines
+    return *divide(comm, config.own_env_ranks, seats), lines
 
 
 def refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:

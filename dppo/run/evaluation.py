@@ -24,10 +24,10 @@ def evaluate_in_group(config: Config, run_dir: str, comm: Comm, evaluate: Callab
     Raises:
       UsageError: these are not the ranks of one environment.
     """
-    if comm.size != config.env_ranks:
+    if comm.size != config.own_env_ranks:
         raise UsageError(
-            f"each environment of this run has {config.env_ranks} ranks (--env-ranks), and this job {comm.size}:"
-            f" start it by mpirun -n {config.env_ranks} python -m dppo.evaluate {run_dir}"
+            f"each environment of this run has {config.own_env_ranks} ranks (--env-ranks), and this job {comm.size}:"
+            f" start it by mpirun -n {config.own_env_ranks} python -m dppo.evaluate {run_dir}"
         )
     seats = look_around(comm)
     if not config.env_ranks_span_nodes:

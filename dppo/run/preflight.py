@@ -91,7 +91,7 @@ def plan_run(config: Config, world_size: int, console: Console) -> Plan | Summar
     return replace(
         plan, run_dir=plan.run_dir.absolute(),  # an environment may change the working directory
         allocation=allocation, ends_at=None if config.dry_run else ends_at(),
-        num_ranks=1 + (world_size - 1) // config.env_ranks, survives=survives_deaths() and world_size > 1,
+        num_ranks=1 + (world_size - 1) // config.own_env_ranks, survives=survives_deaths() and world_size > 1,
     )  # fmt: skip
 
 

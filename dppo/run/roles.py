@@ -32,7 +32,7 @@ def build_envs_alone(me: Rank) -> None:
     """Makes environments for the only rank that is left: those of a dead worker, where its last report has them."""
     worker = me.group.member.worker
     assert worker is not None
-    if me.plan.config.env_ranks > 1 and me.parts.given.group is None:
+    if me.plan.config.own_env_ranks > 1 and me.parts.given.group is None:
         raise JobFailure(Failure("no group is left: --resume goes on from the last checkpoint", stalled=True))
     build_envs(me.parts, me.plan.config, worker)
     me.worker.start(make_collector(me.plan.config, me.parts, *me.server.tracker.hand_over(worker)))

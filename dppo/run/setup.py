@@ -90,7 +90,7 @@ def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: G
       given: what this rank's environments are given.
     """
     parts, error = None, None
-    needs_spaces = config.env_ranks > 1 and comm.size > 1
+    needs_spaces = config.own_env_ranks > 1 and comm.size > 1
     worker = 0 if comm.size == 1 else comm.rank - 1 if comm.rank else None
     heartbeat("start: making environments")
     try:
@@ -178,8 +178,8 @@ def introduce(planned: Plan, parts: Parts, comm: Comm, console: Console, notes: 
     config, workers = planned.config, max(1, comm.size - 1)
     described = next(d for d in description or [] if d is not None)
     role = "1 rank, server and worker at once" if comm.size == 1 else f"1 server, {workers} workers"
-    if config.env_ranks > 1 and comm.size > 1:
-        role += f", each the head of a group of {config.env_ranks} ranks"
+    if config.own_env_ranks > 1 and comm.size > 1:
+        role += f", each the head of a group of {config.own_env_ranks} ranks"
     cell = f"{config.mode}/{config.exchange}, loss {config.loss}, seed {config.seed}"
     console.line(f"{VERSION}: {planned.environment}, {cell}; {role}")
     for note in notes:

@@ -25,9 +25,9 @@ from dppo.cluster.launcher import survives_deaths
 from dppo.comm import leaving
 from dppo.comm.collectives import gather_all
 from dppo.comm.mpi import MPI
-from dppo.config import Config
+from dppo.config import SOLVER, Config
 from dppo.console import say
-from dppo.envs.solver import ENV, HOW_TO_START, Declaration, SolverLink, connect
+from dppo.envs.solver import HOW_TO_START, Declaration, SolverLink, connect
 from dppo.errors import UsageError
 
 PROTOCOL = 1
@@ -136,11 +136,11 @@ def layout_error(config: Config, num_ranks: int, num_simulators: int) -> str | N
       num_simulators: ranks of the simulator.
     """
     workers, per_env, env = max(1, num_ranks - 1), config.env_ranks, config.env
-    if env != ENV:
+    if env != SOLVER:
         started = f"--env {env} uses no other program, but this mpirun has started one on {num_simulators} rank(s)"
-        return f"{started}: set --env {ENV}, or leave the other program out" if num_simulators else None
+        return f"{started}: set --env {SOLVER}, or leave the other program out" if num_simulators else None
     if not num_simulators:
-        return f"--env {ENV} needs the simulator as the second program: {HOW_TO_START}"
+        return f"--env {SOLVER} needs the simulator as the second program: {HOW_TO_START}"
     if num_simulators != workers * per_env:
         return (
             f"{workers} worker(s) with --env-ranks {per_env} need {workers * per_env} rank(s) of the simulator, and"
@@ -153,7 +153,7 @@ def layout_error(config: Config, num_ranks: int, num_simulators: int) -> str | N
         (config.on_env_error != "abort", f"on_env_error={config.on_env_error}: {once}: leave it out"),
         (config.respawn, f"respawn: {once}: leave it out"),
     )
-    return next((f"--env {ENV} and {text}" for is_wrong, text in wrong if is_wrong), None)
+    return next((f"--env {SOLVER} and {text}" for is_wrong, text in wrong if is_wrong), None)
 
 
 def meet(

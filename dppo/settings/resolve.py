@@ -29,13 +29,13 @@ def check(config: Config) -> None:
         " vectorization=sync, or leave wrappers out",
     )
     _require(
-        not (config.env_ranks > 1 and config.vectorization == "native"),
-        f"env_ranks={config.env_ranks} makes single environments of several ranks, which vectorization=native does not"
+        not (config.own_env_ranks > 1 and config.vectorization == "native"),
+        f"env_ranks={config.own_env_ranks} makes single environments of several ranks, which vectorization=native does not"
         " have: leave vectorization out",
     )
     _require(
-        not (config.env_ranks > 1 and config.respawn),
-        f"respawn starts single ranks anew, and not groups of env_ranks={config.env_ranks}: leave respawn out (the"
+        not (config.own_env_ranks > 1 and config.respawn),
+        f"respawn starts single ranks anew, and not groups of env_ranks={config.own_env_ranks}: leave respawn out (the"
         " other groups go on, and a resume has all again)",
     )
     _require(
@@ -112,7 +112,7 @@ def num_workers(config: Config, world_size: int) -> int:
     Raises:
       ValueError: the ranks make no whole groups of `env_ranks`; the message has the nearest numbers that do.
     """
-    each, (groups, rest) = config.env_ranks, divmod(world_size - 1, config.env_ranks)
+    each, (groups, rest) = config.own_env_ranks, divmod(world_size - 1, config.own_env_ranks)
     if each > 1 and (rest or not groups):
         fit = " or ".join(f"mpirun -n {1 + n * each}" for n in (groups, groups + 1) if n and (n > groups or rest))
         raise ValueError(

@@ -192,7 +192,7 @@ def _require_memory(config: Config, policy: ActorCritic) -> None:
     assert config.horizon is not None, "the configuration is resolved"
     wanted = config.horizon * config.num_envs * policy.blank_rollout(0, 1, 1).num_bytes
     there, ranks = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), local_ranks()
-    if wanted * max(1, (ranks - 1) // config.env_ranks) > there:
+    if wanted * max(1, (ranks - 1) // config.own_env_ranks) > there:
         raise ValueError(
             f"horizon*num_envs={config.horizon}*{config.num_envs} samples take {wanted / 1e9:,.1f} GB on each of this"
             f" node's {ranks} rank(s), and it has {there / 1e9:,.1f} GB: lower one of them"

@@ -9,9 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dppo.config import SOLVER
 from dppo.envs import Solver, solver
 from dppo.envs.maker import EnvMaker
-from dppo.envs.solver import ENV, RUNNING, TERMINATED, TRUNCATED, Declaration, connect
+from dppo.envs.solver import RUNNING, TERMINATED, TRUNCATED, Declaration, connect
 
 DECLARED = Declaration("it", (-np.inf, 0.0), (np.inf, 2.0), (-1.0,), (0.1,), can_save=True)
 
@@ -107,9 +108,9 @@ def test_a_simulator_that_cannot_save_has_no_such_methods(simulator: Simulator) 
 
 
 def test_without_a_simulator_the_message_says_how_to_start_one() -> None:
-    assert ENV == "dppo.envs:Solver" and solver._link is None
+    assert SOLVER == "dppo.envs:Solver" and solver._link is None
     with pytest.raises(ValueError, match=r"start it as the second program, mpirun -n 1\+W python -m dppo.run --env"):
-        EnvMaker(ENV).make()
+        EnvMaker(SOLVER).make()
 
 
 @pytest.mark.parametrize(
