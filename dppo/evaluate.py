@@ -111,7 +111,7 @@ def _given(config: Config, at_end: contextlib.ExitStack, group: HeadLink | None)
     comm = None
     if group is None and config.own_env_ranks > 1:
         raise ValueError(
-            f"its environments have {config.own_env_ranks} ranks: mpirun -n {config.own_env_ranks} python -m dppo.evaluate RUN"
+            f"its environments have {config.env_ranks} ranks: mpirun -n {config.env_ranks} python -m dppo.evaluate RUN"
         )
     if group is None and "comm" in EnvMaker(config.env, config.env_kwargs, config.wrappers).takes:
         from dppo.run.command import own_comm

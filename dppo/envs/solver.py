@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-from dppo.config import SOLVER
 
-HOW_TO_START = f"mpirun -n 1+W python -m dppo.run --env {SOLVER} --env-ranks G --num-envs 1 … : -n W*G ./simulator"
+HOW_TO_START = (
+    "mpirun -n 1+W python -m dppo.run --env dppo.envs:Solver --env-ranks G --num-envs 1 … : -n W*G ./simulator"
+)
 RUNNING, TERMINATED, TRUNCATED = range(3)
 
 

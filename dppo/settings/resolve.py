@@ -30,7 +30,7 @@ def check(config: Config) -> None:
     )
     _require(
         not (config.own_env_ranks > 1 and config.vectorization == "native"),
-        f"env_ranks={config.own_env_ranks} makes single environments of several ranks, which vectorization=native does not"
+        f"env_ranks={config.env_ranks} makes single environments of several ranks, which vectorization=native does not"
         " have: leave vectorization out",
     )
     _require(
