@@ -12,7 +12,6 @@ from typing import Any, Protocol
 import gymnasium
 import numpy as np
 
-
 HOW_TO_START = (
     "mpirun -n 1+W python -m dppo.run --env dppo.envs:Solver --env-ranks G --num-envs 1 … : -n W*G ./simulator"
 )
