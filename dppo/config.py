@@ -269,7 +269,7 @@ class Config(Section):
 
     env: str = "CartPole-v1"
     """Gymnasium id, `module:Id` where importing the module registers the id, or `module:callable`: a class or function
-    that returns a gymnasium.Env."""
+    that returns a gymnasium.Env, or the agents of a simulator as a gymnasium.vector.VectorEnv or a ParallelEnv."""
     env_kwargs: dict[str, Any] = field(default_factory=dict, hash=False)
     """Arguments of the environment's constructor as KEY=VALUE: numbers, true, false, texts, [lists], {a = table}."""
     wrappers: tuple[str, ...] = ()
@@ -285,7 +285,7 @@ class Config(Section):
     total_steps: Annotated[int, at_least(1, MOST_STEPS)] = 10_000_000
     """Environment steps over all ranks; the run ends at the first iteration boundary at or past it."""
     num_envs: Annotated[int, at_least(1, 100_000)] = 8
-    """Environments per worker."""
+    """Environments per worker; where the agents of a simulator share the policy, agents."""
     horizon: Annotated[int | None, at_least(1, 1e7)] = None
     """Rows (steps of every environment) in a rollout; None: 64 for ppo, 8 for a3c."""
     target_return: Annotated[float | None, within(-1e15, 1e15)] = None

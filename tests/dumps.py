@@ -26,15 +26,19 @@ class FakeWorker:
       row: where it begins.
       resets: each end is followed by a row that is no step; nobody numbers these episodes.
       raw: actions are vectors, sent clipped.
+      agents: the environments are agents of a simulator, of these names.
     """
 
     def __init__(
         self, run_dir: Path, lengths: Sequence[int] = (3, 5), *, rank: int = 1, first_env: int = 0, attempt: int = 1,
         row: int = 0, every: int = 1, resets: bool = False, raw: bool = False, run_id: str = "run",
-        compression: str = "gzip",
+        compression: str = "gzip", agents: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.lengths, self.first_env, self.row, self.resets, self.raw = np.array(lengths), first_env, row, resets, raw
-        labels = Labels(run_dir, run_id, attempt, rank, 3, first_env, CONFIG, '{"id": "Fake-v0"}', SPACE, SPACE, "0.1")
+        spaces = SPACE, SPACE
+        labels = Labels(
+            run_dir, run_id, attempt, rank, 3, first_env, CONFIG, '{"id": "Fake-v0"}', *spaces, "0.1", agents
+        )
         self.folder = labels.folder
         seed_of = None if resets else lambda env, episode: 1000 * (first_env + env) + episode
         self.writer = TrajectoryWriter(

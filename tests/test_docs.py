@@ -185,7 +185,7 @@ def test_the_details_are_numbered_without_a_gap() -> None:
 def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> None:
     files = examples()
     networks = {"my_net.py", "my_parts.py", "my_memory.py"}
-    assert set(files) == {"my_sim.py", "pendulum.toml", "train_it.py", "play_it.py", *networks}
+    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", "play_it.py", *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -206,8 +206,10 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     config = launch.start(None, "pendulum.toml", "--dry-run", **ONE_THREAD)
     made = ["--env", "my_sim:Thermostat", "--wrappers", "my_sim:limited", "--env-kwargs", "noise=0.2"]
     unregistered = launch.start(None, *made, "--dry-run", **ONE_THREAD)
+    jets = ("--env", "my_jets:Jets", "--env-kwargs", "jets=12", "--num-envs", 24)
+    agents = launch.start(None, *jets, "--dry-run", **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
-    for job in (own, fused, memory, config, unregistered, train):
+    for job in (own, fused, memory, config, unregistered, agents, train):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     played = launch.start(None, program=str(tmp_path / "play_it.py"), **ONE_THREAD).wait(60)
