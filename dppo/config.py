@@ -230,6 +230,9 @@ class CheckpointConfig(Section):
     """After a signal to save, seconds until the iteration under way is given up and the previous boundary is saved."""
     replay_s: Seconds = 300.0
     """On resume, seconds that replaying a rank's episodes may take; what is not done by then begins a new episode."""
+    states_s: Seconds = 10.0
+    """Environments that can save their own state do so after a rollout, once so many seconds have passed since the last
+    time; a resume loads it and replays the actions since."""
     patience_s: Seconds = 600.0
     """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
     ends.

@@ -7,18 +7,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from dppo.envs.actions import make_splitter
+from dppo.envs.leaves import are_equal
 from dppo.envs.maker import EnvMaker
-from dppo.envs.masks import PROBE_SEED, MaskLayout, Masks, refuse_late
+from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks, refuse_late
 from dppo.envs.observations import require_leaves
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.restarts import Restarts, close_quietly
 from dppo.envs.returned import Returned, copied
+from dppo.envs.states import Start, load, obstacle, owner, save
 from dppo.seams import NO_ENVS, Closable, EpisodeSeed, Step
 
 
@@ -50,7 +53,9 @@ class EnvList:
         self.num_envs = num_envs
         # A nondeterministic environment says itself that a seed does not fix it: its replay would be in vain.
         self.replayable = not maker.spec.nondeterministic
-        self.description = f"{num_envs} x {maker.spec.id}, stepped one after another"
+        self.saves_states = self.replayable and all(owner(env) is not None for env in self._envs)
+        self.description = f"{num_envs} x {maker.spec.id}, stepped one after another{self._about_states()}"
+        self._starts: dict[int, Start] = {}  # from where the next replay goes on
         self._returned = Returned(self.observation_space)
         self._shape, self._dtype = self._returned.shape, self._returned.dtype
         self._split_actions = make_splitter(self.action_space)
@@ -163,6 +168,21 @@ class EnvList:
                 rewards.append(earned)
         return copied(self._rows[0][0]), failed
 
+    def save_state(self, index: int, folder: Path) -> None:
+        """Has an environment save its present state into the empty folder `folder`. Only if `saves_states`."""
+        save(self._envs[index], folder)
+
+    def load_state(self, index: int, start: Start) -> None:
+        """Brings an environment to a saved state. The next `replay` goes on from there, instead of from a reset."""
+        returned = load(self._envs[index], start)
+        if returned is not None:
+            observation = copied(self._returned.observation(returned), self._dtype)
+            if start.observation is not None and not are_equal(observation, start.observation):
+                raise ValueError(
+                    "load_state(path) has returned another observation than the one before save_state(path)"
+                )
+        self._starts[index] = start
+
     def close(self) -> None:
         with contextlib.ExitStack() as each:  # also where one raises
             for env in reversed(self._envs):
@@ -171,7 +191,10 @@ class EnvList:
     def _replay(self, index: int, seed: int, history: np.ndarray, deadline: float, earned: np.ndarray) -> bool:
         """Brings one environment to the end of `history`. Returns whether it is there, its episode under way."""
         observations, env = self._rows[0][0], self._envs[index]
-        observations[index] = self._begin(index, seed)
+        if (start := self._starts.pop(index, None)) is None:
+            observations[index] = self._begin(index, seed)
+        else:
+            self._begin_from(index, start)
         info = None
         # no actions may be of any type: those of an environment that nobody knows have none
         for t, action in enumerate(self._split_actions(history) if len(history) else ()):
@@ -181,6 +204,22 @@ class EnvList:
         if self._masks is not None and info is not None:
             self._masks.read(index, env, observations[index], info, "step")
         return True
+
+    def _begin_from(self, index: int, start: Start) -> None:
+        """Takes in what an environment that has loaded its state observes."""
+        env, info = self._envs[index], {} if start.mask is None else {KEY: start.mask}
+        if self._masks is not None and not self._masks.is_found and not self._masks.find(env, info):
+            self._masks = None
+        if start.observation is not None:
+            self._rows[0][0][index] = start.observation
+            if self._masks is not None:
+                self._masks.read(index, env, start.observation, info, "load_state")
+
+    def _about_states(self) -> str:
+        if self.saves_states:
+            return ", save their own states"
+        wrapper = obstacle(self._envs[0]) if self.replayable else ""
+        return f"; replayed, because the wrapper {wrapper} has no save_state and load_state" if wrapper else ""
 
     def _begin_by(self, index: int, seed: int) -> np.ndarray:
         """Begins an episode. An environment that cannot is made anew, and begins the same episode."""

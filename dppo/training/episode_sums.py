@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from dppo.algo.returns import sums_behind
 from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Rollout
 from dppo.envs.leaves import are_equal
+from dppo.envs.reasons import reason as reason_of
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds
 
@@ -87,16 +90,18 @@ class EpisodeSums:
         row: int,
         first_new_episode: int,
         deadline: float,
+        load: Callable[[EnvState], dict[str, Any]] | None = None,
     ) -> tuple[np.ndarray, list[int], list[str]]:
-        """Brings every environment back to where `states` (by global number) has it: by a reset and a replay of its
-        actions. For an environment between two episodes, the one before is replayed, to see whether the environment
-        remembers anything.
+        """Brings every environment back to where `states` (by global number) has it: by a reset, or the state that it
+        has saved itself, and a replay of its actions since. For an environment between two episodes, the one before is
+        replayed, to see whether the environment remembers anything, except if it saves its states.
 
         Args:
           seeds: seeds of the episodes of `envs`.
           row: number of rows of noise that were drawn so far.
           first_new_episode: episode number for environments that `states` does not know, so that no seed comes twice.
           deadline: time.monotonic() after which environments begin a new episode instead.
+          load: brings an environment to its saved state, and returns what about.json says of that.
 
         Returns:
           Observations [N, *obs]; global numbers of the environments that could not be restored, whose episodes are cut
@@ -121,13 +126,25 @@ class EpisodeSums:
             empty if s is None else s.last_actions if is_between else s.actions
             for s, is_between in zip(known, between, strict=True)
         ]
+        loaded: dict[int, dict[str, Any]] = {}
+        unloaded: dict[int, str] = {}
+        for i, state in enumerate(known):
+            if state is not None and state.saved is not None:
+                try:
+                    if load is None:
+                        raise ValueError("it saves its state no more")
+                    loaded[i] = load(state)
+                except Exception as error:  # of the user's, or a file that is not there any more
+                    unloaded[i], actions[i] = f"its state cannot be loaded: {reason_of(error)}", empty
         observations, failed = envs.replay(seeds.current(), actions, deadline, rewards)
         is_late = time.monotonic() > deadline
         for i, state in enumerate(known):
             if state is None:
                 continue
-            reason = None
-            if between[i]:
+            reason = unloaded.get(i)
+            if reason is not None:
+                pass
+            elif between[i]:
                 observations[i] = envs.begin_episode(i)
                 if i in failed:
                     reason = None if is_late else "its last episode ended early"
@@ -137,25 +154,29 @@ class EpisodeSums:
                 reason = "its episode ended early or time ran out"
             if reason is None and not are_equal(observations[i], state.observation):
                 reason = "another observation came of it"
-            if reason is None and not between[i] and not self._earned(rewards[i], state):
+            if reason is None and not between[i] and not self._earned(rewards[i], state, loaded.get(i)):
                 reason = OTHER_REWARDS
             if reason is not None:
                 problems.append(f"environment {state.env} could not be replayed: {reason}; its episode is cut here")
                 cut.append(state.env)
                 observations[i] = envs.begin_episode(i)
                 continue
-            self.first_rows[i] = row - len(state.actions)
+            self.first_rows[i] = row - (state.episode_length if i in loaded else len(state.actions))
             self.returns[i] = state.episode_return
             self.lengths[i] = state.episode_length
             self.discounted_returns[i] = state.discounted_return
         return observations.copy(), cut, problems
 
-    def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
-        """Returns whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the
-        additions. The discounted sum detects rewards that come in another order.
+    def _earned(self, rewards: np.ndarray, state: EnvState, loaded: dict[str, Any] | None) -> bool:
+        """Returns whether `rewards` [L] float64 of a replay, from the episode's start or from the state that was
+        `loaded`, add up to the saved sums, but for the order of the additions. The discounted sum detects rewards that
+        come in another order.
         """
         steps = len(rewards)
         discounted = rewards.astype(np.float32) * self._gamma ** np.arange(steps - 1.0, -1.0, -1.0)
+        if loaded is not None:
+            rewards = np.append(rewards, loaded["episode_return"])
+            discounted = np.append(discounted, loaded["discounted_return"] * self._gamma**steps)
         return _are_same(rewards, state.episode_return) and _are_same(discounted, state.discounted_return)
 
 

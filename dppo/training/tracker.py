@@ -103,6 +103,7 @@ class Tracker:
         is_new = self.counters.add(report)
         if is_new:
             self._replays.setdefault(report.worker, Replay()).extend(report)
+            self.saver.note_states(report)
         return is_new
 
     def close(self, extra: dict[str, Any]) -> str | None:
@@ -125,6 +126,7 @@ class Tracker:
         if reason is not None:
             self.saver.finish(reason)
             return reason
+        self.saver.remove_old_states()
         self.saver.save_if_due()
         self.files.look()
         return None
