@@ -8,12 +8,14 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from dppo.envs.actions import make_splitter
+from dppo.envs.clock import EnvClock
 from dppo.envs.leaves import are_equal
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks, refuse_late
@@ -41,6 +43,7 @@ class EnvList:
         self._maker, self._episode_seed, self._first_env = maker, episode_seed, first_env
         self._close_broken = close_broken
         self._envs: list[gymnasium.Env[Any, Any]] = []
+        self.clock = EnvClock(first_env, num_envs)
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
@@ -114,6 +117,9 @@ class EnvList:
             masks.turn()
         info: dict[str, Any] = {}
         failure: Exception | None = None
+        clock = self.clock
+        clock.begin_row()
+        times_each = clock.times_each
         for index, (step, action) in enumerate(zip(self._steps, self._split_actions(actions), strict=True)):
             try:
                 observation, rewards[index], terminated, truncated, info = take(step(action))
@@ -126,12 +132,15 @@ class EnvList:
                 failure = None
                 failed.append(index)
                 observation, rewards[index], terminated, truncated = self._rows[1][0][index], 0.0, False, True
+            if times_each:
+                clock.end_step(index)
             if terminated or truncated:
                 terminations[index], truncations[index] = terminated, truncated
                 final_envs.append(index)
                 final_observations.append(copied(observation, self._dtype))
                 observation = self._begin_by(index, self._episode_seed(index))
             observations[index] = observation
+        clock.end_row()
         if self._restarts.total:
             self._restarts.forgive(failed)
         if self._may_come_late:
@@ -232,7 +241,9 @@ class EnvList:
 
     def _begin(self, index: int, seed: int) -> np.ndarray:
         env = self._envs[index]
+        began = perf_counter()
         observation, info = self._returned.by_reset(env.reset(seed=int(seed)))
+        self.clock.end_reset(perf_counter() - began)
         if self._masks is not None:
             if self._masks.is_found or self._masks.find(env, info):
                 self._masks.read(index, env, observation, info, "reset")
