@@ -83,9 +83,9 @@ class EnvClock:
         return taken
 
 
-def seconds_of(workers: Iterable[Seconds]) -> dict[str, Any]:
+def seconds_of(workers: Iterable[object]) -> dict[str, Any]:
     """Returns the metrics of all workers' seconds; None where there are none."""
-    told = list(workers)
+    told = [seconds for seconds in workers if isinstance(seconds, Seconds)]
     steps, resets = sum(s.steps for s in told), sum(s.resets for s in told)
     slowest = max((s for s in told if s.steps), key=lambda s: s.slowest_s, default=None)
     return {
