@@ -20,10 +20,8 @@ SOLVER = "dppo.envs:Solver"
 C = TypeVar("C")
 
 MOST_STEPS = 1e15
-MOST_SAMPLES = 10**8
-"""In a worker's rollout."""
-MOST_WEIGHTS = 10**8
-"""Between the hidden layers of a network."""
+MOST_SAMPLES = MOST_WEIGHTS = 10**8
+"""In a worker's rollout, and between the hidden layers of a network."""
 
 SEED = Range(0, 2**63, "must lie in [0, 2**63)", open_high=True)
 Share = Annotated[float, within(0, 1)]
@@ -223,6 +221,9 @@ class CheckpointConfig(Section):
     """After a signal to save, seconds until the iteration under way is given up and the previous boundary is saved."""
     replay_s: Seconds = 300.0
     """On resume, seconds that replaying a rank's episodes may take; what is not done by then begins a new episode."""
+    states_s: Seconds = 10.0
+    """Environments that can save their own state do so after a rollout, once so many seconds have passed since the last
+    time; a resume loads it and replays the actions since."""
     patience_s: Seconds = 600.0
     """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
     ends.

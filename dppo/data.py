@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, get_origin, get_type_hints
 
 import numpy as np
 
@@ -85,19 +85,15 @@ class Rollout:
     valid: Annotated[np.ndarray, Column("TN", bool, first=True)]
     """[T, N] bool: False for no transition: a native environment was reset, or an agent waited for the others."""
     log_probs: Annotated[np.ndarray, Column("TN", np.float32)]
-    """[T, N] float32: log-probability of the action."""
     values: Annotated[np.ndarray, Column("TN", np.float32)]
-    """[T, N] float32: the critic's value of the observation."""
+    """[T, N] float32: the action's log-probability, and the critic's value of the observation."""
     next_values: Annotated[np.ndarray, Column("TN", np.float32)]
-    """[T, N] float32: the critic's value of what truly came next (also where a time limit cut the episode); 0 after a
-    terminal state.
-    """
+    """[T, N] float32: the critic's value of what truly came next, also after a time limit; 0 after a terminal state."""
     versions: Annotated[np.ndarray, Column("T", np.int64)]
     """[T] int64: version of the parameters that acted in a row. Segments call it policy_version."""
     final_rows: np.ndarray
-    """[F] int: the rows in which episodes ended."""
     final_envs: np.ndarray
-    """[F] int: the environment of each of these episodes, by its index in the rank."""
+    """[F] int: the rows in which episodes ended, and their environments, by the index in the rank."""
     final_observations: np.ndarray
     """[F, *obs]: the true last observation of each of these episodes."""
     progress: EpisodeProgress
@@ -105,9 +101,7 @@ class Rollout:
     episodes: list[Episode]
     """The episodes that ended, in the order of their last rows."""
     episodes_cut: list[int]
-    """Global numbers of environments whose episode could not be restored: the episode is not counted, and another one
-    began in row 0.
-    """
+    """Global numbers of environments whose episode could not be restored, which is not counted: another one began."""
 
     @classmethod
     def blank(
@@ -231,18 +225,23 @@ class Minibatch:
         return [getattr(self, name) for name in self.__slots__]
 
 
+class SavedState(NamedTuple):
+    """A state that an environment has saved itself (rundir/states.py), before `row`, in the episode `episode`."""
+
+    name: str
+    row: int
+    episode: int
+
+
 @dataclass(slots=True)
 class LastEpisodes:
-    """The N episodes before the current ones. A resume compares them if the current ones have no step yet.
-
-    first_rows: [N] int64, row in which each began; -1: there is none, or its row is not known.
-    returns: [N] float64.
-    last_rewards: [N] float64, rewards of the last steps.
-    """
+    """The N episodes before the current ones. A resume compares them if the current ones have no step yet."""
 
     first_rows: np.ndarray
+    """[N] int64, row in which each began; -1: there is none, or its row is not known."""
     returns: np.ndarray
     last_rewards: np.ndarray
+    """[N] float64, returns, and rewards of the last steps."""
 
     @classmethod
     def unknown(cls, num_envs: int) -> LastEpisodes:
@@ -266,17 +265,14 @@ class Report:
     env_actions: np.ndarray
     """[T, N, *act]; T may be 0."""
     episode_numbers: np.ndarray
-    """[N] int64, number of each environment's current episode."""
     episode_first_rows: np.ndarray
-    """[N] int64, row in which each current episode began."""
+    """[N] int64, number of each environment's current episode, and the row in which it began."""
     observations: np.ndarray
     """[N, *obs], the next observations to act on."""
     episode_returns: np.ndarray
-    """[N] float64, returns of the current episodes so far."""
     episode_lengths: np.ndarray
-    """[N] int64, lengths of the current episodes so far."""
     discounted_returns: np.ndarray
-    """[N] float64, running discounted returns."""
+    """[N] float64, int64, float64: returns and lengths of the current episodes so far; running discounted returns."""
     network_states: np.ndarray
     """[N, S] float32, the network's states before the next step."""
     last_episodes: LastEpisodes | None
@@ -288,15 +284,17 @@ class Report:
     moment_sums: np.ndarray | None = None
     """Sums of the rollout about `moment_means`, in async; in sync they travel with the statistics."""
     moment_means: tuple[np.ndarray, np.ndarray] | None = None
-    """The means about which moment sums are taken; in sync given only before the first sums are merged, the same from
-    all workers.
-    """
+    """The means about which moment sums are taken; in sync only before the first sums are merged, the same from all."""
     iteration: int = 0
     """Number of iterations that were finished when the rollout began, in sync."""
     episodes_cut: list[int] = field(default_factory=list)
     """Global numbers of environments whose episode could not be restored, as in `Rollout`."""
+    env_seconds: tuple[float, ...] | None = None
+    """Seconds in step and reset (envs/clock.py); None: not measured."""
     env_restarts: int = 0
     """How often an environment was made anew since the last report."""
+    saved: list[SavedState | None] | None = None
+    """The newest saved state of each current episode; None: the environments save none."""
 
     def __reduce__(self) -> tuple[type[Report], tuple[Any, ...]]:
         """Pickles a report, once in a rollout, in half the time of what a dataclass does by itself."""
@@ -327,6 +325,8 @@ class EnvState:
     last_return: float
     last_reward: float
     """Return and last reward of the episode before; 0 if they are not compared."""
+    saved: SavedState | None = None
+    """A state to begin from, instead of the episode's start; `actions` are those since then."""
 
 
 @dataclass(slots=True)

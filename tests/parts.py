@@ -97,15 +97,23 @@ class OneIteration(Link):
         return False
 
 
-def make_parts(config: Config = SMALL, *, worker: int = 0, envs: VectorEnv | None = None, **changes: Any) -> Parts:
+def make_parts(
+    config: Config = SMALL,
+    *,
+    worker: int = 0,
+    envs: VectorEnv | None = None,
+    run_dir: Path | None = None,
+    **changes: Any,
+) -> Parts:
     """Worker number `worker` of a run of `config` with `changes`.
 
     Args:
       envs: stand in for those of `config.env`.
+      run_dir: where environments save their states, if they do.
     """
     config = resolve(replace(config, **changes))
     with mock.patch("dppo.training.build.make_vector_env", return_value=envs) if envs else nullcontext():
-        built = build_parts(config, worker)
+        built = build_parts(config, worker, run_dir=run_dir)
     learner, collector = built.learner, make_collector(config, built)
     return Parts(config, collector, built.seeds, built.policy, learner, built.state)
 
@@ -184,7 +192,7 @@ class Run:
         self.run_dir = run_dir
         run_dir.mkdir(exist_ok=True)
         changes = {"log": LogConfig(tensorboard=False)} | changes
-        self.places = [make_parts(worker=w, **changes) for w in range(workers)]
+        self.places = [make_parts(worker=w, run_dir=run_dir, **changes) for w in range(workers)]
         self.state, self.config = self.places[0].state, self.places[0].config
         if saved is not None:
             for place in self.places:

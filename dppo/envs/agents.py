@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from time import perf_counter
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from dppo.envs.env_list import EnvList
+from dppo.envs.env_list import EnvList, new_row
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks, refuse_late
 from dppo.envs.restarts import close_quietly
@@ -48,7 +49,7 @@ class AgentList(EnvList):
         super().__init__(maker, num_simulators, episode_seed, first_env, max_restarts, close_broken, made=[first])
         self.num_envs = num_simulators * count
         self.description = f"{num_simulators} x {maker.spec.id} of {count} agents that share the policy"
-        self._rows = [self._new_row(), self._new_row()]
+        self._rows = [new_row(self.num_envs, self._shape, self._dtype) for _ in range(2)]
         layout = MaskLayout(self.action_space)
         self._masks = Masks(layout, self.observation_space, self.num_envs) if layout.size else None
         self._has_ended = np.zeros(self.num_envs, bool)  # agents that wait for the others of their simulator
@@ -78,6 +79,8 @@ class AgentList(EnvList):
         if self._masks is not None:
             self._masks.turn()
         failure: Exception | None = None
+        self.clock.begin_row()
+        times_each = self.clock.times_each
         for simulator in range(len(self._envs)):
             rows = self._rows_of(simulator)
             try:
@@ -90,6 +93,8 @@ class AgentList(EnvList):
                 failed.append(simulator)
                 observations[rows] = self._rows[1][0][rows]
                 rewards[rows], terminations[rows], truncations[rows] = 0.0, False, valid[rows]
+            if times_each:
+                self.clock.end_step(simulator)
             ended = rows.start + (terminations[rows] | truncations[rows]).nonzero()[0]
             if not len(ended):
                 continue
@@ -100,6 +105,7 @@ class AgentList(EnvList):
                 self._next_seeds[simulator] = self._episode_seed(index)
             if self._has_ended[rows].all():
                 observations[rows] = self._begin_by(simulator, self._next_seeds[simulator])
+        self.clock.end_row()
         if self._restarts.total:
             self._restarts.forgive(failed)
         self._may_come_late = False
@@ -191,7 +197,9 @@ class AgentList(EnvList):
                 f"a simulator has the agents {list(agents_of(simulator))}, and another one {list(self.agents)}: the"
                 " agents of all must be the same"
             )
+        began = perf_counter()
         observations, infos = simulator.reset(seed=int(seed))
+        self.clock.end_reset(perf_counter() - began)
         self._has_ended[rows] = False
         masks, info = self._masks, infos.get(self.agents[0], {})
         if masks is not None and not (masks.is_found or masks.find(None, info)):
@@ -202,7 +210,3 @@ class AgentList(EnvList):
     def _rows_of(self, simulator: int) -> slice:
         """Returns the environments that are the agents of a simulator."""
         return slice(simulator * len(self.agents), (simulator + 1) * len(self.agents))
-
-    def _named(self, index: int) -> str:
-        rows = self._rows_of(index)
-        return f"simulator of environments {self._first_env + rows.start}..{self._first_env + rows.stop - 1}"

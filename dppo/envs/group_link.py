@@ -15,6 +15,8 @@ class Call(enum.IntEnum):
     RESET = enum.auto()
     STEP = enum.auto()
     CLOSE = enum.auto()
+    SAVE = enum.auto()
+    LOAD = enum.auto()
     RUN = enum.auto()
     """Call a function of a module, without an answer: (function, its arguments)."""
     LEAVE = enum.auto()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import gymnasium
@@ -18,6 +19,7 @@ from dppo.envs.group_link import Call, Failed, FollowerLink, HeadLink
 from dppo.envs.maker import EnvMaker
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.reasons import reason
+from dppo.envs.states import Start, load, owner, save
 from dppo.seams import Closable
 
 T = TypeVar("T")
@@ -49,7 +51,8 @@ class GroupMaker(EnvMaker):
             env = together(self._link, Call.MAKE, key, (given, further), make_it)
         except MemberError as error:
             raise ValueError(f"env={self.env_id!r} cannot be made on all ranks of its group: {error}") from error
-        return GroupEnv(env, self._link, key)
+        kind = GroupEnv if owner(env) is None else SavingGroupEnv
+        return kind(env, self._link, key)
 
 
 def find_maker(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str], given: Given | None = None) -> EnvMaker:
@@ -75,6 +78,20 @@ class GroupEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     def close(self) -> None:
         if not self._link.is_stuck:  # the others could not take part, and this rank might wait for them
             together(self._link, Call.CLOSE, self._number, None, self.env.close)
+
+
+class SavingGroupEnv(GroupEnv):
+    """The environment of a group whose ranks save and load its state together, in the same folder."""
+
+    def save_state(self, path: Path) -> None:
+        together(self._link, Call.SAVE, self._number, path, lambda: save(self.env, path))
+
+    def load_state(self, path: Path) -> Any:
+        return self.load_start(Start(path, None, None, 0))
+
+    def load_start(self, start: Start) -> Any:
+        """Brings the wrappers that are put around the environment on each rank to `start` as well."""
+        return together(self._link, Call.LOAD, self._number, start, lambda: load(self.env, start))
 
 
 def together(link: HeadLink, call: Call, number: int, arguments: Any, make_it: Callable[[], T]) -> T:
@@ -140,6 +157,10 @@ class Follower:
             self._envs[number].step(arguments)
         elif call is Call.RESET:
             self._envs[number].reset(**arguments)
+        elif call is Call.SAVE:
+            save(self._envs[number], arguments)
+        elif call is Call.LOAD:
+            load(self._envs[number], arguments)
         elif call is Call.MAKE:
             comm = self._link.open(number)  # first of all: the head waits in it
             given, further = arguments

@@ -222,7 +222,7 @@ def _prepare(
         unless_it_trains.callback(watchdog.stop)
         given = given_to_envs(plan, MPI.COMM_SELF, env_group)
         unless_it_trains.callback(leave_no_trace, plan, given)
-        parts = setup.build(plan.config, comm, watchdog.heartbeat, given)
+        parts = setup.build(plan.config, comm, watchdog.heartbeat, given, plan.run_dir)
         unless_it_trains.callback(parts.close)
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:

@@ -92,7 +92,7 @@ def share_spaces(config: Config, comm: Comm, parts: Parts | None, given: Given) 
     seen, error = from_rank(comm, 1, None if parts is None else parts.seen), None
     if parts is None:
         try:
-            parts = build_parts(config, None, given, seen)
+            parts = build_parts(config, None, given, seen=seen)
         except Exception as problem:
             error = str(problem) if isinstance(problem, ValueError) else reason(problem)
     return parts, first_error(comm, error)

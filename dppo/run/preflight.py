@@ -134,7 +134,7 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
         raise ValueError(
             f"job {other} has {run_dir}, and is still in the queue: wait for its end, or scancel {other} first"
         )
-    saved, skipped = newest_valid(run_dir, _check_for_resume)
+    saved, skipped = newest_valid(run_dir, _check_for_resume, with_states=True)
     if saved is None and not skipped and _never_began(run_dir):
         _check_writable(run_dir)
         console.line(f"{run_dir} was stopped before its first checkpoint: it starts at step 0")

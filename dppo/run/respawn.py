@@ -102,7 +102,7 @@ def join(world: MPI.Intracomm, own_comm: Any = None) -> Rank:
         plan, mine = start.plan, replace(start.member, host=socket.gethostname(), pid=os.getpid())
         watchdog = make_watchdog(plan, grown, mine.rank)
         watchdog.write_to(plan.run_dir / paths.STALLS)
-        parts = build_parts(plan.config, mine.worker, given_to_envs(plan, own_comm))
+        parts = build_parts(plan.config, mine.worker, given_to_envs(plan, own_comm), plan.run_dir)
         comm, members = reorder(grown, mine)
         console = Console(plan.config.log.interval_s, enabled=False)
         services = begin_services(plan, console, watchdog, time.monotonic() - start.started_s)

@@ -19,6 +19,7 @@ from dppo.run.placement import place_network
 from dppo.run.rank import Rank
 from dppo.run.roles import begin_dump, begin_tracking, build_envs_alone
 from dppo.rundir import paths
+from dppo.rundir.states import remove_states
 from dppo.rundir.summary import Summary
 from dppo.seams import Exchange
 from dppo.startup import forks_end_here
@@ -170,6 +171,8 @@ def _summary(me: Rank) -> Summary:
             if saver.dumps is not None and saver.dumps.ends_the_run:
                 raise DumpError(saver.dumps.problem)
     summary: Summary = from_rank_zero(comm, server.summary)
+    if server.is_open:  # by now no worker saves further states, and the last checkpoint has its own
+        remove_states(me.plan.run_dir)
     if dump is not None:  # not before: if rank 0 died, the others would continue and need what is not sealed yet
         dump.close()
         me.worker.dump = None

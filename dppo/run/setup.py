@@ -32,6 +32,7 @@ from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
 from dppo.rundir.contents import check_environments
 from dppo.rundir.recorders import read_json, write_json
 from dppo.rundir.runs import SIGNS
+from dppo.rundir.states import remove_states
 from dppo.rundir.summary import (
     EXIT_CODES,
     FAILED,
@@ -82,12 +83,13 @@ def plan(config: Config, comm: Comm, console: Console, *, is_complete: bool) -> 
     return from_rank_zero(comm, planned)
 
 
-def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: Given) -> Parts:
+def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: Given, run_dir: Path) -> Parts:
     """Collective over `comm`. Makes environments and networks. A failure on any rank is shown once and ends all ranks.
 
     Args:
       heartbeat: called with the phase that begins, because an environment may not come back.
       given: what this rank's environments are given.
+      run_dir: the folder where they save their states, if they do.
     """
     parts, error = None, None
     needs_spaces = config.own_env_ranks > 1 and comm.size > 1
@@ -96,7 +98,7 @@ def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: G
     try:
         with forks_end_here():
             if worker is not None or not needs_spaces:
-                parts = build_parts(config, worker, given)
+                parts = build_parts(config, worker, given, run_dir)
     except ValueError as problem:
         error = str(problem)
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
@@ -253,6 +255,7 @@ def _open_tracker(
 ) -> Tracker:
     planned.run_dir.mkdir(parents=True, exist_ok=True)
     remove_leftovers(planned.run_dir)
+    remove_states(planned.run_dir)
     saved = planned.saved
     if saved is not None:
         state.load(saved.state)

@@ -1,6 +1,6 @@
 """Checkpoints: atomic, complete, resumable.
 
-    RUN/checkpoints/step_000050176/{manifest.json, state.safetensors, rank_00001.safetensors, …}
+    RUN/checkpoints/step_000050176/{manifest.json, state.safetensors, rank_00001.safetensors, …, states/}
     RUN/checkpoints/latest
 
 Arrays are in the safetensors files, all else is JSON in the manifest (tensors.py); nothing is a pickle. A folder is
@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from dppo.data import EnvState
+from dppo.data import EnvState, SavedState
 from dppo.errors import OldFormError
 from dppo.files import (
     MB,
@@ -39,12 +39,14 @@ from dppo.files import (
 from dppo.rundir import paths
 from dppo.rundir.contents import check_count, check_values, env_arrays, envs_of
 from dppo.rundir.recorders import read_json
+from dppo.rundir.states import check_state, find_state, link_state
 from dppo.rundir.tensors import check_head, from_bytes, join, split, to_bytes, to_json
 
 FORMAT, OLD_FORMAT = 2, 1
 MANIFEST_BYTES, FILE_BYTES = 16 * MB, 4096 * MB
 """The most bytes of a manifest and of any other file; a run with larger files learns that from its first checkpoint."""
 _NAME = re.compile(r"step_(\d+)(\.old)?")
+_STATE_NAME = re.compile(r"env_\d{5,12}-[0-9a-z-]{1,60}")
 _STATE, _RANK = "state.safetensors", re.compile(r"rank_(\d{5,9})\.safetensors")
 
 
@@ -74,6 +76,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     part = root / (folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
+    ranks, states = _with_states(run_dir, checkpoint.ranks, part)
     arrays: dict[str, np.ndarray] = {}
     manifest: dict[str, Any] = {
         "format": FORMAT,
@@ -81,13 +84,14 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         "iteration": checkpoint.iteration,
         "next_segments": {str(rank): number for rank, number in sorted(checkpoint.next_segments.items())},
         "missing_rows": {str(rank): number for rank, number in sorted(checkpoint.missing_rows.items())},
-        "rows": {str(rank): row for rank, (row, _) in sorted(checkpoint.ranks.items())},
+        "rows": {str(rank): row for rank, (row, _) in sorted(ranks.items())},
         "state": split(checkpoint.state, arrays),
         "counters": split(checkpoint.counters, arrays, "counters"),
+        **({"states": states} if states else {}),
         "files": {},
     }
     files = {_STATE: arrays}
-    files |= {f"{paths.rank_name(rank)}.safetensors": env_arrays(envs) for rank, (_, envs) in checkpoint.ranks.items()}
+    files |= {f"{paths.rank_name(rank)}.safetensors": env_arrays(envs) for rank, (_, envs) in ranks.items()}
     for name, content in files.items():
         data = to_bytes(content)
         if len(data) > FILE_BYTES:
@@ -110,6 +114,30 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :], *root.glob("*.removed")):
         _remove(surplus)
     return folder
+
+
+def _with_states(
+    run_dir: Path, ranks: dict[int, tuple[int, list[EnvState]]], part: Path
+) -> tuple[dict[int, tuple[int, list[EnvState]]], dict[str, list[Any]]]:
+    """Links the states that environments have saved themselves into the checkpoint's folder `part`. Returns the ranks
+    without the environments whose state is lost, which only a death can cause; and the manifest's table of states.
+    """
+    folders, found = checkpoint_folders(run_dir), dict[str, list[Any]]()
+    out: dict[int, tuple[int, list[EnvState]]] = {}
+    for rank, (row, envs) in ranks.items():
+        kept = []
+        for env in envs:
+            if env.saved is not None:
+                try:
+                    source = find_state(run_dir, env.saved.name, folders)
+                except FileNotFoundError:
+                    continue
+                found[str(env.env)] = [*env.saved, link_state(source, part / paths.STATES_IN_CHECKPOINT / source.name)]
+            kept.append(env)
+        out[rank] = row, kept
+    if found:
+        fsync_folder(part / paths.STATES_IN_CHECKPOINT)
+    return out, found
 
 
 def _remove(folder: Path) -> None:
@@ -199,9 +227,32 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
             ranks[int(found[1])] = rows[int(found[1])], envs_of(_arrays(folder, name, entry))
         except ValueError as error:
             raise ValueError(str(error) if name in str(error) else f"{name}: {error}") from error
+    _attach_states(folder, manifest.get("states", {}), ranks)
     if len(ranks) < len(rows):
         raise ValueError(f"manifest.json names no file of rank {min(set(rows) - set(ranks))}")
     return Checkpoint(*numbers, state, counters, ranks, segments, missing)
+
+
+def _attach_states(folder: Path, states: Any, ranks: dict[int, tuple[int, list[EnvState]]]) -> None:
+    """Gives the environments the states that the manifest names."""
+    envs = {str(env.env): env for _, listed in ranks.values() for env in listed}
+    for number, entry in states.items():
+        name, row, episode, _ = entry
+        if number not in envs or not (isinstance(name, str) and _STATE_NAME.fullmatch(name)):
+            raise ValueError(f"manifest.json names a state {name!r:.60} of environment {number:.40}, which is none")
+        check_count("the row of a state", row)
+        env = envs[number]
+        if episode != env.episode or row + len(env.actions) != env.row:
+            raise ValueError(f"manifest.json names a state of environment {number} that does not fit to its actions")
+        env.saved = SavedState(name, row, episode)
+
+
+def check_states(folder: Path) -> None:
+    """Raises ValueError if a state that environments have saved themselves is not what was written into this
+    checkpoint. Reads all their files, however large.
+    """
+    for name, _, _, checksum in read_manifest(folder).get("states", {}).values():
+        check_state(folder / paths.STATES_IN_CHECKPOINT / name, checksum)
 
 
 def numbers_by_rank(manifest: dict[str, Any], key: str) -> dict[int, int]:
@@ -235,10 +286,11 @@ def _arrays(folder: Path, name: str, entry: Any) -> dict[str, np.ndarray]:
 
 
 def newest_valid(
-    run_dir: Path, check: Callable[[Checkpoint], None] | None = None
+    run_dir: Path, check: Callable[[Checkpoint], None] | None = None, *, with_states: bool = False
 ) -> tuple[Checkpoint | None, list[str]]:
     """Returns the newest whole checkpoint, and a line for each newer one that was skipped, with the reason. `check`
-    raises ValueError for a whole checkpoint that the caller cannot use.
+    raises ValueError for a whole checkpoint that the caller cannot use. `with_states` also checks the files of the
+    states that environments have saved themselves.
     """
     skipped: list[str] = []
     old = 0
@@ -247,6 +299,8 @@ def newest_valid(
             checkpoint = read_checkpoint(folder)
             if check is not None:
                 check(checkpoint)
+            if with_states:
+                check_states(folder)
             return checkpoint, skipped
         except OldFormError as error:
             old += 1

@@ -171,7 +171,7 @@ def _check_names(where: str, part: dict[str, Any], names: Iterable[str]) -> None
 _SCALARS = {"int": np.int64, "float": np.float64}
 _COLUMNS = {f.name: _SCALARS[f.type] for f in fields(EnvState) if f.type in _SCALARS}  # type: ignore[index]
 _ARRAYS = [f.name for f in fields(EnvState) if f.type == "np.ndarray"]
-assert {*_COLUMNS, *_ARRAYS} == set(EnvState.__slots__), "a field of a type that checkpoints do not know"
+assert {*_COLUMNS, *_ARRAYS, "saved"} == set(EnvState.__slots__), "a field of a type that checkpoints do not know"
 
 
 def env_arrays(envs: list[EnvState]) -> dict[str, np.ndarray]:

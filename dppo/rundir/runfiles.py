@@ -115,6 +115,10 @@ class RunFiles:
         self._take_result(wait=True)
         self._writing = self._writer.submit(self._save, write)
 
+    def meanwhile(self, work: Callable[[], None]) -> None:
+        """Does something else in the thread that writes checkpoints."""
+        self._writer.submit(work)
+
     @property
     def is_writing(self) -> bool:
         """Whether a checkpoint is being written."""

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from dppo.cluster import guard
 from dppo.cluster.launcher import local_ranks, rank_name
 from dppo.config import Config
 from dppo.data import EnvState
+from dppo.envs.env_list import EnvList
 from dppo.envs.given import Given, Workdirs
 from dppo.envs.group_link import Call, HeadLink
 from dppo.envs.process import kept_as_it_was
@@ -30,6 +32,7 @@ from dppo.seams import Closable, VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds, Purpose, generator, seed_global_generators
 from dppo.settings.resolve import require_sequences
 from dppo.training.collector import Collector
+from dppo.training.env_states import StateSaver
 from dppo.training.learner import Learner
 from dppo.training.moments import RunMoments
 from dppo.training.state import TrainingState
@@ -57,6 +60,8 @@ class Parts:
     """The GPUs that the network may compute on."""
     given: Given = field(default_factory=Given)
     """What the environments of this rank are given."""
+    run_dir: Path | None = None
+    """Where the environments save their states, if they do; None: they save none."""
     seen: Seen | None = None
     """What the network depends on in an environment."""
 
@@ -126,13 +131,20 @@ class Seen(NamedTuple):
     mask_size: int
 
 
-def build_parts(config: Config, worker: int | None, given: Given | None = None, seen: Seen | None = None) -> Parts:
+def build_parts(
+    config: Config,
+    worker: int | None,
+    given: Given | None = None,
+    run_dir: Path | None = None,
+    seen: Seen | None = None,
+) -> Parts:
     """Builds everything that this worker, or a server (None), needs, freshly initialised; the same network on every
     rank.
 
     Args:
       given: what the worker's environments are given. The one of a server, which only shows its spaces, has the number
         of worker 0's first, and a temporary folder.
+      run_dir: where environments save their states, if they do; None: they save none.
       seen: what others have seen of the environment, for a server that makes none.
 
     Raises:
@@ -170,7 +182,7 @@ def build_parts(config: Config, worker: int | None, given: Given | None = None, 
         if worker is not None:
             unless_needed.pop_all()
     steps = None if worker is None else envs
-    return Parts(steps, seeds, policy, learner, state, worker, spaces, own_gpus, given, seen)
+    return Parts(steps, seeds, policy, learner, state, worker, spaces, own_gpus, given, run_dir, seen)
 
 
 def _own_gpus(config: Config, policy: ActorCritic) -> tuple[gpus.GPU, ...]:
@@ -254,7 +266,10 @@ def make_collector(
     )  # again: an environment may have seeded them when it was made
     first_env = worker * config.num_envs
     noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
-    collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma)
+    saver = None
+    if parts.run_dir is not None and isinstance(envs, EnvList) and envs.states.are_saved:
+        saver = StateSaver(envs, parts.run_dir, first_env, config.checkpoint.states_s)
+    collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma, saver)
     if states is not None:
         deadline = time.monotonic() + config.checkpoint.replay_s
         for line in collector.restore(states, row, first_new_episode, deadline):

@@ -11,10 +11,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dppo.data import EnvState, Report, Rollout
+from dppo.envs.env_list import EnvList
 from dppo.envs.leaves import as_leaves
 from dppo.models.policy import ActorCritic
 from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
+from dppo.training.env_states import StateSaver
 from dppo.training.episode_sums import EpisodeSums
 
 _FEW = 8
@@ -29,6 +31,7 @@ class Collector:
       seeds: seeds of the environments' episodes; `envs` was made with `seeds.next`.
       noise: random numbers for action sampling.
       gamma: discount of the running return whose deviation scales rewards.
+      saver: has the environments save their own states; None: they are replayed.
     """
 
     def __init__(
@@ -40,6 +43,7 @@ class Collector:
         worker: int,
         first_env: int,
         gamma: float,
+        saver: StateSaver | None = None,
     ) -> None:
         self.envs, self.policy = envs, policy
         self._seeds, self._noise = seeds, noise
@@ -53,7 +57,7 @@ class Collector:
         self.last_iteration = 0
         self._restarts = envs.restarts
         self._kept: Rollout | None = None
-        self._kept_whole = False
+        self._kept_whole, self._saver = False, saver
 
     def collect(
         self,
@@ -227,26 +231,39 @@ class Collector:
         return self._sums.discount(rollout)
 
     def report(self, rollout: Rollout, collect_s: float, learn_s: float, exchange_s: float) -> Report:
-        """Returns the report of a rollout for rank 0; call it after `discounted_returns`."""
+        """Returns the report of a rollout for rank 0; call it after `discounted_returns`. Environments save their
+        states here, between two steps.
+        """
         assert self._observations is not None
-        sums, before = self._sums, self._restarts
+        sums, before, saver = self._sums, self._restarts, self._saver
         self._restarts = self.envs.restarts
-        is_between = (sums.first_rows == rollout.first_row + rollout.num_rows).any()
+        saved = None if saver is None else saver.after_rollout(self.row, self._seeds.episodes, sums)
+        # a state is loaded without a look at the episode before
+        is_between = saver is None and (sums.first_rows == rollout.first_row + rollout.num_rows).any()
         return Report(
             self.worker, self.first_env, rollout.first_row, rollout.num_steps, rollout.episodes, rollout.env_actions,
             self._seeds.episodes.copy(), sums.first_rows.copy(), self._observations, sums.returns.copy(),
             sums.lengths.copy(), sums.discounted_returns.copy(), self._states.copy(),
             sums.last.copy() if is_between else None, collect_s, learn_s, exchange_s, iteration=self.last_iteration,
-            episodes_cut=rollout.episodes_cut, env_restarts=self._restarts - before,
+            episodes_cut=rollout.episodes_cut, env_restarts=self._restarts - before, saved=saved,
+            env_seconds=self.envs.clock.take() if isinstance(self.envs, EnvList) else None,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
         """Brings environments back as `EpisodeSums.restore` does. Returns a line on each that could not be restored."""
         self.row = row
         self._observations, cut, problems = self._sums.restore(
-            self.envs, self._seeds, states, row, first_new_episode, deadline
+            self.envs,
+            self._seeds,
+            states,
+            row,
+            first_new_episode,
+            deadline,
+            None if self._saver is None else self._saver.load,
         )
         self._cut += cut
+        if self._saver is not None:
+            self._saver.restored(states, row, cut)
         for i, network_state in enumerate(self._states):
             env = self.first_env + i
             network_state[...] = states[env].network_state if env in states and env not in cut else 0.0

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from dppo.algo.returns import sums_behind
 from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Rollout
 from dppo.envs.leaves import are_equal
+from dppo.envs.reasons import reason as reason_of
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds
 
@@ -93,16 +96,19 @@ class EpisodeSums:
         row: int,
         first_new_episode: int,
         deadline: float,
+        load: Callable[[EnvState], dict[str, Any]] | None = None,
     ) -> tuple[np.ndarray, list[int], list[str]]:
-        """Brings every environment back to where `states` (by global number) has it: by a reset and a replay of its
-        actions. For an environment between two episodes, the one before is replayed, to see whether the environment
-        remembers anything. The agents of a simulator are restored, or not, together.
+        """Brings every environment back to where `states` (by global number) has it: by a reset, or the state that it
+        has saved itself, and a replay of its actions since. For an environment between two episodes, the one before is
+        replayed, to see whether the environment remembers anything, except if it saves its states. The agents of a
+        simulator are restored, or not, together.
 
         Args:
           seeds: seeds of the episodes of `envs`.
           row: number of rows of noise that were drawn so far.
           first_new_episode: episode number for environments that `states` does not know, so that no seed comes twice.
           deadline: time.monotonic() after which environments begin a new episode instead.
+          load: brings an environment to its saved state, and returns what about.json says of that.
 
         Returns:
           Observations [N, *obs]; global numbers of the environments that could not be restored, whose episodes are cut
@@ -130,6 +136,16 @@ class EpisodeSums:
             empty if s is None else s.last_actions if is_between else s.actions
             for s, is_between in zip(known, between, strict=True)
         ]
+        loaded: dict[int, dict[str, Any]] = {}
+        unloaded: dict[int, str] = {}
+        for i, state in enumerate(known):
+            if state is not None and state.saved is not None:
+                try:
+                    if load is None:
+                        raise ValueError("it saves its state no more")
+                    loaded[i] = load(state)
+                except Exception as error:  # of the user's, or a file that is not there any more
+                    unloaded[i], actions[i] = f"its state cannot be loaded: {reason_of(error)}", empty
         # an agent that waits has the number of its next episode already
         playing = seeds.episodes.reshape(-1, self._agents).min(axis=1).repeat(self._agents)
         self._has_ended[:] = seeds.episodes > playing
@@ -143,9 +159,9 @@ class EpisodeSums:
                 continue
             if between[first]:
                 observations[together] = envs.begin_episode(first)
-            reasons = [
+            reasons = [unloaded.get(first)] + [
                 self._why_not(observations[i], s, rewards[i], is_between=between[i], has_failed=i in failed,
-                is_late=is_late, waits=bool(self._has_ended[i])) for i, s in here
+                is_late=is_late, waits=bool(self._has_ended[i]), loaded=loaded.get(i)) for i, s in here
             ]  # fmt: skip
             if (reason := next((r for r in reasons if r is not None), None)) is not None:
                 mine = [s.env for _, s in here]
@@ -156,7 +172,7 @@ class EpisodeSums:
                 observations[together] = envs.begin_episode(first)
                 continue
             for i, state in here:
-                self.first_rows[i] = row - len(state.actions)
+                self.first_rows[i] = row - (state.episode_length if i in loaded else len(state.actions))
                 self.returns[i] = state.episode_return
                 self.lengths[i] = state.episode_length
                 self.discounted_returns[i] = state.discounted_return
@@ -177,6 +193,7 @@ class EpisodeSums:
         has_failed: bool,
         is_late: bool,
         waits: bool,
+        loaded: dict[str, Any] | None,
     ) -> str | None:
         """Returns why a replay has not led to `state`; None if it has.
 
@@ -185,6 +202,7 @@ class EpisodeSums:
           is_between: whether the episode before was replayed, and a new one has begun.
           has_failed: whether the episode ended on the way, or time ran out.
           waits: whether this is an agent whose episode has ended before those of others.
+          loaded: as for `_earned`.
         """
         if has_failed and not is_between:
             return "its episode ended early or time ran out"
@@ -194,14 +212,18 @@ class EpisodeSums:
             return OTHER_REWARDS
         if not are_equal(observation, state.observation):
             return "another observation came of it"
-        return OTHER_REWARDS if not (is_between or waits or self._earned(rewards, state)) else None
+        return OTHER_REWARDS if not (is_between or waits or self._earned(rewards, state, loaded)) else None
 
-    def _earned(self, rewards: np.ndarray, state: EnvState) -> bool:
-        """Returns whether `rewards` [L] float64 of a replay add up to the saved sums, but for the order of the
-        additions. The discounted sum detects rewards that come in another order.
+    def _earned(self, rewards: np.ndarray, state: EnvState, loaded: dict[str, Any] | None) -> bool:
+        """Returns whether `rewards` [L] float64 of a replay, from the episode's start or from the state that was
+        `loaded`, add up to the saved sums, but for the order of the additions. The discounted sum detects rewards that
+        come in another order.
         """
         steps = len(rewards)
         discounted = rewards.astype(np.float32) * self._gamma ** np.arange(steps - 1.0, -1.0, -1.0)
+        if loaded is not None:
+            rewards = np.append(rewards, loaded["episode_return"])
+            discounted = np.append(discounted, loaded["discounted_return"] * self._gamma**steps)
         return _are_same(rewards, state.episode_return) and _are_same(discounted, state.discounted_return)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dppo.data import EnvState, LastEpisodes, Report
+from dppo.data import EnvState, LastEpisodes, Report, SavedState
 
 
 class Replay:
@@ -31,6 +31,13 @@ class Replay:
         """The first row that the replay does not hold yet."""
         return self._saved[0] if self.last is None else self.last.first_row + len(self.last.env_actions)
 
+    @property
+    def saved_names(self) -> list[str]:
+        """The names of the saved states that environments begin from."""
+        if self.last is not None:
+            return [state.name for state in self.last.saved or () if state is not None]
+        return [env.saved.name for env in self._saved[1] if env.saved is not None]
+
     def extend(self, report: Report) -> None:
         """Adds a rollout. A rollout that was added before, because it was reported twice, changes nothing."""
         if self.last is not None and report.first_row < self.next_row:
@@ -39,10 +46,15 @@ class Replay:
         if report.last_episodes is not None:
             last = self._last_first_rows(report)
             firsts = np.where(last >= 0, last, firsts)
-        oldest = int(firsts.min())
+        starts = [first if s is None else s.row for first, s in zip(firsts, self._saved_states(report), strict=True)]
+        oldest = int(min(starts))
         chunks = (*self.chunks, (report.first_row, report.env_actions))
         self.chunks = tuple((row, a) for row, a in chunks if len(a) and row + len(a) > oldest)
         self.last = report
+
+    @staticmethod
+    def _saved_states(report: Report) -> list[SavedState | None]:
+        return [None] * len(report.episode_numbers) if report.saved is None else report.saved
 
     @staticmethod
     def _last_first_rows(report: Report) -> np.ndarray:
@@ -74,13 +86,14 @@ class Replay:
         row = report.first_row + len(report.env_actions)
         n, last_first_rows = len(report.episode_numbers), self._last_first_rows(report)
         last = report.last_episodes or LastEpisodes.unknown(n)
-        is_between = last_first_rows >= 0
+        is_between, saved = last_first_rows >= 0, self._saved_states(report)
+        starts = [int(f) if s is None else s.row for f, s in zip(report.episode_first_rows, saved, strict=True)]
         return row, [
             EnvState(
                 report.first_env + i,
                 row,
                 int(report.episode_numbers[i]),
-                self._actions(i, int(report.episode_first_rows[i]), row),
+                self._actions(i, starts[i], row),
                 np.asarray(report.observations[i]),
                 report.network_states[i],
                 float(report.episode_returns[i]),
@@ -89,6 +102,7 @@ class Replay:
                 self._actions(i, int(last_first_rows[i]) if is_between[i] else row, row - 1),
                 float(last.returns[i] * is_between[i]),
                 float(last.last_rewards[i] * is_between[i]),
+                saved[i],
             )
             for i in range(n)
         ]

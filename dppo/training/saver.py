@@ -13,9 +13,11 @@ from typing import Any
 
 from dppo.cluster.signals import Preemption
 from dppo.config import Config
+from dppo.data import Report
 from dppo.errors import Failure
 from dppo.rundir.checkpoint import Checkpoint, write_checkpoint
 from dppo.rundir.runfiles import TRAJECTORIES, RunFiles
+from dppo.rundir.states import remove_states
 from dppo.rundir.summary import FAILED, PREEMPTED, RUNNING, Summary, read_summary
 from dppo.seams import Sealed
 from dppo.training.replay import Replay
@@ -74,6 +76,7 @@ class CheckpointSaver:
         self._exit, self._is_concluded = RUNNING, False
         self._next_checkpoint = boundary.state["numbers"]["env_steps"] + self._config.every
         self.summary = boundary.summary
+        self._states = set[str]()  # names of the states that environments have saved, and that may still be there
 
     # -- checkpoints --------------------
 
@@ -128,6 +131,23 @@ class CheckpointSaver:
         assert self.dumps is not None
         self.dumps.give_up()
         self._next_checkpoint = 0
+
+    # -- states that environments save themselves --------------------
+
+    def note_states(self, report: Report) -> None:
+        """Notes the states that a worker's environments have saved."""
+        self._states.update(state.name for state in report.saved or () if state is not None)
+
+    def remove_old_states(self) -> None:
+        """Removes the noted states that the last boundary does not need, unless an older boundary is about to be saved.
+        Checkpoints have their own.
+        """
+        if not self._states or self._files.is_writing or (self.dumps is not None and self.dumps.is_waiting):
+            return
+        needed = {name for replay in self.boundary.replays.values() for name in replay.saved_names}
+        old, self._states = self._states - needed, self._states & needed
+        if old:
+            self._files.meanwhile(lambda: remove_states(self._run_dir, old))
 
     # -- trajectories --------------------
 
