@@ -36,34 +36,31 @@ class EnvClock:
         self._first_env, self._num_envs, self._agents = first_env, num_envs, agents
         self.times_each = False
         """Whether `end_step` is to be called for each environment of the row."""
-        self._began = self._mark = 0.0
+        self.mark = 0.0
+        """The time at which the present step began, where each environment is timed."""
         self._clear()
 
     def _clear(self) -> None:
         self._rows = self._rows_of_each = self._resets = 0
-        self._step_s = self._reset_s = self._longest_reset_s = self._resets_of_row_s = 0.0
+        self._step_s = self.reset_s = self._longest_reset_s = 0.0
         self._of_each = [0.0] * self._num_envs
-
-    def begin_row(self) -> None:
-        self._began = self._mark = perf_counter()
-        self._resets_of_row_s = 0.0
 
     def end_step(self, index: int) -> None:
         """Notes that an environment has been stepped, before a reset of it."""
         now = perf_counter()
-        self._of_each[index] += now - self._mark
-        self._mark = now
+        self._of_each[index] += now - self.mark
+        self.mark = now
 
     def end_reset(self, seconds: float) -> None:
         """Notes that an environment was reset."""
-        self._mark = perf_counter()
+        self.mark = perf_counter()
         self._resets += 1
-        self._reset_s += seconds
-        self._resets_of_row_s += seconds
+        self.reset_s += seconds
         self._longest_reset_s = max(self._longest_reset_s, seconds)
 
-    def end_row(self) -> None:
-        seconds = perf_counter() - self._began - self._resets_of_row_s
+    def end_row(self, began: float, reset_s: float) -> None:
+        """Notes that a row is over. `began` and `reset_s` are the time and `self.reset_s` at its begin."""
+        seconds = perf_counter() - began - (self.reset_s - reset_s)
         self._step_s += seconds
         self._rows += 1
         self._rows_of_each += self.times_each
@@ -80,7 +77,7 @@ class EnvClock:
                 self._first_env + self._of_each.index(longest) * self._agents,
             )
         taken = Seconds(
-            self._rows * self._num_envs, self._step_s, slowest_s, slowest, self._resets, self._reset_s,
+            self._rows * self._num_envs, self._step_s, slowest_s, slowest, self._resets, self.reset_s,
             self._longest_reset_s,
         )  # fmt: skip
         self._clear()

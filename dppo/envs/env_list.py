@@ -116,8 +116,8 @@ class EnvList:
         info: dict[str, Any] = {}
         failure: Exception | None = None
         clock = self.clock
-        clock.begin_row()
-        times_each = clock.times_each
+        times_each, reset_s = clock.times_each, clock.reset_s
+        clock.mark = began = perf_counter()
         for index, (step, action) in enumerate(zip(self._steps, self._split_actions(actions), strict=True)):
             try:
                 observation, rewards[index], terminated, truncated, info = take(step(action))
@@ -138,7 +138,7 @@ class EnvList:
                 final_observations.append(copied(observation, self._dtype))
                 observation = self._begin_by(index, self._episode_seed(index))
             observations[index] = observation
-        clock.end_row()
+        clock.end_row(began, reset_s)
         if self._restarts.total:
             self._restarts.forgive(failed)
         if self._may_come_late:

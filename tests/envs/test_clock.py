@@ -20,7 +20,7 @@ def now(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def row(clock: EnvClock, now: list[float], *steps: float, reset: tuple[int, float] | None = None) -> None:
     """A row whose environments take these seconds; `reset`: one of them is then reset, for so long."""
-    clock.begin_row()
+    clock.mark, began, reset_s = now[0], now[0], clock.reset_s
     for index, seconds in enumerate(steps):
         now[0] += seconds
         if clock.times_each:
@@ -28,7 +28,7 @@ def row(clock: EnvClock, now: list[float], *steps: float, reset: tuple[int, floa
         if reset is not None and reset[0] == index:
             now[0] += reset[1]
             clock.end_reset(reset[1])
-    clock.end_row()
+    clock.end_row(began, reset_s)
 
 
 def test_slow_environments_are_timed_one_by_one(now: list[float]) -> None:
