@@ -10,16 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from dppo.bounds import (
-    LONGEST_S,
-    Range,
-    Section,
-    at_least,
-    not_negative,
-    positive,
-    shown,
-    within,
-)
+from dppo.bounds import LONGEST_S, Range, Section, at_least, not_negative, positive, shown, within
 
 VERSION = "0.1.0"
 """Of this package."""
