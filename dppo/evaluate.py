@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dppo.cluster.launcher import is_first
 from dppo.config import SEED, Config
 from dppo.console import Console, plain
 from dppo.envs.given import Given
@@ -267,8 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return evaluate_in_group(config, args.run_dir, all_ranks(), lambda group: _evaluate(args, group))
     except UsageError as error:
-        if is_first():
-            print(f"dppo: {plain(error)}", file=sys.stderr)
+        print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
 
 

@@ -13,7 +13,7 @@ from dppo.console import say
 from dppo.envs.group_link import HeadLink
 from dppo.envs.groups import Follower
 from dppo.envs.maker import EnvMaker
-from dppo.errors import EXIT_FAILED, UsageError, WorkerError
+from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError, WorkerError
 from dppo.run.env_groups import refuse_to_span
 from dppo.training.build import CLOSE_S, close_environments
 
@@ -25,6 +25,8 @@ def evaluate_in_group(config: Config, run_dir: str, comm: Comm, evaluate: Callab
       UsageError: these are not the ranks of one environment.
     """
     if comm.size != config.own_env_ranks:
+        if comm.rank > 0:  # rank 0 says it for all
+            return EXIT_USAGE
         raise UsageError(
             f"each environment of this run has {config.own_env_ranks} ranks (--env-ranks), and this job {comm.size}:"
             f" start it by mpirun -n {config.own_env_ranks} python -m dppo.evaluate {run_dir}"
