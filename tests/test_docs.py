@@ -27,7 +27,17 @@ README_LINES = 200
 SHORT = ("--num-envs", 2, "--horizon", 16, "--total-steps", 64)
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 FLAGS_OF_OTHERS = {
-    "mpirun": {"bind-to", "host", "hostfile", "map-by", "mca", "oversubscribe", "report-bindings", "version", "with-ft"},
+    "mpirun": {
+        "bind-to",
+        "host",
+        "hostfile",
+        "map-by",
+        "mca",
+        "oversubscribe",
+        "report-bindings",
+        "version",
+        "with-ft",
+    },
     "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
     | {"ntasks-per-node", "requeue", "signal", "time"},
     "srun": {"cpu-bind", "list", "mpi"},
