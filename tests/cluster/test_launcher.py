@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from dppo.cluster import launcher
+from dppo.cluster import launcher, processes
 from dppo.cluster.launcher import check_launcher
 
 
@@ -118,3 +118,14 @@ def test_many_processes_that_are_each_alone(
 def test_one_process_that_is_meant_to_be_alone(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", variables)
     check_launcher(1)
+
+
+def test_programs_and_local_ranks_are_read(environ: dict[str, str]) -> None:
+    assert launcher.num_programs() is None and launcher.local_rank() == 0
+    environ |= {"OMPI_NUM_APP_CTX": "2", "MPI_LOCALRANKID": "3"}
+    assert launcher.num_programs() == 2 and launcher.local_rank() == 3
+
+
+def test_a_process_is_below_those_that_have_started_it() -> None:
+    assert processes.is_below(os.getpid(), os.getppid())
+    assert not processes.is_below(os.getppid(), os.getpid())
