@@ -289,6 +289,8 @@ class Report:
     """Number of iterations that were finished when the rollout began, in sync."""
     episodes_cut: list[int] = field(default_factory=list)
     """Global numbers of environments whose episode could not be restored, as in `Rollout`."""
+    env_seconds: tuple[float, ...] | None = None
+    """Seconds in step and reset (envs/clock.py); None: not measured."""
     env_restarts: int = 0
     """How often an environment was made anew since the last report."""
     saved: list[SavedState | None] | None = None

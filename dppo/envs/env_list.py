@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import gymnasium
 import numpy as np
 
 from dppo.envs.actions import make_splitter
-from dppo.envs.leaves import are_equal
+from dppo.envs.clock import EnvClock
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks, refuse_late
 from dppo.envs.observations import require_leaves
-from dppo.envs.process import kept_as_it_was
-from dppo.envs.restarts import Restarts, close_quietly
+from dppo.envs.restarts import Remaker, Restarts, close_quietly
 from dppo.envs.returned import Returned, copied
-from dppo.envs.states import Start, load, obstacle, owner, save
+from dppo.envs.states import Start, States
 from dppo.seams import NO_ENVS, Closable, EpisodeSeed, Step
 
 
@@ -38,9 +36,9 @@ class EnvList:
         self, maker: EnvMaker, num_envs: int, episode_seed: EpisodeSeed, first_env: int = 0, max_restarts: int = 0,
         close_broken: Callable[[Closable], None] = close_quietly,
     ) -> None:  # fmt: skip
-        self._maker, self._episode_seed, self._first_env = maker, episode_seed, first_env
-        self._close_broken = close_broken
+        self._episode_seed = episode_seed
         self._envs: list[gymnasium.Env[Any, Any]] = []
+        self.clock = EnvClock(first_env, num_envs)
         with contextlib.ExitStack() as if_one_fails:
             if_one_fails.callback(self.close)
             while len(self._envs) < num_envs:
@@ -53,21 +51,21 @@ class EnvList:
         self.num_envs = num_envs
         # A nondeterministic environment says itself that a seed does not fix it: its replay would be in vain.
         self.replayable = not maker.spec.nondeterministic
-        self.saves_states = self.replayable and all(owner(env) is not None for env in self._envs)
-        self.description = f"{num_envs} x {maker.spec.id}, stepped one after another{self._about_states()}"
-        self._starts: dict[int, Start] = {}  # from where the next replay goes on
         self._returned = Returned(self.observation_space)
+        self.states = States(self._envs, self._returned.observation, are_repeatable=self.replayable)
+        self.description = f"{num_envs} x {maker.spec.id}, stepped one after another{self.states.description}"
         self._shape, self._dtype = self._returned.shape, self._returned.dtype
         self._split_actions = make_splitter(self.action_space)
         # The first row of the two has what was returned last.
-        self._rows = [self._new_row(), self._new_row()]
+        self._rows = [_new_row(num_envs, self._shape, self._dtype) for _ in range(2)]
         self._no_observations = np.empty((0, *self._shape), self._dtype)
         layout = MaskLayout(self.action_space)
         # None: there are none, or the actions have no part that could be masked.
         self._masks = Masks(layout, self.observation_space, num_envs) if layout.size else None
         self._failed_probe: Exception | None = None
         self._may_come_late = False  # whether a step's info may have the masks that reset did not give
-        self._restarts, self._process = Restarts(max_restarts), os.getpid()
+        self._restarts = Restarts(max_restarts)
+        self._remaker = Remaker(maker, first_env, self._restarts, close_broken, self.description)
 
     @property
     def mask_size(self) -> int:
@@ -76,7 +74,7 @@ class EnvList:
             try:
                 self._begin_by(0, PROBE_SEED)
             except Exception as error:
-                if self._is_fork():
+                if self._remaker.is_fork():
                     raise
                 self._failed_probe = error  # for the first reset, which ends a run as it would have without the probe
                 return 0
@@ -114,6 +112,9 @@ class EnvList:
             masks.turn()
         info: dict[str, Any] = {}
         failure: Exception | None = None
+        clock = self.clock
+        times_each, reset_s = clock.times_each, clock.reset_s
+        clock.mark = began = perf_counter()
         for index, (step, action) in enumerate(zip(self._steps, self._split_actions(actions), strict=True)):
             try:
                 observation, rewards[index], terminated, truncated, info = take(step(action))
@@ -126,12 +127,15 @@ class EnvList:
                 failure = None
                 failed.append(index)
                 observation, rewards[index], terminated, truncated = self._rows[1][0][index], 0.0, False, True
+            if times_each:
+                clock.end_step(index)
             if terminated or truncated:
                 terminations[index], truncations[index] = terminated, truncated
                 final_envs.append(index)
                 final_observations.append(copied(observation, self._dtype))
                 observation = self._begin_by(index, self._episode_seed(index))
             observations[index] = observation
+        clock.end_row(began, reset_s)
         if self._restarts.total:
             self._restarts.forgive(failed)
         if self._may_come_late:
@@ -168,21 +172,6 @@ class EnvList:
                 rewards.append(earned)
         return copied(self._rows[0][0]), failed
 
-    def save_state(self, index: int, folder: Path) -> None:
-        """Has an environment save its present state into the empty folder `folder`. Only if `saves_states`."""
-        save(self._envs[index], folder)
-
-    def load_state(self, index: int, start: Start) -> None:
-        """Brings an environment to a saved state. The next `replay` goes on from there, instead of from a reset."""
-        returned = load(self._envs[index], start)
-        if returned is not None:
-            observation = copied(self._returned.observation(returned), self._dtype)
-            if start.observation is not None and not are_equal(observation, start.observation):
-                raise ValueError(
-                    "load_state(path) has returned another observation than the one before save_state(path)"
-                )
-        self._starts[index] = start
-
     def close(self) -> None:
         with contextlib.ExitStack() as each:  # also where one raises
             for env in reversed(self._envs):
@@ -191,7 +180,7 @@ class EnvList:
     def _replay(self, index: int, seed: int, history: np.ndarray, deadline: float, earned: np.ndarray) -> bool:
         """Brings one environment to the end of `history`. Returns whether it is there, its episode under way."""
         observations, env = self._rows[0][0], self._envs[index]
-        if (start := self._starts.pop(index, None)) is None:
+        if (start := self.states.take_start(index)) is None:
             observations[index] = self._begin(index, seed)
         else:
             self._begin_from(index, start)
@@ -215,12 +204,6 @@ class EnvList:
             if self._masks is not None:
                 self._masks.read(index, env, start.observation, info, "load_state")
 
-    def _about_states(self) -> str:
-        if self.saves_states:
-            return ", save their own states"
-        wrapper = obstacle(self._envs[0]) if self.replayable else ""
-        return f"; replayed, because the wrapper {wrapper} has no save_state and load_state" if wrapper else ""
-
     def _begin_by(self, index: int, seed: int) -> np.ndarray:
         """Begins an episode. An environment that cannot is made anew, and begins the same episode."""
         while True:
@@ -232,7 +215,9 @@ class EnvList:
 
     def _begin(self, index: int, seed: int) -> np.ndarray:
         env = self._envs[index]
+        began = perf_counter()
         observation, info = self._returned.by_reset(env.reset(seed=int(seed)))
+        self.clock.end_reset(perf_counter() - began)
         if self._masks is not None:
             if self._masks.is_found or self._masks.find(env, info):
                 self._masks.read(index, env, observation, info, "reset")
@@ -244,28 +229,8 @@ class EnvList:
         """Makes an environment anew that has raised `error`. Raises what ends the run. To be called outside of the
         handling of `error`, which else would seem to be the cause of what the constructor raises.
         """
-        number = self._first_env + index
-        while True:
-            error.add_note(f"raised by environment {number} of {self.description}")
-            if self._is_fork() or not self._restarts.allow(
-                index, error, f"environment {number} ({self._maker.spec.id})"
-            ):
-                raise error
-            self._close_broken(self._envs[index])
-            if self._is_fork():
-                raise error
-            try:
-                with kept_as_it_was():
-                    env = self._maker.make(number)
-            except Exception as another:
-                error = another
-                continue
-            self._envs[index], self._steps[index] = env, env.step
-            return
-
-    def _is_fork(self) -> bool:
-        """Returns whether this is a process that an environment has forked: its errors must not make it a rank."""
-        return os.getpid() != self._process
+        env = self._remaker.remake(index, self._envs[index], error)
+        self._envs[index], self._steps[index] = env, env.step
 
     def _start(self) -> None:
         """Makes room for observations and masks that no step has returned."""
@@ -275,8 +240,11 @@ class EnvList:
         if self._masks is not None:
             self._masks.turn()
 
-    def _new_row(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Makes room for the observations, rewards, terminations and truncations of one row."""
-        observations = np.zeros((self.num_envs, *self._shape), self._dtype)
-        ends = np.zeros((2, self.num_envs), bool)
-        return observations, np.empty(self.num_envs), ends[0], ends[1]
+
+def _new_row(
+    num_envs: int, shape: tuple[int, ...], dtype: np.dtype[Any]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Makes room for the observations, rewards, terminations and truncations of one row."""
+    observations = np.zeros((num_envs, *shape), dtype)
+    ends = np.zeros((2, num_envs), bool)
+    return observations, np.empty(num_envs), ends[0], ends[1]

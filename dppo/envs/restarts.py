@@ -1,11 +1,17 @@
-"""Counts the environments that are made anew after an error, and decides when that is enough."""
+"""Makes environments anew after an error, counts them, and decides when that is enough."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import Any
 
+import gymnasium
+
+from dppo.envs.maker import EnvMaker
+from dppo.envs.process import kept_as_it_was
 from dppo.envs.reasons import reason
 from dppo.seams import Closable
 
@@ -56,3 +62,47 @@ class Restarts:
         """Ends the rows of failures of all environments but those that have `failed` in this step."""
         if self._in_a_row:
             self._in_a_row = {index: count for index, count in self._in_a_row.items() if index in failed}
+
+
+class Remaker:
+    """Makes environments anew that have raised an error.
+
+    Args:
+      first_env: global number of the first environment.
+      restarts: counts and allows.
+      close_broken: closes an environment before it is made anew.
+      description: the environments in words.
+    """
+
+    def __init__(
+        self,
+        maker: EnvMaker,
+        first_env: int,
+        restarts: Restarts,
+        close_broken: Callable[[Closable], None],
+        description: str,
+    ) -> None:
+        self._maker, self._first_env, self._restarts = maker, first_env, restarts
+        self._close_broken, self._description, self._process = close_broken, description, os.getpid()
+
+    def is_fork(self) -> bool:
+        """Returns whether this is a process that an environment has forked: its errors must not make it a rank."""
+        return os.getpid() != self._process
+
+    def remake(self, index: int, env: gymnasium.Env[Any, Any], error: Exception) -> gymnasium.Env[Any, Any]:
+        """Returns a new environment in place of `env`, which has raised `error`. Raises what ends the run."""
+        number = self._first_env + index
+        while True:
+            error.add_note(f"raised by environment {number} of {self._description}")
+            if self.is_fork() or not self._restarts.allow(
+                index, error, f"environment {number} ({self._maker.spec.id})"
+            ):
+                raise error
+            self._close_broken(env)
+            if self.is_fork():
+                raise error
+            try:
+                with kept_as_it_was():
+                    return self._maker.make(number)
+            except Exception as another:
+                error = another

@@ -7,12 +7,15 @@ one that follows from the length of the episode; all others may remember anythin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
+
+from dppo.envs.leaves import are_equal
 
 _STATELESS = frozenset({
     "PassiveEnvChecker", "OrderEnforcing", "TimeLimit",
@@ -39,6 +42,50 @@ class Start:
     length: int
 
 
+class States:
+    """The states of N environments in one process.
+
+    Args:
+      envs: the environments; one that is made anew takes the place of the one before.
+      read: checks an observation, and returns it as an array.
+      are_repeatable: whether a seed and actions restore an episode.
+    """
+
+    def __init__(
+        self, envs: list[gymnasium.Env[Any, Any]], read: Callable[[Any], np.ndarray], *, are_repeatable: bool
+    ) -> None:
+        self._envs, self._read = envs, read
+        self._starts: dict[int, Start] = {}
+        self.are_saved = are_repeatable and all(owner(env) is not None for env in envs)
+        """Whether the environments save and load their states."""
+        wrapper = obstacle(envs[0]) if are_repeatable else ""
+        self.description = ", save their own states" if self.are_saved else ""
+        """What is to be said of it in the log."""
+        if wrapper:
+            self.description = f"; replayed, because the wrapper {wrapper} has no save_state and load_state"
+
+    def save(self, index: int, folder: Path) -> None:
+        """Has an environment write its present state into the empty folder `folder`. Only if `are_saved`."""
+        saver: Any = owner(self._envs[index])
+        saver.save_state(folder)
+
+    def load(self, index: int, start: Start) -> None:
+        """Brings an environment to a saved state. The next replay goes on from there, instead of from a reset."""
+        returned = load(self._envs[index], start)
+        expected = start.observation
+        if (
+            returned is not None
+            and expected is not None
+            and not are_equal(np.array(self._read(returned), expected.dtype), expected)
+        ):
+            raise ValueError("load_state(path) has returned another observation than there was at save_state(path)")
+        self._starts[index] = start
+
+    def take_start(self, index: int) -> Start | None:
+        """Returns the state that an environment has loaded since the last replay, if it has; once."""
+        return self._starts.pop(index, None)
+
+
 def owner(env: gymnasium.Env[Any, Any]) -> gymnasium.Env[Any, Any] | None:
     """Returns the part of a wrapped environment that saves and loads its state for the whole; None: there is none."""
     while not _has_methods(env):
@@ -61,12 +108,6 @@ def obstacle_of(wrapper: gymnasium.Wrapper[Any, Any, Any, Any]) -> str:
     kind = type(wrapper)
     is_known = kind.__module__.startswith("gymnasium.wrappers.") and kind.__name__ in _STATELESS
     return "" if is_known else kind.__name__
-
-
-def save(env: gymnasium.Env[Any, Any], folder: Path) -> None:
-    """Has an environment write its state into the empty folder `folder`."""
-    saver: Any = owner(env)
-    saver.save_state(folder)
 
 
 def load(env: gymnasium.Env[Any, Any], start: Start) -> Any:

@@ -232,7 +232,7 @@ def make_collector(
     first_env = worker * config.num_envs
     noise = ActionNoise(config.seed, first_env, config.num_envs, parts.policy.distribution.noise_kinds)
     saver = None
-    if parts.run_dir is not None and isinstance(envs, EnvList) and envs.saves_states:
+    if parts.run_dir is not None and isinstance(envs, EnvList) and envs.states.are_saved:
         saver = StateSaver(envs, parts.run_dir, first_env, config.checkpoint.states_s)
     collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma, saver)
     if states is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from dppo.data import EnvState, Report, Rollout
+from dppo.envs.env_list import EnvList
 from dppo.envs.leaves import as_leaves
 from dppo.models.policy import ActorCritic
 from dppo.seams import VectorEnv
@@ -245,6 +246,7 @@ class Collector:
             sums.lengths.copy(), sums.discounted_returns.copy(), self._states.copy(),
             sums.last.copy() if is_between else None, collect_s, learn_s, exchange_s, iteration=self.last_iteration,
             episodes_cut=rollout.episodes_cut, env_restarts=self._restarts - before, saved=saved,
+            env_seconds=self.envs.clock.take() if isinstance(self.envs, EnvList) else None,
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:

@@ -61,7 +61,7 @@ class StateSaver:
             "mask": None if masks is None else masks[index].astype(int).tolist(),
         }
         try:
-            write_state(self._run_dir, state.name, lambda folder: self._envs.save_state(index, folder), about)
+            write_state(self._run_dir, state.name, lambda folder: self._envs.states.save(index, folder), about)
         except Exception as error:  # of the user's, or of a full disk
             if index not in self._failing:
                 _say(
@@ -84,7 +84,7 @@ class StateSaver:
         about, _ = read_about(folder)
         mask = None if about["mask"] is None else np.array(about["mask"], bool)
         observation = None if len(state.actions) else state.observation
-        self._envs.load_state(
+        self._envs.states.load(
             state.env - self._first_env, Start(folder / FILES, observation, mask, int(about["length"]))
         )
         return about

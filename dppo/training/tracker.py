@@ -14,6 +14,7 @@ from dppo.cluster.signals import Preemption
 from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState, Report
+from dppo.envs.clock import seconds_of
 from dppo.rundir.runfiles import RunFiles
 from dppo.rundir.summary import PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
@@ -211,6 +212,7 @@ class Tracker:
             "train_s": self._train_s(),
             "iteration_s": now - since,
             "steps_per_s": (state.env_steps - steps_then) / max(now - since, 1e-9),
+            **seconds_of(r.env_seconds for r in reports),
         }
         for name in ("collect", "learn", "exchange"):
             spent = [getattr(r, f"{name}_s") for r in reports]

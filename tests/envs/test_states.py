@@ -10,7 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from dppo.envs.states import Start, load, obstacle, owner, save
+from dppo.envs.states import Start, load, obstacle, owner
 from dppo.envs.vector import EnvList, make_vector_env
 from tests.envs import saving_sims
 from tests.envs.saving_sims import Plate, Resumable, remembers
@@ -49,7 +49,7 @@ def test_a_loaded_environment_needs_no_reset_and_keeps_its_limit_of_steps(tmp_pa
     for _ in range(2):
         one.step(np.zeros(1))
     (tmp_path / "files").mkdir()
-    save(one, tmp_path / "files")
+    one.unwrapped.save_state(tmp_path / "files")
     load(other, Start(tmp_path / "files", None, None, 2))
     for t in range(3, 6):
         (expected, *_), (observation, _, _, truncated, _) = one.step(np.ones(1)), other.step(np.ones(1))
@@ -63,9 +63,9 @@ def test_environments_that_say_they_are_not_repeatable_are_not_saved() -> None:
         assert isinstance(envs, EnvList)
         return envs
 
-    assert made("Plate").saves_states and made("Plate").description.endswith(", save their own states")
+    assert made("Plate").states.are_saved and made("Plate").description.endswith(", save their own states")
     gymnasium.register("DicePlate-v0", Plate, nondeterministic=True)
-    assert not made("DicePlate-v0").saves_states
+    assert not made("DicePlate-v0").states.are_saved
     del gymnasium.registry["DicePlate-v0"]
 
 
