@@ -79,8 +79,9 @@ class AgentList(EnvList):
         if self._masks is not None:
             self._masks.turn()
         failure: Exception | None = None
-        self.clock.begin_row()
-        times_each = self.clock.times_each
+        clock = self.clock
+        began, reset_s, times_each = perf_counter(), clock.reset_s, clock.times_each
+        clock.mark = began
         for simulator in range(len(self._envs)):
             rows = self._rows_of(simulator)
             try:
@@ -94,7 +95,7 @@ class AgentList(EnvList):
                 observations[rows] = self._rows[1][0][rows]
                 rewards[rows], terminations[rows], truncations[rows] = 0.0, False, valid[rows]
             if times_each:
-                self.clock.end_step(simulator)
+                clock.end_step(simulator)
             ended = rows.start + (terminations[rows] | truncations[rows]).nonzero()[0]
             if not len(ended):
                 continue
@@ -105,7 +106,7 @@ class AgentList(EnvList):
                 self._next_seeds[simulator] = self._episode_seed(index)
             if self._has_ended[rows].all():
                 observations[rows] = self._begin_by(simulator, self._next_seeds[simulator])
-        self.clock.end_row()
+        clock.end_row(began, reset_s)
         if self._restarts.total:
             self._restarts.forgive(failed)
         self._may_come_late = False

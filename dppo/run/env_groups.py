@@ -6,12 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from dppo.comm.collectives import UNREADABLE, first_error, from_rank
-from dppo.comm.env_group import EnvGroup, Seat, divide, look_around
 from dppo.comm.mpi import MPI, Comm
 from dppo.config import Config
 from dppo.envs.given import Given
 from dppo.envs.reasons import reason
 from dppo.errors import RankFailure, UsageError
+from dppo.run.env_group import EnvGroup, Seat, divide, look_around
 from dppo.training.build import Parts, build_parts
 
 MOST_NAMED = 16

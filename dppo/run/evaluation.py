@@ -5,7 +5,6 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable
 
-from dppo.comm.env_group import EnvGroup, is_crowded, look_around
 from dppo.comm.leaving import end_job
 from dppo.comm.mpi import Comm
 from dppo.config import Config
@@ -14,6 +13,7 @@ from dppo.envs.group_link import HeadLink
 from dppo.envs.groups import Follower
 from dppo.envs.maker import EnvMaker
 from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError, WorkerError
+from dppo.run.env_group import EnvGroup, is_crowded, look_around
 from dppo.run.env_groups import refuse_to_span
 from dppo.training.build import CLOSE_S, close_environments
 

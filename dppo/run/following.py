@@ -11,13 +11,13 @@ from typing import Any
 from dppo.cluster import guard
 from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.watchdog import Watchdog
-from dppo.comm.env_group import EnvGroup
 from dppo.comm.leaving import end_job
 from dppo.comm.mpi import MPI
 from dppo.console import say
 from dppo.envs.groups import Follower
 from dppo.envs.maker import EnvMaker
 from dppo.errors import EXIT_FAILED, Failure, JobFailure, UsageError, WorkerError
+from dppo.run.env_group import EnvGroup
 from dppo.run.leave import make_watchdog
 from dppo.run.loop import LEAVE_TOGETHER_S, SAID
 from dppo.run.preflight import Plan

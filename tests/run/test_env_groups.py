@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from mpi4py import MPI
 
-from dppo.comm.env_group import Seat
 from dppo.config import Config
 from dppo.errors import RankFailure, UsageError
+from dppo.run.env_group import Seat
 from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of
 
 SEATS = [Seat("node1", frozenset({core})) for core in range(4)] + [Seat("node2", frozenset({0, 1, 2, 8}))] * 3

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from dppo.comm import env_group
-from dppo.comm.env_group import EnvGroup, Seat, is_crowded
 from dppo.envs.group_link import Call, Failed
 from dppo.errors import WorkerError
+from dppo.run import env_group
+from dppo.run.env_group import EnvGroup, Seat, is_crowded
 
 HERE = Seat("node1", frozenset({0, 1}))
 
