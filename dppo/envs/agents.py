@@ -48,7 +48,9 @@ class AgentList(EnvList):
             )
         super().__init__(maker, num_simulators, episode_seed, first_env, max_restarts, close_broken, made=[first])
         self.num_envs = num_simulators * count
-        self.description = f"{num_simulators} x {maker.spec.id} of {count} agents that share the policy"
+        self.description = self._remaker.description = (
+            f"{num_simulators} x {maker.spec.id} of {count} agents that share the policy"
+        )
         self._rows = [new_row(self.num_envs, self._shape, self._dtype) for _ in range(2)]
         layout = MaskLayout(self.action_space)
         self._masks = Masks(layout, self.observation_space, self.num_envs) if layout.size else None

@@ -85,7 +85,7 @@ class Remaker:
         agents: int = 1,
     ) -> None:
         self._maker, self._first_env, self._restarts = maker, first_env, restarts
-        self._close_broken, self._description, self._process = close_broken, description, os.getpid()
+        self._close_broken, self.description, self._process = close_broken, description, os.getpid()
         self._agents = agents
 
     def is_fork(self) -> bool:
@@ -97,7 +97,7 @@ class Remaker:
         number, last = (self._first_env + place * self._agents for place in (index, index + 1))
         name = f"environment {number}" if self._agents == 1 else f"simulator of environments {number}..{last - 1}"
         while True:
-            error.add_note(f"raised by {name} of {self._description}")
+            error.add_note(f"raised by {name} of {self.description}")
             if self.is_fork() or not self._restarts.allow(index, error, f"{name} ({self._maker.spec.id})"):
                 raise error
             self._close_broken(env)
