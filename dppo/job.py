@@ -27,7 +27,7 @@ from dppo.settings.flags import file_at, flag_value
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """The batch scripts: in a checkout a link to its `jobs/`, in an installed package a folder."""
-INCLUDE = Path(__file__).parent / "envs" / "include"
+INCLUDE = Path(__file__).parent / "envs/include"
 """The folder of dppo.h and of what Fortran needs."""
 EXIT_CANCELLED = 128 + signal.SIGTERM
 DRY_RUN_S = 300.0

@@ -11,6 +11,7 @@ import pytest
 
 from dppo.envs import child_environment
 from dppo.startup import share_of
+from tests.launch import OF_DPPO
 
 OF_THE_JOB = {
     "OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "8", "OMPI_MCA_num_procs": "8", "OMPI_MCA_btl": "self,sm",
@@ -69,7 +70,7 @@ def test_a_rank_starts_an_mpirun_of_its_own(tmp_path: Path) -> None:
         "print(MPI.COMM_WORLD.rank, done.returncode, done.stdout.split(), flush=True)\n"
     )
     environ = {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in OF_DPPO},
         "PYTHONPATH": str(Path(__file__).parents[1]),
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

@@ -23,7 +23,7 @@ from dppo.settings.toml import to_toml
 from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.test_docs import DOCUMENTS, ROOT, each_document, examples
 
-LANGUAGES = ("", "python", "sh", "toml")
+LANGUAGES = ("", "c", "python", "sh", "toml")
 BY_HAND = "MPICC=", "module load", "apptainer", "source", "python3 -m venv"
 """Beginnings of commands that need a cluster, a network or a shell of one's own."""
 LAUNCHERS = re.compile(r"^(mpirun|srun)( --with-ft ulfm)?( -n \d+)? (?=python )")
