@@ -45,8 +45,7 @@ class Played(NamedTuple):
     episode_return: float
     length: int
     ended: bool
-    """False where the episode was cut, at the limit of steps or because its environment failed; the return is then the
-    return until there."""
+    """False where it was cut, at the limit of steps or by a failure; the return is then that until there."""
 
 
 class Progress(NamedTuple):
@@ -55,9 +54,8 @@ class Progress(NamedTuple):
     played: int
     """Episodes that were played."""
     steps: int
-    """Steps in all environments."""
     longest: int
-    """Steps of the longest episode under way."""
+    """Steps in all environments, and of the longest episode under way."""
 
 
 def play_episodes(
@@ -122,15 +120,9 @@ def _given(config: Config, at_end: contextlib.ExitStack, group: HeadLink | None)
 
 
 def _play(
-    policy: Policy,
-    envs: VectorEnv,
-    episodes: int,
-    seed: int,
-    *,
-    stochastic: bool,
-    max_steps: int,
-    progress: Callable[[Progress], None],
-) -> list[Played]:
+    policy: Policy, envs: VectorEnv, episodes: int, seed: int, *,
+    stochastic: bool, max_steps: int, progress: Callable[[Progress], None],
+) -> list[Played]:  # fmt: skip
     num_envs, together = envs.num_envs, max(1, len(envs.agents))
     seed_global_generators(seed)
     quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)

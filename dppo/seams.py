@@ -61,9 +61,7 @@ class Step:
     final_observations: np.ndarray
     """[F, *obs]: the true last observations of these episodes."""
     valid: np.ndarray | None = None
-    """[N] bool, or None if all are true: false where there was no transition, because a NEXT_STEP environment was
-    reset, or an agent waits for the others of its simulator.
-    """
+    """[N] bool: false where there was no transition (a NEXT_STEP reset, an agent that waits); None: all are true."""
 
 
 class Closable(Protocol):
@@ -81,18 +79,15 @@ class VectorEnv(Protocol):
 
     num_envs: int
     observation_space: gymnasium.Space[Any]
-    """The observation space of one environment."""
     action_space: gymnasium.Space[Any]
-    """The action space of one environment."""
+    """The spaces of one environment."""
     replayable: bool
     """Whether every episode begins with a seed of its own, so that seed and actions restore it."""
     description: str
     """A short phrase for the log."""
     agents: tuple[str, ...]
-    """The names of the A agents of a simulator. Each A environments side by side are the agents of one simulator: they
-    begin together, by the seed of the first of them, and one that has ended waits for the others. () where each
-    environment is a simulator of its own.
-    """
+    """The names of the agents of a simulator, which are environments side by side: they begin together, by the seed of
+    the first, and one that has ended waits for the others. (): each environment is a simulator of its own."""
 
     @property
     def mask_size(self) -> int:
@@ -111,10 +106,8 @@ class VectorEnv(Protocol):
 
     @property
     def restarts(self) -> int:
-        """How often an environment was made anew, because it had raised an error or had returned what is not right.
-        The row of such a step is a truncation, its reward 0, its last observation the one before the step.
-        """
-        ...
+        """How often an environment was made anew, because it had raised an error or had returned what is not right. The
+        row of such a step is a truncation, its reward 0, its last observation the one before the step."""
 
     def reset(self) -> np.ndarray:
         """Begins an episode in every environment, seeded by `episode_seed`. Returns [N, *obs]."""
@@ -135,16 +128,15 @@ class VectorEnv(Protocol):
 
         Returns the observations [N, *obs], and the environments whose episode ended on the way, that had to be made
         anew, or whose replay was not done by time.monotonic() `deadline`. The observations of these environments are
-        not valid, and each of them needs `begin_episode` before the next step. Agents of one simulator have the same
-        seed, and actions of the same length; they are returned if all have ended. If `rewards` is given, the rewards of
-        each environment, [L_i] float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
+        not valid, and each of them needs `begin_episode` before the next step. Agents of one simulator have one seed
+        and as many actions; they count as ended together. If `rewards` is given, the rewards of each environment, [L_i]
+        float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
         """
         ...
 
     def begin_episode(self, index: int) -> np.ndarray:
         """Gives up an environment's episode and begins its next one. Returns [*obs], and may overwrite this row of the
-        observations that `step` returned last. Only if `replayable`. Of an agent: begins the next episode of its
-        simulator, and returns the observations [A, *obs] of all its agents.
+        observations that `step` returned last. Only if `replayable`. Of an agent: of its whole simulator, [A, *obs].
         """
         ...
 

@@ -88,8 +88,7 @@ def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: G
 
     Args:
       heartbeat: called with the phase that begins, because an environment may not come back.
-      given: what this rank's environments are given.
-      run_dir: the folder where they save their states, if they do.
+      given, run_dir: what this rank's environments are given, and where they save their states, if they do.
     """
     parts, error = None, None
     needs_spaces = config.own_env_ranks > 1 and comm.size > 1
