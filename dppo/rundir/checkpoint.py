@@ -236,8 +236,9 @@ def _checkpoint_of(folder: Path, manifest: dict[str, Any]) -> Checkpoint:
 def _attach_states(folder: Path, states: Any, ranks: dict[int, tuple[int, list[EnvState]]]) -> None:
     """Gives the environments the states that the manifest names."""
     envs = {str(env.env): env for _, listed in ranks.values() for env in listed}
-    for number, entry in states.items():
-        name, row, episode, _ = entry
+    if not isinstance(states, dict) or not all(isinstance(e, list) and len(e) == 4 for e in states.values()):
+        raise ValueError("manifest.json does not name the states of environments as it should")
+    for number, (name, row, episode, _) in states.items():
         if number not in envs or not (isinstance(name, str) and _STATE_NAME.fullmatch(name)):
             raise ValueError(f"manifest.json names a state {name!r:.60} of environment {number:.40}, which is none")
         check_count("the row of a state", row)

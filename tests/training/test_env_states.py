@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import time
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from dppo.config import CheckpointConfig
-from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid
+from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid, read_checkpoint
 from tests.envs import saving_sims
 from tests.envs.saving_sims import Plate
 from tests.parts import Run, wait_for_checkpoints
@@ -176,6 +177,19 @@ def test_damaged_files_make_a_checkpoint_damaged(tmp_path: Path) -> None:
 
 
 # -- files --------------------
+
+
+@pytest.mark.parametrize("entry", [7, [], ["env_00000-000000016-x"], None, {"a": 1}, ["..", 16, 0, "x"]])
+def test_a_manifest_that_names_states_wrongly_is_damaged(entry: object, tmp_path: Path) -> None:
+    run = run_of(tmp_path)
+    run.iterate()
+    run.tracker.saver.finish("preempted")
+    folder = checkpoint_folders(tmp_path)[0]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["states"]["0"] = entry
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"manifest\.json"):
+        read_checkpoint(folder)
 
 
 def names(folder: Path) -> list[str]:
