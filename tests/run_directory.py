@@ -22,6 +22,14 @@ def metric_lines(run_dir: Path) -> list[dict[str, str]]:
     return lines
 
 
+def first_difference(lines: list[dict[str, str]], others: list[dict[str, str]]) -> str:
+    """Where the lines of two runs differ first, in a line; "" if they are equal."""
+    for number, (a, b) in enumerate(zip(lines, others, strict=False)):
+        if a != b:
+            return f"line {number}: {({k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)})}"
+    return "" if len(lines) == len(others) else f"{len(lines)} lines and {len(others)}"
+
+
 def count_lines(run_dir: Path) -> int:
     """Iterations in metrics.jsonl so far; 0 where there is none yet."""
     path = run_dir / "metrics.jsonl"
