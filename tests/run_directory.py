@@ -26,7 +26,7 @@ def first_difference(lines: list[dict[str, str]], others: list[dict[str, str]]) 
     """Where the lines of two runs differ first, in a line; "" if they are equal."""
     for number, (a, b) in enumerate(zip(lines, others, strict=False)):
         if a != b:
-            return f"line {number}: {({k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)})}"
+            return f"line {number}: { ({k: (a.get(k), b.get(k)) for k in a | b if a.get(k) != b.get(k)}) }"
     return "" if len(lines) == len(others) else f"{len(lines)} lines and {len(others)}"
 
 
