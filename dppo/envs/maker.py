@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
 from dppo.envs.arguments import named_parameters, require_seed, why_no_env, why_not_made, why_not_wrapped
+from dppo.envs.cases import Case, Seen, case_of, errors_of
 from dppo.envs.checks import show
 from dppo.envs.given import NAMES, Given
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
@@ -33,9 +34,10 @@ class EnvMaker:
       kwargs: arguments of the constructor. Each environment gets a copy of its own.
       wrappers: `module:callable` of each wrapper, innermost first.
       given: what a constructor is given that takes it; None: no communicator, and temporary folders.
+      cases: further arguments, over `kwargs`, dealt to the environments in turn.
 
     Attributes:
-      spec: the whole in Gymnasium's form, arguments and wrappers included.
+      spec: the whole in Gymnasium's form, arguments and wrappers included, without those of cases.
 
     Raises:
       ValueError: the id, its module or a wrapper is missing.
@@ -47,12 +49,18 @@ class EnvMaker:
         kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[str] = (),
         given: Given | None = None,
+        cases: Sequence[Case] = (),
     ) -> None:
         self.env_id, self._kwargs = env_id, dict(kwargs or {})
+        self.cases, self._agents = tuple(cases), 1
+        self._seen: Seen | None = None
         self._given = given or Given()
         self._takes: frozenset[str] | None = None
         registered, self._creator = find_spec(env_id)
         self._unwrapped = _with_arguments(registered, self._kwargs, is_registered=self._creator is None)
+        for case in self.cases:
+            with errors_of(case):
+                _with_arguments(registered, case["env_kwargs"], is_registered=self._creator is None)
         self._wrappers = {name: find_wrapper(name) for name in wrappers}
         self._order = tuple(wrappers)
         self.spec = copy.copy(self._unwrapped)
@@ -67,7 +75,8 @@ class EnvMaker:
         if self._takes is None:
             creator = self._creator or _loaded(self._unwrapped.entry_point)
             takes = frozenset(NAMES).intersection(named_parameters(creator))
-            if both := sorted(takes & self._kwargs.keys()):
+            set_here = set(self._kwargs).union(*(case["env_kwargs"] for case in self.cases))
+            if both := sorted(takes & set_here):
                 raise ValueError(
                     f"env-kwargs.{both[0]}: dppo gives {both[0]} to each environment itself (docs/simulators.md): leave"
                     " it out"
@@ -80,9 +89,34 @@ class EnvMaker:
         of agents come as a `Simulator`.
 
         Raises:
-          ValueError: it cannot be made. The text has the repair.
+          ValueError: it cannot be made, or its spaces are not those of another case. The text has the repair.
         """
+        if not self.cases:
+            return self._make(number, further)
+        case = case_of(self.cases, number, self._agents)
+        with errors_of(case):
+            env = self._make(number, {**copy.deepcopy(case["env_kwargs"]), **further})
+        seen = Seen.of(case["name"], env)
+        self._seen = self._seen or seen
+        try:
+            self._seen.require_same(seen)
+        except ValueError:
+            env.close()
+            raise
+        return env
+
+    def _make(self, number: int, further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         return self.make_with(self._given.arguments(self.takes, number), further)
+
+    def deal_to_simulators(self, made: gymnasium.Env[Any, Any], number: int, agents: int) -> gymnasium.Env[Any, Any]:
+        """Deals cases to simulators of so many agents from now on. Returns the simulator whose first agent has the
+        global number `number`: the one `made`, or another one if it should have another case.
+        """
+        before, self._agents = self._agents, agents
+        if not self.cases or case_of(self.cases, number, before) is case_of(self.cases, number, agents):
+            return made
+        made.close()
+        return self.make(number)
 
     def make_with(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         """Makes an environment with what it is given, and further arguments of its constructor. Raises as `make`."""
