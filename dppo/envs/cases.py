@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium
 
 from dppo.envs.simulators import agents_of
 
-Case = Mapping[str, Any]
+Case = dict[str, Any]
 """A `name`, and `env_kwargs`, which are merged over those of all environments."""
 
 
@@ -23,15 +23,6 @@ def names_of(cases: Sequence[Case], first_env: int, num_envs: int, agents: int =
     """Returns the names of the cases of N environments; () where there are no cases."""
     envs = range(first_env, first_env + num_envs) if cases else ()
     return tuple(case_of(cases, env, agents)["name"] for env in envs)
-
-
-def chosen(cases: Sequence[Case], name: str | None) -> tuple[Case, ...]:
-    """Returns the case of a name, or all for None. Raises ValueError, with the names, where there is no such case."""
-    found = tuple(case for case in cases if name in (None, case["name"]))
-    if name is not None and not found:
-        known = ", ".join(case["name"] for case in cases)
-        raise ValueError(f"there is no case {name!r}: " + (f"the run has {known}" if known else "the run has no cases"))
-    return found
 
 
 @contextlib.contextmanager
