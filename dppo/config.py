@@ -163,7 +163,8 @@ class ModelConfig(Section):
         )
         _require(
             not (self.core and self.backend == "numpy"),
-            f"model.backend=numpy has no memory, and model.core={self.core} is of torch: leave model.backend at auto",
+            f"model.backend=numpy has no memory, and model.core={self.core} is a torch network: leave model.backend at"
+            " auto",
         )
         for name in ("sequence", "core_size"):
             value = getattr(self, name)
@@ -174,8 +175,7 @@ class ModelConfig(Section):
             )
         _require(
             not (self.core and self.factory),
-            f"model.core={self.core} is a part of dppo's own network, and model.factory replaces that: leave one of"
-            " them out",
+            f"model.core={self.core} is of dppo's own network, which model.factory replaces: leave one of them out",
         )
 
 

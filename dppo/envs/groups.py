@@ -41,8 +41,8 @@ class GroupMaker(EnvMaker):
         super().__init__(env_id, kwargs, wrappers, given, cases)
         self._link, self._made = given.group, 0
 
-    def _make(self, number: int, further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
-        given, key = self._given.arguments(self.takes, number), self._made
+    def _make(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        key = self._made
         self._made += 1
 
         def make_it() -> gymnasium.Env[Any, Any]:

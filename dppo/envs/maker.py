@@ -75,12 +75,10 @@ class EnvMaker:
         if self._takes is None:
             creator = self._creator or _loaded(self._unwrapped.entry_point)
             takes = frozenset(NAMES).intersection(named_parameters(creator))
-            set_here = set(self._kwargs).union(*(case["env_kwargs"] for case in self.cases))
-            if both := sorted(takes & set_here):
-                raise ValueError(
-                    f"env-kwargs.{both[0]}: dppo gives {both[0]} to each environment itself (docs/simulators.md): leave"
-                    " it out"
-                )
+            _refuse_given(takes, self._kwargs)
+            for case in self.cases:
+                with errors_of(case):
+                    _refuse_given(takes, case["env_kwargs"])
             self._takes = takes - self._unwrapped.kwargs.keys()
         return self._takes
 
@@ -91,11 +89,11 @@ class EnvMaker:
         Raises:
           ValueError: it cannot be made, or its spaces are not those of another case. The text has the repair.
         """
-        if not self.cases:
-            return self._make(number, further)
-        case = case_of(self.cases, number, self._agents)
+        given = self._given.arguments(self.takes, number)
+        if (case := self.case_of(number)) is None:
+            return self._make(given, further)
         with errors_of(case):
-            env = self._make(number, {**copy.deepcopy(case["env_kwargs"]), **further})
+            env = self._make(given, {**copy.deepcopy(case["env_kwargs"]), **further})
         seen = Seen.of(case["name"], env)
         self._seen = self._seen or seen
         try:
@@ -105,15 +103,19 @@ class EnvMaker:
             raise
         return env
 
-    def _make(self, number: int, further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
-        return self.make_with(self._given.arguments(self.takes, number), further)
+    def case_of(self, number: int) -> Case | None:
+        """Returns the case of the environment with the global number `number`; None where there are no cases."""
+        return case_of(self.cases, number, self._agents) if self.cases else None
+
+    def _make(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        return self.make_with(given, further)
 
     def deal_to_simulators(self, made: gymnasium.Env[Any, Any], number: int, agents: int) -> gymnasium.Env[Any, Any]:
         """Deals cases to simulators of so many agents from now on. Returns the simulator whose first agent has the
         global number `number`: the one `made`, or another one if it should have another case.
         """
-        before, self._agents = self._agents, agents
-        if not self.cases or case_of(self.cases, number, before) is case_of(self.cases, number, agents):
+        before, self._agents = self.case_of(number), agents
+        if self.case_of(number) is before:
             return made
         made.close()
         return self.make(number)
@@ -222,6 +224,14 @@ def _loaded(entry_point: Any) -> Callable[..., Any] | None:
             return None
     made_by: Callable[..., Any] | None = entry_point
     return made_by
+
+
+def _refuse_given(takes: frozenset[str], kwargs: Mapping[str, Any]) -> None:
+    """Raises ValueError where arguments of the user's are some that dppo gives."""
+    if both := sorted(takes & kwargs.keys()):
+        raise ValueError(
+            f"env-kwargs.{both[0]}: dppo gives {both[0]} to each environment itself (docs/simulators.md): leave it out"
+        )
 
 
 def _with_arguments(spec: EnvSpec, kwargs: Mapping[str, Any], *, is_registered: bool) -> EnvSpec:

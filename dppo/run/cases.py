@@ -52,13 +52,15 @@ def dealt(config: Config, workers: int, agents: int) -> list[str]:
     lines = []
     for name, numbers in list(envs.items())[:MOST_NAMED]:
         groups = list(dict.fromkeys(env // config.num_envs for env in numbers))
-        where = f", group(s) {_listed(groups)}" if config.own_env_ranks > 1 else ""
-        lines.append(f"case {name}: environment(s) {_listed(numbers)}{where}")
+        where = f" of {_listed('group', groups)}" if config.own_env_ranks > 1 else ""
+        lines.append(f"case {name}: {_listed('environment', numbers)}{where}")
     if len(envs) > MOST_NAMED:
         lines.append(f"and {len(envs) - MOST_NAMED} more cases")
     return lines
 
 
-def _listed(numbers: list[int]) -> str:
+def _listed(what: str, numbers: list[int]) -> str:
     text = spans(numbers)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST].rpartition(',')[0]},… ({len(numbers)} of them)"
+    if len(text) > LONGEST:
+        text = f"{text[:LONGEST].rpartition(',')[0]},… ({len(numbers)} of them)"
+    return f"{what}{'s' if len(numbers) > 1 else ''} {text}"

@@ -53,7 +53,7 @@ def in_words(config: Config) -> str:
     """Returns the environment with its arguments, wrappers and number of cases, for a person."""
     pairs = (as_pair(key, value) for key, value in config.env_kwargs.items())
     around = [f"in {wrapper}" for wrapper in config.wrappers]
-    cases = [f"in {len(config.cases)} case(s)"] if config.cases else []
+    cases = [f"in {len(config.cases)} case{'s' if len(config.cases) > 1 else ''}"] if config.cases else []
     return " ".join([config.env, *pairs, *around, *cases])
 
 
