@@ -60,7 +60,8 @@ def play_episodes(
     progress: Callable[[Progress], None] = lambda now: None,
     group: HeadLink | None = None,
 ) -> list[Played]:
-    """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes.
+    """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes. The
+    cases of `policy.config` are dealt to up to 20 environments in turn.
 
     Each of several environments (or agents) plays a fixed number of episodes, however long they take. If the episodes
     that end first counted, short ones would push long ones out of the sample.

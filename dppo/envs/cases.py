@@ -34,7 +34,7 @@ def errors_of(case: Case) -> Iterator[None]:
         raise ValueError(f"case {case['name']}: {error}") from error
 
 
-class Seen(NamedTuple):
+class Shared(NamedTuple):
     """What all cases must share, as an environment of one case has it."""
 
     name: str
@@ -43,10 +43,10 @@ class Seen(NamedTuple):
     agents: tuple[str, ...]
 
     @classmethod
-    def of(cls, name: str, env: gymnasium.Env[Any, Any]) -> Seen:
+    def of(cls, name: str, env: gymnasium.Env[Any, Any]) -> Shared:
         return cls(name, env.observation_space, env.action_space, agents_of(env))
 
-    def require_same(self, other: Seen) -> None:
+    def require_same(self, other: Shared) -> None:
         """Raises ValueError, with the repair, where the other case differs."""
         verbs = "observes", "takes", "has the agents"
         for verb, mine, theirs in zip(verbs, self[1:], other[1:], strict=True):

@@ -13,7 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
 from dppo.envs.arguments import named_parameters, require_seed, why_no_env, why_not_made, why_not_wrapped
-from dppo.envs.cases import Case, Seen, case_of, errors_of
+from dppo.envs.cases import Case, Shared, case_of, errors_of
 from dppo.envs.checks import show
 from dppo.envs.given import NAMES, Given
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
@@ -53,7 +53,7 @@ class EnvMaker:
     ) -> None:
         self.env_id, self._kwargs = env_id, dict(kwargs or {})
         self.cases, self._agents = tuple(cases), 1
-        self._seen: Seen | None = None
+        self._shared: Shared | None = None
         self._given = given or Given()
         self._takes: frozenset[str] | None = None
         registered, self._creator = find_spec(env_id)
@@ -94,10 +94,10 @@ class EnvMaker:
             return self._make(given, further)
         with errors_of(case):
             env = self._make(given, {**copy.deepcopy(case["env_kwargs"]), **further})
-        seen = Seen.of(case["name"], env)
-        self._seen = self._seen or seen
+        shared = Shared.of(case["name"], env)
+        self._shared = self._shared or shared
         try:
-            self._seen.require_same(seen)
+            self._shared.require_same(shared)
         except ValueError:
             env.close()
             raise

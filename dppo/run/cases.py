@@ -7,7 +7,7 @@ from collections import defaultdict
 from dppo.comm.collectives import gather_all
 from dppo.comm.mpi import Comm
 from dppo.config import Config
-from dppo.envs.cases import Seen, names_of
+from dppo.envs.cases import Shared, names_of
 from dppo.errors import UsageError
 from dppo.run.env_groups import MOST_NAMED, spans
 from dppo.training.build import Parts
@@ -28,11 +28,11 @@ def agree_on_cases(config: Config, comm: Comm, parts: Parts) -> list[str]:
     if (envs := parts.envs) is not None:
         first_env = (parts.worker or 0) * config.num_envs
         name, *_ = names_of(config.cases, first_env, 1, max(1, len(envs.agents)))
-        mine = Seen(name, envs.observation_space, envs.action_space, envs.agents)
-    first, *others = [seen for seen in gather_all(comm, mine) if seen is not None]
+        mine = Shared(name, envs.observation_space, envs.action_space, envs.agents)
+    first, *others = [shared for shared in gather_all(comm, mine) if shared is not None]
     try:
-        for seen in others:
-            first.require_same(seen)
+        for shared in others:
+            first.require_same(shared)
     except ValueError as error:
         raise UsageError(str(error)) from error
     return dealt(config, 1 + len(others), max(1, len(first.agents)))
