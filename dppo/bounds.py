@@ -21,6 +21,8 @@ DEEPEST = 16
 """The largest number of levels of tables and lists in one another."""
 LONGEST_S = 1e9
 """The largest number of seconds, 31 years: a larger one overflows somewhere, and means never."""
+_CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""The names of cases, which are parts of names of files and of keys."""
 
 
 class Range(NamedTuple):
@@ -165,6 +167,30 @@ def _table(values: Mapping[Any, Any], name: str) -> dict[str, Any]:
             raise ValueError(f"{name}: {keyword} is there twice: leave one out")
         out[keyword] = _settled_part(value, f"{name}.{keyword}")
     return out
+
+
+def settled_cases(tables: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], ...]:
+    """Returns the cases of a run, each with a `name` and `env_kwargs`. Raises ValueError with the repair."""
+    out: dict[str, dict[str, Any]] = {}
+    for number, table in enumerate(tables):
+        if "name" not in table:
+            raise ValueError(f'cases[{number}] has no name: write name = "…" into this table [[cases]]')
+        name = table["name"]
+        if not isinstance(name, str) or not _CASE.fullmatch(name):
+            raise ValueError(
+                f"cases[{number}].name={shown(name)} must have 1 to 64 characters: letters, digits, _, - and . only,"
+                " the first a letter or a digit"
+            )
+        if unknown := sorted(table.keys() - {"name", "env_kwargs"}):
+            raise ValueError(
+                f"cases.{name}.{as_name(unknown[0])}: a case has name and env-kwargs only; arguments of the environment"
+                " go into its table [cases.env-kwargs]"
+            )
+        if name in out:
+            raise ValueError(f"cases: the name {name} is there twice: each case needs a name of its own")
+        kwargs = settled(dict[str, Any], table.get("env_kwargs", {}), f"cases.{name}.env_kwargs")
+        out[name] = {"name": name, "env_kwargs": kwargs}
+    return tuple(out.values())
 
 
 def _settled_part(value: Any, name: str, depth: int = 0) -> Any:

@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from dppo.bounds import LONGEST_S, Range, Section, at_least, not_negative, positive, shown, within
+from dppo.bounds import LONGEST_S, Range, Section, at_least, not_negative, positive, settled_cases, shown, within
 
 VERSION = "0.1.0"
 """Of this package."""
@@ -60,8 +60,7 @@ class PPOConfig(Section):
     """Weight of the value loss."""
     target_kl: Annotated[float, not_negative(1e6, zero="off")] = 0.03
     """An iteration's updates end before the step whose approximate KL, averaged over ranks, exceeds 1.5 times this;
-    0: never.
-    """
+    0: never."""
     normalize_advantages: bool = True
     """Advantages to mean 0 and standard deviation 1, over the samples of all ranks (async: of the rollout)."""
     kl_target: Annotated[float, positive(1e6)] = 0.01
@@ -176,8 +175,7 @@ class ModelConfig(Section):
             )
         _require(
             not (self.core and self.factory),
-            f"model.core={self.core} is a part of dppo's own network, and model.factory replaces that: leave one of"
-            " them out",
+            f"model.core={self.core} is of dppo's own network, which model.factory replaces: leave one of them out",
         )
 
 
@@ -226,8 +224,7 @@ class CheckpointConfig(Section):
     time; a resume loads it and replays the actions since."""
     patience_s: Seconds = 600.0
     """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
-    ends.
-    """
+    ends."""
 
 
 @dataclass(frozen=True)
@@ -275,6 +272,8 @@ class Config(Section):
     """Arguments of the environment's constructor as KEY=VALUE: numbers, true, false, texts, [lists], {a = table}."""
     wrappers: tuple[str, ...] = ()
     """`module:callable` of each wrapper around the environment, innermost first; it is given the environment alone."""
+    cases: tuple[dict[str, Any], ...] = field(default=(), hash=False)
+    """Tables of a name and env-kwargs, over those of all, dealt to environments in turn. docs/simulators.md"""
     mode: Literal["sync", "async"] = "sync"
     """sync: distributed PPO, all workers step together; async: A3C, each gradient is applied as it comes."""
     exchange: Literal["allreduce", "p2p"] | None = None
@@ -346,5 +345,6 @@ class Config(Section):
     def __post_init__(self) -> None:
         super().__post_init__()
         _require(bool(self.env), "env must name an environment")
+        object.__setattr__(self, "cases", settled_cases(self.cases))
         for wrapper in self.wrappers:
             _require(":" in wrapper, f"wrappers={wrapper!r} must have the form module:callable")

@@ -203,10 +203,8 @@ class Minibatch:
 
     @classmethod
     def of(cls, rollout: Rollout, order: np.ndarray | slice = ALL, **computed: np.ndarray) -> Minibatch:
-        """Returns the valid steps of a rollout as samples, in `order` (of all steps).
-
-        Args:
-          computed: [T, N] arrays: the fields that the rollout does not have, or other values of those that it has.
+        """Returns the valid steps of a rollout as samples, in `order` (of all steps). `computed` has [T, N] arrays: the
+        fields that the rollout does not have, or other values of those that it has.
         """
         columns = [computed[n] if n in computed else getattr(rollout, n) for n in cls.__slots__]
         return cls(*rollout.valid_steps(*columns, order=order))
@@ -295,6 +293,8 @@ class Report:
     """How often an environment was made anew since the last report."""
     saved: list[SavedState | None] | None = None
     """The newest saved state of each current episode; None: the environments save none."""
+    agents: int = 1
+    """The number of agents of each simulator."""
 
     def __reduce__(self) -> tuple[type[Report], tuple[Any, ...]]:
         """Pickles a report, once in a rollout, in half the time of what a dataclass does by itself."""

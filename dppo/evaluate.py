@@ -30,6 +30,7 @@ from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.settings.toml import load_config
 from dppo.training.build import close_environments, max_restarts
+from dppo.training.played import Played, figures, in_cases
 from dppo.training.policy import Policy, load_policy
 
 MAX_STEPS = 30_000
@@ -37,15 +38,6 @@ MAX_STEPS = 30_000
 _MOST_STEPS = 10**9
 _SILENT_S, _INTERVAL_S = 2.0, 10.0
 """Seconds until an evaluation shows progress, and between two lines of it where no person watches."""
-
-
-class Played(NamedTuple):
-    """An episode of an evaluation."""
-
-    episode_return: float
-    length: int
-    ended: bool
-    """False where it was cut, at the limit of steps or by a failure; the return is then that until there."""
 
 
 class Progress(NamedTuple):
@@ -68,7 +60,8 @@ def play_episodes(
     progress: Callable[[Progress], None] = lambda now: None,
     group: HeadLink | None = None,
 ) -> list[Played]:
-    """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes.
+    """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes. The
+    cases of `policy.config` are dealt to up to 20 environments in turn.
 
     Each of several environments (or agents) plays a fixed number of episodes, however long they take. If the episodes
     that end first counted, short ones would push long ones out of the sample.
@@ -90,8 +83,8 @@ def play_episodes(
             with kept_as_it_was():
                 envs = make_vector_env(
                     config.env, min(episodes, 20), lambda index: seeds.next(index), vectorization,
-                    kwargs=config.env_kwargs, wrappers=config.wrappers, max_restarts=max_restarts(config), given=given,
-                    rounds_up=True,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
+                    max_restarts=max_restarts(config), given=given, rounds_up=True,
                 )  # fmt: skip
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -185,7 +178,8 @@ def _record(
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
     config = policy.config
     try:
-        env = find_maker(config.env, config.env_kwargs, config.wrappers, given).make(render_mode="rgb_array")
+        maker = find_maker(config.env, config.env_kwargs, config.wrappers, given, config.cases)
+        env = maker.make(render_mode="rgb_array")
     except ValueError as error:
         raise _no_video(config.env, error) from error
     if agents_of(env):
@@ -196,7 +190,7 @@ def _record(
             env,
             str(folder),
             episode_trigger=lambda _: True,
-            name_prefix=_file_name(config.env),
+            name_prefix="-".join([_file_name(config.env), *(case["name"] for case in config.cases)]),
             disable_logger=True,
         )
         seeds = EpisodeSeeds(seed, 0, 1, Purpose.EVALUATION)
@@ -229,7 +223,8 @@ def _file_name(env_id: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m dppo.evaluate", description="Plays episodes with a trained policy.")
     parser.add_argument("run_dir", type=Path, help="directory of the run")
-    parser.add_argument("--episodes", type=integer, default=100, help="how many (default: %(default)s)")
+    parser.add_argument("--episodes", type=integer, default=100, help="how many, of each case (default: %(default)s)")
+    parser.add_argument("--case", metavar="NAME", help="one of the run's cases alone (default: all, one after another)")
     parser.add_argument("--seed", type=integer, default=0, help="of the episodes (default: %(default)s)")
     parser.add_argument(
         "--max-steps",
@@ -266,41 +261,36 @@ def _evaluate(args: argparse.Namespace, group: HeadLink | None) -> int:
     """Plays the episodes and prints the result. Returns the exit code."""
     try:
         folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
-        videos = []
+        videos: list[Path] = []
         with printing_to_stderr():  # environments print as well, and standard output is for the result
             policy = load_policy(args.run_dir)
-            played = _play_and_tell(policy, args, group)
-            if folder is not None:
-                limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
-                videos = record(policy, min(args.episodes, 3), args.seed, folder, **limits, group=group)
+            by_case: dict[str, list[Played]] = {}
+            for name, config in in_cases(policy.config, args.case).items():
+                policy.config = config
+                by_case[name] = _play_and_tell(policy, args, group)
+                if folder is not None:
+                    limits = {"stochastic": args.stochastic, "max_steps": args.max_steps}
+                    videos += record(policy, min(args.episodes, 3), args.seed, folder, **limits, group=group)
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE
-    returns = [p.episode_return for p in played if p.ended]
-    cut = [p.episode_return for p in played if not p.ended]
-    has_failed = any(p.length < args.max_steps for p in played if not p.ended)
-    figures = {name: _figure(name, returns) for name in ("mean", "median", "min", "max")}
-    if cut:
+    played = [p for episodes in by_case.values() for p in episodes]
+    out = figures(played)
+    if cut := out["cut"]:
+        has_failed = any(p.length < args.max_steps for p in played if not p.ended)
         print(
-            f"dppo: {len(cut)} of {args.episodes} episodes did not end within {args.max_steps:,} steps (--max-steps)"
+            f"dppo: {cut} of {len(played)} episodes did not end within {args.max_steps:,} steps (--max-steps)"
             f"{', or their environment failed' if has_failed else ''}: they are not in the figures; their mean return"
-            f" until there is {np.mean(cut):.2f}",
+            f" until there is {out['cut_return_mean']:.2f}",
             file=sys.stderr,
         )
+    by_name = {name: figures(episodes) for name, episodes in by_case.items() if name}
     if args.json:
-        out: dict[str, Any] = figures | {
-            "std": _figure("std", returns),
-            "episodes": args.episodes,
-            "ended": len(returns),
-            "length_mean": _figure("mean", [p.length for p in played if p.ended]),
-            "cut": len(cut),
-            "cut_return_mean": _figure("mean", cut),
-            "max_steps": args.max_steps,
-        }
-        out |= {"seed": args.seed, "env": policy.config.env, "env_steps": policy.env_steps}
+        out |= {"max_steps": args.max_steps, "seed": args.seed, "env": policy.config.env, "env_steps": policy.env_steps}
+        out |= {"cases": by_name} if by_name else {}
         print(json.dumps(out | ({"videos": [str(v) for v in videos]} if args.video else {})))
         return 0
-    _show(policy, figures, len(returns), args, videos)
+    _show(policy, by_name, out, args, videos)
     return 0
 
 
@@ -323,22 +313,22 @@ def _play_and_tell(policy: Policy, args: argparse.Namespace, group: HeadLink | N
     return played
 
 
-def _figure(name: str, values: Sequence[float]) -> float | None:
-    """Returns NumPy's `name` of `values`; None where there are no values."""
-    return float(getattr(np, name)(values)) if values else None
-
-
 def _show(
-    policy: Policy, figures: dict[str, float | None], ended: int, args: argparse.Namespace, videos: list[Path]
-) -> None:
+    policy: Policy, by_case: dict[str, dict[str, Any]], total: dict[str, Any], args: argparse.Namespace,
+    videos: list[Path],
+) -> None:  # fmt: skip
     from rich.console import Console as RichConsole
     from rich.table import Column, Table
 
-    how = "stochastic" if args.stochastic else "greedy"
-    table = Table(*(Column(name, justify="right") for name in figures))
-    table.add_row(*("-" if value is None else f"{value:.2f}" for value in figures.values()))
+    how, names = "stochastic" if args.stochastic else "greedy", ("mean", "median", "min", "max")
+    table = Table(*([Column("case")] if by_case else []), *(Column(name, justify="right") for name in names))
+    for case, line in [*by_case.items(), *([("all", total)] if len(by_case) != 1 else [])]:
+        numbers = ("-" if line[name] is None else f"{line[name]:.2f}" for name in names)
+        table.add_row(*([case] if by_case else []), *numbers)
     console = RichConsole(markup=False, emoji=False)
-    console.print(f"{plain(policy.config.env)}: returns of {ended} {how} episodes, after {policy.env_steps:,} steps")
+    console.print(
+        f"{plain(policy.config.env)}: returns of {total['ended']} {how} episodes, after {policy.env_steps:,} steps"
+    )
     console.print(table)
     for video in videos:
         console.print(f"video: {plain(video)}", soft_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,18 @@ import h5py
 import numpy as np
 
 from dppo.data import EpisodeProgress, Rollout
+from dppo.envs.cases import names_of
 from dppo.seams import Sealed
 from dppo.trajectories.format import USER_BLOCK, seal_image
 from dppo.trajectories.writer import Labels, TrajectoryWriter
 
 SPACE = '{"type": "Discrete", "n": 2, "start": 0}'
 CONFIG = '{"env": "Fake-v0", "trajectories": {"enabled": true}}'
+
+
+def config_of(cases: Sequence[str]) -> str:
+    """The settings of a run, with cases of these names."""
+    return json.dumps(json.loads(CONFIG) | {"cases": [{"name": name} for name in cases]}) if cases else CONFIG
 
 
 class FakeWorker:
@@ -27,17 +34,29 @@ class FakeWorker:
       resets: each end is followed by a row that is no step; nobody numbers these episodes.
       raw: actions are vectors, sent clipped.
       agents: the environments are agents of a simulator, of these names.
+      cases: the names of the run's cases.
     """
 
     def __init__(
         self, run_dir: Path, lengths: Sequence[int] = (3, 5), *, rank: int = 1, first_env: int = 0, attempt: int = 1,
         row: int = 0, every: int = 1, resets: bool = False, raw: bool = False, run_id: str = "run",
-        compression: str = "gzip", agents: tuple[str, ...] = (),
+        compression: str = "gzip", agents: tuple[str, ...] = (), cases: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self.lengths, self.first_env, self.row, self.resets, self.raw = np.array(lengths), first_env, row, resets, raw
         spaces = SPACE, SPACE
         labels = Labels(
-            run_dir, run_id, attempt, rank, 3, first_env, CONFIG, '{"id": "Fake-v0"}', *spaces, "0.1", agents
+            run_dir,
+            run_id,
+            attempt,
+            rank,
+            3,
+            first_env,
+            config_of(cases),
+            '{"id": "Fake-v0"}',
+            *spaces,
+            "0.1",
+            agents,
+            names_of([{"name": name} for name in cases], first_env, len(lengths), max(1, len(agents))),
         )
         self.folder = labels.folder
         seed_of = None if resets else lambda env, episode: 1000 * (first_env + env) + episode

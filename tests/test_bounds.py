@@ -222,8 +222,10 @@ def test_every_setting_of_a_complete_configuration_comes_back(tmp_path: Path) ->
         Config(
             target_return=-1e-7, time_limit_s=1e9, seed=2**63 - 1, model=ModelConfig(hidden=()),
             env_kwargs={"size": 5, "its_mode": "True", "sizes": [1, 2.5]}, wrappers=("a:b", "c:d"),
+            env="X-v0", cases=({"name": "a.1", "env-kwargs": {"its-size": [1, {"b-c": 2}]}}, {"name": "2"}),
         )
     )  # fmt: skip
+    assert config.cases[0] == {"name": "a.1", "env_kwargs": {"its_size": [1, {"b-c": 2}]}}
     assert read_back(config, tmp_path) == config
     flags = [flag for name, value in flat(as_dict(config)).items() for flag in as_flags({name: value})]
     assert parse(flags)[0] == config
@@ -272,6 +274,32 @@ def test_what_no_file_can_hold_is_refused(value: Any, said: str) -> None:
     with pytest.raises(ValueError) as error:
         Config(env_kwargs=value)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("cases", "said"),
+    [
+        ({"name": "a"}, "cases={'name': 'a'} must be a list"),
+        (["a"], "cases='a' must be a table"),
+        ([{"name": "a"}, {"env_kwargs": {}}], 'cases[1] has no name: write name = "…" into this table [[cases]]'),
+        ([{"name": "a"}, {"name": "b"}, {"name": "a"}], "cases: the name a is there twice"),
+        ([{"name": "a/b"}], "cases[0].name='a/b' must have 1 to 64 characters: letters, digits, _, - and . only"),
+        ([{"name": ""}], "cases[0].name='' must have"),
+        ([{"name": ".."}], "cases[0].name='..' must have"),
+        ([{"name": "ä"}], "cases[0].name='ä' must have"),
+        ([{"name": "a\n"}], "cases[0].name='a\\n' must have"),
+        ([{"name": "a" * 65}], "must have 1 to 64 characters"),
+        ([{"name": 3}], "cases[0].name=3 must have"),
+        ([{"name": "a", "bath": 1}], "cases.a.bath: a case has name and env-kwargs only; arguments of the"),
+        ([{"name": "a", "env-kwargs": 3}], "cases.a.env_kwargs=3 must be a table"),
+        ([{"name": "a", "env-kwargs": {"x": math.nan}}], "cases.env_kwargs.x=nan must be finite"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_cases_that_are_none_are_refused(cases: Any, said: str) -> None:
+    with pytest.raises(ValueError) as error:
+        Config(env="X-v0", cases=cases)
+    assert said in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_list_in_itself_is_too_deep() -> None:

@@ -170,6 +170,7 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"preempt_fraction": 1.5}, r"preempt_fraction=1.5 must lie in \[0, 1\]"),
         ({"server": {"mirror_every": -1}}, "server.mirror_every=-1 must be 0"),
         ({"wrappers": ["a:b"], "vectorization": "native"}, "set vectorization=sync, or leave wrappers out"),
+        ({"cases": [{"name": "a"}], "vectorization": "native"}, "set vectorization=sync, or leave cases out"),
         ({"log": {"trace": True}}, "log.trace is not available"),
         ({"device": "cuda", "model": {"backend": "numpy"}}, "device=cuda needs a network of torch: leave"),
         ({"trajectories": {"every": 0}}, "trajectories.every=0 must be at least 1"),

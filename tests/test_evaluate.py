@@ -373,6 +373,33 @@ def test_an_evaluation_makes_the_same_environments_again(tmp_path: Path) -> None
     assert first == again != other
 
 
+def test_each_case_is_evaluated(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same seeds in all cases; a case's figures are those that it has alone."""
+    cases = tuple({"name": f"limit{n}", "env_kwargs": {"max_episode_steps": n}} for n in (3, 7))
+    config = replace(make_parts(env="CartPole-v1").config, cases=cases)
+    (cartpole / "config.toml").write_text(to_toml(config))
+    flags = [str(cartpole), "--episodes", "4", "--json"]
+    assert main(flags) == 0
+    out = json.loads(capsys.readouterr().out)
+    assert {name: (case["episodes"], case["mean"]) for name, case in out["cases"].items()} == {
+        "limit3": (4, 3.0), "limit7": (4, 7.0),
+    }  # fmt: skip
+    assert (out["episodes"], out["mean"], out["min"], out["max"]) == (8, 5.0, 3.0, 7.0)
+    assert main([*flags, "--case", "limit7"]) == 0
+    alone = json.loads(capsys.readouterr().out)
+    assert alone["cases"] == {"limit7": out["cases"]["limit7"]} and alone["mean"] == 7.0
+    assert main(flags[:-1]) == 0
+    words = capsys.readouterr().out.split()
+    assert [words[words.index(name) + 2] for name in ("limit3", "limit7", "all")] == ["3.00", "7.00", "5.00"]
+    assert main([*flags, "--case", "limit9"]) == 2
+    assert capsys.readouterr().err == "dppo: there is no case 'limit9': the run has limit3, limit7\n"
+
+
+def test_a_run_without_cases_has_none(cartpole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(cartpole), "--case", "hot"]) == 2
+    assert "the run has no cases: leave --case out" in capsys.readouterr().err
+
+
 @pytest.fixture
 def tank(tmp_path: Path) -> Path:
     """Of a class that is not registered, with arguments and a wrapper."""

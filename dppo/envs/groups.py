@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import gymnasium
 
+from dppo.envs.cases import Case
 from dppo.envs.given import Given
 from dppo.envs.group_link import Call, Failed, FollowerLink, HeadLink
 from dppo.envs.maker import EnvMaker
@@ -34,14 +35,14 @@ class GroupMaker(EnvMaker):
 
     def __init__(
         self, env_id: str, kwargs: Mapping[str, Any] | None = None, wrappers: Sequence[str] = (),
-        given: Given | None = None,
+        given: Given | None = None, cases: Sequence[Case] = (),
     ) -> None:  # fmt: skip
         assert given is not None and given.group is not None
-        super().__init__(env_id, kwargs, wrappers, given)
+        super().__init__(env_id, kwargs, wrappers, given, cases)
         self._link, self._made = given.group, 0
 
-    def make(self, number: int = 0, **further: Any) -> gymnasium.Env[Any, Any]:
-        given, key = self._given.arguments(self.takes, number), self._made
+    def _make(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        key = self._made
         self._made += 1
 
         def make_it() -> gymnasium.Env[Any, Any]:
@@ -55,10 +56,13 @@ class GroupMaker(EnvMaker):
         return kind(env, self._link, key)
 
 
-def find_maker(env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str], given: Given | None = None) -> EnvMaker:
+def find_maker(
+    env_id: str, kwargs: Mapping[str, Any], wrappers: Sequence[str], given: Given | None = None,
+    cases: Sequence[Case] = (),
+) -> EnvMaker:  # fmt: skip
     """Returns the maker of environments that have one rank, or several as `given` says."""
     maker = EnvMaker if given is None or given.group is None else GroupMaker
-    return maker(env_id, kwargs, wrappers, given)
+    return maker(env_id, kwargs, wrappers, given, cases)
 
 
 class GroupEnv(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -13,6 +13,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, WrapperSpec, load_env_creator
 
 from dppo.envs.arguments import named_parameters, require_seed, why_no_env, why_not_made, why_not_wrapped
+from dppo.envs.cases import Case, Shared, case_of, errors_of
 from dppo.envs.checks import show
 from dppo.envs.given import NAMES, Given
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
@@ -33,9 +34,10 @@ class EnvMaker:
       kwargs: arguments of the constructor. Each environment gets a copy of its own.
       wrappers: `module:callable` of each wrapper, innermost first.
       given: what a constructor is given that takes it; None: no communicator, and temporary folders.
+      cases: further arguments, over `kwargs`, dealt to the environments in turn.
 
     Attributes:
-      spec: the whole in Gymnasium's form, arguments and wrappers included.
+      spec: the whole in Gymnasium's form, arguments and wrappers included, without those of cases.
 
     Raises:
       ValueError: the id, its module or a wrapper is missing.
@@ -47,12 +49,18 @@ class EnvMaker:
         kwargs: Mapping[str, Any] | None = None,
         wrappers: Sequence[str] = (),
         given: Given | None = None,
+        cases: Sequence[Case] = (),
     ) -> None:
         self.env_id, self._kwargs = env_id, dict(kwargs or {})
+        self.cases, self._agents = tuple(cases), 1
+        self._shared: Shared | None = None
         self._given = given or Given()
         self._takes: frozenset[str] | None = None
         registered, self._creator = find_spec(env_id)
         self._unwrapped = _with_arguments(registered, self._kwargs, is_registered=self._creator is None)
+        for case in self.cases:
+            with errors_of(case):
+                _with_arguments(registered, case["env_kwargs"], is_registered=self._creator is None)
         self._wrappers = {name: find_wrapper(name) for name in wrappers}
         self._order = tuple(wrappers)
         self.spec = copy.copy(self._unwrapped)
@@ -67,11 +75,10 @@ class EnvMaker:
         if self._takes is None:
             creator = self._creator or _loaded(self._unwrapped.entry_point)
             takes = frozenset(NAMES).intersection(named_parameters(creator))
-            if both := sorted(takes & self._kwargs.keys()):
-                raise ValueError(
-                    f"env-kwargs.{both[0]}: dppo gives {both[0]} to each environment itself (docs/simulators.md): leave"
-                    " it out"
-                )
+            _refuse_given(takes, self._kwargs)
+            for case in self.cases:
+                with errors_of(case):
+                    _refuse_given(takes, case["env_kwargs"])
             self._takes = takes - self._unwrapped.kwargs.keys()
         return self._takes
 
@@ -80,9 +87,38 @@ class EnvMaker:
         of agents come as a `Simulator`.
 
         Raises:
-          ValueError: it cannot be made. The text has the repair.
+          ValueError: it cannot be made, or its spaces are not those of another case. The text has the repair.
         """
-        return self.make_with(self._given.arguments(self.takes, number), further)
+        given = self._given.arguments(self.takes, number)
+        if (case := self.case_of(number)) is None:
+            return self._make(given, further)
+        with errors_of(case):
+            env = self._make(given, {**copy.deepcopy(case["env_kwargs"]), **further})
+        shared = Shared.of(case["name"], env)
+        self._shared = self._shared or shared
+        try:
+            self._shared.require_same(shared)
+        except ValueError:
+            env.close()
+            raise
+        return env
+
+    def case_of(self, number: int) -> Case | None:
+        """Returns the case of the environment with the global number `number`; None where there are no cases."""
+        return case_of(self.cases, number, self._agents) if self.cases else None
+
+    def _make(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
+        return self.make_with(given, further)
+
+    def deal_to_simulators(self, made: gymnasium.Env[Any, Any], number: int, agents: int) -> gymnasium.Env[Any, Any]:
+        """Deals cases to simulators of so many agents from now on. Returns the simulator whose first agent has the
+        global number `number`: the one `made`, or another one if it should have another case.
+        """
+        before, self._agents = self.case_of(number), agents
+        if self.case_of(number) is before:
+            return made
+        made.close()
+        return self.make(number)
 
     def make_with(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         """Makes an environment with what it is given, and further arguments of its constructor. Raises as `make`."""
@@ -188,6 +224,14 @@ def _loaded(entry_point: Any) -> Callable[..., Any] | None:
             return None
     made_by: Callable[..., Any] | None = entry_point
     return made_by
+
+
+def _refuse_given(takes: frozenset[str], kwargs: Mapping[str, Any]) -> None:
+    """Raises ValueError where arguments of the user's are some that dppo gives."""
+    if both := sorted(takes & kwargs.keys()):
+        raise ValueError(
+            f"env-kwargs.{both[0]}: dppo gives {both[0]} to each environment itself (docs/simulators.md): leave it out"
+        )
 
 
 def _with_arguments(spec: EnvSpec, kwargs: Mapping[str, Any], *, is_registered: bool) -> EnvSpec:

@@ -96,6 +96,8 @@ class Remaker:
         """Returns a new environment in place of `env`, which has raised `error`. Raises what ends the run."""
         number, last = (self._first_env + place * self._agents for place in (index, index + 1))
         name = f"environment {number}" if self._agents == 1 else f"simulator of environments {number}..{last - 1}"
+        if (case := self._maker.case_of(number)) is not None:
+            name += f" in case {case['name']}"
         while True:
             error.add_note(f"raised by {name} of {self.description}")
             if self.is_fork() or not self._restarts.allow(index, error, f"{name} ({self._maker.spec.id})"):

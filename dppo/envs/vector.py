@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dppo.envs.agents import AgentList
+from dppo.envs.cases import Case
 from dppo.envs.env_list import EnvList
 from dppo.envs.given import Given
 from dppo.envs.groups import find_maker
@@ -35,6 +36,7 @@ def make_vector_env(
     *,
     kwargs: Mapping[str, Any] | None = None,
     wrappers: Sequence[str] = (),
+    cases: Sequence[Case] = (),
     max_restarts: int = 0,
     close_broken: Callable[[Closable], None] = close_quietly,
     given: Given | None = None,
@@ -52,6 +54,7 @@ def make_vector_env(
         first_env: global number of the first environment.
         kwargs: arguments of the environment's constructor.
         wrappers: `package.module:callable` of each wrapper around an environment, innermost first.
+        cases: further arguments, over `kwargs`, dealt to the environments in turn.
         max_restarts: an environment that fails is made anew up to this many times in a row; 0: its error ends the run.
         close_broken: closes an environment before it is made anew.
         given: what a constructor is given that takes it; a native vector form is given nothing.
@@ -66,7 +69,7 @@ def make_vector_env(
         raise ValueError(f"num_envs={num_envs} must be at least 1")
     if vectorization not in ("auto", "sync", "native"):
         raise ValueError(f"vectorization={vectorization!r} must be one of 'auto', 'sync', 'native'")
-    maker = find_maker(env_id, kwargs or {}, wrappers, given)
+    maker = find_maker(env_id, kwargs or {}, wrappers, given, cases)
     if vectorization == "native":
         if max_restarts:
             raise ValueError(
@@ -74,13 +77,14 @@ def make_vector_env(
                 " vectorization='sync' or 'auto'"
             )
         return NativeVector(maker, num_envs, episode_seed, first_env)
-    if vectorization == "auto" and (given is None or given.group is None):
+    if vectorization == "auto" and not cases and (given is None or given.group is None):
         from dppo.envs import cartpole
 
         if cartpole.is_plain_cartpole(maker.spec):
             return cartpole.CartPoleVector(maker.spec, num_envs, episode_seed)
     first = maker.make(first_env)
-    if agents_of(first):
+    if agents := agents_of(first):
+        first = maker.deal_to_simulators(first, first_env, len(agents))
         arguments = episode_seed, first_env, max_restarts, close_broken
         return AgentList(maker, first, num_envs, *arguments, rounds_up=rounds_up)
     return EnvList(maker, num_envs, episode_seed, first_env, max_restarts, close_broken, [first])

@@ -28,6 +28,7 @@ from dppo.config import Config
 from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import respawn, setup, solvers
+from dppo.run.cases import agree_on_cases
 from dppo.run.env_groups import make_groups, start_of
 from dppo.run.folders import given_to_envs, leave_no_trace
 from dppo.run.following import Following
@@ -224,6 +225,7 @@ def _prepare(
         unless_it_trains.callback(leave_no_trace, plan, given)
         parts = setup.build(plan.config, comm, watchdog.heartbeat, given, plan.run_dir)
         unless_it_trains.callback(parts.close)
+        notes += agree_on_cases(plan.config, comm, parts)
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:
             notes = [*notes, line]

@@ -56,11 +56,11 @@ def described(ranks: Sequence[int], seats: Sequence[Seat]) -> str:
     places = []
     for host in hosts:
         cores = frozenset[int]().union(*(seats[rank].cores for rank in ranks if seats[rank].host == host))
-        places.append(f"{host}, core{'s' if len(cores) > 1 else ''} {_spans(sorted(cores))}")
+        places.append(f"{host}, core{'s' if len(cores) > 1 else ''} {spans(sorted(cores))}")
     return f"ranks {ranks[0]}-{ranks[-1]} on {' and '.join(places)}"
 
 
-def _spans(numbers: Sequence[int]) -> str:
+def spans(numbers: Sequence[int]) -> str:
     """Returns sorted numbers as in 0-3,8."""
     spans: list[list[int]] = []
     for number in numbers:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 
 from dppo.config import VERSION
+from dppo.envs.cases import names_of
 from dppo.envs.maker import EnvMaker
 from dppo.errors import Failure, JobFailure
 from dppo.run.rank import Rank
@@ -52,6 +53,7 @@ def begin_dump(me: Rank) -> None:
         me.plan.run_dir, me.plan.run_id, me.plan.attempt, worker + me.plan.first_rank, me.group.comm.size,
         worker * config.num_envs, json.dumps(asdict(config)), described,
         space_to_json(envs.observation_space), space_to_json(envs.action_space), VERSION, envs.agents,
+        names_of(config.cases, worker * config.num_envs, config.num_envs, max(1, len(envs.agents))),
     )  # fmt: skip
     is_clipped = me.parts.policy.distribution.log_std_size > 0
     share = None if settings.max_gb is None else settings.max_gb * 1e9 / max(1, me.plan.num_ranks - 1)

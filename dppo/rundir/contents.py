@@ -103,6 +103,13 @@ def _check_under_way(name: str, value: Any) -> None:
         raise ValueError(f"{name} has {len(value[0])} environments and {len(value[1])} beginnings")
 
 
+def _check_case(name: str, value: Any) -> None:
+    if not isinstance(value, dict) or value.keys() != {"episodes", "returns"}:
+        raise ValueError(f"{name} is {_said(value)}; a table of episodes and returns is expected")
+    check_count(f"{name}.episodes", value["episodes"])
+    _check_list(f"{name}.returns", value["returns"], _check_real)
+
+
 _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "numbers": lambda name, value: _check_dict(name, value, str, check_count),
     "optimizer_steps": check_count,
@@ -122,6 +129,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "train_s": _check_size,
     "losses": lambda name, value: _check_dict(name, value, str, check_count),
     "rows": lambda name, value: _check_dict(name, value, int, check_count),
+    "cases": lambda name, value: _check_dict(name, value, str, _check_case),
 }
 
 

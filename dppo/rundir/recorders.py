@@ -66,6 +66,14 @@ def _finite(values: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
+def _flat(values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Converts {"cases": {"cold": {"episodes": 1}}} to {"cases/cold/episodes": 1}."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= _flat(value, f"{where}{name}/") if isinstance(value, dict) else {f"{where}{name}": value}
+    return out
+
+
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replaces a JSON file in one step."""
     replace_atomically(path, json_bytes(value))
@@ -118,12 +126,12 @@ class TensorBoard:
         self._waiting.append(event.SerializeToString())
 
     def write(self, step: int, metrics: dict[str, Any]) -> None:
-        """Adds every number in `metrics`. Raises OSError where earlier numbers could not be written so far; the thread
-        tries again.
+        """Adds every number in `metrics`, those of tables as table/name. Raises OSError where earlier numbers could not
+        be written so far; the thread tries again.
         """
         values = [
             self._summary.Value(tag=name, simple_value=float(value))
-            for name, value in metrics.items()
+            for name, value in _flat(metrics).items()
             if isinstance(value, int | float) and name not in ("iteration", "env_steps")
         ]
         self._add(self._event(wall_time=time.time(), step=step, summary=self._summary(value=values)))

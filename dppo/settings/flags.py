@@ -19,7 +19,7 @@ from dppo.config import Config
 from dppo.errors import EXIT_USAGE, HelpShown, UsageError
 from dppo.settings.commands import VERSION
 from dppo.settings.pairs import FLAG as PAIRS
-from dppo.settings.pairs import as_pair, is_pair, read_pairs
+from dppo.settings.pairs import as_case, as_pair, is_pair, read_pairs, registry
 from dppo.settings.resolve import resolve
 from dppo.settings.resume import settings_of, with_the_same
 from dppo.settings.toml import presets, read_toml, shortened
@@ -97,7 +97,10 @@ def from_values(values: dict[str, Any]) -> Config:
 
 def _new(args: list[str], file_values: dict[str, Any]) -> tuple[Config, list[str]]:
     base, preset_note = _with_preset(args, file_values)
-    return resolve(_apply_flags(updated(base, file_values), args)), preset_note
+    config = _apply_flags(updated(base, file_values), args)
+    if config.cases and flag_value(args, "env") is None and "env" not in file_values:
+        raise UsageError('cases are arguments of an environment, and none is named: write env = "…", or give --env')
+    return resolve(config), preset_note
 
 
 def _resumed(args: list[str], file_values: dict[str, Any], notes: list[str]) -> tuple[Config, list[str]]:
@@ -269,33 +272,12 @@ def _apply_flags(base: Config, args: list[str], description: str = USAGE) -> Con
         with contextlib.redirect_stderr(complaint):
             return tyro.cli(
                 Config, args=args, default=base, description=description, prog="python -m dppo.run",
-                registry=_registry(),
+                registry=registry(),
             )  # fmt: skip
     except SystemExit as leaving:
         if leaving.code in (0, None):
             raise HelpShown from None
         raise UsageError(_one_message(complaint.getvalue())) from None
-
-
-def _registry() -> Any:
-    """Returns the rule by which tyro shows a table of arguments in its help."""
-    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
-
-    registry = ConstructorRegistry()
-
-    @registry.primitive_rule
-    def table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
-        if info.type_origin is not dict:
-            return None
-        return PrimitiveConstructorSpec(
-            nargs="*",
-            metavar="[KEY=VALUE [KEY=VALUE ...]]",
-            instance_from_str=read_pairs,
-            is_instance=lambda value: isinstance(value, dict),
-            str_from_instance=lambda table: [as_pair(key, value) for key, value in table.items()],
-        )
-
-    return registry
 
 
 def _one_message(complaint: str) -> str:
@@ -306,7 +288,7 @@ def _one_message(complaint: str) -> str:
     lines = [line.strip(" │╯┃┛") for line in plain.splitlines() if not line.startswith(("╭", "┏"))]
     said = itertools.takewhile(lambda line: not line.startswith(("──", "━━")), lines)
     # the message itself names a value out of range
-    message = re.sub(r"^Error parsing \w+: (?=[\w.]+=)", "", " ".join(line for line in said if line))
+    message = re.sub(r"^Error parsing \S+: (?=[\w.]+=|(--)?cases)", "", " ".join(line for line in said if line))
     return shortened(message) or "the flags cannot be understood; see --help"
 
 
@@ -335,7 +317,7 @@ def as_flags(settings: dict[str, Any]) -> list[str]:
         elif isinstance(value, bool):
             args.append(f"--{name}" if value else f"--no-{name}")
         elif isinstance(value, list | tuple):
-            args += [f"--{name}", *map(str, value)]
+            args += [f"--{name}", *(as_case(part) if isinstance(part, dict) else str(part) for part in value)]
         elif str(value).startswith("-"):  # on its own it would be taken for a flag
             args.append(f"--{name}={value}")
         else:

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime, time
-from typing import Any
+from typing import Any, get_args, get_origin
 
 from dppo.bounds import as_name, shown
 from dppo.config import Config
@@ -50,10 +50,30 @@ def as_pair(key: str, value: Any) -> str:
 
 
 def in_words(config: Config) -> str:
-    """Returns the environment with its arguments and wrappers, for a person."""
+    """Returns the environment with its arguments, wrappers and number of cases, for a person."""
     pairs = (as_pair(key, value) for key, value in config.env_kwargs.items())
     around = [f"in {wrapper}" for wrapper in config.wrappers]
-    return " ".join([config.env, *pairs, *around])
+    cases = [f"in {len(config.cases)} case{'s' if len(config.cases) > 1 else ''}"] if config.cases else []
+    return " ".join([config.env, *pairs, *around, *cases])
+
+
+def read_cases(texts: Iterable[str]) -> tuple[dict[str, Any], ...]:
+    """Returns the tables of texts as {name="cold",env-kwargs={…}}. Raises UsageError where one is no table."""
+    out = []
+    for text in texts:
+        try:
+            out.append(tomllib.loads(f"it = {text}")["it"])
+        except (ValueError, RecursionError) as error:
+            raise UsageError(
+                f"--cases {shown(text)} is no table of TOML: {error}; write '{{name=\"…\",env-kwargs={{KEY=VALUE}}}}',"
+                " in the shell's quotes, or [[cases]] into a file"
+            ) from error
+    return tuple(out)
+
+
+def as_case(case: Mapping[str, Any]) -> str:
+    """Returns the text that `read_cases` reads back as this case."""
+    return as_toml({key.replace("_", "-"): value for key, value in case.items()})
 
 
 def as_toml(value: Any) -> str:
@@ -102,3 +122,36 @@ def _refuse_what_is_no_word(key: str, text: str, error: Exception) -> None:
     except ValueError:
         return
     raise UsageError(f"--{FLAG} {key}={text} is no number of TOML: write {key}={number:g}, or '{quoted}' for the text")
+
+
+# -- tyro --------------------
+
+
+def registry() -> Any:
+    """Returns the rules by which tyro reads and shows a table of arguments, and a list of cases."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    rules = ConstructorRegistry()
+
+    @rules.primitive_rule
+    def table(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Any]] | None:
+        if info.type_origin is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="[KEY=VALUE [KEY=VALUE ...]]",
+            instance_from_str=read_pairs,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda table: [as_pair(key, value) for key, value in table.items()],
+        )
+
+    @rules.primitive_rule
+    def cases(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[tuple[dict[str, Any], ...]] | None:
+        if info.type_origin is not tuple or get_origin(get_args(info.type)[0]) is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*", metavar="[{name=…,env-kwargs={…}} …]", instance_from_str=read_cases,
+            is_instance=lambda value: isinstance(value, tuple), str_from_instance=lambda found: [*map(as_case, found)],
+        )  # fmt: skip
+
+    return rules

@@ -29,6 +29,11 @@ def check(config: Config) -> None:
         " vectorization=sync, or leave wrappers out",
     )
     _require(
+        not (config.cases and config.vectorization == "native"),
+        "vectorization=native steps all environments as one, and cases make them differ: set vectorization=sync, or"
+        " leave cases out",
+    )
+    _require(
         not (config.own_env_ranks > 1 and config.vectorization == "native"),
         f"env_ranks={config.env_ranks} makes single environments of several ranks, which vectorization=native does not"
         " have: leave vectorization out",
@@ -129,4 +134,11 @@ def check_world(config: Config, world_size: int) -> None:
         config.server.drop < workers,
         f"server.drop={config.server.drop} must be smaller than the number of workers, {workers}"
         f" ({world_size} ranks): the quorum would be empty",
+    )
+    cases, envs = len(config.cases), workers * config.num_envs
+    _require(
+        cases <= envs,
+        f"cases: {cases} cases are dealt to {envs} environment(s), {config.num_envs} for each of {workers} worker(s),"
+        f" and some would have none: start it by mpirun -n {1 + -(-cases // config.num_envs) * config.own_env_ranks},"
+        f" or use num_envs={-(-cases // workers)}",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from typing import Any
 from dppo.config import Config
 from dppo.errors import UsageError
 from dppo.settings.pairs import FLAG as PAIRS
-from dppo.settings.pairs import as_pair
+from dppo.settings.pairs import as_case, as_pair
 from dppo.settings.resolve import resolve
 from dppo.settings.toml import PER_START, load_config
 from dppo.settings.values import as_dict, updated
@@ -69,6 +70,8 @@ def with_the_same(stored: Config, config: Config) -> Config:
 
 def _as_flag(key: str, value: Any) -> str:
     section, _, argument = key.partition(".")
+    if section.startswith("cases["):
+        return f"{key}={value}"
     return f"--{PAIRS} {as_pair(argument, value)}" if section == "env_kwargs" else f"--{key.replace('_', '-')}={value}"
 
 
@@ -77,5 +80,8 @@ def _differences(a: dict[str, Any], b: dict[str, Any], where: str = "") -> Itera
     for key in {**a, **b}:
         if isinstance(a.get(key), dict) and isinstance(b.get(key), dict) and where != "env_kwargs.":
             yield from _differences(a[key], b[key], f"{where}{key}.")
+        elif f"{where}{key}" == "cases":
+            texts = itertools.zip_longest(*(map(as_case, values[key]) for values in (a, b)), fillvalue="none")
+            yield from ((f"cases[{i}]", mine, theirs) for i, (mine, theirs) in enumerate(texts) if mine != theirs)
         elif a.get(key) != b.get(key):
             yield where + key, a.get(key), b.get(key)

@@ -72,7 +72,8 @@ def to_toml(config: Config) -> str:
     """Returns all settings as a TOML file that `python -m dppo.run FILE` reads."""
     values = {name: value for name, value in as_dict(config).items() if name not in PER_START}
     table = values.pop("env_kwargs")  # its names are those of a constructor, which have no dashes
-    return tomli_w.dumps(_with_dashes(values) | {"env-kwargs": table})
+    cases = [{"name": case["name"], "env-kwargs": case["env_kwargs"]} for case in values.pop("cases")]
+    return tomli_w.dumps(_with_dashes(values) | {"env-kwargs": table} | ({"cases": cases} if cases else {}))
 
 
 def _with_dashes(values: dict[str, Any]) -> dict[str, Any]:

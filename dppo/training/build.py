@@ -223,7 +223,7 @@ def _make_envs(config: Config, worker: int, num_envs: int | None, given: Given) 
     with kept_as_it_was():
         envs = make_vector_env(
             config.env, num_envs or 1, lambda index: seeds.next(index), config.vectorization, first_env,
-            kwargs=config.env_kwargs, wrappers=config.wrappers,
+            kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
             max_restarts=max_restarts(config),
             close_broken=lambda env: close_environments(env, CLOSE_AFTER_FAILURE_S),  # it may never come back
             given=given, rounds_up=num_envs is None,

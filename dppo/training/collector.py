@@ -247,6 +247,7 @@ class Collector:
             sums.last.copy() if is_between else None, collect_s, learn_s, exchange_s, iteration=self.last_iteration,
             episodes_cut=rollout.episodes_cut, env_restarts=self._restarts - before, saved=saved,
             env_seconds=self.envs.clock.take() if isinstance(self.envs, EnvList) else None,
+            agents=max(1, len(self.envs.agents)),
         )  # fmt: skip
 
     def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:

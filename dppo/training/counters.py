@@ -11,6 +11,7 @@ from typing import Any
 from dppo.config import Config
 from dppo.data import Report
 from dppo.rundir.summary import FINISHED, TARGET
+from dppo.training.cases import CaseCounter
 from dppo.training.episodes import EpisodeCounter
 from dppo.training.state import TrainingState
 
@@ -42,6 +43,7 @@ class Counters:
         saved = saved or {}
         self._total_steps, self._target = config.total_steps, config.target_return
         self.episodes = EpisodeCounter(config.num_envs, saved)
+        self.cases = CaseCounter(config.cases, saved.get("cases"))
         self.losses = Losses(**saved.get("losses", {}))
         self.rows: dict[int, int] = dict(saved.get("rows", {}))
         """worker -> first row that was not counted yet."""
@@ -59,6 +61,7 @@ class Counters:
             "train_s": train_s,
             "losses": self.losses.as_dict(),
             "rows": dict(self.rows),
+            **({"cases": cases} if (cases := self.cases.as_dict()) else {}),
         }
 
     def add(self, report: Report) -> bool:
@@ -87,6 +90,7 @@ class Counters:
         reports, self._pending = sorted(self._pending, key=attrgetter("worker")), []
         self.losses.episodes_cut += sum(len(r.episodes_cut) for r in reports)
         self.losses.env_restarts += sum(r.env_restarts for r in reports)
+        self.cases.count(reports)
         return reports, self.episodes.count(reports, iteration)
 
     def wait_for(self, workers: Sequence[int], iteration: int) -> None:
@@ -99,7 +103,10 @@ class Counters:
         """
         pending, self._pending = sorted(self._pending, key=attrgetter("iteration")), []
         for iteration, reports in groupby(pending, attrgetter("iteration")):
-            self.episodes.count(list(reports), iteration + 1)
+            listed = list(reports)
+            self.cases.count(listed)
+            self.episodes.count(listed, iteration + 1)
+        self.cases.correct(line.get("cases", {}))
         self.episodes.correct_total(line["episodes"])
         self.train_s = line["train_s"]
         self.losses = Losses(**{name: line.get(name, 0) for name in Losses.__dataclass_fields__})

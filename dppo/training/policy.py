@@ -172,7 +172,8 @@ def load_policy(run_dir: str | Path) -> Policy:
             with kept_as_it_was():
                 env = make_vector_env(
                     config.env, 1, lambda _: 0, config.vectorization,
-                    kwargs=config.env_kwargs, wrappers=config.wrappers, given=given, rounds_up=True,
+                    kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
+                    given=given, rounds_up=True,
                 )  # fmt: skip
             close_environments(env)
             given.workdirs.remove_new()

@@ -214,6 +214,8 @@ class Tracker:
             "steps_per_s": (state.env_steps - steps_then) / max(now - since, 1e-9),
             **seconds_of(r.env_seconds for r in reports),
         }
+        if self.config.cases:
+            metrics["cases"] = self.counters.cases.metrics()
         for name in ("collect", "learn", "exchange"):
             spent = [getattr(r, f"{name}_s") for r in reports]
             metrics[f"{name}_max_s"] = max(spent, default=0.0)

@@ -20,8 +20,9 @@ import numpy as np
 from dppo.envs.leaves import from_leaves
 from dppo.errors import RefusedFileError, UsageError
 from dppo.files import open_regular
-from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, agents_in, check_types, run_dir_of
+from dppo.trajectories.format import EPISODES, FORMAT, FORMAT_VERSION, check_types, run_dir_of
 from dppo.trajectories.hdf5 import FILE_BYTES, ZSTD, dataset_names, opened_hdf5
+from dppo.trajectories.names import agents_in, cases_in
 
 SURPRISES = (
     OSError, KeyError, ValueError, RuntimeError, TypeError, IndexError, AttributeError, MemoryError, OverflowError,
@@ -130,6 +131,12 @@ class SegmentInfo:
     num_bytes: int
     agents: tuple[str, ...] = ()
     """The names of a simulator's agents: the environment with the global number g is agent g % A."""
+    cases: tuple[str, ...] = ()
+    """The name of the case of each environment."""
+
+    def case_of(self, env: int) -> str | None:
+        """Returns the name of an environment's case, by its global number; None where there are no cases."""
+        return self.cases[env - self.first_env] if self.cases else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +179,7 @@ def _light(file: h5py.File, path: Path, rank: int, number: int) -> tuple[Segment
             raise ValueError(f"episodes/{name} holds what {len(rows)} rows of {num_envs} environments do not have")
     info = SegmentInfo(
         path, rank, number, attempt, first_env, num_envs, len(rows), int(rows[0]), int(rows[-1]) + 1,
-        path.stat().st_size, agents_in(file),
+        path.stat().st_size, agents_in(file), cases_in(file),
     )  # fmt: skip
     index, last = table.pop("env"), table["start"] + table["length"] - 1
     table |= {

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dppo.trajectories.catalogue import Catalogue, opened, read
+from dppo.trajectories.catalogue import Catalogue, SegmentInfo, opened, read
 from dppo.trajectories.format import held_steps
 
 _NUMBERS = ("rank", "env", "id", "first_row", "attempt", "length")
@@ -62,6 +62,8 @@ class Episode:
     """[L, M] bool: the legal actions, where the environment has masks; M choices of the discrete parts of an action."""
     agent: str | None = None
     """The name of the agent, where several share a simulator."""
+    case: str | None = None
+    """The name of the environment's case, where the run has cases."""
     others: dict[str, np.ndarray] = field(default_factory=dict)
     """Columns [L, …] of the format that have no field of their own."""
 
@@ -87,8 +89,8 @@ def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]
             ends = np.sort(p["episode"][here[p["is_last"][here]]])
             finals = _finals(file, catalogue, ends)
         for episode in ends.tolist():
-            agents = catalogue.segments[number].agents
-            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode), agents)
+            segment = catalogue.segments[number]
+            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode), segment)
 
 
 def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -128,7 +130,7 @@ def _assembled(
     number: int,
     pieces: list[dict[str, np.ndarray]],
     final: np.ndarray | None,
-    agents: tuple[str, ...],
+    segment: SegmentInfo,
 ) -> Episode:
     def joined(name: str) -> np.ndarray:
         parts = [piece[name] for piece in pieces]
@@ -142,5 +144,6 @@ def _assembled(
     columns = {name: joined(name) for name in pieces[0] if all(name in piece for piece in pieces)}
     fields = [column.name for column in held_steps() if column.name in Episode.__slots__]
     values |= {name: columns.pop(name, None) for name in fields} | {"others": columns}
-    values["agent"] = agents[values["env"] % len(agents)] if agents else None
+    values["agent"] = segment.agents[values["env"] % len(segment.agents)] if segment.agents else None
+    values["case"] = segment.case_of(values["env"])
     return Episode(**values, seed=None if seed == -1 else seed, episode_return=float(e["return"][number]))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dppo.data import EpisodeProgress
-from dppo.files import fsync_folder, open_regular, parse_json
+from dppo.files import fsync_folder, open_regular
 from dppo.rundir import paths
 from dppo.trajectories.hdf5 import FILE_BYTES, dataset_names, opened_hdf5
 
@@ -163,8 +163,6 @@ ATTRIBUTES: dict[str, type] = {
 }  # fmt: skip
 """The root's attributes, in the order in which they are written."""
 TEXTS = ("config_json", "env_spec", "observation_space", "action_space")
-AGENTS = "agents"
-"""A text that only segments of simulators of agents have: JSON, the agents' names. Environment n is agent n % A."""
 STEPS = (
     Column("row", _I, "T"),
     Column("observations", None, "TN*", "observations", "obs"),
@@ -247,20 +245,6 @@ def check_types(file: h5py.File) -> None:
         problem = misfit(column, file[name], is_leaf=name != column_path(name)) if name in file else column.absence
         if problem is not None:
             raise ValueError(f"{name} {problem}")
-
-
-def agents_in(file: h5py.File) -> tuple[str, ...]:
-    """Returns the names of the agents of a simulator; () in a segment without agents. Raises ValueError where the text
-    has no names for the segment's environments.
-    """
-    if AGENTS not in file:
-        return ()
-    names, num_envs = parse_json(file[AGENTS].asstr()[()]), int(file["steps/rewards"].shape[1])
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or not names:
-        raise ValueError(f"{AGENTS} is no list of names")
-    if len(set(names)) != len(names) or num_envs % len(names):
-        raise ValueError(f"{AGENTS} has {len(set(names))} names, and there are {num_envs} environments")
-    return tuple(names)
 
 
 # -- one file --------------------

@@ -173,9 +173,15 @@ class Trajectories:
 
     def table(self) -> dict[str, np.ndarray]:
         """Returns columns of one value per episode: rank, env, id, seed (-1: none), first_row, last_row, offset (steps
-        before the first recorded one), length (recorded steps), return, terminated, truncated, complete, attempt.
+        before the first recorded one), length (recorded steps), return, terminated, truncated, complete, attempt; and,
+        where the run has cases, case (its name).
         """
-        return {name: self._dump.catalogue.episodes[name][self._chosen] for name in TABLE}
+        e, segments = self._dump.catalogue.episodes, self._dump.catalogue.segments
+        table = {name: e[name][self._chosen] for name in TABLE}
+        if any(segment.cases for segment in segments):
+            of = zip(e["last_segment"][self._chosen].tolist(), table["env"].tolist(), strict=True)
+            table["case"] = np.array([segments[segment].case_of(env) or "" for segment, env in of], np.str_)
+        return table
 
     @property
     def catalogue(self) -> Catalogue:

@@ -14,7 +14,6 @@ import numpy as np
 from dppo.trajectories.buffer import Part
 from dppo.trajectories.chunks import write_dataset
 from dppo.trajectories.format import (  # fmt: skip
-    AGENTS,
     ATTRIBUTES,
     FINAL,
     FORMAT,
@@ -26,6 +25,7 @@ from dppo.trajectories.format import (  # fmt: skip
     rank_folder,
 )
 from dppo.trajectories.hdf5 import MAX_LEAVES, MAX_NESTING, RAW_BYTES
+from dppo.trajectories.names import AGENTS, CASES
 
 if TYPE_CHECKING:
     import h5py
@@ -51,6 +51,8 @@ class Labels:
     version: str
     agents: tuple[str, ...] = ()
     """The names of a simulator's agents (`VectorEnv.agents`)."""
+    cases: tuple[str, ...] = ()
+    """The name of the case of each environment; (): there are no cases."""
 
     @property
     def folder(self) -> Path:
@@ -107,6 +109,8 @@ class SegmentBuilder:
             file[name] = getattr(labels, name)
         if labels.agents:
             file[AGENTS] = json.dumps(labels.agents)
+        if labels.cases:
+            file[CASES] = json.dumps(labels.cases)
 
     def _write_episodes(self, file: h5py.File, parts: list[Part]) -> None:
         tables: list[dict[str, np.ndarray]] = []

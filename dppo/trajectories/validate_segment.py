@@ -14,18 +14,17 @@ import h5py
 import numpy as np
 from gymnasium import Space
 
+from dppo.envs.cases import names_of
 from dppo.envs.leaves import leaves
 from dppo.errors import UsageError
 from dppo.files import parse_json
 from dppo.rundir.spaces import space_from_json
 from dppo.trajectories.catalogue import SURPRISES, has_endless_heap, one_line, read
 from dppo.trajectories.format import (  # fmt: skip
-    AGENTS,
     ATTRIBUTES,
     FORMAT,
     FORMAT_VERSION,
     TEXTS,
-    agents_in,
     column_path,
     datasets,
     datasets_in,
@@ -33,6 +32,7 @@ from dppo.trajectories.format import (  # fmt: skip
     run_dir_of,
 )
 from dppo.trajectories.hdf5 import opened_hdf5
+from dppo.trajectories.names import AGENTS, CASES, agents_in, cases_in
 from dppo.trajectories.validate_episodes import Ends, Findings, Inspected, _episodes, _finals
 
 
@@ -91,6 +91,7 @@ def _attributes(file: h5py.File, findings: Findings, found: Inspected) -> None:
 def _labels(file: h5py.File, findings: Findings, found: Inspected) -> dict[str, Space[Any]]:
     """Checks the texts. Returns {label: space} of those spaces that can be read."""
     spaces: dict[str, Space[Any]] = {}
+    cases: list[Any] = []
     for name in TEXTS:
         try:
             text = file[name].asstr()[()]
@@ -105,7 +106,8 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> dict[str, 
             findings.add(name, None, f"is no JSON: {error}")
             continue
         if name == "config_json":
-            section = values.get("trajectories") if isinstance(values, dict) else None
+            values = values if isinstance(values, dict) else {}
+            section, cases = values.get("trajectories"), values.get("cases", [])
             found.is_enabled = isinstance(section, dict) and section.get("enabled") is True
             continue
         try:
@@ -113,7 +115,16 @@ def _labels(file: h5py.File, findings: Findings, found: Inspected) -> dict[str, 
         except ValueError as error:
             findings.add(name, None, str(error))
     _surely(findings, AGENTS, lambda: agents_in(file))
+    _surely(findings, CASES, lambda: _cases(file, findings, found, cases))
     return spaces
+
+
+def _cases(file: h5py.File, findings: Findings, found: Inspected, cases: list[Any]) -> None:
+    """Checks that each environment has the case that the run's settings deal to it."""
+    names, num_envs = cases_in(file), int(file["steps/rewards"].shape[1])
+    expected = names_of(cases, found.attrs.get("first_env", 0), num_envs, max(1, len(agents_in(file))))
+    if names != expected:
+        findings.add(CASES, None, f"is {', '.join(names) or 'not there'}; the settings deal {', '.join(expected)}")
 
 
 def _datasets(file: h5py.File, findings: Findings) -> dict[str, np.ndarray]:

@@ -131,6 +131,14 @@ def test_every_rank_makes_the_calls_and_those_of_the_head_count(pipe: Pipe) -> N
     assert [(name.replace("follower", "head"), value) for name, value in of["follower"]] == of["head"]
 
 
+def test_every_rank_of_a_group_has_the_arguments_of_its_case(pipe: Pipe) -> None:
+    cases = [{"name": "calm", "env_kwargs": {}}, {"name": "wild", "env_kwargs": {"fails": "reset", "on": "follower"}}]
+    envs = make_vector_env(NAME, 2, lambda _: 70, first_env=4, given=Given(group=pipe), cases=cases)
+    with pytest.raises(MemberError, match="no flow on follower 1") as caught:
+        envs.reset()
+    assert any("raised by environment 5 in case wild of" in note for note in caught.value.__notes__)
+
+
 @pytest.mark.parametrize("where", ["reset", "step"])
 def test_the_error_of_a_member_names_it(where: str, pipe: Pipe) -> None:
     envs = make(pipe, fails=where)

@@ -7,9 +7,12 @@ import os
 import signal
 import socket
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from dppo.trajectories.reader import open_trajectories
+from dppo.trajectories.validate import validate
 from tests.launch import Launcher
 from tests.mpi.test_recovery import CELLS, MODES, assert_whole, kill, lost
 from tests.run_directory import checkpoint, count_lines, differences, metric_lines, summary
@@ -20,14 +23,15 @@ SMALL = (
 )  # fmt: skip
 SYNC = ("--ppo.epochs", 2, "--ppo.minibatches", 2)
 PAIRS = ("--env-ranks", 2)
+CASES = ("--cases", '{name="short",env-kwargs={length=13}}', '{name="long"}', '{name="odd",env-kwargs={length=17}}')
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cell", ["allreduce", "p2p"])
 def test_two_ranks_are_one_environment_to_the_bit(cell: str, launch: Launcher, tmp_path: Path) -> None:
-    """Also where the run is interrupted within episodes, and resumed."""
+    """Also where the run is interrupted within episodes, and resumed; also in cases."""
     one, two = tmp_path / "one", tmp_path / "two"
-    flags = (*SMALL, *SYNC, *CELLS[cell], "--trajectories.enabled")
+    flags = (*SMALL, *SYNC, *CELLS[cell], "--trajectories.enabled", *(CASES if cell == "p2p" else ()))
     launch.run(3, *flags, "--total-steps", 320, "--run-dir", one, timeout=180)
     launch.run(5, *flags, *PAIRS, "--total-steps", 160, "--run-dir", two, timeout=180)
     ended = launch.run(5, "--resume", "--run-dir", two, "--total-steps", 320, timeout=180)
@@ -35,6 +39,13 @@ def test_two_ranks_are_one_environment_to_the_bit(cell: str, launch: Launcher, t
     assert metric_lines(one) == metric_lines(two)
     assert len(metric_lines(one)) == 10
     assert differences(checkpoint(one)["state"], checkpoint(two)["state"]) == []
+    if cell == "p2p":
+        assert "case short: environments 0,3 of groups 0-1" in ended.stdout
+        lengths = {(int(e.env), e.case, e.length) for e in open_trajectories(two) if e.complete}
+        assert lengths == {(0, "short", 13), (1, "long", 20), (2, "odd", 17), (3, "short", 13)}
+        assert validate(two) == []
+        last: dict[str, Any] = metric_lines(two)[-1]
+        assert sum(int(case["episodes"]) for case in last["cases"].values()) == int(last["episodes"])
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig
 from dppo.errors import HelpShown, UsageError
 from dppo.settings.commands import Parser
 from dppo.settings.flags import answer, as_flags, flag_names, from_values, in_python, parse
-from dppo.settings.resolve import resolve
+from dppo.settings.resolve import check_world, resolve
 from dppo.settings.resume import resumed
 from dppo.settings.toml import load_config, to_toml
 from dppo.settings.values import as_dict, updated
@@ -152,6 +152,81 @@ def test_arguments_win_one_by_one_over_those_of_the_file(tmp_path: Path) -> None
     assert load_config(tmp_path / "run") == config, "a constructor's names keep their underscores"
 
 
+CASES = """
+env = "X-v0"
+[[cases]]
+name = "cold"
+[[cases]]
+name = "hot"
+env-kwargs = {its-bath = 0.9, sizes = [1, 2]}
+"""
+
+
+def test_cases_come_from_a_file_or_flags_and_stay(tmp_path: Path) -> None:
+    config = parse([write(tmp_path / "c.toml", CASES)])[0]
+    hot = {"name": "hot", "env_kwargs": {"its_bath": 0.9, "sizes": [1, 2]}}
+    assert config.cases == ({"name": "cold", "env_kwargs": {}}, hot)
+    flags = as_flags({"env": "X-v0", "cases": as_dict(config)["cases"]})
+    assert flags[2:4] == ["--cases", '{name = "cold", env-kwargs = {}}']
+    assert parse([*flags, "--seed", "3"])[0].cases == config.cases
+    (tmp_path / "run").mkdir()
+    text = to_toml(config)
+    assert text.endswith("[cases.env-kwargs]\nits_bath = 0.9\nsizes = [\n    1,\n    2,\n]\n")
+    write(tmp_path / "run" / "config.toml", text)
+    assert load_config(tmp_path / "run") == config
+    assert "cases" not in to_toml(parse([])[0])
+
+
+def test_a_resumed_run_keeps_its_cases_in_their_order(tmp_path: Path) -> None:
+    toml = write(tmp_path / "c.toml", CASES)
+    write(tmp_path / "config.toml", to_toml(parse([toml])[0]))
+    resume = ["--resume", "--run-dir", str(tmp_path)]
+    assert parse(resume)[0] == parse([toml, *resume])[0]
+    cold, hot = '{name="cold"}', '{name="hot",env-kwargs={its_bath=0.9,sizes=[1,2]}}'
+    assert parse([*resume, "--cases", cold, hot])[0] == parse(resume)[0]
+    said = message(*resume, "--cases", cold, hot.replace("0.9", "0.8"))
+    assert said.startswith(
+        'cases[1]={name = "hot", env-kwargs = {its_bath = 0.8, sizes = [1, 2]}} differs from the run\'s {name'
+    )
+    assert message(*resume, "--cases", cold).startswith("cases[1]=none differs from")
+    assert message(*resume, "--cases", hot, cold).startswith('cases[0]={name = "hot"')
+    with pytest.raises(UsageError, match=r"^cases\[2\]=.*'more'|more"):
+        resumed(
+            Config(env="X-v0", cases=(*parse(resume)[0].cases, {"name": "more"}), run_dir=str(tmp_path), resume=True)
+        )
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--cases", '{name="a"}'], 'none is named: write env = "…", or give --env'),
+        (["--env", "X-v0", "--cases", "cold"], "--cases 'cold' is no table of TOML"),
+        (["--env", "X-v0", "--cases", "{name=1}"], "cases[0].name=1 must have"),
+        (["--env", "X-v0", "--cases", '{name="a"}', "--vectorization", "native"], "leave cases out"),
+    ],
+)  # fmt: skip
+def test_wrong_cases_are_refused_in_one_message(flags: list[str], said: str) -> None:
+    assert said in message(*flags) and not message(*flags).startswith("Error")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "settings", "repair"),
+    [
+        (1, {"num_envs": 2}, "3 cases are dealt to 2 environment(s), 2 for each of 1 worker(s)"),
+        (1, {"num_envs": 2}, "mpirun -n 3, or use num_envs=3"),
+        (3, {"num_envs": 1}, "mpirun -n 4, or use num_envs=2"),
+        (5, {"num_envs": 1, "env_ranks": 2}, "mpirun -n 7, or use num_envs=2"),
+    ],
+)
+def test_fewer_environments_than_cases_are_refused(ranks: int, settings: dict[str, Any], repair: str) -> None:
+    cases = tuple({"name": name} for name in "abc")
+    config = Config(env="X-v0", cases=cases, **settings)
+    with pytest.raises(ValueError) as caught:
+        check_world(config, ranks)
+    assert repair in str(caught.value)
+    check_world(config, ranks + 2 * config.env_ranks)
+
+
 def test_a_file_behind_arguments_is_the_file_and_the_value_of_one_is_none(tmp_path: Path) -> None:
     toml = write(tmp_path / "lr=0.1.toml", "seed = 5")
     config = parse(["--env", "X-v0", "--env-kwargs", "a=1", f"map={tmp_path}/level.toml", toml])[0]
@@ -177,7 +252,7 @@ def test_every_flag_is_understood() -> None:
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
         "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
         "trajectories.compression": "none",
-        "server.drop": "0", "preempt-fraction": "0.0", "env-ranks": "1",
+        "server.drop": "0", "preempt-fraction": "0.0", "env-ranks": "1", "cases": '{name="a"}',
     }  # fmt: skip
     argv: list[str] = []
     for name in names:
@@ -598,6 +673,7 @@ def test_messages_speak_python_to_those_who_call_train(flags: str, python: str) 
         ("wrappers", ["a:b"], ["--wrappers", "a:b"]),
         ("env-kwargs", {"a": "5", "b": True}, ["--env-kwargs", 'a="5"', "b=true"]),
         ("env-kwargs.size", {"a": [1.5, "x"]}, ["--env-kwargs", 'size={a = [1.5, "x"]}']),
+        ("cases", [], ["--cases"]),
     ],
 )
 def test_settings_as_flags_come_back_as_they_were(name: str, value: Any, args: list[str]) -> None:

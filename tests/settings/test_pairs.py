@@ -84,3 +84,5 @@ def test_an_environment_in_words() -> None:
     assert in_words(Config()) == "CartPole-v1"
     config = Config(env="my:X", env_kwargs={"a": 1, "b": "x"}, wrappers=("m:f", "m:g"))
     assert in_words(config) == 'my:X a=1 b="x" in m:f in m:g'
+    assert in_words(Config(env="my:X", cases=({"name": "a"},))) == "my:X in 1 case"
+    assert in_words(Config(env="my:X", cases=({"name": "a"}, {"name": "b"}))) == "my:X in 2 cases"

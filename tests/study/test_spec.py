@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from dppo.errors import UsageError
+from dppo.settings.flags import as_flags, parse
 from dppo.study.spec import DEFAULTS, Sweep, as_text, config_of, flatten, numbers, read_sweep, submit_line, task_folder
 
 
@@ -242,3 +243,22 @@ def test_the_defaults_are_those_of_the_script() -> None:
 
 def test_folders_of_tasks() -> None:
     assert [task_folder(Path("s"), n).name for n in (3, 1234)] == ["task_003", "task_1234"]
+
+
+def test_the_tasks_of_a_sweep_may_have_cases(tmp_path: Path) -> None:
+    text = """
+[fixed]
+env = "X-v0"
+[[fixed.cases]]
+name = "cold"
+[[fixed.cases]]
+name = "hot"
+env-kwargs = {bath = 0.9}
+[grid]
+env-kwargs.size = [1, 2]
+"""
+    sweep = sweep_of(tmp_path, text)
+    for task, size in enumerate((1, 2)):
+        config = config_of(sweep.settings(task))
+        assert config.env_kwargs == {"size": size} and config.cases[1]["env_kwargs"] == {"bath": 0.9}
+        assert parse(as_flags(sweep.settings(task)))[0] == config

@@ -66,6 +66,8 @@ def _columns(episode: Episode, count: int) -> dict[str, np.ndarray]:
         "infos/env": np.full(count, episode.env),
         "infos/episode": np.full(count, episode.id),
     }
+    if episode.case is not None:
+        columns["infos/case"] = np.full(count, episode.case, "S64")
     steps = episode.steps
     infos = [column.name for column in held_steps() if column.is_info and column.name in steps]
     return columns | {f"infos/{_NAMES.get(name, name)}": steps[name][:count] for name in infos}

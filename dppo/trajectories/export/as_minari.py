@@ -170,7 +170,8 @@ def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
     agents = trajectories.catalogue.segments[0].agents
     for i in np.flatnonzero(transitions).tolist():
         agent = {"dppo/agent": agents[table["env"][i] % len(agents)]} if agents else {}
-        yield {f"dppo/{name}": table[name][i] for name in _ORIGIN} | agent
+        case = {"dppo/case": str(table["case"][i])} if "case" in table else {}
+        yield {f"dppo/{name}": table[name][i] for name in _ORIGIN} | agent | case
 
 
 def _description(labels: dict[str, str], versions: list[int], author: str | None) -> dict[str, Any]:

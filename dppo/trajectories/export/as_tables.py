@@ -89,10 +89,11 @@ def columns_of(episode: Episode, offset: int) -> dict[str, np.ma.MaskedArray]:
     def same(value: int | None) -> np.ma.MaskedArray:
         return np.ma.array(np.full(length, value or 0, np.int64), mask=value is None)
 
+    names = {"agent": episode.agent, "case": episode.case}
     columns: list[tuple[str, np.ma.MaskedArray]] = [
         ("rank", same(episode.rank)),
         ("env", same(episode.env)),
-        *([("agent", np.ma.array(np.full(length, episode.agent)))] if episode.agent is not None else []),
+        *((name, np.ma.array(np.full(length, text))) for name, text in names.items() if text is not None),
         ("episode", same(episode.id)),
         ("seed", same(episode.seed)),
         ("row", np.ma.array(episode.first_row + np.arange(length))),

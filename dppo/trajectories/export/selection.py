@@ -13,7 +13,8 @@ from dppo.files import replacing
 from dppo.rundir import paths
 from dppo.trajectories.catalogue import opened
 from dppo.trajectories.episodes import Episode
-from dppo.trajectories.format import AGENTS, TEXTS, rank_folders
+from dppo.trajectories.format import TEXTS, rank_folders
+from dppo.trajectories.names import AGENTS
 from dppo.trajectories.reader import Trajectories
 
 T = TypeVar("T")
