@@ -337,7 +337,7 @@ def test_groups_are_placed_anew_at_each_start(stage: Stage) -> None:
         f"mpirun --with-ft ulfm --host n1:2,n2:1 -n 3 {run}"
         " : --host n1:2 -n 2 ./channel case.ini : --host n2:2 -n 2 ./channel case.ini",
     ]
-    assert stage.log("srun") == [f"srun --distribution=arbitrary --ntasks=3 --nodelist=n2,n2,n2 {run}"]
+    assert stage.log("srun") == [f"srun --distribution=block --ntasks=3 {run}"]
 
 
 @pytest.mark.parametrize(

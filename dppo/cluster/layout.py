@@ -37,6 +37,11 @@ def groups_by_node(tasks: Sequence[int], ranks_each: int) -> list[int]:
     return [max(0, count - (node == 0)) // ranks_each for node, count in enumerate(tasks)]
 
 
+def spread(ranks: int, nodes: int) -> list[int]:
+    """Returns the number of ranks that srun places on each node if it is told no nodes."""
+    return [ranks // nodes + (node < ranks % nodes) for node in range(nodes)]
+
+
 def lay_out(launcher: Sequence[str], room: Room, env_ranks: int, simulator: Sequence[str] = ()) -> Layout:
     """Returns the layout of as many groups as there is room for.
 
@@ -67,8 +72,10 @@ def lay_out(launcher: Sequence[str], room: Room, env_ranks: int, simulator: Sequ
     if Path(launcher[0]).name == "srun":
         if simulator:
             raise UsageError("srun starts no simulator beside dppo: use mpirun")
-        hosts = ",".join(host for host, ranks in own for _ in range(ranks))
-        options = ["--distribution=arbitrary", f"--ntasks={total}", f"--nodelist={hosts}"]
+        options = ["--distribution=block", f"--ntasks={total}"]
+        if [ranks for _, ranks in own] != spread(total, len(room)):  # not otherwise: MPICH would share no memory
+            hosts = ",".join(host for host, ranks in own for _ in range(ranks))
+            options = ["--distribution=arbitrary", f"--ntasks={total}", f"--nodelist={hosts}"]
         return Layout([*launcher, *options], total, [], description)
     options = ["--host", ",".join(f"{host}:{ranks}" for host, ranks in own), "-n", str(total)]
     beside: list[str] = []

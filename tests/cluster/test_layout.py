@@ -48,10 +48,14 @@ def test_a_first_node_without_room_for_a_group_has_the_server_alone() -> None:
     assert lay_out(MPIRUN, (("n1", 2), ("n2", 2)), 2).launcher[-3:] == ["n1:1,n2:2", "-n", "3"]
 
 
-def test_srun_is_told_the_node_of_each_rank() -> None:
-    layout = lay_out(["srun", "--mpi=pmix"], (("n1", 4), ("n2", 3)), 2)
-    assert layout.launcher == [
-        "srun", "--mpi=pmix", "--distribution=arbitrary", "--ntasks=5", "--nodelist=n1,n1,n1,n2,n2"
+def test_srun_is_told_the_node_of_each_rank_where_it_would_choose_another() -> None:
+    srun = ["srun", "--mpi=pmix"]
+    assert lay_out(srun, (("n1", 4), ("n2", 3)), 2).launcher == [*srun, "--distribution=block", "--ntasks=5"]
+    assert lay_out(srun, (("n1", 4), ("n2", 4)), 2).launcher == [
+        *srun, "--distribution=arbitrary", "--ntasks=7", "--nodelist=n1,n1,n1,n2,n2,n2,n2"
+    ]  # fmt: skip
+    assert lay_out(srun, (("n1", 3), ("n2", 1)), 2).launcher[2:] == [
+        "--distribution=arbitrary", "--ntasks=3", "--nodelist=n1,n1,n1"
     ]  # fmt: skip
 
 

@@ -25,9 +25,9 @@ RUN = (
 PYTHON = ("--env", "group_envs:Ring", "--env-kwargs", "sleep_s=0.01", "--num-envs", 1, *RUN)
 SIMULATOR = "[s]imulators slow"
 """A pattern of its processes, and not of the shell that looks for them."""
-ROOM = {"python": "--ntasks-per-node=3", "program": "--ntasks-per-node=4"}
-"""Of two nodes: for a group of two ranks on each, and the server on the first. A simulator has a worker as well. One task
-of the second node stays idle; without --place-groups it would have a rank of each group.
+ROOM = {"python": "--ntasks-per-node=3", "program": "--ntasks-per-node=4", "srun": "--ntasks-per-node=4"}
+"""Of two nodes: for a group of two ranks on each, and the server on the first. A simulator has a worker as well. A task of
+one node stays idle; with it, a group would lie on both. Four tasks are room for one group beside the server, or two.
 """
 
 
@@ -83,7 +83,7 @@ def seen(slurm: Cluster, simulator: str) -> Iterator[dict[str, Seen]]:
         "crash": start("crash", f"--nodes=1-2 --exclude=n1,n2 {ROOM['program']}", *RUN, **beside),
         "program": start("program", f"{there} {ROOM['program']}", *RUN, **beside),
         "python": start("python", f"{there} {ROOM['python']}", *PYTHON, ENV_RANKS="2"),
-        "srun": start("srun", f"{there} {ROOM['python']}", *PYTHON, ENV_RANKS="2", MPI="pmix"),
+        "srun": start("srun", f"{there} {ROOM['srun']}", *PYTHON, ENV_RANKS="2", MPI="pmix"),
     }
     before: dict[str, dict[str, list[int]]] = {}
 
@@ -124,13 +124,18 @@ def went_on(job: Batch) -> None:
     assert numbers == list(range(1, len(numbers) + 1)), "each iteration once"
 
 
-@pytest.mark.parametrize("name", ["python", "srun"])
-def test_groups_in_python_come_back_to_their_nodes(name: str, seen: dict[str, Seen]) -> None:
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("python", ["ranks 1-2 on n1", "ranks 3-4 on n2"]),
+        ("srun", ["ranks 1-2 on n1", "ranks 3-4 on n2", "ranks 5-6 on n2"]),
+    ],
+)
+def test_groups_in_python_come_back_to_their_nodes(name: str, expected: list[str], seen: dict[str, Seen]) -> None:
     job = seen[name].job
     went_on(job)
-    assert job.output.count("groups of 2 ranks, each on one node: 1 on n1, 1 on n2") == 2
-    groups = re.findall(r"^ +group \d: (ranks \S+ on \w+),", job.output, re.MULTILINE)
-    assert groups == 2 * ["ranks 1-2 on n1", "ranks 3-4 on n2"]
+    assert job.output.count(f"groups of 2 ranks, each on one node: 1 on n1, {len(expected) - 1} on n2") == 2
+    assert re.findall(r"^ +group \d: (ranks \S+ on \w+),", job.output, re.MULTILINE) == 2 * expected
 
 
 def test_simulators_come_back_to_the_nodes_of_their_workers(seen: dict[str, Seen]) -> None:
