@@ -3,7 +3,8 @@
     exec python -m dppo.job mpirun --with-ft ulfm python -m dppo.run --run-dir runs/it
 
 The scripts in jobs/ end with this command. `--copy FOLDER` copies these scripts. They come with the package, because an
-installation by pip has no checkout with `jobs/`. `--place-groups` places environments of several ranks. `--include` prints the folder of dppo.h and dppo.f90, for compilers.
+installation by pip has no checkout with `jobs/`. `--place-groups` places environments of several ranks. `--include`
+prints the folder of dppo.h and dppo.f90, for compilers.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Training:
 
 
 def take_apart(command: Sequence[str]) -> Training:
-    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS … [: PROGRAM …]`. Raises UsageError where the command
-    does not run dppo.run, or does not name the run directory.
+    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS … [: PROGRAM …]`. Raises UsageError where the
+    command does not run dppo.run, or does not name the run directory.
     """
     words = list(command[1:] if command[:1] == ["--"] else command)
     module = next((at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("-m", "dppo.run")), 0)

@@ -26,8 +26,8 @@ PYTHON = ("--env", "group_envs:Ring", "--env-kwargs", "sleep_s=0.01", "--num-env
 SIMULATOR = "[s]imulators slow"
 """A pattern of its processes, and not of the shell that looks for them."""
 ROOM = {"python": "--ntasks-per-node=3", "program": "--ntasks-per-node=4", "srun": "--ntasks-per-node=4"}
-"""Of two nodes: for a group of two ranks on each, and the server on the first. A simulator has a worker as well. A task of
-one node stays idle; with it, a group would lie on both. Four tasks are room for one group beside the server, or two.
+"""Of two nodes: for a group of two ranks on each, and the server on the first. A simulator has a worker as well. A task
+of one node stays idle; with it, a group would lie on both. Four tasks are room for one group beside the server, or two.
 """
 
 
@@ -67,8 +67,8 @@ def simulator(slurm: Cluster) -> str:
 
 @pytest.fixture(scope="module")
 def seen(slurm: Cluster, simulator: str) -> Iterator[dict[str, Seen]]:
-    """Two jobs lose all their ranks on n2, go on, and are asked to save. One loses the node n4. Of the one that srun has
-    started a rank is killed. All come back, and train on.
+    """Two jobs lose all their ranks on n2, go on, and are asked to save. One loses the node n4. Of the one that srun
+    has started a rank is killed. All come back, and train on.
     """
     submit = Submit(slurm)
     there, beside = "--nodelist=n1,n2 --nodes=2 --time=10", {"ENV_RANKS": "2", "SIMULATOR": simulator}
