@@ -382,6 +382,32 @@ def test_a_script_trains_is_told_and_comes_back(script: str, stage: Stage) -> No
     assert stage.log(launcher)[-1].endswith(f"--log.stall-abort-s 600 --run-dir {run} --resume")
 
 
+@pytest.mark.parametrize(
+    ("variables", "launcher", "beside"),
+    [
+        ({}, "mpirun --with-ft ulfm --host n1:3,n2:4 -n 7", ""),
+        ({"MPI": "pmix"}, "srun --mpi=pmix --kill-on-bad-exit=1 --distribution=arbitrary --ntasks=7"
+         " --nodelist=n1,n1,n1,n2,n2,n2,n2", ""),
+        ({"SIMULATOR": "./channel case.ini"}, "mpirun --with-ft ulfm --host n1:2,n2:1 -n 3",
+         " --env dppo.envs:Solver --num-envs 1 : --host n1:2 -n 2 ./channel case.ini : --host n2:2 -n 2 ./channel"
+         " case.ini"),
+    ],
+    ids=["python", "srun", "program"],
+)  # fmt: skip
+def test_the_script_for_simulators_places_groups(
+    variables: dict[str, str], launcher: str, beside: str, stage: Stage
+) -> None:
+    stage.plays("scontrol", 'case $1 in show) printf "n1\\nn2\\n";; esac')
+    stage.plays("dry-run", "case $* in *--dry-run) ;; *) exit 9;; esac")
+    stage.plays(launcher.split()[0], "trap 'save 000064; finish preempted; exit 75' USR1", "wait_for_ever")
+    where = {"RUN_DIR": "runs/it", "ENV_RANKS": "2", "SLURM_TASKS_PER_NODE": "4(x2)", **variables}
+    job = stage.start("bash", str(ROOT / "jobs" / "simulator.sbatch"), "--horizon", "8", **where)
+    assert job.waits().send(signal.SIGUSR1).end()[0] == 75
+    flags = "--log.stall-abort-s 600 --horizon 8 --env-ranks 2 --run-dir runs/it"
+    assert stage.log(launcher) == [f"{launcher} python -m dppo.run {flags}{beside}"]
+    assert len(stage.log("dry-run")) == (not beside) and stage.verdicts() == [75]
+
+
 @pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch", "sweep.sbatch"])
 def test_a_signal_while_a_script_begins_is_not_lost(script: str, stage: Stage) -> None:
     stage.activate("kill -USR1 $$")
