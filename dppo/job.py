@@ -3,7 +3,8 @@
     exec python -m dppo.job mpirun --with-ft ulfm python -m dppo.run --run-dir runs/it
 
 The scripts in jobs/ end with this command. `--copy FOLDER` copies these scripts. They come with the package, because an
-installation by pip has no checkout with `jobs/`. `--include` prints the folder of dppo.h and dppo.f90, for compilers.
+installation by pip has no checkout with `jobs/`. `--place-groups` places environments of several ranks. `--include`
+prints the folder of dppo.h and dppo.f90, for compilers.
 """
 
 from __future__ import annotations
@@ -15,10 +16,13 @@ import shutil
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dppo import requeue, verdict
+from dppo.bounds import digits
+from dppo.cluster import slurm
+from dppo.cluster.layout import lay_out
 from dppo.cluster.supervisor import JobEnds, Supervisor
 from dppo.errors import EXIT_AGAIN, EXIT_USAGE, UsageError
 from dppo.rundir import paths
@@ -47,6 +51,10 @@ class Training:
     """The words `python -m dppo.run`."""
     settings: list[str]
     run_dir: Path
+    beside: list[str] = field(default_factory=list)
+    """The further programs of the same mpirun, from the first `:` on."""
+    ranks: int | None = None
+    """The number of dppo's ranks; None: the launcher decides."""
 
     def flags(self) -> list[str]:
         """Returns the settings of the next start. A run that continues has a copy of its settings file, so this leaves
@@ -59,18 +67,37 @@ class Training:
 
 
 def take_apart(command: Sequence[str]) -> Training:
-    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS …`. Raises UsageError where the command does not run
-    dppo.run, or does not name the run directory.
+    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS … [: PROGRAM …]`. Raises UsageError where the
+    command does not run dppo.run, or does not name the run directory.
     """
     words = list(command[1:] if command[:1] == ["--"] else command)
     module = next((at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("-m", "dppo.run")), 0)
     if module == 0:
         raise UsageError("the command must have python -m dppo.run in it; see python -m dppo.job -h")
-    python, settings = module - 1, words[module + 2 :]
+    python, end = module - 1, words.index(":", module) if ":" in words[module:] else len(words)
+    settings = words[module + 2 : end]
     run_dir = flag_value(settings, "run-dir")
     if not run_dir:
         raise UsageError("dppo.run needs --run-dir here: what became of a run is in its directory")
-    return Training(words[:python], words[python : module + 2], settings, Path(run_dir).expanduser())
+    return Training(words[:python], words[python : module + 2], settings, Path(run_dir).expanduser(), words[end:])
+
+
+def place_groups(training: Training) -> Training:
+    """Returns the training with the options of its launcher by which each group of --env-ranks ranks lies on one node.
+
+    Raises:
+      UsageError: this is no job of Slurm's, there is no room for a group, or the command names ranks itself.
+    """
+    env_ranks = digits(flag_value(training.settings, "env-ranks") or "", slurm.MOST_RANKS)
+    if not training.launcher or not env_ranks:
+        raise UsageError("--place-groups needs mpirun or srun, and --env-ranks after python -m dppo.run")
+    if ":" in training.beside[1:] or training.beside[1:2] == ["-n"]:
+        raise UsageError("--place-groups wants only one program and its arguments behind the colon")
+    if not (room := slurm.room()):
+        raise UsageError("--place-groups needs a job of Slurm's: elsewhere place groups by --host")
+    layout = lay_out(training.launcher, room, env_ranks, training.beside[1:])
+    print(layout.description, flush=True)
+    return replace(training, launcher=layout.launcher, beside=layout.beside, ranks=layout.ranks)
 
 
 def train(training: Training, supervisor: Supervisor, starts: int, kill_after_s: float) -> int:
@@ -93,7 +120,7 @@ def train(training: Training, supervisor: Supervisor, starts: int, kill_after_s:
 def _start(training: Training, supervisor: Supervisor, record: list[str], kill_after_s: float) -> int:
     """Starts the run once. Returns the verdict on that start."""
     run = [*training.program, *training.flags()]
-    code = EXIT_AGAIN if supervisor.is_asked() else supervisor.check([*run, "--dry-run"], DRY_RUN_S)
+    code = EXIT_AGAIN if supervisor.is_asked() else _try(training, run, supervisor)
     if code == EXIT_USAGE:  # it would not help to start the job again
         return EXIT_USAGE
     if refused := verdict.main([*record, "--begin"]):
@@ -101,9 +128,19 @@ def _start(training: Training, supervisor: Supervisor, record: list[str], kill_a
     if supervisor.is_asked():
         code = EXIT_AGAIN
     elif code == 0:
-        code = supervisor.run([*training.launcher, *run], kill_after_s)
+        code = supervisor.run([*training.launcher, *run, *training.beside], kill_after_s)
     # the run directory says what became of the run; the launcher's code says little about that
     return verdict.main([*record, "--code", str(code)])
+
+
+def _try(training: Training, run: list[str], supervisor: Supervisor) -> int:
+    """Tries the settings; returns the exit code. A run with another program beside it is not tried: only its start has
+    both.
+    """
+    if training.beside:
+        return 0
+    judged_for = [] if training.ranks is None else ["env", f"{slurm.TASKS}={training.ranks}"]
+    return supervisor.check([*judged_for, *run, "--dry-run"], DRY_RUN_S)
 
 
 def copy_scripts(folder: Path) -> list[Path]:
@@ -136,6 +173,11 @@ def _parser() -> Parser:
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="where the copies go, such as jobs")
     parser.add_argument("--include", action="store_true", help="print the folder of dppo.h, for cc -I, and dppo.f90")
     parser.add_argument(
+        "--place-groups",
+        action="store_true",
+        help="tell mpirun or srun to place each group of --env-ranks ranks on one node",
+    )
+    parser.add_argument(
         "--starts",
         type=integer,
         default=STARTS,
@@ -162,8 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(INCLUDE)
             return 0
         if args.copy is None:
-            training = take_apart(args.command)
-            return train(training, Supervisor(asked=args.asked), args.starts, args.kill_after_s)
+            training, supervisor = take_apart(args.command), Supervisor(asked=args.asked)
+            training = place_groups(training) if args.place_groups else training
+            return train(training, supervisor, args.starts, args.kill_after_s)
         copies = copy_scripts(args.copy)
     except UsageError as error:
         print(f"dppo: {error}", file=sys.stderr)

@@ -40,8 +40,8 @@ FLAGS_OF_OTHERS = {
     },
     "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
     | {"ntasks-per-node", "requeue", "signal", "time"},
-    "srun": {"cpu-bind", "list", "mpi"},
-    "dppo.job": {"copy", "include", "kill-after-s"},
+    "srun": {"cpu-bind", "distribution", "list", "mpi", "multi-prog", "nodelist"},
+    "dppo.job": {"copy", "include", "kill-after-s", "place-groups"},
     "dppo.verdict": {"begin"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},

@@ -301,6 +301,62 @@ def test_outside_of_slurm_nothing_is_requeued(stage: Stage) -> None:
     assert code == 2 and "start it again" in output and "this is no batch job of Slurm's" in output
 
 
+# -- groups of ranks, and programs beside dppo --------------------
+
+PLACE = ("--place-groups",)
+GROUPS = ("--env-ranks", "2", "--run-dir", "runs/it")
+SIMULATOR = (":", "./channel", "case.ini")
+
+
+def test_a_program_beside_dppo_is_started_with_it_and_not_tried_before(stage: Stage) -> None:
+    stage.plays("mpirun", "finish finished")
+    beside = (":", "-n", "2", *SIMULATOR[1:])
+    assert stage.train("--seed", "1", "--run-dir", "runs/it", *beside).end()[0] == 0
+    (stage.folder / "runs" / "it" / "config.toml").touch()
+    assert stage.train("--run-dir", "runs/it", *beside).end()[0] == 0
+    started = "mpirun --with-ft ulfm python -m dppo.run"
+    assert stage.log() == [
+        f"{started} --seed 1 --run-dir runs/it : -n 2 ./channel case.ini",
+        f"{started} --run-dir runs/it --resume : -n 2 ./channel case.ini",
+    ]
+
+
+def test_groups_are_placed_anew_at_each_start(stage: Stage) -> None:
+    stage.plays("dry-run", 'echo "judged for $SLURM_NTASKS" >>"$LOG"')
+    stage.plays("scontrol", 'case $1 in show) printf "$HOSTS";; esac')
+    two = {"SLURM_TASKS_PER_NODE": "4(x2)", "HOSTS": "n1\\nn2\\n", "SLURM_NTASKS": "8"}
+    one = {"SLURM_TASKS_PER_NODE": "4", "HOSTS": "n2\\n", "SLURM_NTASKS": "4"}
+    code, output = stage.train(*GROUPS, options=PLACE, **two).end()
+    assert code == 75 and output.startswith("groups of 2 ranks, each on one node: 1 on n1, 2 on n2\n")
+    assert stage.train(*GROUPS, *SIMULATOR, options=PLACE, **two).end()[0] == 75
+    stage.train(*GROUPS, options=PLACE, launcher=("srun",), **one).end()
+    assert stage.log("judged") == ["judged for 7", "judged for 3"]
+    run = "python -m dppo.run --env-ranks 2 --run-dir runs/it"
+    assert stage.log("mpirun") == [
+        f"mpirun --with-ft ulfm --host n1:3,n2:4 -n 7 {run}",
+        f"mpirun --with-ft ulfm --host n1:2,n2:1 -n 3 {run}"
+        " : --host n1:2 -n 2 ./channel case.ini : --host n2:2 -n 2 ./channel case.ini",
+    ]
+    assert stage.log("srun") == [f"srun --distribution=block --ntasks=3 {run}"]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings", "message"),
+    [
+        (MPIRUN, ("--run-dir", "runs/it"), "needs mpirun or srun, and --env-ranks after python -m dppo.run"),
+        ((), GROUPS, "needs mpirun or srun"),
+        (MPIRUN, GROUPS, "needs a job of Slurm's"),
+        (MPIRUN, (*GROUPS, ":", "-n", "4", "./channel"), "only one program and its arguments behind the colon"),
+    ],
+)
+def test_groups_that_cannot_be_placed_are_one_message(
+    launcher: tuple[str, ...], settings: tuple[str, ...], message: str, stage: Stage
+) -> None:
+    code, output = stage.train(*settings, options=PLACE, launcher=launcher).end()
+    assert code == 2 and message in output and output.count("\n") == 1
+    assert not (stage.folder / "runs").exists()
+
+
 # -- the scripts --------------------
 
 
@@ -324,6 +380,32 @@ def test_a_script_trains_is_told_and_comes_back(script: str, stage: Stage) -> No
     stage.plays(launcher.split()[0], "finish finished")
     assert stage.start("bash", str(ROOT / "jobs" / script), RUN=run, **where).end()[0] == 0
     assert stage.log(launcher)[-1].endswith(f"--log.stall-abort-s 600 --run-dir {run} --resume")
+
+
+@pytest.mark.parametrize(
+    ("variables", "launcher", "beside"),
+    [
+        ({}, "mpirun --with-ft ulfm --host n1:3,n2:4 -n 7", ""),
+        ({"MPI": "pmix"}, "srun --mpi=pmix --kill-on-bad-exit=1 --distribution=arbitrary --ntasks=7"
+         " --nodelist=n1,n1,n1,n2,n2,n2,n2", ""),
+        ({"SIMULATOR": "./channel case.ini"}, "mpirun --with-ft ulfm --host n1:2,n2:1 -n 3",
+         " --env dppo.envs:Solver --num-envs 1 : --host n1:2 -n 2 ./channel case.ini : --host n2:2 -n 2 ./channel"
+         " case.ini"),
+    ],
+    ids=["python", "srun", "program"],
+)  # fmt: skip
+def test_the_script_for_simulators_places_groups(
+    variables: dict[str, str], launcher: str, beside: str, stage: Stage
+) -> None:
+    stage.plays("scontrol", 'case $1 in show) printf "n1\\nn2\\n";; esac')
+    stage.plays("dry-run", "case $* in *--dry-run) ;; *) exit 9;; esac")
+    stage.plays(launcher.split()[0], "trap 'save 000064; finish preempted; exit 75' USR1", "wait_for_ever")
+    where = {"RUN_DIR": "runs/it", "ENV_RANKS": "2", "SLURM_TASKS_PER_NODE": "4(x2)", **variables}
+    job = stage.start("bash", str(ROOT / "jobs" / "simulator.sbatch"), "--horizon", "8", **where)
+    assert job.waits().send(signal.SIGUSR1).end()[0] == 75
+    flags = "--log.stall-abort-s 600 --horizon 8 --env-ranks 2 --run-dir runs/it"
+    assert stage.log(launcher) == [f"{launcher} python -m dppo.run {flags}{beside}"]
+    assert len(stage.log("dry-run")) == (not beside) and stage.verdicts() == [75]
 
 
 @pytest.mark.parametrize("script", ["train.sbatch", "train-srun.sbatch", "sweep.sbatch"])

@@ -15,7 +15,7 @@ from dppo.bounds import digits
 
 MOST_RANKS = 10**6
 """The largest credible number in a launcher's variable; a variable with a larger one counts as not set."""
-JOB_ID, STEP_TASKS = "SLURM_JOB_ID", "SLURM_STEP_NUM_TASKS"
+JOB_ID, TASKS, STEP_TASKS = "SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS"
 ASK_S = 10.0
 """Seconds to wait for an answer from Slurm, whose controller may be busy, or away."""
 _ENDED = {
@@ -53,7 +53,7 @@ def this_allocation(environ: Mapping[str, str] = os.environ) -> Allocation:
     return Allocation(
         job_id,
         restarts=_number(environ, "SLURM_RESTART_COUNT", 0),
-        num_tasks=_number(environ, "SLURM_NTASKS", 1),
+        num_tasks=_number(environ, TASKS, 1),
     )
 
 
@@ -62,11 +62,25 @@ def tasks_of_one_node(environ: Mapping[str, str] = os.environ) -> int | None:
     that; else None.
     """
     tasks, nodes, per_node = (
-        digits(environ.get(name, ""), 10**9) for name in ("SLURM_NTASKS", "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
+        digits(environ.get(name, ""), 10**9) for name in (TASKS, "SLURM_NNODES", "SLURM_NTASKS_PER_NODE")
     )
     if tasks is None or nodes is None or per_node is None:
         return None
     return per_node if tasks == nodes * per_node > per_node else None
+
+
+def room() -> list[tuple[str, int]]:
+    """Returns the nodes of this job and the number of tasks that each has room for; [] where Slurm does not say."""
+    tasks = _tasks_per_node("SLURM_TASKS_PER_NODE")
+    command = ["scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")]
+    try:
+        asked = subprocess.run(
+            command, capture_output=True, text=True, timeout=ASK_S, check=True, stdin=subprocess.DEVNULL
+        )
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return []
+    hosts = asked.stdout.split()
+    return list(zip(hosts, tasks, strict=True)) if len(hosts) == len(tasks) else []
 
 
 def ends_at(environ: Mapping[str, str] = os.environ) -> float | None:
@@ -141,12 +155,12 @@ def tasks_on_this_node() -> int:
     return nodes[number] if number is not None and number < len(nodes) else 1
 
 
-def _tasks_per_node() -> list[int]:
-    """Returns the step's tasks on each node; [] where Slurm says nothing, or what cannot be. Slurm writes `4(x2),3` for
-    [4, 4, 3].
+def _tasks_per_node(variable: str = "SLURM_STEP_TASKS_PER_NODE") -> list[int]:
+    """Returns the step's tasks on each node, or the job's; [] where Slurm says nothing, or what cannot be. Slurm writes
+    `4(x2),3` for [4, 4, 3].
     """
     counted: list[int] = []
-    text = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    text = os.environ.get(variable, "")
     for part in text.split(",") if text else []:
         found = re.fullmatch(r"([0-9]+)(?:\(x([0-9]+)\))?", part)
         tasks, nodes = (digits(number or "1", MOST_RANKS) for number in found.groups()) if found else (None, None)

@@ -318,7 +318,7 @@ def _simulators() -> Simulators:
     ends.
     """
     world = MPI.COMM_WORLD
-    if world.size == 1 or mpi.is_spawned() or (num_programs() or 1) == 1:
+    if world.size == 1 or mpi.is_spawned() or num_programs() == 1:
         return Simulators(world, world)
     try:
         return solvers.part(world)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
+from dppo.cluster.slurm import Allocation, ends_at, in_queue, room, this_allocation
 
 
 @pytest.fixture
@@ -101,3 +101,28 @@ def test_a_job_in_the_queue(squeue: Path, answer: str, expected: bool) -> None:
 def test_without_squeue_no_job_is_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     assert not in_queue("17")
+
+
+@pytest.mark.parametrize(
+    ("tasks", "answer", "expected"),
+    [
+        ("5(x2),3", "n1\nn2\nn9\n", [("n1", 5), ("n2", 5), ("n9", 3)]),
+        ("4", "n1\n", [("n1", 4)]),
+        ("5(x2)", "n1\n", []),
+        ("", "", []),
+        ("many", "n1\n", []),
+    ],
+)
+def test_the_room_on_each_node(
+    tasks: str, answer: str, expected: list[tuple[str, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(f'#!/bin/sh\n[ "$*" = "show hostnames n[1-9]" ] && printf "{answer}"\n')
+    scontrol.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("SLURM_JOB_NODELIST", "n[1-9]")
+    monkeypatch.setenv("SLURM_TASKS_PER_NODE", tasks)
+    assert room() == expected
+    scontrol.unlink()
+    monkeypatch.setenv("PATH", "")
+    assert room() == []

@@ -106,6 +106,18 @@ static inline void dppo_on_exit_(void)
         dppo_fail_("it exits before DPPO_END: stay in dppo_wait_reset until it returns DPPO_END");
 }
 
+/* A launcher passes on to all ranks what asks dppo to save and leave. The simulator continues until dppo lets it go. */
+static inline void dppo_outlive_requests_(void)
+{
+    const int requests[3] = {SIGUSR1, SIGTERM, SIGINT};
+    int i;
+    for (i = 0; i < 3; ++i) {
+        void (*before)(int) = signal(requests[i], SIG_IGN);
+        if (before != SIG_DFL && before != SIG_ERR)
+            signal(requests[i], before);
+    }
+}
+
 /* Waits, soon mostly asleep: dppo learns meanwhile, perhaps on the same cores. */
 static inline void dppo_wait_(MPI_Request *request)
 {
@@ -222,6 +234,7 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
         dppo_fail_("no memory");
     solvers = all + 2 * size;
     said[1] = (int)getpid();
+    dppo_outlive_requests_();
     atexit(dppo_on_exit_);
     MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, dppo_on_finalize_, &key, NULL);
     MPI_Comm_set_attr(MPI_COMM_SELF, key, NULL);

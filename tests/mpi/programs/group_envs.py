@@ -27,8 +27,8 @@ class Ring(gymnasium.Env):
     observation_space = gymnasium.spaces.Box(-100.0, 100.0, (CELLS,), np.float32)
     action_space = gymnasium.spaces.Discrete(3)
 
-    def __init__(self, comm: MPI.Intracomm = MPI.COMM_SELF, length: int = 20) -> None:
-        self._comm, self._length = comm, length
+    def __init__(self, comm: MPI.Intracomm = MPI.COMM_SELF, length: int = 20, sleep_s: float = 0.0) -> None:
+        self._comm, self._length, self._sleep_s = comm, length, sleep_s
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
@@ -38,6 +38,7 @@ class Ring(gymnasium.Env):
         return self._observation(), {}
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        time.sleep(self._sleep_s)
         left, right = (self._comm.rank - 1) % self._comm.size, (self._comm.rank + 1) % self._comm.size
         before, after = np.empty(1, np.int64), np.empty(1, np.int64)
         edges = self._mine[-1:].copy(), self._mine[:1].copy()

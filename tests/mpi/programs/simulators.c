@@ -46,6 +46,8 @@ int main(int argc, char **argv)
             dppo_wait_reset(&seed);
         while (dppo_receive_action(action) == DPPO_ACTION) {
             MPI_Allreduce(&ones, &sum, 1, MPI_INT, MPI_SUM, comm);
+            if (is(what, "slow"))
+                select(0, NULL, NULL, NULL, &(struct timeval){0, 10000});
             if (is(what, "segfaults") && number == 0 && rank == size - 1)
                 raise(SIGSEGV);
             if (is(what, "exits") && number == 0 && rank == size - 1)
