@@ -26,6 +26,7 @@ class Simulator(gymnasium.Env[Any, Any]):
     What `step` returns of an agent that has ended before is arbitrary.
 
     Attributes:
+      made: the user's object; on the head of a group, what calls it on all ranks.
       names: the agents' names, in their order.
       observation_space, action_space: those of one agent.
     """
@@ -33,7 +34,7 @@ class Simulator(gymnasium.Env[Any, Any]):
     names: tuple[str, ...]
 
     def __init__(self, made: Any) -> None:
-        self._made = made
+        self.made = made
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -46,7 +47,7 @@ class Simulator(gymnasium.Env[Any, Any]):
         raise NotImplementedError
 
     def close(self) -> None:
-        self._made.close()
+        self.made.close()
 
 
 def is_simulator(made: Any) -> bool:
@@ -100,12 +101,12 @@ class _OfVector(Simulator):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        observations, infos = self._returned.by_reset(self._made.reset(seed=seed))
+        observations, infos = self._returned.by_reset(self.made.reset(seed=seed))
         return observations, self._infos(infos)
 
     def step(self, action: np.ndarray) -> Joint:
         sent = to_value(self.action_space, action.copy())  # it may write to its actions
-        observations, rewards, terminations, truncations, infos = five(self._made.step(sent))
+        observations, rewards, terminations, truncations, infos = five(self.made.step(sent))
         count = len(self.names)
         return (
             self._returned.observation(observations), numbers("rewards", rewards, count).astype(np.float64),
@@ -138,12 +139,12 @@ class _OfParallel(Simulator):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        result = self._made.reset(seed=seed)
+        result = self.made.reset(seed=seed)
         is_pair = isinstance(result, tuple | list) and len(result) == 2
         if not (is_pair and all(isinstance(part, Mapping) for part in result)):
             raise ValueError(f"reset() returned {show(result)}; expected dicts of observations and of infos: {REPAIR}")
         observations, infos = result
-        if (agents := tuple(_possible_agents(self._made))) != self._agents:
+        if (agents := tuple(_possible_agents(self.made))) != self._agents:
             raise ValueError(
                 f"its possible_agents were {list(self._agents)} and are {list(agents)} after a reset(): {REPAIR}, so"
                 " that they stay the same; agents may end early"
@@ -161,7 +162,7 @@ class _OfParallel(Simulator):
         return rows, {name: infos.get(agent) or {} for name, agent in zip(self.names, agents, strict=True)}
 
     def step(self, action: np.ndarray) -> Joint:
-        made, values = self._made, self._split(action)
+        made, values = self.made, self._split(action)
         present = set(made.agents)
         result = five(made.step({a: values[i] for i, a in enumerate(self._agents) if a in present}))
         if not all(isinstance(part, Mapping) for part in result):
