@@ -143,7 +143,7 @@ class Catalogue:
     episodes: dict[str, np.ndarray]
     """Columns [E] of the episodes, by rank, last_row and env: rank, env (global), id, seed, first_row, last_row, offset
     (steps before the recorded ones), length (recorded steps), return, terminated, truncated, complete, attempt,
-    first_version, last_version, last_segment.
+    first_version, last_version, last_segment; of simulators of agents also agent, the name.
     """
 
 
@@ -202,6 +202,8 @@ def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Cat
     episodes["last_segment"] = p["segment"][lasts]
     episodes["length"] = np.add.reduceat(p["length"], firsts)
     episodes["complete"] = ended[lasts] & (episodes["offset"] == 0)
+    if any(s.agents for s in segments):
+        episodes["agent"] = _agents(segments, episodes)
 
     in_order = np.lexsort((episodes["env"], episodes["last_row"], episodes["rank"]))
     pieces = {name: p[name] for name in ("segment", "index", "start", "length")}
@@ -212,3 +214,10 @@ def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Cat
         {name: values[by_segment] for name, values in pieces.items()},
         {name: values[in_order] for name, values in episodes.items()},
     )
+
+
+def _agents(segments: list[SegmentInfo], episodes: dict[str, np.ndarray]) -> np.ndarray:
+    """Returns the names of the episodes' agents; "" in segments without agents."""
+    names = [s.agents or ("",) for s in segments]
+    places = zip(episodes["last_segment"].tolist(), episodes["env"].tolist(), strict=True)
+    return np.array([names[number][env % len(names[number])] for number, env in places], str)

@@ -87,8 +87,7 @@ def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]
             ends = np.sort(p["episode"][here[p["is_last"][here]]])
             finals = _finals(file, catalogue, ends)
         for episode in ends.tolist():
-            agents = catalogue.segments[number].agents
-            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode), agents)
+            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode))
 
 
 def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -124,11 +123,7 @@ def _finals(file: h5py.File, catalogue: Catalogue, ends: np.ndarray) -> dict[int
 
 
 def _assembled(
-    e: dict[str, np.ndarray],
-    number: int,
-    pieces: list[dict[str, np.ndarray]],
-    final: np.ndarray | None,
-    agents: tuple[str, ...],
+    e: dict[str, np.ndarray], number: int, pieces: list[dict[str, np.ndarray]], final: np.ndarray | None
 ) -> Episode:
     def joined(name: str) -> np.ndarray:
         parts = [piece[name] for piece in pieces]
@@ -142,5 +137,5 @@ def _assembled(
     columns = {name: joined(name) for name in pieces[0] if all(name in piece for piece in pieces)}
     fields = [column.name for column in held_steps() if column.name in Episode.__slots__]
     values |= {name: columns.pop(name, None) for name in fields} | {"others": columns}
-    values["agent"] = agents[values["env"] % len(agents)] if agents else None
+    values["agent"] = str(e["agent"][number]) if "agent" in e else None
     return Episode(**values, seed=None if seed == -1 else seed, episode_return=float(e["return"][number]))

@@ -167,9 +167,8 @@ def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
     """Yields attributes for each episode that has a transition; Minari reads them back as a dict under `dppo`."""
     table = trajectories.table()
     transitions = table["length"] - ~(table["terminated"] | table["truncated"])
-    agents = trajectories.catalogue.segments[0].agents
     for i in np.flatnonzero(transitions).tolist():
-        agent = {"dppo/agent": agents[table["env"][i] % len(agents)]} if agents else {}
+        agent = {"dppo/agent": str(table["agent"][i])} if "agent" in table else {}
         yield {f"dppo/{name}": table[name][i] for name in _ORIGIN} | agent
 
 
