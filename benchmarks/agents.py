@@ -38,11 +38,10 @@ COMMON = (
 )
 EXCHANGES = {"sync/allreduce": "", "sync/p2p": "--exchange p2p", "async": "--mode async"}
 SPREAD = (
-    "--env mpe2.simple_spread_v3:parallel_env --env-kwargs N=2 --num-envs 16 --horizon 50 --ppo.gamma 0.95"
-    " --ppo.epochs 8"
+    "--env mpe2.simple_spread_v3:parallel_env --env-kwargs N=2 --num-envs 8 --horizon 25 --ppo.gamma 0.9 --ppo.epochs 8"
 )
 SIGNS = "--env dppo.envs.probes_of_agents:parallel_env --num-envs 12 --horizon 13 --ppo.minibatches 2 --ppo.epochs 3"
-ENVS = {"mpe2": (SPREAD, 32_000, 1_600), "12 agents": (SIGNS, 6_240, 312)}
+ENVS = {"mpe2": (SPREAD, 12_000, 400), "12 agents": (SIGNS, 6_240, 312)}
 """Flags, steps in all, and steps of an iteration."""
 
 
