@@ -1,7 +1,7 @@
 """Are agents that share a simulator learnt where the simulator has two ranks, in the three exchanges?
 
     python3 -m venv /tmp/agents
-    /tmp/agents/bin/pip install torch -e '.[mpi]' pettingzoo mpe2 pytest
+    /tmp/agents/bin/pip install torch -e '.[mpi,mujoco]' pettingzoo mpe2
     /tmp/agents/bin/python benchmarks/agents.py [--only NAME ...]
 
 Each environment is trained on 5 ranks, which are a server and two groups of two ranks, and records every step. Then the
@@ -41,7 +41,7 @@ SPREAD = (
     "--env mpe2.simple_spread_v3:parallel_env --env-kwargs N=2 --num-envs 8 --horizon 25 --ppo.gamma 0.9 --ppo.epochs 8"
 )
 SIGNS = "--env dppo.envs.probes_of_agents:parallel_env --num-envs 12 --horizon 13 --ppo.minibatches 2 --ppo.epochs 3"
-ENVS = {"mpe2": (SPREAD, 12_000, 400), "12 agents": (SIGNS, 6_240, 312)}
+ENVS = {"mpe2": (SPREAD, 9_600, 400), "12 agents": (SIGNS, 6_240, 312)}
 """Flags, steps in all, and steps of an iteration."""
 
 
@@ -55,7 +55,7 @@ class Row(NamedTuple):
     end: str
     """The mean return of the last 100 episodes."""
     evaluated: str
-    """The mean return of 100 episodes on two ranks, by the most likely actions."""
+    """The mean return of 40 episodes on two ranks, by the most likely actions."""
     resumed: str
     dumped: str
 
@@ -91,7 +91,7 @@ def one(name: str, exchange: str, folder: Path) -> Row:
         launcher.run(RANKS, "--resume", "--run-dir", killed, timeout=LIMIT_S)
         assert (summary(killed)["attempt"], summary(killed)["exit"]) == (2, "finished")
         resumed = "to its end" if exchange == "async" else compared(whole, killed, steps // 2)
-        play = ("--episodes", 100, "--json")
+        play = ("--episodes", 40, "--json")
         played = json.loads(launcher.run(2, whole, *play, program="evaluate.py", timeout=LIMIT_S).stdout)
     finally:
         launcher.close()
