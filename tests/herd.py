@@ -71,7 +71,11 @@ class Herd:
             del observations[self.agents[-1]]
         if now == "a wrong shape":
             observations[self.agents[0]] = np.zeros(2, np.float32)
+        if now == "no finite reward":
+            rewards["cow_1"] = np.nan
         self.agents = [a for a in self.agents if a not in gone]
+        if now == "one more comes":
+            self.agents.append("calf")
         if now == "no dicts":
             return 1, 2, 3, 4, {}
         return observations, rewards, terminations, truncations, infos
@@ -121,8 +125,8 @@ class FlockVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
 
     metadata = {"autoreset_mode": "Disabled"}  # noqa: RUF012
 
-    def __init__(self, agents: int = 3, names: Any = None, masks: bool = False) -> None:
-        Herd.made = []
+    def __init__(self, agents: int = 3, names: Any = None, masks: bool = False, fault: str = "") -> None:
+        Herd.made, self._fault = [], fault
         self._herd, self.num_envs, self._masks = Herd(agents, masks="info"), agents, masks
         self.single_observation_space, self.single_action_space = (
             self._herd.observation_space("cow_0"),
@@ -131,6 +135,8 @@ class FlockVector(gymnasium.vector.VectorEnv[Any, Any, Any]):
         self.possible_agents = [f"goose_{i}" for i in range(agents)] if names is None else names
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        if self._fault == "names change":
+            self.possible_agents = [*self.possible_agents[1:], "gosling"]
         observations, infos = self._herd.reset(seed)
         return np.stack(list(observations.values())), self._told(infos)
 

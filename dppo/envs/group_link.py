@@ -12,6 +12,8 @@ class Call(enum.IntEnum):
     """What a follower is told to do."""
 
     MAKE = enum.auto()
+    COMPARE = enum.auto()
+    """Compare the names of a simulator's agents with the head's."""
     RESET = enum.auto()
     STEP = enum.auto()
     CLOSE = enum.auto()

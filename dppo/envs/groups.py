@@ -20,6 +20,7 @@ from dppo.envs.group_link import Call, Failed, FollowerLink, HeadLink
 from dppo.envs.maker import EnvMaker
 from dppo.envs.process import kept_as_it_was
 from dppo.envs.reasons import reason
+from dppo.envs.simulators import Simulator, agents_of
 from dppo.envs.states import Start, load, owner, save
 from dppo.seams import Closable
 
@@ -50,8 +51,12 @@ class GroupMaker(EnvMaker):
 
         try:
             env = together(self._link, Call.MAKE, key, (given, further), make_it)
+            together(self._link, Call.COMPARE, key, agents_of(env), lambda: None)
         except MemberError as error:
             raise ValueError(f"env={self.env_id!r} cannot be made on all ranks of its group: {error}") from error
+        if isinstance(env, Simulator):
+            env.made = GroupSimulator(env.made, self._link, key)
+            return env
         kind = GroupEnv if owner(env) is None else SavingGroupEnv
         return kind(env, self._link, key)
 
@@ -65,23 +70,42 @@ def find_maker(
     return maker(env_id, kwargs, wrappers, given, cases)
 
 
-class GroupEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
+class _Calls:
+    """What is called of an environment of a group, on its head."""
+
+    env: Any
+    _link: HeadLink
+    _number: int
+
+    def reset(self, **arguments: Any) -> Any:
+        return together(self._link, Call.RESET, self._number, arguments, lambda: self.env.reset(**arguments))
+
+    def step(self, action: Any) -> Any:
+        return together(self._link, Call.STEP, self._number, action, lambda: self.env.step(action))
+
+    def close(self) -> None:
+        if not self._link.is_stuck:  # the others could not take part, and this rank might wait for them
+            together(self._link, Call.CLOSE, self._number, None, self.env.close)
+
+
+class GroupEnv(_Calls, gymnasium.Wrapper[Any, Any, Any, Any]):
     """The environment of a group, on its head."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], link: HeadLink, number: int) -> None:
         super().__init__(env)
         self._link, self._number = link, number
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        arguments = {"seed": seed} if options is None else {"seed": seed, "options": options}
-        return together(self._link, Call.RESET, self._number, arguments, lambda: self.env.reset(**arguments))
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return together(self._link, Call.STEP, self._number, action, lambda: self.env.step(action))
+class GroupSimulator(_Calls):
+    """The simulator of a group's agents, on its head, in the form that the user has given it. So its members get what
+    the head's is given, and what they return is not looked at.
+    """
 
-    def close(self) -> None:
-        if not self._link.is_stuck:  # the others could not take part, and this rank might wait for them
-            together(self._link, Call.CLOSE, self._number, None, self.env.close)
+    def __init__(self, env: Any, link: HeadLink, number: int) -> None:
+        self.env, self._link, self._number = env, link, number
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.env, name)
 
 
 class SavingGroupEnv(GroupEnv):
@@ -136,7 +160,8 @@ class Follower:
     ) -> None:
         self._find_maker, self._link, self._close = find_maker, link, close
         self._maker: EnvMaker | None = None
-        self._envs: dict[int, gymnasium.Env[Any, Any]] = {}
+        self._envs: dict[int, Any] = {}
+        self._agents: dict[int, tuple[str, ...]] = {}
 
     def follow(self) -> Any:
         """Makes the calls that the head makes, until the head says LEAVE. Returns what the head says with it."""
@@ -159,6 +184,12 @@ class Follower:
         """Makes a call here."""
         if call is Call.STEP:
             self._envs[number].step(arguments)
+        elif call is Call.COMPARE:
+            if self._agents[number] != arguments:
+                raise ValueError(
+                    f"it has the agents {list(self._agents[number])}, and the head's {list(arguments)}: they must be"
+                    " the same on all ranks of a group"
+                )
         elif call is Call.RESET:
             self._envs[number].reset(**arguments)
         elif call is Call.SAVE:
@@ -170,7 +201,9 @@ class Follower:
             given, further = arguments
             with kept_as_it_was():
                 self._maker = self._maker or self._find_maker()
-                self._envs[number] = self._maker.make_with(_with(comm, given), further)
+                env = self._maker.make_with(_with(comm, given), further)
+            self._agents[number] = agents_of(env)
+            self._envs[number] = env.made if isinstance(env, Simulator) else env
         else:
             assert call is Call.CLOSE, call
             if (env := self._envs.pop(number, None)) is not None:  # else it could not be made
@@ -183,4 +216,5 @@ def _with(comm: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _one_line(error: BaseException) -> str:
-    return str(error) if isinstance(error, ValueError) and str(error).startswith("env=") else reason(error)
+    is_ours = isinstance(error, ValueError) and str(error).startswith(("env=", "it has the agents"))
+    return str(error) if is_ours else reason(error)

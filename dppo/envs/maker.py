@@ -17,7 +17,7 @@ from dppo.envs.cases import Case, Shared, case_of, errors_of
 from dppo.envs.checks import show
 from dppo.envs.given import NAMES, Given
 from dppo.envs.registration import find_spec, find_wrapper, keep_mujoco_quiet
-from dppo.envs.simulators import as_simulator, is_simulator
+from dppo.envs.simulators import as_simulator, is_simulator, why_not_by_id
 
 # What Gymnasium's own families need beyond Gymnasium, as dppo's optional dependencies name it.
 _EXTRAS = {"gymnasium.envs.mujoco": "mujoco", "gymnasium.envs.box2d": "box2d"}
@@ -203,7 +203,11 @@ class EnvMaker:
         if creator is not None and str(error).startswith(_NO_ENV):
             # Gymnasium has thrown away what it was: it is made once more, to be looked at
             with contextlib.suppress(Exception):
-                said = f"its entry point {why_no_env(creator(**arguments))}"
+                made = creator(**arguments)
+                said = f"its entry point {why_no_env(made)}"
+                if is_simulator(made):
+                    as_simulator(made)  # raises for a vector of environments
+                    said = why_not_by_id(made, entry_point)
         families = [extra for prefix, extra in _EXTRAS.items() if str(entry_point).startswith(prefix)]
         missing = isinstance(error, ImportError | gymnasium.error.Error)
         install = f" (pip install 'dppo[{families[0]}]')" if families and missing else ""

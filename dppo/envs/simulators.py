@@ -26,6 +26,7 @@ class Simulator(gymnasium.Env[Any, Any]):
     What `step` returns of an agent that has ended before is arbitrary.
 
     Attributes:
+      made: the user's object; on the head of a group, what calls it on all ranks.
       names: the agents' names, in their order.
       observation_space, action_space: those of one agent.
     """
@@ -33,7 +34,7 @@ class Simulator(gymnasium.Env[Any, Any]):
     names: tuple[str, ...]
 
     def __init__(self, made: Any) -> None:
-        self._made = made
+        self.made = made
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -46,7 +47,7 @@ class Simulator(gymnasium.Env[Any, Any]):
         raise NotImplementedError
 
     def close(self) -> None:
-        self._made.close()
+        self.made.close()
 
 
 def is_simulator(made: Any) -> bool:
@@ -61,6 +62,17 @@ def is_simulator(made: Any) -> bool:
 def agents_of(env: gymnasium.Env[Any, Any]) -> tuple[str, ...]:
     """Returns the names of a simulator's agents, whatever is around it; () for an environment of one agent."""
     return env.unwrapped.names if isinstance(env.unwrapped, Simulator) else ()
+
+
+def why_not_by_id(made: Any, entry_point: Any) -> str:
+    """Says how to name a simulator of agents whose id `gymnasium.make` refuses."""
+    name = entry_point
+    if not isinstance(entry_point, str):
+        name = f"{entry_point.__module__}:{getattr(entry_point, '__qualname__', type(entry_point).__name__)}"
+    return (
+        f"its entry point returned {type(made).__name__}, a simulator of agents, and an id stands for a single"
+        f" environment: name the entry point itself (--env {name}), or a function of yours that returns the simulator"
+    )
 
 
 def as_simulator(made: Any) -> Simulator:
@@ -90,22 +102,26 @@ class _OfVector(Simulator):
                 f" they are the agents of one simulator, metadata['autoreset_mode'], which is {said!s:.80}, must be"
                 " gymnasium.vector.AutoresetMode.DISABLED: agents are reset together, by reset(seed=…)"
             )
-        given = getattr(made, "possible_agents", None)
-        self.names = _names(range(made.num_envs) if given is None else given)
+        self._agents = _vector_agents(made)
+        self.names = _names(self._agents)
         if len(self.names) != made.num_envs:
             raise ValueError(f"it has {made.num_envs} agents (num_envs) and {len(self.names)} names (possible_agents)")
+        if not self.names:
+            raise ValueError("it has no agents: its num_envs is 0")
         self.observation_space, self.action_space = made.single_observation_space, made.single_action_space
         self._returned = Returned(self.observation_space, range(made.num_envs))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        observations, infos = self._returned.by_reset(self._made.reset(seed=seed))
+        result = self.made.reset(seed=seed)
+        _require_same(self._agents, _vector_agents(self.made))
+        observations, infos = self._returned.by_reset(result)
         return observations, self._infos(infos)
 
     def step(self, action: np.ndarray) -> Joint:
         sent = to_value(self.action_space, action.copy())  # it may write to its actions
-        observations, rewards, terminations, truncations, infos = five(self._made.step(sent))
+        observations, rewards, terminations, truncations, infos = five(self.made.step(sent))
         count = len(self.names)
         return (
             self._returned.observation(observations), numbers("rewards", rewards, count).astype(np.float64),
@@ -128,7 +144,7 @@ class _OfParallel(Simulator):
         self.names = _names(_possible_agents(made))
         if not self.names:
             raise ValueError("it has no agents: its possible_agents is empty")
-        self._agents = tuple(made.possible_agents)
+        self._agents = tuple(_possible_agents(made))
         self.observation_space = self._shared("observes", made.observation_space)
         self.action_space = self._shared("takes", made.action_space)
         self._returned = Returned(self.observation_space)
@@ -138,16 +154,13 @@ class _OfParallel(Simulator):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        result = self._made.reset(seed=seed)
+        result = self.made.reset(seed=seed)
         is_pair = isinstance(result, tuple | list) and len(result) == 2
         if not (is_pair and all(isinstance(part, Mapping) for part in result)):
             raise ValueError(f"reset() returned {show(result)}; expected dicts of observations and of infos: {REPAIR}")
         observations, infos = result
-        if (agents := tuple(_possible_agents(self._made))) != self._agents:
-            raise ValueError(
-                f"its possible_agents were {list(self._agents)} and are {list(agents)} after a reset(): {REPAIR}, so"
-                " that they stay the same; agents may end early"
-            )
+        agents = self._agents
+        _require_same(agents, _possible_agents(self.made))
         if missing := [agent for agent in agents if agent not in observations]:
             raise ValueError(
                 f"reset() returned no observation of {missing}: {REPAIR}, so that every one of possible_agents is there"
@@ -161,13 +174,18 @@ class _OfParallel(Simulator):
         return rows, {name: infos.get(agent) or {} for name, agent in zip(self.names, agents, strict=True)}
 
     def step(self, action: np.ndarray) -> Joint:
-        made, values = self._made, self._split(action)
+        made, values = self.made, self._split(action)
         present = set(made.agents)
         result = five(made.step({a: values[i] for i, a in enumerate(self._agents) if a in present}))
         if not all(isinstance(part, Mapping) for part in result):
             raise ValueError(f"step() returned {show(result)}; expected five dicts by agents: {REPAIR}")
         observations, *others = result
         present = set(made.agents)
+        if strangers := present.difference(self._agents):
+            raise ValueError(
+                f"the agents {sorted(map(str, strangers))} have come (they are in agents), and are not in"
+                f" possible_agents: {REPAIR}, so that none comes late; agents may end early"
+            )
         rows, count = self._room(), len(self.names)
         rewards, ends = np.zeros(count), np.zeros((2, count), bool)
         infos: dict[str, Any] = {}
@@ -226,6 +244,21 @@ def _possible_agents(made: Any) -> Sequence[Any]:
             f" does: {REPAIR}"
         )
     return given
+
+
+def _vector_agents(made: gymnasium.vector.VectorEnv[Any, Any, Any]) -> tuple[Any, ...]:
+    """Returns the names of a vector's agents; their numbers where they have none."""
+    given = getattr(made, "possible_agents", None)
+    return tuple(range(made.num_envs) if given is None else given)
+
+
+def _require_same(before: Sequence[Any], now: Sequence[Any]) -> None:
+    """Raises ValueError if a reset has changed the agents."""
+    if list(now) != list(before):
+        raise ValueError(
+            f"its possible_agents were {list(before)} and are {list(now)} after a reset(): {REPAIR}, so that they stay"
+            " the same; agents may end early"
+        )
 
 
 def _names(agents: Sequence[Any]) -> tuple[str, ...]:

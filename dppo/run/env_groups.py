@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 
-from dppo.comm.collectives import UNREADABLE, first_error, from_rank
+from dppo.comm.collectives import UNREADABLE, first_error, from_rank, gather_all
 from dppo.comm.mpi import MPI, Comm
 from dppo.config import Config
 from dppo.envs.given import Given
@@ -96,3 +96,18 @@ def share_spaces(config: Config, comm: Comm, parts: Parts | None, given: Given) 
         except Exception as problem:
             error = str(problem) if isinstance(problem, ValueError) else reason(problem)
     return parts, first_error(comm, error)
+
+
+def unlike_agents(comm: Comm, parts: Parts | None) -> str | None:
+    """Collective over `comm`, the ranks that train. Returns an error if the environments of two workers have different
+    agents; the same on all ranks.
+    """
+    told = gather_all(comm, None if parts is None or parts.envs is None else parts.envs.agents)
+    workers = [agents for agents in told if agents is not None]
+    for number, agents in enumerate(workers):
+        if agents != workers[0]:
+            return (
+                f"the environments of worker {number} have the agents {list(agents)}, and those of worker 0"
+                f" {list(workers[0])}: the agents of all must be the same"
+            )
+    return None

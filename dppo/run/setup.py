@@ -25,7 +25,7 @@ from dppo.envs.leaves import described
 from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
-from dppo.run.env_groups import share_spaces
+from dppo.run.env_groups import share_spaces, unlike_agents
 from dppo.run.preflight import Plan, plan_run, versions
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
@@ -103,7 +103,7 @@ def build(config: Config, comm: Comm, heartbeat: Callable[[str], None], given: G
     except (Exception, SystemExit) as problem:  # whatever the user's environment raises while it is made
         error = f"{config.env} could not be made: {reason(problem)}"
     wait_asleep(comm, lambda: heartbeat("exchange"))
-    error = first_error(comm, error, None if given.group is None else given.group.first)
+    error = first_error(comm, error, None if given.group is None else given.group.first) or unlike_agents(comm, parts)
     if error is None and needs_spaces:
         parts, error = share_spaces(config, comm, parts, given)
     if error is not None:

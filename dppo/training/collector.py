@@ -144,7 +144,7 @@ class Collector:
                 step = self.envs.step(env_action)
             except Exception as error:
                 # a NaN that the environment gave earlier is a likelier cause than the action that it has led to
-                _check_array("observation", observations[: t + 1], first_row, self.first_env)
+                self._check("observation", observations[: t + 1], first_row)
                 error.add_note(f"in row {first_row + t} of environments {self.first_env}..{self.first_env + n - 1}")
                 raise
             current = step.observations
@@ -215,16 +215,19 @@ class Collector:
         rollout.episodes_cut, self._cut = self._cut, []
 
     def _check_finite(self, rollout: Rollout) -> None:
-        _check_array("observation", rollout.observations, rollout.first_row, self.first_env)
-        _check_array("reward", rollout.rewards, rollout.first_row, self.first_env)
+        self._check("observation", rollout.observations, rollout.first_row)
+        self._check("reward", rollout.rewards, rollout.first_row)
         assert self._observations is not None
-        _check_array("observation", self._observations[None], rollout.first_row + rollout.num_rows, self.first_env)
+        self._check("observation", self._observations[None], rollout.first_row + rollout.num_rows)
         finals = rollout.final_observations
         if all(leaf.dtype.kind != "f" or np.isfinite(leaf).all() for leaf in as_leaves(finals).values()):
             return
         for row, env, final in zip(rollout.final_rows, rollout.final_envs, finals, strict=True):
-            place = rollout.first_row + row, self.first_env + env
-            _check_array("final observation", np.asarray(final)[None, None], *place)
+            self._check("final observation", np.asarray(final)[None, None], rollout.first_row + row, env)
+
+    def _check(self, name: str, array: np.ndarray, first_row: int, first: int = 0) -> None:
+        """Checks an array [T, N, ...] of the environments from `first` on, as `_check_array` does."""
+        _check_array(name, array, first_row, self.first_env + first, self.envs.agents)
 
     def discounted_returns(self, rollout: Rollout) -> np.ndarray:
         """Returns [T, N] float64 running discounted returns of the last rollout; moves the running sums."""
@@ -271,16 +274,19 @@ class Collector:
         return problems
 
 
-def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int) -> None:
-    """Raises FloatingPointError if a leaf of an array [T, N, ...] holds a number that is not finite."""
+def _check_array(name: str, array: np.ndarray, first_row: int, first_env: int, agents: Sequence[str]) -> None:
+    """Raises FloatingPointError if a leaf of an array [T, N, ...] holds a number that is not finite; names the agent,
+    where the environments are agents of simulators.
+    """
     for leaf, values in as_leaves(array).items():
         if values.dtype.kind != "f" or np.isfinite(values).all():
             continue
         row, env, *_ = np.argwhere(~np.isfinite(values))[0]
         too_large = " (float32 holds numbers up to 3.4e38)" if np.isinf(values[row, env]).any() else ""
+        agent = f" (agent {agents[(first_env + env) % len(agents)]})" if agents else ""
         raise FloatingPointError(
             f"{name}{leaf and f', leaf {leaf},'} is not finite in row {first_row + row} of environment"
-            f" {first_env + env}: {_shown(values[row, env])}{too_large}"
+            f" {first_env + env}{agent}: {_shown(values[row, env])}{too_large}"
         )
 
 

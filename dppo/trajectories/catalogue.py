@@ -134,10 +134,6 @@ class SegmentInfo:
     cases: tuple[str, ...] = ()
     """The name of the case of each environment."""
 
-    def case_of(self, env: int) -> str | None:
-        """Returns the name of an environment's case, by its global number; None where there are no cases."""
-        return self.cases[env - self.first_env] if self.cases else None
-
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
@@ -150,7 +146,8 @@ class Catalogue:
     episodes: dict[str, np.ndarray]
     """Columns [E] of the episodes, by rank, last_row and env: rank, env (global), id, seed, first_row, last_row, offset
     (steps before the recorded ones), length (recorded steps), return, terminated, truncated, complete, attempt,
-    first_version, last_version, last_segment.
+    first_version, last_version, last_segment; also agent and case, the names, where simulators have agents and the
+    run has cases.
     """
 
 
@@ -209,6 +206,7 @@ def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Cat
     episodes["last_segment"] = p["segment"][lasts]
     episodes["length"] = np.add.reduceat(p["length"], firsts)
     episodes["complete"] = ended[lasts] & (episodes["offset"] == 0)
+    episodes |= _names(segments, episodes)
 
     in_order = np.lexsort((episodes["env"], episodes["last_row"], episodes["rank"]))
     pieces = {name: p[name] for name in ("segment", "index", "start", "length")}
@@ -219,3 +217,17 @@ def _stitched(segments: list[SegmentInfo], listed: dict[str, np.ndarray]) -> Cat
         {name: values[by_segment] for name, values in pieces.items()},
         {name: values[in_order] for name, values in episodes.items()},
     )
+
+
+def _names(segments: list[SegmentInfo], episodes: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the names of the episodes' agents and cases, as far as there are any; "" in segments without."""
+    of = [
+        (segments[number], env)
+        for number, env in zip(*(episodes[n].tolist() for n in ("last_segment", "env")), strict=True)
+    ]
+    out = {}
+    if any(s.agents for s in segments):
+        out["agent"] = np.array([s.agents[env % len(s.agents)] if s.agents else "" for s, env in of], np.str_)
+    if any(s.cases for s in segments):
+        out["case"] = np.array([s.cases[env - s.first_env] if s.cases else "" for s, env in of], np.str_)
+    return out

@@ -9,7 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from dppo.trajectories.catalogue import Catalogue, SegmentInfo, opened, read
+from dppo.trajectories.catalogue import Catalogue, opened, read
 from dppo.trajectories.format import held_steps
 
 _NUMBERS = ("rank", "env", "id", "first_row", "attempt", "length")
@@ -89,8 +89,7 @@ def read_episodes(catalogue: Catalogue, chosen: np.ndarray) -> Iterator[Episode]
             ends = np.sort(p["episode"][here[p["is_last"][here]]])
             finals = _finals(file, catalogue, ends)
         for episode in ends.tolist():
-            segment = catalogue.segments[number]
-            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode), segment)
+            yield _assembled(catalogue.episodes, episode, held.pop(episode), finals.get(episode))
 
 
 def _steps(file: h5py.File, p: dict[str, np.ndarray]) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
@@ -126,11 +125,7 @@ def _finals(file: h5py.File, catalogue: Catalogue, ends: np.ndarray) -> dict[int
 
 
 def _assembled(
-    e: dict[str, np.ndarray],
-    number: int,
-    pieces: list[dict[str, np.ndarray]],
-    final: np.ndarray | None,
-    segment: SegmentInfo,
+    e: dict[str, np.ndarray], number: int, pieces: list[dict[str, np.ndarray]], final: np.ndarray | None
 ) -> Episode:
     def joined(name: str) -> np.ndarray:
         parts = [piece[name] for piece in pieces]
@@ -144,6 +139,6 @@ def _assembled(
     columns = {name: joined(name) for name in pieces[0] if all(name in piece for piece in pieces)}
     fields = [column.name for column in held_steps() if column.name in Episode.__slots__]
     values |= {name: columns.pop(name, None) for name in fields} | {"others": columns}
-    values["agent"] = segment.agents[values["env"] % len(segment.agents)] if segment.agents else None
-    values["case"] = segment.case_of(values["env"])
+    values["agent"] = str(e["agent"][number]) if "agent" in e else None
+    values["case"] = str(e["case"][number]) if "case" in e else None
     return Episode(**values, seed=None if seed == -1 else seed, episode_return=float(e["return"][number]))

@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     import torch
 
 TABLE = (
-    "rank", "env", "id", "seed", "first_row", "last_row", "offset", "length", "return", "terminated", "truncated",
-    "complete", "attempt",
+    "rank", "env", "agent", "case", "id", "seed", "first_row", "last_row", "offset", "length", "return", "terminated",
+    "truncated", "complete", "attempt",
 )  # fmt: skip
-"""Columns of `Trajectories.table`."""
+"""Columns of `Trajectories.table`; agent is there where agents share a simulator, case where the run has cases."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +172,12 @@ class Trajectories:
         return self.episodes()
 
     def table(self) -> dict[str, np.ndarray]:
-        """Returns columns of one value per episode: rank, env, id, seed (-1: none), first_row, last_row, offset (steps
-        before the first recorded one), length (recorded steps), return, terminated, truncated, complete, attempt; and,
-        where the run has cases, case (its name).
+        """Returns columns of one value per episode: rank, env, agent (where agents share a simulator), case (where
+        the run has cases), id, seed (-1: none), first_row, last_row, offset (steps before the first recorded one),
+        length (recorded steps), return, terminated, truncated, complete, attempt.
         """
-        e, segments = self._dump.catalogue.episodes, self._dump.catalogue.segments
-        table = {name: e[name][self._chosen] for name in TABLE}
-        if any(segment.cases for segment in segments):
-            of = zip(e["last_segment"][self._chosen].tolist(), table["env"].tolist(), strict=True)
-            table["case"] = np.array([segments[segment].case_of(env) or "" for segment, env in of], np.str_)
-        return table
+        e = self._dump.catalogue.episodes
+        return {name: e[name][self._chosen] for name in TABLE if name in e}
 
     @property
     def catalogue(self) -> Catalogue:
@@ -235,9 +231,8 @@ class Trajectories:
         return out
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Returns one line per step, with the names of `to_numpy`; vectors as obs_0, obs_1, … and action_0, …; images
-        as arrays in one column; the leaves of a Dict or a Tuple as obs_camera, …. Next observations are left out: the
-        episode's next line has them.
+        """Returns one line per step, with the names of `to_numpy`, and agent and case as in `table`; vectors as obs_0,
+        obs_1, … and action_0, …; images as arrays in one column; the leaves of a Dict or a Tuple as obs_camera, …. Next observations are left out: the episode's next line has them.
         """
         try:
             import pandas
@@ -245,7 +240,11 @@ class Trajectories:
             raise UsageError("to_pandas needs pandas: pip install 'dppo[analysis]'") from error
         columns: list[tuple[str, Any]] = []
         short = {column.name: column.single for column in held_steps() if column.ndim != 2}
-        for name, whole in self.to_numpy().items():
+        arrays, table = self.to_numpy(), self.table()
+        for name in ("agent", "case"):
+            if name in table:
+                columns.append((name, pandas.Categorical(table[name][arrays["episode"]])))
+        for name, whole in arrays.items():
             if name in ("next_observations", "has_next"):
                 continue
             for single, values in singles(short.get(name, name), whole):

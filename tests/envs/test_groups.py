@@ -52,6 +52,40 @@ class Telling(gymnasium.Env):
 NAME = f"{__name__}:Telling"
 
 
+class Band:
+    """Agents of a simulator, of which the last one ends first. Members return nothing, and list no agents."""
+
+    def __init__(self, comm: str, on_head: str = "abc", on_others: str = "abc") -> None:
+        self._rank = comm
+        self.is_head = comm.startswith("head")
+        self.possible_agents = list(on_head if self.is_head else on_others)
+
+    def observation_space(self, agent: str) -> gymnasium.Space[Any]:
+        return Telling.observation_space
+
+    def action_space(self, agent: str) -> gymnasium.Space[Any]:
+        return Telling.action_space
+
+    def reset(self, seed: int | None = None, options: Any = None) -> Any:
+        CALLS.append((f"{self._rank} reset", seed))
+        if self.is_head:
+            self.agents = list(self.possible_agents)
+            return {agent: np.zeros(1, np.float32) for agent in self.agents}, {}
+        return None
+
+    def step(self, actions: dict[str, int]) -> Any:
+        CALLS.append((f"{self._rank} step", dict(actions)))
+        if not self.is_head:
+            return None
+        here, last = self.agents, self.agents[-1]
+        self.agents = here[:-1]
+        told = {agent: np.zeros(1, np.float32) for agent in here}, {agent: 1.0 for agent in here}
+        return *told, {agent: agent == last for agent in here}, dict.fromkeys(here, False), {}
+
+    def close(self) -> None:
+        CALLS.append((f"{self._rank} close", None))
+
+
 class Pipe:
     """Both ends of a group of two ranks."""
 
@@ -62,6 +96,7 @@ class Pipe:
         self.results: queue.Queue[Failed | None] = queue.Queue()
         self.name = "rank 2 on node1"
         self.given_up = False
+        self.env_id = NAME
 
     def tell(self, call: Call, number: int = 0, arguments: Any = None) -> None:
         self.calls.put((call, number, arguments))
@@ -98,7 +133,7 @@ def pipe() -> Iterator[Pipe]:
     CALLS.clear()
     pipe.kwargs = kwargs  # type: ignore[attr-defined]
     outcome: list[Any] = []
-    follower = Follower(lambda: EnvMaker(NAME, kwargs), pipe, lambda env: env.close())
+    follower = Follower(lambda: EnvMaker(pipe.env_id, kwargs), pipe, lambda env: env.close())
     thread = threading.Thread(target=lambda: outcome.append(follower.follow()), daemon=True)
     thread.start()
     yield pipe
@@ -110,7 +145,7 @@ def pipe() -> Iterator[Pipe]:
 def make(pipe: Pipe, num_envs: int = 1, max_restarts: int = 0, **kwargs: Any) -> EnvList:
     pipe.kwargs.update(kwargs)  # type: ignore[attr-defined]
     envs = make_vector_env(
-        NAME, num_envs, lambda index: 70 + index, first_env=4, kwargs=kwargs, given=Given(group=pipe),
+        pipe.env_id, num_envs, lambda index: 70 + index, first_env=4, kwargs=kwargs, given=Given(group=pipe),
         max_restarts=max_restarts,
     )  # fmt: skip
     assert isinstance(envs, EnvList)
@@ -179,6 +214,29 @@ def test_an_environment_is_made_anew_on_all_ranks(pipe: Pipe) -> None:
         assert [c for c in made if c[0].startswith(role)] == [
             (f"{role} 0 make", 4), (f"{role} 0 close", None), (f"{role} 1 make", 4),
         ]  # fmt: skip
+
+
+def test_members_of_a_simulator_get_the_actions_of_the_heads_agents(pipe: Pipe) -> None:
+    """Whatever agents they list themselves; what they return is not looked at."""
+    pipe.env_id = f"{__name__}:Band"
+    envs = make(pipe, num_envs=3)
+    assert envs.agents == ("a", "b", "c")
+    envs.reset()
+    steps = [envs.step(np.array([3, 5, 6])) for _ in range(3)]
+    envs.close()
+    assert [step.valid is None or step.valid.tolist() for step in steps] == [True, [1, 1, 0], [1, 0, 0]]
+    for role in ("head", "follower"):
+        assert [(name.removeprefix(f"{role} 0 "), value) for name, value in CALLS if name.startswith(role)] == [
+            ("reset", 70), ("step", {"a": 3, "b": 5, "c": 6}), ("step", {"a": 3, "b": 5}), ("step", {"a": 3}),
+            ("reset", 70), ("close", None),
+        ]  # fmt: skip
+
+
+def test_agents_are_the_same_on_all_ranks_of_a_group(pipe: Pipe) -> None:
+    pipe.env_id = f"{__name__}:Band"
+    message = r"cannot be made on all ranks of its group: rank 2 on node1: it has the agents \['a', 'b'\], and the head"
+    with pytest.raises(ValueError, match=message + r"'s \['a', 'b', 'c'\]: they must be the same"):
+        make(pipe, num_envs=3, on_others="ab")
 
 
 def test_without_a_group_nothing_is_different() -> None:

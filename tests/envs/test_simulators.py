@@ -7,6 +7,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import AutoresetMode
 
 from dppo.envs.maker import EnvMaker
 from dppo.envs.simulators import Simulator, as_simulator, is_simulator
@@ -85,6 +86,9 @@ def message(form: str, *, wrappers: tuple[str, ...] = (), **kwargs: Any) -> str:
         ("Herd", {"fault": "says nothing of one"}, ["nothing of the agent 'cow_2', which has not ended"]),
         ("Herd", {"fault": "leaves without a word"}, ["'cow_0' has left", "is neither terminated nor truncated"]),
         ("Herd", {"fault": "a wrong shape"}, ["agent 'cow_0': an observation has shape (2,)", "says (3,)"]),
+        ("Herd", {"fault": "one more comes"}, ["the agents ['calf'] have come", "not in possible_agents"]),
+        ("FlockVector", {"agents": 0, "names": []}, ["FlockVector': it has no agents: its num_envs is 0"]),
+        ("FlockVector", {"fault": "names change"}, ["were ['goose_0', 'goose_1', 'goose_2'] and are", "'gosling'"]),
         ("FlockVector", {"names": ["a", "b"]}, ["it has 3 agents (num_envs) and 2 names (possible_agents)"]),
         ("FlockVector", {"names": ["a", "b", "a"]}, ["agents of the same name: ['a', 'b', 'a']"]),
         ("Herd", {"wrappers": ("tests.envs.test_simulators:a_number",)}, ["returned 3 (int)"]),
@@ -100,9 +104,33 @@ def test_a_vector_that_resets_its_environments_one_by_one_is_no_simulator() -> N
     with pytest.raises(ValueError, match=r"autoreset_mode'\], which is AutoresetMode.NEXT_STEP, must be .*DISABLED"):
         as_simulator(gymnasium.make_vec("CartPole-v1", 2))
     vector = FlockVector()
+    for mode in (*AutoresetMode, "Disabled", "NextStep", "SameStep", None):
+        vector.metadata = {"autoreset_mode": mode}
+        if mode in (AutoresetMode.DISABLED, "Disabled"):
+            assert len(as_simulator(vector).names) == 3
+        else:
+            with pytest.raises(ValueError, match=f"which is {mode}, must be"):
+                as_simulator(vector)
     vector.metadata = {}
     with pytest.raises(ValueError, match="which is not there, must be"):
         as_simulator(vector)
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "said"),
+    [
+        ("tests.herd:Herd", r"a simulator of agents, .* name the entry point itself \(--env tests\.herd:Herd\), or a"),
+        (FlockVector, r"a simulator of agents, .* name the entry point itself \(--env tests\.herd:FlockVector\), or a"),
+        (lambda: gymnasium.make_vec("CartPole-v1", 2), "a vector of environments: return a single one"),
+    ],
+)
+def test_an_id_of_a_simulator_is_refused_with_the_name_that_will_do(entry_point: Any, said: str) -> None:
+    gymnasium.register("Herd-v0", entry_point)
+    try:
+        with pytest.raises(ValueError, match=rf"^env='Herd-v0' cannot be made: its entry point returned \w+, {said}"):
+            EnvMaker("Herd-v0").make()
+    finally:
+        gymnasium.registry.pop("Herd-v0")
 
 
 def test_agents_that_are_all_gone_without_a_word_are_truncated() -> None:

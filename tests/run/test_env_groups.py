@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 from mpi4py import MPI
 
 from dppo.config import Config
 from dppo.errors import RankFailure, UsageError
 from dppo.run.env_group import Seat
-from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of
+from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of, unlike_agents
 
 SEATS = [Seat("node1", frozenset({core})) for core in range(4)] + [Seat("node2", frozenset({0, 1, 2, 8}))] * 3
 
@@ -50,3 +53,16 @@ def test_followers_are_told_why_a_start_has_ended(error: Exception) -> None:
     with pytest.raises(type(error)), start_of(group):  # type: ignore[arg-type]
         raise error
     assert [(type(outcome), str(outcome)) for outcome in group.outcomes] == [(type(error), str(error))]
+
+
+def test_workers_with_other_agents_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 steps no environments; the worker of the last rank has other agents than the first."""
+    told: list[Any] = [None, ("a", "b"), ("a", "b")]
+    monkeypatch.setattr("dppo.run.env_groups.gather_all", lambda comm, mine: [*told, mine])
+    parts: Any = SimpleNamespace(envs=SimpleNamespace(agents=("a", "b")))
+    assert unlike_agents(MPI.COMM_SELF, parts) is None and unlike_agents(MPI.COMM_SELF, None) is None
+    parts.envs.agents = ("a", "c")
+    assert unlike_agents(MPI.COMM_SELF, parts) == (
+        "the environments of worker 2 have the agents ['a', 'c'], and those of worker 0 ['a', 'b']: the agents of all"
+        " must be the same"
+    )

@@ -422,6 +422,14 @@ def test_nan_in_a_reward_is_named_by_row_and_environment() -> None:
         place.rollout()
 
 
+def test_what_is_not_finite_is_named_by_its_agent() -> None:
+    faulty = {"fault": "no finite reward", "fails_from": 2}
+    place = make_parts(env="tests.herd:Herd", env_kwargs=faulty, num_envs=6, worker=1)
+    message = r"reward is not finite in row 1 of environment 7 \(agent cow_1\): nan"
+    with pytest.raises(FloatingPointError, match=message):
+        place.rollout()
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_reward_that_float32_cannot_hold_is_named_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     place = make_parts(env=probe("Constant"), worker=1)

@@ -25,6 +25,11 @@ def test_each_episode_has_the_name_of_its_agent(tmp_path: Path) -> None:
     assert validate(tmp_path) == []
     dump = open_trajectories(tmp_path)
     assert {(episode.env, episode.agent) for episode in dump} == {(0, "left"), (1, "right"), (2, "left"), (3, "right")}
+    table = dump.table()
+    assert list(table)[:4] == ["rank", "env", "agent", "id"]
+    assert [NAMES[env % 2] for env in table["env"]] == table["agent"].tolist() == [e.agent for e in dump]
+    rights = open_trajectories(tmp_path, ranks=[2], last=3)
+    assert rights.table()["agent"].tolist() == [episode.agent for episode in rights]
     to_csv(dump, tmp_path / "out.csv")
     with open(tmp_path / "out.csv") as file:
         lines = list(csv.DictReader(file))
@@ -33,6 +38,12 @@ def test_each_episode_has_the_name_of_its_agent(tmp_path: Path) -> None:
     to_d4rl(dump, tmp_path / "out.hdf5")
     with h5py.File(tmp_path / "out.hdf5") as flat:
         assert json.loads(flat["metadata/agents"].asstr()[()]) == list(NAMES)
+
+
+def test_a_data_frame_has_the_name_in_each_line(tmp_path: Path) -> None:
+    pytest.importorskip("pandas")
+    frame = open_trajectories(write_dump(tmp_path, agents=NAMES)).to_pandas()
+    assert len(frame) and (frame["agent"] == [NAMES[env % 2] for env in frame["env"]]).all()
 
 
 def test_parquet_has_the_names_too(tmp_path: Path) -> None:
@@ -59,7 +70,7 @@ def test_minari_has_the_name_in_an_episodes_origin(tmp_path: Path) -> None:
 def test_without_agents_there_is_no_name(tmp_path: Path) -> None:
     write_dump(tmp_path)
     dump = open_trajectories(tmp_path)
-    assert {episode.agent for episode in dump} == {None}
+    assert {episode.agent for episode in dump} == {None} and "agent" not in dump.table()
     to_csv(dump, tmp_path / "out.csv")
     assert "agent" not in (tmp_path / "out.csv").read_text().splitlines()[0].split(",")
 

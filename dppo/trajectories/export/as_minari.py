@@ -167,11 +167,9 @@ def _origins(trajectories: Trajectories) -> Iterator[dict[str, Any]]:
     """Yields attributes for each episode that has a transition; Minari reads them back as a dict under `dppo`."""
     table = trajectories.table()
     transitions = table["length"] - ~(table["terminated"] | table["truncated"])
-    agents = trajectories.catalogue.segments[0].agents
     for i in np.flatnonzero(transitions).tolist():
-        agent = {"dppo/agent": agents[table["env"][i] % len(agents)]} if agents else {}
-        case = {"dppo/case": str(table["case"][i])} if "case" in table else {}
-        yield {f"dppo/{name}": table[name][i] for name in _ORIGIN} | agent | case
+        named = {f"dppo/{name}": str(table[name][i]) for name in ("agent", "case") if name in table}
+        yield {f"dppo/{name}": table[name][i] for name in _ORIGIN} | named
 
 
 def _description(labels: dict[str, str], versions: list[int], author: str | None) -> dict[str, Any]:
