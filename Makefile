@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 # which measure, or whose ranks outnumber the cores by far
 ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tests/mpi/test_server.py
-JOBS := tests/mpi tests/slurm # which mostly wait: two at a time
+JOBS := tests/mpi tests/slurm # which wait for a third of their time: three at a time, the long ones first
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: help install install-test train test check format clean
@@ -38,7 +38,7 @@ ifneq ($(ARGS),)
 else
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(JOBS:%=--ignore=%) tests
 	$(BIN)/python -m pytest -q $(ALONE)
-	$(BIN)/python -m pytest -q -rs -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(JOBS)
+	$(BIN)/python -m pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%) $(JOBS)
 endif
 
 check: install-test ## check format, lint and types

@@ -12,6 +12,21 @@ from mpi4py import MPI  # noqa: F401 (starts MPI, as an import of dppo does not)
 from tests.launch import Launcher
 from tests.parts import make_parts, save, settle
 
+LONG = (
+    "slurm/test_again.py", "mpi/test_recovery.py", "mpi/test_repeatable.py", "slurm/test_failures.py",
+    "slurm/test_train.py", "mpi/test_trajectories.py", "slurm/test_sweep.py", "mpi/test_nested.py",
+    "mpi/test_failures.py", "mpi/test_learning.py", "mpi/test_gpus.py", "slurm/test_hosts.py", "slurm/test_scaling.py",
+)  # fmt: skip
+"""The files of more than half a minute, in the order in which they begin: the long ones first, so that no worker is
+left with one at the end; those in slurm/, which wait, beside those in mpi/, which need the cores.
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Brings the files of `LONG` to the front. `make test` keeps this order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(LONG)))
+
 
 @pytest.fixture
 def launch(tmp_path: Path) -> Iterator[Launcher]:

@@ -336,7 +336,7 @@ def test_what_was_played_is_shown_whatever_closing_does(
 ) -> None:
     gymnasium.register("ClosesBadly-v0", ClosesBadly)  # type: ignore[arg-type]
     monkeypatch.setattr(ClosesBadly, "closing", closing)
-    monkeypatch.setattr("dppo.training.build.CLOSE_S", 0.2)
+    monkeypatch.setattr("dppo.training.build.close_environments.__defaults__", (0.2,))
     config = replace(make_parts(env="CartPole-v1").config, env="ClosesBadly-v0", vectorization="sync")
     (cartpole / "config.toml").write_text(to_toml(config))
     assert main([str(cartpole), "--episodes", "1", "--json"]) == 0

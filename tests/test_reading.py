@@ -69,6 +69,16 @@ def test_sizes(tmp_path: Path) -> None:
         list(read_lines(path))
 
 
+@pytest.mark.parametrize("behind", [b"", b"0\n", b"0" * (3 * LINE_BYTES) + b"\nsound\n"])
+def test_zeros_of_which_the_disk_has_none_are_skipped(behind: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"a\n")
+    os.truncate(path, 10 * 2**30)
+    with path.open("ab") as file:
+        file.write(behind)
+    assert list(read_lines(path, skip_long=True)) == [b"a\n", *behind.splitlines(keepends=True)[1:]]
+
+
 @pytest.mark.parametrize("text", ["[" * 10**5, '{"a":' * 10**5, "1" * 5000, '{"a": 1, "a": 2}', "", "x", b"\xff"])
 def test_json_that_is_none(text: str | bytes) -> None:
     with pytest.raises(ValueError):

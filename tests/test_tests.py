@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import dppo
+from tests.conftest import LONG
 
 PACKAGE, TESTS = Path(dppo.__file__).parent, Path(__file__).parent
 MODULES = sorted(
@@ -23,3 +24,8 @@ def test_every_module_of_a_run_has_a_test_file_of_its_own(module: Path) -> None:
     path = TESTS / module.parent / f"test_{module.stem.strip('_')}.py"
     assert path.exists(), f"{module} has no {path.relative_to(TESTS.parent)}"
     assert "def test_" in path.read_text()
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_files_are_there(name: str) -> None:
+    assert (TESTS / name).is_file()

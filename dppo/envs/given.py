@@ -4,7 +4,9 @@ folder of its own.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import os
 import shutil
 import tempfile
 from dataclasses import dataclass, field
@@ -21,7 +23,7 @@ class Workdirs:
     """The folders of environments, `root/env_00007`. Each is made when its environment is, and kept for a resume.
 
     Args:
-      root: the folder around them; None: a temporary one, which `remove_new` removes.
+      root: the folder around them; None: a temporary one, which `remove_new` removes, or else the end of this process.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -33,6 +35,7 @@ class Workdirs:
         try:
             if self._root is None:
                 self._root = Path(tempfile.mkdtemp(prefix="dppo-envs-"))
+                atexit.register(_remove_at_end, self._root, os.getpid())
             folder = self._root / f"env_{number:05d}"
             if not folder.is_dir():
                 folder.mkdir(parents=True)
@@ -54,6 +57,11 @@ class Workdirs:
                 self._root.rmdir()
         if self._is_temporary:
             self._root = None
+
+
+def _remove_at_end(folder: Path, owner: int) -> None:
+    if os.getpid() == owner:  # a fork may end earlier
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @dataclass(frozen=True)

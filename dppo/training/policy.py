@@ -169,14 +169,16 @@ def load_policy(run_dir: str | Path) -> Policy:
         spaces = read_spaces(folder)
         if spaces is None:  # an earlier dppo has begun the run: the environment tells its spaces
             given = Given()
-            with kept_as_it_was():
-                env = make_vector_env(
-                    config.env, 1, lambda _: 0, config.vectorization,
-                    kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
-                    given=given, rounds_up=True,
-                )  # fmt: skip
-            close_environments(env)
-            given.workdirs.remove_new()
+            try:
+                with kept_as_it_was():
+                    env = make_vector_env(
+                        config.env, 1, lambda _: 0, config.vectorization,
+                        kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
+                        given=given, rounds_up=True,
+                    )  # fmt: skip
+                close_environments(env)
+            finally:
+                given.workdirs.remove_new()
             spaces = env.observation_space, env.action_space
         return Policy(config, *spaces, saved.state)
     except ValueError as error:

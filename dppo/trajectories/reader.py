@@ -232,7 +232,8 @@ class Trajectories:
 
     def to_pandas(self) -> pandas.DataFrame:
         """Returns one line per step, with the names of `to_numpy`, and agent and case as in `table`; vectors as obs_0,
-        obs_1, … and action_0, …; images as arrays in one column; the leaves of a Dict or a Tuple as obs_camera, …. Next observations are left out: the episode's next line has them.
+        obs_1, … and action_0, …; images as arrays in one column; the leaves of a Dict or a Tuple as obs_camera, …. Next
+        observations are left out: the episode's next line has them.
         """
         try:
             import pandas

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,8 +39,8 @@ def test_a_constructor_that_asks_is_given_communicator_number_and_folder(name: s
     assert maker.spec.kwargs == {"scale": 2.0} and "comm" not in maker.to_json()
 
 
-def test_what_its_registration_sets_stays() -> None:
-    env = EnvMaker(f"{OURS}:NumberedChannelOfOthers-v0", given=Given(COMM)).make(3).unwrapped
+def test_what_its_registration_sets_stays(tmp_path: Path) -> None:
+    env = EnvMaker(f"{OURS}:NumberedChannelOfOthers-v0", given=given_in(tmp_path)).make(3).unwrapped
     assert isinstance(env, Channel) and env.env_number == 70
 
 
@@ -89,6 +92,23 @@ def test_temporary_folders_disappear_whole() -> None:
     workdirs.remove_new()
     assert not folder.parent.exists()
     workdirs.remove_new()
+
+
+ENDS = """
+import os
+from dppo.envs.given import Given
+folder = Given().workdirs.of(0)
+if os.fork() == 0:
+    raise SystemExit
+os.wait()
+assert folder.is_dir()
+"""
+
+
+def test_temporary_folders_that_nobody_has_removed_disappear_with_their_process(tmp_path: Path) -> None:
+    """And not with one that it has forked."""
+    subprocess.run([sys.executable, "-c", ENDS], check=True, timeout=60, env=os.environ | {"TMPDIR": str(tmp_path)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_wrong_use(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from dppo.envs.given import Given, Workdirs
 from dppo.envs.states import Start, load, obstacle, owner
 from dppo.envs.vector import EnvList, make_vector_env
 from tests.envs import saving_sims
@@ -57,9 +58,11 @@ def test_a_loaded_environment_needs_no_reset_and_keeps_its_limit_of_steps(tmp_pa
         assert truncated == (t == 5)
 
 
-def test_environments_that_say_they_are_not_repeatable_are_not_saved() -> None:
+def test_environments_that_say_they_are_not_repeatable_are_not_saved(tmp_path: Path) -> None:
+    given = Given(workdirs=Workdirs(tmp_path))
+
     def made(env: str) -> EnvList:
-        envs = make_vector_env(f"{saving_sims.__name__}:{env}", 2, lambda index: index)
+        envs = make_vector_env(f"{saving_sims.__name__}:{env}", 2, lambda index: index, given=given)
         assert isinstance(envs, EnvList)
         return envs
 

@@ -47,8 +47,9 @@ def test_four_nodes_of_eight_ranks_run(script: str, slurm: Cluster, sbatch: Subm
 def mpich(slurm: Cluster) -> Path:
     """A virtual environment with another MPI, and all else from this one."""
     folder = slurm.folder / "mpich"
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True, timeout=60)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "mpich==5.0.2"]
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True, timeout=60)
+    into = ("--python", folder / "bin" / "python")
+    install = [sys.executable, "-m", "pip", *into, "install", "--quiet", "mpich==5.0.2"]
     installed = subprocess.run(install, capture_output=True, text=True, timeout=120, check=False)
     if installed.returncode:
         pytest.skip(f"no MPICH to be had: {installed.stderr.strip()[-200:]}")

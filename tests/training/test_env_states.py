@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ ALWAYS = CheckpointConfig(every=0, states_s=0.0)
 def _counted() -> Iterator[None]:
     Plate.calls.clear()
     yield
+
+
+@pytest.fixture(autouse=True)
+def _temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the folders of environments."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
 
 
 def run_of(run_dir: Path, env: str = "Plate", saved: Checkpoint | None = None, **changes: Any) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,7 @@ from dppo.errors import UsageError
 from dppo.evaluate import play_episodes
 from dppo.rundir.checkpoint import checkpoint_folders
 from dppo.rundir.spaces import write_spaces
+from dppo.settings.toml import to_toml
 from dppo.training.policy import load_policy
 from tests.any_space import Masked
 from tests.parts import make_parts, probe, save, settle
@@ -32,6 +35,19 @@ def test_the_policy_is_loaded_where_its_environment_is_not_installed(pendulum: P
     (pendulum / "spaces.json").write_text('{"observation_space": {"type": "Box"}}')
     with pytest.raises(UsageError, match=r"spaces\.json cannot be read"):
         load_policy(pendulum)
+
+
+def test_an_environment_that_cannot_tell_its_spaces_leaves_no_folder(
+    cartpole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    config = make_parts(env="CartPole-v1").config
+    refused = replace(config, env="tests.envs.sims_of_others:Channel", env_kwargs={"fails_as": 0})
+    (cartpole / "config.toml").write_text(to_toml(refused))
+    with pytest.raises(UsageError, match="Channel"):
+        load_policy(cartpole)
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 def test_the_policy_is_the_saved_one_with_its_frozen_moments(tmp_path: Path) -> None:
