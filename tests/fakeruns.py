@@ -27,8 +27,8 @@ def write_run(
     metrics: dict[str, Any] | None = None,
     **summary: Any,
 ) -> Path:
-    """A run with these settings (nested, as in TOML) and this learning curve; None: it has no summary.json. `metrics` are in
-    each line of metrics.jsonl as well.
+    """A run with these settings (nested, as in TOML) and this learning curve; None: it has no summary.json. `metrics`
+    are in each line of metrics.jsonl as well.
     """
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(to_toml(from_values({"env": "Env-v0", **(settings or {})})))
