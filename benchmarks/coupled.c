@@ -1,7 +1,7 @@
 /* The plate of examples/heat for groups.py: a solver whose step takes as long as dppo says, coupled or by itself.
  *
- * Action: how many steps to make without dppo in between, how often each of them advances the plate, and how many
- * microseconds it sleeps. Observation: the seconds that this took. */
+ * Action: how many steps to make without dppo in between, and what each of them does: how often it advances the plate,
+ * how many operations it computes, and how many microseconds it sleeps. Observation: the seconds that this took. */
 #define main heat_main
 #include "../examples/heat/heat.c"
 #undef main
@@ -11,20 +11,23 @@ static void step(const double *action)
 {
     const double power[NUM_HEATERS] = {0};
     double observation[NUM_SENSORS];
+    volatile double x = 1;
     struct timespec pause;
     long k;
     for (k = 0; k < (long)action[1]; ++k)
         advance(power);
-    pause.tv_sec = 0, pause.tv_nsec = 1000 * (long)action[2];
+    for (k = 0; k < (long)action[2]; ++k)
+        x = x * 1.0;
+    pause.tv_sec = 0, pause.tv_nsec = 1000 * (long)action[3];
     if (pause.tv_nsec > 0)
         nanosleep(&pause, NULL);
-    if (action[1] > 0 || action[2] > 0)
+    if (action[1] > 0 || action[2] > 0 || action[3] > 0)
         measure(observation);
 }
 
 int main(int argc, char **argv)
 {
-    const double low[NUM_HEATERS] = {0}, high[NUM_HEATERS] = {1e6, 1e6, 1e6, 1e6};
+    const double low[NUM_HEATERS] = {0}, high[NUM_HEATERS] = {1e9, 1e9, 1e9, 1e9};
     double observation[NUM_SENSORS] = {0}, action[NUM_HEATERS], since;
     int64_t seed = 0;
     int number;

@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from exchange import world
-from group_envs import Workload, set_work
+from group_envs import Work, Workload, set_work
 
-KINDS = ("heat", "sleep", "nothing")
 BLOCKS = 15
 """Of each side."""
-BLOCK_STEPS = {"heat": 20, "sleep": 20, "nothing": 300}
-MOST = 1 << 20
-"""Nobody needs more substeps for 10 ms."""
+BLOCK_STEPS = {"heat": 10, "compute": 10, "sleep": 10, "nothing": 300}
+FEWEST = {"heat": 16, "compute": 1024}
+"""How much work is tried first to find out how much takes as long as it should."""
+MOST = 1 << 28
 Row = dict[str, Any]
 
 
@@ -39,12 +40,15 @@ def in_turn(coupled: Callable[[int], object], bare: Callable[[int], float | None
     return out
 
 
-def calibrated(seconds_of: Callable[[int], float], step_s: float) -> int:
-    """Returns how often the plate must be advanced in a bare step of `step_s`. `seconds_of`: of a bare step."""
-    count = 32
-    while (taken_s := min(seconds_of(count) for _ in range(5))) < step_s / 2 and count < MOST:
-        count *= 2
-    return max(1, round(count * step_s / taken_s))
+def calibrated(kind: str, step_s: float, seconds_of: Callable[[Work], float]) -> Work:
+    """Returns the work of which a bare step takes `step_s`. `seconds_of`: a bare step of some work."""
+    if kind not in FEWEST:
+        return Work(kind, step_s if kind == "sleep" else 0)
+    amount = FEWEST[kind]
+    while (taken_s := statistics.median(seconds_of(Work(kind, amount)) for _ in range(5))) < step_s / 2:
+        amount *= 2
+        assert amount < MOST, (kind, taken_s)
+    return Work(kind, max(1, round(amount * step_s / taken_s)))
 
 
 @contextlib.contextmanager
@@ -105,13 +109,13 @@ def timed(function: Callable[[int], None], steps: int) -> float:
     return (time.perf_counter() - since) / steps
 
 
-def on_head(step_s: float) -> list[Row]:
+def on_head(kinds: Sequence[str], step_s: float) -> list[Row]:
     """Measures on the head of a group. Returns a row of each kind of work."""
     from dppo.envs.given import Given
     from dppo.envs.groups import find_maker
 
-    def seconds_of(substeps: int) -> float:
-        on_all(set_work, "heat", substeps)
+    def seconds_of(work: Work) -> float:
+        on_all(set_work, work)
         return timed(step_bare, 3)
 
     def coupled(steps: int) -> None:
@@ -122,16 +126,19 @@ def on_head(step_s: float) -> list[Row]:
     env = find_maker("group_envs:Workload", {}, (), None if _group is None else Given(group=_group)).make(0)
     env.reset(seed=0)
     rows = []
-    for kind, amount in zip(KINDS, (calibrated(seconds_of, step_s), step_s, 0), strict=True):
-        on_all(set_work, kind, amount)
-        bare = bare_loop if kind == "nothing" else step_bare
-        steps = BLOCK_STEPS[kind]
-        rows.append({"kind": kind, **in_turn(coupled, lambda n, bare=bare: n * timed(bare, n), steps)})  # type: ignore[misc]
+    for kind in kinds:
+        on_all(set_work, calibrated(kind, step_s, seconds_of))
+        function = bare_loop if kind == "nothing" else step_bare
+
+        def bare(steps: int, function: Callable[[int], None] = function) -> float:
+            return steps * timed(function, steps)
+
+        rows.append({"kind": kind, **in_turn(coupled, bare, BLOCK_STEPS[kind])})
     env.close()
     return rows
 
 
-def python(comm: Any, ranks: int, step_s: float) -> list[Row] | None:
+def python(comm: Any, ranks: int, kinds: Sequence[str], step_s: float) -> list[Row] | None:
     """Collective over `comm`, which has 1 + W * `ranks` ranks. Returns, on rank 0, what the groups have measured."""
     from dppo.config import Config
     from dppo.envs.groups import Follower
@@ -143,11 +150,11 @@ def python(comm: Any, ranks: int, step_s: float) -> list[Row] | None:
     rows: list[Row] = []
     with asleep(comm):
         if comm.rank and (_group is None or _group.is_head):
-            rows = on_head(step_s)
+            rows = on_head(kinds, step_s)
             if _group is not None:
                 _group.dismiss(None)
         elif comm.rank:
-            Follower(lambda: EnvMaker("group_envs:Workload"), _group, lambda env: env.close()).follow()  # type: ignore[attr-defined]
+            Follower(lambda: EnvMaker("group_envs:Workload"), _group, lambda part: part.close()).follow()
     everyone = comm.gather(rows)
     return None if everyone is None else [row for of_rank in everyone for row in of_rank]
 
@@ -155,7 +162,7 @@ def python(comm: Any, ranks: int, step_s: float) -> list[Row] | None:
 # -- in C --------------------
 
 
-def c(comm: Any, ranks: int, step_s: float) -> list[Row] | None:
+def c(comm: Any, ranks: int, kinds: Sequence[str], step_s: float) -> list[Row] | None:
     """Collective over `comm`, all ranks of both programs. Returns, on rank 0, what the workers have measured."""
     from mpi4py import MPI
 
@@ -168,32 +175,43 @@ def c(comm: Any, ranks: int, step_s: float) -> list[Row] | None:
     rows: list[Row] = []
     with asleep(simulators.own):
         if simulators.own.rank:
-            rows = on_worker(Solver(), step_s)
+            rows = on_worker(Solver(), kinds, step_s)
         simulators.let_go()
     everyone = simulators.own.gather(rows)
     return None if everyone is None else [row for of_rank in everyone for row in of_rank]
 
 
-def on_worker(env: Any, step_s: float) -> list[Row]:
+def on_worker(env: Any, kinds: Sequence[str], step_s: float) -> list[Row]:
     """Measures on the worker of a simulator. Returns a row of each kind of work."""
-
-    def bare(steps: int, advances: int = 0, sleep_s: float = 0.0) -> float:
-        return float(env.step(np.array([steps, advances, 1e6 * sleep_s, 0], np.float32))[0][0])
-
     env.reset(seed=0)
-    advances = calibrated(lambda count: bare(3, count) / 3, step_s)
+
+    def stepped(steps: int, work: Work) -> float:
+        amounts = [work.amount * (kind == work.kind) for kind in ("heat", "compute")]
+        action = np.array([steps, *amounts, 1e6 * work.amount * (work.kind == "sleep")], np.float32)
+        return float(env.step(action)[0][0])
+
     rows = []
-    for kind, work in zip(KINDS, ((advances, 0.0), (0, step_s), (0, 0.0)), strict=True):
+    for kind in kinds:
+        work = calibrated(kind, step_s, lambda work: stepped(3, work) / 3)
 
-        def coupled(steps: int, work: tuple[int, float] = work) -> None:
+        def coupled(steps: int, work: Work = work) -> None:
             for _ in range(steps):
-                bare(1, *work)
+                stepped(1, work)
 
-        rows.append({"kind": kind, **in_turn(coupled, lambda n, work=work: bare(n, *work), BLOCK_STEPS[kind])})  # type: ignore[misc]
+        def bare(steps: int, work: Work = work) -> float:
+            return stepped(steps, work)
+
+        rows.append({"kind": kind, **in_turn(coupled, bare, BLOCK_STEPS[kind])})
     return rows
 
 
+def main() -> None:
+    """Prints the rows of `FORM RANKS STEP_S KIND …` on rank 0."""
+    form, ranks, step_s, *kinds = sys.argv[1:]
+    rows = {"python": python, "c": c}[form](world(), int(ranks), kinds, float(step_s))
+    if rows is not None:
+        print(json.dumps(rows))
+
+
 if __name__ == "__main__":
-    figures = {"python": python, "c": c}[sys.argv[1]](world(), int(sys.argv[2]), float(sys.argv[3]))
-    if figures is not None:
-        print(json.dumps(figures))
+    main()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -50,34 +50,44 @@ class Sleeping(Nothing):
 
 
 class Workload(Nothing):
-    """A solver that does nothing, sleeps or computes, as `set_work` has said last."""
-
-    kind, sleep_s = "nothing", 0.0
+    """A solver that does what `set_work` has said last."""
 
     def __init__(self, comm: Any = None) -> None:
         super().__init__(comm)
         self._plate = heat.Heat(comm)
         self._plate.reset(seed=0)
-        self._sum = np.zeros(1)
+        self._sum, self._field = np.zeros(1), np.ones(1000)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if self.kind == "heat":
+        if _work.kind == "heat":
             return self._plate.step(action)
-        if self.kind == "sleep":
-            time.sleep(self.sleep_s)
-            if self.comm is not None:  # as a solver's own reductions
-                self.comm.Allreduce(self._sum.copy(), self._sum)
+        if _work.kind == "compute":
+            for _ in range(int(_work.amount)):
+                np.multiply(self._field, 1.0, out=self._field)
+        elif _work.kind == "sleep":
+            time.sleep(_work.amount)
+        if _work.kind != "nothing" and self.comm is not None:
+            self.comm.Allreduce(self._sum.copy(), self._sum)
         return super().step(action)
 
 
-def set_work(kind: str, amount: float) -> None:
-    """Sets what a step of each `Workload` of this rank does.
+class Work(NamedTuple):
+    """What a step of each `Workload` of this rank does.
 
-    Args:
-      kind: "nothing"; "sleep": for `amount` seconds, then an Allreduce; "heat": the plate, in `amount` substeps.
+    heat: the plate of examples/heat, in `amount` substeps, each with an exchange of halos. compute: `amount` operations
+    on an array, then one Allreduce. sleep: for `amount` seconds, then one Allreduce. nothing.
     """
-    Workload.kind = kind
-    if kind == "sleep":
-        Workload.sleep_s = amount
-    elif kind == "heat":
-        heat.SUBSTEPS, heat.STEPS = int(amount), 10**9
+
+    kind: str = "nothing"
+    amount: float = 0
+
+
+_work = Work()
+
+
+def set_work(work: Work) -> None:
+    """Sets what a step of each `Workload` of this rank does."""
+    global _work
+    _work = work
+    if work.kind == "heat":
+        heat.SUBSTEPS, heat.STEPS = int(work.amount), 10**9
