@@ -1,6 +1,8 @@
 """What do environments on several ranks cost? A coupled step against the solver's own, and training on W groups of G.
 
-    .venv/bin/python benchmarks/groups.py [--parts coupled cpu training]
+    [chrt -r 1] .venv/bin/python benchmarks/groups.py [--parts coupled cpu training]
+
+On a machine with other jobs, chrt gives its ranks real-time priority.
 
 - coupled: a step of a solver through dppo, and the same step of the same ranks without dppo; both forms, environments
   in Python and programs that call dppo.h (coupled.py, coupled.c). Each job measures both in turn.
@@ -42,13 +44,14 @@ WORKLOADS = {
 }
 COUPLED = (("python", 1, 1), ("python", 1, 2), ("python", 1, 4), ("c", 1, 1), ("c", 1, 2), ("c", 1, 4))
 """Form, W, G of the jobs with all workloads."""
-MORE = (("python", 3, 2), ("python", 1, 8), ("python", 1, 16), ("c", 2, 2))
-"""The jobs without those that compute; two have 7 ranks."""
+SEVEN = (("python", 3, 2), ("c", 2, 2))
+"""Jobs of 7 ranks, where the solver takes no time."""
 FORMS = {"python": "in Python", "c": "dppo.h"}
 ENVIRONMENT = {"PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE)))}
 
 WORK_S, ROWS, UPDATES = 0.02, 32, 4
 """Of training: a step on one rank; rows and updates of an iteration."""
+GROUPS = (2, 4, 8, 16)
 FLAGS = (
     f"--env group_envs:Sleeping --env-kwargs work_s={WORK_S} --num-envs 1 --horizon {ROWS} --ppo.epochs {UPDATES}"
     " --ppo.minibatches 1"
@@ -79,9 +82,11 @@ def num_ranks(form: str, workers: int, ranks: int) -> int:
     return 1 + workers * ranks + (workers if form == "c" else 0)
 
 
-def coupled_rows(form: str, workers: int, ranks: int, kinds: list[str], solver: str) -> list[dict[str, Any]]:
+def coupled_rows(
+    form: str, workers: int, ranks: int, kinds: list[str], solver: str = "", step_s: float = STEP_S
+) -> list[dict[str, Any]]:
     """Runs a job. Returns its rows: of each worker and kind of work the seconds of a step."""
-    program = [str(HERE / "coupled.py"), form, str(ranks), str(STEP_S), *kinds]
+    program = [str(HERE / "coupled.py"), form, str(ranks), str(step_s), *kinds]
     if form == "c":
         program += [":", "-n", str(workers * ranks), solver]
     job = mpirun(1 + workers * (ranks if form == "python" else 1), program, timeout_s=300.0)
@@ -113,9 +118,10 @@ def measure(parts: list[str], seconds: float, data: dict[str, Any]) -> None:
             for job in COUPLED:
                 rows += coupled_rows(*job, [*WORKLOADS, "nothing"], solver)
                 keep("coupled", rows)
-            for job in MORE:
-                rows += coupled_rows(*job, ["sleep", "nothing"], solver)
+            for job in SEVEN:
+                rows += coupled_rows(*job, ["nothing"], solver)
                 keep("coupled", rows)
+        keep("coupling", [row for g in GROUPS for row in coupled_rows("python", 1, g, ["sleep"], step_s=WORK_S / g)])
     if "cpu" in parts:
         keep("row_cpu_s", cpu_s_per_step(5, FLAGS, int(4 * seconds / WORK_S))[1])
     if "training" in parts:
@@ -129,12 +135,12 @@ def measure(parts: list[str], seconds: float, data: dict[str, Any]) -> None:
 
 
 def coupling_s(data: dict[str, Any], ranks: int) -> float:
-    """What a coupled step of one group adds to the solver's own, where that sleeps: caches are then as cold as in a
-    run.
+    """What a coupled step of one group adds to the solver's own, where that sleeps as long as it does in training:
+    caches are then as cold.
     """
     if ranks == 1:
         return 0.0
-    row = next(r for r in data["coupled"] if (r["form"], r["group"], r["kind"]) == ("python", ranks, "sleep"))
+    row = next(row for row in data["coupling"] if row["group"] == ranks)
     return statistics.median(row["coupled_s"]) - statistics.median(row["bare_s"])
 
 
@@ -184,26 +190,16 @@ def ratio_table(rows: list[dict[str, Any]]) -> str:
 
 
 def coupling_table(rows: list[dict[str, Any]]) -> str:
-    """Microseconds of a coupled step."""
-    sleeping = {(r["form"], r["workers"], r["group"]): r for r in reversed(rows) if r["kind"] == "sleep"}
+    """Microseconds of a coupled step where the solver takes no time."""
     cells = []
     for row in rows:
-        if row["kind"] != "nothing" or (row["form"], row["group"]) == ("python", 1):
-            continue
-        slept = sleeping[row["form"], row["workers"], row["group"]]
-        added = [1e6 * (a - b) for a, b in zip(slept["coupled_s"], slept["bare_s"], strict=True)]
-        bare = quartiles(row["bare_s"], 1e6, ",.1f") if row["form"] == "python" else "–"
-        cells.append(
-            [
-                FORMS[row["form"]], row["workers"], row["group"], row["ranks"],
-                quartiles(row["coupled_s"], 1e6, ",.0f"), bare, quartiles(added, 1.0, ",.0f"),
-            ]
-        )  # fmt: skip
-    head = (
-        "form", "W", "G", "ranks of the job", "coupled step, µs", "bare Bcast and Gather, µs",
-        "after 10 ms of sleep: longer by, µs",
-    )  # fmt: skip
-    return markdown_table(head, cells)
+        if row["kind"] == "nothing" and (row["form"], row["group"]) != ("python", 1):
+            coupled, bare = quartiles(row["coupled_s"], 1e6, ",.0f"), quartiles(row["bare_s"], 1e6, ",.1f")
+            sizes = (row["workers"], row["group"], row["ranks"])
+            cells.append([FORMS[row["form"]], *sizes, coupled, bare if row["form"] == "python" else "–"])
+    return markdown_table(
+        ("form", "W", "G", "ranks of the job", "coupled step, µs", "bare Bcast and Gather, µs"), cells
+    )
 
 
 def training_table(data: dict[str, Any], model: Model) -> str:
@@ -233,22 +229,24 @@ def report(data: dict[str, Any]) -> str:
         parts.append(
             f"## A coupled step\n\nThe solver's step takes about {1e3 * STEP_S:g} ms by itself, on {data['cores']}"
             " cores. Blocks of coupled and bare steps alternate in one job, which also has rank 0, asleep, and with"
-            " dppo.h W workers. Median [quartiles] of the blocks' means; a job with several groups has a row for"
-            f" each.\n\n{kinds}\n{ratio_table(data['coupled'])}"
+            " dppo.h W workers. Median [quartiles] of the blocks' means; a job of several groups has a row for each."
+            " With G = 4, ranks share cores, and the solver's own waits in MPI decide.\n\n"
+            f"{kinds}\n{ratio_table(data['coupled'])}"
         )
         parts.append(
             "**Where the solver takes no time.** The bare loop spins in a Bcast of the action and a Gather of a word,"
-            " the least that a step can send; ranks of dppo sleep while they wait. The last column is what coupling"
-            f" costs where all have slept, with cold caches.\n\n{coupling_table(data['coupled'])}"
+            " the least that a step can send; ranks of dppo sleep while they wait.\n\n"
+            + coupling_table(data["coupled"])
         )
     if "training" in data and "row_cpu_s" in data:
         model = fitted(data)
-        told = ", ".join(f"{1e6 * coupling_s(data, g):,.0f} (G = {g})" for g in (2, 4, 8, 16))
+        told = ", ".join(f"{1e6 * coupling_s(data, g):,.0f} (G = {g})" for g in GROUPS)
         parts.append(
             f"## Training\n\nsync/allreduce, `{FLAGS} --env-ranks G`, `mpirun -n 1+W*G`: a step of {1e3 * WORK_S:g} ms"
             f" on one rank takes 1/G of it on G. The solver sleeps, as {data['cores']} cores have no room for 16 that"
-            " compute. The model was fitted to G = 1 and the other rows are predicted, with the coupling measured"
-            f" above, in µs: {told}.\n\n{training_table(data, model)}\n![Steps per second](groups.svg)\n"
+            " compute. The model was fitted to G = 1, and predicts the other rows with what coupling adds to a step that"
+            f" sleeps as long, measured in turn as above, in µs: {told}.\n\n{training_table(data, model)}\n"
+            "![Steps per second](groups.svg)\n"
         )
     return "\n".join(parts)
 
@@ -277,7 +275,9 @@ def main() -> None:
     os.environ |= ENVIRONMENT
     data = stored("groups")
     if args.parts:
-        load = f"Load of the machine at the start: {os.getloadavg()[0]:.0f}."
+        load = f"The load of the machine was {os.getloadavg()[0]:.0f} at the start."
+        if os.sched_getscheduler(0) == os.SCHED_RR:
+            load += " All ranks ran at real-time priority, by `chrt -r 1`, ahead of what caused it."
         data |= {"machine": machine(), "cores": len(os.sched_getaffinity(0)), "load": load}
     measure(args.parts, args.seconds, data)
     save("groups", report(data), data)
