@@ -244,7 +244,7 @@ def report(data: dict[str, Any]) -> str:
         parts.append(
             f"## Training\n\nsync/allreduce, `{FLAGS} --env-ranks G`, `mpirun -n 1+W*G`: a step of {1e3 * WORK_S:g} ms"
             f" on one rank takes 1/G of it on G. The solver sleeps, as {data['cores']} cores have no room for 16 that"
-            " compute. The model was fitted to G = 1, and predicts the other rows with what coupling adds to a step that"
+            " compute. The model was fitted to G = 1. It predicts the other rows with what coupling adds to a step that"
             f" sleeps as long, measured in turn as above, in µs: {told}.\n\n{training_table(data, model)}\n"
             "![Steps per second](groups.svg)\n"
         )

@@ -96,12 +96,12 @@ class Packing:
 
     def unpack(self, message: np.ndarray) -> tuple[int, Call, int, Any]:
         """Returns number of the call, call, environment and arguments. `message`: [bytes] uint8, for nobody else."""
-        serial, call, number = _CALL_HEAD.unpack_from(message)
+        serial, call, number = _CALL_HEAD.unpack_from(message.data)
         body = message[_CALL_HEAD.size :]
         if call < 0:
             assert self._layout is not None
             return serial, Call(-call), number, body.view(self._layout[0]).reshape(self._layout[1])
-        arguments = pickle.loads(body)
+        arguments = pickle.loads(body.data)
         if type(arguments) is np.ndarray and arguments.flags.c_contiguous and not arguments.dtype.hasobject:
             self._layout = arguments.dtype, arguments.shape
         return serial, Call(call), number, arguments
@@ -223,11 +223,11 @@ class EnvGroup:
                     answer = self._receive(MPI.ANY_SOURCE, _ANSWER)
                 if answer is None:
                     backoff.pause()
-                elif _SERIAL.unpack_from(answer)[0] == self._serial:
+                elif _SERIAL.unpack_from(answer.data)[0] == self._serial:
                     backoff.reset()
                     missing.discard(self._status.Get_source())
                     if len(answer) > _SERIAL.size:
-                        failed.append(Failed(*pickle.loads(answer[_SERIAL.size :])))
+                        failed.append(Failed(*pickle.loads(answer[_SERIAL.size :].data)))
                 if (has_failed or failed) and missing and time.monotonic() - since > self._patience_s:
                     if not survives_deaths():
                         break
