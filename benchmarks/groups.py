@@ -65,6 +65,15 @@ CURVES = {
     "W G = 16": [(w, 16 // w) for w in (16, 8, 4, 2, 1)],
 }
 
+DRAWN = {
+    "G = 1": ALONE,
+    "G = 2": CURVES["more workers, G = 2"],
+    "G = 4": [(2, 4), (4, 4)],
+    "W = 2": CURVES["larger groups, W = 2"],
+    "W = 1": [(1, 1), (1, 2), (1, 16)],
+}
+"""The same runs; where the product is 16, all of these are."""
+
 
 # -- measuring --------------------
 
@@ -255,9 +264,7 @@ def plot(data: dict[str, Any], path: Path) -> None:
     """Draws `path`: steps/s over all solver's ranks, W G. Rings: what the model predicts."""
     model = fitted(data)
     series = []
-    for name, curve in CURVES.items():
-        if name == "W G = 16":  # a single place on the axis
-            continue
+    for name, curve in DRAWN.items():
         measured = {w * g: data["training"][f"{w} x {g}"]["steps_per_s"] for w, g in curve}
         guesses = {w * g: predicted(data, model, w, g) for w, g in curve if g > 1}
         series.append(Series(name, measured, guesses))
