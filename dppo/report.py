@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError, missing_package
 from dppo.files import plain, replace_atomically
@@ -70,8 +72,20 @@ def make_report(folder: Path) -> Report:
     for setting in settings:
         if silent := len(setting.ended) - len(setting.returns):
             notes.append(f"{setting.label}: in {silent} of the runs that ended no episode did; they have no return")
+        if waiting := _waiting(setting):
+            notes.append(waiting)
     problems = [_problem(run, tasks.get(run.folder), folder) for run in runs if not run.ended]
     return Report(settings, problems, notes)
+
+
+def _waiting(setting: Setting) -> str:
+    """Says how long environments of several ranks wait for their workers; "" where no run knows."""
+    of_several = [run.folder for run in setting.runs if run.config is not None and run.config.env_ranks > 1]
+    shares = [float(np.median(w)) for _, w, _ in (read_curve(f, "env_waiting_per_s") for f in of_several) if len(w)]
+    if not shares:
+        return ""
+    share = f"{np.median(shares):.0%} of the time (medians of iterations and runs)"
+    return f"{setting.label}: the ranks of an environment wait for their worker {share}"
 
 
 def _sweep_of(folder: Path) -> tuple[Sweep | None, list[str]]:

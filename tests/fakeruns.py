@@ -24,13 +24,19 @@ def write_run(
     exit: str | None = "finished",
     curve: Sequence[tuple[int, float | None]] = CURVE,
     train_s: float = 2.0,
+    metrics: dict[str, Any] | None = None,
     **summary: Any,
 ) -> Path:
-    """A run with these settings (nested, as in TOML) and this learning curve; None: it has no summary.json."""
+    """A run with these settings (nested, as in TOML) and this learning curve; None: it has no summary.json. `metrics`
+    are in each line of metrics.jsonl as well.
+    """
     folder.mkdir(parents=True)
     (folder / "config.toml").write_text(to_toml(from_values({"env": "Env-v0", **(settings or {})})))
     write_json(folder / "versions.json", {"attempts": []})
-    lines = [json.dumps({"env_steps": steps, "return_mean_100": reached}) + "\n" for steps, reached in curve]
+    lines = [
+        json.dumps({"env_steps": steps, "return_mean_100": reached, **(metrics or {})}) + "\n"
+        for steps, reached in curve
+    ]
     (folder / "metrics.jsonl").write_text("".join(lines))
     steps, reached = curve[-1] if curve else (0, None)
     values = {"env_steps": steps, "return_mean_100": reached, "train_s": train_s, "exit": exit} | summary

@@ -98,6 +98,17 @@ def test_json_is_one_object_without_nan(tmp_path: Path, capsys: pytest.CaptureFi
     assert (out["folder"], out["notes"]) == (str(tmp_path), [])
 
 
+def test_how_long_members_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed, share in enumerate((0.1, 0.3, 0.2)):
+        write_run(tmp_path / f"{seed}", {"seed": seed, "env-ranks": 2}, metrics={"env_waiting_per_s": share})
+    out = report(capsys, tmp_path, "--no-plot")
+    assert "\n- Env-v0: the ranks of an environment wait for their worker 20% of the time (medians" in out
+    write_run(tmp_path / "one" / "run", metrics={"env_waiting_per_s": None})
+    write_run(tmp_path / "old" / "run", {"env-ranks": 2})
+    for folder in ("one", "old"):
+        assert report_json(capsys, tmp_path / folder)["notes"] == []
+
+
 # -- runs that need attention --------------------
 
 

@@ -1,4 +1,4 @@
-"""Measures the seconds that environments spend in step and in reset."""
+"""Measures the seconds that environments spend in step and in reset, and those in which they wait for their worker."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ class Seconds(NamedTuple):
     resets: int
     reset_s: float
     longest_reset_s: float
+    waiting_s: float = 0.0
+    """Between two rows: the worker acts, learns or waits."""
 
 
 class EnvClock:
@@ -38,11 +40,12 @@ class EnvClock:
         """Whether `end_step` is to be called for each environment of the row."""
         self.mark = 0.0
         """The time at which the present step began, where each environment is timed."""
+        self._ended = 0.0  # when the last row was over; 0: there was none
         self._clear()
 
     def _clear(self) -> None:
         self._rows = self._rows_of_each = self._resets = 0
-        self._step_s = self.reset_s = self._longest_reset_s = 0.0
+        self._step_s = self.reset_s = self._longest_reset_s = self._waiting_s = 0.0
         self._of_each = [0.0] * self._num_envs
 
     def end_step(self, index: int) -> None:
@@ -60,7 +63,10 @@ class EnvClock:
 
     def end_row(self, began: float, reset_s: float) -> None:
         """Notes that a row is over. `began` and `reset_s` are the time and `self.reset_s` at its begin."""
-        seconds = perf_counter() - began - (self.reset_s - reset_s)
+        now = perf_counter()
+        seconds = now - began - (self.reset_s - reset_s)
+        self._waiting_s += began - (self._ended or began)
+        self._ended = now
         self._step_s += seconds
         self._rows += 1
         self._rows_of_each += self.times_each
@@ -78,16 +84,22 @@ class EnvClock:
             )
         taken = Seconds(
             self._rows * self._num_envs, self._step_s, slowest_s, slowest, self._resets, self.reset_s,
-            self._longest_reset_s,
+            self._longest_reset_s, self._waiting_s,
         )  # fmt: skip
         self._clear()
         return taken
 
 
-def seconds_of(workers: Iterable[object]) -> dict[str, Any]:
-    """Returns the metrics of all workers' seconds; None where there are none."""
+def seconds_of(workers: Iterable[object], *, ranks: int = 1) -> dict[str, Any]:
+    """Returns the metrics of all workers' seconds; None where there are none.
+
+    Args:
+      ranks: of each environment. Those of several wait for the worker together, from the end of a row to the next one.
+    """
     told = [seconds for seconds in workers if isinstance(seconds, Seconds)]
     steps, resets = sum(s.steps for s in told), sum(s.resets for s in told)
+    waiting_s = sum(s.waiting_s for s in told)
+    all_s = waiting_s + sum(s.step_s + s.reset_s for s in told)
     slowest = max((s for s in told if s.steps), key=lambda s: s.slowest_s, default=None)
     return {
         "env_step_mean_s": sum(s.step_s for s in told) / steps if steps else None,
@@ -95,4 +107,5 @@ def seconds_of(workers: Iterable[object]) -> dict[str, Any]:
         "env_slowest_by_s": None if slowest is None or slowest.slowest_env < 0 else slowest.slowest_env,
         "env_reset_mean_s": sum(s.reset_s for s in told) / resets if resets else None,
         "env_reset_max_s": max((s.longest_reset_s for s in told), default=0.0) if resets else None,
+        "env_waiting_per_s": waiting_s / all_s if ranks > 1 and steps else None,
     }

@@ -15,6 +15,7 @@ import os
 import signal
 import struct
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -40,8 +41,12 @@ the end of a run that survives deaths.
 """
 _WELCOME = 5
 _HEAD, _DECLARED = struct.Struct("=qq"), struct.Struct("=qqqq")
-_SPIN_S, _LONGEST_S, _SHARE = 2e-4, 1e-3, 32
+_SPIN_S, _LONGEST_S, _SHARE = 2e-4, 1e-3, 64
 """Seconds of a wait before its first sleep; the longest sleep; what part of the time waited so far a sleep takes."""
+_ALIKE, _EARLY, _NAP_S = 8, 0.95, 0.02
+"""Of how many steps the shortest is what the next one is expected to take at least; the share of this time that a wait
+sleeps through, so that the solver has the cores; the longest part of this sleep, as somebody may die meanwhile.
+"""
 
 
 class Simulators:
@@ -214,14 +219,21 @@ def _wait(request: MPI.Request, deadline: float | None = None, too_late: str = "
     _poll(request.Test, deadline, too_late)
 
 
-def _poll(is_done: Callable[[], object], deadline: float | None = None, too_late: str = "") -> None:
+def _poll(
+    is_done: Callable[[], object], deadline: float | None = None, too_late: str = "", expected_s: float = 0.0
+) -> float:
+    """Returns the seconds waited, of which `expected_s` are expected."""
     since = time.monotonic()
     while not is_done():
         now = time.monotonic()
         if deadline is not None and now > deadline:
             raise TimeoutError(too_late)
-        if now - since > _SPIN_S:
-            time.sleep(min(_LONGEST_S, (now - since) / _SHARE))
+        waited_s = now - since
+        if (nap_s := _EARLY * expected_s - waited_s) > _SPIN_S:
+            time.sleep(min(_NAP_S, nap_s))
+        elif waited_s > _SPIN_S:
+            time.sleep(min(_LONGEST_S, waited_s / _SHARE))
+    return time.monotonic() - since
 
 
 def unpacked(message: bytes, name: str) -> Declaration:
@@ -267,6 +279,7 @@ class _Link:
         self._comm, self._name = comm, name
         self._request, self._state = np.zeros(2), np.zeros(2)
         self._has_ended = False
+        self._lasted: deque[float] = deque([0.0], _ALIKE)
 
     def read_declaration(self) -> None:
         """Receives what the simulator declares. Raises TimeoutError, or UsageError where it can be no environment."""
@@ -287,7 +300,7 @@ class _Link:
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, int]:
         self._request[2:] = action
         self._send(ACTION, 0)
-        self._receive(self._state)
+        self._lasted.append(self._receive(self._state, min(self._lasted)))
         return self._state[2:].copy(), float(self._state[1]), int(self._state.view(np.int64)[0])
 
     def save(self, folder: str) -> bool:
@@ -320,9 +333,10 @@ class _Link:
         except MPI.Exception as error:
             self._lost(error)
 
-    def _receive(self, buffer: np.ndarray) -> None:
+    def _receive(self, buffer: np.ndarray, expected_s: float = 0.0) -> float:
+        """Returns the seconds waited."""
         try:
-            _wait(self._comm.Irecv([buffer, MPI.BYTE], source=0, tag=TAG))
+            return _poll(self._comm.Irecv([buffer, MPI.BYTE], source=0, tag=TAG).Test, expected_s=expected_s)
         except MPI.Exception as error:
             self._lost(error)
 

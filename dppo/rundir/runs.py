@@ -84,9 +84,9 @@ def read_run(folder: Path) -> Run:
     return Run(folder, state, reason, config, summary)
 
 
-def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-    """Reads a run's learning curve: env_steps [I] and return_mean_100 [I], float64, of iterations that have a return.
-    Also returns the number of damaged lines of metrics.jsonl, not counting a last line that was cut.
+def read_curve(folder: Path, key: str = "return_mean_100") -> tuple[np.ndarray, np.ndarray, int]:
+    """Reads a run's learning curve, or another metric over steps: env_steps [I] and values [I], float64, of iterations
+    that have a value. Also returns the number of damaged lines of metrics.jsonl, not counting a last line that was cut.
     """
     points: list[tuple[float, float]] = []
     damaged = 0
@@ -96,8 +96,8 @@ def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
                 break
             try:
                 values = parse_json(line)
-                reached = values["return_mean_100"]  # null before the first episode has ended
-                point = float(values["env_steps"]), math.nan if reached is None else float(reached)
+                value = values[key]  # null, for example, before the first episode has ended
+                point = float(values["env_steps"]), math.nan if value is None else float(value)
             except (ValueError, KeyError, TypeError, OverflowError):
                 damaged += 1
                 continue
@@ -107,8 +107,8 @@ def read_curve(folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
         damaged += 1
     except OSError:
         return np.empty(0), np.empty(0), 0
-    steps, returns = np.array(sorted(points)).reshape(-1, 2).T
-    return steps, returns, damaged
+    steps, column = np.array(sorted(points)).reshape(-1, 2).T
+    return steps, column, damaged
 
 
 def _first_line(what: object) -> str:

@@ -212,7 +212,7 @@ class Tracker:
             "train_s": self._train_s(),
             "iteration_s": now - since,
             "steps_per_s": (state.env_steps - steps_then) / max(now - since, 1e-9),
-            **seconds_of(r.env_seconds for r in reports),
+            **seconds_of((r.env_seconds for r in reports), ranks=self.config.env_ranks),
         }
         if self.config.cases:
             metrics["cases"] = self.counters.cases.metrics()

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.cost_model import CELLS, Model, Point, fit, on_cluster, shared_row_s
+from benchmarks.cost_model import CELLS, Model, Point, fit, of_groups, on_cluster, shared_row_s
 
 MODEL = Model(
     "sync/allreduce", rows=100, envs=2, updates=4, cores=2, sleep_s=5e-3, row_s=1e-3, gradient_s=3e-3, service_s=1e-3
@@ -42,6 +42,13 @@ def test_half_of_an_iteration_is_exchange_where_p2p_saturates() -> None:
     model = on_cluster(replace(MODEL, cell="sync/p2p"), 10_000, 1e-6, 1e9)
     workers = round(model.saturation())
     assert 5 * workers * model.service_s == pytest.approx(model.iteration_s(workers) / 2, rel=0.01)
+
+
+def test_groups_divide_the_solvers_work_by_hand() -> None:
+    # two environments of 2 ms a step, on 4 ranks each: 2 * 2 ms * 3/4 less sleep, 2 * 0.1 ms more CPU
+    model = of_groups(MODEL, 4, 2e-3, 1e-4)
+    assert (model.sleep_s, model.row_s) == (pytest.approx(2e-3), pytest.approx(1.2e-3))
+    assert of_groups(MODEL, 1, 2e-3, 0.0) == MODEL
 
 
 @pytest.mark.parametrize("cell", CELLS)

@@ -42,6 +42,22 @@ def test_slow_environments_are_timed_one_by_one(now: list[float]) -> None:
     assert clock.take() == Seconds(0, 0.0, 0.0, -1, 0, 0.0, 0.0)
 
 
+def test_between_two_rows_environments_wait(now: list[float]) -> None:
+    clock = EnvClock(0, 2)
+    row(clock, now, 1.0, 1.0)
+    now[0] += 3.0
+    row(clock, now, 1.0, 1.0, reset=(0, 2.0))
+    now[0] += 5.0
+    first = clock.take()
+    assert first.waiting_s == pytest.approx(3.0), "nothing waits before the first row"
+    row(clock, now, 2.0, 2.0)
+    second = clock.take()
+    assert second.waiting_s == pytest.approx(5.0)
+    assert seconds_of([first], ranks=2)["env_waiting_per_s"] == pytest.approx(3.0 / 9.0)
+    assert seconds_of([first, None, second], ranks=4)["env_waiting_per_s"] == pytest.approx(8.0 / 18.0)
+    assert seconds_of([first])["env_waiting_per_s"] is None, "an environment of one rank has no members"
+
+
 def test_fast_ones_are_timed_together(now: list[float]) -> None:
     clock = EnvClock(0, 2)
     for _ in range(3):
@@ -57,7 +73,7 @@ def test_metrics_are_of_all_workers() -> None:
     ]  # fmt: skip
     assert seconds_of(workers) == {
         "env_step_mean_s": 1.5, "env_step_max_s": 8.0, "env_slowest_by_s": 5, "env_reset_mean_s": 3.0,
-        "env_reset_max_s": 5.0,
+        "env_reset_max_s": 5.0, "env_waiting_per_s": None,
     }  # fmt: skip
 
 

@@ -120,6 +120,53 @@ def test_requests_and_states_have_the_layout_of_the_header() -> None:
         link.reset(1)
 
 
+class Clock:
+    """A time that passes while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.sleeps = 100.0, list[float]()
+
+    def monotonic(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.sleeps.append(seconds)
+        self.now += seconds
+
+
+def test_a_wait_sleeps_through_the_time_that_a_step_takes_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    monkeypatch.setattr(solvers, "time", clock)
+
+    def waited(step_s: float, expected_s: float) -> list[float]:
+        clock.sleeps, end = [], clock.now + step_s
+        assert step_s <= solvers._poll(lambda: clock.now >= end, expected_s=expected_s) < 1.02 * step_s + 1e-5
+        return clock.sleeps
+
+    assert len(waited(0.01, 0.0)) > 100, "nothing is expected"
+    first, *others = waited(0.01, 0.01)
+    assert first == pytest.approx(0.0095, abs=1e-5) and len(others) < 6
+    assert waited(1e-4, 1e-4) == []
+    naps = waited(1.0, 1.0)
+    assert max(naps) == 0.02, "a death meanwhile is noticed soon"
+
+
+def test_the_shortest_of_the_last_steps_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected: list[float] = []
+    takes = iter([3.0, 5.0, 4.0, *[6.0] * 12])
+
+    def poll(is_done: Any, expected_s: float) -> float:
+        expected.append(expected_s)
+        return next(takes)
+
+    link, _ = linked(*[state(0, 0.0, 1.0, 2.0)] * 15)
+    monkeypatch.setattr(solvers, "_poll", poll)
+    for _ in range(15):
+        link.step(np.zeros(2))
+    assert expected[:8] == [0.0] * 8 and expected[8:10] == [3.0, 4.0] and expected[-1] == 6.0
+
+
 def test_a_simulator_that_has_died_is_named_where_the_job_does_not_survive_it() -> None:
     link, group = linked()
     group.is_dead = True
