@@ -59,7 +59,7 @@ def leave_alone(me: Rank) -> NoReturn:
         saver.fail(Failure(str(error)))
     code = EXIT_CODES.get(saver.summary.exit, EXIT_FAILED)
     if saver.summary.exit in EXIT_CODES:
-        conclude(saver.summary, console)
+        conclude(saver.summary, console, me.plan.config)
     elif saver.dumps is not None and saver.dumps.ends_the_run:
         console.warn(f"{saver.dumps.problem} (--trajectories.required)")
     console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")

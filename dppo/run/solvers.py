@@ -61,6 +61,11 @@ class Simulators:
         self._link: SolverLink | None = None
         self._are_told = False
 
+    @property
+    def size(self) -> int:
+        """The number of the simulators' ranks."""
+        return len(self._ranks)
+
     def meet(self, comm: MPI.Comm, alone: MPI.Intracomm, config: Config) -> None:
         """Collective over `comm`, dppo's own ranks that are left after the start, and over the simulators. Connects
         each worker with its group: `dppo.envs:Solver` uses it.
@@ -72,7 +77,7 @@ class Simulators:
           UsageError: on all ranks: the settings or numbers of ranks do not fit, groups differ, or one does not declare
             itself.
         """
-        error = layout_error(config, self.own.size, len(self._ranks))
+        error = layout_error(config, self.own.size, self.size)
         if error is None and self._ranks and comm.size != self.own.size:
             error = "a rank died while the simulator was starting: start the job again"
         if error is not None:
