@@ -41,6 +41,11 @@ class GroupMaker(EnvMaker):
         self._link, self._made = given.group, 0
 
     def make(self, number: int = 0, **further: Any) -> gymnasium.Env[Any, Any]:
+        if "comm" not in self.takes:
+            raise ValueError(
+                f"env={self.env_id!r} takes no argument comm, so that each rank of a group would compute all of it: let"
+                " its constructor take the group's communicator, or leave --env-ranks out"
+            )
         given, key = self._given.arguments(self.takes, number), self._made
         self._made += 1
 

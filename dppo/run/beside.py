@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,9 @@ from dppo.cluster.launcher import num_programs, survives_deaths
 
 if TYPE_CHECKING:
     from dppo.run.solvers import Simulators
+
+LEAVE_S = 60
+"""Seconds that simulators get to leave, together with this process, in a job that does not survive deaths."""
 
 
 @contextlib.contextmanager
@@ -29,3 +33,6 @@ def other_programs() -> Iterator[Simulators | None]:
         programs.let_go()
         if survives_deaths():
             programs.end_those_left()
+        else:  # MPI_Finalize waits for them
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(LEAVE_S)

@@ -46,6 +46,8 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
                 f"rank {number} on {socket.gethostname()} made no progress for {plan.config.log.stall_abort_s:g} s"
                 " (--log.stall-abort-s)"
             )
+    if not plan.survives:  # this rank has been the only one, but a simulator beside it may not notice its death
+        end_job(comm, EXIT_STALLED)
     die()
 
 

@@ -14,6 +14,7 @@ import itertools
 import os
 import signal
 import struct
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -39,7 +40,7 @@ BEGIN_S, DECLARE_S, LEAVE_S = 60.0, 600.0, 10.0
 the end of a run that survives deaths.
 """
 _WELCOME = 5
-_HEAD, _DECLARED = struct.Struct("=qq"), struct.Struct("=qqqq")
+_DECLARED = struct.Struct("=qqqq")
 _SPIN_S, _LONGEST_S, _SHARE = 2e-4, 1e-3, 32
 """Seconds of a wait before its first sleep; the longest sleep; what part of the time waited so far a sleep takes."""
 
@@ -101,7 +102,7 @@ class Simulators:
         launcher, deadline = processes.launcher(), time.monotonic() + LEAVE_S
         while launcher and (left := [pid for pid in self._pids if processes.is_below(pid, launcher)]):
             if time.monotonic() > deadline:
-                say(f"{len(left)} rank(s) of the simulator did not leave within {LEAVE_S:g} s: they are killed")
+                say(f"{len(left)} rank(s) of the simulator did not call dppo_end within {LEAVE_S:g} s: they are killed")
                 for pid in left:
                     processes.kill(pid, signal.SIGKILL)
                 return
@@ -113,7 +114,7 @@ def part(world: MPI.Intracomm) -> Simulators:
 
     Raises:
       TimeoutError: another program has not called dppo_begin in time.
-      UsageError: it was compiled with the dppo.h of another version.
+      UsageError: it was compiled with the dppo.h of another version, or dppo's ranks have different arguments.
     """
     mine, said = np.array([PROTOCOL, os.getpid()], np.intc), np.zeros((world.size, 2), np.intc)
     too_late = (
@@ -122,14 +123,17 @@ def part(world: MPI.Intracomm) -> Simulators:
     )
     _wait(world.Iallgather(mine, said), time.monotonic() + BEGIN_S, too_late)
     own, others = (np.flatnonzero(which).tolist() for which in (said[:, 0] > 0, said[:, 0] < 0))
-    if not others:
-        return Simulators(world, world)
     if (said[others, 0] != -PROTOCOL).any():
         raise UsageError(
             "the simulator was compiled with the dppo.h of another version: compile it anew with -I$(python -m dppo.job"
             " --include)"
         )
-    comm = world.Create_group(world.Get_group().Incl(own), TAG)
+    comm = world.Create_group(world.Get_group().Incl(own), TAG) if others else world
+    if any(arguments != sys.argv[1:] for arguments in gather_all(comm, sys.argv[1:])):
+        raise UsageError(
+            "this mpirun has started dppo several times, with different arguments: start it once, on all its ranks;"
+            " what follows the : is the simulator"
+        )
     return Simulators(world, comm, others, said[others, 1].tolist())
 
 
@@ -188,7 +192,7 @@ def meet(
         name = f"simulator {number} ({'rank' if env_ranks == 1 else 'ranks'} {_listed(members)} of the job)"
         comm = alone.Create_intercomm(0, world, members[0], TAG)
         comm.Set_errhandler(MPI.ERRORS_RETURN)
-        link = _Link(comm, name)
+        link = _Link(comm, name, has_others=own.size > 1)
         try:
             link.read_declaration()
             told = link.declaration
@@ -264,12 +268,14 @@ class _Told:
 
 
 class _Link:
-    """A worker's link with its group. `comm`: an intercommunicator, in which the remote rank 0 speaks for the group."""
+    """A worker's link with its group. `comm`: an intercommunicator, in which the remote rank 0 speaks for the group;
+    `has_others`: whether other ranks of dppo train, which go on without this one.
+    """
 
     declaration: Declaration
 
-    def __init__(self, comm: MPI.Comm, name: str) -> None:
-        self._comm, self._name = comm, name
+    def __init__(self, comm: MPI.Comm, name: str, *, has_others: bool = True) -> None:
+        self._comm, self._name, self._has_others = comm, name, has_others
         self._request, self._state = np.zeros(2), np.zeros(2)
         self._has_ended = False
 
@@ -332,10 +338,10 @@ class _Link:
             self._lost(error)
 
     def _lost(self, error: MPI.Exception) -> NoReturn:
-        """Ends this worker with its simulator, as if it had been killed; or the job, if it does not survive deaths."""
+        """Ends this worker with its simulator, as if it had been killed; or the job, if nobody goes on."""
         self._has_ended = True
         text = f"{self._name} has died: {error.Get_error_string()}"
-        if survives_deaths():
+        if survives_deaths() and self._has_others:
             say(f"{text}; its worker ends with it")
             leaving.die()
         raise RuntimeError(text)

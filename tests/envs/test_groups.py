@@ -146,6 +146,12 @@ def test_an_environment_that_a_member_cannot_make_is_wrong_use(pipe: Pipe) -> No
         make(pipe, fails="make")
 
 
+def test_an_environment_that_takes_no_communicator_is_no_groups(pipe: Pipe) -> None:
+    """Each rank would compute all of it."""
+    with pytest.raises(ValueError, match=r"env='CartPole-v1' takes no argument comm.*leave --env-ranks out"):
+        find_maker("CartPole-v1", {}, (), Given(group=pipe)).make()
+
+
 def test_the_heads_own_error_is_raised_as_it_is(pipe: Pipe) -> None:
     envs = make(pipe, fails="step", on="head")
     envs.reset()

@@ -141,6 +141,22 @@ def test_a_worker_dies_with_its_simulator(monkeypatch: pytest.MonkeyPatch, capsy
     assert "simulator 0 has died" in capsys.readouterr().err
 
 
+def test_the_only_worker_does_not_die_with_its_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody would be left who gives the job its exit code."""
+    link, group = linked()
+    link._has_others, group.is_dead = False, True
+    monkeypatch.setattr(solvers, "survives_deaths", lambda: True)
+    with pytest.raises(RuntimeError, match="simulator 0 has died"):
+        link.step(np.zeros(2))
+
+
+def test_dppo_is_started_once_in_an_mpirun(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert solvers.part(MPI.COMM_SELF).size == 0
+    monkeypatch.setattr(solvers, "gather_all", lambda comm, mine: [mine, [*mine, "--seed", "7"]])
+    with pytest.raises(UsageError, match="has started dppo several times, with different arguments"):
+        solvers.part(MPI.COMM_SELF)
+
+
 def test_a_server_knows_the_declaration_only() -> None:
     declared = unpacked(message([0.0], [1.0], [0.0], [1.0]), "simulator 0")
     told = solvers._Told(declared)
