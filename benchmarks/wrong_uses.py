@@ -3,8 +3,8 @@
     PYTHONPATH=. .venv/bin/python benchmarks/wrong_uses.py [--at-once 3] [--only NAME ...]
 
 Starts each wrong use of tests/wrong_uses.py, which lists them with the code and the words that must come. A use that is
-still running after 100 s, or leaves a process behind, has failed. Prints a table and writes it to
-benchmarks/results/wrong_uses.{md,json}; with --only, prints only.
+still running after 150 s, or leaves a process behind, has failed. Prints a table and writes it to
+benchmarks/results/wrong_uses.{md,json}; with --only, the rows of other names stay as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from common import machine, markdown_table, save
+from common import machine, markdown_table, save, stored
 
 from tests.launch import PROGRAMS
 from tests.wrong_uses import C_API, GROUPS, Use, build, problem, start
@@ -65,14 +65,14 @@ def main() -> int:
         for title, uses in (("Environments in Python on several ranks", GROUPS), ("Programs beside dppo", C_API)):
             chosen = {name: use for name, use in uses.items() if arguments.only is None or name in arguments.only}
             found = pool.map(lambda use: go_through(use, Path(folder)), chosen.values())
-            rows[title] = {}
+            before = stored("wrong_uses").get(title, {})
+            rows[title] = {name: before[name] for name in uses if name in before}
             for name, row in zip(chosen, found, strict=True):
                 rows[title][name] = row
                 print(f"{name}: {row['problem'] or row['told']}", flush=True)
     wrong = [name for table in rows.values() for name, row in table.items() if row["problem"]]
     print(f"{sum(map(len, rows.values()))} uses, {len(wrong)} not as they should be: {', '.join(wrong)}")
-    if arguments.only is None:
-        save("wrong_uses", report(rows), rows)
+    save("wrong_uses", report(rows), rows)
     return bool(wrong)
 
 

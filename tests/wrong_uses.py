@@ -64,7 +64,7 @@ GROUPS = {
     "a number of ranks that is none": Use("env-ranks", (*RING, "--env-ranks", "two")),
     "native vectorization": Use("vectorization", (*RING, "--env-ranks", 2, "--vectorization", "native"), ranks=3),
     "a part of a simulator's agents": Use(
-        "5", ("--env", "tests.herd:Herd", *SMALL, "--num-envs", 5, "--env-ranks", 2), ranks=3
+        "5", ("--env", "group_envs:Pack", *SMALL, "--num-envs", 5, "--env-ranks", 2), ranks=3
     ),
     "another number of ranks at a resume": Use(
         "start it by mpirun -n 3",
@@ -93,7 +93,7 @@ GROUPS = {
         "takes no argument comm", ("--env", "CartPole-v1", *SMALL, "--env-ranks", 2), ranks=3
     ),
     "the folders' place is a file": Use(
-        "run/envs", ("--env", "tests.envs.saving_sims:Plate", *SMALL, "--env-ranks", 2), ranks=3, file="run/envs"
+        "run/envs", ("--env", "group_envs:Filed", *SMALL, "--env-ranks", 2), ranks=3, file="run/envs"
     ),
     "a constructor fails": Use("rank 2 on", (*PAIR, "where=make"), ranks=3),
     "a constructor leaves": Use("the licence has expired", (*PAIR, "where=make", "how=sys.exit"), ranks=3),

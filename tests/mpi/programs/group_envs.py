@@ -13,6 +13,8 @@ import gymnasium
 import numpy as np
 from mpi4py import MPI
 
+from tests.herd import Herd
+
 
 def wait(*requests: MPI.Request) -> None:
     """Waits asleep: MPI's own waits spin, and ranks outnumber cores in tests."""
@@ -114,3 +116,17 @@ class Saving(Failing):
 
     def load_state(self, path: Path) -> None:
         self._mine = np.load(path / f"part_{self._comm.rank}.npy")
+
+
+class Filed(Ring):
+    """Has a folder."""
+
+    def __init__(self, comm: MPI.Intracomm, workdir: Path) -> None:
+        super().__init__(comm)
+
+
+class Pack(Herd):
+    """Three agents, on all ranks of the group."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        super().__init__()
