@@ -25,7 +25,7 @@ from tests.wrong_uses import C_API, GROUPS, Use, build, problem, start
 
 def line_of(use: Use, text: str) -> str:
     """The line that tells it, without what differs between machines."""
-    line = next((line for line in text.splitlines() if use.said in line), "")
+    line = next((line for line in text.replace("\0", "").splitlines() if use.said in line), "")
     return line.strip().removeprefix("dppo: ")[:300].replace("|", "\\|")
 
 

@@ -190,10 +190,10 @@ def meet(
         number = own.rank - workers[0]
         members = solvers[number * env_ranks : (number + 1) * env_ranks]
         name = f"simulator {number} ({'rank' if env_ranks == 1 else 'ranks'} {_listed(members)} of the job)"
-        comm = alone.Create_intercomm(0, world, members[0], TAG)
-        comm.Set_errhandler(MPI.ERRORS_RETURN)
-        link = _Link(comm, name, has_others=own.size > 1)
         try:
+            comm = alone.Create_intercomm(0, world, members[0], TAG)
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+            link = _Link(comm, name, has_others=own.size > 1)
             link.read_declaration()
             told = link.declaration
         except (TimeoutError, UsageError) as error:
