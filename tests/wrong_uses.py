@@ -187,6 +187,13 @@ C_API = {
     "a save without an answer": faulty(
         "never answers a save", "dppo waits for an answer", words=("--checkpoint.states-s", 0)
     ),
+    "a load fails": Use(
+        "the simulator could not read its state",
+        ("--resume", "--run-dir", "run", "--total-steps", 128),
+        0,
+        beside=((1, "faults", "fails to load"),),
+        first=(*SOLVER, "--checkpoint.states-s", 0),
+    ),
     "ends before a reset": faulty("ends at once", "dppo_end before DPPO_END"),
     "ends in an episode": faulty("ends in an episode", "dppo_end before DPPO_END"),
     "MPI_Finalize in an episode": faulty("finalizes", "MPI_Finalize before DPPO_END"),
@@ -196,6 +203,9 @@ C_API = {
     "a wrong call of MPI": faulty("wrong MPI", "MPI_ERR_RANK: invalid rank", ranks=2),
     "a segmentation fault": faulty("segfaults", "signal 11", ranks=2),
     "a segmentation fault, ULFM": faulty("segfaults", "has died", ranks=2, survives=True),
+    "the last one is killed, ULFM": Use(
+        "simulator 0 (rank 2 of the job) has died", SOLVER, None, 2, ((1, "faults", "is killed"),), survives=True
+    ),
     "is killed, ULFM": faulty("is killed", "has died", ranks=2, survives=True),
     "hangs": faulty("hangs", "no progress for", ranks=2, words=("--log.stall-abort-s", 5)),
     "hangs, ULFM": faulty("hangs", "no progress for", ranks=2, words=("--log.stall-abort-s", 5), survives=True),
@@ -226,7 +236,7 @@ def start(use: Use, folder: Path, built: Path) -> Ended:
         (folder / use.file).touch()
     try:
         if use.first:
-            others = [(1, built / "faults")] if "dppo.envs:Solver" in use.first else ()
+            others = (beside or [(1, built / "faults")]) if "dppo.envs:Solver" in use.first else ()
             launcher.run(use.first_ranks, *use.first, timeout=200, beside=others)
         return launcher.run(
             use.ranks, *use.words, code=None, program=use.program, beside=beside, survives=use.survives, timeout=150

@@ -8,7 +8,7 @@ int main(int argc, char **argv)
 {
     const char *what = argc > 1 ? argv[1] : "right";
     const double low[2] = {-1, -1}, high[2] = {1, 1}, none[2] = {0.0 / 0.0, 0.0 / 0.0};
-    char name[1100] = "it";
+    char name[5000] = "it";
     double observation[4] = {0}, action[2] = {0}, reward;
     int64_t seed = 0;
     MPI_Comm comm;
@@ -69,6 +69,10 @@ int main(int argc, char **argv)
             dppo_wait_reset(&seed);
         while ((next = dppo_receive_action(is(what, "no action") ? NULL : action)) == DPPO_ACTION || next == DPPO_SAVE) {
             if (next == DPPO_SAVE) {
+                if (is(what, "fails to load") && rank == 0) {
+                    snprintf(name, sizeof name, "%s/it", dppo_path());
+                    fclose(fopen(name, "w"));
+                }
                 if (!is(what, "never answers a save"))
                     dppo_answer(!is(what, "fails to save"));
                 continue;
