@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 
-from dppo.config import SEED, Config
+from dppo.config import SEED, SOLVER, Config
 from dppo.console import Console, plain
 from dppo.envs.given import Given
 from dppo.envs.group_link import HeadLink
@@ -76,13 +76,14 @@ def play_episodes(
     # a policy is not judged by a native vector form, whose environments cannot be started from a seed
     config = policy.config
     vectorization = "auto" if config.vectorization == "native" else config.vectorization
+    num_envs = 1 if config.env == SOLVER else min(episodes, 20)
     seed_global_generators(seed)
     with contextlib.ExitStack() as at_end:
         try:
             given = _given(config, at_end, group)
             with kept_as_it_was():
                 envs = make_vector_env(
-                    config.env, min(episodes, 20), lambda index: seeds.next(index), vectorization,
+                    config.env, num_envs, lambda index: seeds.next(index), vectorization,
                     kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
                     max_restarts=max_restarts(config), given=given, rounds_up=True,
                 )  # fmt: skip
@@ -166,14 +167,7 @@ def record(
 
 
 def _record(
-    policy: Policy,
-    episodes: int,
-    seed: int,
-    folder: Path,
-    given: Given,
-    *,
-    stochastic: bool,
-    max_steps: int,
+    policy: Policy, episodes: int, seed: int, folder: Path, given: Given, *, stochastic: bool, max_steps: int
 ) -> list[Path]:
     before = set(folder.glob("*.mp4")) if folder.exists() else set()
     config = policy.config
@@ -240,18 +234,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    try:
-        args = _parser().parse_args(argv)
-        require("--episodes", args.episodes, at_least(1, 1e6))
-        require("--seed", args.seed, SEED)
-        require("--max-steps", args.max_steps, within(1, _MOST_STEPS))
-        config = load_config(args.run_dir)
-        if config.own_env_ranks == 1:
-            return _evaluate(args, None)
-        from dppo.run.command import all_ranks
-        from dppo.run.evaluation import evaluate_in_group
+    from dppo.run.beside import other_programs
 
-        return evaluate_in_group(config, args.run_dir, all_ranks(), lambda group: _evaluate(args, group))
+    try:
+        with other_programs() as programs:
+            args = _parser().parse_args(argv)
+            require("--episodes", args.episodes, at_least(1, 1e6))
+            require("--seed", args.seed, SEED)
+            require("--max-steps", args.max_steps, within(1, _MOST_STEPS))
+            config = load_config(args.run_dir)
+            if config.own_env_ranks == 1 and config.env != SOLVER and programs is None:
+                return _evaluate(args, None)
+            from dppo.run.command import all_programs
+            from dppo.run.evaluation import evaluate_on_ranks
+
+            programs = programs or all_programs()
+            return evaluate_on_ranks(config, args.run_dir, programs, lambda group: _evaluate(args, group))
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)
         return EXIT_USAGE

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
+import re
 import shutil
 import signal
 import sys
@@ -20,7 +21,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from dppo import requeue, verdict
-from dppo.bounds import digits
 from dppo.cluster import slurm
 from dppo.cluster.layout import lay_out
 from dppo.cluster.supervisor import JobEnds, Supervisor
@@ -88,14 +88,14 @@ def place_groups(training: Training) -> Training:
     Raises:
       UsageError: this is no job of Slurm's, there is no room for a group, or the command names ranks itself.
     """
-    env_ranks = digits(flag_value(training.settings, "env-ranks") or "", slurm.MOST_RANKS)
-    if not training.launcher or not env_ranks:
+    env_ranks = flag_value(training.settings, "env-ranks") or ""
+    if not (training.launcher and re.fullmatch("[1-9][0-9]{0,6}", env_ranks)):
         raise UsageError("--place-groups needs mpirun or srun, and --env-ranks after python -m dppo.run")
     if ":" in training.beside[1:] or training.beside[1:2] == ["-n"]:
         raise UsageError("--place-groups wants only one program and its arguments behind the colon")
     if not (room := slurm.room()):
         raise UsageError("--place-groups needs a job of Slurm's: elsewhere place groups by --host")
-    layout = lay_out(training.launcher, room, env_ranks, training.beside[1:])
+    layout = lay_out(training.launcher, room, int(env_ranks), training.beside[1:])
     print(layout.description, flush=True)
     return replace(training, launcher=layout.launcher, beside=layout.beside, ranks=layout.ranks)
 

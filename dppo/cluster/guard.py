@@ -216,6 +216,9 @@ class _Guard:
         if self._is_inner and stage == _AT_WORK:
             self._listen(now)
         if now > self._deadline:
+            if stage == _LEAVING and self._programs:
+                who = launcher.rank_name()
+                processes.say(f"{who} cannot leave: a simulator beside dppo has not called dppo_end for {LEAVE_S:g} s")
             processes.kill(self._child, signal.SIGKILL)
             self._deadline = now + 1.0
 

@@ -49,7 +49,7 @@ class AgentList(EnvList):
         super().__init__(maker, num_simulators, episode_seed, first_env, max_restarts, close_broken, made=[first])
         self.num_envs = num_simulators * count
         self.description = self._remaker.description = (
-            f"{num_simulators} x {maker.spec.id} of {count} agents that share the policy"
+            f"{num_simulators} x {maker.spec.id} of {count} agents that share the policy{maker.note}"
         )
         self._rows = [new_row(self.num_envs, self._shape, self._dtype) for _ in range(2)]
         layout = MaskLayout(self.action_space)

@@ -56,7 +56,9 @@ class EnvList:
         self.replayable = not maker.spec.nondeterministic
         self._returned = Returned(self.observation_space)
         self.states = States(self._envs, self._returned.observation, are_repeatable=self.replayable)
-        self.description = f"{num_envs} x {maker.spec.id}, stepped one after another{self.states.description}"
+        self.description = (
+            f"{num_envs} x {maker.spec.id}, stepped one after another{self.states.description}{maker.note}"
+        )
         self._shape, self._dtype = self._returned.shape, self._returned.dtype
         self._split_actions = make_splitter(self.action_space)
         # The first row of the two has what was returned last.

@@ -42,6 +42,10 @@ class GroupMaker(EnvMaker):
         super().__init__(env_id, kwargs, wrappers, given, cases)
         self._link, self._made = given.group, 0
 
+    @property
+    def note(self) -> str:
+        return "" if "comm" in self.takes else "; it takes no comm: each rank of a group computes all of it"
+
     def _make(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         key = self._made
         self._made += 1

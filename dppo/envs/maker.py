@@ -120,6 +120,11 @@ class EnvMaker:
         made.close()
         return self.make(number)
 
+    @property
+    def note(self) -> str:
+        """What is to be said of the environments in addition to their name; "" as a rule."""
+        return ""
+
     def make_with(self, given: Mapping[str, Any], further: Mapping[str, Any]) -> gymnasium.Env[Any, Any]:
         """Makes an environment with what it is given, and further arguments of its constructor. Raises as `make`."""
         with contextlib.ExitStack() as if_one_fails:

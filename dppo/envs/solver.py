@@ -85,7 +85,10 @@ class Solver(gymnasium.Env[np.ndarray, np.ndarray]):
 
     def __init__(self) -> None:
         if _link is None:
-            raise ValueError(f"there is no simulator beside dppo: start it as the second program, {HOW_TO_START}")
+            raise ValueError(
+                f"there is no simulator beside dppo: start it as the second program, {HOW_TO_START}; python -m"
+                " dppo.evaluate RUN says how an evaluation is started"
+            )
         self._link, declared = _link, _link.declaration
         self.observation_space = gymnasium.spaces.Box(
             np.array(declared.observation_low), np.array(declared.observation_high), dtype=np.float64

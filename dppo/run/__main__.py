@@ -20,7 +20,8 @@ def main() -> None:
     from dppo.cluster import guard, launcher
 
     startup.prepare()
-    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv):
+    # beside a simulator, which waits for dppo, the run answers
+    if not {"-h", "--help", "--version"}.isdisjoint(sys.argv) and (launcher.num_programs() or 1) == 1:
         from dppo.settings.flags import answer
 
         raise SystemExit(answer(sys.argv[1:], is_first=launcher.is_first()))

@@ -267,10 +267,12 @@ def _in_python(error: UsageError, rank: int) -> UsageError:
 # -- the end --------------------
 
 
-def all_ranks() -> MPI.Intracomm:
-    """Returns the communicator of all ranks, for a command that is no run."""
+def all_programs() -> Simulators:
+    """Collective over all ranks of all programs. Finds dppo's ranks and those of simulators, for a command that is no
+    run.
+    """
     start_mpi()
-    return MPI.COMM_WORLD
+    return _simulators()
 
 
 def own_comm() -> MPI.Intracomm:

@@ -46,6 +46,8 @@ def _end_by_stall(plan: Plan, comm: Comm, number: int, *, is_starting: bool) -> 
                 f"rank {number} on {socket.gethostname()} made no progress for {plan.config.log.stall_abort_s:g} s"
                 " (--log.stall-abort-s)"
             )
+    if not plan.survives:  # this rank has been the only one, but a simulator beside it may not notice its death
+        end_job(comm, EXIT_STALLED)
     die()
 
 
@@ -59,7 +61,7 @@ def leave_alone(me: Rank) -> NoReturn:
         saver.fail(Failure(str(error)))
     code = EXIT_CODES.get(saver.summary.exit, EXIT_FAILED)
     if saver.summary.exit in EXIT_CODES:
-        conclude(saver.summary, console)
+        conclude(saver.summary, console, me.plan.config)
     elif saver.dumps is not None and saver.dumps.ends_the_run:
         console.warn(f"{saver.dumps.problem} (--trajectories.required)")
     console.warn(f"some workers did not leave in time: the job ends without them, exit code {code}")

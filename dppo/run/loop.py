@@ -76,7 +76,7 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
         if not is_command:  # the command's own last steps stay protected from a late signal
             me.services.preemption.uninstall()
     if me.group.is_server:
-        setup.conclude(summary, me.services.console)
+        setup.conclude(summary, me.services.console, me.plan.config)
     if not survives_deaths():
         for comm in (*me.group.others, me.group.comm):
             comm.Free()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shlex
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from dppo.envs.reasons import reason
 from dppo.errors import EXIT_USAGE, Failure, UsageError
 from dppo.files import replace_atomically
 from dppo.run.env_groups import share_spaces, unlike_agents
+from dppo.run.evaluation import how_to_evaluate
 from dppo.run.preflight import Plan, plan_run, versions
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import Checkpoint, remove_leftovers
@@ -329,7 +329,7 @@ def say_failed(planned: Plan, failure: Failure) -> None:
             write_summary(planned.run_dir, said | how)
 
 
-def conclude(summary: Summary, console: Console) -> None:
+def conclude(summary: Summary, console: Console, config: Config) -> None:
     """Prints the last lines of output."""
     s = summary
     reached = (
@@ -347,4 +347,4 @@ def conclude(summary: Summary, console: Console) -> None:
     )
     speed = f"{s.steps_per_s:,.0f} steps/s on {max(1, s.world_size - 1)} worker(s)"
     console.line(f"  {s.train_s:.1f} s of training, {speed}; {s.wall_s:.1f} s in all")
-    console.line(f"  files: {s.run_dir}   evaluate: {PYTHON} -m dppo.evaluate {shlex.quote(s.run_dir)}")
+    console.line(f"  files: {s.run_dir}   evaluate: {how_to_evaluate(config, s.run_dir, PYTHON)}")

@@ -1,52 +1,29 @@
-"""Meets a simulator that is another program of the same mpirun, and speaks with it; envs/include/dppo.h is its side.
-
-Each worker speaks with rank 0 of its group of simulator ranks, over an intercommunicator. All words of the protocol are
-8 bytes long: whole numbers int64, all others float64.
-
-    worker -> simulator:  [request, number, action …]; after SAVE and LOAD also the folder's name, of `number` bytes
-    simulator -> worker:  [status, reward, observation …] after RESET and ACTION; [done] after SAVE and LOAD
-"""
+"""Meets simulators that are other programs of the same mpirun, and gives each worker one of them."""
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import os
 import signal
-import struct
+import sys
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
 
 import numpy as np
 
 from dppo.cluster import processes
-from dppo.cluster.launcher import survives_deaths
-from dppo.comm import leaving
 from dppo.comm.collectives import gather_all
 from dppo.comm.mpi import MPI
 from dppo.config import SOLVER, Config
 from dppo.console import say
 from dppo.envs.solver import HOW_TO_START, Declaration, SolverLink, connect
 from dppo.errors import UsageError
+from dppo.run.solver_link import TAG, ServerLink, WorkerLink, wait
 
 PROTOCOL = 1
 """The version, in the word that every rank says first: dppo's ranks with +, simulators' with -."""
-TAG, PATH_TAG = 7700, 7701
-END, RESET, ACTION, SAVE, LOAD = range(5)
-BEGIN_S, DECLARE_S, LEAVE_S = 60.0, 600.0, 10.0
-"""Seconds that simulators may take until they call dppo_begin, from there until they call dppo_declare, and to leave at
-the end of a run that survives deaths.
-"""
+BEGIN_S, LEAVE_S = 60.0, 10.0
+"""Seconds that simulators may take until they call dppo_begin; to leave at the end of a run that survives deaths."""
 _WELCOME = 5
-_HEAD, _DECLARED = struct.Struct("=qq"), struct.Struct("=qqqq")
-_SPIN_S, _LONGEST_S, _SHARE = 2e-4, 1e-3, 64
-"""Seconds of a wait before its first sleep; the longest sleep; what part of the time waited so far a sleep takes."""
-_ALIKE, _EARLY, _NAP_S = 8, 0.95, 0.02
-"""Of how many steps the shortest is what the next one is expected to take at least; the share of this time that a wait
-sleeps through, so that the solver has the cores; the longest part of this sleep, as somebody may die meanwhile.
-"""
 
 
 class Simulators:
@@ -66,6 +43,11 @@ class Simulators:
         self._link: SolverLink | None = None
         self._are_told = False
 
+    @property
+    def size(self) -> int:
+        """The number of the simulators' ranks."""
+        return len(self._ranks)
+
     def meet(self, comm: MPI.Comm, alone: MPI.Intracomm, config: Config) -> None:
         """Collective over `comm`, dppo's own ranks that are left after the start, and over the simulators. Connects
         each worker with its group: `dppo.envs:Solver` uses it.
@@ -77,7 +59,7 @@ class Simulators:
           UsageError: on all ranks: the settings or numbers of ranks do not fit, groups differ, or one does not declare
             itself.
         """
-        error = layout_error(config, self.own.size, len(self._ranks))
+        error = layout_error(config, self.own.size, self.size)
         if error is None and self._ranks and comm.size != self.own.size:
             error = "a rank died while the simulator was starting: start the job again"
         if error is not None:
@@ -101,7 +83,7 @@ class Simulators:
         launcher, deadline = processes.launcher(), time.monotonic() + LEAVE_S
         while launcher and (left := [pid for pid in self._pids if processes.is_below(pid, launcher)]):
             if time.monotonic() > deadline:
-                say(f"{len(left)} rank(s) of the simulator did not leave within {LEAVE_S:g} s: they are killed")
+                say(f"{len(left)} rank(s) of the simulator did not call dppo_end within {LEAVE_S:g} s: they are killed")
                 for pid in left:
                     processes.kill(pid, signal.SIGKILL)
                 return
@@ -113,23 +95,26 @@ def part(world: MPI.Intracomm) -> Simulators:
 
     Raises:
       TimeoutError: another program has not called dppo_begin in time.
-      UsageError: it was compiled with the dppo.h of another version.
+      UsageError: it was compiled with the dppo.h of another version, or dppo's ranks have different arguments.
     """
     mine, said = np.array([PROTOCOL, os.getpid()], np.intc), np.zeros((world.size, 2), np.intc)
     too_late = (
         f"another program of this job has not called dppo_begin within {BEGIN_S:g} s: it must do so right after"
         f" MPI_Init (dppo.h; {HOW_TO_START})"
     )
-    _wait(world.Iallgather(mine, said), time.monotonic() + BEGIN_S, too_late)
+    wait(world.Iallgather(mine, said), time.monotonic() + BEGIN_S, too_late)
     own, others = (np.flatnonzero(which).tolist() for which in (said[:, 0] > 0, said[:, 0] < 0))
-    if not others:
-        return Simulators(world, world)
     if (said[others, 0] != -PROTOCOL).any():
         raise UsageError(
             "the simulator was compiled with the dppo.h of another version: compile it anew with -I$(python -m dppo.job"
             " --include)"
         )
-    comm = world.Create_group(world.Get_group().Incl(own), TAG)
+    comm = world.Create_group(world.Get_group().Incl(own), TAG) if others else world
+    if any(arguments != sys.argv[1:] for arguments in gather_all(comm, sys.argv[1:])):
+        raise UsageError(
+            "this mpirun has started dppo several times, with different arguments: start it once, on all its ranks;"
+            " what follows the : is the simulator"
+        )
     return Simulators(world, comm, others, said[others, 1].tolist())
 
 
@@ -180,16 +165,16 @@ def meet(
             for solver in solvers[number * env_ranks : (number + 1) * env_ranks]:
                 welcome = np.array([1, env_ranks, number, heads[rank], number * env_ranks], np.int64)
                 world.Send(welcome, dest=solver, tag=TAG)
-    link: _Link | None = None
+    link: WorkerLink | None = None
     told: Declaration | str | None = None
     if own.rank in workers:
         number = own.rank - workers[0]
         members = solvers[number * env_ranks : (number + 1) * env_ranks]
         name = f"simulator {number} ({'rank' if env_ranks == 1 else 'ranks'} {_listed(members)} of the job)"
-        comm = alone.Create_intercomm(0, world, members[0], TAG)
-        comm.Set_errhandler(MPI.ERRORS_RETURN)
-        link = _Link(comm, name)
         try:
+            comm = alone.Create_intercomm(0, world, members[0], TAG)
+            comm.Set_errhandler(MPI.ERRORS_RETURN)
+            link = WorkerLink(comm, name, has_others=own.size > 1)
             link.read_declaration()
             told = link.declaration
         except (TimeoutError, UsageError) as error:
@@ -206,145 +191,9 @@ def meet(
         if link is not None:
             link.end()
         raise UsageError(errors[0])
-    return _Told(declared[0]) if link is None else link
+    return ServerLink(declared[0]) if link is None else link
 
 
 def _listed(ranks: Sequence[int]) -> str:
     is_row = list(ranks) == list(range(ranks[0], ranks[0] + len(ranks)))
     return f"{ranks[0]}-{ranks[-1]}" if is_row and len(ranks) > 1 else ", ".join(map(str, ranks))
-
-
-def _wait(request: MPI.Request, deadline: float | None = None, too_late: str = "") -> None:
-    """Waits, soon mostly asleep: the simulator may need the core. Raises TimeoutError after the deadline."""
-    _poll(request.Test, deadline, too_late)
-
-
-def _poll(
-    is_done: Callable[[], object], deadline: float | None = None, too_late: str = "", expected_s: float = 0.0
-) -> float:
-    """Returns the seconds waited, of which `expected_s` are expected."""
-    since = time.monotonic()
-    while not is_done():
-        now = time.monotonic()
-        if deadline is not None and now > deadline:
-            raise TimeoutError(too_late)
-        waited_s = now - since
-        if (nap_s := _EARLY * expected_s - waited_s) > _SPIN_S:
-            time.sleep(min(_NAP_S, nap_s))
-        elif waited_s > _SPIN_S:
-            time.sleep(min(_LONGEST_S, waited_s / _SHARE))
-    return time.monotonic() - since
-
-
-def unpacked(message: bytes, name: str) -> Declaration:
-    """Returns what a message of `dppo_declare` says. Raises UsageError where it cannot be an environment."""
-    num_observations, num_actions, can_save, length = _DECLARED.unpack_from(message)
-    sizes = (num_observations, num_observations, num_actions, num_actions)
-    values = np.frombuffer(message, np.float64, sum(sizes), _DECLARED.size)
-    edges = np.cumsum((0, *sizes))
-    bounds = [tuple(values[start:end].tolist()) for start, end in itertools.pairwise(edges)]
-    for what, low, high in (("observation", *bounds[:2]), ("action", *bounds[2:])):
-        wrong = [i for i, (a, b) in enumerate(zip(low, high, strict=True)) if not a < b]
-        if wrong:
-            i = wrong[0]
-            raise UsageError(
-                f"{name} has declared that {what} {i} lies between {low[i]:g} and {high[i]:g}: the lower bound must be"
-                " below the upper one"
-            )
-    text = message[len(message) - length :].decode(errors="replace")
-    return Declaration(text, bounds[0], bounds[1], bounds[2], bounds[3], bool(can_save))
-
-
-class _Told:
-    """The link of rank 0, which steps no environment: it knows the spaces only."""
-
-    def __init__(self, declaration: Declaration) -> None:
-        self.declaration = declaration
-
-    def _refuse(self, *_: object) -> NoReturn:
-        raise RuntimeError("this rank has no simulator: those of the workers that have died have ended with them")
-
-    reset = step = save = load = _refuse
-
-    def end(self) -> None:
-        """Does nothing."""
-
-
-class _Link:
-    """A worker's link with its group. `comm`: an intercommunicator, in which the remote rank 0 speaks for the group."""
-
-    declaration: Declaration
-
-    def __init__(self, comm: MPI.Comm, name: str) -> None:
-        self._comm, self._name = comm, name
-        self._request, self._state = np.zeros(2), np.zeros(2)
-        self._has_ended = False
-        self._lasted: deque[float] = deque([0.0], _ALIKE)
-
-    def read_declaration(self) -> None:
-        """Receives what the simulator declares. Raises TimeoutError, or UsageError where it can be no environment."""
-        too_late = f"{self._name} has not called dppo_declare within {DECLARE_S:g} s after dppo_begin"
-        status = MPI.Status()
-        _poll(lambda: self._comm.Iprobe(0, TAG, status), time.monotonic() + DECLARE_S, too_late)
-        message = np.zeros(status.Get_count(MPI.BYTE), np.uint8)
-        self._comm.Recv([message, MPI.BYTE], source=0, tag=TAG)
-        self.declaration = unpacked(message.tobytes(), self._name)
-        self._request = np.zeros(2 + len(self.declaration.action_low))
-        self._state = np.zeros(2 + len(self.declaration.observation_low))
-
-    def reset(self, seed: int) -> np.ndarray:
-        self._send(RESET, seed)
-        self._receive(self._state)
-        return self._state[2:].copy()
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, int]:
-        self._request[2:] = action
-        self._send(ACTION, 0)
-        self._lasted.append(self._receive(self._state, min(self._lasted)))
-        return self._state[2:].copy(), float(self._state[1]), int(self._state.view(np.int64)[0])
-
-    def save(self, folder: str) -> bool:
-        return self._ask(SAVE, folder)
-
-    def load(self, folder: str) -> bool:
-        return self._ask(LOAD, folder)
-
-    def end(self) -> None:
-        if not self._has_ended:
-            with contextlib.suppress(MPI.Exception):  # it has died, and is gone anyway
-                self._comm.Send(np.array([END, 0], np.int64), dest=0, tag=TAG)
-            self._has_ended = True
-
-    def _ask(self, request: int, folder: str) -> bool:
-        path = np.frombuffer(os.fsencode(folder), np.uint8)
-        self._send(request, len(path), path)
-        answer = np.zeros(1, np.int64)
-        self._receive(answer)
-        return bool(answer[0])
-
-    def _send(self, request: int, number: int, path: np.ndarray | None = None) -> None:
-        if self._has_ended:
-            raise RuntimeError(f"{self._name} has been let go: a worker has one simulator, which is started once")
-        self._request.view(np.int64)[:2] = request, number
-        try:
-            self._comm.Send([self._request, MPI.BYTE], dest=0, tag=TAG)
-            if path is not None:
-                self._comm.Send([path, MPI.BYTE], dest=0, tag=PATH_TAG)
-        except MPI.Exception as error:
-            self._lost(error)
-
-    def _receive(self, buffer: np.ndarray, expected_s: float = 0.0) -> float:
-        """Returns the seconds waited."""
-        try:
-            return _poll(self._comm.Irecv([buffer, MPI.BYTE], source=0, tag=TAG).Test, expected_s=expected_s)
-        except MPI.Exception as error:
-            self._lost(error)
-
-    def _lost(self, error: MPI.Exception) -> NoReturn:
-        """Ends this worker with its simulator, as if it had been killed; or the job, if it does not survive deaths."""
-        self._has_ended = True
-        text = f"{self._name} has died: {error.Get_error_string()}"
-        if survives_deaths():
-            say(f"{text}; its worker ends with it")
-            leaving.die()
-        raise RuntimeError(text)

@@ -111,6 +111,15 @@ def test_a_code_that_was_announced_holds_however_the_rank_ends(last_act: str, co
     assert run(f"guard.started()\nguard.announce({code})\n{last_act.format(code=code)}") == (code, "")
 
 
+def test_a_rank_that_cannot_leave_as_a_simulator_stays_says_so() -> None:
+    """MPI_Finalize waits for all programs of the job."""
+    two = "os.environ['OMPI_NUM_APP_CTX'] = '2'"
+    command = program("guard.started()\nguard.announce(0)\ntime.sleep(60)", two)
+    environ = LAUNCHED | {"PYTHONPATH": PATH}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert done.returncode == 0 and "a simulator beside dppo has not called dppo_end" in done.stderr
+
+
 @pytest.mark.parametrize("code", [0, 1, 2])
 def test_before_mpi_has_started_codes_are_passed_on(code: int) -> None:
     """What Python cannot import, and all that is found by then."""

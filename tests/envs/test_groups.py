@@ -189,6 +189,12 @@ def test_an_environment_that_a_member_cannot_make_is_wrong_use(pipe: Pipe) -> No
         make(pipe, fails="make")
 
 
+def test_an_environment_that_takes_no_communicator_is_told(pipe: Pipe) -> None:
+    envs = make_vector_env("CartPole-v1", 1, lambda index: 0, "sync", given=Given(group=pipe))
+    assert envs.description.endswith("; it takes no comm: each rank of a group computes all of it")
+    assert "takes no comm" not in make(pipe).description
+
+
 def test_the_heads_own_error_is_raised_as_it_is(pipe: Pipe) -> None:
     envs = make(pipe, fails="step", on="head")
     envs.reset()

@@ -98,6 +98,25 @@ def test_a_run_is_the_same_on_any_number_of_ranks_and_in_two_parts(
     assert whole == parts
 
 
+def test_a_trained_policy_plays_with_the_simulator_beside_it(launch: Launcher, built: Path, tmp_path: Path) -> None:
+    """The same episodes under ULFM; wrong arguments do not leave the simulator waiting."""
+    beside, played = [(2, built / "heat_c")], list[str]()
+    ended = launch.run(
+        2, *SHORT, "--env-ranks", 2, "--total-steps", 60, "--run-dir", "run", beside=beside, timeout=200
+    )  # fmt: skip
+    assert "dppo.evaluate run : -n 2 ./simulator" in ended.stdout.replace(f"{tmp_path}/", ""), ended
+    for survives in (False, True):
+        ended = launch.run(
+            1, "run", "--episodes", 3, "--json", program="evaluate.py", beside=beside, survives=survives, timeout=200
+        )  # fmt: skip
+        played.append(ended.stdout)
+        assert not ended.messages, ended
+    assert played[0] == played[1] and json.loads(played[0])["ended"] == 3
+    for flags, message in ((("run", "--episodes", 0), "--episodes"), (("none",), "none holds no run")):
+        refused = launch.run(1, *flags, program="evaluate.py", beside=beside, survives=True, timeout=60, code=2)
+        assert len(refused.messages) == 1 and message in refused.messages[0], refused
+
+
 @pytest.mark.parametrize("mode", [("--exchange", "allreduce"), ("--mode", "async")], ids=["allreduce", "async"])
 def test_the_others_go_on_when_a_rank_of_a_simulator_is_killed(
     launch: Launcher, built: Path, tmp_path: Path, mode: tuple[str, str]

@@ -64,6 +64,14 @@ def test_where_they_are_survived_a_stuck_rank_says_why_the_job_ends(
     assert "rank 2 on " in (tmp_path / paths.ENDED_BY_STALL).read_text()
 
 
+def test_the_only_rank_ends_the_job_as_a_simulator_may_be_beside_it(
+    tmp_path: Path, ends: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leave, "survives_deaths", lambda: True)
+    stall(tmp_path, ends, survives=False)
+    assert ends[0] == ("ends the job", EXIT_STALLED)
+
+
 def test_with_continue_it_only_dies(
     tmp_path: Path, ends: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,11 +51,11 @@ enum { DPPO_LONGEST_PATH_ = 4096 };
 static struct {
     MPI_Comm group, inner, head; /* the simulator's, this file's copy of it, and the bridge to the worker */
     int number, rank, num_observations, num_actions, can_save;
-    int pending, expects_state, expects_answer, has_ended, is_deadly;
+    int pending, expects_state, is_first, expects_answer, has_ended, is_deadly;
     double *message; /* a request and its number, each an int64 in the place of a double, then the action */
     double *state;   /* status and reward, then the observation */
     char path[DPPO_LONGEST_PATH_];
-} dppo_ = {MPI_COMM_NULL, MPI_COMM_NULL, MPI_COMM_NULL, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, NULL, NULL, ""};
+} dppo_ = {MPI_COMM_NULL, MPI_COMM_NULL, MPI_COMM_NULL, -1, 0, 0, 0, 0, -1, 0, 0, 0, 0, 0, NULL, NULL, ""};
 
 /* Ends this process so that all others notice: only a signal is noticed where the job survives deaths. */
 static inline void dppo_die_(void)
@@ -75,6 +75,14 @@ static inline void dppo_fail_(const char *what)
     else
         fprintf(stderr, "dppo: simulator %d, rank %d of its group: %s\n", dppo_.number, dppo_.rank, what);
     dppo_die_();
+}
+
+static inline void dppo_need_(const void *given, const char *call)
+{
+    char text[100];
+    snprintf(text, sizeof text, "%s was given NULL", call);
+    if (given == NULL)
+        dppo_fail_(text);
 }
 
 /* The error handler of all communicators that dppo_begin makes, and of those that a simulator makes of them. */
@@ -118,6 +126,14 @@ static inline void dppo_outlive_requests_(void)
     }
 }
 
+static inline void dppo_sleep_(long microseconds)
+{
+    struct timeval pause;
+    pause.tv_sec = 0;
+    pause.tv_usec = microseconds;
+    select(0, NULL, NULL, NULL, &pause);
+}
+
 /* Waits, soon mostly asleep: dppo learns meanwhile, perhaps on the same cores. */
 static inline void dppo_wait_(MPI_Request *request)
 {
@@ -129,12 +145,8 @@ static inline void dppo_wait_(MPI_Request *request)
         if (done)
             return;
         waited = MPI_Wtime() - since;
-        if (waited > 2e-4) {
-            struct timeval pause;
-            pause.tv_sec = 0;
-            pause.tv_usec = waited > 0.032 ? 1000 : (long)(waited * 1e6 / 32);
-            select(0, NULL, NULL, NULL, &pause);
-        }
+        if (waited > 2e-4)
+            dppo_sleep_(waited > 0.032 ? 1000 : (long)(waited * 1e6 / 32));
     }
 }
 
@@ -223,6 +235,8 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
         fprintf(stderr, "dppo: dppo_begin comes after MPI_Init\n");
         exit(1);
     }
+    dppo_need_(comm, "dppo_begin");
+    dppo_need_(number, "dppo_begin");
     if (dppo_.group != MPI_COMM_NULL)
         dppo_fail_("dppo_begin was called twice");
     dppo_.is_deadly = ulfm != NULL && (strcmp(ulfm, "1") == 0 || strcmp(ulfm, "true") == 0);
@@ -257,9 +271,12 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
         MPI_Finalize();
         exit(2);
     }
-    if (all[2 * first] != DPPO_PROTOCOL_)
+    if (all[2 * first] != DPPO_PROTOCOL_) { /* dppo sees it, too, and ends the job */
+        for (i = 0; i < 100; ++i)
+            dppo_sleep_(100000);
         dppo_fail_("it was compiled with the dppo.h of another version: compile it anew with"
                    " -I$(python -m dppo.job --include)");
+    }
 
     /* [accepted, ranks of a group, number of the group, its worker's rank, first of its ranks among the simulators] */
     MPI_Irecv(welcome, DPPO_WELCOME_, MPI_INT64_T, first, DPPO_TAG_, MPI_COMM_WORLD, &request);
@@ -288,14 +305,14 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
     *comm = dppo_.group;
 }
 
-/* Tells dppo what the environment is: a name, and sizes and bounds of observation and action. NULL: without bounds. An
- * action needs finite bounds. can_save: DPPO_CAN_SAVE or DPPO_CANNOT_SAVE. */
+/* Tells dppo what the environment is: a name, and sizes and bounds of observation and action. NULL: without bounds.
+ * can_save: DPPO_CAN_SAVE or DPPO_CANNOT_SAVE. */
 static inline void dppo_declare(const char *name, int num_observations, const double *observation_low,
                          const double *observation_high, int num_actions, const double *action_low,
                          const double *action_high, int can_save)
 {
     const double *given[4];
-    size_t count[4], at = 0, i, bytes, length = strlen(name);
+    size_t count[4], at = 0, i, bytes, length = name == NULL ? 0 : strlen(name);
     int64_t head[4];
     char *text;
     int part;
@@ -306,8 +323,8 @@ static inline void dppo_declare(const char *name, int num_observations, const do
         dppo_fail_("dppo_declare was called twice");
     if (num_observations < 1 || num_actions < 1 || num_observations > 100000000 || num_actions > 10000000)
         dppo_fail_("dppo_declare needs at least one observation and one action");
-    if (length > 1000)
-        dppo_fail_("the name in dppo_declare is longer than 1000 characters");
+    if (length < 1 || length > 1000)
+        dppo_fail_("the name in dppo_declare needs 1 to 1000 characters");
     dppo_.num_observations = num_observations, dppo_.num_actions = num_actions, dppo_.can_save = can_save != 0;
     dppo_.message = (double *)calloc((size_t)(DPPO_HEAD_ + num_actions), sizeof(double));
     dppo_.state = (double *)calloc((size_t)(DPPO_HEAD_ + num_observations), sizeof(double));
@@ -336,11 +353,13 @@ static inline void dppo_declare(const char *name, int num_observations, const do
 /* Waits for the next episode. Returns DPPO_RESET with its seed, from 0 to 2^31 - 1, DPPO_LOAD, or DPPO_END. */
 static inline int dppo_wait_reset(int64_t *seed)
 {
-    int next = dppo_next_();
+    int next;
+    dppo_need_(seed, "dppo_wait_reset");
+    next = dppo_next_();
     if (next == DPPO_ACTION || next == DPPO_SAVE)
         dppo_fail_("an episode is under way: call dppo_receive_action");
     dppo_.pending = next == DPPO_END ? DPPO_END : -1;
-    dppo_.expects_state = next == DPPO_RESET;
+    dppo_.expects_state = dppo_.is_first = next == DPPO_RESET;
     dppo_.expects_answer = next == DPPO_LOAD;
     if (next == DPPO_RESET)
         *seed = dppo_word_(dppo_.message + 1);
@@ -352,9 +371,12 @@ static inline void dppo_send_state(const double *observation, double reward, int
 {
     if (!dppo_.expects_state)
         dppo_fail_("dppo waits for no state: call dppo_send_state once after each DPPO_RESET and each DPPO_ACTION");
-    dppo_.expects_state = 0;
+    if (dppo_.is_first && status != DPPO_RUNNING)
+        dppo_fail_("the first state of an episode must be DPPO_RUNNING: an episode has one step at least");
+    dppo_.expects_state = dppo_.is_first = 0;
     if (dppo_.rank != 0)
         return;
+    dppo_need_(observation, "dppo_send_state");
     dppo_put_word_(dppo_.state, status);
     dppo_.state[1] = reward;
     memcpy(dppo_.state + DPPO_HEAD_, observation, (size_t)dppo_.num_observations * sizeof(double));
@@ -365,7 +387,9 @@ static inline void dppo_send_state(const double *observation, double reward, int
  * the episode is over, and the next call is dppo_wait_reset. */
 static inline int dppo_receive_action(double *action)
 {
-    int next = dppo_next_();
+    int next;
+    dppo_need_(action, "dppo_receive_action");
+    next = dppo_next_();
     if (next == DPPO_RESET || next == DPPO_END)
         return next; /* still pending, for dppo_wait_reset */
     dppo_.pending = -1;

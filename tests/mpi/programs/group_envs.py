@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 from mpi4py import MPI
+
+from tests.herd import Herd
 
 
 def wait(*requests: MPI.Request) -> None:
@@ -79,6 +84,16 @@ class Failing(Ring):
             time.sleep(3600)
         if self._how == "exit":
             os._exit(7)
+        if self._how == "exit with 0":
+            os._exit(0)
+        if self._how == "sys.exit":
+            sys.exit("the licence has expired")
+        if self._how == "abort":
+            MPI.COMM_WORLD.Abort(5)
+        if self._how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self._how == "finalize":
+            MPI.Finalize()
         raise ZeroDivisionError("the flow has diverged")
 
     def reset(self, **given: Any) -> Any:
@@ -88,3 +103,31 @@ class Failing(Ring):
     def step(self, action: Any) -> Any:
         self._fail("step")
         return super().step(action)
+
+    def close(self) -> None:
+        self._fail("close")
+
+
+class Saving(Failing):
+    """Saves its state, each rank its own part."""
+
+    def save_state(self, path: Path) -> None:
+        self._fail("save")
+        np.save(path / f"part_{self._comm.rank}.npy", self._mine)
+
+    def load_state(self, path: Path) -> None:
+        self._mine = np.load(path / f"part_{self._comm.rank}.npy")
+
+
+class Filed(Ring):
+    """Has a folder."""
+
+    def __init__(self, comm: MPI.Intracomm, workdir: Path) -> None:
+        super().__init__(comm)
+
+
+class Pack(Herd):
+    """Three agents, on all ranks of the group."""
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        super().__init__()
