@@ -59,7 +59,10 @@ def main(argv: Sequence[str] | None = None, started: float | None = None, simula
       simulators: the other programs of this job; None: there is none.
     """
     if mpi.is_spawned():
-        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF), is_command=True).exit]
+        joined = respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF)
+        if isinstance(joined, Rank):
+            return EXIT_CODES[train_on(joined, is_command=True).exit]
+        return EXIT_CODES[Following(*joined, MPI.COMM_WORLD).to_the_end(is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:

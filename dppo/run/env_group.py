@@ -111,6 +111,11 @@ class EnvGroup:
         return bool(self.comm.rank == HEAD)
 
     @property
+    def rank(self) -> int:
+        """This rank's number in the job."""
+        return self.first + int(self.comm.rank)
+
+    @property
     def name(self) -> str:
         """Rank and host, for messages."""
         return self._name_of(self.comm.rank)

@@ -52,13 +52,13 @@ class Grown:
 def grown(monkeypatch: pytest.MonkeyPatch) -> Grown:
     """What `spawn` gives; all take their places in it."""
     grown = Grown()
-    monkeypatch.setattr(respawn, "spawn", lambda comm, count, meanwhile: grown)
+    monkeypatch.setattr(respawn, "spawn", lambda comm, count, ranks_each, meanwhile: grown)
     comm = SimpleNamespace(size=3, rank=0)
     monkeypatch.setattr(respawn, "reorder", lambda grown, mine: (comm, [mine, *make_members(3)[1:]]))
     return grown
 
 
-def refuse(comm: object, count: int, meanwhile: object) -> str:
+def refuse(comm: object, count: int, ranks_each: int, meanwhile: object) -> str:
     return "no free slot"
 
 
@@ -150,9 +150,10 @@ def test_a_replacement_becomes_a_worker_like_the_others(tmp_path: Path, monkeypa
     plan = make_plan(tmp_path, num_ranks=3, respawn=True)
     start = Start(plan, Member(2, "", 0, 1), 12.0, replaced=4, respawns={1: 2}, states=({}, 32, 9))
     comm = SimpleNamespace(size=3, rank=2)
-    monkeypatch.setattr(respawn.ulfm, "joined", lambda world: World(start))
+    monkeypatch.setattr(respawn.ulfm, "joined", lambda world: (World(start), None))
     monkeypatch.setattr(respawn, "reorder", lambda grown, mine: (comm, [*make_members(3)[:2], mine]))
     me = join(MPI.COMM_SELF)
+    assert isinstance(me, Rank)
     try:
         assert (me.group.member.rank, me.group.member.worker, me.group.workers) == (2, 1, [0, 1])
         assert me.group.member.pid > 0 and me.group.member.host != ""
