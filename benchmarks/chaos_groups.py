@@ -118,10 +118,20 @@ def draw(seed: int, name: str, number: int) -> Plan:
     group, other = rng.sample(range(GROUPS), 2)
     if cell.is_program:  # a group: its worker, and its ranks of the simulator, whose first speaks with the worker
         ranks, others = ([1 + g, *range(1 + GROUPS + g * SIZE, 1 + GROUPS + (g + 1) * SIZE)] for g in (group, other))
-        chosen = {"a member": [ranks[2]], "a head": [ranks[1]], "both": ranks[1:], "of two groups": [ranks[0], others[2]]}
+        chosen = {
+            "a member": [ranks[2]],
+            "a head": [ranks[1]],
+            "both": ranks[1:],
+            "of two groups": [ranks[0], others[2]],
+        }
     else:
         ranks, others = (range(1 + g * SIZE, 1 + (g + 1) * SIZE) for g in (group, other))
-        chosen = {"a member": [ranks[1]], "a head": [ranks[0]], "both": [*ranks], "of two groups": [ranks[1], others[0]]}
+        chosen = {
+            "a member": [ranks[1]],
+            "a head": [ranks[0]],
+            "both": [*ranks],
+            "of two groups": [ranks[1], others[0]],
+        }
     at = rng.randint(*IN_CALLS.get(moment, (0, LINES // 2)))
     if moment == "end":
         at = LINES - 1
@@ -292,7 +302,9 @@ def report(data: dict[str, Any]) -> str:
         ended = [o["ended_s"] for o in outcomes if o["ended_s"] is not None and o["code"]]
         slowest = f"{max(ended):.1f}" if ended and not cell.survives else "–"
         left = sum(o["processes"] for o in outcomes)
-        rows.append([name, len(outcomes), codes, slowest, reached, again, left, sum(bool(o["faults"]) for o in outcomes)])
+        rows.append(
+            [name, len(outcomes), codes, slowest, reached, again, left, sum(bool(o["faults"]) for o in outcomes)]
+        )
         failed += [f"- {name}: {told(o)}\n" for o in outcomes if o["faults"]]
     head = (
         "cell", "runs", "codes", "s to the end, at worst", "end reached", "died while MPI started", "processes left",
@@ -309,10 +321,11 @@ run a member, a head, both ranks of a group, or ranks of two groups die by SIGKI
 save_state); within {DELAY_S:g} s after a random line of the metrics; while a checkpoint is half written; or within
 {END_S:g} s after one of the last lines. With C, of two groups a worker and a rank of the other's simulator die.
 
-With ULFM the run must reach its end with the groups that are left, and with code 0. Where a rank dies while MPI starts,
-the job may say so and end. Without ULFM, the job must end with code 137 or 1 within {ENDS_S:g} s, and `--resume` (or,
-where nothing was on disk, a new start) must reach the end. After each run: one line of metrics for each iteration, steps
-that grow, the right numbers of workers and lost ranks (a group counts once), whole checkpoints, no process left.
+With ULFM the run must reach its end with the groups that are left, and with code 0. Where a rank dies while MPI
+starts, the job may say so and end. Without ULFM, the job must end with code 137 or 1 within {ENDS_S:g} s, and
+`--resume` (or, where nothing was on disk, a new start) must reach the end. After each run: one line of metrics for each
+iteration, steps that grow, the right numbers of workers and lost ranks (a group counts once), whole checkpoints, no
+process left.
 
 - Python: `{RING}`
 - C: `{HEAT}` with `examples/heat/heat.c`
@@ -354,10 +367,10 @@ def main() -> None:
                     shutil.rmtree(folder)
                 outcomes.append(asdict(outcome))
                 print(f"{name} {number}: {told(outcomes[-1])}", flush=True)
-            if not args.quick:
-                before = stored("chaos_groups")  # other cells may run at the same time
-                data = before | about | {"runs": before.get("runs", {}) | {name: outcomes}}
-                save("chaos_groups", report(data), data)
+                if not args.quick:
+                    before = stored("chaos_groups")  # other cells may run at the same time
+                    data = before | about | {"runs": before.get("runs", {}) | {name: outcomes}}
+                    save("chaos_groups", report(data), data)
     if args.quick:
         print(report(about | {"runs": runs}))
     sys.exit(any(outcome["faults"] for outcomes in runs.values() for outcome in outcomes))

@@ -192,9 +192,9 @@ def spawn(comm: MPI.Comm, count: int, ranks_each: int, meanwhile: Callable[[], o
         )
         try:
             with _limit("starting a process in place of a dead rank", comm):
-                bridge = alone.Spawn(
-                    sys.executable, ["-c", start, str(ranks_each)], maxprocs=count * ranks_each
-                ).Merge(high=False)
+                bridge = alone.Spawn(sys.executable, ["-c", start, str(ranks_each)], maxprocs=count * ranks_each).Merge(
+                    high=False
+                )
         except MPI.Exception as error:
             refused = str(error.Get_error_string())
     try:

@@ -105,6 +105,7 @@ class EnvGroup:
         self._sent: list[tuple[MPI.Request, bytes]] = []
         self._opened: dict[int, MPI.Comm] = {}
         self._stuck = ""
+        self._rests = False
 
     @property
     def is_head(self) -> bool:
@@ -197,6 +198,15 @@ class EnvGroup:
     def _patience_s(self) -> float:
         return REVOKE_AFTER_S if survives_deaths() else GIVE_UP_AFTER_S
 
+    def rest(self) -> None:
+        """Notes that the head has no environment any more: a follower's death does not concern it from here on."""
+        self._rests = True
+
+    def wake(self) -> bool:
+        """Ends the rest. Returns whether all followers are there."""
+        self._rests = False
+        return not self.comm.Is_revoked() and not self.comm.Get_failed().size
+
     def dismiss(self, outcome: object) -> None:
         """Tells the followers to follow no more, and why: an outcome of the start or of the run."""
         self.tell(Call.LEAVE, arguments=outcome)
@@ -272,12 +282,17 @@ class EnvGroup:
 
     @contextlib.contextmanager
     def _whole_or_dead(self) -> Iterator[None]:
-        """Ends this rank where an operation inside it notices that another one of the group has died."""
+        """Ends this rank where an operation inside it notices that another one of the group has died; a head that
+        rests only has the others end.
+        """
         try:
             with deaths_noticed():
                 yield
         except RankFailure as death:
-            self._die(str(death))
+            if not self._rests:
+                self._die(str(death))
+            with contextlib.suppress(MPI.Exception):
+                self.comm.Revoke()
 
     def end_if_broken(self) -> None:
         """Ends this rank if another one of the group has died, as an error of the environment may only tell."""

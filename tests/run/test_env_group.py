@@ -144,6 +144,44 @@ def test_a_failure_that_the_head_does_not_take_ends_the_job(group: list[EnvGroup
         follower.answer(0, failure(follower.name))
 
 
+@pytest.fixture
+def dead(group: list[EnvGroup], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The follower has died under ULFM. Holds what has happened to the head's communicator, and to the head."""
+    seen: list[str] = []
+
+    def fail(*arguments: object) -> None:
+        raise MPI.Exception(MPI.ERR_PROC_FAILED)
+
+    def die() -> None:
+        seen.append("died")
+        raise SystemExit
+
+    comm: Any = group[0].comm
+    comm.Isend, comm.Revoke = fail, lambda: seen.append("revoked")
+    comm.Is_revoked, comm.Get_failed = lambda: "revoked" in seen, lambda: MPI.GROUP_EMPTY
+    comm.Get_group = lambda: MPI.GROUP_EMPTY
+    monkeypatch.setattr(env_group, "survives_deaths", lambda: True)
+    monkeypatch.setattr("dppo.comm.ulfm.survives_deaths", lambda: True)
+    monkeypatch.setattr(env_group, "die", die)
+    yield seen
+
+
+def test_a_head_dies_with_its_follower(group: list[EnvGroup], dead: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        group[0].tell(Call.STEP, 0)
+    assert dead == ["revoked", "died"]
+
+
+def test_a_head_that_has_become_the_server_lives_on(group: list[EnvGroup], dead: list[str]) -> None:
+    head = group[0]
+    head.rest()
+    assert head.wake(), "nobody is known to be dead"
+    head.rest()
+    head.dismiss("the end")
+    assert dead == ["revoked"], "should there be further followers, they end"
+    assert not head.wake()
+
+
 def test_nodes_are_crowded_by_all_ranks_of_the_job() -> None:
     elsewhere = Seat("node2", frozenset({0}))
     assert not is_crowded([HERE], [HERE, HERE, elsewhere, elsewhere])

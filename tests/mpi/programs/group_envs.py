@@ -7,7 +7,7 @@ import signal
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -97,7 +97,7 @@ class Mortal(Ring):
     the job's start; so for make, reset, observe (within reset and step), save and load.
     """
 
-    _calls: Counter[str] = Counter()
+    _calls: ClassVar[Counter[str]] = Counter()
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__(comm)
