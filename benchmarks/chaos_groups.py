@@ -78,6 +78,7 @@ VICTIMS = ("a member", "a head", "both", "of two groups")
 START_S, DELAY_S, END_S = 4.0, 0.1, 0.3
 """The most seconds to a death: since the ranks are there, since a line of the metrics, since one of the last lines."""
 LIMIT_S, ENDS_S = 240.0, 10.0
+DIED_AT_START = "died while MPI was starting|while the simulator was starting|An error occurred in MPI_Init"
 
 
 @dataclass(frozen=True)
@@ -246,7 +247,7 @@ def examine_end(outcome: Outcome) -> None:
 def examine(run_dir: Path, outcome: Outcome, stderr: str, cell: Cell) -> None:
     """Whether a run that survives deaths has ended as it should."""
     plan, last = outcome.plan, last_line(run_dir)
-    if outcome.code and re.search("died while MPI was starting|while the simulator was starting", stderr):
+    if outcome.code and re.search(DIED_AT_START, stderr):
         return  # the job says that it is to be started again
     if outcome.code:
         outcome.faults.append(f"mpirun ended with {outcome.code}")
@@ -346,7 +347,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=CELLS)
     parser.add_argument("--runs", type=int, help="of each cell")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first run")
+    parser.add_argument("--first", type=int, default=0, help="the number of the first run: those before keep their results")
     parser.add_argument("--seed", type=int, default=1, help="of victims, moments and trainings")
     parser.add_argument("--quick", action="store_true", help="two runs of each cell; no result file")
     args = parser.parse_args()
@@ -355,7 +356,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dppo-heat-") as built:
         simulator = compile_simulator(Path(built)) if any(CELLS[name].is_program for name in args.cells) else None
         for name in args.cells:
-            outcomes = runs[name] = []
+            outcomes = runs[name] = [] if args.quick else stored("chaos_groups").get("runs", {}).get(name, [])[: args.first]
             for number in range(args.first, args.first + (args.runs or (2 if args.quick else CELLS[name].runs))):
                 folder = KEPT / f"{re.sub('[^a-zA-Z0-9]+', '-', name)}-{number}"
                 shutil.rmtree(folder, ignore_errors=True)
@@ -370,9 +371,9 @@ def main() -> None:
                 if not args.quick:
                     before = stored("chaos_groups")  # other cells may run at the same time
                     data = before | about | {"runs": before.get("runs", {}) | {name: outcomes}}
-                    save("chaos_groups", report(data), data)
-    if args.quick:
-        print(report(about | {"runs": runs}))
+                    with contextlib.redirect_stdout(None):
+                        save("chaos_groups", report(data), data)
+    print(report(about | {"runs": runs}))
     sys.exit(any(outcome["faults"] for outcomes in runs.values() for outcome in outcomes))
 
 
