@@ -133,7 +133,7 @@ def draw(seed: int, name: str, number: int) -> Plan:
             "both": [*ranks],
             "of two groups": [ranks[1], others[0]],
         }
-    at = rng.randint(*IN_CALLS.get(moment, (0, LINES // 2)))
+    at = max(1, rng.randint(*IN_CALLS.get(moment, (0, LINES // 2))))
     if moment == "end":
         at = LINES - 1
     delay_s = rng.uniform(0, {"start": START_S, "end": END_S}.get(moment, DELAY_S))
@@ -255,8 +255,7 @@ def examine(run_dir: Path, outcome: Outcome, stderr: str, cell: Cell) -> None:
     dead = 2 if plan.who == "of two groups" else 1
     too_late = plan.moment in ("end", "checkpoint", "make") or plan.moment in IN_CALLS
     at_start = plan.moment in ("start", "make")  # then a run begins with those that are left
-    wanted = {dead, 0} if too_late or at_start else {dead}
-    if outcome.lost not in wanted:
+    if not (0 if too_late or at_start else dead) <= outcome.lost <= dead:
         outcome.faults.append(f"ranks_lost is {outcome.lost} in the last line, not {dead}")
     examine_files(run_dir, outcome, None if at_start else GROUPS - outcome.lost)
 
@@ -347,7 +346,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cells", nargs="*", default=list(CELLS), choices=CELLS)
     parser.add_argument("--runs", type=int, help="of each cell")
-    parser.add_argument("--first", type=int, default=0, help="the number of the first run: those before keep their results")
+    parser.add_argument("--numbers", nargs="*", type=int, help="of the runs; the others keep their results")
     parser.add_argument("--seed", type=int, default=1, help="of victims, moments and trainings")
     parser.add_argument("--quick", action="store_true", help="two runs of each cell; no result file")
     args = parser.parse_args()
@@ -356,8 +355,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="dppo-heat-") as built:
         simulator = compile_simulator(Path(built)) if any(CELLS[name].is_program for name in args.cells) else None
         for name in args.cells:
-            outcomes = runs[name] = [] if args.quick else stored("chaos_groups").get("runs", {}).get(name, [])[: args.first]
-            for number in range(args.first, args.first + (args.runs or (2 if args.quick else CELLS[name].runs))):
+            numbers = args.numbers or range(args.runs or (2 if args.quick else CELLS[name].runs))
+            kept = stored("chaos_groups").get("runs", {}).get(name, []) if args.numbers and not args.quick else []
+            outcomes = runs[name] = list(kept)
+            for number in numbers:
                 folder = KEPT / f"{re.sub('[^a-zA-Z0-9]+', '-', name)}-{number}"
                 shutil.rmtree(folder, ignore_errors=True)
                 folder.mkdir(parents=True)
@@ -366,8 +367,8 @@ def main() -> None:
                     outcome.kept = str(folder.relative_to(ROOT))
                 else:
                     shutil.rmtree(folder)
-                outcomes.append(asdict(outcome))
-                print(f"{name} {number}: {told(outcomes[-1])}", flush=True)
+                outcomes[number : number + 1] = [asdict(outcome)]
+                print(f"{name} {number}: {told(asdict(outcome))}", flush=True)
                 if not args.quick:
                     before = stored("chaos_groups")  # other cells may run at the same time
                     data = before | about | {"runs": before.get("runs", {}) | {name: outcomes}}
