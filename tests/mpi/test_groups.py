@@ -144,9 +144,10 @@ def test_a_members_error_interrupts_the_others(launch: Launcher, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_member_that_hangs_is_the_end_of_its_group(launch: Launcher, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "cell"), [(4, "allreduce"), (3, "p2p")], ids=["member", "head"])
+def test_a_rank_that_hangs_is_the_end_of_its_group(rank: int, cell: str, launch: Launcher, tmp_path: Path) -> None:
     limits = ("--log.stall-abort-s", 8, "--on-worker-error", "continue")
-    flags = (*FAILING, "--env-kwargs", "rank=4", "how=hang", *limits)
+    flags = (*FAILING, *CELLS[cell], "--env-kwargs", f"rank={rank}", "how=hang", *limits)
     ended = launch.run(5, *flags, timeout=180, survives=True)
     assert "no progress for" in ended.stderr and f"rank 3 on {HOST} has died" in ended.stderr, ended
     assert "rank 1 on" not in ended.stderr and "rank 2 on" not in ended.stderr, ended
