@@ -108,6 +108,18 @@ def test_without_groups_a_run_cannot_go_on(launch: Launcher, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 3])
+def test_a_rank_that_dies_before_there_are_groups_takes_its_group_with_it(
+    victim: int, launch: Launcher, tmp_path: Path
+) -> None:
+    """The ranks that are left would make no whole groups; the lowest one serves."""
+    flags = (*SMALL, *SYNC, *PAIRS, "--total-steps", 64, "--run-dir", "run")
+    ended = launch.run(5, *flags, program="early_death.py", survives=True, VICTIMS=str(victim), timeout=180)
+    assert "a rank has died at start-up; 3 begin again" in ended.stderr, ended
+    assert summary(tmp_path / "run")["exit"] == "finished" and summary(tmp_path / "run")["world_size"] == 2
+
+
+@pytest.mark.slow
 def test_without_ulfm_a_death_ends_the_job_and_a_resume_goes_on(launch: Launcher, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     flags = (*SMALL, *SYNC, *PAIRS, "--checkpoint.every", 1)
