@@ -77,7 +77,7 @@ MOMENTS_OF_PROGRAMS = ("training", "start", "training", "checkpoint", "training"
 VICTIMS = ("a member", "a head", "both", "of two groups")
 START_S, DELAY_S, END_S = 4.0, 0.1, 0.3
 """The most seconds to a death: since the ranks are there, since a line of the metrics, since one of the last lines."""
-LIMIT_S, ENDS_S = 240.0, 10.0
+LIMIT_S, ENDS_S = 600.0, 10.0
 DIED_AT_START = "died while MPI was starting|while the simulator was starting|An error occurred in MPI_Init"
 
 
