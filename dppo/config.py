@@ -313,7 +313,7 @@ class Config(Section):
     """sync: once this share of the workers has its rollout, the others stop where they have at least a quarter of
     theirs (Wijmans et al. 2020); 0: never."""
     respawn: bool = False
-    """Where deaths can be survived (mpirun --with-ft ulfm): start a new worker in place of each that died."""
+    """Where deaths can be survived (mpirun --with-ft ulfm): start a new worker, with its group, for each that died."""
     on_worker_error: Literal["abort", "continue"] = "abort"
     """A rank's own exception, or its stall past log.stall_abort_s, ends the job; continue: it is a death like any
     other, which the others survive (mpirun --with-ft ulfm)."""

@@ -155,7 +155,6 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"mode": "async", "exchange": "allreduce"}, "leave exchange out, or set mode=sync"),
         ({"server": {"drop": 1}}, "server.drop=1 needs mode=sync and exchange=p2p"),
         ({"mode": "async", "server": {"drop": 1}}, "server.drop=1 needs mode=sync and exchange=p2p"),
-        ({"env_ranks": 2, "respawn": True}, "respawn starts single ranks anew, and not groups of env_ranks=2"),
         ({"env_ranks": 2, "vectorization": "native"}, "env_ranks=2 makes single environments of several ranks"),
         (
             {"horizon": 256, "num_envs": 8, "ppo": {"minibatches": 7}},

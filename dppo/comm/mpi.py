@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 from dppo.cluster.launcher import survives_deaths
 from dppo.startup import no_mpi
 
@@ -28,6 +30,7 @@ def start() -> None:
         MPI.Init_thread()
 
 
+@functools.cache  # such a process may free the communicator by which it can be told
 def is_spawned() -> bool:
     """Returns whether other ranks have started this process, in place of a dead one."""
     return bool(MPI.Comm.Get_parent() != MPI.COMM_NULL)

@@ -170,9 +170,10 @@ def _agreed(comm: MPI.Comm, word: int, meanwhile: Callable[[], object]) -> tuple
     return int(flag[0]), None
 
 
-def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
+def spawn(comm: MPI.Comm, count: int, ranks_each: int, meanwhile: Callable[[], object]) -> MPI.Comm | str:
     """Collective over `comm`. Returns a communicator of its ranks, in their order, and `count` new processes of this
-    program after them, which get it from `joined`; or the reason why this MPI has started none.
+    program after them, which get it from `joined`; or the reason why this MPI has started none. Each of the new
+    processes is the first of a group of `ranks_each`; the others of the groups are not in the communicator.
 
     Rank 0 starts the processes by itself, while the others sleep: this takes a second, and Open MPI hangs for ever if
     a rank that takes part in spawning dies meanwhile. All ranks only join together, which takes some milliseconds.
@@ -191,7 +192,9 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
         )
         try:
             with _limit("starting a process in place of a dead rank", comm):
-                bridge = alone.Spawn(sys.executable, ["-c", start], maxprocs=count).Merge(high=False)
+                bridge = alone.Spawn(sys.executable, ["-c", start, str(ranks_each)], maxprocs=count * ranks_each).Merge(
+                    high=False
+                )
         except MPI.Exception as error:
             refused = str(error.Get_error_string())
     try:
@@ -214,17 +217,29 @@ def spawn(comm: MPI.Comm, count: int, meanwhile: Callable[[], object]) -> MPI.Co
     return grown
 
 
-def joined(world: MPI.Intracomm) -> MPI.Comm:
-    """Collective over `world`, the processes that `spawn` has started. Returns the communicator of all ranks."""
+def joined(world: MPI.Intracomm) -> tuple[MPI.Comm, MPI.Comm | None]:
+    """Collective over `world`, the processes that `spawn` has started. Returns the communicator that `spawn` returns,
+    which is COMM_NULL where this process is not in it, and that of this process's group; None if it has one rank.
+    """
     parent = MPI.Comm.Get_parent()
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(_LIMIT_S)  # a death among the joining processes may leave the others waiting in MPI for ever
     bridge = parent.Merge(high=True)
     bridge.Set_errhandler(MPI.ERRORS_RETURN)
-    grown = world.Create_intercomm(0, bridge, 0, _JOIN_TAG).Merge(high=True)
-    grown.Set_errhandler(MPI.ERRORS_RETURN)
+    group: MPI.Comm | None = None
+    grown, first = MPI.Comm(), MPI.Intracomm(world)
+    if (ranks_each := int(sys.argv[1])) > 1:
+        number, place = divmod(world.rank, ranks_each)
+        group = world.Split(number, world.rank)
+        first = MPI.Intracomm(world.Split(MPI.UNDEFINED if place else 0, world.rank))
+    if first != MPI.COMM_NULL:
+        grown = first.Create_intercomm(0, bridge, 0, _JOIN_TAG).Merge(high=True)
+        grown.Set_errhandler(MPI.ERRORS_RETURN)
+    else:  # MPI_Finalize would send to all ranks of these, and Open MPI crashes where no message has gone before
+        bridge.Free()
+        parent.Free()
     signal.alarm(0)
-    return grown
+    return grown, group
 
 
 def sort(comm: MPI.Comm, key: int, mine: T) -> tuple[MPI.Comm, list[T]]:

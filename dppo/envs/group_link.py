@@ -62,6 +62,12 @@ class HeadLink(Protocol):
     def dismiss(self, outcome: object) -> None:
         """Tells the followers to follow no more, and why."""
 
+    def rest(self) -> None:
+        """Notes that the head has no environment any more: a follower's death does not concern it from here on."""
+
+    def wake(self) -> bool:
+        """Ends the rest. Returns whether all followers are there."""
+
     def free(self) -> None:
         """Frees the group's communicator, at the end of a job without deaths."""
 

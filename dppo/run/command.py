@@ -29,7 +29,7 @@ from dppo.console import Console, end_output, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, HelpShown, RankFailure, UsageError
 from dppo.run import respawn, setup, solvers
 from dppo.run.cases import agree_on_cases
-from dppo.run.env_groups import make_groups, start_of
+from dppo.run.env_groups import end_broken_groups, make_groups, start_of
 from dppo.run.folders import given_to_envs, leave_no_trace
 from dppo.run.following import Following
 from dppo.run.init_from import init_from
@@ -60,7 +60,10 @@ def main(argv: Sequence[str] | None = None, started: float | None = None, simula
       simulators: the other programs of this job; None: there is none.
     """
     if mpi.is_spawned():
-        return EXIT_CODES[train_on(respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF), is_command=True).exit]
+        joined = respawn.join(MPI.COMM_WORLD, MPI.COMM_SELF)
+        if isinstance(joined, Rank):
+            return EXIT_CODES[train_on(joined, is_command=True).exit]
+        return EXIT_CODES[Following(*joined, MPI.COMM_WORLD).to_the_end(is_command=True).exit]
     try:
         check_launcher(MPI.COMM_WORLD.size)
     except ValueError as error:
@@ -157,9 +160,10 @@ def train(
     world = MPI.COMM_WORLD if comm is None else comm
     # messages of one run never meet those of the next
     own, _ = _from_a_start(world, lambda comm: comm.Dup())
+    launched = MPI.COMM_WORLD if is_command else world
     try:
         prepared, own = _from_a_start(
-            own, lambda comm: _prepare(config, comm, notes, quiet=quiet, is_complete=is_command)
+            own, lambda comm: _prepare(config, comm, launched, notes, quiet=quiet, is_complete=is_command)
         )
     except UsageError as error:
         own.Free()
@@ -205,11 +209,12 @@ class Prepared(NamedTuple):
 
 
 def _prepare(
-    config: Config, comm: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
+    config: Config, comm: MPI.Comm, launched: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
 ) -> Prepared | Following | Summary:
     """Collective over `comm`. Prepares everything before training; writes nothing. Returns a summary if there is
     nothing to do.
     """
+    end_broken_groups(config.own_env_ranks, comm, launched)
     console = Console(config.log.interval_s, enabled=comm.rank == 0 and not quiet)
     plan = setup.plan(config, comm, console, is_complete=is_complete)
     if isinstance(plan, Summary):

@@ -30,12 +30,13 @@ from dppo.comm.wakeup import make_doorbell
 from dppo.console import say
 from dppo.envs.group_link import Call, Failed
 from dppo.errors import RankFailure, WorkerError
+from dppo.run.group_messages import CallCodec
 from dppo.startup import own_cores
 
 HEAD = 0
 """The head's rank within its group."""
 _CALL, _ANSWER = 1, 2
-_SERIAL, _CALL_HEAD = struct.Struct("<q"), struct.Struct("<qqq")
+_SERIAL = struct.Struct("<q")
 REVOKE_AFTER_S, GIVE_UP_AFTER_S = 0.2, 5.0
 """Seconds after an error of one rank that the others get to leave the environment's own operations of MPI: with ULFM,
 until these are interrupted; without, until the group counts as stuck."""
@@ -77,56 +78,27 @@ def is_crowded(own: Sequence[Seat], seats: Sequence[Seat]) -> bool:
     return any(ranks[seat.host] > len(cores[seat.host]) for seat in own)
 
 
-class Packing:
-    """How calls travel. An action is as a rule an array of the same type and shape as the last one: then its bytes are
-    enough, which saves 50 µs on each rank, as pickle takes long where caches are cold after a sleep.
-    """
-
-    def __init__(self) -> None:
-        self._layout: tuple[np.dtype[Any], tuple[int, ...]] | None = None
-
-    def pack(self, serial: int, call: Call, number: int, arguments: Any) -> bytes:
-        """Returns a message for the other side's `unpack`, which must be given all messages in their order."""
-        if type(arguments) is np.ndarray and arguments.flags.c_contiguous and not arguments.dtype.hasobject:
-            layout = arguments.dtype, arguments.shape
-            if layout == self._layout:
-                return _CALL_HEAD.pack(serial, -call, number) + arguments.tobytes()
-            self._layout = layout
-        return _CALL_HEAD.pack(serial, call, number) + pickle.dumps(arguments, pickle.HIGHEST_PROTOCOL)
-
-    def unpack(self, message: np.ndarray) -> tuple[int, Call, int, Any]:
-        """Returns number of the call, call, environment and arguments. `message`: [bytes] uint8, for nobody else."""
-        serial, call, number = _CALL_HEAD.unpack_from(message.data)
-        body = message[_CALL_HEAD.size :]
-        if call < 0:
-            assert self._layout is not None
-            return serial, Call(-call), number, body.view(self._layout[0]).reshape(self._layout[1])
-        arguments = pickle.loads(body.data)
-        if type(arguments) is np.ndarray and arguments.flags.c_contiguous and not arguments.dtype.hasobject:
-            self._layout = arguments.dtype, arguments.shape
-        return serial, Call(call), number, arguments
-
-
 class WholeOrDead:
-    """Ends this rank where an operation inside it notices that another one of the group has died.
+    """Calls `on_death` where an operation inside it notices that another rank of the group has died.
 
     A class, as a generator would take 20 µs more where caches are cold.
     """
 
-    def __init__(self, die: Callable[[str], NoReturn]) -> None:
-        self._die = die
+    def __init__(self, on_death: Callable[[str], None]) -> None:
+        self._on_death = on_death
 
     def __enter__(self) -> None:
         pass
 
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
         if error is None:
-            return
+            return False
         try:
             with deaths_noticed():
                 raise error
         except RankFailure as death:
-            self._die(str(death))
+            self._on_death(str(death))
+        return True
 
 
 class EnvGroup:
@@ -153,17 +125,23 @@ class EnvGroup:
         hears_from = self._others if self.is_head else [HEAD]
         self._all_ring = all(map(self._doorbell.reaches, hears_from))
         self._backoff = Backoff(self._doorbell, all_ring=self._all_ring)
-        self._whole_or_dead = WholeOrDead(self._die)
-        self._packing = Packing()
+        self._whole_or_dead = WholeOrDead(self._on_death)
+        self._codec = CallCodec()
         self._status = MPI.Status()
         self._serial = 0
         self._sent: list[tuple[MPI.Request, bytes]] = []
         self._opened: dict[int, MPI.Comm] = {}
         self._stuck = ""
+        self._rests = False
 
     @property
     def is_head(self) -> bool:
         return bool(self.comm.rank == HEAD)
+
+    @property
+    def rank(self) -> int:
+        """This rank's number in the job."""
+        return self.first + int(self.comm.rank)
 
     @property
     def name(self) -> str:
@@ -200,7 +178,7 @@ class EnvGroup:
         if self._stuck and call not in (Call.RUN, Call.LEAVE):
             raise RuntimeError(self._stuck)
         self._serial += 1
-        message = self._packing.pack(self._serial, call, number, arguments)
+        message = self._codec.encode(self._serial, call, number, arguments)
         with self._whole_or_dead:
             self._forget_sent()
             for rank in self._others:
@@ -248,6 +226,15 @@ class EnvGroup:
     def _patience_s(self) -> float:
         return REVOKE_AFTER_S if survives_deaths() else GIVE_UP_AFTER_S
 
+    def rest(self) -> None:
+        """Notes that the head has no environment any more: a follower's death does not concern it from here on."""
+        self._rests = True
+
+    def wake(self) -> bool:
+        """Ends the rest. Returns whether all followers are there."""
+        self._rests = False
+        return not self.comm.Is_revoked() and not self.comm.Get_failed().size
+
     def dismiss(self, outcome: object) -> None:
         """Tells the followers to follow no more, and why: an outcome of the start or of the run."""
         self.tell(Call.LEAVE, arguments=outcome)
@@ -265,7 +252,7 @@ class EnvGroup:
             self.heartbeat("exchange")
             self._backoff.pause()
         self.heartbeat("collect")
-        self._serial, *told = self._packing.unpack(message)
+        self._serial, *told = self._codec.decode(message)
         return told[0], told[1], told[2]
 
     def answer(self, number: int, failed: Failed | None) -> None:
@@ -319,6 +306,13 @@ class EnvGroup:
         for request, _ in self._sent:
             request.Wait()
         self.comm.Free()
+
+    def _on_death(self, text: str) -> None:
+        """Ends this rank; a head that rests only has the others end."""
+        if not self._rests:
+            self._die(text)
+        with contextlib.suppress(MPI.Exception):
+            self.comm.Revoke()
 
     def end_if_broken(self) -> None:
         """Ends this rank if another one of the group has died, as an error of the environment may only tell."""

@@ -6,7 +6,9 @@ import contextlib
 from collections.abc import Iterator, Sequence
 
 from dppo.comm.collectives import UNREADABLE, first_error, from_rank, gather_all
+from dppo.comm.leaving import die
 from dppo.comm.mpi import MPI, Comm
+from dppo.comm.ulfm import wait_for_all
 from dppo.config import Config
 from dppo.envs.given import Given
 from dppo.envs.reasons import reason
@@ -35,6 +37,30 @@ def make_groups(config: Config, comm: Comm) -> tuple[Comm, EnvGroup | None, list
     if len(groups) > MOST_NAMED:
         lines.append(f"and {len(groups) - MOST_NAMED} more groups")
     return *divide(comm, config.own_env_ranks, seats), lines
+
+
+def end_broken_groups(ranks_each: int, comm: Comm, launched: Comm) -> None:
+    """Collective over `comm`. Ends the ranks of groups of which some have died before there were groups, or of which
+    one has become the server. The ranks that are left begin again with whole groups.
+
+    Args:
+      comm: the ranks of `launched`, all ranks of the job, that are left.
+
+    Raises:
+      MPI.Exception: on the ranks that are left: others have ended.
+    """
+    if ranks_each == 1 or comm.size == launched.size:
+        return
+    left = comm.Get_group().Translate_ranks(None, launched.Get_group())
+    if launched.rank != left[0] and not whole(ranks_each, left, launched.rank):
+        die()
+    wait_for_all(comm, lambda: None)  # before rank 0 finds that the ranks make no whole groups
+
+
+def whole(ranks_each: int, left: Sequence[int], rank: int) -> bool:
+    """Returns whether `left`, of which the first is the server, has all ranks of the group of `rank`."""
+    first = rank - (rank - 1) % ranks_each
+    return set(range(first, first + ranks_each)) <= set(left[1:])
 
 
 def refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:

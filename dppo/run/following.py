@@ -33,7 +33,7 @@ class Following:
     def __init__(self, plan: Plan, group: EnvGroup, world: MPI.Comm) -> None:
         self._plan, self._group, self._world = plan, group, world
         config = plan.config
-        self._watchdog: Watchdog = make_watchdog(plan, world, world.rank)
+        self._watchdog: Watchdog = make_watchdog(plan, world, group.rank)
         group.heartbeat = self._watchdog.heartbeat
         self._follower = Follower(
             lambda: EnvMaker(config.env, config.env_kwargs, config.wrappers),

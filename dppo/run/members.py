@@ -72,10 +72,16 @@ def to_replace(members: Sequence[Member], num_ranks: int, respawns: Mapping[int,
     return wanted, [w for w in missing if w not in wanted]
 
 
-def free_ranks(workers: Sequence[int], members: Sequence[Member], num_ranks: int) -> list[tuple[int, int]]:
+def free_ranks(
+    workers: Sequence[int], members: Sequence[Member], num_ranks: int, ranks_each: int = 1
+) -> list[tuple[int, int]]:
     """Returns (worker, rank) of each replacement: the rank that the worker had at the start if it is free, else the
-    rank of a server that has died. Ranks of workers that stay dead are used last.
+    rank of a server that has died. Ranks of workers that stay dead are used last. A worker that is the head of a group
+    of `ranks_each` ranks gets those that the group had at the start or, if one of these is the server, new ones.
     """
+    if ranks_each > 1:
+        taken = {member.rank for member in members}
+        return [(w, 1 + ranks_each * (num_ranks - 1 if 1 + ranks_each * w in taken else w)) for w in workers]
     free = set(range(num_ranks)) - {member.rank for member in members}
     given = {worker: worker + 1 for worker in workers if worker + 1 in free}
     rest = sorted(free - set(given.values()))

@@ -107,6 +107,8 @@ def recover(me: Rank, cause: RankFailure) -> None:
     if not me.group.member.is_worker and me.worker.collects:  # a server steps nothing
         me.parts.close()
         me.worker.stop()
+        if me.parts.given.group is not None:
+            me.parts.given.group.rest()
 
 
 def _keep_last_rollout(me: Rank, iteration: int) -> list[Sealed]:

@@ -1,4 +1,6 @@
-"""How dead workers are replaced by new processes, and how such a process begins."""
+"""How dead workers are replaced by new processes, and how such a process begins. A worker that is the head of a group
+of ranks is replaced with its group.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ from dppo.comm.mpi import MPI
 from dppo.comm.ulfm import spawn
 from dppo.console import Console
 from dppo.data import EnvState
+from dppo.run.env_group import EnvGroup, look_around
+from dppo.run.env_groups import refuse_to_span
 from dppo.run.folders import given_to_envs
 from dppo.run.leave import make_watchdog
 from dppo.run.members import Member, free_ranks, reorder, to_replace
@@ -48,7 +52,8 @@ def replace_lost(me: Rank) -> None:
     if not missing:
         return
     recovery.fruitless = 0  # processes that die before they are members do not count as missing
-    grown = spawn(group.comm, len(missing), lambda: me.services.watchdog.heartbeat("recovery"))
+    ranks_each = me.plan.config.own_env_ranks
+    grown = spawn(group.comm, len(missing), ranks_each, lambda: me.services.watchdog.heartbeat("recovery"))
     if isinstance(grown, str):
         recovery.may_respawn = False
         if is_server:
@@ -61,7 +66,7 @@ def replace_lost(me: Rank) -> None:
         recovery.respawns[worker] = recovery.respawns.get(worker, 0) + 1
     replaced = recovery.replaced + len(missing)
     if is_server:
-        free = free_ranks(missing, group.members, me.plan.num_ranks)
+        free = free_ranks(missing, group.members, me.plan.num_ranks, ranks_each)
         for dest, (worker, rank) in enumerate(free, group.comm.size):
             states, started_s = me.server.tracker.hand_over(worker), time.monotonic() - me.services.started
             new = Member(rank, "", 0, worker)
@@ -70,7 +75,8 @@ def replace_lost(me: Rank) -> None:
     me.group, recovery.replaced = Group(comm, tuple(members)), replaced
     if is_server:
         count_ranks(me)
-        console.warn(f"{len(missing)} rank(s) were replaced: {comm.size} again")
+        all_ranks = 1 + (comm.size - 1) * ranks_each
+        console.warn(f"{len(missing) * ranks_each} rank(s) were replaced: {all_ranks} again")
 
 
 def _to_replace(me: Rank) -> list[int]:
@@ -88,21 +94,25 @@ def _to_replace(me: Rank) -> list[int]:
     return wanted
 
 
-def join(world: MPI.Intracomm, own_comm: Any = None) -> Rank:
-    """Takes the first steps of a process that `spawn` has started, until it is a worker like the others. Any error
-    meanwhile ends the process.
+def join(world: MPI.Intracomm, own_comm: Any = None) -> Rank | tuple[Plan, EnvGroup]:
+    """Takes the first steps of a process that `spawn` has started, until it is a worker like the others, or until it
+    can follow the head of its group. Any error meanwhile ends the process.
 
     Args:
       world: contains the processes that were started with this one.
       own_comm: the communicator that its environments are given.
     """
     try:
-        grown = ulfm.joined(world)
-        start: Start = grown.recv(source=0)
-        plan, mine = start.plan, replace(start.member, host=socket.gethostname(), pid=os.getpid())
+        grown, ranks = ulfm.joined(world)
+        told: Any = None if grown == MPI.COMM_NULL else grown.recv(source=0)
+        start: Start = told if ranks is None else from_rank_zero(ranks, told)
+        plan, env_group = start.plan, None if ranks is None else _group(start, ranks)
+        if env_group is not None and not env_group.is_head:
+            return plan, env_group
+        mine = replace(start.member, host=socket.gethostname(), pid=os.getpid())
         watchdog = make_watchdog(plan, grown, mine.rank)
         watchdog.write_to(plan.run_dir / paths.STALLS)
-        parts = build_parts(plan.config, mine.worker, given_to_envs(plan, own_comm), plan.run_dir)
+        parts = build_parts(plan.config, mine.worker, given_to_envs(plan, own_comm, env_group), plan.run_dir)
         comm, members = reorder(grown, mine)
         console = Console(plan.config.log.interval_s, enabled=False)
         services = begin_services(plan, console, watchdog, time.monotonic() - start.started_s)
@@ -115,3 +125,16 @@ def join(world: MPI.Intracomm, own_comm: Any = None) -> Rank:
         traceback.print_exc()
         leaving.die()
     return me
+
+
+def _group(start: Start, ranks: MPI.Comm) -> EnvGroup:
+    """Collective over `ranks`, which are one environment. Returns their group.
+
+    Raises:
+      UsageError: they are on several nodes.
+    """
+    seats, first = look_around(ranks), start.member.rank
+    if not start.plan.config.env_ranks_span_nodes:
+        refuse_to_span([range(ranks.size)], seats)
+    assert start.member.worker is not None
+    return EnvGroup(ranks, start.member.worker, first, seats, crowded=True)  # how many ranks are here is not known

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
-from dppo.config import VERSION
+from dppo.config import SOLVER, VERSION
 from dppo.envs.cases import names_of
 from dppo.envs.maker import EnvMaker
 from dppo.errors import Failure, JobFailure
@@ -30,11 +30,17 @@ def begin_collecting(me: Rank) -> None:
 
 
 def build_envs_alone(me: Rank) -> None:
-    """Makes environments for the only rank that is left: those of a dead worker, where its last report has them."""
-    worker = me.group.member.worker
+    """Makes environments for the only rank that is left: those of a dead worker, where its last report has them.
+
+    Raises:
+      JobFailure: no environment is possible without the ranks that have died.
+    """
+    worker, env_group = me.group.member.worker, me.parts.given.group
     assert worker is not None
-    if me.plan.config.own_env_ranks > 1 and me.parts.given.group is None:
-        raise JobFailure(Failure("no group is left: --resume goes on from the last checkpoint", stalled=True))
+    needs_group = me.plan.config.own_env_ranks > 1
+    if me.plan.config.env == SOLVER or (needs_group and (env_group is None or not env_group.wake())):
+        what = "group" if needs_group else "simulator"
+        raise JobFailure(Failure(f"no {what} is left: --resume goes on from the last checkpoint", stalled=True))
     build_envs(me.parts, me.plan.config, worker)
     me.worker.start(make_collector(me.plan.config, me.parts, *me.server.tracker.hand_over(worker)))
 

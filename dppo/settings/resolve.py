@@ -39,11 +39,6 @@ def check(config: Config) -> None:
         " have: leave vectorization out",
     )
     _require(
-        not (config.own_env_ranks > 1 and config.respawn),
-        f"respawn starts single ranks anew, and not groups of env_ranks={config.own_env_ranks}: leave respawn out (the"
-        " other groups go on, and a resume has all again)",
-    )
-    _require(
         not (config.device == "cuda" and config.model.backend == "numpy"),
         "device=cuda needs a network of torch: leave model.backend=numpy out",
     )

@@ -190,8 +190,12 @@ def test_an_environment_that_a_member_cannot_make_is_wrong_use(pipe: Pipe) -> No
 
 
 def test_an_environment_that_takes_no_communicator_is_told(pipe: Pipe) -> None:
+    pipe.env_id = "CartPole-v1"
     envs = make_vector_env("CartPole-v1", 1, lambda index: 0, "sync", given=Given(group=pipe))
     assert envs.description.endswith("; it takes no comm: each rank of a group computes all of it")
+
+
+def test_an_environment_that_takes_its_communicator_needs_no_word(pipe: Pipe) -> None:
     assert "takes no comm" not in make(pipe).description
 
 

@@ -83,6 +83,54 @@ def test_groups_die_as_one_and_the_others_learn_on(cell: str, launch: Launcher, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("cell", "victims", "left"), [("allreduce", (2, 3), 0), ("p2p", (0, 4), 1), ("async", (1, 0), 3)]
+)
+def test_a_group_is_replaced_whole(
+    cell: str, victims: tuple[int, int], left: int, launch: Launcher, tmp_path: Path
+) -> None:
+    """A member, a head, and the server, in whose place the head of group 0 serves; each once the last is replaced."""
+    run_dir = tmp_path / "run"
+    flags = (*SMALL, *CELLS[cell], *PAIRS, "--ppo.minibatches", 2, "--total-steps", 10**8, "--respawn")
+    job = launch.start(5, *flags, "--run-dir", run_dir, survives=True)
+    job.until(lambda: count_lines(run_dir) > 1, timeout=180)
+    pids = [job.rank_pid(rank) for rank in range(5)]  # replacements have numbers from 0 as well
+    for number, victim in enumerate(victims):
+        os.kill(pids[victim], signal.SIGKILL)
+        counted = f'"ranks_replaced": {number + 1},'
+        job.until(lambda counted=counted: counted in (run_dir / "metrics.jsonl").read_text(), 120)  # type: ignore[misc]
+    os.kill(pids[left], signal.SIGUSR1)
+    ended = job.wait(60)
+    assert ended.code == 75 and "2 rank(s) were replaced: 5 again" in ended.stderr, ended
+    last = assert_whole(run_dir)[-1]
+    assert (last["workers"], last["ranks_lost"], last["ranks_replaced"]) == ("2", "2", "2")
+    assert summary(run_dir)["exit"] == "preempted" and summary(run_dir)["world_size"] == 3
+
+
+@pytest.mark.slow
+def test_without_groups_a_run_cannot_go_on(launch: Launcher, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    job = launch.start(3, *SMALL, *PAIRS, *SYNC, "--total-steps", 10**8, "--run-dir", run_dir, survives=True)
+    job.until(lambda: count_lines(run_dir) > 1, timeout=180)
+    kill(job, 2)
+    ended = job.wait(60)
+    assert ended.code == 1 and "no group is left: --resume goes on from the last checkpoint" in ended.stderr, ended
+    assert summary(run_dir)["exit"] == "failed" and "Traceback" not in ended.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 3])
+def test_a_rank_that_dies_before_there_are_groups_takes_its_group_with_it(
+    victim: int, launch: Launcher, tmp_path: Path
+) -> None:
+    """The ranks that are left would make no whole groups; the lowest one serves."""
+    flags = (*SMALL, *SYNC, *PAIRS, "--total-steps", 64, "--run-dir", "run")
+    ended = launch.run(5, *flags, program="early_death.py", survives=True, VICTIMS=str(victim), timeout=180)
+    assert "a rank has died at start-up; 3 begin again" in ended.stderr, ended
+    assert summary(tmp_path / "run")["exit"] == "finished" and summary(tmp_path / "run")["world_size"] == 2
+
+
+@pytest.mark.slow
 def test_without_ulfm_a_death_ends_the_job_and_a_resume_goes_on(launch: Launcher, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     flags = (*SMALL, *SYNC, *PAIRS, "--checkpoint.every", 1)
@@ -119,9 +167,10 @@ def test_a_members_error_interrupts_the_others(launch: Launcher, tmp_path: Path)
 
 
 @pytest.mark.slow
-def test_a_member_that_hangs_is_the_end_of_its_group(launch: Launcher, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rank", "cell"), [(4, "allreduce"), (3, "p2p")], ids=["member", "head"])
+def test_a_rank_that_hangs_is_the_end_of_its_group(rank: int, cell: str, launch: Launcher, tmp_path: Path) -> None:
     limits = ("--log.stall-abort-s", 8, "--on-worker-error", "continue")
-    flags = (*FAILING, "--env-kwargs", "rank=4", "how=hang", *limits)
+    flags = (*FAILING, *CELLS[cell], "--env-kwargs", f"rank={rank}", "how=hang", *limits)
     ended = launch.run(5, *flags, timeout=180, survives=True)
     assert "no progress for" in ended.stderr and f"rank 3 on {HOST} has died" in ended.stderr, ended
     assert "rank 1 on" not in ended.stderr and "rank 2 on" not in ended.stderr, ended

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from dppo.envs.group_link import Call, Failed
 from dppo.errors import RankFailure, WorkerError
 from dppo.run import env_group
-from dppo.run.env_group import EnvGroup, Packing, Seat, WholeOrDead, is_crowded
+from dppo.run.env_group import EnvGroup, Seat, WholeOrDead, is_crowded
 
 HERE = Seat("node1", frozenset({0, 1}))
 
@@ -144,40 +144,49 @@ def test_a_failure_that_the_head_does_not_take_ends_the_job(group: list[EnvGroup
         follower.answer(0, failure(follower.name))
 
 
+@pytest.fixture
+def dead(group: list[EnvGroup], monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The follower has died under ULFM. Holds what has happened to the head's communicator, and to the head."""
+    seen: list[str] = []
+
+    def fail(*arguments: object) -> None:
+        raise MPI.Exception(MPI.ERR_PROC_FAILED)
+
+    def die() -> None:
+        seen.append("died")
+        raise SystemExit
+
+    comm: Any = group[0].comm
+    comm.Isend, comm.Revoke = fail, lambda: seen.append("revoked")
+    comm.Is_revoked, comm.Get_failed = lambda: "revoked" in seen, lambda: MPI.GROUP_EMPTY
+    comm.Get_group = lambda: MPI.GROUP_EMPTY
+    monkeypatch.setattr(env_group, "survives_deaths", lambda: True)
+    monkeypatch.setattr("dppo.comm.ulfm.survives_deaths", lambda: True)
+    monkeypatch.setattr(env_group, "die", die)
+    yield seen
+
+
+def test_a_head_dies_with_its_follower(group: list[EnvGroup], dead: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        group[0].tell(Call.STEP, 0)
+    assert dead == ["revoked", "died"]
+
+
+def test_a_head_that_has_become_the_server_lives_on(group: list[EnvGroup], dead: list[str]) -> None:
+    head = group[0]
+    head.rest()
+    assert head.wake(), "nobody is known to be dead"
+    head.rest()
+    head.dismiss("the end")
+    assert dead == ["revoked"], "should there be further followers, they end"
+    assert not head.wake()
+
+
 def test_nodes_are_crowded_by_all_ranks_of_the_job() -> None:
     elsewhere = Seat("node2", frozenset({0}))
     assert not is_crowded([HERE], [HERE, HERE, elsewhere, elsewhere])
     assert is_crowded([HERE], [HERE, HERE, HERE])
     assert is_crowded([HERE, elsewhere], [HERE, elsewhere, elsewhere])
-
-
-ACTIONS: list[Any] = [
-    np.array([0.1, -0.0, np.nan], np.float32), np.array([1.0, 2.0, 3.0], np.float32), np.array([[1.0, 2.0]], "<f8"),
-    np.arange(6.0).reshape(2, 3).T, np.array(3), np.array(4), np.zeros((0, 2), np.int8), np.zeros((0, 2), np.int8),
-    np.array([(1, 2.5)], [("a", "i1"), ("b", "f4")]), np.array([(3, 4.5)], [("a", "i1"), ("b", "f4")]),
-    np.array([{"x": 1}]), np.array([{"x": 2}]), np.int64(5), 6, {"a": np.zeros(2)}, None, np.array([True]),
-]  # fmt: skip
-
-
-def test_arguments_arrive_as_they_were() -> None:
-    sender, receiver = Packing(), Packing()
-    for serial, action in enumerate([*ACTIONS, *ACTIONS, *reversed(ACTIONS)]):
-        message = np.frombuffer(sender.pack(serial, Call.STEP, 7, action), np.uint8).copy()
-        *told, arrived = receiver.unpack(message)
-        assert told == [serial, Call.STEP, 7] and told[1] is Call.STEP
-        assert type(arrived) is type(action)
-        if isinstance(action, np.ndarray):
-            assert (arrived.dtype, arrived.shape) == (action.dtype, action.shape) and arrived.flags.writeable
-            assert arrived.flags.f_contiguous == action.flags.f_contiguous
-            assert arrived.dtype.hasobject or arrived.tobytes() == action.tobytes()
-        else:
-            assert str(arrived) == str(action)
-
-
-def test_an_action_like_the_one_before_travels_without_pickle() -> None:
-    sender = Packing()
-    first, second = (sender.pack(n, Call.STEP, 0, np.full(4, n, np.float32)) for n in range(2))
-    assert len(second) == 24 + 16 < len(first)
 
 
 def test_an_error_that_no_death_has_caused_comes_out_as_it_is() -> None:

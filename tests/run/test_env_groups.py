@@ -11,7 +11,7 @@ from mpi4py import MPI
 from dppo.config import Config
 from dppo.errors import RankFailure, UsageError
 from dppo.run.env_group import Seat
-from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of, unlike_agents
+from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of, unlike_agents, whole
 
 SEATS = [Seat("node1", frozenset({core})) for core in range(4)] + [Seat("node2", frozenset({0, 1, 2, 8}))] * 3
 
@@ -37,6 +37,20 @@ def test_a_group_on_two_nodes_is_refused_with_the_repair() -> None:
 def test_one_rank_is_no_group() -> None:
     for config in (Config(), Config(env_ranks=4, dry_run=True)):
         assert make_groups(config, MPI.COMM_SELF) == (MPI.COMM_SELF, None, [])
+
+
+@pytest.mark.parametrize(
+    ("left", "leave"),
+    [
+        ([0, 1, 2, 3, 5, 6], [3]),  # rank 4 has died
+        ([0, 2, 3, 6], [2, 3, 6]),
+        ([1, 2, 3, 4, 5, 6], [2]),  # rank 0 has died: rank 1 serves
+        ([2, 3, 4, 5, 6], []),
+        ([0, 3, 4], []),
+    ],
+)
+def test_groups_that_are_not_whole_end(left: list[int], leave: list[int]) -> None:
+    assert [rank for rank in left[1:] if not whole(2, left, rank)] == leave
 
 
 class Told:

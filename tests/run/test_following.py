@@ -19,7 +19,7 @@ from tests.ranks import make_plan
 class Head:
     """The follower's end of a group, whose head says what it is given to say."""
 
-    name, heartbeat = "rank 2 on node1", None
+    name, rank, heartbeat = "rank 2 on node1", 2, None
 
     def __init__(self, *says: tuple[Call, Any]) -> None:
         self._says, self.freed = list(says), 0

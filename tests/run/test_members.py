@@ -83,6 +83,23 @@ def test_which_replacement_gets_which_worker_and_rank(
     assert left_dead == given_up
 
 
+@pytest.mark.parametrize(
+    ("left", "workers", "given"),
+    [
+        (crew((0, None), (1, 0), (5, 2)), [1], [(1, 3)]),
+        (crew((0, None)), [0, 1, 2], [(0, 1), (1, 3), (2, 5)]),
+        # the server has died: the head of group 0 serves, and the group's followers are still there
+        (crew((1, None), (3, 1)), [0, 2], [(0, 7), (2, 5)]),
+        # and the next one, too
+        (crew((7, None), (3, 1), (5, 2)), [0], [(0, 1)]),
+    ],
+)
+def test_a_group_of_two_gets_its_ranks_of_the_start_or_new_ones(
+    left: list[Member], workers: list[int], given: list[tuple[int, int]]
+) -> None:
+    assert free_ranks(workers, left, num_ranks=4, ranks_each=2) == given
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
 def test_all_orders_of_death(num_ranks: int) -> None:
     """Every sequence of three moments at which some ranks, but not all, die together: no member comes twice; whoever

@@ -12,6 +12,7 @@ import pytest
 from mpi4py import MPI
 
 from dppo.run import respawn
+from dppo.run.env_group import Seat
 from dppo.run.members import MAX_RESPAWNS, Member
 from dppo.run.rank import Group, Rank
 from dppo.run.respawn import Start, join, replace_lost
@@ -52,13 +53,13 @@ class Grown:
 def grown(monkeypatch: pytest.MonkeyPatch) -> Grown:
     """What `spawn` gives; all take their places in it."""
     grown = Grown()
-    monkeypatch.setattr(respawn, "spawn", lambda comm, count, meanwhile: grown)
+    monkeypatch.setattr(respawn, "spawn", lambda comm, count, ranks_each, meanwhile: grown)
     comm = SimpleNamespace(size=3, rank=0)
     monkeypatch.setattr(respawn, "reorder", lambda grown, mine: (comm, [mine, *make_members(3)[1:]]))
     return grown
 
 
-def refuse(comm: object, count: int, meanwhile: object) -> str:
+def refuse(comm: object, count: int, ranks_each: int, meanwhile: object) -> str:
     return "no free slot"
 
 
@@ -150,9 +151,10 @@ def test_a_replacement_becomes_a_worker_like_the_others(tmp_path: Path, monkeypa
     plan = make_plan(tmp_path, num_ranks=3, respawn=True)
     start = Start(plan, Member(2, "", 0, 1), 12.0, replaced=4, respawns={1: 2}, states=({}, 32, 9))
     comm = SimpleNamespace(size=3, rank=2)
-    monkeypatch.setattr(respawn.ulfm, "joined", lambda world: World(start))
+    monkeypatch.setattr(respawn.ulfm, "joined", lambda world: (World(start), None))
     monkeypatch.setattr(respawn, "reorder", lambda grown, mine: (comm, [*make_members(3)[:2], mine]))
     me = join(MPI.COMM_SELF)
+    assert isinstance(me, Rank)
     try:
         assert (me.group.member.rank, me.group.member.worker, me.group.workers) == (2, 1, [0, 1])
         assert me.group.member.pid > 0 and me.group.member.host != ""
@@ -164,6 +166,52 @@ def test_a_replacement_becomes_a_worker_like_the_others(tmp_path: Path, monkeypa
         me.services.preemption.uninstall()
         me.services.watchdog.stop()
         me.parts.close()
+
+
+class Ranks:
+    """The communicator of a group of two, seen from its rank `rank`."""
+
+    size = 2
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_group_is_replaced_with_the_ranks_that_it_had(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its second rank is no member of the run: it follows the first."""
+    plan = make_plan(tmp_path, num_ranks=3, respawn=True, env_ranks=2)
+    start = Start(plan, Member(3, "", 0, 1), 12.0, replaced=2, respawns={1: 1}, states=({}, 0, 0))
+    grown = World(start) if rank == 0 else MPI.COMM_NULL
+    given: list[object] = []
+
+    def make_group(ranks: Ranks, *what: object, crowded: bool) -> object:
+        given.extend(what)
+        return SimpleNamespace(is_head=ranks.rank == 0)
+
+    def build(config: object, worker: int, given: Any, run_dir: Path) -> NoReturn:
+        assert worker == 1 and given.group.is_head
+        raise InterruptedError("as far as this test goes")
+
+    def die() -> NoReturn:
+        raise SystemExit
+
+    monkeypatch.setattr(respawn.ulfm, "joined", lambda world: (grown, Ranks(rank)))
+    monkeypatch.setattr(respawn, "from_rank_zero", lambda comm, value: start)
+    monkeypatch.setattr(respawn, "look_around", lambda comm: [Seat("node1", frozenset({0}))] * 2)
+    monkeypatch.setattr(respawn, "EnvGroup", make_group)
+    monkeypatch.setattr(respawn, "build_parts", build)
+    monkeypatch.setattr(respawn, "make_watchdog", lambda *what: SimpleNamespace(write_to=lambda path: None))
+    monkeypatch.setattr(respawn.leaving, "die", die)
+    if rank == 0:
+        with pytest.raises(SystemExit):
+            join(MPI.COMM_SELF)
+    else:
+        joined = join(MPI.COMM_SELF)
+        assert isinstance(joined, tuple) and joined[0] is plan
+    assert given[:2] == [1, 3], "the worker's number and the head's rank"
 
 
 def test_whatever_goes_wrong_while_it_joins_is_its_death(

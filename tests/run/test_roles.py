@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -12,7 +13,9 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from dppo.config import TrajectoriesConfig
+from dppo.config import SOLVER, TrajectoriesConfig
+from dppo.envs.given import Given
+from dppo.errors import JobFailure
 from dppo.run.members import Member
 from dppo.run.rank import Group, Rank
 from dppo.run.roles import begin_collecting, begin_dump, begin_tracking, build_envs_alone, count_ranks
@@ -69,6 +72,23 @@ def test_a_worker_of_a_resumed_run_begins_where_the_checkpoint_has_its_environme
     assert me.worker.collector.row == me.recovery.standby.replay.next_row == 32
     for rank in (whole, me):
         rank.parts.close()
+
+
+@pytest.mark.parametrize(
+    ("changes", "followers", "what"),
+    [({"env_ranks": 2}, None, "group"), ({"env_ranks": 2}, False, "group"), ({"env": SOLVER}, None, "simulator")],
+    ids=["no group", "dead followers", "simulator"],
+)
+def test_a_rank_that_is_left_without_the_others_of_an_environment_ends_the_run(
+    server: Rank, changes: dict[str, Any], followers: bool | None, what: str
+) -> None:
+    server.plan = replace(server.plan, config=replace(server.plan.config, **changes))
+    server.group = Group(make_rank(make_plan(server.plan.run_dir)).group.comm, (Member(0, "host", 1, 1),))
+    if followers is not None:
+        group: Any = SimpleNamespace(wake=lambda: followers)
+        server.parts.given = Given(group=group)
+    with pytest.raises(JobFailure, match=f"no {what} is left: --resume goes on from the last checkpoint"):
+        build_envs_alone(server)
 
 
 def test_a_rank_that_is_left_alone_goes_on_with_a_dead_workers_environments(server: Rank) -> None:

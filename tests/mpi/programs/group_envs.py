@@ -6,8 +6,9 @@ import os
 import signal
 import sys
 import time
+from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -131,3 +132,43 @@ class Pack(Herd):
 
     def __init__(self, comm: MPI.Intracomm) -> None:
         super().__init__()
+
+
+class Mortal(Ring):
+    """Saves its state. DIES="step 37 3 4" kills ranks 3 and 4 of the job at the beginning of their 37th step since
+    the job's start; so for make, reset, observe (within reset and step), save and load.
+    """
+
+    _calls: ClassVar[Counter[str]] = Counter()
+
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        super().__init__(comm)
+        self._call("make")
+
+    def _call(self, what: str) -> None:
+        self._calls[what] += 1
+        where, number, *ranks = os.environ.get("DIES", "none 0").split()
+        if (what, self._calls[what]) == (where, int(number)) and str(MPI.COMM_WORLD.rank) in ranks:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def reset(self, **given: Any) -> Any:
+        self._call("reset")
+        return super().reset(**given)
+
+    def step(self, action: Any) -> Any:
+        self._call("step")
+        return super().step(action)
+
+    def _observation(self) -> np.ndarray:
+        self._call("observe")
+        return super()._observation()
+
+    def save_state(self, path: Path) -> None:
+        self._call("save")
+        np.save(path / f"{self._comm.rank}.npy", self._mine)
+        (path / f"{self._comm.rank}.txt").write_text(str(self._steps))
+
+    def load_state(self, path: Path) -> None:
+        self._call("load")
+        self._mine = np.load(path / f"{self._comm.rank}.npy")
+        self._steps = int((path / f"{self._comm.rank}.txt").read_text())
