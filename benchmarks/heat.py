@@ -11,7 +11,6 @@ last result. Needs a C compiler, and gfortran for the rows of Fortran.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -19,14 +18,14 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from common import MPIRUN, machine, markdown_table, mpirun, save, spread, stored
+from common import MPIRUN, greedy_mean, machine, markdown_table, save, spread, stored, train, with_curve
 
 ROOT = Path(__file__).parents[1]
 HEAT = ROOT / "examples" / "heat"
 EPISODES = 20
 LONGEST_S = 3600.0
 FLAGS = (
-    "--num-envs 1 --horizon 60 --total-steps 24000 --ppo.minibatches 4 --ppo.gamma 0.95 --optim.lr 2e-3"
+    "--num-envs 1 --horizon 60 --total-steps 16200 --ppo.minibatches 1 --ppo.gamma 0.8 --ppo.lam 0.9 --optim.lr 4e-3"
     " --log.no-tensorboard"
 )
 EXCHANGES = {
@@ -41,8 +40,6 @@ ROWS = {
     for language, program in PROGRAMS.items()
     for exchange, flags in EXCHANGES.items()
 }
-CURVE = ("env_steps", "return_mean_100", "train_s")
-"""What the JSON has of about twenty iterations of a run."""
 
 
 def heat() -> Any:
@@ -63,40 +60,20 @@ def build(folder: Path) -> None:
     subprocess.run([*make, "clean"], check=True, capture_output=True)
 
 
-def greedy(run_dir: Path) -> float:
-    """The mean return of a run's policy over the episodes of the seeds 0, 1, 2, …"""
-    from dppo import load_policy
-
-    policy, env, total = load_policy(run_dir), heat().Heat(), 0.0
-    for seed in range(EPISODES):
-        observation, _ = env.reset(seed=seed)
-        truncated = False
-        while not truncated:
-            observation, reward, _, truncated, _ = env.step(policy.act(observation))
-            total += reward
-    return total / EPISODES
-
-
 def run(built: Path, program: str | None, flags: str, seed: int, groups: int, env_ranks: int) -> dict[str, Any]:
     """Trains once and evaluates; the summary with the greedy mean in `greedy_mean`, and the learning curve."""
     env = "heat:Heat" if program is None else "dppo.envs:Solver"
     ranks = 1 + groups * (env_ranks if program is None else 1)
     beside = [] if program is None else [":", "-n", str(groups * env_ranks), str(built / program)]
-    with tempfile.TemporaryDirectory() as scratch:
-        run_dir = Path(scratch) / "run"
-        given = f"--env {env} --env-ranks {env_ranks} {flags} --seed {seed} --run-dir {run_dir}"
-        mpirun(ranks, ["-m", "dppo.run", *given.split(), *beside], LONGEST_S)
-        summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
-        del summary["run_dir"]
-        lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-        return summary | {
-            "greedy_mean": greedy(run_dir),
-            "seed": seed,
-            "flags": flags,
-            "groups": groups,
-            "env_ranks": env_ranks,
-            "curve": [[line[key] for key in CURVE] for line in lines[:: max(1, len(lines) // 20)]],
-        }
+    trained = train(
+        ranks,
+        f"--env {env} --env-ranks {env_ranks} {flags}",
+        seed,
+        LONGEST_S,
+        beside=beside,
+        evaluate=lambda run_dir: greedy_mean(run_dir, heat().Heat(), EPISODES),
+    )
+    return with_curve(trained) | {"seed": seed, "flags": flags, "groups": groups, "env_ranks": env_ranks}
 
 
 def table(results: dict[str, list[dict[str, Any]]], best: float) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-BEST_GAIN = 4.0
 LENGTH, POINTS = 22.0, 64
 """The domain, which is periodic, and the points of its grid."""
 TIME_STEP, SUBSTEPS, STEPS = 0.125, 2, 200
@@ -25,6 +24,9 @@ WARM_UP = 200
 """Time steps before an episode, in which the flow becomes chaotic."""
 NUM_SENSORS, NUM_JETS, WIDTH = 8, 4, 0.4
 """Sensors and jets are equidistant; a jet is a Gaussian with this standard deviation and integral 1."""
+
+BEST_GAIN, BEST_RETURN = 1.0, -208.1
+"""The constant gain with the highest mean return, and this return, by the sweep at the end of this file."""
 
 
 def _operators() -> tuple[np.ndarray, ...]:
@@ -150,5 +152,5 @@ def mean_return(gain: float, episodes: int = 20) -> float:
 
 
 if __name__ == "__main__":
-    for tried in (0.0, -0.5, -0.2, -0.1, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0):
-        print(f"gain {tried:4.2f}: return {mean_return(tried):.2f}")
+    for tried in (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0):
+        print(f"gain {tried:4.1f}: return {mean_return(tried):.1f}")
