@@ -4,8 +4,9 @@
 
 Each row trains on a server and groups of ranks, as examples/heat/README.md says, then plays 20 greedy episodes on the
 Python form, which a policy that was trained on any of the three controls. Prints a Markdown table and writes it, with
-the learning curve of each run as JSON, to benchmarks/results/heat.{md,json}. Rows that are not run again keep their
-last result. Needs a C compiler, and gfortran for the rows of Fortran.
+the learning curve of each run as JSON, to benchmarks/results/heat.{md,json}, and the curves of C to
+examples/heat/learning.svg (Matplotlib). Rows that are not run again keep their last result. Needs a C compiler, and
+gfortran for the rows of Fortran.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from common import MPIRUN, greedy_mean, machine, markdown_table, save, spread, stored, train, with_curve
+from drawing import learning_plot
+
+from dppo.study.curves import write_svg
 
 ROOT = Path(__file__).parents[1]
 HEAT = ROOT / "examples" / "heat"
@@ -127,6 +131,12 @@ def main() -> None:
                     f" episodes; the best constant gain, {heat().BEST_GAIN:g}, earns {best:.2f} in them.\n\n"
                 )
                 save("heat", head + table(results, best), results)
+    curves = {
+        name: [(steps, mean) for steps, mean, _ in results[name][0]["curve"] if mean is not None]
+        for name in ROWS
+        if name.startswith("C,") and name in results
+    }
+    write_svg(HEAT / "learning.svg", learning_plot(curves, {"best constant gain, without noise": best}))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ WARM_UP = 200
 """Time steps before an episode, in which the flow becomes chaotic."""
 NUM_SENSORS, NUM_JETS, WIDTH = 8, 4, 0.4
 """Sensors and jets are equidistant; a jet is a Gaussian with this standard deviation and integral 1."""
-
 BEST_GAIN, BEST_RETURN = 1.0, -208.1
 """The constant gain with the highest mean return, and this return, by the sweep at the end of this file."""
 
@@ -32,15 +31,15 @@ BEST_GAIN, BEST_RETURN = 1.0, -208.1
 def _operators() -> tuple[np.ndarray, ...]:
     """Returns matrices [POINTS, POINTS]: first and second derivative, and the four of a time step.
 
-    The time step is second-order exponential time differencing, ETD2RK (Cox and Matthews 2002, eqs. 21 and 22), for
-    u_t = c u + N(u): a = exp(c h) u + h phi_1(c h) N(u), then a + h phi_2(c h) (N(a) - N(u)), with h the time step.
+    The time step is second-order exponential time differencing, ETD2RK (Cox and Matthews 2002), for u_t =
+    c u + N(u): a = exp(c h) u + h phi_1(c h) N(u), then a + h phi_2(c h) (N(a) - N(u)), with h the time step.
     """
     wavenumber = 2.0 * np.pi * np.fft.fftfreq(POINTS, LENGTH / POINTS)
     derivative = np.where(np.abs(wavenumber) < wavenumber.max() + 1e-9, 1j * wavenumber, 0.0)  # not of the highest mode
     z = TIME_STEP * (wavenumber**2 - wavenumber**4)
     at = np.where(z == 0.0, 1.0, z)
-    phi_1 = np.where(z == 0.0, 0.0, TIME_STEP * np.expm1(at) / at)  # no jet changes the mean, which stays 0
-    phi_2 = np.where(z == 0.0, 0.0, TIME_STEP * (np.expm1(at) - at) / at**2)
+    phi_1 = TIME_STEP * np.where(z == 0.0, 1.0, np.expm1(at) / at)
+    phi_2 = TIME_STEP * np.where(z == 0.0, 0.5, (np.expm1(at) - at) / at**2)
     spectra = (
         derivative, -(wavenumber**2), np.exp(z), phi_1, -0.5 * derivative * phi_1, -0.5 * derivative * phi_2,
     )  # fmt: skip
@@ -52,8 +51,8 @@ class KuramotoSivashinsky(gymnasium.Env[np.ndarray, np.ndarray]):
     """The flow u_t = -u u_x - u_xx - u_xxxx + f on a periodic domain.
 
     Observation: u at the sensors. Action: the strength of each jet, from -1 to 1; f is the sum of the jets, less its
-    mean. Reward: -(the mean over x of u_xx^2 + u_x^2 + |u f|) at the end of the action: dissipation, production, and
-    the power of the jets.
+    mean, so that the mean of u stays 0. Reward: -(the mean over x of u_xx^2 + u_x^2 + |u f|) at the end of the action:
+    dissipation, production, and the power of the jets.
 
     Args:
       comm: an mpi4py communicator of at most POINTS ranks; None: this process alone.
@@ -74,8 +73,7 @@ class KuramotoSivashinsky(gymnasium.Env[np.ndarray, np.ndarray]):
         offsets = x[:, None] - LENGTH / NUM_JETS * np.arange(NUM_JETS)
         offsets -= LENGTH * np.round(offsets / LENGTH)
         jets = np.exp(-0.5 * (offsets / WIDTH) ** 2) / (WIDTH * np.sqrt(2.0 * np.pi))
-        self._jets = jets - jets.mean(axis=0)
-        self._x = x
+        self._jets, self._x = jets - jets.mean(axis=0), x
         self._u = np.zeros(POINTS)
         """The field; every rank has all of it between two time steps, and computes its own part of the next."""
         self._step = 0
