@@ -28,13 +28,11 @@ ROOT = Path(__file__).parents[1]
 HEAT = ROOT / "examples" / "heat"
 EPISODES = 20
 LONGEST_S = 3600.0
-FLAGS = (
-    "--num-envs 1 --horizon 60 --ppo.minibatches 1 --ppo.gamma 0.8 --ppo.lam 0.9 --optim.lr 4e-3 --log.no-tensorboard"
-)
+FLAGS = "--num-envs 1 --horizon 60 --ppo.minibatches 1 --ppo.gamma 0.8 --ppo.lam 0.9 --log.no-tensorboard"
 EXCHANGES = {
-    "sync/allreduce": " --total-steps 16200",
-    "sync/p2p": " --total-steps 16200 --exchange p2p",
-    "async": " --total-steps 24000 --mode async --loss ppo",
+    "sync/allreduce": " --total-steps 16200 --optim.lr 4e-3",
+    "sync/p2p": " --total-steps 16200 --optim.lr 4e-3 --exchange p2p",
+    "async": " --total-steps 24000 --optim.lr 2e-3 --mode async --loss ppo",
 }
 PROGRAMS = {"C": "heat_c", "Fortran": "heat_fortran", "Python": None}
 """The simulator beside dppo; None: the environment is made by dppo's own ranks."""
