@@ -12,13 +12,15 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+CURVE = ("env_steps", "return_mean_100", "train_s")
+"""What is kept of a run's lines of metrics.jsonl."""
 MPIRUN = Path(sys.executable).with_name("mpirun")
 
 
@@ -42,14 +44,52 @@ def mpirun(ranks: int, arguments: Sequence[str], timeout_s: float = 1800.0) -> s
     )
 
 
-def train(ranks: int, flags: str, seed: int = 1, timeout_s: float = 1800.0) -> dict[str, Any]:
-    """Trains once in a directory of its own. Returns the summary; `metrics` in it holds the lines of metrics.jsonl."""
+def train(
+    ranks: int,
+    flags: str,
+    seed: int = 1,
+    timeout_s: float = 1800.0,
+    *,
+    beside: Sequence[str] = (),
+    evaluate: Callable[[Path], float] | None = None,
+) -> dict[str, Any]:
+    """Trains once in a directory of its own. Returns the summary; `metrics` in it holds the lines of metrics.jsonl.
+
+    Args:
+      beside: further words for mpirun, which start another program.
+      evaluate: gives, for the run's directory, what is returned as `greedy_mean`.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         run_dir = Path(scratch) / "run"
-        mpirun(ranks, ["-m", "dppo.run", *flags.split(), "--seed", str(seed), "--run-dir", str(run_dir)], timeout_s)
+        given = ["-m", "dppo.run", *flags.split(), "--seed", str(seed), "--run-dir", str(run_dir)]
+        mpirun(ranks, [*given, *beside], timeout_s)
         summary: dict[str, Any] = json.loads((run_dir / "summary.json").read_text())
+        if evaluate is not None:
+            summary["greedy_mean"] = evaluate(run_dir)
         lines = (run_dir / "metrics.jsonl").read_text().splitlines()
         return summary | {"metrics": [json.loads(line) for line in lines], "run_dir": None}
+
+
+def with_curve(run: dict[str, Any]) -> dict[str, Any]:
+    """Of what `train` returns, the summary with a `curve`: CURVE of about twenty iterations."""
+    lines = run["metrics"]
+    summary = {key: value for key, value in run.items() if key not in ("metrics", "run_dir")}
+    return summary | {"curve": [[line[key] for key in CURVE] for line in lines[:: max(1, len(lines) // 20)]]}
+
+
+def greedy_mean(run_dir: Path, env: Any, episodes: int) -> float:
+    """The mean return of a run's policy in `env`, over the episodes of the seeds 0, 1, 2, …"""
+    from dppo import load_policy
+
+    policy, total = load_policy(run_dir), 0.0
+    for seed in range(episodes):
+        observation, _ = env.reset(seed=seed)
+        policy.reset()
+        ended = False
+        while not ended:
+            observation, reward, terminated, truncated, _ = env.step(policy.act(observation))
+            total, ended = total + reward, terminated or truncated
+    return total / episodes
 
 
 def middle(lines: Sequence[dict[str, Any]]) -> Sequence[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Draws steps/s over workers."""
+"""Draws steps/s over workers, and learning curves beside what other controllers earn."""
 
 from __future__ import annotations
 
@@ -54,6 +54,35 @@ def speed_plot(series: Sequence[Series], ticks: Mapping[int, object], x_title: s
             axes.plot(*_points(one.predicted), "o", color=colour, fillstyle="none", markersize=10)
     if any(one.predicted for one in series):
         axes.plot([], [], "o", color="#656d76", fillstyle="none", markersize=10, label=rings)
+    axes.legend()
+    return figure
+
+
+def learning_plot(curves: Mapping[str, Sequence[tuple[float, float]]], levels: Mapping[str, float]) -> Figure:
+    """Draws learning curves, and the return of each other controller as a line across.
+
+    Args:
+      curves: (environment steps, mean return of the last 100 episodes) of each run.
+      levels: the mean return of each other controller.
+
+    Raises:
+      ImportError: Matplotlib is missing.
+      ValueError: there are more curves than colours.
+    """
+    from matplotlib.figure import Figure
+
+    if len(curves) > len(COLOURS):
+        raise ValueError(f"{len(curves)} curves, but {len(COLOURS)} colours: draw two pictures")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    for (name, points), colour in zip(curves.items(), COLOURS, strict=False):
+        axes.plot(*zip(*points, strict=True), color=colour, label=name)
+    for (name, level), style in zip(levels.items(), ("--", ":", "-.") * len(levels), strict=False):
+        axes.axhline(level, linestyle=style, color="#656d76", label=name)
+    axes.xaxis.set_major_formatter("{x:,.10g}")
+    axes.set_xlabel("environment steps")
+    axes.set_ylabel("mean return of the last 100 episodes")
+    axes.grid(color="#eaeef2")
     axes.legend()
     return figure
 

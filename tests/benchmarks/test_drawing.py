@@ -8,7 +8,7 @@ pytest.importorskip("matplotlib")
 
 from matplotlib.figure import Figure
 
-from benchmarks.drawing import COLOURS, Series, speed_plot
+from benchmarks.drawing import COLOURS, Series, learning_plot, speed_plot
 
 
 def drawn(figure: Figure) -> list[tuple[list[float], list[float]]]:
@@ -59,3 +59,11 @@ def test_no_series_is_left_out() -> None:
     assert len(drawn(speed_plot(series[:-1], {}, "workers"))) == 1 + len(COLOURS)
     with pytest.raises(ValueError, match="9 series, but 8 colours"):
         speed_plot(series, {}, "workers")
+
+
+def test_learning_curves_beside_other_controllers() -> None:
+    figure = learning_plot({"seed 1": [(100, -3.0), (2000, -1.0)]}, {"no control": -3.5})
+    assert drawn(figure) == [([100, 2000], [-3, -1]), ([0, 1], [-3.5, -3.5])]
+    assert set(words(figure)) >= {"seed 1", "no control", "2,000", "environment steps"}
+    with pytest.raises(ValueError, match="9 curves, but 8 colours"):
+        learning_plot({str(k): [] for k in range(9)}, {})
