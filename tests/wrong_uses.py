@@ -218,8 +218,8 @@ def build(folder: Path) -> None:
     if mpicc is None or shutil.which("cc") is None:
         raise FileNotFoundError("there is no C compiler, or no mpicc")
     header = (INCLUDE / "dppo.h").read_text()
-    assert "DPPO_PROTOCOL_ = 1," in header
-    (folder / "dppo.h").write_text(header.replace("DPPO_PROTOCOL_ = 1,", "DPPO_PROTOCOL_ = 2,"))
+    assert "DPPO_PROTOCOL_ = 2," in header
+    (folder / "dppo.h").write_text(header.replace("DPPO_PROTOCOL_ = 2,", "DPPO_PROTOCOL_ = 1,"))
     for name, include in (("faults", INCLUDE), ("older", folder)):
         subprocess.run([mpicc, "-std=c99", f"-I{include}", PROGRAMS / "simulators.c", "-o", folder / name], check=True)
 

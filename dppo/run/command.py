@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None, started: float | None = None, simula
         return parsed
     config, notes = parsed
     try:
-        simulators.meet(comm, MPI.COMM_SELF, config)
+        notes = [*notes, *simulators.meet(comm, MPI.COMM_SELF, config)]
         summary = train(config, comm, started=started, notes=notes, is_command=True)
     except UsageError as error:
         if comm.rank == 0:

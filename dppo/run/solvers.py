@@ -17,13 +17,15 @@ from dppo.config import SOLVER, Config
 from dppo.console import say
 from dppo.envs.solver import HOW_TO_START, Declaration, SolverLink, connect
 from dppo.errors import UsageError
+from dppo.run.env_groups import MOST_NAMED
 from dppo.run.solver_link import TAG, ServerLink, WorkerLink, wait
 
-PROTOCOL = 1
+PROTOCOL = 2
 """The version, in the word that every rank says first: dppo's ranks with +, simulators' with -."""
 BEGIN_S, LEAVE_S = 60.0, 10.0
 """Seconds that simulators may take until they call dppo_begin; to leave at the end of a run that survives deaths."""
-_WELCOME = 5
+_WELCOME, _HOST = 5, 64
+"""The words of a welcome; the bytes of the name of a rank's node."""
 
 
 class Simulators:
@@ -34,12 +36,15 @@ class Simulators:
       own: the communicator of dppo's own ranks; `world` if there is no other program.
       ranks: the simulators' ranks in `world`.
       pids: the numbers of their processes, each on its node.
+      hosts: the names of the nodes of all ranks of `world`.
     """
 
     def __init__(
-        self, world: MPI.Intracomm, own: MPI.Intracomm, ranks: Sequence[int] = (), pids: Sequence[int] = ()
-    ) -> None:
+        self, world: MPI.Intracomm, own: MPI.Intracomm, ranks: Sequence[int] = (), pids: Sequence[int] = (),
+        hosts: Sequence[str] = (),
+    ) -> None:  # fmt: skip
         self._world, self.own, self._ranks, self._pids = world, own, tuple(ranks), tuple(pids)
+        self._hosts = tuple(hosts)
         self._link: SolverLink | None = None
         self._are_told = False
 
@@ -48,26 +53,31 @@ class Simulators:
         """The number of the simulators' ranks."""
         return len(self._ranks)
 
-    def meet(self, comm: MPI.Comm, alone: MPI.Intracomm, config: Config) -> None:
+    def meet(self, comm: MPI.Comm, alone: MPI.Intracomm, config: Config) -> list[str]:
         """Collective over `comm`, dppo's own ranks that are left after the start, and over the simulators. Connects
-        each worker with its group: `dppo.envs:Solver` uses it.
+        each worker with its group: `dppo.envs:Solver` uses it. Returns lines on where the groups are.
 
         Args:
           alone: a communicator of this rank alone.
 
         Raises:
-          UsageError: on all ranks: the settings or numbers of ranks do not fit, groups differ, or one does not declare
-            itself.
+          UsageError: on all ranks: the settings or numbers of ranks do not fit, a group lies on several nodes, groups
+            differ, or one does not declare itself.
         """
         error = layout_error(config, self.own.size, self.size)
         if error is None and self._ranks and comm.size != self.own.size:
             error = "a rank died while the simulator was starting: start the job again"
         if error is not None:
             raise UsageError(error)
-        if self._ranks:
-            self._are_told = True
-            self._link = meet(self._world, comm, alone, self._ranks, config.env_ranks)
-            connect(self._link)
+        if not self._ranks:
+            return []
+        each, groups = config.env_ranks, range(self.size // config.env_ranks)
+        members = [self._ranks[number * each : (number + 1) * each] for number in groups]
+        lines = placement(members, self._hosts, may_span=config.env_ranks_span_nodes)
+        self._are_told = True
+        self._link = meet(self._world, comm, alone, self._ranks, each)
+        connect(self._link)
+        return lines
 
     def let_go(self) -> None:
         """Lets the simulators leave that this rank is responsible for, once."""
@@ -115,7 +125,13 @@ def part(world: MPI.Intracomm) -> Simulators:
             "this mpirun has started dppo several times, with different arguments: start it once, on all its ranks;"
             " what follows the : is the simulator"
         )
-    return Simulators(world, comm, others, said[others, 1].tolist())
+    hosts: list[str] = []
+    if others:
+        names = np.zeros((world.size, _HOST), np.uint8)
+        name = np.frombuffer(MPI.Get_processor_name().encode()[: _HOST - 1].ljust(_HOST, b"\0"), np.uint8)
+        wait(world.Iallgather(name, names), time.monotonic() + BEGIN_S, too_late)
+        hosts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in names]
+    return Simulators(world, comm, others, said[others, 1].tolist(), hosts)
 
 
 def layout_error(config: Config, num_ranks: int, num_simulators: int) -> str | None:
@@ -146,6 +162,30 @@ def layout_error(config: Config, num_ranks: int, num_simulators: int) -> str | N
     return next((f"--env {SOLVER} and {text}" for is_wrong, text in wrong if is_wrong), None)
 
 
+def placement(groups: Sequence[Sequence[int]], hosts: Sequence[str], *, may_span: bool) -> list[str]:
+    """Returns lines on where the groups are, which are ranks of the job.
+
+    Args:
+      hosts: the names of the nodes of the job's ranks.
+
+    Raises:
+      UsageError: a group lies on several nodes, and `may_span` does not allow it.
+    """
+    places = [list(dict.fromkeys(hosts[rank] for rank in ranks)) for ranks in groups]
+    for number, (ranks, nodes) in enumerate(zip(groups, places, strict=True)):
+        if len(nodes) > 1 and not may_span:
+            raise UsageError(
+                f"simulator {number}, {_listed(ranks)} of the job, would lie on {' and '.join(nodes)}: place each on"
+                " one node (python -m dppo.job --place-groups in a job of Slurm's, else a program with --host for each"
+                " node: docs/simulators.md), or allow it by --env-ranks-span-nodes"
+            )
+    lines = [
+        f"simulator {number}: {_listed(ranks)} of the job on {' and '.join(nodes)}"
+        for number, (ranks, nodes) in enumerate(zip(groups[:MOST_NAMED], places, strict=False))
+    ]
+    return [*lines, *([f"and {len(groups) - MOST_NAMED} more simulators"] if len(groups) > MOST_NAMED else [])]
+
+
 def meet(
     world: MPI.Intracomm, own: MPI.Comm, alone: MPI.Intracomm, solvers: Sequence[int], env_ranks: int
 ) -> SolverLink:
@@ -170,7 +210,7 @@ def meet(
     if own.rank in workers:
         number = own.rank - workers[0]
         members = solvers[number * env_ranks : (number + 1) * env_ranks]
-        name = f"simulator {number} ({'rank' if env_ranks == 1 else 'ranks'} {_listed(members)} of the job)"
+        name = f"simulator {number} ({_listed(members)} of the job)"
         try:
             comm = alone.Create_intercomm(0, world, members[0], TAG)
             comm.Set_errhandler(MPI.ERRORS_RETURN)
@@ -195,5 +235,7 @@ def meet(
 
 
 def _listed(ranks: Sequence[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
     is_row = list(ranks) == list(range(ranks[0], ranks[0] + len(ranks)))
-    return f"{ranks[0]}-{ranks[-1]}" if is_row and len(ranks) > 1 else ", ".join(map(str, ranks))
+    return f"ranks {ranks[0]}-{ranks[-1]}" if is_row else f"ranks {', '.join(map(str, ranks))}"

@@ -64,4 +64,15 @@ def test_simulators_that_were_told_nothing_are_refused_once() -> None:
 
 
 def test_ranks_are_listed_as_ranges() -> None:
-    assert [solvers._listed(ranks) for ranks in ([3], [3, 4, 5], [3, 5])] == ["3", "3-5", "3, 5"]
+    assert [solvers._listed(ranks) for ranks in ([3], [3, 4, 5], [3, 5])] == ["rank 3", "ranks 3-5", "ranks 3, 5"]
+
+
+def test_where_groups_are_is_told_and_none_lies_on_two_nodes() -> None:
+    hosts = ["n1", "n1", "n1", "n1", "n2", "n2"]
+    assert solvers.placement([[2, 3], [4, 5]], hosts, may_span=False) == [
+        "simulator 0: ranks 2-3 of the job on n1", "simulator 1: ranks 4-5 of the job on n2",
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="simulator 1, ranks 3-4 of the job, would lie on n1 and n2"):
+        solvers.placement([[1, 2], [3, 4]], hosts, may_span=False)
+    assert solvers.placement([[3, 4]], hosts, may_span=True) == ["simulator 0: ranks 3-4 of the job on n1 and n2"]
+    assert solvers.placement([[0]] * 18, hosts, may_span=False)[-1] == "and 2 more simulators"

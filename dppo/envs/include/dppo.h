@@ -45,8 +45,8 @@ enum { DPPO_CANNOT_SAVE = 0, DPPO_CAN_SAVE = 1 };
 
 /* --- What the two programs say to each other; run/solvers.py has the same numbers. --- */
 
-enum { DPPO_PROTOCOL_ = 1, DPPO_TAG_ = 7700, DPPO_TAG_PATH_ = 7701, DPPO_HEAD_ = 2, DPPO_WELCOME_ = 5 };
-enum { DPPO_LONGEST_PATH_ = 4096 };
+enum { DPPO_PROTOCOL_ = 2, DPPO_TAG_ = 7700, DPPO_TAG_PATH_ = 7701, DPPO_HEAD_ = 2, DPPO_WELCOME_ = 5 };
+enum { DPPO_LONGEST_PATH_ = 4096, DPPO_HOST_ = 64 };
 
 static struct {
     MPI_Comm group, inner, head; /* the simulator's, this file's copy of it, and the bridge to the worker */
@@ -224,6 +224,7 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
 {
     int said[2] = {-DPPO_PROTOCOL_, 0}, size, i, first = -1, members = 0, given = 0, key, is_on = 0;
     int *all, *solvers;
+    char name[MPI_MAX_PROCESSOR_NAME] = "", host[DPPO_HOST_] = "", *hosts;
     int64_t welcome[DPPO_WELCOME_];
     const char *ulfm = getenv("OMPI_MCA_mpi_ft_enable");
     MPI_Request request;
@@ -277,6 +278,15 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
         dppo_fail_("it was compiled with the dppo.h of another version: compile it anew with"
                    " -I$(python -m dppo.job --include)");
     }
+
+    MPI_Get_processor_name(name, &i);
+    strncpy(host, name, DPPO_HOST_ - 1);
+    hosts = (char *)malloc((size_t)size * DPPO_HOST_);
+    if (hosts == NULL)
+        dppo_fail_("no memory");
+    MPI_Iallgather(host, DPPO_HOST_, MPI_BYTE, hosts, DPPO_HOST_, MPI_BYTE, MPI_COMM_WORLD, &request);
+    dppo_wait_(&request);
+    free(hosts);
 
     /* [accepted, ranks of a group, number of the group, its worker's rank, first of its ranks among the simulators] */
     MPI_Irecv(welcome, DPPO_WELCOME_, MPI_INT64_T, first, DPPO_TAG_, MPI_COMM_WORLD, &request);
