@@ -82,6 +82,30 @@ def take_apart(command: Sequence[str]) -> Training:
     return Training(words[:python], words[python : module + 2], settings, Path(run_dir).expanduser(), words[end:])
 
 
+_PLACES = frozenset(
+    [
+        "-n",
+        "-np",
+        "--np",
+        "-c",
+        "--ntasks",
+        "--ntasks-per-node",
+        "-N",
+        "--nodes",
+        "-H",
+        "-host",
+        "--host",
+        "-hostfile",
+        "--hostfile",
+        "-w",
+        "--nodelist",
+        "-rf",
+        "--rankfile",
+    ]
+)
+"""Options of mpirun and srun that name ranks or nodes."""
+
+
 def place_groups(training: Training) -> Training:
     """Returns the training with the options of its launcher by which each group of --env-ranks ranks lies on one node.
 
@@ -91,10 +115,15 @@ def place_groups(training: Training) -> Training:
     env_ranks = flag_value(training.settings, "env-ranks") or ""
     if not (training.launcher and re.fullmatch("[1-9][0-9]{0,6}", env_ranks)):
         raise UsageError("--place-groups needs mpirun or srun, and --env-ranks after python -m dppo.run")
-    if ":" in training.beside[1:] or training.beside[1:2] == ["-n"]:
-        raise UsageError("--place-groups wants only one program and its arguments behind the colon")
+    if named := [word for word in training.launcher[1:] if word.partition("=")[0] in _PLACES]:
+        raise UsageError(f"--place-groups says itself which ranks are where: leave out {named[0]}")
+    if ":" in training.beside[1:] or (training.beside[1:2] and training.beside[1].startswith("-")):
+        raise UsageError("--place-groups wants only one program and its arguments behind the colon, without options")
     if not (room := slurm.room()):
-        raise UsageError("--place-groups needs a job of Slurm's: elsewhere place groups by --host")
+        raise UsageError(
+            "--place-groups needs a Slurm job whose nodes scontrol tells: elsewhere place groups by mpirun's --host"
+            " (docs/simulators.md)"
+        )
     layout = lay_out(training.launcher, room, int(env_ranks), training.beside[1:])
     print(layout.description, flush=True)
     return replace(training, launcher=layout.launcher, beside=layout.beside, ranks=layout.ranks)

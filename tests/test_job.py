@@ -345,7 +345,10 @@ def test_groups_are_placed_anew_at_each_start(stage: Stage) -> None:
     [
         (MPIRUN, ("--run-dir", "runs/it"), "needs mpirun or srun, and --env-ranks after python -m dppo.run"),
         ((), GROUPS, "needs mpirun or srun"),
-        (MPIRUN, GROUPS, "needs a job of Slurm's"),
+        (MPIRUN, GROUPS, "needs a Slurm job"),
+        ((*MPIRUN, "-n", "9"), GROUPS, "says itself which ranks are where: leave out -n"),
+        (("srun", "--ntasks=9"), GROUPS, "leave out --ntasks=9"),
+        (MPIRUN, (*GROUPS, ":", "--host", "n1", "./channel"), "only one program and its arguments behind the colon"),
         (MPIRUN, (*GROUPS, ":", "-n", "4", "./channel"), "only one program and its arguments behind the colon"),
     ],
 )

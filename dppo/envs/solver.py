@@ -1,6 +1,6 @@
 """An environment that is a simulator of its own: another program of the same mpirun, which is coupled by dppo.h.
 
-run/solvers.py meets the simulator and speaks with it; this module makes a gymnasium.Env of that.
+run/solvers.py meets the simulator, run/solver_link.py speaks with it; this module makes a gymnasium.Env of that.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Solver(gymnasium.Env[np.ndarray, np.ndarray]):
     bounds. `save_state` and `load_state` are there if the simulator has declared that it can save.
 
     Raises:
-      ValueError: there is no simulator, or it has been let go.
+      ValueError: there is no simulator.
     """
 
     def __init__(self) -> None:

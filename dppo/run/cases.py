@@ -9,7 +9,7 @@ from dppo.comm.mpi import Comm
 from dppo.config import Config
 from dppo.envs.cases import Shared, names_of
 from dppo.errors import UsageError
-from dppo.run.env_groups import MOST_NAMED, spans
+from dppo.run.env_groups import shortened, spans
 from dppo.training.build import Parts
 
 LONGEST = 60
@@ -50,13 +50,11 @@ def dealt(config: Config, workers: int, agents: int) -> list[str]:
             f"{-(-len(config.cases) // workers) * agents}, or more ranks"
         )
     lines = []
-    for name, numbers in list(envs.items())[:MOST_NAMED]:
+    for name, numbers in envs.items():
         groups = list(dict.fromkeys(env // config.num_envs for env in numbers))
         where = f" of {_listed('group', groups)}" if config.own_env_ranks > 1 else ""
         lines.append(f"case {name}: {_listed('environment', numbers)}{where}")
-    if len(envs) > MOST_NAMED:
-        lines.append(f"and {len(envs) - MOST_NAMED} more cases")
-    return lines
+    return shortened(lines, "cases")
 
 
 def _listed(what: str, numbers: list[int]) -> str:

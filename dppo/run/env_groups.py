@@ -16,6 +16,11 @@ from dppo.errors import RankFailure, UsageError
 from dppo.run.env_group import EnvGroup, Seat, divide, look_around
 from dppo.training.build import Parts, build_parts
 
+SPREAD = (
+    "place 1 + k*{each} ranks on the first node and k*{each} on each other one (a hostfile with slots=, a rankfile, or"
+    " python -m dppo.job --place-groups in a Slurm job)"
+)
+"""How to place the ranks of groups on one node each."""
 MOST_NAMED = 16
 """The most groups that the first lines name."""
 
@@ -32,11 +37,10 @@ def make_groups(config: Config, comm: Comm) -> tuple[Comm, EnvGroup | None, list
     seats = look_around(comm)
     groups = [range(first, first + config.own_env_ranks) for first in range(1, comm.size, config.own_env_ranks)]
     if not config.env_ranks_span_nodes:
-        refuse_to_span(groups, seats)
-    lines = [f"group {number}: {described(ranks, seats)}" for number, ranks in enumerate(groups[:MOST_NAMED])]
-    if len(groups) > MOST_NAMED:
-        lines.append(f"and {len(groups) - MOST_NAMED} more groups")
-    return *divide(comm, config.own_env_ranks, seats), lines
+        hosts = [seat.host for seat in seats]
+        refuse_to_span("group", groups, hosts, SPREAD.format(each=config.own_env_ranks))
+    lines = [f"group {number}: {described(ranks, seats)}" for number, ranks in enumerate(groups)]
+    return *divide(comm, config.own_env_ranks, seats), shortened(lines, "groups")
 
 
 def end_broken_groups(ranks_each: int, comm: Comm, launched: Comm) -> None:
@@ -63,27 +67,38 @@ def whole(ranks_each: int, left: Sequence[int], rank: int) -> bool:
     return set(range(first, first + ranks_each)) <= set(left[1:])
 
 
-def refuse_to_span(groups: Sequence[range], seats: Sequence[Seat]) -> None:
-    """Raises UsageError if a group lies on several nodes. `seats` are those of all ranks."""
+def refuse_to_span(what: str, groups: Sequence[Sequence[int]], hosts: Sequence[str], repair: str) -> None:
+    """Raises UsageError, with the repair, if a group of ranks lies on several nodes. `hosts` are those of all ranks."""
     for number, ranks in enumerate(groups):
-        hosts = list(dict.fromkeys(seats[rank].host for rank in ranks))
-        if len(hosts) > 1:
-            each = len(ranks)
+        if " and " in (where := nodes(ranks, hosts)):
             raise UsageError(
-                f"group {number}, ranks {ranks[0]} to {ranks[-1]}, would lie on {' and '.join(hosts)}: place"
-                f" 1 + k*{each} ranks on the first node and k*{each} on each other one (a hostfile with slots=, or a"
-                " rankfile), or allow it by --env-ranks-span-nodes"
+                f"{what} {number}, {listed(ranks)}, would lie on {where}: {repair}, or allow it by"
+                " --env-ranks-span-nodes"
             )
+
+
+def nodes(ranks: Sequence[int], hosts: Sequence[str]) -> str:
+    """Returns the names of the nodes of some ranks."""
+    return " and ".join(dict.fromkeys(hosts[rank] for rank in ranks))
+
+
+def listed(ranks: Sequence[int]) -> str:
+    """Returns ranks as in `ranks 3-5`."""
+    return f"rank{'s' if len(ranks) > 1 else ''} {spans(sorted(ranks))}"
+
+
+def shortened(lines: Sequence[str], what: str) -> list[str]:
+    """Returns the lines, at most `MOST_NAMED` of them, and how many `what` are left out."""
+    return [*lines[:MOST_NAMED], *([f"and {len(lines) - MOST_NAMED} more {what}"] if len(lines) > MOST_NAMED else [])]
 
 
 def described(ranks: Sequence[int], seats: Sequence[Seat]) -> str:
     """Returns a text on where the ranks of a group are."""
-    hosts = list(dict.fromkeys(seats[rank].host for rank in ranks))
     places = []
-    for host in hosts:
+    for host in dict.fromkeys(seats[rank].host for rank in ranks):
         cores = frozenset[int]().union(*(seats[rank].cores for rank in ranks if seats[rank].host == host))
         places.append(f"{host}, core{'s' if len(cores) > 1 else ''} {spans(sorted(cores))}")
-    return f"ranks {ranks[0]}-{ranks[-1]} on {' and '.join(places)}"
+    return f"{listed(ranks)} on {' and '.join(places)}"
 
 
 def spans(numbers: Sequence[int]) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import shlex
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 
 from dppo.comm.leaving import end_job
 from dppo.comm.mpi import Comm
@@ -17,7 +18,6 @@ from dppo.envs.groups import Follower
 from dppo.envs.maker import EnvMaker
 from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError, WorkerError
 from dppo.run.env_group import EnvGroup, is_crowded, look_around
-from dppo.run.env_groups import refuse_to_span
 from dppo.run.solvers import Simulators
 from dppo.training.build import CLOSE_S, close_environments
 
@@ -44,7 +44,7 @@ def evaluate_on_ranks(
     """
     own = programs.own
     if config.env == SOLVER and own.size == 1 and programs.size == config.env_ranks:
-        programs.meet(own, own, config)
+        programs.meet(own, own, replace(config, env_ranks_span_nodes=True))
         return evaluate(None)
     if config.env == SOLVER:
         wrong = (
@@ -77,8 +77,6 @@ def evaluate_in_group(config: Config, run_dir: object, comm: Comm, evaluate: Cal
             f" start it by {how_to_evaluate(config, run_dir)}"
         )
     seats = look_around(comm)
-    if not config.env_ranks_span_nodes:
-        refuse_to_span([range(comm.size)], seats)
     group = EnvGroup(comm.Dup(), 0, 0, seats, crowded=is_crowded(seats, seats))
     try:
         code = _lead(group, evaluate) if group.is_head else _follow(group, config)

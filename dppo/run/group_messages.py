@@ -23,12 +23,12 @@ class CallCodec:
 
     def encode(self, serial: int, call: Call, number: int, arguments: Any) -> bytes:
         """Returns a message for the other side's `decode`, which must be given all messages in their order."""
-        if type(arguments) is np.ndarray and arguments.flags.c_contiguous and not arguments.dtype.hasobject:
-            layout = arguments.dtype, arguments.shape
-            if layout == self._layout:
-                return _HEAD.pack(serial, -call, number) + arguments.tobytes()
-            self._layout = layout
-        return _HEAD.pack(serial, call, number) + pickle.dumps(arguments, pickle.HIGHEST_PROTOCOL)
+        is_plain = type(arguments) is np.ndarray and arguments.flags.c_contiguous and not arguments.dtype.hasobject
+        layout = (arguments.dtype, arguments.shape) if is_plain else None
+        if is_plain and layout == self._layout:
+            return _HEAD.pack(serial, -call, number) + arguments.tobytes()
+        self._layout = layout
+        return _HEAD.pack(serial, call, number) + pickle.dumps((arguments, is_plain), pickle.HIGHEST_PROTOCOL)
 
     def decode(self, message: np.ndarray) -> tuple[int, Call, int, Any]:
         """Returns number of the call, call, environment and arguments. `message`: [bytes] uint8, for nobody else."""
@@ -37,7 +37,6 @@ class CallCodec:
         if call < 0:
             assert self._layout is not None
             return serial, Call(-call), number, body.view(self._layout[0]).reshape(self._layout[1])
-        arguments = pickle.loads(body.data)
-        if type(arguments) is np.ndarray and arguments.flags.c_contiguous and not arguments.dtype.hasobject:
-            self._layout = arguments.dtype, arguments.shape
+        arguments, is_plain = pickle.loads(body.data)
+        self._layout = (arguments.dtype, arguments.shape) if is_plain else None
         return serial, Call(call), number, arguments

@@ -135,6 +135,7 @@ def _group(start: Start, ranks: MPI.Comm) -> EnvGroup:
     """
     seats, first = look_around(ranks), start.member.rank
     if not start.plan.config.env_ranks_span_nodes:
-        refuse_to_span([range(ranks.size)], seats)
+        hosts, repair = [seat.host for seat in seats], "let each node have room for a whole group"
+        refuse_to_span("a new group", [range(ranks.size)], hosts, repair)
     assert start.member.worker is not None
     return EnvGroup(ranks, start.member.worker, first, seats, crowded=True)  # how many ranks are here is not known

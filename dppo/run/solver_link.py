@@ -48,18 +48,23 @@ def wait(request: MPI.Request, deadline: float | None = None, too_late: str = ""
 def poll(
     is_done: Callable[[], object], deadline: float | None = None, too_late: str = "", expected_s: float = 0.0
 ) -> float:
-    """Returns the seconds waited, of which `expected_s` are expected."""
-    since = time.monotonic()
+    """Returns the seconds waited, of which `expected_s` are expected; where it has perhaps overslept, less than these:
+    what is expected next must not grow by that.
+    """
+    since, has_slept = time.monotonic(), False
     while not is_done():
         now = time.monotonic()
         if deadline is not None and now > deadline:
             raise TimeoutError(too_late)
         waited_s = now - since
-        if (nap_s := _EARLY * expected_s - waited_s) > _SPIN_S:
+        nap_s = _EARLY * expected_s - waited_s
+        has_slept = nap_s > _SPIN_S
+        if has_slept:
             time.sleep(min(_NAP_S, nap_s))
         elif waited_s > _SPIN_S:
             time.sleep(min(_LONGEST_S, waited_s / _SHARE))
-    return time.monotonic() - since
+    waited_s = time.monotonic() - since
+    return min(waited_s, _EARLY * expected_s) if has_slept else waited_s
 
 
 def unpacked(message: bytes, name: str) -> Declaration:
@@ -88,7 +93,7 @@ class ServerLink:
         self.declaration = declaration
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise RuntimeError("this rank has no simulator: those of the workers that have died have ended with them")
+        raise RuntimeError("this rank has no simulator: its worker has died, and it with it; --resume starts all again")
 
     reset = step = save = load = _refuse
 

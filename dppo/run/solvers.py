@@ -17,15 +17,20 @@ from dppo.config import SOLVER, Config
 from dppo.console import say
 from dppo.envs.solver import HOW_TO_START, Declaration, SolverLink, connect
 from dppo.errors import UsageError
-from dppo.run.env_groups import MOST_NAMED
+from dppo.run.env_groups import listed, nodes, refuse_to_span, shortened
 from dppo.run.solver_link import TAG, ServerLink, WorkerLink, wait
 
 PROTOCOL = 2
 """The version, in the word that every rank says first: dppo's ranks with +, simulators' with -."""
 BEGIN_S, LEAVE_S = 60.0, 10.0
 """Seconds that simulators may take until they call dppo_begin; to leave at the end of a run that survives deaths."""
+SPREAD = (
+    "start it by python -m dppo.job --place-groups in a Slurm job, or give the simulator's ranks on each node as a"
+    " program of their own with --host (docs/simulators.md)"
+)
+"""How to place a simulator's ranks on one node."""
 _WELCOME, _HOST = 5, 64
-"""The words of a welcome; the bytes of the name of a rank's node."""
+"""The words of a welcome; the bytes of a node's name in the first message of a rank: [version, process, node]."""
 
 
 class Simulators:
@@ -35,7 +40,7 @@ class Simulators:
       world: the communicator of all programs.
       own: the communicator of dppo's own ranks; `world` if there is no other program.
       ranks: the simulators' ranks in `world`.
-      pids: the numbers of their processes, each on its node.
+      pids: the numbers of their processes on this node.
       hosts: the names of the nodes of all ranks of `world`.
     """
 
@@ -73,11 +78,13 @@ class Simulators:
             return []
         each, groups = config.env_ranks, range(self.size // config.env_ranks)
         members = [self._ranks[number * each : (number + 1) * each] for number in groups]
-        lines = placement(members, self._hosts, may_span=config.env_ranks_span_nodes)
+        if not config.env_ranks_span_nodes:
+            refuse_to_span("simulator", members, self._hosts, SPREAD)
+        lines = [f"simulator {n}: {listed(m)} on {nodes(m, self._hosts)}" for n, m in enumerate(members)]
         self._are_told = True
         self._link = meet(self._world, comm, alone, self._ranks, each)
         connect(self._link)
-        return lines
+        return shortened(lines, "simulators")
 
     def let_go(self) -> None:
         """Lets the simulators leave that this rank is responsible for, once."""
@@ -107,7 +114,11 @@ def part(world: MPI.Intracomm) -> Simulators:
       TimeoutError: another program has not called dppo_begin in time.
       UsageError: it was compiled with the dppo.h of another version, or dppo's ranks have different arguments.
     """
-    mine, said = np.array([PROTOCOL, os.getpid()], np.intc), np.zeros((world.size, 2), np.intc)
+    mine = np.zeros(2 + _HOST // 4, np.intc)
+    mine[:2] = PROTOCOL, os.getpid()
+    name = MPI.Get_processor_name().encode()[: _HOST - 1]
+    mine[2:].view(np.uint8)[: len(name)] = np.frombuffer(name, np.uint8)
+    said = np.zeros((world.size, len(mine)), np.intc)
     too_late = (
         f"another program of this job has not called dppo_begin within {BEGIN_S:g} s: it must do so right after"
         f" MPI_Init (dppo.h; {HOW_TO_START})"
@@ -125,13 +136,9 @@ def part(world: MPI.Intracomm) -> Simulators:
             "this mpirun has started dppo several times, with different arguments: start it once, on all its ranks;"
             " what follows the : is the simulator"
         )
-    hosts: list[str] = []
-    if others:
-        names = np.zeros((world.size, _HOST), np.uint8)
-        name = np.frombuffer(MPI.Get_processor_name().encode()[: _HOST - 1].ljust(_HOST, b"\0"), np.uint8)
-        wait(world.Iallgather(name, names), time.monotonic() + BEGIN_S, too_late)
-        hosts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in names]
-    return Simulators(world, comm, others, said[others, 1].tolist(), hosts)
+    hosts = [row.tobytes().rstrip(b"\0").decode(errors="replace") for row in np.ascontiguousarray(said[:, 2:])]
+    here = [rank for rank in others if hosts[rank] == hosts[world.rank]]
+    return Simulators(world, comm, others, said[here, 1].tolist(), hosts)
 
 
 def layout_error(config: Config, num_ranks: int, num_simulators: int) -> str | None:
@@ -158,32 +165,9 @@ def layout_error(config: Config, num_ranks: int, num_simulators: int) -> str | N
         (config.vectorization == "native", "vectorization=native: leave it out"),
         (config.on_env_error != "abort", f"on_env_error={config.on_env_error}: {once}: leave it out"),
         (config.respawn, f"respawn: {once}: leave it out"),
+        (bool(config.cases), "cases: a program chooses its case itself, by the number that dppo_begin gives it"),
     )
     return next((f"--env {SOLVER} and {text}" for is_wrong, text in wrong if is_wrong), None)
-
-
-def placement(groups: Sequence[Sequence[int]], hosts: Sequence[str], *, may_span: bool) -> list[str]:
-    """Returns lines on where the groups are, which are ranks of the job.
-
-    Args:
-      hosts: the names of the nodes of the job's ranks.
-
-    Raises:
-      UsageError: a group lies on several nodes, and `may_span` does not allow it.
-    """
-    places = [list(dict.fromkeys(hosts[rank] for rank in ranks)) for ranks in groups]
-    for number, (ranks, nodes) in enumerate(zip(groups, places, strict=True)):
-        if len(nodes) > 1 and not may_span:
-            raise UsageError(
-                f"simulator {number}, {_listed(ranks)} of the job, would lie on {' and '.join(nodes)}: place each on"
-                " one node (python -m dppo.job --place-groups in a job of Slurm's, else a program with --host for each"
-                " node: docs/simulators.md), or allow it by --env-ranks-span-nodes"
-            )
-    lines = [
-        f"simulator {number}: {_listed(ranks)} of the job on {' and '.join(nodes)}"
-        for number, (ranks, nodes) in enumerate(zip(groups[:MOST_NAMED], places, strict=False))
-    ]
-    return [*lines, *([f"and {len(groups) - MOST_NAMED} more simulators"] if len(groups) > MOST_NAMED else [])]
 
 
 def meet(
@@ -210,7 +194,7 @@ def meet(
     if own.rank in workers:
         number = own.rank - workers[0]
         members = solvers[number * env_ranks : (number + 1) * env_ranks]
-        name = f"simulator {number} ({_listed(members)} of the job)"
+        name = f"simulator {number} ({listed(members)} of the job)"
         try:
             comm = alone.Create_intercomm(0, world, members[0], TAG)
             comm.Set_errhandler(MPI.ERRORS_RETURN)
@@ -232,10 +216,3 @@ def meet(
             link.end()
         raise UsageError(errors[0])
     return ServerLink(declared[0]) if link is None else link
-
-
-def _listed(ranks: Sequence[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]}"
-    is_row = list(ranks) == list(range(ranks[0], ranks[0] + len(ranks)))
-    return f"ranks {ranks[0]}-{ranks[-1]}" if is_row else f"ranks {', '.join(map(str, ranks))}"

@@ -11,7 +11,17 @@ from mpi4py import MPI
 from dppo.config import Config
 from dppo.errors import RankFailure, UsageError
 from dppo.run.env_group import Seat
-from dppo.run.env_groups import described, make_groups, refuse_to_span, start_of, unlike_agents, whole
+from dppo.run.env_groups import (
+    SPREAD,
+    described,
+    listed,
+    make_groups,
+    refuse_to_span,
+    shortened,
+    start_of,
+    unlike_agents,
+    whole,
+)  # fmt: skip
 
 SEATS = [Seat("node1", frozenset({core})) for core in range(4)] + [Seat("node2", frozenset({0, 1, 2, 8}))] * 3
 
@@ -20,7 +30,7 @@ SEATS = [Seat("node1", frozenset({core})) for core in range(4)] + [Seat("node2",
     ("ranks", "text"),
     [
         (range(1, 3), "ranks 1-2 on node1, cores 1-2"),
-        (range(1, 2), "ranks 1-1 on node1, core 1"),
+        (range(1, 2), "rank 1 on node1, core 1"),
         (range(3, 5), "ranks 3-4 on node1, core 3 and node2, cores 0-2,8"),
     ],
 )
@@ -29,9 +39,19 @@ def test_the_first_lines_say_where_a_group_is(ranks: range, text: str) -> None:
 
 
 def test_a_group_on_two_nodes_is_refused_with_the_repair() -> None:
-    refuse_to_span([range(1, 4), range(4, 7)], SEATS)
-    with pytest.raises(UsageError, match=r"group 1, ranks 3 to 4, would lie on node1 and node2: place 1 \+ k\*2 ranks"):
-        refuse_to_span([range(1, 3), range(3, 5), range(5, 7)], SEATS)
+    hosts, repair = [seat.host for seat in SEATS], SPREAD.format(each=2)
+    refuse_to_span("group", [range(1, 4), range(4, 7)], hosts, repair)
+    with pytest.raises(UsageError, match=r"group 1, ranks 3-4, would lie on node1 and node2: place 1 \+ k\*2 ranks"):
+        refuse_to_span("group", [range(1, 3), range(3, 5), range(5, 7)], hosts, repair)
+
+
+def test_ranks_are_listed_as_ranges() -> None:
+    assert [listed(ranks) for ranks in ([3], [3, 4, 5], [5, 3])] == ["rank 3", "ranks 3-5", "ranks 3,5"]
+
+
+def test_long_lists_are_shortened() -> None:
+    assert shortened(["line"] * 18, "groups") == ["line"] * 16 + ["and 2 more groups"]
+    assert shortened(["line"], "groups") == ["line"]
 
 
 def test_one_rank_is_no_group() -> None:

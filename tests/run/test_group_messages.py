@@ -36,3 +36,11 @@ def test_an_action_like_the_one_before_travels_without_pickle() -> None:
     sender = CallCodec()
     first, second = (sender.encode(n, Call.STEP, 0, np.full(4, n, np.float32)) for n in range(2))
     assert len(second) == 24 + 16 < len(first)
+
+
+def test_arrays_of_other_layouts_between_them_do_not_mix_up_the_sides() -> None:
+    sender, receiver = CallCodec(), CallCodec()
+    plain, turned = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(2, 3).T
+    for number, array in enumerate([plain, turned, plain, turned, plain]):
+        message = np.frombuffer(sender.encode(number, Call.STEP, 0, array), np.uint8).copy()
+        assert receiver.decode(message)[3].tolist() == array.tolist()

@@ -110,8 +110,8 @@ def test_requests_and_states_have_the_layout_of_the_header() -> None:
 class Clock:
     """A time that passes while somebody sleeps."""
 
-    def __init__(self) -> None:
-        self.now, self.sleeps = 100.0, list[float]()
+    def __init__(self, oversleeps_s: float = 0.0) -> None:
+        self.now, self.sleeps, self._oversleeps_s = 100.0, list[float](), oversleeps_s
 
     def monotonic(self) -> float:
         self.now += 1e-6
@@ -119,7 +119,7 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)
-        self.now += seconds
+        self.now += seconds + self._oversleeps_s
 
 
 def test_a_wait_sleeps_through_the_time_that_a_step_takes_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +137,18 @@ def test_a_wait_sleeps_through_the_time_that_a_step_takes_at_least(monkeypatch: 
     assert waited(1e-4, 1e-4) == []
     naps = waited(1.0, 1.0)
     assert max(naps) == 0.02, "a death meanwhile is noticed soon"
+
+
+def test_a_wait_that_overslept_is_not_expected_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each step would be expected to take as long as the one before had seemed to take, and longer."""
+    clock = Clock(oversleeps_s=1e-4)
+    monkeypatch.setattr(solver_link, "time", clock)
+    expected_s, ends = 1e-3, []
+    for _ in range(200):
+        began, end = clock.now, clock.now + 5e-4
+        expected_s = poll(lambda end=end: clock.now >= end, expected_s=expected_s)  # type: ignore[misc]
+        ends.append(clock.now - began)
+    assert max(ends[100:]) < 5e-4 + 2e-4
 
 
 def test_the_shortest_of_the_last_steps_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +201,7 @@ def test_a_server_knows_the_declaration_only() -> None:
     told = ServerLink(declared)
     assert told.declaration == declared
     told.end()
-    with pytest.raises(RuntimeError, match="this rank has no simulator"):
+    with pytest.raises(RuntimeError, match=r"this rank has no simulator.*--resume"):
         told.reset(1)
 
 

@@ -30,6 +30,7 @@ RIGHT: dict[str, Any] = {"env": "dppo.envs:Solver", "env_ranks": 2, "num_envs": 
         ({"vectorization": "native"}, 3, 4, "vectorization=native"),
         ({"on_env_error": "restart"}, 3, 4, "cannot be started anew"),
         ({"respawn": True}, 3, 4, "cannot be started anew"),
+        ({"cases": ({"name": "calm", "env_kwargs": {}},)}, 3, 4, "a program chooses its case itself"),
     ],
 )
 def test_settings_and_numbers_of_ranks_must_fit(
@@ -61,18 +62,3 @@ def test_simulators_that_were_told_nothing_are_refused_once() -> None:
     found.let_go()
     found.let_go()
     assert world.sent == [(1, [0] * 5), (2, [0] * 5)]
-
-
-def test_ranks_are_listed_as_ranges() -> None:
-    assert [solvers._listed(ranks) for ranks in ([3], [3, 4, 5], [3, 5])] == ["rank 3", "ranks 3-5", "ranks 3, 5"]
-
-
-def test_where_groups_are_is_told_and_none_lies_on_two_nodes() -> None:
-    hosts = ["n1", "n1", "n1", "n1", "n2", "n2"]
-    assert solvers.placement([[2, 3], [4, 5]], hosts, may_span=False) == [
-        "simulator 0: ranks 2-3 of the job on n1", "simulator 1: ranks 4-5 of the job on n2",
-    ]  # fmt: skip
-    with pytest.raises(UsageError, match="simulator 1, ranks 3-4 of the job, would lie on n1 and n2"):
-        solvers.placement([[1, 2], [3, 4]], hosts, may_span=False)
-    assert solvers.placement([[3, 4]], hosts, may_span=True) == ["simulator 0: ranks 3-4 of the job on n1 and n2"]
-    assert solvers.placement([[0]] * 18, hosts, may_span=False)[-1] == "and 2 more simulators"

@@ -43,10 +43,11 @@ enum { DPPO_END = 0, DPPO_RESET = 1, DPPO_ACTION = 2, DPPO_SAVE = 3, DPPO_LOAD =
 enum { DPPO_RUNNING = 0, DPPO_TERMINATED = 1, DPPO_TRUNCATED = 2 };
 enum { DPPO_CANNOT_SAVE = 0, DPPO_CAN_SAVE = 1 };
 
-/* --- What the two programs say to each other; run/solvers.py has the same numbers. --- */
+/* --- What the two programs say to each other; run/solvers.py and run/solver_link.py have the same numbers. --- */
 
 enum { DPPO_PROTOCOL_ = 2, DPPO_TAG_ = 7700, DPPO_TAG_PATH_ = 7701, DPPO_HEAD_ = 2, DPPO_WELCOME_ = 5 };
-enum { DPPO_LONGEST_PATH_ = 4096, DPPO_HOST_ = 64 };
+enum { DPPO_LONGEST_PATH_ = 4096 };
+enum { DPPO_HOST_ = 64, DPPO_SAID_ = 2 + DPPO_HOST_ / (int)sizeof(int) }; /* a rank's version, process and node */
 
 static struct {
     MPI_Comm group, inner, head; /* the simulator's, this file's copy of it, and the bridge to the worker */
@@ -222,9 +223,9 @@ static inline int dppo_next_(void)
  * the number of the group, from 0. */
 static inline void dppo_begin(MPI_Comm *comm, int *number)
 {
-    int said[2] = {-DPPO_PROTOCOL_, 0}, size, i, first = -1, members = 0, given = 0, key, is_on = 0;
+    int said[DPPO_SAID_] = {-DPPO_PROTOCOL_}, size, i, first = -1, members = 0, given = 0, key, is_on = 0;
     int *all, *solvers;
-    char name[MPI_MAX_PROCESSOR_NAME] = "", host[DPPO_HOST_] = "", *hosts;
+    char host[MPI_MAX_PROCESSOR_NAME] = "";
     int64_t welcome[DPPO_WELCOME_];
     const char *ulfm = getenv("OMPI_MCA_mpi_ft_enable");
     MPI_Request request;
@@ -244,23 +245,26 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
     MPI_Comm_create_errhandler(dppo_on_error_, &handler);
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, handler);
     MPI_Comm_size(MPI_COMM_WORLD, &size);
-    all = (int *)malloc(3 * (size_t)size * sizeof(int));
+    all = (int *)malloc((DPPO_SAID_ + 1) * (size_t)size * sizeof(int));
     if (all == NULL)
         dppo_fail_("no memory");
-    solvers = all + 2 * size;
+    solvers = all + (size_t)DPPO_SAID_ * (size_t)size;
     said[1] = (int)getpid();
+    MPI_Get_processor_name(host, &i);
+    host[i < DPPO_HOST_ ? i : DPPO_HOST_ - 1] = '\0';
+    memcpy(said + 2, host, strlen(host) + 1);
     dppo_outlive_requests_();
     atexit(dppo_on_exit_);
     MPI_Comm_create_keyval(MPI_COMM_NULL_COPY_FN, dppo_on_finalize_, &key, NULL);
     MPI_Comm_set_attr(MPI_COMM_SELF, key, NULL);
 
-    MPI_Iallgather(said, 2, MPI_INT, all, 2, MPI_INT, MPI_COMM_WORLD, &request);
+    MPI_Iallgather(said, DPPO_SAID_, MPI_INT, all, DPPO_SAID_, MPI_INT, MPI_COMM_WORLD, &request);
     dppo_wait_(&request);
     for (i = size - 1; i >= 0; --i)
-        if (all[2 * i] > 0)
+        if (all[DPPO_SAID_ * i] > 0)
             first = i;
     for (i = 0; i < size; ++i)
-        if (all[2 * i] < 0)
+        if (all[DPPO_SAID_ * i] < 0)
             solvers[members++] = i;
     if (first < 0) {
         int rank;
@@ -272,21 +276,12 @@ static inline void dppo_begin(MPI_Comm *comm, int *number)
         MPI_Finalize();
         exit(2);
     }
-    if (all[2 * first] != DPPO_PROTOCOL_) { /* dppo sees it, too, and ends the job */
+    if (all[DPPO_SAID_ * first] != DPPO_PROTOCOL_) { /* dppo sees it, too, and ends the job */
         for (i = 0; i < 100; ++i)
             dppo_sleep_(100000);
         dppo_fail_("it was compiled with the dppo.h of another version: compile it anew with"
                    " -I$(python -m dppo.job --include)");
     }
-
-    MPI_Get_processor_name(name, &i);
-    strncpy(host, name, DPPO_HOST_ - 1);
-    hosts = (char *)malloc((size_t)size * DPPO_HOST_);
-    if (hosts == NULL)
-        dppo_fail_("no memory");
-    MPI_Iallgather(host, DPPO_HOST_, MPI_BYTE, hosts, DPPO_HOST_, MPI_BYTE, MPI_COMM_WORLD, &request);
-    dppo_wait_(&request);
-    free(hosts);
 
     /* [accepted, ranks of a group, number of the group, its worker's rank, first of its ranks among the simulators] */
     MPI_Irecv(welcome, DPPO_WELCOME_, MPI_INT64_T, first, DPPO_TAG_, MPI_COMM_WORLD, &request);
