@@ -234,10 +234,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
-    from dppo.run.beside import other_programs
+    from dppo.run.beside import all_programs, other_programs
 
     try:
-        with other_programs() as programs:
+        with contextlib.ExitStack() as at_end:
+            programs = at_end.enter_context(other_programs())
             args = _parser().parse_args(argv)
             require("--episodes", args.episodes, at_least(1, 1e6))
             require("--seed", args.seed, SEED)
@@ -245,10 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             config = load_config(args.run_dir)
             if config.own_env_ranks == 1 and config.env != SOLVER and programs is None:
                 return _evaluate(args, None)
-            from dppo.run.command import all_programs
             from dppo.run.evaluation import evaluate_on_ranks
 
-            programs = programs or all_programs()
+            programs = programs or at_end.enter_context(all_programs())
             return evaluate_on_ranks(config, args.run_dir, programs, lambda group: _evaluate(args, group))
     except UsageError as error:
         print(f"dppo: {plain(error)}", file=sys.stderr)

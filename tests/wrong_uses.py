@@ -206,8 +206,16 @@ C_API = {
     "is killed, ULFM": faulty("is killed", "has died", ranks=2, survives=True),
     "hangs": faulty("hangs", "no progress for", ranks=2, words=("--log.stall-abort-s", 5)),
     "hangs, ULFM": faulty("hangs", "no progress for", ranks=2, words=("--log.stall-abort-s", 5), survives=True),
-    "never leaves": faulty("never leaves", "has not called dppo_end", None),
+    "never leaves": faulty("never leaves", "have it call dppo_end once", None),
     "never leaves, ULFM": faulty("never leaves", "did not call dppo_end within", 0, survives=True),
+    "an evaluation after which it never leaves": Use(
+        "the simulator must call dppo_end once dppo_wait_reset returns DPPO_END",
+        ("run", "--episodes", 1),
+        1,
+        beside=((1, "faults", "never leaves"),),
+        program="evaluate.py",
+        first=SOLVER,
+    ),
 }
 """Programs that own their loop."""
 
@@ -233,7 +241,8 @@ def start(use: Use, folder: Path, built: Path) -> Ended:
         (folder / use.file).touch()
     try:
         if use.first:
-            others = (beside or [(1, built / "faults")]) if "dppo.envs:Solver" in use.first else ()
+            trains_beside = beside if beside and use.program is None else [(1, built / "faults")]
+            others = trains_beside if "dppo.envs:Solver" in use.first else ()
             launcher.run(use.first_ranks, *use.first, timeout=200, beside=others)
         return launcher.run(
             use.ranks, *use.words, code=None, program=use.program, beside=beside, survives=use.survives, timeout=150

@@ -67,7 +67,7 @@ def stand() -> None:
     if launched:
         processes.prctl(processes.SET_PDEATHSIG, signal.SIGCHLD)  # the guard wakes, and ends the rank
     for level in range(depth):
-        parent = os.getpid()
+        parent, is_rank = os.getpid(), level == depth - 1
         processes.prctl(processes.SET_CHILD_SUBREAPER, 1)  # before any process can leave orphans
         try:
             child = os.fork()
@@ -77,8 +77,7 @@ def stand() -> None:
             processes.prctl(processes.SET_CHILD_SUBREAPER, 0)
             break
         if child:
-            _Guard(child, above, is_launched=launched, is_outer=level == 0, is_inner=level == depth - 1).watch()
-        is_rank = level == depth - 1
+            _Guard(child, above, is_launched=launched, is_outer=level == 0, is_inner=is_rank).watch()
         processes.prctl(processes.SET_PDEATHSIG, signal.SIGKILL if is_rank else signal.SIGCHLD)
         if os.getppid() != parent:
             os._exit(_KILLED)
@@ -150,17 +149,15 @@ class _Guard:
 
     def __init__(self, child: int, parent: int, *, is_launched: bool, is_outer: bool, is_inner: bool) -> None:
         self._child, self._is_launched, self._is_outer, self._is_inner = child, is_launched, is_outer, is_inner
-        self._parent = parent
-        self._shares_terminal = not is_launched
+        self._parent, self._shares_terminal = parent, not is_launched
         self._launcher = _Launcher(processes.launcher()) if is_launched and is_inner else None
-        self._stage, self._deadline = _STARTING, math.inf
-        self._beats, self._beat_at = 0, time.monotonic()
+        self._stage, self._deadline, self._is_overdue = _STARTING, math.inf, False
+        self._beats, self._beat_at, self._missing = 0, time.monotonic(), 0
         # behind a wrapper script the launcher's children are not the guards, and their number says nothing
         self._programs = (launcher.num_programs() or 1) > 1
         starts_with_others = (launcher.survives_deaths() or self._programs) and launcher.local_ranks() > 1
         self._counts = is_outer and starts_with_others and processes.launcher() == self._parent
         self._starts_until = time.monotonic() + START_S if self._programs else math.inf
-        self._missing = 0
         self._passed_on: set[int] = set()
 
     def watch(self) -> NoReturn:
@@ -216,9 +213,12 @@ class _Guard:
         if self._is_inner and stage == _AT_WORK:
             self._listen(now)
         if now > self._deadline:
-            if stage == _LEAVING and self._programs:
-                who = launcher.rank_name()
-                processes.say(f"{who} cannot leave: a simulator beside dppo has not called dppo_end for {LEAVE_S:g} s")
+            if stage == _LEAVING and self._programs and not self._is_overdue:
+                processes.say(
+                    f"{launcher.rank_name()} has not ended within {LEAVE_S:g} s, and is killed: if a simulator beside"
+                    " dppo is still there, have it call dppo_end once dppo_wait_reset returns DPPO_END"
+                )
+            self._is_overdue = True
             processes.kill(self._child, signal.SIGKILL)
             self._deadline = now + 1.0
 

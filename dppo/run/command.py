@@ -230,7 +230,7 @@ def _prepare(
         unless_it_trains.callback(leave_no_trace, plan, given)
         parts = setup.build(plan.config, comm, watchdog.heartbeat, given, plan.run_dir)
         unless_it_trains.callback(parts.close)
-        notes += agree_on_cases(plan.config, comm, parts)
+        notes = [*notes, *agree_on_cases(plan.config, comm, parts)]
         setup.check_saved(plan, parts, comm)
         if (line := init_from(plan, parts.state, comm)) is not None:
             notes = [*notes, line]

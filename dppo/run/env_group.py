@@ -192,7 +192,7 @@ class EnvGroup:
           has_failed: whether the head's own call has failed, so that followers may wait in vain for the head.
         """
         missing, failed = set(self._others), list[Failed]()
-        backoff, since = self._backoff, time.monotonic()
+        backoff, since = self._backoff, time.monotonic() if has_failed else None
         backoff.reset()
         came_back = False
         try:
@@ -206,7 +206,8 @@ class EnvGroup:
                     missing.discard(self._status.Get_source())
                     if len(answer) > _SERIAL.size:
                         failed.append(Failed(*pickle.loads(answer[_SERIAL.size :].data)))
-                if (has_failed or failed) and missing and time.monotonic() - since > self._patience_s:
+                        since = since or time.monotonic()
+                if since is not None and missing and time.monotonic() - since > self._patience_s:
                     if not survives_deaths():
                         break
                     self._give_up(number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import socket
 from collections.abc import Mapping, Sequence
@@ -77,12 +78,17 @@ def free_ranks(
 ) -> list[tuple[int, int]]:
     """Returns (worker, rank) of each replacement: the rank that the worker had at the start if it is free, else the
     rank of a server that has died. Ranks of workers that stay dead are used last. A worker that is the head of a group
-    of `ranks_each` ranks gets those that the group had at the start or, if one of these is the server, new ones.
+    of `ranks_each` ranks gets those that the group had at the start or, if one of these is the server, the first ones
+    behind those of the start that no other group has.
     """
+    taken, given = {member.rank for member in members}, dict[int, int]()
     if ranks_each > 1:
-        taken = {member.rank for member in members}
-        return [(w, 1 + ranks_each * (num_ranks - 1 if 1 + ranks_each * w in taken else w)) for w in workers]
-    free = set(range(num_ranks)) - {member.rank for member in members}
+        for worker in workers:
+            heads = (1 + ranks_each * place for place in itertools.chain([worker], itertools.count(num_ranks - 1)))
+            given[worker] = next(head for head in heads if head not in taken)
+            taken.add(given[worker])
+        return list(given.items())
+    free = set(range(num_ranks)) - taken
     given = {worker: worker + 1 for worker in workers if worker + 1 in free}
     rest = sorted(free - set(given.values()))
     given |= dict(zip((w for w in workers if w not in given), rest, strict=False))

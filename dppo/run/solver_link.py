@@ -103,12 +103,12 @@ class ServerLink:
 
 class WorkerLink:
     """A worker's link with its group. `comm`: an intercommunicator, in which the remote rank 0 speaks for the group;
-    `has_others`: whether other ranks of dppo train, which go on without this one.
+    `has_others`: returns whether other ranks of dppo live, which go on without this one.
     """
 
     declaration: Declaration
 
-    def __init__(self, comm: MPI.Comm, name: str, *, has_others: bool = True) -> None:
+    def __init__(self, comm: MPI.Comm, name: str, *, has_others: Callable[[], bool] = lambda: True) -> None:
         self._comm, self._name, self._has_others = comm, name, has_others
         self._request, self._state = np.zeros(2), np.zeros(2)
         self._has_ended = False
@@ -177,7 +177,7 @@ class WorkerLink:
         """Ends this worker with its simulator, as if it had been killed; or the job, if nobody goes on."""
         self._has_ended = True
         text = f"{self._name} has died: {error.Get_error_string()}"
-        if survives_deaths() and self._has_others:
+        if survives_deaths() and self._has_others():
             say(f"{text}; its worker ends with it")
             leaving.die()
         raise RuntimeError(text)

@@ -198,7 +198,7 @@ def meet(
         try:
             comm = alone.Create_intercomm(0, world, members[0], TAG)
             comm.Set_errhandler(MPI.ERRORS_RETURN)
-            link = WorkerLink(comm, name, has_others=own.size > 1)
+            link = WorkerLink(comm, name, has_others=lambda: own.size > 1 + own.Get_failed().size)
             link.read_declaration()
             told = link.declaration
         except (TimeoutError, UsageError) as error:

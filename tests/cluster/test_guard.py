@@ -113,11 +113,14 @@ def test_a_code_that_was_announced_holds_however_the_rank_ends(last_act: str, co
 
 def test_a_rank_that_cannot_leave_as_a_simulator_stays_says_so() -> None:
     """MPI_Finalize waits for all programs of the job."""
-    two = "os.environ['OMPI_NUM_APP_CTX'] = '2'"
+    two = "os.environ['OMPI_NUM_APP_CTX'] = '2'; kill, until = guard.processes.kill, time.monotonic() + 1.0"
+    does_not_take = "lambda pid, number: None if number == 9 and time.monotonic() < until else kill(pid, number)"
+    two += f"; guard.processes.kill = {does_not_take}"
     command = program("guard.started()\nguard.announce(0)\ntime.sleep(60)", two)
     environ = LAUNCHED | {"PYTHONPATH": PATH}
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    assert done.returncode == 0 and "a simulator beside dppo has not called dppo_end" in done.stderr
+    assert done.returncode == 0 and done.stderr.count("has not ended within 0.3 s, and is killed") == 1, done.stderr
+    assert "call dppo_end once dppo_wait_reset returns DPPO_END" in done.stderr
 
 
 @pytest.mark.parametrize("code", [0, 1, 2])

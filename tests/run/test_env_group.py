@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -135,6 +137,40 @@ def test_a_follower_that_does_not_come_out_is_named_and_told_nothing_more(group:
         head.tell(Call.CLOSE, 0)
     head.dismiss("the end")  # for a follower that comes out after all
     assert [follower.next_call()[0] for _ in range(2)] == [Call.STEP, Call.LEAVE]
+
+
+def test_patience_begins_with_the_first_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with the head's return: rank 4 has failed long after it, and rank 5 comes back soon after that."""
+    now = 100.0
+    boxes: list[list[tuple[int, int, bytes, Sent]]] = [[], [], []]
+    ranks: Any = [Comm(rank, boxes) for rank in range(3)]
+    for comm in ranks:
+        comm.size = 3
+
+    class Turns:
+        """Each pause takes 3 s; in the third one rank 4 fails, in the fourth one rank 5 is done."""
+
+        num = 0
+
+        def reset(self) -> None:
+            pass
+
+        def pause(self) -> None:
+            nonlocal now
+            now, self.num = now + 3.0, self.num + 1
+            if self.num == 3:
+                message = pickle.dumps(tuple(failure("rank 4")))
+                ranks[1].Isend([env_group._SERIAL.pack(1) + message], 0, env_group._ANSWER)
+            elif self.num == 4:
+                ranks[2].Isend([env_group._SERIAL.pack(1)], 0, env_group._ANSWER)
+
+    monkeypatch.setattr(env_group, "make_doorbell", lambda comm: Bell())
+    monkeypatch.setattr(env_group, "time", SimpleNamespace(monotonic=lambda: now))
+    head = EnvGroup(ranks[0], 1, 3, [HERE] * 3, crowded=False)
+    monkeypatch.setattr(head, "_backoff", Turns())
+    head.tell(Call.STEP, 0)
+    assert head.answers(0, has_failed=False) == [failure("rank 4")]
+    assert not head.is_stuck
 
 
 def test_a_failure_that_the_head_does_not_take_ends_the_job(group: list[EnvGroup]) -> None:

@@ -92,6 +92,9 @@ def test_which_replacement_gets_which_worker_and_rank(
         (crew((1, None), (3, 1)), [0, 2], [(0, 7), (2, 5)]),
         # and the next one, too
         (crew((7, None), (3, 1), (5, 2)), [0], [(0, 1)]),
+        # the head of group 1 has served and died, and the one of group 0 serves now: group 1 has the first new ranks
+        (crew((1, None), (7, 1), (5, 2)), [0], [(0, 9)]),
+        (crew((9, None), (7, 1), (5, 2)), [0], [(0, 1)]),
     ],
 )
 def test_a_group_of_two_gets_its_ranks_of_the_start_or_new_ones(

@@ -190,7 +190,7 @@ def test_a_worker_dies_with_its_simulator(monkeypatch: pytest.MonkeyPatch, capsy
 def test_the_only_worker_does_not_die_with_its_simulator(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would be left who gives the job its exit code."""
     link, group = linked()
-    link._has_others, group.is_dead = False, True
+    link._has_others, group.is_dead = lambda: False, True
     monkeypatch.setattr(solver_link, "survives_deaths", lambda: True)
     with pytest.raises(RuntimeError, match="simulator 0 has died"):
         link.step(np.zeros(2))

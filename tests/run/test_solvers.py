@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from dppo.comm.mpi import MPI
 from dppo.config import Config
+from dppo.envs.solver import Declaration
 from dppo.errors import UsageError
 from dppo.run import solvers
 from dppo.run.solvers import Simulators, layout_error
@@ -62,3 +64,30 @@ def test_simulators_that_were_told_nothing_are_refused_once() -> None:
     found.let_go()
     found.let_go()
     assert world.sent == [(1, [0] * 5), (2, [0] * 5)]
+
+
+def test_a_worker_knows_whether_others_of_dppo_still_live(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after the first deaths: the last one does not die with its simulator, as it has the job's last word."""
+    dead, asked = 0, list[Any]()
+
+    class Link:
+        declaration = Declaration("it", (0.0,), (1.0,), (0.0,), (1.0,), False)
+
+        def __init__(self, comm: object, name: str, *, has_others: Any) -> None:
+            asked.append(has_others)
+
+        def read_declaration(self) -> None:
+            pass
+
+    intercomm = SimpleNamespace(Set_errhandler=lambda handler: None)
+    alone = SimpleNamespace(Create_intercomm=lambda *arguments: intercomm)
+    own = SimpleNamespace(size=3, rank=1, Get_failed=lambda: SimpleNamespace(size=dead))
+    monkeypatch.setattr(solvers, "WorkerLink", Link)
+    monkeypatch.setattr(solvers, "gather_all", lambda comm, mine: [mine] * 3)
+    solvers.meet(cast(Any, own), cast(Any, own), cast(Any, alone), [3, 4], 1)
+    has_others, *_ = asked
+    assert has_others()
+    dead = 1
+    assert has_others()
+    dead = 2
+    assert not has_others()
