@@ -143,7 +143,7 @@ def test_simulators_come_back_to_the_nodes_of_their_workers(seen: dict[str, Seen
     went_on(job)
     assert job.output.count("groups of 3 ranks, each on one node: 1 on n1, 1 on n2") == 2
     assert before == after == {"n1": [3, 4], "n2": [5, 6]}
-    told = re.findall(r"^ +simulator \d: (ranks \S+) of the job on (\w+)$", job.output, re.MULTILINE)
+    told = re.findall(r"^ +simulator \d: (ranks \S+) on (\w+)$", job.output, re.MULTILINE)
     assert told == 2 * [("ranks 3-4", "n1"), ("ranks 5-6", "n2")]
 
 
