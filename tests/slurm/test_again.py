@@ -39,10 +39,11 @@ def jobs(slurm: Cluster) -> Iterator[dict[str, Batch]]:
     settings.write_text("[ppo]\nepochs = 2\n")
     train, train_srun = "train.sbatch", "train-srun.sbatch"
     often = ("--checkpoint.every", 960)
+    late = ("--env-kwargs", "step_s=0.007")  # still there when the signal comes, after a minute at the latest
     started: dict[str, Batch] = {}
     for name, options, script, flags in (
-        ("limit", short, train, RUN),
-        ("srun", short, train_srun, RUN),
+        ("limit", short, train, (*RUN, *late)),
+        ("srun", short, train_srun, (*RUN, *late)),
         ("whole", long, train, RUN),
         ("requeue", long, train, (*RUN, *often)),
         ("signal", long, train, (settings, *RUN)),
