@@ -47,7 +47,7 @@ GROWTH = 1.1
 
 def world() -> MPI.Comm:
     """Of ranks that are set up as dppo.run sets them up. Everything else is imported after it."""
-    from dppo import startup
+    from dppo.cluster import startup
 
     startup.prepare()
     from dppo.comm.mpi import MPI

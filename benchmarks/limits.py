@@ -291,7 +291,7 @@ def share(repeats: int) -> list[dict[str, Any]]:
 
 def random_program(env: str, num_envs: str, seconds: float = 2.0) -> None:
     """On every rank at the same time; prints their steps per second, added up. Actions were drawn before."""
-    from dppo import startup
+    from dppo.cluster import startup
 
     startup.prepare()
     from mpi4py import MPI

@@ -54,7 +54,7 @@ MESSAGE_BYTES = 36_000  # the default network's 9,000 parameters
 LATENCY_S, BYTES_PER_S = 2e-6, 10e9  # assumed of a cluster's network
 CPU_PROGRAM = """
 import json, sys, time
-from dppo import startup
+from dppo.cluster import startup
 startup.prepare()
 from dppo.comm.mpi import MPI
 from dppo.run.command import main, start_mpi

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
 import operator
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
 from math import isfinite
@@ -21,6 +22,8 @@ DEEPEST = 16
 """The largest number of levels of tables and lists in one another."""
 LONGEST_S = 1e9
 """The largest number of seconds, 31 years: a larger one overflows somewhere, and means never."""
+MOST_WEIGHTS = 10**8
+"""Between the hidden layers of a network."""
 _CASE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 """The names of cases, which are parts of names of files and of keys."""
 
@@ -193,6 +196,46 @@ def settled_cases(tables: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], .
     return tuple(out.values())
 
 
+def check_network(model: Any) -> None:
+    """Raises ValueError where settings of the section `model` rule each other out."""
+    require(
+        all(1 <= n <= 8192 for n in model.hidden) and len(model.hidden) <= 16,
+        f"model.hidden={shown(model.hidden)} must hold positive sizes of at most 8192, and at most 16 of them",
+    )
+    weights = sum(a * b for a, b in itertools.pairwise(model.hidden))
+    require(
+        weights <= MOST_WEIGHTS,
+        f"model.hidden={shown(model.hidden)} makes {weights:,} weights between these layers, and at most"
+        f" {MOST_WEIGHTS:,} can be trained: choose smaller ones",
+    )
+    require(
+        model.factory is None or ":" in model.factory,
+        f"model.factory={model.factory!r} must have the form module:function",
+    )
+    require(
+        not (model.factory and model.backend == "numpy"),
+        "model.backend=numpy cannot run model.factory, which is a torch network: leave model.backend at auto",
+    )
+    require(
+        not (model.core and model.backend == "numpy"),
+        f"model.backend=numpy has no memory, and model.core={model.core} is a torch network: leave model.backend at"
+        " auto",
+    )
+    for field in fields(model):
+        if field.name not in ("sequence", "core_size"):
+            continue
+        value, default, name = getattr(model, field.name), field.default, field.name
+        require(
+            bool(model.core or model.factory) or value == default,
+            f"model.{name}={value} is for networks with memory, and this one has none: set model.core to gru or"
+            " lstm, or leave it out",
+        )
+    require(
+        not (model.core and model.factory),
+        f"model.core={model.core} is of dppo's own network, which model.factory replaces: leave one of them out",
+    )
+
+
 def _settled_part(value: Any, name: str, depth: int = 0) -> Any:
     """Returns a value of a table as TOML and JSON hold it. Raises ValueError where they cannot."""
     given, value = value, _plain(value)
@@ -215,6 +258,12 @@ def _settled_part(value: Any, name: str, depth: int = 0) -> Any:
     elif type(value) not in (bool, int, float):
         raise ValueError(f"{name}={shown(given)} must be a number, a text, true or false, or a list or table of these")
     return value
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises ValueError with this message unless the condition is true."""
+    if not condition:
+        raise ValueError(message)
 
 
 def is_whole(hint: Any) -> bool:

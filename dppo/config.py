@@ -6,11 +6,21 @@ takes the section that it needs.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeVar
 
-from dppo.bounds import LONGEST_S, Range, Section, at_least, not_negative, positive, settled_cases, shown, within
+from dppo.bounds import (
+    LONGEST_S,
+    Range,
+    Section,
+    at_least,
+    check_network,
+    not_negative,
+    positive,
+    require,
+    settled_cases,
+    within,
+)
 
 VERSION = "0.1.0"
 """Of this package."""
@@ -20,8 +30,8 @@ SOLVER = "dppo.envs:Solver"
 C = TypeVar("C")
 
 MOST_STEPS = 1e15
-MOST_SAMPLES = MOST_WEIGHTS = 10**8
-"""In a worker's rollout, and between the hidden layers of a network."""
+MOST_SAMPLES = 10**8
+"""In a worker's rollout."""
 
 SEED = Range(0, 2**63, "must lie in [0, 2**63)", open_high=True)
 Share = Annotated[float, within(0, 1)]
@@ -29,11 +39,6 @@ Decay = Annotated[float, within(0, 1, open_high=True)]
 Weight = Annotated[float, not_negative(1e6)]
 Seconds = Annotated[float, not_negative(LONGEST_S)]
 Limit = Annotated[float, not_negative(LONGEST_S, zero="never")]
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)
 
 
 @dataclass(frozen=True)
@@ -143,40 +148,7 @@ class ModelConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(
-            all(1 <= n <= 8192 for n in self.hidden) and len(self.hidden) <= 16,
-            f"model.hidden={shown(self.hidden)} must hold positive sizes of at most 8192, and at most 16 of them",
-        )
-        weights = sum(a * b for a, b in itertools.pairwise(self.hidden))
-        _require(
-            weights <= MOST_WEIGHTS,
-            f"model.hidden={shown(self.hidden)} makes {weights:,} weights between these layers, and at most"
-            f" {MOST_WEIGHTS:,} can be trained: choose smaller ones",
-        )
-        _require(
-            self.factory is None or ":" in self.factory,
-            f"model.factory={self.factory!r} must have the form module:function",
-        )
-        _require(
-            not (self.factory and self.backend == "numpy"),
-            "model.backend=numpy cannot run model.factory, which is a torch network: leave model.backend at auto",
-        )
-        _require(
-            not (self.core and self.backend == "numpy"),
-            f"model.backend=numpy has no memory, and model.core={self.core} is a torch network: leave model.backend at"
-            " auto",
-        )
-        for name in ("sequence", "core_size"):
-            value = getattr(self, name)
-            _require(
-                bool(self.core or self.factory) or value == getattr(ModelConfig, name),
-                f"model.{name}={value} is for networks with memory, and this one has none: set model.core to gru or"
-                " lstm, or leave it out",
-            )
-        _require(
-            not (self.core and self.factory),
-            f"model.core={self.core} is of dppo's own network, which model.factory replaces: leave one of them out",
-        )
+        check_network(self)
 
 
 @dataclass(frozen=True)
@@ -344,7 +316,7 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(bool(self.env), "env must name an environment")
+        require(bool(self.env), "env must name an environment")
         object.__setattr__(self, "cases", settled_cases(self.cases))
         for wrapper in self.wrappers:
-            _require(":" in wrapper, f"wrappers={wrapper!r} must have the form module:callable")
+            require(":" in wrapper, f"wrappers={wrapper!r} must have the form module:callable")

@@ -23,6 +23,7 @@ from pathlib import Path
 from dppo import requeue, verdict
 from dppo.cluster import slurm
 from dppo.cluster.layout import lay_out
+from dppo.cluster.startup import MPI_PARAMETERS
 from dppo.cluster.supervisor import JobEnds, Supervisor
 from dppo.errors import EXIT_AGAIN, EXIT_USAGE, UsageError
 from dppo.rundir import paths
@@ -194,13 +195,14 @@ def _parser() -> Parser:
     parser = Parser(
         prog="python -m dppo.job",
         usage="%(prog)s [options] LAUNCHER … python -m dppo.run … --run-dir RUN\n       %(prog)s --copy FOLDER\n"
-        "       %(prog)s --include",
+        "       %(prog)s --include | --openmpi",
         description="The last command of a batch script: tries the settings, trains, and has Slurm start the job again"
-        " until the run is done. SIGUSR1 to it saves. Or copies dppo's batch scripts, for you to change, or prints the"
-        " folder of dppo.h.",
+        " until the run is done. SIGUSR1 to it saves. Or copies dppo's batch scripts, for you to change, or prints"
+        " where dppo.h is, or the parameters of Open MPI.",
     )
     parser.add_argument("--copy", type=Path, metavar="FOLDER", help="where the copies go, such as jobs")
     parser.add_argument("--include", action="store_true", help="print the folder of dppo.h, for cc -I, and dppo.f90")
+    parser.add_argument("--openmpi", action="store_true", help="print the file of Open MPI's parameters, to be sourced")
     parser.add_argument(
         "--place-groups",
         action="store_true",
@@ -229,8 +231,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         args = _parser().parse_args(argv)
         require("--starts", args.starts, at_least(1, 1e6))
         require("--kill-after-s", args.kill_after_s, not_negative(1e6))
-        if args.include:
-            print(INCLUDE)
+        if args.include or args.openmpi:
+            print(INCLUDE if args.include else MPI_PARAMETERS)
             return 0
         if args.copy is None:
             training, supervisor = take_apart(args.command), Supervisor(asked=args.asked)

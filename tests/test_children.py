@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from dppo.cluster.startup import share_of
 from dppo.envs import child_environment
-from dppo.startup import share_of
 from tests.launch import OF_DPPO
 
 OF_THE_JOB = {

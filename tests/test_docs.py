@@ -41,7 +41,7 @@ FLAGS_OF_OTHERS = {
     "sbatch": {"array", "batch", "cpus-per-task", "exclusive", "gpus-per-node", "hint", "nodes", "ntasks"}
     | {"ntasks-per-node", "requeue", "signal", "time"},
     "srun": {"cpu-bind", "distribution", "list", "mpi", "multi-prog", "nodelist"},
-    "dppo.job": {"copy", "include", "kill-after-s", "place-groups"},
+    "dppo.job": {"copy", "include", "kill-after-s", "openmpi", "place-groups"},
     "dppo.verdict": {"begin"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},

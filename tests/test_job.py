@@ -422,7 +422,7 @@ def test_a_signal_while_a_script_begins_is_not_lost(script: str, stage: Stage) -
 
 def test_a_signal_while_python_starts_ends_nothing(stage: Stage) -> None:
     """It comes too late for the script and too early for the job, and is the only one that is lost."""
-    tell = "import os, signal, sys; 'dppo.job' in sys.orig_argv and os.kill(os.getpid(), signal.SIGUSR1)"
+    tell = "import os, signal, sys; '--starts' in sys.orig_argv and os.kill(os.getpid(), signal.SIGUSR1)"
     (stage.folder / "sitecustomize.py").write_text(tell)
     stage.plays("mpirun", "finish finished")
     where = {"PYTHONPATH": f"{stage.folder}:{ROOT}", "RUN_DIR": "runs/it"}

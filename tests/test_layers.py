@@ -18,7 +18,7 @@ ROOT = Path(dppo.__file__).parent
 FLOORS = (
     ("bounds", "errors", "data", "seeding"),
     ("config", "files", "seams", "cluster"),
-    ("console", "startup", "settings", "algo", "envs"),
+    ("console", "settings", "algo", "envs"),
     ("models", "comm", "rundir"),
     ("trajectories",),
     ("training",),
@@ -137,7 +137,7 @@ def test_variables_of_launchers_and_of_slurm_are_read_in_one_module_each(reader:
     """Named in the text, comments included: elsewhere a function of that module is called."""
     named = {path: set(re.findall(READERS[reader], (ROOT / path).read_text())) for path in FILES}
     assert named.pop(reader)
-    startups = named.pop(Path("startup.py"))
+    startups = named.pop(Path("cluster", "startup.py"))
     assert {path: names for path, names in named.items() if names} == {}
     assert {name for name in startups if not PARAMETERS.fullmatch(name)} == set()
 
@@ -151,7 +151,7 @@ def test_the_mathematics_is_pure(path: Path) -> None:
 
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
     for path in ROOMS:
-        if LEVEL[room_of(path)] <= LEVEL["cluster"] or room_of(path) in ("console", "startup"):
+        if LEVEL[room_of(path)] <= LEVEL["cluster"] or room_of(path) == "console":
             outside = {name.split(".")[0] for name in imports(path)} - {"numpy", "dppo"}
             # one where NumPy is there already, one for annotations alone
             allowed = {"startup.py": {"threadpoolctl"}, "seams.py": {"gymnasium"}}.get(path.name, set())
@@ -160,7 +160,15 @@ def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["dppo", "dppo.startup", "dppo.config", "dppo.settings.flags", "dppo.sweep", "dppo.job", "dppo.cluster.guard"],
+    [
+        "dppo",
+        "dppo.cluster.startup",
+        "dppo.config",
+        "dppo.settings.flags",
+        "dppo.sweep",
+        "dppo.job",
+        "dppo.cluster.guard",
+    ],
 )
 def test_light_modules_load_neither_numpy_nor_torch_nor_mpi(module: str) -> None:
     """Threads and Open MPI's parameters must be set before these are imported."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 
 from dppo.cluster.launcher import survives_deaths
-from dppo.startup import no_mpi
+from dppo.cluster.startup import no_mpi
 
 try:
     import mpi4py

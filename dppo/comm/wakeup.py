@@ -12,10 +12,10 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection
 
+from dppo.cluster.startup import own_cores
 from dppo.comm.collectives import gather_all
 from dppo.comm.mpi import MPI
 from dppo.comm.sharing import Counters, share
-from dppo.startup import own_cores
 
 
 class Neighbours:

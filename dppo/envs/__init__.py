@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dppo.envs.solver import Solver as Solver
 
-_HOMES = {"Solver": "dppo.envs.solver", "child_environment": "dppo.startup"}
+_HOMES = {"Solver": "dppo.envs.solver", "child_environment": "dppo.cluster.startup"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = ()
       ValueError: on every rank: impossible settings, a missing environment, or a run directory that holds a run.
       ImportError: there is no MPI.
     """
-    from dppo.startup import prepare
+    from dppo.cluster.startup import prepare
 
     prepare()
     from dppo.run import command

@@ -16,8 +16,7 @@ def main() -> None:
     """Runs a rank from its start to its end."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # until the signal can be noted: no traceback from within an import
     started = time.monotonic()
-    from dppo import startup
-    from dppo.cluster import guard, launcher
+    from dppo.cluster import guard, launcher, startup
 
     startup.prepare()
     # beside a simulator, which waits for dppo, the run answers

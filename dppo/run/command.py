@@ -16,8 +16,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from dppo import startup
-from dppo.cluster import guard, ports, processes
+from dppo.cluster import guard, ports, processes, startup
 from dppo.cluster.launcher import check_launcher, is_first, num_programs, on_one_node, rank_name, survives_deaths
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm import leaving, mpi, ulfm

@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dppo.cluster.launcher import survives_deaths
+from dppo.cluster.startup import own_cores
 from dppo.comm.collectives import gather_all
 from dppo.comm.leaving import die
 from dppo.comm.mpi import MPI
@@ -31,7 +32,6 @@ from dppo.console import say
 from dppo.envs.group_link import Call, Failed
 from dppo.errors import RankFailure, WorkerError
 from dppo.run.group_messages import CallCodec
-from dppo.startup import own_cores
 
 HEAD = 0
 """The head's rank within its group."""

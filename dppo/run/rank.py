@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dppo import startup
-from dppo.cluster import guard
+from dppo.cluster import guard, startup
 from dppo.cluster.signals import Preemption
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm.mpi import Comm

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 
+from dppo.cluster.startup import forks_end_here
 from dppo.config import SOLVER, VERSION
 from dppo.envs.cases import names_of
 from dppo.envs.maker import EnvMaker
@@ -12,7 +13,6 @@ from dppo.errors import Failure, JobFailure
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, write_spaces
-from dppo.startup import forks_end_here
 from dppo.training.build import build_envs, make_collector
 from dppo.training.counters import Losses
 from dppo.training.tracker import Tracker

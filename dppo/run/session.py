@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
+from dppo.cluster.startup import forks_end_here
 from dppo.comm.allreduce import Allreduce
 from dppo.comm.collectives import assert_in_sync, from_rank_zero, gather_at_zero, total
 from dppo.comm.learner_groups import Pool, make_pool
@@ -22,7 +23,6 @@ from dppo.rundir import paths
 from dppo.rundir.states import remove_states
 from dppo.rundir.summary import Summary
 from dppo.seams import Exchange
-from dppo.startup import forks_end_here
 from dppo.training import async_loop, sync_loop
 from dppo.training.coordinator import BaseCoordinator
 from dppo.training.sync_allreduce import AllreduceCoordinator, AllreduceExchange

@@ -13,6 +13,7 @@ import numpy as np
 from dppo.cluster import guard
 from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.signals import Preemption
+from dppo.cluster.startup import forks_end_here, this_python
 from dppo.comm.collectives import first_error, from_rank_zero, gather_at_zero, mpi_version
 from dppo.comm.mpi import Comm
 from dppo.comm.ulfm import HOW_TO_SURVIVE, wait_asleep
@@ -46,7 +47,6 @@ from dppo.rundir.summary import (
 from dppo.settings.commands import VERSION
 from dppo.settings.resume import resumed
 from dppo.settings.toml import to_toml
-from dppo.startup import forks_end_here, this_python
 from dppo.training.build import Parts, build_parts
 from dppo.training.episodes import WINDOW
 from dppo.training.replay import Replay

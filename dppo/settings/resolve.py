@@ -6,44 +6,45 @@ import math
 import os
 from dataclasses import replace
 
-from dppo.config import MOST_SAMPLES, Config, _require
+from dppo.bounds import require
+from dppo.config import MOST_SAMPLES, Config
 
 
 def check(config: Config) -> None:
     """Checks the settings against each other. Raises ValueError with the repair."""
-    _require(
+    require(
         not (config.mode == "async" and config.exchange == "allreduce"),
         "mode=async exchanges gradients p2p with the parameter server: leave exchange out, or set mode=sync",
     )
-    _require(
+    require(
         not (config.server.drop and (config.mode == "async" or config.exchange != "p2p")),
         f"server.drop={config.server.drop} needs mode=sync and exchange=p2p, where a server waits for gradients",
     )
-    _require(
+    require(
         not (config.preempt_fraction and config.mode == "async"),
         f"preempt_fraction={config.preempt_fraction} needs mode=sync: asynchronous workers never wait for a slow one",
     )
-    _require(
+    require(
         not (config.wrappers and config.vectorization == "native"),
         "vectorization=native steps all environments as one, and wrappers go around a single one: set"
         " vectorization=sync, or leave wrappers out",
     )
-    _require(
+    require(
         not (config.cases and config.vectorization == "native"),
         "vectorization=native steps all environments as one, and cases make them differ: set vectorization=sync, or"
         " leave cases out",
     )
-    _require(
+    require(
         not (config.own_env_ranks > 1 and config.vectorization == "native"),
         f"env_ranks={config.env_ranks} makes single environments of several ranks, which vectorization=native does not"
         " have: leave vectorization out",
     )
-    _require(
+    require(
         not (config.device == "cuda" and config.model.backend == "numpy"),
         "device=cuda needs a network of torch: leave model.backend=numpy out",
     )
     assert config.horizon is not None, "an unresolved configuration is checked"
-    _require(
+    require(
         config.horizon * config.num_envs <= MOST_SAMPLES,
         f"horizon*num_envs={config.horizon}*{config.num_envs} samples of a worker's rollout must be at most"
         f" {MOST_SAMPLES:g}: lower one of them",
@@ -52,7 +53,7 @@ def check(config: Config) -> None:
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
         if config.model.core:
             require_sequences(config)
-    _require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
+    require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
 
 def _require_divisor(minibatches: int, samples: int) -> None:
@@ -71,7 +72,7 @@ def require_sequences(config: Config) -> None:
     assert config.horizon is not None, "an unresolved configuration is checked"
     length = config.model.sequence or config.horizon
     sequences = config.num_envs * -(-config.horizon // length)
-    _require(
+    require(
         config.loss != "ppo" or config.ppo.minibatches <= sequences,
         f"ppo.minibatches={config.ppo.minibatches} are more than the {sequences} sequences of a worker's rollout"
         f" (num_envs={config.num_envs}, model.sequence={length}), and a minibatch holds whole ones: use"
@@ -125,13 +126,13 @@ def num_workers(config: Config, world_size: int) -> int:
 def check_world(config: Config, world_size: int) -> None:
     """Checks what depends on the number of ranks. Raises ValueError with the repair."""
     workers = num_workers(config, world_size)
-    _require(
+    require(
         config.server.drop < workers,
         f"server.drop={config.server.drop} must be smaller than the number of workers, {workers}"
         f" ({world_size} ranks): the quorum would be empty",
     )
     cases, envs = len(config.cases), workers * config.num_envs
-    _require(
+    require(
         cases <= envs,
         f"cases: {cases} cases are dealt to {envs} environment(s), {config.num_envs} for each of {workers} worker(s),"
         f" and some would have none: start it by mpirun -n {1 + -(-cases // config.num_envs) * config.own_env_ranks},"

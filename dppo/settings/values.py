@@ -10,10 +10,11 @@ from typing import Any
 from dppo.bounds import as_name as as_name
 from dppo.bounds import (
     hints,
+    require,
     settled,
     shown,
 )
-from dppo.config import C, Config, _require
+from dppo.config import C, Config
 
 
 def as_dict(config: Any) -> dict[str, Any]:
@@ -42,10 +43,10 @@ def updated(config: C, values: dict[str, Any], where: str = "") -> C:
         name, called = key.replace("-", "_"), f"{where}{as_name(key)}"
         if name not in known:
             raise ValueError(f"{called}: no such setting{suggestion(called, known)}")
-        _require(name not in changes, f"{called} is there twice: leave one out")
+        require(name not in changes, f"{called} is there twice: leave one out")
         current = getattr(config, name)
         if is_dataclass(current) and not isinstance(current, type):
-            _require(isinstance(value, dict), f"{called} is a section, but {shown(value)} was given")
+            require(isinstance(value, dict), f"{called} is a section, but {shown(value)} was given")
             changes[name] = updated(current, value, f"{called}.")
         elif isinstance(current, dict):
             changes[name] = current | settled(known[name], value, called)

@@ -6,6 +6,7 @@ that the boundary has seen.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from dppo.seams import Sealed
 from dppo.training.replay import Replay
 from dppo.trajectories.commits import Dumps
 
+SETTLE_S = 5.0
+"""Seconds without a further death after which a checkpoint is made of a run that has lost ranks."""
 LAST_ATTEMPT = 0.8
 """The share of the grace period after which a disk that refuses the last checkpoint is not tried again."""
 
@@ -76,6 +79,7 @@ class CheckpointSaver:
         self._exit, self._is_concluded = RUNNING, False
         self._next_checkpoint = boundary.state["numbers"]["env_steps"] + self._config.every
         self.summary = boundary.summary
+        self._settled_at = 0.0  # time.monotonic() from which the ranks count as the ones that are left
         self._states = set[str]()  # names of the states that environments have saved, and that may still be there
 
     # -- checkpoints --------------------
@@ -95,7 +99,9 @@ class CheckpointSaver:
     def save_if_due(self) -> None:
         """Has a thread write the last boundary, if a checkpoint is due. Nobody waits for the disk."""
         env_steps = self.boundary.state["numbers"]["env_steps"]
-        is_due = bool(self._config.every) and env_steps >= self._next_checkpoint
+        is_due = (
+            bool(self._config.every) and env_steps >= self._next_checkpoint and time.monotonic() >= self._settled_at
+        )
         if not (is_due or self._files.owes_checkpoint):
             return
         self._next_checkpoint = env_steps + self._config.every
@@ -179,7 +185,12 @@ class CheckpointSaver:
             self._write_meanwhile(boundary)
 
     def regroup(self, workers: Sequence[int]) -> None:
-        """Keeps only these workers, which are left. Nobody waits for what the others have not sealed."""
+        """Keeps only these workers, which are left. Nobody waits for what the others have not sealed.
+
+        The next checkpoint comes once no rank was lost for `SETTLE_S`: where a whole job is being killed, its ranks die
+        one after another, and the job that comes back continues as if none had.
+        """
+        self._settled_at = time.monotonic() + SETTLE_S
         self.boundary.rows = {w: row for w, row in self.boundary.rows.items() if w in workers}
         if self.dumps is not None and self.dumps.is_waiting:
             self._save_next_boundary_instead()

@@ -31,7 +31,7 @@ def test_a_question_is_answered_without_numpy_torch_and_mpi(flag: str) -> None:
 def test_guards_stand_and_signals_are_noted_before_anything_heavy_is_imported() -> None:
     code = """if True:
         import signal, sys
-        from dppo import startup
+        from dppo.cluster import startup
         from dppo.cluster import guard
         from dppo.run.__main__ import main
         before = []

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from dppo import startup
+from dppo.cluster import startup
 from dppo.cluster.watchdog import Watchdog
 from dppo.console import Console
 from dppo.run.rank import Group, Server, Worker, begin_services

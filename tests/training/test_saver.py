@@ -14,6 +14,7 @@ from dppo.errors import Failure, SavingError
 from dppo.rundir import checkpoint, runfiles
 from dppo.rundir.checkpoint import checkpoint_folders
 from dppo.seams import Sealed
+from dppo.training.saver import SETTLE_S
 from tests.parts import Run, wait_for_checkpoints
 
 
@@ -75,6 +76,24 @@ def test_a_failed_run_says_so_and_keeps_its_checkpoints(run: Run) -> None:
 def test_a_run_can_be_resumed_from_its_first_moment(run: Run) -> None:
     assert run.saved().env_steps == 0
     assert run.saved().ranks == {1: (0, [])}
+
+
+def test_a_job_that_is_being_killed_leaves_no_checkpoint_with_some_of_its_ranks_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The job that comes back then has the numbers of one that was never interrupted."""
+    run = Run(tmp_path, checkpoint=CheckpointConfig(every=1))
+    run.iterate()
+    wait_for_checkpoints(run)
+    run.tracker.regroup(2, [0, 1])
+    run.iterate()
+    wait_for_checkpoints(run)
+    assert run.saved().iteration == 1
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + SETTLE_S)
+    run.iterate()
+    wait_for_checkpoints(run)
+    assert run.saved().iteration == 3, "it was due all the time"
+    run.tracker.files.close()
 
 
 def test_checkpoints_come_at_their_interval_and_the_newest_stay(tmp_path: Path) -> None:
@@ -218,7 +237,9 @@ def test_a_checkpoint_waits_until_every_worker_has_sealed_what_it_has_seen(dumpi
     assert (dumping.saved().env_steps, dumping.saved().next_segments) == (64, {1: 1, 2: 1})
 
 
-def test_nobody_waits_for_what_the_dead_have_not_sealed_the_next_boundary_is_saved_instead(dumping: Run) -> None:
+def test_nobody_waits_for_what_the_dead_have_not_sealed_the_next_boundary_is_saved_instead(
+    dumping: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dumping.iterate()
     saver = dumping.tracker.saver
     saver.take_seal_orders()
@@ -226,9 +247,12 @@ def test_nobody_waits_for_what_the_dead_have_not_sealed_the_next_boundary_is_sav
     seal(dumping, 0, row=16)
     assert dumping.saved().env_steps == 0
     dumping.iterate()
-    assert saver.take_seal_orders() == {0: 32}
-    seal(dumping, 0, row=32)
-    assert dumping.saved().env_steps == 128
+    assert saver.take_seal_orders() == {}, "the others may be dying as well"
+    monkeypatch.setattr(time, "monotonic", lambda now=time.monotonic: now() + SETTLE_S)
+    dumping.iterate()
+    assert saver.take_seal_orders() == {0: 48}
+    seal(dumping, 0, row=48)
+    assert dumping.saved().env_steps == 192
 
 
 def test_a_run_that_has_ended_is_saved_once_when_that_is_concluded(dumping: Run) -> None:

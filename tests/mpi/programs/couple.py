@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dppo import startup
+from dppo.cluster import startup
 from dppo.comm import mpi
 from dppo.comm.mpi import MPI
 from dppo.config import Config

@@ -5,7 +5,7 @@ import runpy
 import signal
 from typing import Any
 
-from dppo import startup
+from dppo.cluster import startup
 
 startup.prepare()
 from dppo.run import command  # noqa: E402

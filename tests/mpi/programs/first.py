@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dppo import startup
+from dppo.cluster import startup
 
 startup.prepare()
 

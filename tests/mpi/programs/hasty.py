@@ -2,7 +2,7 @@
 
 import runpy
 
-from dppo import startup
+from dppo.cluster import startup
 
 startup.prepare()
 from dppo.run import solvers  # noqa: E402

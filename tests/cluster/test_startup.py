@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from dppo import startup
+from dppo.cluster import startup
 
 PATH = str(Path(startup.__file__).parents[1])
 
@@ -152,7 +152,7 @@ def test_python_and_shell_read_the_same_parameters(environ: dict[str, str], tmp_
 
 
 def test_scripts_are_told_where_the_parameters_are() -> None:
-    command = [sys.executable, "-m", "dppo.startup"]
+    command = [sys.executable, "-m", "dppo.job", "--openmpi"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, env={"PYTHONPATH": PATH}).stdout
     assert Path(told.strip()) == startup.MPI_PARAMETERS
 
@@ -167,7 +167,7 @@ def test_where_the_system_knows_no_affinity_all_cores_count(monkeypatch: pytest.
 
 FORKED = """if True:
     import os, signal, sys, threading, time
-    from dppo import startup
+    from dppo.cluster import startup
     from dppo.cluster.signals import Preemption
     startup.note_early_signals(os._exit)
     startup.let_children_start_afresh()
@@ -209,7 +209,7 @@ def test_a_forked_child_is_not_deaf(moment: str, thread: str) -> None:
 def test_a_forked_child_keeps_handlers_that_are_not_ours() -> None:
     code = f"""if True:
         import os, signal
-        from dppo import startup
+        from dppo.cluster import startup
         startup.let_children_start_afresh()
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(7))
         child = os.fork()
@@ -225,7 +225,7 @@ def test_a_forked_child_keeps_handlers_that_are_not_ours() -> None:
 def test_an_exception_in_a_forked_child_ends_there(error: str, code: int) -> None:
     program = f"""if True:
         import os
-        from dppo import startup
+        from dppo.cluster import startup
         startup.let_children_start_afresh()
         try:
             with startup.forks_end_here():

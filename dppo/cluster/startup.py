@@ -1,7 +1,5 @@
 """Settles threads, Open MPI's parameters, and what processes that environments start inherit, before torch, NumPy and
 MPI are imported.
-
-`python -m dppo.startup` prints where the file of Open MPI's parameters is, for scripts that source it.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ SECOND_SIGNAL_S = 5.0
 """Seconds after the first signal from which another one counts: mpirun and Slurm send several."""
 _CAUGHT = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGALRM)
 
-MPI_PARAMETERS = Path(__file__).parent / "cluster" / "openmpi.sh"
+MPI_PARAMETERS = Path(__file__).parent / "openmpi.sh"
 
 _TORCH_POOLS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
@@ -266,7 +264,3 @@ def say_no_mpi(error: NoMPIError) -> int:
     if is_first():
         print(f"dppo: {error}", file=sys.stderr, flush=True)
     return EXIT_USAGE
-
-
-if __name__ == "__main__":
-    print(MPI_PARAMETERS)
