@@ -24,11 +24,13 @@ Taken = tuple[torch.Tensor, torch.Tensor]
 class _Choices(nn.Module):
     """Of `Categorical` and `MultiCategorical`."""
 
+    starts: torch.Tensor
+
     def __init__(self, leaf: Leaf, choices: tuple[int, ...]) -> None:
         super().__init__()
         space: Any = leaf.space
         starts = np.asarray(space.start if hasattr(space, "start") else space.low)
-        self.choices, self.shape, self.type = choices, leaf.shape, _torch_type(leaf.dtype)
+        self.choices, self.shape, self.dtype = choices, leaf.shape, _torch_type(leaf.dtype)
         self.register_buffer("starts", torch.from_numpy(starts.reshape(-1).astype(np.int64)))
 
     def forward(self, outputs: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor | None) -> Taken:
@@ -44,7 +46,7 @@ class _Choices(nn.Module):
             taken.append(index)
             log_probs.append(log_p.gather(1, index))
         actions = torch.cat(taken, dim=1) + self.starts
-        return actions.to(self.type).reshape(-1, *self.shape), torch.cat(log_probs, dim=1).sum(dim=1)
+        return actions.to(self.dtype).reshape(-1, *self.shape), torch.cat(log_probs, dim=1).sum(dim=1)
 
 
 class _Bits(nn.Module):
@@ -52,23 +54,30 @@ class _Bits(nn.Module):
 
     def __init__(self, leaf: Leaf) -> None:
         super().__init__()
-        self.shape, self.type = leaf.shape, _torch_type(leaf.dtype)
+        self.shape, self.dtype = leaf.shape, _torch_type(leaf.dtype)
 
     def forward(self, outputs: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor | None) -> Taken:
         bits = outputs > 0 if noise is None else noise < 0.5 * (1.0 + torch.tanh(0.5 * outputs))
         bounded = outputs.clamp(-MAX_LOGIT, MAX_LOGIT)
         log_prob = (bits.to(torch.float32) * bounded - nn.functional.softplus(bounded)).sum(dim=1)
-        return bits.to(self.type).reshape(-1, *self.shape), log_prob
+        return bits.to(self.dtype).reshape(-1, *self.shape), log_prob
 
 
 class _Normals(nn.Module):
     """Of `DiagGaussian`."""
 
+    centre: torch.Tensor
+    scale: torch.Tensor
+    low: torch.Tensor
+    high: torch.Tensor
+    std: torch.Tensor
+    inverse_std: torch.Tensor
+
     def __init__(self, leaf: Leaf, distribution: DiagGaussian, log_std: np.ndarray) -> None:
         super().__init__()
         space: Any = leaf.space
-        self.shape, self.type, self.is_scaled = leaf.shape, _torch_type(leaf.dtype), distribution.is_scaled
-        wide = torch.promote_types(self.type, torch.float32)
+        self.shape, self.dtype, self.is_scaled = leaf.shape, _torch_type(leaf.dtype), distribution.is_scaled
+        wide = torch.promote_types(self.dtype, torch.float32)
         for name, array in {
             "centre": distribution.centre, "scale": distribution.scale, "low": space.low, "high": space.high,
             "std": np.exp(log_std), "inverse_std": np.exp(-log_std),
@@ -83,7 +92,7 @@ class _Normals(nn.Module):
         scaled = self.centre + self.scale * actions if self.is_scaled else actions
         scaled = scaled.reshape(-1, *self.shape)
         clipped = torch.minimum(torch.maximum(scaled.to(self.low.dtype), self.low), self.high)
-        return clipped.to(self.type), log_prob
+        return clipped.to(self.dtype), log_prob
 
 
 class ActionTensors(nn.Module):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -142,6 +142,19 @@ class _Torso(nn.Module):
         features += [embedding(choices[:, i]) for i, embedding in enumerate(self.embeddings)]
         joined = torch.cat([vectors, *features], dim=1)
         return (joined, states) if self.core is None else self.core(joined, states, packing)
+
+
+@contextlib.contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Has the encoders in a module compute in float32, whatever `model.bf16` says."""
+    torsos = [torso for torso in module.modules() if isinstance(torso, _Torso) and torso.uses_bf16]
+    for torso in torsos:
+        torso.uses_bf16 = False
+    try:
+        yield
+    finally:
+        for torso in torsos:
+            torso.uses_bf16 = True
 
 
 class EncodedModule(nn.Module):

@@ -32,25 +32,31 @@ def observed_leaves(space: gymnasium.Space[Any]) -> list[Leaf]:
 class _NumberTensors(nn.Module):
     """Of `Numbers`."""
 
+    shift: torch.Tensor
+    inverse_std: torch.Tensor
+
     def __init__(self, part: Numbers) -> None:
         super().__init__()
         self.is_normalised, self.clip, self.width = part.is_normalised, part.clip, part.width
         shift = part.mean if part.leaf.dtype.itemsize > 4 else part.shift
         # NumPy subtracts in the wider type of both, and int32 with float32 gives float64
-        self.type = torch.float64 if np.result_type(part.leaf.dtype, shift) == np.float64 else torch.float32
-        self.register_buffer("shift", torch.tensor(shift).to(self.type))
+        self.dtype = torch.float64 if np.result_type(part.leaf.dtype, shift) == np.float64 else torch.float32
+        self.register_buffer("shift", torch.tensor(shift).to(self.dtype))
         self.register_buffer("inverse_std", torch.tensor(part.inverse_std))
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         rows = values.reshape(-1, self.width)
         if not self.is_normalised:
             return rows.to(torch.float32)
-        normalised = (rows.to(self.type) - self.shift).to(torch.float32) * self.inverse_std
+        normalised = (rows.to(self.dtype) - self.shift).to(torch.float32) * self.inverse_std
         return normalised.clamp(-self.clip, self.clip)
 
 
 class _OneHotTensors(nn.Module):
     """Of `OneHot`: each input asks whether its element has its value."""
+
+    element: torch.Tensor
+    value: torch.Tensor
 
     def __init__(self, part: OneHot) -> None:
         super().__init__()
@@ -65,7 +71,7 @@ class _OneHotTensors(nn.Module):
     def forward(self, values: torch.Tensor) -> torch.Tensor:
         elements = values.reshape(-1, self.num_elements).to(torch.int64)
         asked = elements.expand(-1, len(self.value)) if self.num_elements == 1 else elements[:, self.element]
-        return (asked == self.value).to(torch.float32)
+        return torch.eq(asked, self.value).to(torch.float32)
 
 
 class InputTensors(nn.Module):
@@ -89,7 +95,7 @@ class InputTensors(nn.Module):
 
     def forward(self, observed: Leaves) -> Parts:
         """Converts leaves [B, *shape]: see `Parts`."""
-        rows = len(next(iter(observed.values())))
+        rows = next(iter(observed.values())).shape[0]
         vectors = [make(observed[name]) for name, make in self._vectors]
         choices = [indices(part, observed[part.leaf.name]) for part in self._choices]
         images = []
@@ -130,7 +136,7 @@ class StructuredTensors(nn.Module):
 
     def forward(self, observed: Leaves) -> Any:
         """Converts leaves [B, *shape]."""
-        rows = len(next(iter(observed.values())))
+        rows = next(iter(observed.values())).shape[0]
         return self._made(self._space, (), observed, rows)
 
     def _made(self, space: gymnasium.Space[Any], path: tuple[str, ...], observed: Leaves, rows: int) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -19,9 +19,9 @@ from torch import nn
 
 from dppo.envs.leaves import leaves
 from dppo.models.action_tensors import ActionTensors
-from dppo.models.encoders import EncodedModule
+from dppo.models.encoders import EncodedModule, in_float32
 from dppo.models.input_tensors import InputTensors, StructuredTensors, observed_leaves
-from dppo.models.structured import RememberingNetwork, StructuredNetwork
+from dppo.models.structured import StructuredNetwork
 from dppo.models.torch_network import TorchMLP, TorchNetwork
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ it."""
 _ROWS = 3
 """Rows of the example that torch follows: it takes a size of 1 for a constant."""
 
-Step = Callable[[dict[str, torch.Tensor], torch.Tensor | None], tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]
-"""A function (leaves, states [B, S] or None) -> (outputs [B, K'], values [B], new states or None)."""
+_Outcome = tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +74,7 @@ class PolicyGraph(nn.Module):
     ) -> None:
         super().__init__()
         observed, acted = spaces
-        self._names = [_named(OBSERVATION, leaf.name) for leaf in observed_leaves(observed)]
+        self._names = [named(OBSERVATION, leaf.name) for leaf in observed_leaves(observed)]
         self._leaves = [leaf.name for leaf in observed_leaves(observed)]
         self._reward_scale = reward_scale
         self._step = _StepOf(policy, observed, cfg)
@@ -90,7 +89,7 @@ class PolicyGraph(nn.Module):
             *([Port(NOISE, (noise_size,), floats)] if is_sampled else []),
         ]
         self.outputs = [
-            *(Port(_named(ACTION, leaf.name), leaf.shape, leaf.dtype) for leaf in leaves(acted)),
+            *(Port(named(ACTION, leaf.name), leaf.shape, leaf.dtype) for leaf in leaves(acted)),
             Port(VALUE, (), floats),
             Port(LOG_PROB, (), floats),
             *([Port(NEW_STATE, (size,), floats)] if size else []),
@@ -109,46 +108,36 @@ class PolicyGraph(nn.Module):
         return [*actions, values / self._reward_scale, log_prob, *([] if after is None else [after])]
 
 
-def _named(what: str, leaf: str) -> str:
+def named(what: str, leaf: str) -> str:
+    """Returns the name of a leaf's input or output: "action" of a plain space, "action/arm/0" of a nested one."""
     return f"{what}/{leaf}" if leaf else what
 
 
 class _StepOf(nn.Module):
-    """One step of a policy's network."""
+    """One step of a policy's network, from the leaves of observations."""
 
     def __init__(self, policy: ActorCritic, space: gymnasium.Space[Any], cfg: ModelConfig) -> None:
         super().__init__()
         network, inputs = policy.network, policy.inputs
-        self.state_size = policy.state_size
-        if isinstance(network, StructuredNetwork | RememberingNetwork):
-            self.module, self.convert = network.module, StructuredTensors(inputs, space)
-            self._run = self._own
-        elif isinstance(network, TorchNetwork):
-            self.module, self.convert = network.module, InputTensors(inputs)
-            self._run = self._encoded if isinstance(network.module, EncodedModule) else self._of_vectors
+        self.has_state = bool(policy.state_size)
+        self.is_own = isinstance(network, StructuredNetwork)
+        self.convert: nn.Module = StructuredTensors(inputs, space) if self.is_own else InputTensors(inputs)
+        if isinstance(network, TorchNetwork):
+            self.network = network.module
         else:
-            module = TorchMLP(inputs.size, cfg.hidden, policy.distribution.network_outputs, cfg.activation)
-            module.take_over(policy.flat.parameters)
-            self.module, self.convert = module, InputTensors(inputs)
-            self._run = self._of_vectors
+            mlp = TorchMLP(inputs.size, cfg.hidden, policy.distribution.network_outputs, cfg.activation)
+            mlp.take_over(policy.flat.parameters)
+            self.network = mlp
 
-    def forward(
-        self, observed: dict[str, torch.Tensor], states: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        return self._run(observed, states)
-
-    def _own(self, observed: Any, states: Any) -> Any:
-        given = self.convert(observed)
-        return self.module(given, states) if self.state_size else (*self.module(given), None)
-
-    def _of_vectors(self, observed: Any, states: Any) -> Any:
-        return *self.module(self.convert(observed)[0]), None
-
-    def _encoded(self, observed: Any, states: Any) -> Any:
-        parts = self.convert(observed)
-        if self.state_size:
-            return self.module(parts, states)
-        return *self.module.without_memory(parts), None
+    def forward(self, observed: dict[str, torch.Tensor], states: torch.Tensor | None) -> _Outcome:
+        """Returns outputs [B, K'], values [B], and the new states [B, S] where the network has a memory."""
+        given, network = self.convert(observed), self.network
+        if self.has_state:
+            outcome: _Outcome = network(given, states)
+            return outcome
+        if isinstance(network, EncodedModule):
+            return *network.without_memory(given), None
+        return *network(given if self.is_own else given[0]), None
 
 
 # -- the file --------------------
@@ -165,17 +154,15 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, str]) -> bytes:
     """
     import onnx
 
-    with _in_float32(graph), _quietly(), torch.no_grad():
+    with in_float32(graph), _quietly(), torch.no_grad():
         try:
             program = torch.onnx.export(
-                graph.eval(),
-                _examples(graph),
+                _followed(graph),
                 dynamo=True,
                 verbose=False,
                 opset_version=OPSET,
                 input_names=[port.name for port in graph.inputs],
                 output_names=[port.name for port in graph.outputs],
-                dynamic_shapes=_dynamic(graph),
             )
         except Exception as error:  # whatever the user's module does
             first = str(error).strip().splitlines() or [""]
@@ -192,6 +179,15 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, str]) -> bytes:
     return bytes(proto.SerializeToString())
 
 
+def _followed(graph: PolicyGraph) -> torch.export.ExportedProgram:
+    """Has torch follow the graph for any number of rows: torch.onnx.export would fix this number where it cannot."""
+    examples, shapes = _examples(graph), _dynamic(graph)
+    try:
+        return torch.export.export(graph, examples, dynamic_shapes=shapes, strict=False)
+    except Exception:  # as with len(tensor), which only the slower way of following takes for a variable
+        return torch.export.export(graph, examples, dynamic_shapes=shapes, strict=True)
+
+
 def _examples(graph: PolicyGraph) -> tuple[Any, ...]:
     by_name = {port.name: torch.from_numpy(np.zeros((_ROWS, *port.shape), port.dtype)) for port in graph.inputs}
     extra = [by_name.pop(name, None) for name in (MASK, STATE, NOISE)]
@@ -202,19 +198,6 @@ def _dynamic(graph: PolicyGraph) -> tuple[Any, ...]:
     rows = {0: torch.export.Dim(BATCH)}
     observations, *extra = _examples(graph)
     return [rows for _ in observations], *(None if example is None else rows for example in extra)
-
-
-@contextmanager
-def _in_float32(graph: PolicyGraph) -> Iterator[None]:
-    """Has encoders compute in float32, as most programs that run ONNX have no bfloat16."""
-    torsos = [m for m in graph.modules() if getattr(m, "uses_bf16", False) is True]
-    for torso in torsos:
-        torso.uses_bf16 = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for torso in torsos:
-            torso.uses_bf16 = True  # type: ignore[assignment]
 
 
 @contextmanager
