@@ -9,7 +9,18 @@ import pytest
 
 from dppo.errors import UsageError
 from dppo.settings.flags import as_flags, parse
-from dppo.study.spec import DEFAULTS, Sweep, as_text, config_of, flatten, numbers, read_sweep, submit_line, task_folder
+from dppo.study.spec import (
+    DEFAULTS,
+    Sweep,
+    as_text,
+    config_of,
+    flatten,
+    is_law,
+    numbers,
+    read_sweep,
+    submit_line,
+    task_folder,
+)
 
 
 def sweep_of(tmp_path: Path, text: str) -> Sweep:
@@ -139,7 +150,7 @@ def test_bounds_that_meet_are_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[gird]\nseed = [1]", "gird: a sweep has the tables fixed, grid and random only; did you mean grid?"),
+        ("[gird]\nseed = [1]", "gird: a sweep has the tables fixed, grid, random and search only; did you mean grid?"),
         ("grid = 3", "grid=3 must be a table, [grid]"),
         ("[grid]\nseed = 3", "grid.seed=3 must be a list of values, [a, b, …]"),
         ("[grid]\nseed = []", "grid.seed=[] must be a list of values, [a, b, …]"),
@@ -207,8 +218,8 @@ def test_what_cannot_be_run(settings: dict[str, Any], said: str) -> None:
 def test_flatten() -> None:
     nested = {"a_b": 1, "c": {"d_e": [1], "f": {"g": 2}}, "h": {}}
     assert flatten(nested) == {"a-b": 1, "c.d-e": [1], "c.f.g": 2}
-    assert flatten({"log": {"log": [1]}}, leaves=("log",)) == {"log": {"log": [1]}}
-    assert flatten({"log": {"x": {"log": [1]}}}, leaves=("log",)) == {"log.x": {"log": [1]}}
+    assert flatten({"log": {"log": [1]}}, is_value=is_law) == {"log": {"log": [1]}}
+    assert flatten({"log": {"x": {"log": [1]}}}, is_value=is_law) == {"log.x": {"log": [1]}}
 
 
 @pytest.mark.parametrize(
