@@ -14,7 +14,7 @@ from dppo.files import TOML_BYTES, plain, read_regular, replacing
 from dppo.rundir import paths
 from dppo.settings.commands import Parser, integer, require, within
 from dppo.settings.flags import as_flags
-from dppo.study.search import JOURNAL, Search, read_search
+from dppo.study.search import JOURNAL, Search, check_settings, read_search
 from dppo.study.spec import (
     COPY,
     MOST_RANKS,
@@ -89,7 +89,7 @@ def run(path: Path, sweep: Sweep, sweep_dir: Path, task: int | None, jobs: int, 
     """Runs the sweep or the search on this machine; `task`: as that task of an array. Returns the exit code."""
     from dppo.study.here import run_as_task, run_here
 
-    search = None if sweep.search is None else read_search(sweep, path)
+    search = None if sweep.search is None else _search_in(path, sweep)
     for number in range(len(sweep.varied)):
         try:
             config_of(sweep.settings(number))
@@ -104,6 +104,12 @@ def run(path: Path, sweep: Sweep, sweep_dir: Path, task: int | None, jobs: int, 
     if search is None:
         raise UsageError("--task is for a file with a [search]; give TASK without it, and it prints that task's flags")
     return run_as_task(sweep, search, sweep_dir, task, ranks, keep_copy)
+
+
+def _search_in(path: Path, sweep: Sweep) -> Search:
+    search = read_search(sweep, path)
+    check_settings(search, path)
+    return search
 
 
 def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
@@ -198,7 +204,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.run or args.as_task is not None:
             return run(args.file, sweep, args.sweep_dir, args.as_task, args.jobs or 1, args.ranks)
         if sweep.search is not None and args.task is None:
-            return show_search(args.file, read_search(sweep, args.file), args.sweep_dir)
+            return show_search(args.file, _search_in(args.file, sweep), args.sweep_dir)
         if args.task is None:
             return show(args.file, sweep, args.sweep_dir)
         flags = prepare(args.file, sweep, args.sweep_dir, args.task)

@@ -67,7 +67,8 @@ class Board:
         self._began[job.name] = time.monotonic()
         self._next = 0.0 if self._is_terminal else time.monotonic() + LINES_EVERY_S
         if not self._is_terminal:
-            self.say(f"{job.name} starts: {settings_of(job) or job.folder}")
+            verb = "goes on" if os.path.lexists(job.folder / paths.CONFIG) else "starts"
+            self.say(f"{job.name} {verb}: {settings_of(job) or job.folder}")
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         """Says how a run has ended."""

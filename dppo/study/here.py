@@ -100,8 +100,11 @@ def _to_the_end(source: Source, launch: Launch, slots: int, held: list[int], *, 
         runs = Runs(source, launch, slots, board, held)
         reason = runs.to_the_end()
         board.say(source.counts())
+        by_reason: dict[str, list[str]] = {}
         for name, why in source.failed.items():
-            board.say(f"{name} has not ended: {why}")
+            by_reason.setdefault(why, []).append(name)
+        for why, names in by_reason.items():
+            board.say(f"{', '.join(names)}: {why}")
         left = source.left
         if reason and left:
             board.say(f"stopped by {reason}: {left} are left, and the same command goes on with them")

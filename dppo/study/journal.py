@@ -14,6 +14,8 @@ from dppo.study.search import JOURNAL, Search
 
 NAME = "dppo"
 """The study's name; a journal may hold several."""
+OWNER, PRUNED, REASON = "worker", "pruned", "reason"
+"""What a study keeps of a trial: its worker, whether its pruner has stopped it, and why it failed."""
 REPORTS = 20
 """The number of returns that a run tells its pruner, where --eval.every does not say when."""
 STARTUP = 10
@@ -111,11 +113,11 @@ def make_pruner(search: Search) -> Any:
     """Returns Optuna's pruner. Its steps are the reports of a trial's runs, from 1 on."""
     pruners = load_optuna().pruners
     if search.pruner == "median":
-        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=REPORTS // 5)
+        return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=2)
     if search.pruner == "hyperband":
-        return pruners.HyperbandPruner(min_resource=1, max_resource=REPORTS * len(search.seeds), reduction_factor=3)
+        return pruners.HyperbandPruner(min_resource=1, max_resource="auto", reduction_factor=3)
     if search.pruner == "asha":
-        return pruners.SuccessiveHalvingPruner(min_resource=max(1, REPORTS // 9), reduction_factor=3)
+        return pruners.SuccessiveHalvingPruner(min_resource=2, reduction_factor=3)
     return pruners.NopPruner()
 
 

@@ -159,8 +159,8 @@ class Runs:
     def _fill(self) -> None:
         while self._free and (job := self._source.next()) is not None:
             slot = self._free.pop(0)
-            self._running.append(_Running(job, self._start(job, slot), slot, newest_checkpoint(job.folder)))
             self._board.began(job)
+            self._running.append(_Running(job, self._start(job, slot), slot, newest_checkpoint(job.folder)))
 
     def _start(self, job: Job, slot: int) -> subprocess.Popen[bytes]:
         job.folder.mkdir(parents=True, exist_ok=True)

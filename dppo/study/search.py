@@ -112,15 +112,13 @@ class Search(NamedTuple):
 
 
 def read_search(sweep: Sweep, path: Path) -> Search:
-    """Returns the search that the sweep in the file `path` describes. Each setting was tried at the ends of its range,
-    alone. Raises UsageError where something is wrong.
+    """Returns the search that the sweep in the file `path` describes. Raises UsageError where something is wrong. Only
+    `check_settings` checks whether a setting exists and may have its values.
     """
     try:
-        search = _read(sweep.fixed, sweep.search or {})
-        _check_settings(search)
+        return _read(sweep.fixed, sweep.search or {})
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
-    return search
 
 
 def _read(fixed: dict[str, Any], table: dict[str, Any]) -> Search:
@@ -245,12 +243,15 @@ def _is_number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value) and abs(value) < 2**63
 
 
-def _check_settings(search: Search) -> None:
+def check_settings(search: Search, path: Path) -> None:
     """Raises UsageError where a setting does not exist, or the ends of its range are not allowed with the others."""
     first = {name: dimension.ends()[0] for name, dimension in search.space.items()}
-    config = config_of(search.settings(first, search.seeds[0]))
-    for name, dimension in search.space.items():
-        for value in dimension.ends()[1:]:
-            config_of(search.settings(first | {name: value}, search.seeds[0]))
-    if search.optimise == STEPS and config.target_return is None:
-        raise UsageError(f'optimise = "{STEPS}" needs a target: write target-return = … under [fixed]')
+    try:
+        config = config_of(search.settings(first, search.seeds[0]))
+        for name, dimension in search.space.items():
+            for value in dimension.ends()[1:]:
+                config_of(search.settings(first | {name: value}, search.seeds[0]))
+        if search.optimise == STEPS and config.target_return is None:
+            raise UsageError(f'optimise = "{STEPS}" needs a target: write target-return = … under [fixed]')
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error

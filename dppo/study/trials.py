@@ -19,15 +19,13 @@ from pathlib import Path
 from dppo.files import number_in, parse_json, read_lines
 from dppo.rundir import paths
 from dppo.rundir.summary import ENDED, TARGET, read_summary
-from dppo.study.journal import Study, locked
+from dppo.study.journal import OWNER, PRUNED, REASON, Study, locked
 from dppo.study.local import BROKEN, DONE, Job, Outcome
 from dppo.study.lock import lock
 from dppo.study.search import BEST_RETURN, STEPS, Search, Value
 from dppo.study.spec import COPY, config_of
 
 WORKERS = "workers"
-OWNER, PRUNED, REASON = "worker", "pruned", "reason"
-"""What a study keeps of a trial: its worker, whether its pruner has stopped it, and why it failed."""
 LATE = 2.0
 """A run that has not reached the target counts as this many times its steps (PAR2, as in algorithm configuration)."""
 ASK_EVERY_S = 5.0
