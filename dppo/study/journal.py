@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -133,7 +134,10 @@ def make_sampler(search: Search, number: int, cell: int) -> Any:
     if search.sampler == "tpe":
         return samplers.TPESampler(seed=seed, n_startup_trials=min(STARTUP, max(1, search.trials // 4)))
     drawn = samplers.RandomSampler(seed)
-    return samplers.PartialFixedSampler(search.grid()[cell], drawn) if search.sampler == "grid" else drawn
+    if search.sampler != "grid":
+        return drawn
+    with warnings.catch_warnings(action="ignore"):  # it is experimental, since 2020
+        return samplers.PartialFixedSampler(search.grid()[cell], drawn)
 
 
 def distributions(search: Search) -> dict[str, Any]:

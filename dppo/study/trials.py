@@ -16,6 +16,7 @@ import socket
 import time
 from pathlib import Path
 
+from dppo.errors import UsageError
 from dppo.files import number_in, parse_json, read_lines
 from dppo.rundir import paths
 from dppo.rundir.summary import ENDED, TARGET, read_summary
@@ -60,19 +61,12 @@ class Trials:
         """The reason for each run of this process that has not ended by itself."""
 
     def next(self) -> Job | None:
-        if self._idle:
-            return self._job(self._idle.pop(0))
-        if time.monotonic() < self._ask_at:
-            return None
-        with locked((self._folder / COPY).resolve()):
-            number = self._left_behind()
-            number = self._study.begin() if number is None else number
-            if number is None:
-                self._ask_at = time.monotonic() + ASK_EVERY_S
-                return None
-            self._held.add(number)
-            self._study.note(number, OWNER, self._worker)
-        return self._job(number)
+        while (number := self._next_number()) is not None:
+            try:
+                return self._job(number)
+            except UsageError as error:  # settings that are allowed alone, but not together
+                self._fail(number, str(error))
+        return None
 
     def ended(self, job: Job, outcome: Outcome) -> None:
         number = self._running.pop(job.name)
@@ -108,6 +102,21 @@ class Trials:
         return f"{len(done)} of {self._search.trials} trials have ended{of_them}{so_far}"
 
     # -- parts --------------------
+
+    def _next_number(self) -> int | None:
+        if self._idle:
+            return self._idle.pop(0)
+        if time.monotonic() < self._ask_at:
+            return None
+        with locked((self._folder / COPY).resolve()):
+            number = self._left_behind()
+            number = self._study.begin() if number is None else number
+            if number is None:
+                self._ask_at = time.monotonic() + ASK_EVERY_S
+                return None
+            self._held.add(number)
+            self._study.note(number, OWNER, self._worker)
+        return number
 
     def _left_behind(self) -> int | None:
         """Returns a trial that was begun, and that nobody runs; None where there is none."""

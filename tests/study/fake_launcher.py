@@ -25,7 +25,6 @@ def main() -> int:
     (folder / "config.toml").touch()
     with open(folder / "starts", "a") as file:
         file.write(f"{sorted(os.sched_getaffinity(0))} {words[-1]}\n")
-    (folder / "latest").touch()
 
     def leave(exit: str, code: int, reached: float = 0.0, error: str | None = None) -> int:
         line = {"iteration": 1, "env_steps": 1000, "return_mean_100": reached}

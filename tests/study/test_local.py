@@ -131,22 +131,23 @@ def test_when_it_is_asked_to_stop_runs_save_and_leave(tmp_path: Path, number: si
     assert again.outcomes == {"run 1": Outcome(DONE)}
 
 
-def test_a_run_of_dppo_job_that_is_started_again_by_slurm_stops_all(tmp_path: Path) -> None:
-    source = Asked(tmp_path, [1, 2])
-    source.begun = []
-    (tmp_path / "1").mkdir()
-    plan = {"1": "slow"}
+class Told(Listed):
+    """Its run is told by somebody else to save."""
 
-    class Quick(Listed):
-        def alive(self) -> None:
-            if self.running:
-                pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
-                if said_last(tmp_path / "1") == "slow":
-                    os.kill(int(pids[-1]), signal.SIGUSR1)
+    def alive(self) -> None:
+        if self.running and said_last(self.folder / "1") == "slow":
+            pids = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text().split()
+            os.kill(int(pids[-1]), signal.SIGUSR1)
 
-    quick = Quick(tmp_path, [1, 2])
-    assert run(quick, plan, resumes=False)[0] == AGAIN
-    assert (quick.stopped_runs, quick.left) == (["run 1"], 1)
+    def __init__(self, folder: Path, seeds: Sequence[int]) -> None:
+        super().__init__(folder, seeds)
+        self.folder = folder
+
+
+def test_a_run_of_dppo_job_that_slurm_starts_again_stops_all(tmp_path: Path) -> None:
+    source = Told(tmp_path, [1, 2])
+    assert run(source, {"1": "slow"}, resumes=False)[0] == AGAIN
+    assert (source.stopped_runs, source.left) == (["run 1"], 1)
 
 
 def test_what_became_of_a_run(tmp_path: Path) -> None:
