@@ -19,6 +19,7 @@ from dppo.study.spec import (
     COPY,
     MOST_RANKS,
     MOST_TASKS,
+    SEARCH_DEFAULTS,
     Sweep,
     as_text,
     config_of,
@@ -27,9 +28,6 @@ from dppo.study.spec import (
     submit_line,
     task_folder,
 )
-
-SEARCH_DIR = "runs/search"
-"""The folder in the lines that are printed for a search, where no other is named."""
 
 
 def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
@@ -67,8 +65,9 @@ def show_search(path: Path, search: Search, sweep_dir: Path | None) -> int:
     print(
         f"\n{search.trials} trial(s){each}; sampler {search.sampler}, pruner {search.pruner}, best by {search.optimise}"
     )
-    print(f"python -m dppo.sweep {shlex.quote(str(path))} {shlex.quote(str(sweep_dir or SEARCH_DIR))} --run")
-    print(submit_line(range(min(4, search.trials)), path, sweep_dir or Path(SEARCH_DIR), script="search.sbatch"))
+    folder = shlex.quote(str(sweep_dir or SEARCH_DEFAULTS["SWEEP_DIR"]))
+    print(f"python -m dppo.sweep {shlex.quote(str(path))} {folder} --run")
+    print(submit_line(range(min(4, search.trials)), path, sweep_dir, SEARCH_DEFAULTS))
     return 0
 
 
@@ -85,10 +84,11 @@ def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
     return [*as_flags(settings), "--run-dir", str(task_folder(sweep_dir, task))]
 
 
-def run(path: Path, sweep: Sweep, sweep_dir: Path, task: int | None, jobs: int, ranks: int | None) -> int:
-    """Runs the sweep or the search on this machine; `task`: as that task of an array. Returns the exit code."""
+def run(args: argparse.Namespace, sweep: Sweep) -> int:
+    """Runs the sweep or the search on this machine, or as a task of an array. Returns the exit code."""
     from dppo.study.here import run_as_task, run_here
 
+    path = args.file
     search = None if sweep.search is None else _search_in(path, sweep)
     for number in range(len(sweep.varied)):
         try:
@@ -97,13 +97,13 @@ def run(path: Path, sweep: Sweep, sweep_dir: Path, task: int | None, jobs: int, 
             raise UsageError(f"{path}: task {number}: {error}") from error
 
     def keep_copy() -> None:
-        _keep_copy(path, sweep, sweep_dir)
+        _keep_copy(path, sweep, args.sweep_dir)
 
-    if task is None:
-        return run_here(sweep, search, sweep_dir, jobs, ranks, keep_copy)
+    if args.as_task is None:
+        return run_here(sweep, search, args.sweep_dir, args.jobs or 1, args.ranks, keep_copy)
     if search is None:
         raise UsageError("--task is for a file with a [search]; give TASK without it, and it prints that task's flags")
-    return run_as_task(sweep, search, sweep_dir, task, ranks, keep_copy)
+    return run_as_task(sweep, search, args.sweep_dir, args.as_task, args.ranks, keep_copy, is_asked=args.asked)
 
 
 def _search_in(path: Path, sweep: Sweep) -> Search:
@@ -174,6 +174,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "--task", dest="as_task", type=integer, metavar="I", help="run trials of a [search] as task I of a job array"
     )
+    parser.add_argument("--asked", action="store_true", help="with --task: the job was asked to save before this began")
     return parser
 
 
@@ -202,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _check(args)
         sweep = read_sweep(args.file)
         if args.run or args.as_task is not None:
-            return run(args.file, sweep, args.sweep_dir, args.as_task, args.jobs or 1, args.ranks)
+            return run(args, sweep)
         if sweep.search is not None and args.task is None:
             return show_search(args.file, _search_in(args.file, sweep), args.sweep_dir)
         if args.task is None:

@@ -44,10 +44,14 @@ def run_here(
 
 
 def run_as_task(
-    sweep: Sweep, search: Search, sweep_dir: Path, task: int, ranks: int | None, keep_copy: Callable[[], None]
-) -> int:
+    sweep: Sweep, search: Search, sweep_dir: Path, task: int, ranks: int | None, keep_copy: Callable[[], None],
+    *, is_asked: bool = False,
+) -> int:  # fmt: skip
     """Runs trials, one at a time, until the study has its number, beside other tasks. In a job of Slurm's each is run
     by dppo.job, with the ranks of the job. Returns the exit code.
+
+    Args:
+      is_asked: whether the job was asked to save before this process could hear it.
 
     Raises:
       UsageError: another process is this task, `--run` is at work in the folder, or there is no mpirun.
@@ -61,7 +65,7 @@ def run_as_task(
     worker = f"task_{task:03}"
     held = _enter(sweep_dir, keep_copy, task)
     held += _enlisted(sweep_dir, worker)
-    return _to_the_end(Trials(sweep_dir, search, worker), launch, 1, held, is_job=is_job)
+    return _to_the_end(Trials(sweep_dir, search, worker), launch, 1, held, is_job=is_job, is_asked=is_asked)
 
 
 def _by_mpirun(ranks: int) -> Launch:
@@ -95,9 +99,13 @@ def _enlisted(sweep_dir: Path, worker: str) -> list[int]:
     return [descriptor]
 
 
-def _to_the_end(source: Source, launch: Launch, slots: int, held: list[int], *, is_job: bool = False) -> int:
+def _to_the_end(
+    source: Source, launch: Launch, slots: int, held: list[int], *, is_job: bool = False, is_asked: bool = False
+) -> int:
     with Board(source.counts) as board:
         runs = Runs(source, launch, slots, board, held)
+        if is_asked:
+            runs.ask_to_stop()
         reason = runs.to_the_end()
         board.say(source.counts())
         by_reason: dict[str, list[str]] = {}

@@ -156,6 +156,10 @@ class Runs:
             self._kill(0)
             self._stop.uninstall()
 
+    def ask_to_stop(self) -> None:
+        """Asks to stop as SIGUSR1 does."""
+        self._stop.request("SIGUSR1")
+
     def _fill(self) -> None:
         while self._free and (job := self._source.next()) is not None:
             slot = self._free.pop(0)

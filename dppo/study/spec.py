@@ -24,8 +24,9 @@ COPY = "sweep.toml"
 """The copy of the file in the sweep's folder."""
 TABLES = ("fixed", "grid", "random", "search")
 LAWS = ("uniform", "log", "integer", "choice")
-DEFAULTS = {"SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
-"""The defaults of jobs/sweep.sbatch."""
+DEFAULTS = {"script": "jobs/sweep.sbatch", "SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
+SEARCH_DEFAULTS = {"script": "jobs/search.sbatch", "SWEEP": "jobs/search.toml", "SWEEP_DIR": "runs/search"}
+"""The scripts of an array, and their defaults."""
 MOST_TASKS = 10_000
 """The most tasks of a sweep; Slurm's arrays end earlier, at 1001 tasks by default."""
 MOST_RANKS = 10_000
@@ -165,15 +166,21 @@ def numbers(tasks: Iterable[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None, script: str = "sweep.sbatch") -> str:
-    """Returns the line that runs or resumes these tasks of the sweep in `file`; sweep_dir None: the script's own."""
-    given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(DEFAULTS["SWEEP_DIR"])}
+def submit_line(
+    tasks: Iterable[int], file: Path, sweep_dir: Path | None = None, defaults: dict[str, str] = DEFAULTS
+) -> str:
+    """Returns the line that runs or resumes these tasks of the sweep in `file`; sweep_dir None: the script's own.
+
+    Args:
+      defaults: the script, and its own values of its variables.
+    """
+    given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(defaults["SWEEP_DIR"])}
     variables = "".join(
         f"{name}={shlex.quote(str(path))} "
         for name, path in given.items()
-        if os.path.normpath(path) != os.path.normpath(DEFAULTS[name])
+        if os.path.normpath(path) != os.path.normpath(defaults[name])
     )
-    return f"{variables}sbatch --array={numbers(tasks)} jobs/{script}"
+    return f"{variables}sbatch --array={numbers(tasks)} {defaults['script']}"
 
 
 def task_folder(sweep_dir: Path, task: int) -> Path:

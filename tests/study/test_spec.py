@@ -248,7 +248,7 @@ def test_the_line_names_what_is_not_the_scripts_default(file: str, folder: str |
 
 def test_the_defaults_are_those_of_the_script() -> None:
     script = (Path(__file__).parents[2] / "jobs" / "sweep.sbatch").read_text()
-    for name, default in DEFAULTS.items():
+    for name, default in (item for item in DEFAULTS.items() if item[0] != "script"):
         assert f"=${{{name}:-{default}}}\n" in script
 
 
