@@ -16,6 +16,7 @@ import socket
 import time
 from pathlib import Path
 
+from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.errors import UsageError
 from dppo.files import number_in, parse_json, read_lines
 from dppo.rundir import paths
@@ -198,13 +199,14 @@ def enlist(folder: Path, worker: str) -> int | None:
     descriptor = lock(path)
     if descriptor is not None:
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"{socket.gethostname()} {os.getpid()}\n".encode(), 0)
+        os.pwrite(descriptor, f"{socket.gethostname()} {this_allocation().job_id or ''}\n".encode(), 0)
     return descriptor
 
 
 def is_alive(folder: Path, worker: str, this: str) -> bool:
-    """Returns whether the process lives that is this worker. Not all file systems tell one host of another's lock, so
-    that a worker on another host must be silent for a while as well; the file server's clock counts.
+    """Returns whether the process lives that is this worker, or Slurm starts its job again. Not all file systems tell
+    one host of another's lock, so that a worker on another host must be silent for a while as well; the file server's
+    clock counts.
 
     Args:
       this: the worker that asks, and that gives a sign of life meanwhile.
@@ -216,7 +218,10 @@ def is_alive(folder: Path, worker: str, this: str) -> bool:
     if descriptor is None:
         return True
     os.close(descriptor)
-    if path.read_text(errors="replace").split(" ")[0] == socket.gethostname():
+    host, _, job_id = path.read_text(errors="replace").strip().partition(" ")
+    if job_id and job_id != this_allocation().job_id and in_queue(job_id):
+        return True
+    if host == socket.gethostname():
         return False
     os.utime(own)
     return own.stat().st_mtime - path.stat().st_mtime < DEAD_AFTER_S

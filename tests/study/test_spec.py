@@ -11,6 +11,7 @@ from dppo.errors import UsageError
 from dppo.settings.flags import as_flags, parse
 from dppo.study.spec import (
     DEFAULTS,
+    SEARCH_DEFAULTS,
     Sweep,
     as_text,
     config_of,
@@ -246,10 +247,11 @@ def test_the_line_names_what_is_not_the_scripts_default(file: str, folder: str |
     assert line == f"{variables}sbatch --array=3 jobs/sweep.sbatch"
 
 
-def test_the_defaults_are_those_of_the_script() -> None:
-    script = (Path(__file__).parents[2] / "jobs" / "sweep.sbatch").read_text()
-    for name, default in (item for item in DEFAULTS.items() if item[0] != "script"):
-        assert f"=${{{name}:-{default}}}\n" in script
+@pytest.mark.parametrize("defaults", [DEFAULTS, SEARCH_DEFAULTS])
+def test_the_defaults_are_those_of_the_script(defaults: dict[str, str]) -> None:
+    script = (Path(__file__).parents[2] / defaults["script"]).read_text()
+    for name in ("SWEEP", "SWEEP_DIR"):
+        assert f"=${{{name}:-{defaults[name]}}}\n" in script
 
 
 def test_folders_of_tasks() -> None:

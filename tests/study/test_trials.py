@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ from dppo.study.journal import Study
 from dppo.study.local import BROKEN, CUT, DONE, Job, Outcome
 from dppo.study.search import Search, read_search
 from dppo.study.spec import read_sweep
-from dppo.study.trials import Trials, enlist, returns_in, trial_folders, value_of
+from dppo.study.trials import Trials, enlist, is_alive, returns_in, trial_folders, value_of
 
 TEXT = """
 [fixed]
@@ -163,7 +164,7 @@ def test_a_worker_on_another_host_must_be_silent_for_a_while(tmp_path: Path, mon
     """Not every file system tells one host of another's locks."""
     text = TEXT.replace("trials = 3", "trials = 1")
     worker(tmp_path, "task_000", text).next()
-    (tmp_path / "workers" / "task_000").write_text("another-host 1\n")
+    (tmp_path / "workers" / "task_000").write_text("another-host \n")
     source = worker(tmp_path, "task_001", text)
     monkeypatch.setattr(trials_module, "lock", lambda path: os.open(path, os.O_RDONLY))
     assert source.next() is None
@@ -171,6 +172,18 @@ def test_a_worker_on_another_host_must_be_silent_for_a_while(tmp_path: Path, mon
     os.utime(tmp_path / "workers" / "task_000", (long_ago, long_ago))
     job = Trials(tmp_path, search_in(tmp_path, text), "task_001").next()
     assert job is not None and job.name == "trial 0"
+
+
+def test_a_worker_whose_job_slurm_starts_again_keeps_its_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin" / "squeue").write_text('#!/bin/sh\ncase "$*" in *19_0*) echo PENDING;; *) exit 1;; esac\n')
+    (tmp_path / "bin" / "squeue").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=os.pathsep)
+    (tmp_path / "workers").mkdir()
+    for name in ("task_001", "waits", "gone"):
+        job = {"waits": "19_0", "gone": "19_7"}.get(name, "")
+        (tmp_path / "workers" / name).write_text(f"{socket.gethostname()} {job}\n")
+    assert is_alive(tmp_path, "waits", "task_001") and not is_alive(tmp_path, "gone", "task_001")
 
 
 def test_workers_together_make_each_trial_once(tmp_path: Path) -> None:
