@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from dppo.cluster.slurm import this_allocation
 from dppo.errors import EXIT_AGAIN, EXIT_FAILED, EXIT_FINISHED, UsageError
 from dppo.study.board import Board
+from dppo.study.journal import load_optuna
 from dppo.study.local import Launch, Runs, Source
 from dppo.study.lock import lock
 from dppo.study.search import Search
@@ -36,11 +38,9 @@ def run_here(
       UsageError: another process is at work in the folder, or there is no mpirun.
     """
     launch = _by_mpirun(ranks or sweep.ranks or RANKS)
-    held = _enter(sweep_dir, keep_copy, None)
-    if search is None:
-        return _to_the_end(Tasks(sweep, sweep_dir), launch, slots, held)
-    held += _enlisted(sweep_dir, HERE)
-    return _to_the_end(Trials(sweep_dir, search, HERE), launch, slots, held)
+    with _locks(sweep_dir, search, keep_copy, None) as held:
+        source = Tasks(sweep, sweep_dir) if search is None else Trials(sweep_dir, search, HERE)
+        return _to_the_end(source, launch, slots, held)
 
 
 def run_as_task(
@@ -63,9 +63,8 @@ def run_as_task(
     else:
         launch = _by_mpirun(ranks or sweep.ranks or RANKS)
     worker = f"task_{task:03}"
-    held = _enter(sweep_dir, keep_copy, task)
-    held += _enlisted(sweep_dir, worker)
-    return _to_the_end(Trials(sweep_dir, search, worker), launch, 1, held, is_job=is_job, is_asked=is_asked)
+    with _locks(sweep_dir, search, keep_copy, worker) as held:
+        return _to_the_end(Trials(sweep_dir, search, worker), launch, 1, held, is_job=is_job, is_asked=is_asked)
 
 
 def _by_mpirun(ranks: int) -> Launch:
@@ -76,27 +75,41 @@ def _by_mpirun(ranks: int) -> Launch:
     return Launch([mpirun, "-n", str(ranks)])
 
 
-def _enter(sweep_dir: Path, keep_copy: Callable[[], None], task: int | None) -> list[int]:
-    """Returns the descriptors that keep others out of the folder."""
-    try:
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        descriptor = lock(sweep_dir / LOCK, shared=task is not None)
-    except OSError as error:
-        raise UsageError(f"{sweep_dir} cannot be written: {error.strerror}; choose another SWEEP_DIR") from error
-    if descriptor is None:
-        raise UsageError(
-            f"{sweep_dir}: another dppo.sweep is at work in it, or a run of one that has been killed still saves: wait"
-            " for its end, or stop it by Ctrl-C"
-        )
-    keep_copy()
-    return [descriptor]
+@contextmanager
+def _locks(
+    sweep_dir: Path, search: Search | None, keep_copy: Callable[[], None], worker: str | None
+) -> Iterator[list[int]]:
+    """Yields the descriptors that keep others out of the folder. Raises UsageError where others are in it.
+
+    Args:
+      worker: the name of a worker beside others; None: nobody else may be at work in the folder.
+    """
+    if search is not None:
+        load_optuna()
+    with ExitStack() as closing:
+        try:
+            sweep_dir.mkdir(parents=True, exist_ok=True)
+            held = [lock(sweep_dir / LOCK, shared=worker is not None)]
+        except OSError as error:
+            raise UsageError(f"{sweep_dir} cannot be written: {error.strerror}; choose another SWEEP_DIR") from error
+        closing.callback(_close, held)
+        if held[0] is None:
+            raise UsageError(
+                f"{sweep_dir}: another dppo.sweep is at work in it, or a run of one that has been killed still saves:"
+                " wait for its end, or stop it by Ctrl-C"
+            )
+        keep_copy()
+        if search is not None:
+            held.append(enlist(sweep_dir, worker or HERE))
+        if None in held:
+            raise UsageError(f"{sweep_dir}: another process is {worker} of this study: give each its own --task")
+        yield [descriptor for descriptor in held if descriptor is not None]
 
 
-def _enlisted(sweep_dir: Path, worker: str) -> list[int]:
-    descriptor = enlist(sweep_dir, worker)
-    if descriptor is None:
-        raise UsageError(f"{sweep_dir}: another process is {worker} of this study: give each its own --task")
-    return [descriptor]
+def _close(held: list[int | None]) -> None:
+    for descriptor in held:
+        if descriptor is not None:
+            os.close(descriptor)
 
 
 def _to_the_end(
@@ -116,8 +129,6 @@ def _to_the_end(
         left = source.left
         if reason and left:
             board.say(f"stopped by {reason}: {left} are left, and the same command goes on with them")
-    for descriptor in held:
-        os.close(descriptor)
     if reason and left:
         if is_job and reason == "SIGUSR1" and not runs.is_job_over:  # it came between two runs
             return subprocess.call([sys.executable, "-m", "dppo.requeue"])
