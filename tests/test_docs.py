@@ -87,7 +87,20 @@ def table_keys(text: str, header: str = "key") -> set[str]:
 def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(launch: Launcher, tmp_path: Path) -> None:
     modes = {
         "allreduce": ("--mode", "sync", "--exchange", "allreduce"),
-        "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}'),
+        "p2p": (
+            "--mode",
+            "sync",
+            "--exchange",
+            "p2p",
+            "--ppo.objective",
+            "kl",
+            "--cases",
+            '{name="only"}',
+            "--ppo.clip-schedule",
+            "linear",
+            "--ppo.entropy-schedule",
+            "linear",
+        ),
         "async": ("--mode", "async"),
     }
     jobs = [
