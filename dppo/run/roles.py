@@ -80,7 +80,7 @@ def begin_tracking(me: Rank) -> None:
         services.threads,
     )  # fmt: skip
     keep_track(me, tracker, resumed=me.plan.saved is not None)
-    write_spaces(me.plan.run_dir, *me.parts.spaces)
+    write_spaces(me.plan.run_dir, *me.parts.spaces, me.parts.policy.mask_size)
 
 
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
