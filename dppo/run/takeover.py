@@ -209,7 +209,7 @@ def _open_with_what_is_left(
         wall_s=plan.wall_s, counters=counters, replays=replays, first_rank=plan.first_rank,
         next_segments=next_segments(plan.run_dir),
     )  # fmt: skip
-    keep_track(me, tracker)
+    keep_track(me, tracker, resumed=True)
     tracker.start_clock()
     if line.get("iteration", 0) > counted_until:
         for report in told:
