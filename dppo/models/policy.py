@@ -52,7 +52,7 @@ class ActorCritic:
     ) -> None:
         self.place = place
         self.inputs, self.network, self.distribution, self.flat = inputs, network, distribution, flat
-        self.description = description
+        self.description, self.mask_size = description, mask_size
         sampled = distribution.mode(np.zeros((1, distribution.head_size), np.float32))
         sent = distribution.to_env(sampled)
         self._sends_as_sampled = sent is sampled

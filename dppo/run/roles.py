@@ -24,8 +24,9 @@ def begin_collecting(me: Rank) -> None:
     """Makes a worker's collector at the start of a run, with its environments where the checkpoint has them."""
     worker, config = me.group.member.worker, me.plan.config
     assert worker is not None
+    fraction_done = 0.0 if me.plan.saved is None else min(1.0, me.plan.saved.env_steps / config.total_steps)
     with forks_end_here():
-        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker)))
+        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker), fraction_done))
     standby = me.recovery.standby
     standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)
 
@@ -80,7 +81,7 @@ def begin_tracking(me: Rank) -> None:
         services.threads,
     )  # fmt: skip
     keep_track(me, tracker, resumed=me.plan.saved is not None)
-    write_spaces(me.plan.run_dir, *me.parts.spaces)
+    write_spaces(me.plan.run_dir, *me.parts.spaces, me.parts.policy.mask_size)
 
 
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:

@@ -175,8 +175,8 @@ def _open_with_what_is_left(
     the last line of metrics.
     """
     config, state, plan = me.plan.config, me.parts.state, me.plan
-    state.unpack(packed)
     state.forget_unfinished()
+    state.unpack(packed)
     mirror = next((g.mirror for g in contributions if g.mirror is not None), None)
     if mirror is not None and _is_old(mirror, me):
         mirror = None  # from a rank that was a standby long ago: the last checkpoint is newer
