@@ -46,6 +46,8 @@ class Summary:
     """The error, where exit is failed."""
     preempted_by: str | None = None
     """The event that made the run save and leave, where exit is preempted."""
+    stopped_by: str | None = None
+    """The recorder that asked the run to end, where exit is finished because of that."""
     stalled: bool = False
     """Whether the run failed because ranks made no progress or did not answer: starting again may help."""
 

@@ -17,7 +17,7 @@ from dppo.console import Console
 from dppo.data import EnvState, Report
 from dppo.envs.clock import seconds_of
 from dppo.rundir.runfiles import RunFiles
-from dppo.rundir.summary import PREEMPTED, RUNNING, TARGET, Summary
+from dppo.rundir.summary import FINISHED, PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
 from dppo.training.episodes import WINDOW
 from dppo.training.replay import Replay
@@ -126,6 +126,8 @@ class Tracker:
         reason = self.counters.reason_to_end(self._state)
         if reason != TARGET:
             self._name_the_stuck()
+        if reason is None and (stopped_by := self.files.recorders.stopped_by) is not None:
+            reason, self.saver.boundary.summary.stopped_by = FINISHED, stopped_by
         if reason is None and self.preemption.requested:
             reason = PREEMPTED
         if reason is not None:
@@ -184,7 +186,7 @@ class Tracker:
 
     def _record(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> None:
         metrics = self._metrics(reports, ended, extra)
-        self.files.log(self._state.env_steps, metrics)
+        self.files.log(metrics)
         if self.console.progress_due():
             self.console.progress(_progress_text(metrics))
 
