@@ -71,7 +71,7 @@ from dppo.settings.values import as_dict, nearest, updated
         ({"checkpoint": {"replay_s": -1.0}}, "checkpoint.replay_s=-1.0 must not be negative"),
         ({"eval": {"every": -1}}, r"eval.every=-1 must be 0 \(off\) or positive"),
         ({"eval": {"episodes": 0}}, "eval.episodes=0 must be at least 1"),
-        ({"eval": {"patience": -1}}, r"eval.patience=-1 must be 0 \(never\) or positive"),
+        ({"eval": {"patience": -1}}, r"eval.patience=-1 must be 0 \(off\) or positive"),
         ({"eval": {"target_return": float("nan")}}, "eval.target_return=nan must"),
         ({"log": {"interval_s": 0.0}}, "log.interval_s=0.0 must be positive"),
         ({"log": {"stall_after_s": -1.0}}, r"log.stall_after_s=-1.0 must be 0 \(never\) or positive"),

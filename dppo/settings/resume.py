@@ -63,8 +63,8 @@ def with_the_same(stored: Config, config: Config) -> Config:
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(
                 f"{_as_flag(key, now)} differs from the run's {before}: a resumed run keeps its settings"
-                " (total-steps, target-return, time-limit-s, log.*, eval.* and checkpoint.* may be given anew, and device);"
-                " leave it out, or start a new run in another --run-dir"
+                " (total-steps, target-return, time-limit-s, log.*, eval.* and checkpoint.* may be given anew, and"
+                " device); leave it out, or start a new run in another --run-dir"
             )
     return resolve(config)
 

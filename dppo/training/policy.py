@@ -21,8 +21,8 @@ from dppo.envs.vector import make_vector_env
 from dppo.errors import UsageError
 from dppo.files import plain
 from dppo.models.policy import make_policy
-from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.contents import check_state
+from dppo.rundir.evaluations import LATEST, find_checkpoint
 from dppo.rundir.spaces import read_spaces
 from dppo.seeding import Purpose, draw_rows, generator
 from dppo.settings.toml import load_config
@@ -152,17 +152,19 @@ def _kinds(space: gymnasium.Space[Any]) -> list[object]:
     ]
 
 
-def load_policy(run_dir: str | Path) -> Policy:
-    """Returns the policy of a run's newest valid checkpoint.
+def load_policy(run_dir: str | Path, checkpoint: str | int = LATEST) -> Policy:
+    """Returns the policy of one of a run's checkpoints.
+
+    Args:
+      checkpoint: `latest`, the newest valid one; `best`, that of the best evaluation while training (`eval.every`); or
+        the number of its environment steps.
 
     Raises:
-      UsageError: (a ValueError) there is no run, or the run has no valid checkpoint.
+      UsageError: (a ValueError) there is no run, or the run has no such checkpoint.
     """
     folder = Path(run_dir).absolute()
     config = load_config(folder)
-    saved, skipped = newest_valid(folder, lambda checkpoint: check_state(checkpoint.state))
-    if saved is None:
-        raise UsageError(f"{folder} has no valid checkpoint: {'; '.join(skipped) or 'there is none'}")
+    saved, skipped = find_checkpoint(folder, checkpoint, lambda found: check_state(found.state))
     for line in skipped:
         print(f"dppo: {plain(line)}", file=sys.stderr)
     try:
