@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.settings.toml import load_config
 from dppo.training.build import close_environments
+from dppo.training.evaluator import serve
 from dppo.training.played import Played, figures, in_cases
 from dppo.training.playing import MAX_STEPS, Player, Progress, given_to_play
 from dppo.training.policy import Policy, load_policy
@@ -71,6 +73,13 @@ def _own_comm() -> Any:
     from dppo.run.command import own_comm
 
     return own_comm()
+
+
+def play_beside_a_run(run_dir: str, episodes: int) -> None:
+    """Is the process beside rank 0 that plays evaluations while training; training/evaluator.py starts it."""
+    with open(os.dup(1), "wb", buffering=0) as answers:
+        os.dup2(2, 1)  # environments print as well
+        serve(Path(run_dir), episodes, _own_comm, sys.stdin.buffer, answers)
 
 
 def record(

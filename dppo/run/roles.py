@@ -80,11 +80,12 @@ def begin_tracking(me: Rank) -> None:
     )  # fmt: skip
     keep_track(me, tracker)
     write_spaces(me.plan.run_dir, *me.parts.spaces)
+    tracker.end_if_over()
 
 
 def keep_track(me: Rank, tracker: Tracker) -> None:
     """Makes this rank, the server, keep track of the run from now on."""
-    tracker.saver.heartbeat = me.services.watchdog.heartbeat
+    tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
     me.server.open(tracker)
 
 

@@ -57,9 +57,11 @@ def return_of(line: Mapping[str, Any]) -> float | None:
 
 
 def best_of(lines: Sequence[Mapping[str, Any]]) -> int | None:
-    """Returns the steps of the best evaluation, of several equal ones those of the first; None where there is none."""
-    returns = [(value, -line["env_steps"]) for line in lines if (value := return_of(line)) is not None]
-    return -max(returns)[1] if returns else None
+    """Returns the steps of the best evaluation, of several equal ones those of the newest: where the return has an
+    upper end that all reach, more training is the better guess. None where no episode ended.
+    """
+    returns = [(value, line["env_steps"]) for line in lines if (value := return_of(line)) is not None]
+    return max(returns)[1] if returns else None
 
 
 # -- the evaluated checkpoints --------------------
@@ -165,7 +167,7 @@ def _of_steps(run_dir: Path, which: str | int) -> Path:
     text = str(which).removeprefix("step_")
     if not (text.isascii() and text.isdecimal() and len(text) < 16):
         raise UsageError(f"checkpoint {which!r:.60}: name best, latest or a number of steps; {_what_there_is(run_dir)}")
-    for folder in (*checkpoint_folders(run_dir), *evaluated(run_dir).values()):
+    for folder in (*evaluated(run_dir).values(), *checkpoint_folders(run_dir)):
         if steps_of(folder) == int(text):
             return folder
     raise UsageError(f"{run_dir} has no checkpoint of {int(text):,} steps; {_what_there_is(run_dir)}")

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dppo.config import CheckpointConfig
 from dppo.errors import DisplacedError, MovedError, SavingError
@@ -22,6 +22,7 @@ from dppo.rundir.checkpoint import remove_leftovers
 from dppo.rundir.recorders import MetricsFile, TensorBoard, read_json
 from dppo.rundir.summary import write_summary
 
+T = TypeVar("T")
 METRICS, CHECKPOINT, SUMMARY, EVENTS = paths.METRICS, "a checkpoint", paths.SUMMARY, "TensorBoard's events"
 TRAJECTORIES = paths.TRAJECTORIES
 LOOK_S = 0.1
@@ -77,6 +78,12 @@ class RunFiles:
             with self._noted(EVENTS):
                 self._tensorboard.write(step, metrics)
 
+    def log_evaluation(self, line: dict[str, Any]) -> None:
+        """Shows the mean return of an evaluation in TensorBoard."""
+        if self._tensorboard is not None and line["return_mean"] is not None:
+            with self._noted(EVENTS):
+                self._tensorboard.write(line["env_steps"], {"evaluation/return_mean": line["return_mean"]})
+
     def _newest_start(self) -> tuple[int, int]:
         """Returns the inode of versions.json, which every start of the run replaces, and how many starts it names."""
         path = self._run_dir / paths.VERSIONS
@@ -115,9 +122,9 @@ class RunFiles:
         self._take_result(wait=True)
         self._writing = self._writer.submit(self._save, write)
 
-    def meanwhile(self, work: Callable[[], None]) -> None:
-        """Does something else in the thread that writes checkpoints."""
-        self._writer.submit(work)
+    def meanwhile(self, work: Callable[[], T]) -> Future[T]:
+        """Does something else in the thread that writes checkpoints. Returns its result, which is there later."""
+        return self._writer.submit(work)
 
     @property
     def is_writing(self) -> bool:

@@ -46,6 +46,8 @@ class Summary:
     """The error, where exit is failed."""
     preempted_by: str | None = None
     """The event that made the run save and leave, where exit is preempted."""
+    stopped_by: str | None = None
+    """The setting by which the run ended before all steps were done: `eval.target-return`, `eval.patience`."""
     stalled: bool = False
     """Whether the run failed because ranks made no progress or did not answer: starting again may help."""
 
