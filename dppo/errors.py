@@ -19,9 +19,9 @@ class UsageError(ValueError):
     """Wrong use of a command: one message, EXIT_USAGE."""
 
 
-def missing_package(name: str, error: ImportError) -> UsageError:
-    """Returns the error for a missing library that only some commands need."""
-    return UsageError(f"this needs {name}, which cannot be imported ({error}): pip install 'dppo[analysis]'")
+def missing_package(name: str, error: ImportError, extra: str = "analysis") -> UsageError:
+    """Returns the error for a missing library that only some commands need, with the extra that has it."""
+    return UsageError(f"this needs {name}, which cannot be imported ({error}): pip install 'dppo[{extra}]'")
 
 
 class HelpShown(Exception):

@@ -23,7 +23,6 @@ from dppo.envs.masks import MaskLayout, Masks
 from dppo.envs.process import printing_to_stderr
 from dppo.envs.simulators import agents_of
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.rundir.evaluations import LATEST
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.settings.toml import load_config
@@ -31,7 +30,7 @@ from dppo.training.build import close_environments
 from dppo.training.evaluator import serve
 from dppo.training.played import Played, figures, in_cases
 from dppo.training.playing import MAX_STEPS, Player, Progress, given_to_play
-from dppo.training.policy import Policy, load_policy
+from dppo.training.policy import LATEST, Policy, load_policy
 
 _MOST_STEPS = 10**9
 _SILENT_S, _INTERVAL_S = 2.0, 10.0

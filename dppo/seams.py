@@ -3,7 +3,8 @@
 | seam | made in |
 |---|---|
 | `VectorEnv` | envs/vector.py: envs/env_list.py, envs/agents.py, envs/native.py, envs/cartpole.py |
-| `Distribution`, `ActionDistribution`, `Network` | models/ |
+| `Distribution` | models/; what models/ has of its own for acting is in models/seams.py |
+| `Recorder` | rundir/metrics_file.py, rundir/tensorboard.py, training/progress.py |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
@@ -17,6 +18,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -152,10 +154,6 @@ Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
 """Log-probabilities [B], entropies [B], and the pullback of their gradients to the head."""
 
 
-NoiseKinds = tuple[tuple[str, int], ...]
-"""What the noise of one action consists of, side by side: (kind, how many numbers), as dppo/seeding.py draws it."""
-
-
 class Distribution(Protocol):
     """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
 
@@ -169,65 +167,47 @@ class Distribution(Protocol):
         """Returns the [B, K] gradient of weight * sum of `kl` with respect to `head`."""
 
 
-class ActionDistribution(Distribution, Protocol):
-    """An action distribution with everything that acting needs. `head` [B, K] has the network's outputs, then the log
-    standard deviations, which do not depend on the state.
+# -- recorders --------------------
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a recorder is told of the run at its start."""
+
+    run_dir: Path
+    run_id: str
+    """The same for all attempts of the run."""
+    config: dict[str, Any]
+    """Every setting, as `dataclasses.asdict` gives it."""
+    world_size: int
+    resumed: bool
+    """Whether the run went on before: from a checkpoint, or under a server that has died."""
+    env_steps: int
+    """Environment steps done so far: those of the checkpoint from which the run continues."""
+
+
+class Recorder:
+    """Is told on rank 0 how a run goes: a class that extends this one and has those of the methods that it needs.
+
+    All are called in rank 0's one thread, which workers wait for: long work needs a thread of its own. A recorder that
+    raises is named in a warning and hears nothing more; the run goes on. What a method is given is shared: it must not
+    be changed.
     """
 
-    network_outputs: int
-    log_std_size: int
-    """The number of log standard deviations; 0 without a Box of floats."""
-    head_size: int
-    """K, the sum of both."""
-    action_type: ArrayType
-    """One action in the policy's units."""
-    noise_kinds: NoiseKinds
-    noise_size: int
-    choices: tuple[int, ...]
-    """The number of values of each categorical: its logits lie side by side, and so do its columns of a mask."""
-    mask_size: int
-    """The sum of `choices`: the number of logits that a mask speaks of."""
+    def start(self, run: RunInfo) -> None:
+        """Begins: before the first iteration of an attempt, and on the new server if the server has died."""
 
-    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Samples actions [B, *act], in the policy's units, from noise [B, noise_size] float32."""
+    def iteration(self, line: dict[str, Any]) -> bool | None:
+        """Takes in a line of metrics.jsonl. True asks the run to end here."""
 
-    def mode(self, head: np.ndarray) -> np.ndarray:
-        """Returns the most probable actions [B, *act]."""
+    def evaluation(self, line: dict[str, Any]) -> bool | None:
+        """Takes in a line of evaluations.jsonl. True asks the run to end at the next iteration's end."""
 
-    def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Returns actions as the environment wants them: one array of the space (dppo/envs/leaves.py)."""
+    def checkpoint(self, path: Path) -> None:
+        """Takes in the folder of a checkpoint that is written."""
 
-    def masked(self, head: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Rules out what is not legal in masks [B, mask_size] bool: a copy of `head` with -inf in these logits. Returns
-        `head` itself where all is legal.
-        """
-
-
-class Network(Protocol):
-    """Maps inputs [B, ...] (models/inputs.py) and states [B, S] float32 to the policy's outputs, to values and to new
-    states; its parameters lie in a FlatParameters. States of None are those of an episode's start, 0.
-    """
-
-    state_size: int
-    """S, the size of the memory of one environment; 0 without, and then states play no part."""
-
-    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the policy's outputs [B, K'], and the values [B] where they cost next to nothing then, else None.
-        Both are valid until the next call. Overwrites the states with the new ones; keeps nothing for `backward`.
-        """
-
-    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
-        """Returns the values [B], valid until the next call. The states stay; keeps nothing for `backward`."""
-
-    def forward(
-        self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Maps samples in sequences (algo/sequences.py) to the policy's outputs [B, K'] and the values [B]; keeps what
-        `backward` needs. Only the states where `firsts` [B] is true are used; None: it is true everywhere.
-        """
-
-    def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
-        """Writes (not adds) the gradient of the last `forward` into the flat gradient."""
+    def end(self, summary: dict[str, Any]) -> None:
+        """Takes in RUN/summary.json, when this attempt ends by itself, in whatever way."""
 
 
 # -- what ranks say to each other --------------------

@@ -85,9 +85,10 @@ def table_keys(text: str, header: str = "key") -> set[str]:
 
 
 def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(launch: Launcher, tmp_path: Path) -> None:
+    schedules = ("--ppo.clip-schedule", "linear", "--ppo.entropy-schedule", "cosine")
     modes = {
         "allreduce": ("--mode", "sync", "--exchange", "allreduce"),
-        "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}'),
+        "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}', *schedules),
         "async": ("--mode", "async"),
     }
     jobs = [
@@ -185,7 +186,8 @@ def test_the_details_are_numbered_without_a_gap() -> None:
 def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> None:
     files = examples()
     networks = {"my_net.py", "my_parts.py", "my_memory.py"}
-    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", "play_it.py", *networks}
+    plays = {"play_it.py", "play_many.py"}
+    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", *plays, *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -212,5 +214,6 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     for job in (own, fused, memory, config, unregistered, agents, train):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
-    played = launch.start(None, program=str(tmp_path / "play_it.py"), **ONE_THREAD).wait(60)
-    assert played.code == 0, str(played)
+    for job in [launch.start(None, program=str(tmp_path / name), **ONE_THREAD) for name in sorted(plays)]:
+        played = job.wait(60)
+        assert played.code == 0, str(played)

@@ -23,7 +23,7 @@ FLOORS = (
     ("trajectories",),
     ("training",),
     ("run", "study", "verdict", "requeue"),
-    ("evaluate", "report", "sweep", "job"),
+    ("evaluate", "export", "report", "sweep", "job"),
 )
 """From the ground up. Files and folders import lower floors only; files of one folder may import each other."""
 

@@ -6,8 +6,9 @@ before the towers. With `model.shared`, the policy and the value use the same en
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -121,7 +122,7 @@ class _Torso(nn.Module):
         self.encoders = nn.ModuleList(module for module, _ in made)
         self.embeddings = nn.ModuleList(nn.Embedding(size, EMBEDDING) for size in inputs.choices)
         self.size = inputs.size + sum(size for _, size in made) + EMBEDDING * len(self.embeddings)
-        self._uses_bf16 = cfg.bf16
+        self.uses_bf16 = cfg.bf16
         for module in self.encoders.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 orthogonal_(module, math.sqrt(2.0))
@@ -134,12 +135,26 @@ class _Torso(nn.Module):
     def forward(self, parts: Parts, states: torch.Tensor, packing: Packing | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the features [B, size] of samples, and the new states: see `Core.forward`."""
         vectors, choices, images = parts
-        with torch.autocast(vectors.device.type, torch.bfloat16, enabled=self._uses_bf16):
+        in_bf16 = torch.autocast(vectors.device.type, torch.bfloat16) if self.uses_bf16 else contextlib.nullcontext()
+        with in_bf16:
             features = [encoder(image) for encoder, image in zip(self.encoders, images, strict=True)]
         features = [feature.float() for feature in features]
         features += [embedding(choices[:, i]) for i, embedding in enumerate(self.embeddings)]
         joined = torch.cat([vectors, *features], dim=1)
         return (joined, states) if self.core is None else self.core(joined, states, packing)
+
+
+@contextlib.contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Has the encoders in a module compute in float32, whatever `model.bf16` says."""
+    torsos = [torso for torso in module.modules() if isinstance(torso, _Torso) and torso.uses_bf16]
+    for torso in torsos:
+        torso.uses_bf16 = False
+    try:
+        yield
+    finally:
+        for torso in torsos:
+            torso.uses_bf16 = True
 
 
 class EncodedModule(nn.Module):
@@ -167,6 +182,11 @@ class EncodedModule(nn.Module):
         """Returns the policy's outputs [B, K'] of a network without memory."""
         outputs: torch.Tensor = self.policy_tower(self.torsos[0](parts, _NO_STATES, None)[0])
         return outputs
+
+    def without_memory(self, parts: Parts) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the policy's outputs [B, K'] and the values [B] of a network without memory."""
+        features = [torso(parts, _NO_STATES, None)[0] for torso in self.torsos]
+        return self.policy_tower(features[0]), self.value_tower(features[-1])[:, 0]
 
     def value(self, parts: Parts, states: torch.Tensor) -> torch.Tensor:
         """Returns the values [B] after one step from states [B, S]."""

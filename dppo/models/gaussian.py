@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium import spaces
 
 from dppo.envs.leaves import ArrayType
-from dppo.seams import Evaluation, NoiseKinds
+from dppo.models.seams import NoiseKinds
+from dppo.seams import Evaluation
 
 LOG_2PI = math.log(2.0 * math.pi)
 
@@ -33,9 +34,9 @@ class DiagGaussian:
         low, high = space.low.astype(np.float64).reshape(-1), space.high.astype(np.float64).reshape(-1)
         bounded = (np.abs(low) < 1e6) & (np.abs(high) < 1e6)  # some environments write "unbounded" as a huge number
         low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-        self._centre = ((low + high) / 2).astype(np.float32)
-        self._scale = ((high - low) / 2).astype(np.float32)
-        self._is_scaled = bool((self._centre != 0).any() or (self._scale != 1).any())
+        self.centre = ((low + high) / 2).astype(np.float32)
+        self.scale = ((high - low) / 2).astype(np.float32)
+        self.is_scaled = bool((self.centre != 0).any() or (self.scale != 1).any())
         self.noise_size = self.network_outputs = self.log_std_size = len(low)
         self.head_size = 2 * self.noise_size
         self.action_type: ArrayType = (len(low),), np.dtype(np.float32)
@@ -56,7 +57,7 @@ class DiagGaussian:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Returns actions as the environment wants them: scaled to the Box, clipped to its bounds."""
-        scaled = self._centre + self._scale * actions if self._is_scaled else actions
+        scaled = self.centre + self.scale * actions if self.is_scaled else actions
         scaled = scaled.reshape(len(actions), *self._space.shape)
         clipped = np.minimum(np.maximum(scaled, self._space.low), self._space.high)
         return clipped.astype(self._space.dtype, copy=False)

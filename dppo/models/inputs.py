@@ -32,21 +32,21 @@ MASK = "action_mask"
 """The leaf of a Dict that says which actions are legal, as Gymnasium's users call it."""
 
 
-class _Numbers:
+class Numbers:
     """A leaf of numbers: `width` inputs, of which `moments` is the part of the running moments."""
 
     def __init__(self, leaf: Leaf, start: int, cfg: MomentsConfig) -> None:
         self.leaf, self.width = leaf, int(np.prod(leaf.shape, dtype=int))
         self.moments = slice(start, start + self.width)
-        self._is_normalised, self._clip = cfg.observations, cfg.clip
+        self.is_normalised, self.clip = cfg.observations, cfg.clip
         self._is_flat = not leaf.path and len(leaf.shape) == 1
 
     def freeze(self, moments: RunningMoments) -> None:
         """Fixes the moments that `write` uses."""
-        self._mean = moments.frozen_mean[self.moments]
-        is_small = np.abs(self._mean).max(initial=0.0) <= LARGE
-        self._shift = self._mean.astype(np.float32) if is_small else self._mean
-        self._inverse_std = (1.0 / moments.now.std()[self.moments]).astype(np.float32)
+        self.mean = moments.frozen_mean[self.moments]
+        is_small = np.abs(self.mean).max(initial=0.0) <= LARGE
+        self.shift = self.mean.astype(np.float32) if is_small else self.mean
+        self.inverse_std = (1.0 / moments.now.std()[self.moments]).astype(np.float32)
 
     def rows(self, observations: np.ndarray) -> np.ndarray:
         """Returns this leaf's part of observations [B, *obs], flattened to [B, width]."""
@@ -59,14 +59,14 @@ class _Numbers:
     def write(self, observations: np.ndarray, out: np.ndarray) -> None:
         """Writes the inputs of observations [B, *obs] into `out` [B, width] float32."""
         rows = self.rows(observations)
-        if self._is_normalised:
-            shift = self._mean if rows.dtype.itemsize > 4 else self._shift
-            normalise(rows, shift, self._inverse_std, self._clip, out)
+        if self.is_normalised:
+            shift = self.mean if rows.dtype.itemsize > 4 else self.shift
+            normalise(rows, shift, self.inverse_std, self.clip, out)
         else:
             out[...] = rows
 
 
-class _OneHot:
+class OneHot:
     """A leaf of choices: one input for each value of each of its elements."""
 
     def __init__(self, leaf: Leaf) -> None:
@@ -83,7 +83,7 @@ class _OneHot:
         out[np.arange(len(values))[:, None], chosen] = 1.0
 
 
-class _Bits:
+class Bits:
     """A leaf of bits: one input each."""
 
     def __init__(self, leaf: Leaf) -> None:
@@ -95,7 +95,7 @@ class _Bits:
         out[...] = bits.reshape(len(bits), self.width)
 
 
-class _Indices:
+class Indices:
     """A leaf of choices of which some have many values: `sizes` has the number of values of each element."""
 
     def __init__(self, leaf: Leaf) -> None:
@@ -115,8 +115,8 @@ class Image:
     def __init__(self, leaf: Leaf) -> None:
         self.leaf = leaf
         first, middle, last = leaf.shape
-        self._is_channels_first = first < last
-        self.shape = (first, middle, last) if self._is_channels_first else (last, first, middle)
+        self.is_channels_first = first < last
+        self.shape = (first, middle, last) if self.is_channels_first else (last, first, middle)
         """Channels, height and width."""
         space: Any = leaf.space
         low, high = float(space.low.min()), float(space.high.max())
@@ -127,7 +127,7 @@ class Image:
     def of(self, observations: np.ndarray) -> np.ndarray:
         """Returns the raw images in observations [B, *obs], [B, channels, height, width]: a view."""
         images = self.leaf.of(observations)
-        return images if self._is_channels_first else images.transpose(0, 3, 1, 2)
+        return images if self.is_channels_first else images.transpose(0, 3, 1, 2)
 
 
 def _sizes(leaf: Leaf) -> list[int]:
@@ -145,8 +145,8 @@ class Inputs(RunningMoments):
 
     def __init__(self, space: gymnasium.Space[Any], cfg: MomentsConfig) -> None:
         self.observation_type = array_type(space)
-        self._vectors: list[tuple[slice, _Numbers | _OneHot | _Bits]] = []
-        self._indices: list[_Indices] = []
+        self.vector_leaves: list[tuple[slice, Numbers | OneHot | Bits]] = []
+        self.index_leaves: list[Indices] = []
         self.images: list[Image] = []
         self.size = num_moments = 0
         """D, the number of vector inputs."""
@@ -158,17 +158,17 @@ class Inputs(RunningMoments):
             elif isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete) and any(
                 size > MOST_ONE_HOT for size in _sizes(leaf)
             ):
-                self._indices.append(_Indices(leaf))
+                self.index_leaves.append(Indices(leaf))
             else:
                 part = _vector(leaf, num_moments, cfg)
-                num_moments += part.width if isinstance(part, _Numbers) else 0
-                self._vectors.append((slice(self.size, self.size + part.width), part))
+                num_moments += part.width if isinstance(part, Numbers) else 0
+                self.vector_leaves.append((slice(self.size, self.size + part.width), part))
                 self.size += part.width
-        self._numbers = [part for _, part in self._vectors if isinstance(part, _Numbers)]
-        self._only = self._vectors[0][1].write if len(self._vectors) == 1 else None
-        self.choices = [size for part in self._indices for size in part.sizes]
+        self._numbers = [part for _, part in self.vector_leaves if isinstance(part, Numbers)]
+        self._only = self.vector_leaves[0][1].write if len(self.vector_leaves) == 1 else None
+        self.choices = [size for part in self.index_leaves for size in part.sizes]
         """The number of values of each choice that is embedded."""
-        self.is_raw = bool(self.images or self._indices)
+        self.is_raw = bool(self.images or self.index_leaves)
         """Whether networks take raw observations apart by `vectors`, `indices` and `images`; else they take vectors."""
         self.type: ArrayType = self.observation_type if self.is_raw else ((self.size,), np.dtype(np.float32))
         """Shape and type of what a network takes for one observation."""
@@ -197,15 +197,15 @@ class Inputs(RunningMoments):
         if self._only is not None:
             self._only(observations, out)
         else:
-            for columns, part in self._vectors:
+            for columns, part in self.vector_leaves:
                 part.write(observations, out[:, columns])
         return out
 
     def indices(self, observations: np.ndarray) -> np.ndarray:
         """Returns the choices that are embedded, [B, len(choices)] int64, each from 0."""
-        if not self._indices:
+        if not self.index_leaves:
             return np.empty((len(observations), 0), np.int64)
-        return np.concatenate([part.rows(observations) for part in self._indices], axis=1)
+        return np.concatenate([part.rows(observations) for part in self.index_leaves], axis=1)
 
     def normalised(self, observations: np.ndarray) -> dict[tuple[str, ...], np.ndarray]:
         """Returns the leaves of numbers in observations [B, *obs], by path: normalised, [B, *shape] float32."""
@@ -238,7 +238,7 @@ class Inputs(RunningMoments):
         return f"the moments of observation {name}; have the environment, or a wrapper, give smaller ones"
 
 
-def _vector(leaf: Leaf, num_moments: int, cfg: MomentsConfig) -> _Numbers | _OneHot | _Bits:
+def _vector(leaf: Leaf, num_moments: int, cfg: MomentsConfig) -> Numbers | OneHot | Bits:
     if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
-        return _OneHot(leaf)
-    return _Bits(leaf) if isinstance(leaf.space, spaces.MultiBinary) else _Numbers(leaf, num_moments, cfg)
+        return OneHot(leaf)
+    return Bits(leaf) if isinstance(leaf.space, spaces.MultiBinary) else Numbers(leaf, num_moments, cfg)

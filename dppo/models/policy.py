@@ -16,7 +16,7 @@ from dppo.models.distributions import LOG_STD_BOUNDS, make_distribution
 from dppo.models.flat import MOST_PARAMETERS, FlatParameters
 from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
-from dppo.seams import ActionDistribution, Network
+from dppo.models.seams import ActionDistribution, Network
 
 if TYPE_CHECKING:
     from dppo.models.torch_network import TorchNetwork
@@ -52,7 +52,7 @@ class ActorCritic:
     ) -> None:
         self.place = place
         self.inputs, self.network, self.distribution, self.flat = inputs, network, distribution, flat
-        self.description = description
+        self.description, self.mask_size = description, mask_size
         sampled = distribution.mode(np.zeros((1, distribution.head_size), np.float32))
         sent = distribution.to_env(sampled)
         self._sends_as_sampled = sent is sampled

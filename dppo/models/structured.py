@@ -99,7 +99,7 @@ class StructuredNetwork(TorchNetwork):
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
-            outputs, values = self._module(self._argument(inputs))
+            outputs, values = self.module(self._argument(inputs))
         return to_array(outputs), to_array(values)
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
@@ -123,7 +123,7 @@ class RememberingNetwork(StructuredNetwork):
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
-            outputs, values, after = self._module(self._argument(inputs), self._before(states, len(inputs)))
+            outputs, values, after = self.module(self._argument(inputs), self._before(states, len(inputs)))
         if states is not None:
             states[...] = to_array(after)
         return to_array(outputs), to_array(values)
@@ -133,7 +133,7 @@ class RememberingNetwork(StructuredNetwork):
         with torch.no_grad():
             for i in range(0, len(inputs), MOST_ROWS):
                 part = slice(i, i + MOST_ROWS)
-                values[part] = to_array(self._module(self._argument(inputs[part]), before[part])[1])
+                values[part] = to_array(self.module(self._argument(inputs[part]), before[part])[1])
         return values
 
     def forward(
@@ -145,7 +145,7 @@ class RememberingNetwork(StructuredNetwork):
         steps: list[tuple[torch.Tensor, torch.Tensor]] = []
         start = 0
         for size in packing.sizes.tolist():  # the sequences that are this long are the first ones
-            outputs, values, now = self._module(_rows(observations, slice(start, start + size)), now[:size])
+            outputs, values, now = self.module(_rows(observations, slice(start, start + size)), now[:size])
             steps.append((outputs, values))
             start += size
         inverse = torch.from_numpy(packing.inverse)

@@ -8,7 +8,7 @@ first pass after a change, gradients are copied back after each.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,17 @@ class TorchMLP(torch.nn.Module):
     def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return self.policy_tower(inputs), self.value_tower(inputs)[:, 0]
 
+    def take_over(self, parameters: Mapping[str, np.ndarray]) -> None:
+        """Copies the parameters of the closed-form MLP (models/mlp.py), by its names of them."""
+        for tower, head, side in ((self.policy_tower, "policy", 0), (self.value_tower, "value", 1)):
+            *hidden, last = (layer for layer in tower if isinstance(layer, torch.nn.Linear))
+            with torch.no_grad():
+                for i, layer in enumerate(hidden):
+                    layer.weight.copy_(torch.from_numpy(parameters[f"hidden.{i}.weight"][side].T))
+                    layer.bias.copy_(torch.from_numpy(parameters[f"hidden.{i}.bias"][side, 0]))
+                last.weight.copy_(torch.from_numpy(parameters[f"{head}.weight"].T))
+                last.bias.copy_(torch.from_numpy(parameters[f"{head}.bias"][0]))
+
 
 class TorchNetwork:
     """Any module with forward([B, D]) -> (outputs [B, K'], value [B]), of which each row depends on its own input only.
@@ -67,7 +78,7 @@ class TorchNetwork:
     state_size = 0
 
     def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
-        self._module, self._flat = module, flat
+        self.module, self._flat = module, flat
         for name, parameter in module.named_parameters():
             with torch.no_grad():
                 torch.from_numpy(flat.parameters[name]).copy_(parameter)
@@ -91,14 +102,14 @@ class TorchNetwork:
         if vector.is_cuda:  # the same numbers each time
             torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
         start = 0
-        for parameter in self._module.parameters():
+        for parameter in self.module.parameters():
             views = [t[start : start + parameter.numel()].view(parameter.shape) for t in (vector, self._gradient)]
             parameter.data, parameter.grad = views
             start += parameter.numel()
         self._place_constants()
 
     def _place_constants(self) -> None:
-        for name, buffer in self._module.named_buffers():
+        for name, buffer in self.module.named_buffers():
             buffer.data = torch.from_numpy(self._flat.constants[name]).to(self._device)
 
     def _tensor(self, array: np.ndarray | torch.Tensor) -> torch.Tensor:
@@ -115,16 +126,16 @@ class TorchNetwork:
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         with torch.no_grad():
-            return to_array(self._module(self._argument(inputs))[0]), None
+            return to_array(self.module(self._argument(inputs))[0]), None
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         with torch.no_grad():
-            return to_array(self._module(self._argument(inputs))[1])
+            return to_array(self.module(self._argument(inputs))[1])
 
     def forward(
         self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        outputs, value = self._module(self._argument(inputs))
+        outputs, value = self.module(self._argument(inputs))
         self._outputs = (outputs, value)
         return to_array(outputs), to_array(value)
 

@@ -171,6 +171,13 @@ def checkpoint_folders(run_dir: Path, where: str = paths.CHECKPOINTS) -> list[Pa
     return sorted(ages, key=lambda p: ages[p], reverse=True)
 
 
+def number_of(folder: Path) -> int:
+    """Returns the environment steps that the name of a checkpoint's folder says."""
+    found = _NAME.fullmatch(folder.name)
+    assert found is not None, folder
+    return int(found[1])
+
+
 def sealed(manifest: dict[str, Any]) -> bytes:
     """Returns the file of a manifest: one key a line; the last one is the checksum of all others."""
     lines = [f"{json.dumps(key)}: {to_json(value).decode()}" for key, value in manifest.items()]

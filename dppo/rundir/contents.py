@@ -114,6 +114,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "numbers": lambda name, value: _check_dict(name, value, str, check_count),
     "optimizer_steps": check_count,
     "kl_coef": _check_size,
+    "lr": _check_size,
     "moments": lambda name, value: _check_array(name, value, np.float64, 1),
     "parameters": lambda name, value: _check_array(name, value, np.float32, 1),
     "optimizer": lambda name, value: _check_array(name, value, np.float32, 2),

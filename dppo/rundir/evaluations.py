@@ -24,6 +24,7 @@ from dppo.rundir.checkpoint import (
     Checkpoint,
     checkpoint_folders,
     newest_valid,
+    number_of,
     read_checkpoint,
     remove_folder,
     write_folder,
@@ -76,12 +77,7 @@ def write_evaluated(run_dir: Path, state: dict[str, Any]) -> Path:
 
 def evaluated(run_dir: Path) -> dict[int, Path]:
     """Returns {steps: folder} of the checkpoints that wait for their evaluation, or were kept as the best."""
-    return {steps_of(folder): folder for folder in reversed(checkpoint_folders(run_dir, paths.EVALUATED))}
-
-
-def steps_of(folder: Path) -> int:
-    """Returns the environment steps of a checkpoint, which its name says."""
-    return int(folder.name.removeprefix("step_").removesuffix(".old"))
+    return {number_of(folder): folder for folder in reversed(checkpoint_folders(run_dir, paths.EVALUATED))}
 
 
 def waiting(run_dir: Path, env_steps: int) -> dict[int, Path]:
@@ -110,7 +106,7 @@ def settle_best(run_dir: Path, lines: Sequence[Mapping[str, Any]], pending: Coll
         name = f"{there[best].relative_to(run_dir / paths.CHECKPOINTS)}\n".encode()
         if not path.is_file() or path.read_bytes() != name:
             replace_atomically(path, name)
-    ends = [steps_of(folder) for folder in checkpoint_folders(run_dir)]
+    ends = [number_of(folder) for folder in checkpoint_folders(run_dir)]
     kept = {best_of([line for line in lines if line["env_steps"] <= end]) for end in ends}
     for steps, folder in there.items():
         if steps not in {*kept, best, *pending}:
@@ -168,11 +164,11 @@ def _of_steps(run_dir: Path, which: str | int) -> Path:
     if not (text.isascii() and text.isdecimal() and len(text) < 16):
         raise UsageError(f"checkpoint {which!r:.60}: name best, latest or a number of steps; {_what_there_is(run_dir)}")
     for folder in (*evaluated(run_dir).values(), *checkpoint_folders(run_dir)):
-        if steps_of(folder) == int(text):
+        if number_of(folder) == int(text):
             return folder
     raise UsageError(f"{run_dir} has no checkpoint of {int(text):,} steps; {_what_there_is(run_dir)}")
 
 
 def _what_there_is(run_dir: Path) -> str:
-    steps = sorted({*map(steps_of, checkpoint_folders(run_dir)), *evaluated(run_dir)})
+    steps = sorted({*map(number_of, checkpoint_folders(run_dir)), *evaluated(run_dir)})
     return f"there are those of {', '.join(map(str, steps))} steps" if steps else "there is none"

@@ -6,12 +6,16 @@ from dppo.settings.toml import CONFIG_FILE
 
 CONFIG = CONFIG_FILE
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 SUMMARY = "summary.json"
 EVALUATIONS = "evaluations.jsonl"
 VERSIONS = "versions.json"
 SPACES = "spaces.json"
 STARTS = "starts.jsonl"
 """The file of python -m dppo.verdict: a line for each start of a batch job."""
+
+OUTPUT = "output.log"
+"""The file of what a run prints that `dppo.sweep --run` has started."""
 
 CHECKPOINTS = "checkpoints"
 LATEST = f"{CHECKPOINTS}/latest"

@@ -71,10 +71,12 @@ def _space(plain: dict[str, Any]) -> gymnasium.Space[Any]:
     raise ValueError(f"no space: its type is {kind!r:.40}")
 
 
-def write_spaces(run_dir: Path, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]) -> None:
-    """Writes RUN/spaces.json: the environment's spaces of observations and of actions."""
+def write_spaces(
+    run_dir: Path, observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any], mask_size: int = 0
+) -> None:
+    """Writes RUN/spaces.json: the environment's spaces of observations and of actions, and the size of its masks."""
     content = {"observation_space": _plain(observation_space), "action_space": _plain(action_space)}
-    replace_atomically(run_dir / paths.SPACES, json.dumps(content).encode())
+    replace_atomically(run_dir / paths.SPACES, json.dumps(content | {"mask_size": mask_size}).encode())
 
 
 def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any]] | None:
@@ -83,9 +85,26 @@ def read_spaces(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[An
     Raises:
       ValueError: the file is damaged.
     """
+    content = _content(run_dir)
+    return None if content is None else content[:2]
+
+
+def read_mask_size(run_dir: Path) -> int:
+    """Reads how many choices the masks of a run's environment speak of; 0 where it has none, or where an earlier dppo
+    has not noted it. Raises ValueError as `read_spaces`.
+    """
+    content = _content(run_dir)
+    return 0 if content is None else content[2]
+
+
+def _content(run_dir: Path) -> tuple[gymnasium.Space[Any], gymnasium.Space[Any], int] | None:
     try:
         content = parse_json(read_regular(run_dir / paths.SPACES, run_dir))
-        return tuple(space_from_json(json.dumps(content[name])) for name in ("observation_space", "action_space"))  # type: ignore[return-value]
+        observed, acted = (space_from_json(json.dumps(content[name])) for name in ("observation_space", "action_space"))
+        mask_size = content.get("mask_size", 0)
+        if type(mask_size) is not int or mask_size < 0:
+            raise ValueError(f"its mask_size is {mask_size!r:.40}")
+        return observed, acted, mask_size
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -53,6 +53,12 @@ def check(config: Config) -> None:
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
         if config.model.core:
             require_sequences(config)
+    updates = config.ppo.epochs * config.ppo.minibatches if config.loss == "ppo" else 1
+    require(
+        config.optim.schedule != "kl" or updates > 1,
+        f"optim.schedule=kl follows the KL that the updates of a rollout have caused, and with loss={config.loss} and"
+        f" {updates} update of each there is none: use optim.schedule=linear, or loss=ppo with more updates",
+    )
     _check_evaluation(config)
     require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
@@ -128,7 +134,9 @@ def resolve(config: Config) -> Config:
         horizon=horizon,
         exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
         vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
-        optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),
+        optim=replace(
+            config.optim, name=optimiser, lr=config.optim.lr or default_lr, schedule=config.optim.schedule or "linear"
+        ),
     )
     check(complete)
     return complete

@@ -60,7 +60,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
             link.heartbeat("update")
             if number:
                 replica.catch_up(wait=True)
-            learner.gradient(samples, state.kl_coef, own_kl)
+            learner.gradient(samples, state.kl_coef, own_kl, state.fraction_done)
             own_kl = float(state.flat.sums[_KL] / max(state.flat.sums[_COUNT], 1.0))
             if number and 0 < target_kl < own_kl:
                 break

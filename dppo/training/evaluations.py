@@ -32,7 +32,7 @@ from dppo.rundir.evaluations import (
     waiting,
     write_evaluated,
 )
-from dppo.rundir.recorders import MetricsFile
+from dppo.rundir.metrics_file import MetricsFile
 from dppo.rundir.runfiles import RunFiles
 from dppo.rundir.summary import FINISHED, PREEMPTED, TARGET
 
@@ -365,7 +365,7 @@ class Evaluations:
         line["best"] = best_of([*self._lines, line]) == done.env_steps
         self._lines.append(line)
         assert self._file is not None
-        self._file.put(line)
+        self._file.iteration(line)
         self._flush()
         file, lines, pending = self._file, list(self._lines), [w.env_steps for w in self._queue]
 

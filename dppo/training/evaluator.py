@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from dppo.cluster.startup import child_environment
 from dppo.config import Config
 from dppo.console import plain
-from dppo.rundir.evaluations import steps_of
+from dppo.rundir.checkpoint import number_of
 from dppo.seeding import evaluation_seed
 from dppo.settings.toml import load_config
 from dppo.training.evaluations import PlayingError
@@ -80,7 +80,7 @@ class PlayingProcess:
             if self._process is None:
                 self._start()
             assert self._process is not None and self._process.stdin is not None
-            self._process.stdin.write(json.dumps({"env_steps": steps_of(checkpoint)}).encode() + b"\n")
+            self._process.stdin.write(json.dumps({"env_steps": number_of(checkpoint)}).encode() + b"\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise self._failure() from None

@@ -54,7 +54,7 @@ def train_worker(
                     return
                 if exchange.is_past(number):
                     continue
-                learner.gradient(samples, state.kl_coef, state.last_kl)
+                learner.gradient(samples, state.kl_coef, state.last_kl, state.fraction_done)
                 if not exchange.step():
                     break
             if link.stopped:

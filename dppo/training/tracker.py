@@ -16,7 +16,7 @@ from dppo.console import Console
 from dppo.data import EnvState, Report
 from dppo.envs.clock import seconds_of
 from dppo.rundir.runfiles import RunFiles
-from dppo.rundir.summary import PREEMPTED, RUNNING, TARGET, Summary
+from dppo.rundir.summary import FINISHED, PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
 from dppo.training.episodes import WINDOW
 from dppo.training.evaluations import Evaluations
@@ -78,7 +78,8 @@ class Tracker:
             first_rank=int(world_size > 1) if first_rank is None else first_rank, next_segments=next_segments or {},
         )  # fmt: skip
         self.evaluations = Evaluations(
-            run_dir, config, self.files, PlayingProcess(run_dir, config), preemption, self.on_evaluation, console.warn,
+            run_dir, config, self.files, PlayingProcess(run_dir, config), preemption,
+            self.files.recorders.evaluation, console.warn,
             iteration=state.iteration, env_steps=state.env_steps,
         )  # fmt: skip
         self.saver.update_summary(RUNNING)
@@ -128,6 +129,8 @@ class Tracker:
         reason = self.counters.reason_to_end(self._state)
         if reason != TARGET:
             self._name_the_stuck()
+        if reason is None and (stopped_by := self.files.recorders.stopped_by) is not None:
+            reason, self.saver.boundary.summary.stopped_by = FINISHED, stopped_by
         reason = self.evaluations.at_boundary(self.saver.boundary.state, reason)
         if reason is None and self.preemption.requested:
             reason = PREEMPTED
@@ -146,12 +149,8 @@ class Tracker:
             self._finish(reason)
 
     def _finish(self, reason: str) -> None:
-        self.saver.boundary.summary.stopped_by = self.evaluations.stopped_by
+        self.saver.boundary.summary.stopped_by = self.evaluations.stopped_by or self.saver.boundary.summary.stopped_by
         self.saver.finish(reason)
-
-    def on_evaluation(self, line: dict[str, Any]) -> None:
-        """Takes in a line of evaluations.jsonl."""
-        self.files.log_evaluation(line)
 
     def close_passed(self) -> None:
         """Closes an iteration of which only the metrics are known, not the state. The next one is closed at once."""
@@ -201,7 +200,7 @@ class Tracker:
 
     def _record(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> None:
         metrics = self._metrics(reports, ended, extra)
-        self.files.log(self._state.env_steps, metrics)
+        self.files.log(metrics)
         if self.console.progress_due():
             self.console.progress(_progress_text(metrics))
 

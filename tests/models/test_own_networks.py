@@ -353,7 +353,7 @@ def test_constants_are_in_checkpoints_and_a_policy_of_another_seed_takes_them_ov
     save(place, tmp_path / "run")
     loaded = load_policy(tmp_path / "run")
     for name, array in place.policy.flat.constants.items():
-        np.testing.assert_array_equal(loaded._policy.flat.constants[name], array)
+        np.testing.assert_array_equal(loaded.actor_critic.flat.constants[name], array)
     place.state.begin_iteration()
     expected = place.policy.forward(observations)[0]
     np.testing.assert_array_equal(other.policy.forward(observations)[0], expected)

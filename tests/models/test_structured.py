@@ -152,7 +152,7 @@ def test_whole_sequences_give_what_acting_gave_and_autograds_gradient(length: in
 
     d_head, d_value = rng.standard_normal(head.shape).astype(np.float32), rng.standard_normal(len(value))
     policy.backward(d_head, d_value.astype(np.float32))
-    found, module = policy.flat.gradient.copy(), policy.network._module
+    found, module = policy.flat.gradient.copy(), policy.network.module
     module.zero_grad(set_to_none=False)
     total, state = torch.zeros(()), torch.zeros(1, 5)
     for b in range(len(head)):

@@ -255,4 +255,4 @@ def test_a_buffer_that_no_seed_decides_is_rank_zeros_everywhere_and_stays(
     assert summary(run_dir)["attempt"] == 2
     assert differences(drawn, checkpoint(run_dir)["state"]["constants"]["drawn"]) == []
     for _ in range(2):
-        assert differences(drawn, load_policy(run_dir)._policy.flat.constants["drawn"]) == []
+        assert differences(drawn, load_policy(run_dir).actor_critic.flat.constants["drawn"]) == []

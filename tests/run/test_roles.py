@@ -21,7 +21,7 @@ from dppo.run.rank import Group, Rank
 from dppo.run.roles import begin_collecting, begin_dump, begin_tracking, build_envs_alone, count_ranks
 from dppo.run.session import run_session
 from dppo.rundir.checkpoint import newest_valid
-from dppo.rundir.spaces import read_spaces
+from dppo.rundir.spaces import read_mask_size, read_spaces
 from dppo.trajectories.export.selection import labels_of
 from dppo.trajectories.reader import open_trajectories
 from dppo.trajectories.validate import validate
@@ -41,7 +41,7 @@ def server(tmp_path: Path) -> Rank:
 
 def test_the_server_makes_the_run_directory_with_what_a_reader_needs(server: Rank, tmp_path: Path) -> None:
     assert {"config.toml", "summary.json", "versions.json", "checkpoints"} <= {path.name for path in tmp_path.iterdir()}
-    assert read_spaces(tmp_path) == server.parts.spaces
+    assert (read_spaces(tmp_path), read_mask_size(tmp_path)) == (server.parts.spaces, 0)
     assert server.server.tracker.workers == [0, 1]
     server.server.tracker.saver.heartbeat("checkpoint")  # the watchdog's
 

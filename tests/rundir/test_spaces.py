@@ -11,7 +11,7 @@ import pytest
 from gymnasium import spaces
 
 from dppo.envs.leaves import array_type, leaves
-from dppo.rundir.spaces import read_spaces, space_from_json, space_to_json, write_spaces
+from dppo.rundir.spaces import read_mask_size, read_spaces, space_from_json, space_to_json, write_spaces
 
 SPACES = [
     spaces.Box(-np.inf, np.inf, (17,), np.float64),
@@ -60,9 +60,15 @@ def test_a_nested_space_comes_back_with_its_parts_in_their_order() -> None:
 
 
 def test_a_runs_spaces_come_back(tmp_path: Path) -> None:
-    assert read_spaces(tmp_path) is None
-    write_spaces(tmp_path, SPACES[0], SPACES[5])
-    assert read_spaces(tmp_path) == (SPACES[0], SPACES[5])
+    assert (read_spaces(tmp_path), read_mask_size(tmp_path)) == (None, 0)
+    write_spaces(tmp_path, SPACES[0], SPACES[5], 7)
+    assert (read_spaces(tmp_path), read_mask_size(tmp_path)) == ((SPACES[0], SPACES[5]), 7)
+    text = (tmp_path / "spaces.json").read_text()
+    (tmp_path / "spaces.json").write_text(text.replace(', "mask_size": 7', ""))  # of an earlier dppo
+    assert (read_spaces(tmp_path), read_mask_size(tmp_path)) == ((SPACES[0], SPACES[5]), 0)
+    (tmp_path / "spaces.json").write_text(text.replace("7}", '"seven"}'))
+    with pytest.raises(ValueError, match=r"spaces\.json cannot be read: its mask_size is 'seven'"):
+        read_mask_size(tmp_path)
 
 
 @pytest.mark.parametrize(

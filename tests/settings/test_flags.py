@@ -244,9 +244,11 @@ def test_every_setting_is_a_flag() -> None:
 
 def test_every_flag_is_understood() -> None:
     """All at once, each with a value that is not its default."""
-    names = [n for n in flag_names() if n not in ("resume", "log.trace")]
+    names = [n for n in flag_names() if n not in ("resume", "log.trace", "optim.anneal")]
     values = {
-        "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
+        "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "optim.schedule": "kl",
+        "ppo.clip-schedule": "linear", "ppo.entropy-schedule": "cosine", "a3c.entropy-schedule": "linear",
+        "model.hidden": "3 4", "run-dir": "D",
         "model.factory": "a:b", "model.activation": "relu", "model.core": "None",
         "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
@@ -288,6 +290,11 @@ def as_plain(config: Any, name: str) -> Any:
         ("--model.hidden 1e2 64", "model.hidden", (100, 64)),
         ("--horizon 1_0 --ppo.minibatches 1", "horizon", 10),
         ("--server.max-staleness 1e1", "server.max_staleness", 10),
+        ("--optim.anneal", "optim.schedule", "linear"),
+        ("--no-optim.anneal", "optim.schedule", "constant"),
+        ("--optim.no-anneal", "optim.schedule", "constant"),
+        ("--optim.anneal=False", "optim.schedule", "constant"),
+        ("--optim.no-anneal --optim.schedule constant", "optim.anneal", None),
         ("--vtrace", "vtrace", True),
         ("--no-vtrace", "vtrace", False),
         ("--vtrace=True", "vtrace", True),

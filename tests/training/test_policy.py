@@ -215,3 +215,63 @@ def test_masks_of_another_number_are_refused(masked: Path, mask: object) -> None
 def test_a_part_that_is_missing_is_named(masked: Path) -> None:
     with pytest.raises(ValueError, match="gear is missing"):
         load_policy(masked).act({"camera": observed(1)["camera"][0]})
+
+
+# -- as Stable-Baselines3 has it --------------------
+
+
+def test_predict_returns_what_stable_baselines3_does(cartpole: Path) -> None:
+    policy = load_policy(cartpole)
+    env = gymnasium.make("CartPole-v1")
+    observation, _ = env.reset(seed=0)
+    action, state = policy.predict(observation)
+    assert (type(action), action.shape, action.dtype, state) == (np.ndarray, (), np.int64, None)
+    assert action == policy.act(observation)
+    env.step(action)
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=3)
+    observations, _ = envs.reset(seed=0)
+    actions, state = policy.predict(observations, None, np.ones(3, bool), deterministic=False)
+    assert actions.shape == (3,) and state is None
+    envs.step(actions)
+    np.testing.assert_array_equal(policy.predict(observations)[0], policy.act(observations))
+    assert policy.predict(observation, state="theirs")[1] == "theirs"  # type: ignore[arg-type]
+
+
+def test_predict_takes_and_returns_nested_values(tmp_path: Path) -> None:
+    policy = load_policy(save(make_parts(env="tests.any_space:Masked"), tmp_path / "run"))
+    envs = gymnasium.vector.SyncVectorEnv([Masked] * 2)
+    observations, info = envs.reset(seed=0)
+    for _ in range(4):
+        masks = info["action_mask"]
+        for deterministic in (True, False):
+            actions, _ = policy.predict(observations, deterministic=deterministic, action_masks=masks)
+            assert envs.action_space.contains(actions)
+            assert masks[np.arange(2), actions["gear"]].all()
+        observations, _, _, _, info = envs.step(actions)
+    single = Masked()
+    observation, info = single.reset(seed=0)
+    single.step(policy.predict(observation, action_masks=info["action_mask"])[0])
+
+
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_predict_leaves_the_state_with_the_caller(tmp_path: Path, kind: Literal["gru", "lstm"]) -> None:
+    place = make_parts(env="Pendulum-v1", model=ModelConfig(hidden=(8,), core=kind, core_size=6))
+    settle(place)
+    policy = load_policy(save(place, tmp_path / "run"))
+    batch = np.random.default_rng(0).normal(0, 1, (4, 3, 3)).astype(np.float32)
+    state, kept = None, []
+    for observations in batch:
+        expected = policy.act(observations)
+        before = None if state is None else state.copy()
+        actions, after = policy.predict(observations, state)
+        np.testing.assert_array_equal(actions, expected)
+        assert before is None or (state == before).all(), "the caller's state is not written to"
+        kept.append(state := after)
+    first, _ = policy.predict(batch[0])
+    again, _ = policy.predict(batch[0], kept[-1], episode_start=np.array([True, False, True]))
+    assert (again == first).all(1).tolist() == [True, False, True]
+    one, state = policy.predict(batch[0, 0])
+    assert (one.shape, np.shape(state)) == ((1,), (1, policy.actor_critic.state_size))
+    assert policy.predict(batch[0, 0], state, np.zeros(1, bool))[1].shape == np.shape(state)  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"expected a state \(3, .*as the last predict\(\) gave it"):
+        policy.predict(batch[0], state)
