@@ -187,7 +187,7 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     files = examples()
     networks = {"my_net.py", "my_parts.py", "my_memory.py"}
     plays = {"play_it.py", "play_many.py"}
-    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", *plays, *networks}
+    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", "plateau.py", *plays, *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -211,7 +211,8 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     jets = ("--env", "my_jets:Jets", "--env-kwargs", "jets=12", "--num-envs", 24)
     agents = launch.start(None, *jets, "--dry-run", **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
-    for job in (own, fused, memory, config, unregistered, agents, train):
+    stops = launch.start(None, program=str(tmp_path / "plateau.py"), **ONE_THREAD)
+    for job in (own, fused, memory, config, unregistered, agents, train, stops):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     for job in [launch.start(None, program=str(tmp_path / name), **ONE_THREAD) for name in sorted(plays)]:
