@@ -85,7 +85,7 @@ def test_wrong_arguments(file: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "--ranks 0 must lie" in complaint(capsys, file, out, "--run", "--ranks", 0)
     assert "--task is for a file with a [search]" in complaint(capsys, file, out, "--task", 1)
     file.write_text(GRID.replace("[1, 2]", "[1, -2]"))
-    assert f"{file}: task 1: seed=-2 must be" in complaint(capsys, file, out, "--run")
+    assert f"{file}: task 1: seed=-2 must lie" in complaint(capsys, file, out, "--run")
     file.write_text(SEARCH)
     assert "a [search] has no tasks of its own" in complaint(capsys, file, out, 1)
     file.write_text(SEARCH.replace("low = 1e-4", "low = 1"))

@@ -24,8 +24,9 @@ def begin_collecting(me: Rank) -> None:
     """Makes a worker's collector at the start of a run, with its environments where the checkpoint has them."""
     worker, config = me.group.member.worker, me.plan.config
     assert worker is not None
+    fraction_done = 0.0 if me.plan.saved is None else min(1.0, me.plan.saved.env_steps / config.total_steps)
     with forks_end_here():
-        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker)))
+        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker), fraction_done))
     standby = me.recovery.standby
     standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)
 
@@ -81,11 +82,12 @@ def begin_tracking(me: Rank) -> None:
     )  # fmt: skip
     keep_track(me, tracker, resumed=me.plan.saved is not None)
     write_spaces(me.plan.run_dir, *me.parts.spaces, me.parts.policy.mask_size)
+    tracker.end_if_over()
 
 
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
     """Makes this rank, the server, keep track of the run from now on, and starts the recorders."""
-    tracker.saver.heartbeat = me.services.watchdog.heartbeat
+    tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
     recorders, plan = tracker.files.recorders, me.plan
     recorders.add(*me.services.recorders.make(me.services.console.warn))  # rank 0 has made them before
     size, env_steps = me.group.comm.size, me.parts.state.env_steps

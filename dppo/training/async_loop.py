@@ -38,6 +38,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
     while not link.stopped:
         started = time.monotonic()
         state.begin_iteration()
+        collector.tell(state.fraction_done)
         rollout = collector.collect(config.horizon, state.version, link.interrupted, state.iteration)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)

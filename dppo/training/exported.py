@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NUM_OBSERVATIONS = 1000
 """The number of observations on which the file is compared with the policy."""
 TOLERANCE = 1e-5
-"""The largest difference that is accepted: absolute up to a size of 1, relative above."""
+"""The largest difference that is accepted; see `Difference`."""
 MOST_BYTES = 2**31 - 2**24
 """The most bytes of parameters: an ONNX file is one message of protobuf, which has less than 2 GiB."""
 
@@ -58,7 +58,12 @@ def export(policy: Policy, *, stochastic: bool = False) -> tuple[bytes, Differen
         data = to_onnx(graph, metadata(policy, graph.inputs, graph.outputs, versions, stochastic=stochastic))
     except ValueError as error:
         raise UsageError(f"model.factory={cfg.factory}: {error}" if cfg.factory else str(error)) from error
-    worst = largest_difference(parts, policy.spaces, data, NUM_OBSERVATIONS, **given)
+    try:
+        worst = largest_difference(parts, policy.spaces, data, NUM_OBSERVATIONS, **given)
+    except ValueError as error:
+        raise UsageError(f"model.factory={cfg.factory}: {error}" if cfg.factory else str(error)) from error
+    except RuntimeError as error:
+        raise CheckError(str(error)) from error
     if not worst.size <= TOLERANCE:
         raise CheckError(
             f"on {NUM_OBSERVATIONS:,} observations, its {worst.where} differs by up to {worst.size:.3g} from the"
