@@ -223,6 +223,21 @@ class CheckpointConfig(Section):
 
 
 @dataclass(frozen=True)
+class EvalConfig(Section):
+    """Greedy episodes while training, by a process of its own beside rank 0; docs/running.md."""
+
+    every: Annotated[int, not_negative(MOST_STEPS, zero="off")] = 0
+    """Environment steps between evaluations, each at the first iteration boundary at or past a multiple of it; 0: off.
+    The best checkpoint is kept."""
+    episodes: Annotated[int, at_least(1, 1e6)] = 10
+    """Episodes of an evaluation, of each case; always those of the same seeds."""
+    target_return: Annotated[float | None, within(-1e15, 1e15)] = None
+    """The run ends when the mean return of an evaluation reaches it."""
+    patience: Annotated[int, not_negative(1e9, zero="off")] = 0
+    """The run ends after so many evaluations in a row without a better mean return; 0: never."""
+
+
+@dataclass(frozen=True)
 class TrajectoriesConfig(Section):
     """HDF5 trajectory dumps; docs/trajectories.md."""
 
@@ -329,6 +344,7 @@ class Config(Section):
     moments: MomentsConfig = field(default_factory=MomentsConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

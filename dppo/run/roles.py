@@ -82,11 +82,12 @@ def begin_tracking(me: Rank) -> None:
     )  # fmt: skip
     keep_track(me, tracker, resumed=me.plan.saved is not None)
     write_spaces(me.plan.run_dir, *me.parts.spaces, me.parts.policy.mask_size)
+    tracker.end_if_over()
 
 
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
     """Makes this rank, the server, keep track of the run from now on, and starts the recorders."""
-    tracker.saver.heartbeat = me.services.watchdog.heartbeat
+    tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
     recorders, plan = tracker.files.recorders, me.plan
     recorders.add(*me.services.recorders.recorders())
     size, env_steps = me.group.comm.size, me.parts.state.env_steps

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dppo
-from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig
+from dppo.config import CheckpointConfig, Config, EvalConfig, LogConfig, PPOConfig
 from dppo.errors import HelpShown, UsageError
 from dppo.settings.commands import Parser
 from dppo.settings.flags import answer, as_flags, flag_names, from_values, in_python, parse
@@ -428,7 +428,7 @@ def test_every_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> N
         ("[pppo]\nclip = 0.1", "pppo: no such setting; did you mean ppo?"),
         ("lr = 1e-3", "lr: no such setting; did you mean optim.lr?"),
         ("[ppo]\nlr = 1e-3", "ppo.lr: no such setting; did you mean optim.lr?"),
-        ("every = 3", "did you mean checkpoint.every or trajectories.every?"),
+        ("every = 3", "did you mean checkpoint.every or eval.every or trajectories.every?"),
         ("num-envs = 1\nnum_envs = 2", "num_envs is there twice: leave one out"),
         ("seed = 2026-01-01", "seed=datetime.date(2026, 1, 1) must be of type int"),
         ("seed = 1.5", "seed=1.5 must be of type int"),
@@ -546,7 +546,7 @@ def test_some_settings_may_be_given_anew(run: Path, flags: str, name: str, value
 def test_other_settings_may_not(run: Path, flags: str, expected: str) -> None:
     text = message("--resume", "--run-dir", str(run), *flags.split())
     assert expected in text
-    assert "total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew" in text
+    assert "total-steps, target-return, time-limit-s, log.*, eval.* and checkpoint.* may be given anew" in text
 
 
 def test_the_same_holds_for_settings_from_toml(run: Path, tmp_path: Path) -> None:
@@ -610,6 +610,7 @@ def test_a_resume_from_python_takes_everything_from_the_run(run: Path) -> None:
         (Config(target_return=5), "target_return", 5.0),
         (Config(log=LogConfig(interval_s=1)), "log.interval_s", 1.0),
         (Config(checkpoint=CheckpointConfig(keep=9)), "checkpoint.keep", 9),
+        (Config(eval=EvalConfig(every=9)), "eval.every", 9),
         (Config(device="cpu"), "device", "cpu"),
         (Config(dry_run=True), "dry_run", True),
         (Config(seed=7, ppo=PPOConfig(clip=0.3)), "ppo.clip", 0.3),  # as they are
