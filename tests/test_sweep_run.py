@@ -172,6 +172,7 @@ def test_a_search_on_this_machine_then_another_file(
         assert f"which has another {what}: choose another SWEEP_DIR" in said
 
 
+@pytest.mark.slow
 def test_a_trial_that_does_not_learn_is_stopped_by_its_recorder(
     file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
