@@ -111,7 +111,7 @@ def html_section(data: StudyData) -> str:
         for caption, picture in (
             ("Value of each trial, and the best so far", history(data)),
             ("Importance of each setting for being among the best tenth (PED-ANOVA)", importance(data)),
-            ("Settings and value of each complete trial; the darkest are the best", parallel_coordinates(data)),
+            ("Settings and value of each complete trial; the strongest lines are the best", parallel_coordinates(data)),
         )
         if picture
     )
