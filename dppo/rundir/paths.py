@@ -6,7 +6,6 @@ from dppo.settings.toml import CONFIG_FILE
 
 CONFIG = CONFIG_FILE
 METRICS = "metrics.jsonl"
-EVALUATIONS = "evaluations.jsonl"
 SUMMARY = "summary.json"
 EVALUATIONS = "evaluations.jsonl"
 VERSIONS = "versions.json"
