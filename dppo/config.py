@@ -218,8 +218,22 @@ class CheckpointConfig(Section):
     """Environments that can save their own state do so after a rollout, once so many seconds have passed since the last
     time; a resume loads it and replays the actions since."""
     patience_s: Seconds = 600.0
-    """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
-    ends."""
+    """A disk that is full or fails is tried again; the run ends once a checkpoint was due for so many seconds."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section):
+    """Greedy episodes while training, by a process of its own beside rank 0; docs/running.md."""
+
+    every: Annotated[int, not_negative(MOST_STEPS, zero="off")] = 0
+    """Environment steps between evaluations, each at the first iteration boundary at or past a multiple of it; 0: off.
+    The best checkpoint is kept."""
+    episodes: Annotated[int, at_least(1, 1e6)] = 10
+    """Episodes of an evaluation, of each case; always those of the same seeds."""
+    target_return: Annotated[float | None, within(-1e15, 1e15)] = None
+    """The run ends when the mean return of an evaluation reaches it."""
+    patience: Annotated[int, not_negative(1e9, zero="off")] = 0
+    """The run ends after so many evaluations in a row without a better mean return; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +262,12 @@ class LogConfig(Section):
     """Seconds between progress lines where the output is a file; on a terminal one line is redrawn."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    recorder: tuple[str, ...] = ()
+    """`module:callable` of each recorder of yours: called without arguments, it returns one. docs/recorders.md."""
+    wandb: str | None = None
+    """A project of Weights & Biases that is told everything; needs the extra wandb."""
+    mlflow: str | None = None
+    """An experiment of MLflow that is told everything; needs the extra mlflow."""
     stall_after_s: Limit = 300.0
     """A rank without progress for so long writes its Python stack to RUN/stalls/; 0: never."""
     stall_abort_s: Limit = 0.0
@@ -316,8 +336,7 @@ class Config(Section):
     """An environment that raises in reset or step, or returns what is not right, ends the run; restart: it is made
     anew, and its episode counts as truncated."""
     max_env_restarts: Annotated[int, at_least(1, 1e6)] = 10
-    """on_env_error restart: an environment that fails again after this many restarts in a row, without a successful
-    step between, ends the run."""
+    """on_env_error restart: so many restarts of an environment in a row, without a step between, end the run."""
     time_limit_s: Annotated[float | None, positive(LONGEST_S)] = None
     """Save and exit with code 75 before this many seconds have passed since the start."""
     dry_run: bool = False
@@ -329,6 +348,7 @@ class Config(Section):
     moments: MomentsConfig = field(default_factory=MomentsConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
     log: LogConfig = field(default_factory=LogConfig)
 
@@ -341,5 +361,6 @@ class Config(Section):
         super().__post_init__()
         require(bool(self.env), "env must name an environment")
         object.__setattr__(self, "cases", settled_cases(self.cases))
-        for wrapper in self.wrappers:
-            require(":" in wrapper, f"wrappers={wrapper!r} must have the form module:callable")
+        for setting, names in (("wrappers", self.wrappers), ("log.recorder", self.log.recorder)):
+            for name in names:
+                require(":" in name, f"{setting}={name!r} must have the form module:callable")

@@ -21,7 +21,9 @@ from dppo.rundir.summary import PREEMPTED, RUNNING
 from dppo.settings.commands import Parser
 from dppo.study import curves
 from dppo.study.results import Setting, by_setting, learning_curve
-from dppo.study.spec import Sweep, config_of, read_sweep, submit_line, task_folder
+from dppo.study.search_section import StudyData, read_study
+from dppo.study.search_section import text_lines as study_lines
+from dppo.study.spec import COPY, Sweep, config_of, read_sweep, submit_line, task_folder
 
 FIGURES = (
     "Figures are of the runs that ended by themselves: median and interquartile mean (IQM) over runs of the mean return"
@@ -50,6 +52,8 @@ class Report(NamedTuple):
     settings: list[Setting]
     problems: list[Problem]
     notes: list[str]
+    study: StudyData | None = None
+    """The study of a search, whose trials are the runs."""
 
 
 def make_report(folder: Path) -> Report:
@@ -64,9 +68,11 @@ def make_report(folder: Path) -> Report:
         raise UsageError(f"{folder} holds no run: no folder in it has a config.toml and a summary.json")
     if sweep:
         runs = [_as_expected(run, sweep, tasks.get(run.folder)) for run in runs]
-        others = [place for place in found if place not in tasks]
+        others = [place for place in found if place not in tasks and sweep.search is None]
         notes += [f"{place} is no task of {folder / 'sweep.toml'}; it counts all the same" for place in others]
-    settings = by_setting(runs, list(sweep.varied[0]) if sweep else ())
+    study = _study_of(folder, sweep, notes)
+    drawn = list(study.search.space) if study else list(sweep.varied[0]) if sweep and sweep.varied else []
+    settings = by_setting(runs, drawn)
     if not settings:
         raise UsageError(f"no run in {folder} can be read: {runs[0].folder}: {runs[0].reason}")
     for setting in settings:
@@ -74,8 +80,17 @@ def make_report(folder: Path) -> Report:
             notes.append(f"{setting.label}: in {silent} of the runs that ended no episode did; they have no return")
         if waiting := _waiting(setting):
             notes.append(waiting)
-    problems = [_problem(run, tasks.get(run.folder), folder) for run in runs if not run.ended]
-    return Report(settings, problems, notes)
+    problems = [_problem(run, tasks.get(run.folder), folder, study) for run in runs if not run.ended]
+    return Report(settings, problems, notes, study)
+
+
+def _study_of(folder: Path, sweep: Sweep | None, notes: list[str]) -> StudyData | None:
+    """Returns the study of a search; None where there is none, or a note says why it cannot be read."""
+    try:
+        return read_study(folder) if sweep and sweep.search is not None else None
+    except UsageError as error:
+        notes.append(f"the study is not in this report: {error}")
+        return None
 
 
 def _waiting(setting: Setting) -> str:
@@ -108,7 +123,12 @@ def _as_expected(run: Run, sweep: Sweep, task: int | None) -> Run:
         return run._replace(reason=f"its settings are wrong: {error}")
 
 
-def _problem(run: Run, task: int | None, sweep_dir: Path) -> Problem:
+def _problem(run: Run, task: int | None, sweep_dir: Path, study: StudyData | None) -> Problem:
+    if study:
+        again = f"python -m dppo.sweep {shlex.quote(str(sweep_dir / COPY))} {shlex.quote(str(sweep_dir))} --run"
+        return Problem(
+            str(run.folder), None, run.state, run.reason, f"{again}, or its job array, goes on with the study"
+        )
     if task is None:
         repair = f"python -m dppo.run --resume --run-dir {shlex.quote(str(run.folder))}, under the mpirun of its start"
         if run.is_damaged:
@@ -139,6 +159,8 @@ def text_lines(report: Report, folder: Path) -> list[str]:
     steps = "steps to target" if all(setting.has_target for setting in report.settings) else "steps"
     header = ("setting", "runs", "median", "IQM", "95% interval", steps, "seconds")
     lines = markdown_table(header, [_row(setting) for setting in report.settings], left=1)
+    if report.study:
+        lines = [*(escaped(line) for line in study_lines(report.study)), "", *lines]
     if report.notes:
         lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
     if not report.problems:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dppo import report
 from dppo.study.lock import lock
 from dppo.sweep import main
 from tests.test_sweep import EXAMPLE, complaint
@@ -153,6 +154,10 @@ def test_a_search_on_this_machine_then_another_file(
     said = capsys.readouterr().out
     assert re.search(r"2 of 2 trials have ended; the best so far is trial [01] with [\d.]+\n$", said)
     assert summaries(out) == {"trial_0000": "finished", "trial_0001": "finished"}
+    assert report.main([str(out), "--no-plot"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("study: 2 trials, optimised return; 2 complete\n") and "optim.lr=0.0" in said
+    assert "All runs have ended by themselves." in said
     file.write_text(SEARCH.replace("trials = 2", "trials = 3"))  # more trials are allowed
     assert main([str(file), str(out), "--task", "7"]) == 0  # outside of Slurm
     assert len(summaries(out)) == 3

@@ -12,6 +12,7 @@ from dppo.cluster import guard, startup
 from dppo.cluster.signals import Preemption
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm.mpi import Comm
+from dppo.config import LogConfig
 from dppo.console import Console
 from dppo.data import Report
 from dppo.errors import Failure
@@ -40,7 +41,7 @@ class Services:
     threads: int
     quiet: bool = False
     """Whether rank 0 prints nothing but warnings."""
-    recorders: Chosen = field(default_factory=Chosen)
+    recorders: Chosen = field(default_factory=lambda: Chosen(LogConfig()))
 
 
 def begin_services(
@@ -60,7 +61,7 @@ def begin_services(
     if startup.early_signals:
         preemption.request("a signal at start-up")
     watchdog.write_to(plan.run_dir / paths.STALLS)
-    return Services(console, preemption, watchdog, started, startup.prepare(), quiet, recorders or Chosen())
+    return Services(console, preemption, watchdog, started, startup.prepare(), quiet, recorders or Chosen(config.log))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from dppo.errors import Failure, JobFailure
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, write_spaces
-from dppo.seams import RunInfo
+from dppo.seams import Recorder, RunInfo
 from dppo.training.build import build_envs, make_collector
 from dppo.training.counters import Losses
 from dppo.training.tracker import Tracker
@@ -82,16 +82,28 @@ def begin_tracking(me: Rank) -> None:
     )  # fmt: skip
     keep_track(me, tracker, resumed=me.plan.saved is not None)
     write_spaces(me.plan.run_dir, *me.parts.spaces, me.parts.policy.mask_size)
+    tracker.end_if_over()
 
 
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
     """Makes this rank, the server, keep track of the run from now on, and starts the recorders."""
-    tracker.saver.heartbeat = me.services.watchdog.heartbeat
+    tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
     recorders, plan = tracker.files.recorders, me.plan
-    recorders.add(*me.services.recorders.recorders())
+    recorders.add(*_made(me))
     size, env_steps = me.group.comm.size, me.parts.state.env_steps
     recorders.start(RunInfo(plan.run_dir, plan.run_id, asdict(plan.config), size, resumed, env_steps))
     me.server.open(tracker)
+
+
+def _made(me: Rank) -> list[Recorder]:
+    """Returns the recorders of this rank. On rank 0 they were made before the run; a rank that takes over makes them,
+    and goes on without them where it cannot.
+    """
+    try:
+        return me.services.recorders.make()
+    except ValueError as error:
+        me.services.console.warn(f"no recorder goes on here: {error}")
+        return []
 
 
 def count_ranks(me: Rank) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dppo.config import CheckpointConfig
 from dppo.errors import DisplacedError, MovedError, SavingError
@@ -25,6 +25,7 @@ from dppo.rundir.recorders import Recorders, read_json
 from dppo.rundir.summary import write_summary
 from dppo.rundir.tensorboard import TensorBoard
 
+T = TypeVar("T")
 METRICS, CHECKPOINT, SUMMARY, EVENTS = paths.METRICS, "a checkpoint", paths.SUMMARY, "TensorBoard's events"
 TRAJECTORIES = paths.TRAJECTORIES
 LOOK_S = 0.1
@@ -124,9 +125,9 @@ class RunFiles:
         self._take_result(wait=True)
         self._writing = self._writer.submit(self._save, write)
 
-    def meanwhile(self, work: Callable[[], None]) -> None:
-        """Does something else in the thread that writes checkpoints."""
-        self._writer.submit(work)
+    def meanwhile(self, work: Callable[[], T]) -> Future[T]:
+        """Does something else in the thread that writes checkpoints. Returns its result, which is there later."""
+        return self._writer.submit(work)
 
     @property
     def is_writing(self) -> bool:

@@ -47,7 +47,8 @@ class Summary:
     preempted_by: str | None = None
     """The event that made the run save and leave, where exit is preempted."""
     stopped_by: str | None = None
-    """The recorder that asked the run to end, where exit is finished because of that."""
+    """Where exit is finished or target because of it: the recorder that asked the run to end, or the setting of
+    evaluations, `eval.target-return` or `eval.patience`."""
     stalled: bool = False
     """Whether the run failed because ranks made no progress or did not answer: starting again may help."""
 

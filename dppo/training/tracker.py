@@ -20,6 +20,8 @@ from dppo.rundir.runfiles import RunFiles
 from dppo.rundir.summary import FINISHED, PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
 from dppo.training.episodes import WINDOW
+from dppo.training.evaluations import Evaluations
+from dppo.training.evaluator import PlayingProcess
 from dppo.training.replay import Replay
 from dppo.training.saver import Boundary, CheckpointSaver
 from dppo.training.state import TrainingState
@@ -79,6 +81,11 @@ class Tracker:
             run_dir, config, self.files, preemption, self._make_boundary(), self._wall_s, console.warn,
             first_rank=int(world_size > 1) if first_rank is None else first_rank, next_segments=next_segments or {},
         )  # fmt: skip
+        self.evaluations = Evaluations(
+            run_dir, config, self.files, PlayingProcess(run_dir, config), preemption,
+            self.files.recorders.evaluation, console.warn,
+            iteration=state.iteration, env_steps=state.env_steps,
+        )  # fmt: skip
         self.saver.update_summary(RUNNING)
 
     # -- clocks --------------------
@@ -128,15 +135,26 @@ class Tracker:
             self._name_the_stuck()
         if reason is None and (stopped_by := self.files.recorders.stopped_by) is not None:
             reason, self.saver.boundary.summary.stopped_by = FINISHED, stopped_by
+        reason = self.evaluations.at_boundary(self.saver.boundary.state, reason)
         if reason is None and self.preemption.requested:
             reason = PREEMPTED
         if reason is not None:
-            self.saver.finish(reason)
+            self._finish(reason)
             return reason
         self.saver.remove_old_states()
         self.saver.save_if_due()
         self.files.look()
         return None
+
+    def end_if_over(self) -> None:
+        """Ends a run that continues where its training is over, or would have been: evaluations of it were missing."""
+        over = self.counters.reason_to_end(self._state)
+        if (reason := self.evaluations.at_start(self.saver.boundary.state, over)) is not None:
+            self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        self.saver.boundary.summary.stopped_by = self.evaluations.stopped_by or self.saver.boundary.summary.stopped_by
+        self.saver.finish(reason)
 
     def close_passed(self) -> None:
         """Closes an iteration of which only the metrics are known, not the state. The next one is closed at once."""

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dppo
-from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig
+from dppo.config import CheckpointConfig, Config, EvalConfig, LogConfig, PPOConfig
 from dppo.errors import HelpShown, UsageError
 from dppo.settings.commands import Parser
 from dppo.settings.flags import answer, as_flags, flag_names, from_values, in_python, parse
@@ -253,6 +253,7 @@ def test_every_flag_is_understood() -> None:
         "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
         "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
+        "log.recorder": "a:b",
         "trajectories.compression": "none",
         "server.drop": "0", "preempt-fraction": "0.0", "env-ranks": "1", "cases": '{name="a"}',
     }  # fmt: skip
@@ -308,6 +309,8 @@ def as_plain(config: Any, name: str) -> Any:
         ("--optim.name sgd", "optim.name", "sgd"),
         ("--seed 1 --seed 2", "seed", 2),
         ("--wrappers a:b c.d:e", "wrappers", ("a:b", "c.d:e")),
+        ("--log.recorder a:b c.d:e", "log.recorder", ("a:b", "c.d:e")),
+        ("--log.wandb walking --log.mlflow running", "log.mlflow", "running"),
         ("--env-kwargs a=1 b=x", "env_kwargs", {"a": 1, "b": "x"}),
         ("--env_kwargs a=1 --seed 2 --env-kwargs b=2", "env_kwargs", {"a": 1, "b": 2}),
         ("--env-kwargs=a=-1 --seed 2", "env_kwargs", {"a": -1}),
@@ -348,6 +351,7 @@ def test_flags_in_all_their_forms(flags: str, name: str, value: Any) -> None:
         ("--env-kwargs a=inf", "env-kwargs.a=inf must be finite"),
         ("--env-kwargs.size 3", "--env-kwargs.size: no such flag; write --env-kwargs size=VALUE"),
         ("--env-kwarg a=1", "--env-kwarg: no such flag; did you mean --env-kwargs?"),
+        ("--log.recorder Diary", "log.recorder='Diary' must have the form module:callable"),
         ("--wrappers FlattenObservation", "wrappers='FlattenObservation' must have the form module:callable"),
         ("--wrappers a:b --vectorization native", "set vectorization=sync, or leave wrappers out"),
     ],
@@ -428,7 +432,7 @@ def test_every_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> N
         ("[pppo]\nclip = 0.1", "pppo: no such setting; did you mean ppo?"),
         ("lr = 1e-3", "lr: no such setting; did you mean optim.lr?"),
         ("[ppo]\nlr = 1e-3", "ppo.lr: no such setting; did you mean optim.lr?"),
-        ("every = 3", "did you mean checkpoint.every or trajectories.every?"),
+        ("every = 3", "did you mean checkpoint.every or eval.every or trajectories.every?"),
         ("num-envs = 1\nnum_envs = 2", "num_envs is there twice: leave one out"),
         ("seed = 2026-01-01", "seed=datetime.date(2026, 1, 1) must be of type int"),
         ("seed = 1.5", "seed=1.5 must be of type int"),
@@ -546,7 +550,7 @@ def test_some_settings_may_be_given_anew(run: Path, flags: str, name: str, value
 def test_other_settings_may_not(run: Path, flags: str, expected: str) -> None:
     text = message("--resume", "--run-dir", str(run), *flags.split())
     assert expected in text
-    assert "total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew" in text
+    assert "total-steps, target-return, time-limit-s, log.*, eval.* and checkpoint.* may be given anew" in text
 
 
 def test_the_same_holds_for_settings_from_toml(run: Path, tmp_path: Path) -> None:
@@ -610,6 +614,7 @@ def test_a_resume_from_python_takes_everything_from_the_run(run: Path) -> None:
         (Config(target_return=5), "target_return", 5.0),
         (Config(log=LogConfig(interval_s=1)), "log.interval_s", 1.0),
         (Config(checkpoint=CheckpointConfig(keep=9)), "checkpoint.keep", 9),
+        (Config(eval=EvalConfig(every=9)), "eval.every", 9),
         (Config(device="cpu"), "device", "cpu"),
         (Config(dry_run=True), "dry_run", True),
         (Config(seed=7, ppo=PPOConfig(clip=0.3)), "ppo.clip", 0.3),  # as they are
