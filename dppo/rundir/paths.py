@@ -42,6 +42,8 @@ STALLS = "stalls"
 ENDED_BY_STALL = f"{STALLS}/ended.txt"
 """The file of a rank that ended itself because it made no progress."""
 TENSORBOARD = "tensorboard"
+REPORT = "report.html"
+"""The page of python -m dppo.report, also of a folder of runs."""
 
 
 def checkpoint_name(env_steps: int) -> str:
