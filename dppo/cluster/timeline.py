@@ -29,8 +29,8 @@ MOST, MOST_SLOW, MOST_PARTS = 20_000, 10_000, 4096
 """The most spans of the first and of the last seconds each, of slow iterations, and of the parts of a span."""
 SLOW, RECENT = 3.0, 101
 """An iteration is slow that takes so many times the median of the last ones, and the number of those."""
-FLUSH_S = 10.0
-"""Seconds between two writes of what is known."""
+FIRST_FLUSH_S, FLUSH_S = 0.5, 10.0
+"""Seconds between two writes of what is known, at first and later on."""
 
 
 class Span(NamedTuple):
@@ -39,7 +39,7 @@ class Span(NamedTuple):
     name: str
     began: float
     ended: float
-    count: int = 1
+    num: int = 1
     """The number of short ones that it sums; 1: it is one."""
     track: int = MAIN
 
@@ -68,13 +68,14 @@ class Timeline:
         self._rows: list[tuple[float, float]] = []
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._limit, self._iterations = float("inf"), 0
+        self._flush_s = FIRST_FLUSH_S
         self._has_failed = False
 
     # -- spans --------------------
 
-    def add(self, name: str, began: float, ended: float, count: int = 1, track: int = MAIN) -> None:
+    def add(self, name: str, began: float, ended: float, num: int = 1, track: int = MAIN) -> None:
         """Notes a span. Threads may call it."""
-        span = Span(name, began, ended, count, track)
+        span = Span(name, began, ended, num, track)
         if ended < self._began + FIRST_S and len(self._first) < MOST:
             self._first.append(span)
         self._last.append(span)
@@ -144,12 +145,12 @@ class Timeline:
     # -- iterations --------------------
 
     def iteration(self, began: float, ended: float) -> None:
-        """Notes that an iteration is over: its spans are kept if it was slow. Writes the rank's file from time to time."""
+        """Notes that an iteration is over, of which the spans are kept if it was slow; writes the file now and then."""
         duration = ended - began
         if duration > self._limit:
             spans = []
             for span in reversed(self._last):
-                if span.ended < began:
+                if span.ended <= began:
                     break
                 spans.append(span)
             self._slow.extend(reversed(spans))
@@ -157,17 +158,17 @@ class Timeline:
         self._iterations += 1
         if self._iterations % 16 == 0:  # a median of each iteration would cost short ones 1%
             self._limit = SLOW * statistics.median(self._durations)
-        if ended > self._flushed + FLUSH_S:
+        if ended > self._flushed + self._flush_s:
+            self._flush_s = min(FLUSH_S, 2 * self._flush_s)
             self.flush()
 
     # -- files --------------------
 
     def spans(self) -> list[Span]:
-        """Returns the spans that are kept, in the order of their beginnings."""
+        """Returns the spans that are kept; some are there twice."""
         last = list(self._last)
         newest = last[-1].ended if last else 0.0
-        kept = {*self._first, *self._slow, *(span for span in last if span.ended > newest - LAST_S)}
-        return sorted(kept, key=lambda span: (span.began, -span.ended))
+        return [*self._first, *self._slow, *(span for span in last if span.ended > newest - LAST_S)]
 
     def flush(self) -> None:
         """Writes the rank's file. A disk that refuses it is named once; training goes on."""
@@ -184,15 +185,15 @@ def to_bytes(about: dict[str, Any], spans: Iterable[Span]) -> bytes:
     """Returns a rank's file: a line of JSON, and five numbers of 8 bytes for each span."""
     number_of = {name: float(number) for number, name in enumerate(NAMES)}
     numbers = array("d")
-    for name, began, ended, count, track in spans:
-        numbers.extend((number_of[name], began, ended, count, track))
+    for name, began, ended, num, track in spans:
+        numbers.extend((number_of[name], began, ended, num, track))
     if sys.byteorder == "big":
         numbers.byteswap()
     return json.dumps({**about, "names": NAMES}).encode() + b"\n" + numbers.tobytes()
 
 
 def from_bytes(data: bytes) -> tuple[dict[str, Any], list[Span]]:
-    """Inverts `to_bytes`. Raises ValueError where it is damaged."""
+    """Inverts `to_bytes`, but for spans that are there twice. Raises ValueError where it is damaged."""
     line, _, rest = data.partition(b"\n")
     about = json.loads(line)
     numbers = array("d")
@@ -203,4 +204,5 @@ def from_bytes(data: bytes) -> tuple[dict[str, Any], list[Span]]:
         raise ValueError("it holds no whole spans")
     names = about["names"]
     rows = zip(*(numbers[i::5] for i in range(5)), strict=True)
-    return about, [Span(names[int(n)], began, ended, int(count), int(track)) for n, began, ended, count, track in rows]
+    spans = [Span(names[int(n)], began, ended, int(num), int(track)) for n, began, ended, num, track in rows]
+    return about, list(dict.fromkeys(spans))

@@ -15,7 +15,7 @@ _PING, _PONG = 101, 102
 
 
 def clock_offset(comm: MPI.Comm, known: float | None) -> float:
-    """Collective over `comm`. Returns what added to time.monotonic() on this host gives the job's time, in seconds since
+    """Collective over `comm`. Returns what added to time.monotonic() on this host gives the job's time: seconds since
     1970 by the clock of the first rank 0.
 
     The ranks of a host share a clock. Between hosts the error is at most half of the quickest of `ROUND_TRIPS` round
@@ -26,20 +26,18 @@ def clock_offset(comm: MPI.Comm, known: float | None) -> float:
     """
     told = gather_all(comm, (socket.gethostname(), known))
     hosts = [host for host, _ in told]
+    here = hosts[comm.rank]
+    known = next((offset for host, offset in told if offset is not None and host == here), None)
     if known is None and comm.rank == 0:
-        known = next((offset for host, offset in told if offset is not None and host == hosts[0]), None)
-        known = time.time() - time.monotonic() if known is None else known
-    server_knows = known is not None
-    leaders = sorted({hosts.index(host) for host in hosts} - {0})
-    measured = 0.0
-    for leader in leaders:  # one after another: a server that is busy answers late
+        known = time.time() - time.monotonic()
+    found = known or 0.0
+    for leader in sorted({hosts.index(host) for host in hosts} - {0}):  # in turn: a server that is busy answers late
         if comm.rank == 0:
-            assert server_knows and known is not None
-            _answer(comm, leader, known)
+            _answer(comm, leader, found)
         elif comm.rank == leader:
             measured = _measure(comm)
-    offsets = gather_all(comm, known if comm.rank == 0 else measured)
-    return known if known is not None else offsets[hosts.index(hosts[comm.rank])]
+            found = measured if known is None else known
+    return gather_all(comm, found)[hosts.index(here)]
 
 
 def _answer(comm: MPI.Comm, leader: int, offset: float) -> None:

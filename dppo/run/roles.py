@@ -28,7 +28,7 @@ def begin_collecting(me: Rank) -> None:
     since = time.monotonic()
     with forks_end_here():
         me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker), fraction_done))
-    if me.timeline is not None:
+    if me.timeline is not None and me.plan.saved is not None:
         me.timeline.add("replay", since, time.monotonic())
     standby = me.recovery.standby
     standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)

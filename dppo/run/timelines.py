@@ -39,5 +39,5 @@ def end_timeline(me: Rank) -> None:
         return
     try:
         write_trace(me.plan.run_dir)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"dppo: the timeline could not be written: {error}", file=sys.stderr, flush=True)

@@ -30,7 +30,9 @@ def part_writer(run_dir: Path, attempt: int, rank: int) -> Callable[[bytes], Non
     part = path.with_suffix(".part")
 
     def write(data: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if not run_dir.is_dir():
+            return  # the run has ended before it was opened
+        path.parent.mkdir(exist_ok=True)
         part.write_bytes(data)
         os.replace(part, path)
 
@@ -39,8 +41,9 @@ def part_writer(run_dir: Path, attempt: int, rank: int) -> Callable[[bytes], Non
 
 def write_trace(run_dir: Path) -> None:
     """Writes RUN/trace.json from what all ranks of all attempts have left. Raises OSError where that is impossible."""
+    for part in (run_dir / paths.TRACE_PARTS).glob("*.part"):  # of a rank that was killed while it wrote
+        part.unlink(missing_ok=True)
     found = sorted((run_dir / paths.TRACE_PARTS).glob("attempt_*-rank_*-*"))
-    found = [path for path in found if path.suffix != ".part"]
     for old in sorted({path.name.partition("-")[0] for path in found})[:-KEPT_ATTEMPTS]:
         for path in [path for path in found if path.name.startswith(f"{old}-")]:
             path.unlink(missing_ok=True)
@@ -73,9 +76,10 @@ def _events(run_dir: Path, found: list[Path]) -> Iterator[str]:
             yield _named("thread_sort_index", pid, tid, sort_index=2 * rank + track)
         for span in spans:  # by hand: a million of them would take json.dumps many seconds
             start, duration = (span.began + (offset or 0.0)) * 1e6, max(0.0, span.ended - span.began) * 1e6
+            more = f',"args":{{"sum of":{span.num}}}' if span.num > 1 else ""
             yield (
                 f'{{"name":"{span.name}","ph":"X","pid":{pid},"tid":{2 * thread + 1 + span.track},"ts":{start:.3f},'
-                f'"dur":{duration:.3f}{f',"args":{{"sum of":{span.count}}}' if span.count > 1 else ""}}}'
+                f'"dur":{duration:.3f}{more}}}'
             )
 
 
