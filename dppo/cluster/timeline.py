@@ -30,7 +30,7 @@ MOST, MOST_SLOW, MOST_PARTS = 20_000, 10_000, 4096
 SLOW, RECENT = 3.0, 101
 """An iteration is slow that takes so many times the median of the last ones, and the number of those."""
 FIRST_FLUSH_S, FLUSH_S = 0.5, 10.0
-"""Seconds between two writes of what is known, at first and later on."""
+"""Seconds between two writes of what is known: at first, after the first iteration, and later on."""
 
 
 class Span(NamedTuple):
@@ -59,7 +59,7 @@ class Timeline:
         self._write = write
         self._about = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "attempt": attempt}
         self.offset: float | None = None
-        self._began = self._flushed = time.monotonic()
+        self._began, self._flushed = time.monotonic(), 0.0
         self._first: list[Span] = []
         self._last: deque[Span] = deque(maxlen=MOST)
         self._slow: deque[Span] = deque(maxlen=MOST_SLOW)
@@ -159,7 +159,7 @@ class Timeline:
         if self._iterations % 16 == 0:  # a median of each iteration would cost short ones 1%
             self._limit = SLOW * statistics.median(self._durations)
         if ended > self._flushed + self._flush_s:
-            self._flush_s = min(FLUSH_S, 2 * self._flush_s)
+            self._flush_s = min(FLUSH_S, 2 * self._flush_s) if self._flushed else FIRST_FLUSH_S
             self.flush()
 
     # -- files --------------------

@@ -79,7 +79,7 @@ class ParameterServer:
 
 
 SERVED_S = 0.1
-"""Seconds of rank 0 that are one span of the timeline."""
+"""Seconds of rank 0 that are one span of the timeline, and one iteration of its own."""
 
 
 def serve(
