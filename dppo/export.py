@@ -8,8 +8,8 @@ from pathlib import Path
 
 from dppo.console import plain, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser
-from dppo.training.exported import NUM_OBSERVATIONS, CheckError, write_policy
+from dppo.settings.commands import Parser, require, within
+from dppo.training.exported import NUM_OBSERVATIONS, TOLERANCE, CheckError, write_policy
 from dppo.training.policy import load_policy
 
 
@@ -25,6 +25,11 @@ def _parser() -> Parser:
     parser.add_argument(
         "--stochastic", action="store_true", help="sample actions, from an input, instead of taking the most probable"
     )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, metavar="DIFFERENCE",
+        help="the largest difference from the policy that is accepted, relative to an output's largest number"
+        " (default: %(default)s)",
+    )  # fmt: skip
     return parser
 
 
@@ -32,9 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
         args = _parser().parse_args(argv)
+        require("--tolerance", args.tolerance, within(0, 1))
         _check_output(args.output)
         policy = load_policy(args.run_dir, args.checkpoint)
-        size, worst = write_policy(policy, args.output, stochastic=args.stochastic)
+        size, worst = write_policy(policy, args.output, stochastic=args.stochastic, tolerance=args.tolerance)
     except UsageError as error:
         say(plain(error))
         return EXIT_USAGE
