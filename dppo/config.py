@@ -34,6 +34,7 @@ MOST_SAMPLES = 10**8
 """In a worker's rollout."""
 
 SEED = Range(0, 2**63, "must lie in [0, 2**63)", open_high=True)
+Schedule = Literal["constant", "linear", "cosine"]
 Share = Annotated[float, within(0, 1)]
 Decay = Annotated[float, within(0, 1, open_high=True)]
 Weight = Annotated[float, not_negative(1e6)]
@@ -49,6 +50,8 @@ class PPOConfig(Section):
     """clip: the clipped surrogate; kl: Heess et al.'s adaptive KL penalty with its hinge term."""
     clip: Annotated[float, within(0, 10, open_low=True)] = 0.2
     """Clip range of the probability ratio."""
+    clip_schedule: Schedule = "constant"
+    """Of the clip range; linear, cosine: to zero over total_steps."""
     value_clip: Annotated[float, not_negative(1e6, zero="off")] = 0.0
     """Clip range of the value's change, in units of the (normalised) return; 0 switches it off."""
     epochs: Annotated[int, at_least(1, 10_000)] = 10
@@ -61,6 +64,8 @@ class PPOConfig(Section):
     """Lambda of generalised advantage estimation."""
     entropy_coef: Annotated[float, within(-1e6, 1e6)] = 0.0
     """Weight of the entropy bonus."""
+    entropy_schedule: Schedule = "constant"
+    """Of the entropy bonus's weight; linear, cosine: to zero over total_steps."""
     value_coef: Weight = 0.5
     """Weight of the value loss."""
     target_kl: Annotated[float, not_negative(1e6, zero="off")] = 0.03
@@ -69,7 +74,7 @@ class PPOConfig(Section):
     normalize_advantages: bool = True
     """Advantages to mean 0 and standard deviation 1, over the samples of all ranks (async: of the rollout)."""
     kl_target: Annotated[float, positive(1e6)] = 0.01
-    """objective kl: the KL that the penalty's weight is adapted to."""
+    """The KL that objective kl adapts the penalty's weight to, and optim.schedule kl the learning rate."""
     kl_coef: Weight = 1.0
     """objective kl: the penalty's first weight (lambda in Heess et al.)."""
     kl_hinge: Weight = 50.0
@@ -86,6 +91,8 @@ class A3CConfig(Section):
     """1: n-step returns up to the rollout's end, as in the paper; below 1: generalised advantage estimation."""
     entropy_coef: Annotated[float, within(-1e6, 1e6)] = 0.01
     """Weight of the entropy bonus."""
+    entropy_schedule: Schedule = "constant"
+    """Of the entropy bonus's weight; linear, cosine: to zero over total_steps."""
     value_coef: Weight = 0.5
     """Weight of the value loss."""
     normalize_advantages: bool = False
@@ -100,8 +107,11 @@ class OptimConfig(Section):
     """None: adam for ppo, rmsprop (shared statistics, not centred) for a3c."""
     lr: Annotated[float | None, positive(1000)] = None
     """Learning rate; None: 7e-4 for adam, 2e-3 for rmsprop, 1e-2 for sgd."""
-    anneal: bool = True
-    """Linear to zero over total_steps."""
+    schedule: Literal["constant", "linear", "cosine", "kl"] | None = None
+    """Of the learning rate; None: linear. linear, cosine: to zero over total_steps; kl: after each iteration lr / 1.5
+    where the mean KL of its updates is above twice ppo.kl_target, lr * 1.5 where it is below half of that."""
+    anneal: bool | None = None
+    """The older name: true is schedule linear, false schedule constant."""
     max_grad_norm: Annotated[float, not_negative(1e9, zero="off")] = 0.5
     """Global gradient-norm clip, after the average over ranks; 0 switches it off."""
     beta1: Decay = 0.9
@@ -114,6 +124,19 @@ class OptimConfig(Section):
     """rmsprop: decay of the squared gradient."""
     momentum: Decay = 0.9
     """sgd: momentum."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.anneal is None:
+            return
+        meant = "linear" if self.anneal else "constant"
+        require(
+            self.schedule in (None, meant),
+            f"optim.anneal={str(self.anneal).lower()} means optim.schedule={meant}, and optim.schedule={self.schedule}"
+            " is set: leave optim.anneal out",
+        )
+        object.__setattr__(self, "schedule", meant)
+        object.__setattr__(self, "anneal", None)  # so that a later schedule is not at odds with it
 
 
 @dataclass(frozen=True)
@@ -197,6 +220,21 @@ class CheckpointConfig(Section):
     patience_s: Seconds = 600.0
     """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
     ends."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(Section):
+    """Greedy episodes while training, by a process of its own beside rank 0; docs/running.md."""
+
+    every: Annotated[int, not_negative(MOST_STEPS, zero="off")] = 0
+    """Environment steps between evaluations, each at the first iteration boundary at or past a multiple of it; 0: off.
+    The best checkpoint is kept."""
+    episodes: Annotated[int, at_least(1, 1e6)] = 10
+    """Episodes of an evaluation, of each case; always those of the same seeds."""
+    target_return: Annotated[float | None, within(-1e15, 1e15)] = None
+    """The run ends when the mean return of an evaluation reaches it."""
+    patience: Annotated[int, not_negative(1e9, zero="off")] = 0
+    """The run ends after so many evaluations in a row without a better mean return; 0: never."""
 
 
 @dataclass(frozen=True)
@@ -306,6 +344,7 @@ class Config(Section):
     moments: MomentsConfig = field(default_factory=MomentsConfig)
     server: ServerConfig = field(default_factory=ServerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
     trajectories: TrajectoriesConfig = field(default_factory=TrajectoriesConfig)
     log: LogConfig = field(default_factory=LogConfig)
 

@@ -5,49 +5,36 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import gymnasium
-import numpy as np
 
-from dppo.config import SEED, SOLVER, Config
+from dppo.config import SEED, SOLVER
 from dppo.console import Console, plain
 from dppo.envs.given import Given
 from dppo.envs.group_link import HeadLink
 from dppo.envs.groups import find_maker
-from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks
-from dppo.envs.process import kept_as_it_was, printing_to_stderr
+from dppo.envs.process import printing_to_stderr
 from dppo.envs.simulators import agents_of
-from dppo.envs.vector import make_vector_env
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
 from dppo.settings.commands import Parser, at_least, integer, require, within
 from dppo.settings.toml import load_config
-from dppo.training.build import close_environments, max_restarts
+from dppo.training.build import close_environments
+from dppo.training.evaluator import serve
 from dppo.training.played import Played, figures, in_cases
-from dppo.training.policy import Policy, load_policy
+from dppo.training.playing import MAX_STEPS, Player, Progress, given_to_play
+from dppo.training.policy import LATEST, Policy, load_policy
 
-MAX_STEPS = 30_000
-"""The default limit of an episode's steps: a little above that of Atari's games, which is the longest in use."""
 _MOST_STEPS = 10**9
 _SILENT_S, _INTERVAL_S = 2.0, 10.0
 """Seconds until an evaluation shows progress, and between two lines of it where no person watches."""
-
-
-class Progress(NamedTuple):
-    """The progress of an evaluation."""
-
-    played: int
-    """Episodes that were played."""
-    steps: int
-    longest: int
-    """Steps in all environments, and of the longest episode under way."""
 
 
 def play_episodes(
@@ -63,95 +50,35 @@ def play_episodes(
     """Plays episodes in a fixed order, each to its end or for `max_steps`. The same seed gives the same episodes. The
     cases of `policy.config` are dealt to up to 20 environments in turn.
 
-    Each of several environments (or agents) plays a fixed number of episodes, however long they take. If the episodes
-    that end first counted, short ones would push long ones out of the sample.
-
     Args:
       group: the other ranks of which each environment consists; None: there are none.
 
     Raises:
       UsageError: the environment cannot be made, or is not the one that the policy was trained in.
     """
-    policy.seed(seed)
-    # a policy is not judged by a native vector form, whose environments cannot be started from a seed
-    config = policy.config
-    vectorization = "auto" if config.vectorization == "native" else config.vectorization
-    num_envs = 1 if config.env == SOLVER else min(episodes, 20)
+    # before the environments are made: a constructor may draw from them
     seed_global_generators(seed)
     with contextlib.ExitStack() as at_end:
         try:
-            given = _given(config, at_end, group)
-            with kept_as_it_was():
-                envs = make_vector_env(
-                    config.env, num_envs, lambda index: seeds.next(index), vectorization,
-                    kwargs=config.env_kwargs, wrappers=config.wrappers, cases=config.cases,
-                    max_restarts=max_restarts(config), given=given, rounds_up=True,
-                )  # fmt: skip
+            given = given_to_play(policy.config, at_end, _own_comm, group)
+            player = Player(policy.config, episodes, given)
         except ValueError as error:
             raise UsageError(str(error)) from error
-        at_end.callback(close_environments, envs)
-        seeds = EpisodeSeeds(seed, 0, envs.num_envs, Purpose.EVALUATION, max(1, len(envs.agents)))
-        policy.require(envs.observation_space, envs.action_space)
-        return _play(policy, envs, episodes, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
+        at_end.callback(player.close)
+        return player.play(policy, seed, stochastic=stochastic, max_steps=max_steps, progress=progress)
 
 
-def _given(config: Config, at_end: contextlib.ExitStack, group: HeadLink | None) -> Given:
-    """Returns what environments are given that are played outside of a run: folders that are removed at the end, and
-    the communicator of this process alone. Starts MPI for a constructor that takes it only.
-    """
-    comm = None
-    if group is None and config.own_env_ranks > 1:
-        raise ValueError(
-            f"its environments have {config.env_ranks} ranks: mpirun -n {config.env_ranks} python -m dppo.evaluate RUN"
-        )
-    if group is None and "comm" in EnvMaker(config.env, config.env_kwargs, config.wrappers).takes:
-        from dppo.run.command import own_comm
+def _own_comm() -> Any:
+    from dppo.run.command import own_comm
 
-        comm = own_comm()
-    given = Given(comm, group=group)
-    at_end.callback(given.workdirs.remove_new)
-    return given
+    return own_comm()
 
 
-def _play(
-    policy: Policy, envs: VectorEnv, episodes: int, seed: int, *,
-    stochastic: bool, max_steps: int, progress: Callable[[Progress], None],
-) -> list[Played]:  # fmt: skip
-    num_envs, together = envs.num_envs, max(1, len(envs.agents))
-    seed_global_generators(seed)
-    quota = np.full(num_envs, episodes // num_envs) + (np.arange(num_envs) < episodes % num_envs)
-    done: list[list[Played]] = [[] for _ in range(num_envs)]
-    returns, lengths = np.zeros(num_envs), np.zeros(num_envs, np.int64)
-    observations = envs.reset()
-    policy.reset()
-    num_played = steps = 0
-    while num_played < episodes:
-        restarts = envs.restarts
-        step = envs.step(policy.act(observations, stochastic=stochastic, mask=envs.masks))
-        observations = step.observations
-        plays = np.ones(num_envs, bool) if step.valid is None else step.valid
-        returns += step.rewards
-        lengths += plays
-        steps += int(plays.sum())
-        longest = int(lengths.max())
-        over = np.flatnonzero(lengths >= max_steps) if longest >= max_steps else ()
-        new = list(dict.fromkeys((*step.final_envs, *over)))
-        policy.reset([*new, *np.flatnonzero(~plays)])
-        begun: set[int] = set()
-        for i in new:
-            at_end = i in step.final_envs
-            failed = envs.restarts > restarts and not step.terminations[i]
-            if len(done[i]) < quota[i]:
-                done[i].append(Played(float(returns[i]), int(lengths[i]), at_end and not failed))
-                num_played += 1
-            returns[i], lengths[i] = 0.0, 0
-            if not at_end:
-                begun.add(int(i) // together * together)
-        for first in sorted(begun):
-            observations = observations.copy()
-            observations[first : first + together] = envs.begin_episode(first)
-        progress(Progress(num_played, steps, longest))
-    return [played for d in done for played in d]
+def play_beside_a_run(run_dir: str, episodes: int) -> None:
+    """Is the process beside rank 0 that plays evaluations while training; training/evaluator.py starts it."""
+    with open(os.dup(1), "wb", buffering=0) as answers:
+        os.dup2(2, 1)  # environments print as well
+        serve(Path(run_dir), episodes, _own_comm, sys.stdin.buffer, answers)
 
 
 def record(
@@ -162,7 +89,7 @@ def record(
     `folder`, which are named after the environment.
     """
     with contextlib.ExitStack() as at_end:
-        given = _given(policy.config, at_end, group)
+        given = given_to_play(policy.config, at_end, _own_comm, group)
         return _record(policy, episodes, seed, folder, given, stochastic=stochastic, max_steps=max_steps)
 
 
@@ -217,6 +144,13 @@ def _file_name(env_id: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m dppo.evaluate", description="Plays episodes with a trained policy.")
     parser.add_argument("run_dir", type=Path, help="directory of the run")
+    parser.add_argument(
+        "--checkpoint",
+        default=LATEST,
+        metavar="best|latest|STEP",
+        help="that of the best evaluation while training (dppo.run --eval.every), the newest one, or the one of so many"
+        " environment steps (default: %(default)s)",
+    )
     parser.add_argument("--episodes", type=integer, default=100, help="how many, of each case (default: %(default)s)")
     parser.add_argument("--case", metavar="NAME", help="one of the run's cases alone (default: all, one after another)")
     parser.add_argument("--seed", type=integer, default=0, help="of the episodes (default: %(default)s)")
@@ -261,7 +195,7 @@ def _evaluate(args: argparse.Namespace, group: HeadLink | None) -> int:
         folder = None if args.video is None else args.video.absolute()  # an environment may leave this folder
         videos: list[Path] = []
         with printing_to_stderr():  # environments print as well, and standard output is for the result
-            policy = load_policy(args.run_dir)
+            policy = load_policy(args.run_dir, args.checkpoint)
             by_case: dict[str, list[Played]] = {}
             for name, config in in_cases(policy.config, args.case).items():
                 policy.config = config

@@ -20,7 +20,7 @@ def _parser() -> Parser:
         "-o", "--output", metavar="FILE", type=Path, default=Path("policy.onnx"), help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--checkpoint", default="latest", metavar="latest|STEP", help="which of the run's (default: %(default)s)"
+        "--checkpoint", default="latest", metavar="best|latest|STEP", help="which of the run's (default: %(default)s)"
     )
     parser.add_argument(
         "--stochastic", action="store_true", help="sample actions, from an input, instead of taking the most probable"

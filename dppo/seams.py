@@ -3,7 +3,8 @@
 | seam | made in |
 |---|---|
 | `VectorEnv` | envs/vector.py: envs/env_list.py, envs/agents.py, envs/native.py, envs/cartpole.py |
-| `Distribution`, `ActionDistribution`, `Network` | models/ |
+| `Distribution` | models/; what models/ has of its own for acting is in models/seams.py |
+| `Recorder` | rundir/metrics_file.py, rundir/tensorboard.py, training/progress.py |
 | `Exchange` | training/sync_allreduce.py, training/sync_p2p.py, training/sync_pooled.py |
 | `Coordinator` | training/sync_allreduce.py, training/sync_p2p.py, training/async_loop.py |
 | `Dump`, `Standby` | trajectories/writer.py, training/standby.py |
@@ -14,9 +15,10 @@ All coordinators extend the one of training/coordinator.py; the synchronous ones
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,9 +49,8 @@ class Step:
     """
 
     observations: np.ndarray
-    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is already the
-    first observation of the next one (in a native NEXT_STEP environment it is still the last of the old one, and the
-    next row is the reset)."""
+    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is the first of the
+    next one (in a native NEXT_STEP environment still the last of the old one, and the next row is the reset)."""
     rewards: np.ndarray
     """[N] float32 or float64."""
     terminations: np.ndarray
@@ -68,6 +69,13 @@ class Closable(Protocol):
     """One environment, or several, that can be closed."""
 
     def close(self) -> None: ...
+
+
+class Curriculum(Protocol):
+    """Tells environments which share of the run is done (envs/curriculum.py)."""
+
+    def tell(self, fraction: float) -> None: ...
+    def plan(self, plans: Sequence[Mapping[int, float]]) -> None: ...
 
 
 class VectorEnv(Protocol):
@@ -90,19 +98,18 @@ class VectorEnv(Protocol):
     the first, and one that has ended waits for the others. (): each environment is a simulator of its own."""
 
     @property
+    def curriculum(self) -> Curriculum | None:
+        """None: the environments do not ask for the share of the run that is done."""
+
+    @property
     def mask_size(self) -> int:
         """M, the number of choices in the discrete parts of the action space, in the order of its leaves, if the
-        environments say which of these are legal; else 0. May reset the first environment, but does not call
-        `episode_seed`.
-        """
-        ...
+        environments say which are legal; else 0. May reset the first environment, without `episode_seed`."""
 
     @property
     def masks(self) -> np.ndarray | None:
         """[N, M] bool, the legal choices for the observations that were returned last; None if M is 0. Lives as long as
-        the arrays of a `Step`, except that `begin_episode` overwrites its row.
-        """
-        ...
+        the arrays of a `Step`, except that `begin_episode` overwrites its row."""
 
     @property
     def restarts(self) -> int:
@@ -111,11 +118,9 @@ class VectorEnv(Protocol):
 
     def reset(self) -> np.ndarray:
         """Begins an episode in every environment, seeded by `episode_seed`. Returns [N, *obs]."""
-        ...
 
     def step(self, actions: np.ndarray) -> Step:
         """Takes `actions` [N, *act], in the form that the environment expects. Begins new episodes after ended ones."""
-        ...
 
     def replay(
         self,
@@ -132,28 +137,21 @@ class VectorEnv(Protocol):
         and as many actions; they count as ended together. If `rewards` is given, the rewards of each environment, [L_i]
         float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
         """
-        ...
 
     def begin_episode(self, index: int) -> np.ndarray:
         """Gives up an environment's episode and begins its next one. Returns [*obs], and may overwrite this row of the
         observations that `step` returned last. Only if `replayable`. Of an agent: of its whole simulator, [A, *obs].
         """
-        ...
 
     def close(self) -> None: ...
 
 
 # -- policies --------------------
 
-
 Pullback = Callable[[np.ndarray, float], np.ndarray]
 """A function (d_log_prob [B], d_entropy) -> d_head [B, K]."""
 Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
 """Log-probabilities [B], entropies [B], and the pullback of their gradients to the head."""
-
-
-NoiseKinds = tuple[tuple[str, int], ...]
-"""What the noise of one action consists of, side by side: (kind, how many numbers), as dppo/seeding.py draws it."""
 
 
 class Distribution(Protocol):
@@ -169,65 +167,47 @@ class Distribution(Protocol):
         """Returns the [B, K] gradient of weight * sum of `kl` with respect to `head`."""
 
 
-class ActionDistribution(Distribution, Protocol):
-    """An action distribution with everything that acting needs. `head` [B, K] has the network's outputs, then the log
-    standard deviations, which do not depend on the state.
+# -- recorders --------------------
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What a recorder is told of the run at its start."""
+
+    run_dir: Path
+    run_id: str
+    """The same for all attempts of the run."""
+    config: dict[str, Any]
+    """Every setting, as `dataclasses.asdict` gives it."""
+    world_size: int
+    resumed: bool
+    """Whether the run went on before: from a checkpoint, or under a server that has died."""
+    env_steps: int
+    """Environment steps done so far: those of the checkpoint from which the run continues."""
+
+
+class Recorder:
+    """Is told on rank 0 how a run goes: a class that extends this one and has those of the methods that it needs.
+
+    All are called in rank 0's one thread, which workers wait for: long work needs a thread of its own. A recorder that
+    raises is named in a warning and hears nothing more; the run goes on. What a method is given is shared: it must not
+    be changed.
     """
 
-    network_outputs: int
-    log_std_size: int
-    """The number of log standard deviations; 0 without a Box of floats."""
-    head_size: int
-    """K, the sum of both."""
-    action_type: ArrayType
-    """One action in the policy's units."""
-    noise_kinds: NoiseKinds
-    noise_size: int
-    choices: tuple[int, ...]
-    """The number of values of each categorical: its logits lie side by side, and so do its columns of a mask."""
-    mask_size: int
-    """The sum of `choices`: the number of logits that a mask speaks of."""
+    def start(self, run: RunInfo) -> None:
+        """Begins: before the first iteration of an attempt, and on the new server if the server has died."""
 
-    def sample(self, head: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """Samples actions [B, *act], in the policy's units, from noise [B, noise_size] float32."""
+    def iteration(self, line: dict[str, Any]) -> bool | None:
+        """Takes in a line of metrics.jsonl. True asks the run to end here."""
 
-    def mode(self, head: np.ndarray) -> np.ndarray:
-        """Returns the most probable actions [B, *act]."""
+    def evaluation(self, line: dict[str, Any]) -> bool | None:
+        """Takes in a line of evaluations.jsonl. True asks the run to end at the next iteration's end."""
 
-    def to_env(self, actions: np.ndarray) -> np.ndarray:
-        """Returns actions as the environment wants them: one array of the space (dppo/envs/leaves.py)."""
+    def checkpoint(self, path: Path) -> None:
+        """Takes in the folder of a checkpoint that is written."""
 
-    def masked(self, head: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """Rules out what is not legal in masks [B, mask_size] bool: a copy of `head` with -inf in these logits. Returns
-        `head` itself where all is legal.
-        """
-
-
-class Network(Protocol):
-    """Maps inputs [B, ...] (models/inputs.py) and states [B, S] float32 to the policy's outputs, to values and to new
-    states; its parameters lie in a FlatParameters. States of None are those of an episode's start, 0.
-    """
-
-    state_size: int
-    """S, the size of the memory of one environment; 0 without, and then states play no part."""
-
-    def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
-        """Returns the policy's outputs [B, K'], and the values [B] where they cost next to nothing then, else None.
-        Both are valid until the next call. Overwrites the states with the new ones; keeps nothing for `backward`.
-        """
-
-    def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
-        """Returns the values [B], valid until the next call. The states stay; keeps nothing for `backward`."""
-
-    def forward(
-        self, inputs: np.ndarray, states: np.ndarray | None = None, firsts: np.ndarray | None = None
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Maps samples in sequences (algo/sequences.py) to the policy's outputs [B, K'] and the values [B]; keeps what
-        `backward` needs. Only the states where `firsts` [B] is true are used; None: it is true everywhere.
-        """
-
-    def backward(self, d_outputs: np.ndarray, d_value: np.ndarray) -> None:
-        """Writes (not adds) the gradient of the last `forward` into the flat gradient."""
+    def end(self, summary: dict[str, Any]) -> None:
+        """Takes in RUN/summary.json, when this attempt ends by itself, in whatever way."""
 
 
 # -- what ranks say to each other --------------------

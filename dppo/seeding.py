@@ -29,6 +29,14 @@ def generator(seed: int, purpose: Purpose, *key: int) -> np.random.Generator:
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(purpose), *key))))
 
 
+def evaluation_seed(seed: int) -> int:
+    """Returns the seed of the episodes by which a run of `seed` is evaluated while it trains, in [0, 2^63). It is none
+    that a person would choose: `dppo.evaluate --seed` plays other episodes than those that have chosen the best
+    checkpoint.
+    """
+    return int(generator(seed, Purpose.EVALUATION, 0).integers(2**63))
+
+
 def seed_global_generators(seed: int, *key: int) -> None:
     """Seeds the global generators of Python, NumPy and (where it is imported) torch from the stream `key`. dppo does
     not draw from them, but environments may. One that has seeded them when it was made would give all workers the same

@@ -1,7 +1,9 @@
-"""python -m dppo.sweep: prints the tasks of a sweep as a table, or the flags of dppo.run for one of them."""
+"""python -m dppo.sweep: lists the tasks of a sweep, prints the flags of dppo.run for one of them, or runs all."""
 
 from __future__ import annotations
 
+import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +12,22 @@ from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import TOML_BYTES, plain, read_regular, replacing
 from dppo.rundir import paths
-from dppo.settings.commands import Parser, integer
+from dppo.settings.commands import Parser, integer, require, within
 from dppo.settings.flags import as_flags
-from dppo.study.spec import Sweep, as_text, config_of, numbers, read_sweep, submit_line, task_folder
+from dppo.study.search import JOURNAL, Search, check_settings, read_search
+from dppo.study.spec import (
+    COPY,
+    MOST_RANKS,
+    MOST_TASKS,
+    SEARCH_DEFAULTS,
+    Sweep,
+    as_text,
+    config_of,
+    numbers,
+    read_sweep,
+    submit_line,
+    task_folder,
+)
 
 
 def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
@@ -39,6 +54,23 @@ def show(path: Path, sweep: Sweep, sweep_dir: Path | None) -> int:
     return EXIT_USAGE if wrong else 0
 
 
+def show_search(path: Path, search: Search, sweep_dir: Path | None) -> int:
+    """Prints what a search draws, and the lines that run it. Returns the exit code."""
+    if search.fixed:
+        fixed = ", ".join(f"{key}={as_text(value)}" for key, value in search.fixed.items())
+        print("fixed:", plain(fixed), end="\n\n")
+    rows = [[escaped(name), escaped(dimension.in_words())] for name, dimension in search.space.items()]
+    print("\n".join(markdown_table(["setting", "drawn from"], rows, left=2)))
+    each = f", each with the seeds {', '.join(map(str, search.seeds))}" if len(search.seeds) > 1 else ""
+    print(
+        f"\n{search.trials} trial(s){each}; sampler {search.sampler}, pruner {search.pruner}, best by {search.optimise}"
+    )
+    folder = shlex.quote(str(sweep_dir or SEARCH_DEFAULTS["SWEEP_DIR"]))
+    print(f"python -m dppo.sweep {shlex.quote(str(path))} {folder} --run")
+    print(submit_line(range(min(4, search.trials)), path, sweep_dir, SEARCH_DEFAULTS))
+    return 0
+
+
 def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
     """Keeps a copy of the file in `sweep_dir`. Returns the flags of the task. Raises UsageError where the task's
     settings are wrong, or the folder belongs to another sweep.
@@ -48,27 +80,61 @@ def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
         config_of(settings)
     except UsageError as error:
         raise UsageError(f"{path}: task {task}: {error}") from error
-    try:
-        _keep_copy(path, sweep, sweep_dir)
-    except OSError as error:
-        raise UsageError(f"{sweep_dir} cannot be written: {error.strerror}; choose another SWEEP_DIR") from error
+    _keep_copy(path, sweep, sweep_dir)
     return [*as_flags(settings), "--run-dir", str(task_folder(sweep_dir, task))]
 
 
+def run(args: argparse.Namespace, sweep: Sweep) -> int:
+    """Runs the sweep or the search on this machine, or as a task of an array. Returns the exit code."""
+    from dppo.study.here import run_as_task, run_here
+
+    path = args.file
+    search = None if sweep.search is None else _search_in(path, sweep)
+    for number in range(len(sweep.varied)):
+        try:
+            config_of(sweep.settings(number))
+        except UsageError as error:
+            raise UsageError(f"{path}: task {number}: {error}") from error
+
+    def keep_copy() -> None:
+        _keep_copy(path, sweep, args.sweep_dir)
+
+    if args.as_task is None:
+        return run_here(sweep, search, args.sweep_dir, args.jobs or 1, args.ranks, keep_copy)
+    if search is None:
+        raise UsageError("--task is for a file with a [search]; give TASK without it, and it prints that task's flags")
+    return run_as_task(sweep, search, args.sweep_dir, args.as_task, args.ranks, keep_copy, is_asked=args.asked)
+
+
+def _search_in(path: Path, sweep: Sweep) -> Search:
+    search = read_search(sweep, path)
+    check_settings(search, path)
+    return search
+
+
 def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
-    copy, content = sweep_dir / "sweep.toml", read_regular(path, max_bytes=TOML_BYTES)
-    if copy.exists():
-        if read_regular(copy, sweep_dir, TOML_BYTES) == content:
-            return
-        _refuse_another(path, sweep, copy)
-    sweep_dir.mkdir(parents=True, exist_ok=True)
-    with replacing(copy) as part:  # tasks that start together all write it
-        part.write_bytes(content)
+    """Raises UsageError where the folder belongs to another sweep, or cannot be written."""
+    try:
+        copy, content = sweep_dir / COPY, read_regular(path, max_bytes=TOML_BYTES)
+        if copy.exists():
+            if read_regular(copy, sweep_dir, TOML_BYTES) == content:
+                return
+            _refuse_another(path, sweep, copy)
+        sweep_dir.mkdir(parents=True, exist_ok=True)
+        with replacing(copy) as part:  # tasks that start together all write it
+            part.write_bytes(content)
+    except OSError as error:
+        raise UsageError(f"{sweep_dir} cannot be written: {error.strerror}; choose another SWEEP_DIR") from error
 
 
 def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
     """Raises UsageError where the new file changes a task that has been run; repaired and added tasks are allowed."""
     before = read_sweep(copy)
+    if (copy.parent / JOURNAL).exists() and (differing := _changed_in_study(before, sweep)):
+        raise UsageError(
+            f"{copy.parent / JOURNAL} is the study of another file ({copy}), which has another {differing}: choose"
+            f" another SWEEP_DIR for {path}, or undo that; only search.trials may change"
+        )
     for task in range(len(before.varied)):
         folder = task_folder(copy.parent, task)
         if not (folder / paths.CONFIG).exists():
@@ -84,23 +150,62 @@ def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
             )
 
 
+def _changed_in_study(before: Sweep, now: Sweep) -> str:
+    """Returns what of a study differs in the new file, apart from the number of trials; "" if nothing does."""
+    if before.fixed != now.fixed:
+        return "[fixed]"
+    then, new = ({**(sweep.search or {}), "trials": None} for sweep in (before, now))
+    return next((f"search.{key}" for key in then | new if then.get(key) != new.get(key)), "")
+
+
 def _parser() -> Parser:
     parser = Parser(
         prog="python -m dppo.sweep",
         description="Lists the tasks of a sweep, and the line that submits them; with TASK prints the flags of dppo.run"
-        " for that task, one flag or value per line.",
+        " for that task, one flag or value per line; with --run runs all on this machine. A file with a [search] has"
+        " trials in place of tasks.",
     )
     parser.add_argument("file", metavar="SWEEP.toml", type=Path, help="what is varied")
     parser.add_argument("sweep_dir", metavar="SWEEP_DIR", type=Path, nargs="?", help="where the run directories go")
     parser.add_argument("task", metavar="TASK", type=integer, nargs="?", help="number of a task, from 0")
+    parser.add_argument("--run", action="store_true", help="run or resume all that has not ended; Ctrl-C stops")
+    parser.add_argument("--jobs", type=integer, help="with --run: so many runs at a time (default: 1)")
+    parser.add_argument("--ranks", type=integer, help="ranks of each run (default: as the file says, or 4)")
+    parser.add_argument(
+        "--task", dest="as_task", type=integer, metavar="I", help="run trials of a [search] as task I of a job array"
+    )
+    parser.add_argument("--asked", action="store_true", help="with --task: the job was asked to save before this began")
     return parser
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Raises UsageError where arguments do not go together."""
+    runs = args.run or args.as_task is not None
+    if runs and (args.sweep_dir is None or args.task is not None or (args.run and args.as_task is not None)):
+        raise UsageError(
+            "--run and --task I need SWEEP.toml and SWEEP_DIR, and go neither with each other nor with TASK"
+        )
+    if (args.jobs is not None and not args.run) or (args.ranks is not None and not runs):
+        raise UsageError("--jobs needs --run, and --ranks needs --run or --task")
+    for flag, value, bounds in (
+        ("--jobs", args.jobs, within(1, MOST_RANKS)),
+        ("--ranks", args.ranks, within(1, MOST_RANKS)),
+        ("--task", args.as_task, within(0, MOST_TASKS)),
+    ):
+        if value is not None:
+            require(flag, value, bounds)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
         args = _parser().parse_args(argv)
+        _check(args)
         sweep = read_sweep(args.file)
+        if args.run or args.as_task is not None:
+            return run(args, sweep)
+        if sweep.search is not None and args.task is None:
+            return show_search(args.file, _search_in(args.file, sweep), args.sweep_dir)
         if args.task is None:
             return show(args.file, sweep, args.sweep_dir)
         flags = prepare(args.file, sweep, args.sweep_dir, args.task)

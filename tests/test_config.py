@@ -69,6 +69,10 @@ from dppo.settings.values import as_dict, nearest, updated
         ({"checkpoint": {"keep": 0}}, "checkpoint.keep=0 must be at least 1"),
         ({"checkpoint": {"grace_s": -1.0}}, "checkpoint.grace_s=-1.0 must not be negative"),
         ({"checkpoint": {"replay_s": -1.0}}, "checkpoint.replay_s=-1.0 must not be negative"),
+        ({"eval": {"every": -1}}, r"eval.every=-1 must be 0 \(off\) or positive"),
+        ({"eval": {"episodes": 0}}, "eval.episodes=0 must be at least 1"),
+        ({"eval": {"patience": -1}}, r"eval.patience=-1 must be 0 \(off\) or positive"),
+        ({"eval": {"target_return": float("nan")}}, "eval.target_return=nan must"),
         ({"log": {"interval_s": 0.0}}, "log.interval_s=0.0 must be positive"),
         ({"log": {"stall_after_s": -1.0}}, r"log.stall_after_s=-1.0 must be 0 \(never\) or positive"),
         ({"log": {"stall_abort_s": -1.0}}, r"log.stall_abort_s=-1.0 must be 0 \(never\) or positive"),
@@ -170,6 +174,17 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ({"server": {"mirror_every": -1}}, "server.mirror_every=-1 must be 0"),
         ({"wrappers": ["a:b"], "vectorization": "native"}, "set vectorization=sync, or leave wrappers out"),
         ({"cases": [{"name": "a"}], "vectorization": "native"}, "set vectorization=sync, or leave cases out"),
+        ({"eval": {"patience": 3}}, "eval.patience=3 needs evaluations: set eval.every"),
+        ({"eval": {"target_return": 3.0}}, "eval.target_return=3.0 needs evaluations: set eval.every"),
+        ({"eval": {"every": 9}, "env_ranks": 2}, "environment of this run is 2 ranks: leave eval.every out, and use"),
+        ({"eval": {"every": 9}, "env": "dppo.envs:Solver"}, "is a simulator beside dppo: leave eval.every out"),
+        ({"eval": {"every": 9}, "env": "__main__:Own"}, "cannot import __main__:Own: move it into a module, or leave"),
+        (
+            {"optim": {"schedule": "cosine", "anneal": False}},
+            "means optim.schedule=constant, and optim.schedule=cosine",
+        ),
+        ({"optim": {"schedule": "kl"}, "loss": "a3c"}, "use optim.schedule=linear, or loss=ppo with more updates"),
+        ({"optim": {"schedule": "kl"}, "ppo": {"epochs": 1, "minibatches": 1}}, "and 1 update of each"),
         ({"log": {"trace": True}}, "log.trace is not available"),
         ({"device": "cuda", "model": {"backend": "numpy"}}, "device=cuda needs a network of torch: leave"),
         ({"trajectories": {"every": 0}}, "trajectories.every=0 must be at least 1"),
@@ -254,7 +269,7 @@ def test_a_resolved_configuration_leaves_nothing_open_that_training_needs() -> N
             config = resolve(updated(Config(), {"mode": mode, "loss": loss}))
             open_ones = [f.name for f in fields(config) if getattr(config, f.name) is None]
             assert open_ones == ["target_return", "run_dir", "init_from", "time_limit_s"]  # None means "no" in these
-            assert [f.name for f in fields(config.optim) if getattr(config.optim, f.name) is None] == []
+            assert [f.name for f in fields(config.optim) if getattr(config.optim, f.name) is None] == ["anneal"]
 
 
 def test_what_is_set_wins_over_what_the_mode_would_decide() -> None:

@@ -16,6 +16,7 @@ import pytest
 from dppo.evaluate import _parser as evaluate_parser
 from dppo.report import _parser as report_parser
 from dppo.settings.flags import flag_names
+from dppo.sweep import _parser as sweep_parser
 from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.launch import Launcher
 from tests.parts import probe
@@ -85,9 +86,10 @@ def table_keys(text: str, header: str = "key") -> set[str]:
 
 
 def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(launch: Launcher, tmp_path: Path) -> None:
+    schedules = ("--ppo.clip-schedule", "linear", "--ppo.entropy-schedule", "cosine")
     modes = {
         "allreduce": ("--mode", "sync", "--exchange", "allreduce"),
-        "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}'),
+        "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}', *schedules),
         "async": ("--mode", "async"),
     }
     jobs = [
@@ -116,6 +118,7 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
 def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
     report = {option.removeprefix("--").removeprefix("no-") for option in report_parser()._option_string_actions}
+    sweep = {option.removeprefix("--") for option in sweep_parser()._option_string_actions}
     (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
     trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
     known = {
@@ -123,6 +126,7 @@ def test_every_flag_exists(document: Path) -> None:
         "help",
         *evaluate,
         *report,
+        *sweep,
         *trajectories,
         *(flag for flags in FLAGS_OF_OTHERS.values() for flag in flags),
     }

@@ -17,10 +17,12 @@ from gymnasium import spaces
 
 import dppo
 from dppo.errors import UsageError
-from dppo.evaluate import MAX_STEPS, Played, main, play_episodes, record
+from dppo.evaluate import main, play_episodes, record
 from dppo.rundir.spaces import write_spaces
 from dppo.seeding import EpisodeSeeds, Purpose
 from dppo.settings.toml import to_toml
+from dppo.training.played import Played
+from dppo.training.playing import MAX_STEPS
 from dppo.training.policy import load_policy
 from tests.envs import sims_of_others
 from tests.herd import Herd

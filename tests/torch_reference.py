@@ -15,7 +15,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution, Normal, kl_divergence
 
-from dppo.seams import ActionDistribution
+from dppo.models.seams import ActionDistribution
 
 torch.set_num_threads(1)  # these are small numbers, and other tests may run beside
 

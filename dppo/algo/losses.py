@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dppo.algo.schedules import scheduled
 from dppo.config import A3CConfig, PPOConfig
 from dppo.data import Minibatch
 from dppo.seams import Distribution
@@ -98,6 +99,7 @@ def ppo(
     cfg: PPOConfig,
     kl_coef: float = 0.0,
     mean_kl: float = 0.0,
+    fraction_done: float = 0.0,
 ) -> LossGradient:
     """Computes the loss of proximal policy optimisation.
 
@@ -105,6 +107,8 @@ def ppo(
         clip:  L = sum -min(r A, clip(r, 1-eps, 1+eps) A)
         kl:    L = sum -r A + kl_coef KL[pi_old | pi] + kl_hinge max(0, mean KL - 2 kl_target)^2
         both:  + value_coef 1/2 (V - R)^2 - entropy_coef H[pi]
+
+    eps (cfg.clip) and entropy_coef follow their schedules.
 
     Args:
       distribution: the distribution of the actions, parametrised by `head`.
@@ -115,24 +119,27 @@ def ppo(
       kl_coef: for the objective kl: the penalty's present weight.
       mean_kl: for the objective kl: the mean KL of the update before, over the samples of **all** ranks, so that the
         hinge does not depend on the layout; 0 before the first update, where the policy is still the one that acted.
+      fraction_done: share of the run that is done, in [0, 1].
 
     Source: Schulman et al. 2017, eqs. 7 and 9; Heess et al. 2017, algorithm 1 and its hinge term; the value's
     clipping is from OpenAI Baselines' ppo2.
     """
     _check(head, value, batch)
+    clip = scheduled(cfg.clip, fraction_done, cfg.clip_schedule)
+    entropy_coef = scheduled(cfg.entropy_coef, fraction_done, cfg.entropy_schedule)
     log_prob, entropy, pullback = distribution.evaluate(head, batch.actions)
     log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))
     ratio = np.exp(log_ratio)
     gain = ratio * batch.advantages
     # minimum and maximum take a fraction of np.clip's time on a minibatch
-    clipped_ratio = np.minimum(np.maximum(ratio, np.float32(1.0 - cfg.clip)), np.float32(1.0 + cfg.clip))
+    clipped_ratio = np.minimum(np.maximum(ratio, np.float32(1.0 - clip)), np.float32(1.0 + clip))
     d_log_prob = -gain
     if cfg.objective == "clip":
         clipped_gain = clipped_ratio * batch.advantages
         d_log_prob *= gain <= clipped_gain
         gain = np.minimum(gain, clipped_gain)
     value_loss, value_error = _value_loss(value, batch, cfg.value_clip)
-    d_head = pullback(d_log_prob, -cfg.entropy_coef)
+    d_head = pullback(d_log_prob, -entropy_coef)
     penalty = 0.0
     if cfg.objective == "kl":
         hinge = max(0.0, mean_kl - 2.0 * cfg.kl_target)
@@ -140,28 +147,36 @@ def ppo(
         penalty = kl_coef * kl_sum(distribution, head, batch) + len(batch) * cfg.kl_hinge * hinge**2
     sums = _sums(-gain, value_loss, entropy, approx_kl(log_ratio, ratio))
     sums[6] = np.count_nonzero(clipped_ratio != ratio)
-    sums[1] = sums[2] + penalty + cfg.value_coef * sums[3] - cfg.entropy_coef * sums[4]
+    sums[1] = sums[2] + penalty + cfg.value_coef * sums[3] - entropy_coef * sums[4]
     return LossGradient(d_head, np.float32(cfg.value_coef) * value_error, sums)
 
 
 def a3c(
-    distribution: Distribution, head: np.ndarray, value: np.ndarray, batch: Minibatch, cfg: A3CConfig
+    distribution: Distribution,
+    head: np.ndarray,
+    value: np.ndarray,
+    batch: Minibatch,
+    cfg: A3CConfig,
+    fraction_done: float = 0.0,
 ) -> LossGradient:
     """Computes the loss of the advantage actor-critic.
 
         L = sum -log pi(a|s) A + value_coef 1/2 (R - V)^2 - entropy_coef H[pi]
+
+    entropy_coef follows its schedule.
 
     Args: as in `ppo`.
 
     Source: Mnih et al. 2016, algorithm S3 and section 4 (entropy); value_coef as in the usual implementations.
     """
     _check(head, value, batch)
+    entropy_coef = scheduled(cfg.entropy_coef, fraction_done, cfg.entropy_schedule)
     log_prob, entropy, pullback = distribution.evaluate(head, batch.actions)
     log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))
     value_loss, value_error = _value_loss(value, batch, 0.0)
-    d_head = pullback(-batch.advantages, -cfg.entropy_coef)
+    d_head = pullback(-batch.advantages, -entropy_coef)
     sums = _sums(-log_prob * batch.advantages, value_loss, entropy, approx_kl(log_ratio, np.exp(log_ratio)))
-    sums[1] = sums[2] + cfg.value_coef * sums[3] - cfg.entropy_coef * sums[4]
+    sums[1] = sums[2] + cfg.value_coef * sums[3] - entropy_coef * sums[4]
     return LossGradient(d_head, np.float32(cfg.value_coef) * value_error, sums)
 
 

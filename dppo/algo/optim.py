@@ -1,5 +1,4 @@
-"""Optimisers on one flat vector: Adam, shared RMSProp, SGD with momentum; gradient clipping, schedules, staleness
-weights.
+"""Optimisers on one flat vector: Adam, shared RMSProp, SGD with momentum; gradient clipping, staleness weights.
 
 Pure NumPy, in place, without temporaries. training/state.py makes the steps. A state is one matrix [S, P], so that a
 checkpoint and a message hold it as it lies in memory.
@@ -128,11 +127,6 @@ def clip_scale(norm: float, max_norm: float) -> float:
     Source: Pascanu et al. 2013, algorithm 1.
     """
     return max_norm / norm if 0 < max_norm < norm else 1.0
-
-
-def annealed(lr: float, fraction_done: float, anneal: bool) -> float:
-    """Returns the learning rate after a share `fraction_done` in [0, 1] of the run: linear to zero, or constant."""
-    return lr * max(0.0, 1.0 - fraction_done) if anneal else lr
 
 
 def staleness_weight(staleness: int, policy: str, max_staleness: float) -> float:

@@ -126,6 +126,20 @@ def prctl(option: int, value: int) -> None:
     ctypes.CDLL(None).prctl(option, value)
 
 
+def follow(parent: int) -> None:
+    """Makes this process one that helps `parent`, which has started it: it ends with `parent`, comes last where cores
+    are short, and does not end by the signals that ask a run to save and leave, because `parent` tells it when to.
+    """
+    prctl(SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(128 + signal.SIGKILL)
+    os.nice(19)
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(
+            number, lambda number, frame: None
+        )  # unlike SIG_IGN, what this process starts does not inherit it
+
+
 def set_title(title: str) -> None:
     """Sets what ps and /proc show: otherwise a guard would look like its rank, whose arguments and variables it has."""
     # without a space: Slurm's proctrack/linuxproc cannot read a stat line in /proc with one, and signals nobody below

@@ -211,7 +211,7 @@ def set_mpi_parameters() -> None:
     ever. A simulator beside dppo chooses by itself: with several programs nothing is chosen here.
     """
     environ = os.environ
-    for name, value in re.findall(r'^export (\w+)="\$\{\1-(.*)\}"$', MPI_PARAMETERS.read_text(), re.MULTILINE):
+    for name, value in mpi_parameters().items():
         environ.setdefault(name, value)
     if not environ.get("HOME"):
         environ["HOME"] = _home()
@@ -219,6 +219,11 @@ def set_mpi_parameters() -> None:
         environ.setdefault("OMPI_MCA_pml", "ob1")
         transports = "self" if not is_launched() else "self,sm,tcp" if may_replace(sys.argv) else "self,sm"
         environ.setdefault("OMPI_MCA_btl", transports)
+
+
+def mpi_parameters() -> dict[str, str]:
+    """Returns the variables that `openmpi.sh` sets where they are not set."""
+    return dict(re.findall(r'^export (\w+)="\$\{\1-(.*)\}"$', MPI_PARAMETERS.read_text(), re.MULTILINE))
 
 
 def may_replace(argv: Sequence[str]) -> bool:

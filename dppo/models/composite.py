@@ -10,7 +10,8 @@ import gymnasium
 import numpy as np
 
 from dppo.envs.leaves import array_type
-from dppo.seams import ActionDistribution, ArrayType, Evaluation, NoiseKinds
+from dppo.models.seams import ActionDistribution, NoiseKinds
+from dppo.seams import ArrayType, Evaluation
 
 
 class _Part(NamedTuple):

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from dppo.seams import ArrayType, Evaluation, NoiseKinds
+from dppo.models.seams import NoiseKinds
+from dppo.seams import ArrayType, Evaluation
 
 MAX_LOGIT = 1e30
 """The largest distance of a logit from the largest of its row, and of a bit's logit from 0; what is further counts as

@@ -8,7 +8,8 @@ import numpy as np
 from gymnasium import spaces
 
 from dppo.envs.leaves import ArrayType
-from dppo.seams import Evaluation, NoiseKinds
+from dppo.models.seams import NoiseKinds
+from dppo.seams import Evaluation
 
 LOG_2PI = math.log(2.0 * math.pi)
 

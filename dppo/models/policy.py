@@ -16,7 +16,7 @@ from dppo.models.distributions import LOG_STD_BOUNDS, make_distribution
 from dppo.models.flat import MOST_PARAMETERS, FlatParameters
 from dppo.models.inputs import Inputs
 from dppo.models.mlp import MLP
-from dppo.seams import ActionDistribution, Network
+from dppo.models.seams import ActionDistribution, Network
 
 if TYPE_CHECKING:
     from dppo.models.torch_network import TorchNetwork

@@ -9,9 +9,17 @@ if TYPE_CHECKING:
     from dppo.comm.mpi import Comm
     from dppo.config import Config
     from dppo.rundir.summary import Summary
+    from dppo.seams import Recorder
 
 
-def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = (), quiet: bool = False) -> Summary:
+def train(
+    config: Config,
+    comm: Comm | None = None,
+    *,
+    notes: Sequence[str] = (),
+    recorders: Sequence[Recorder] = (),
+    quiet: bool = False,
+) -> Summary:
     """Trains as `config` says, on all ranks of `comm`; every rank of `comm` must call this. Returns the summary, on
     every rank that is left.
 
@@ -20,6 +28,8 @@ def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = ()
         from the default and that a resume may change.
       comm: COMM_WORLD if None; a process without mpirun is a world of one.
       notes: lines to show before the run.
+      recorders: hear of the run on rank 0 (docs/recorders.md). Every rank gives its own: if rank 0 dies, those of
+        another rank go on.
       quiet: rank 0 prints nothing but warnings.
 
     Raises:
@@ -31,4 +41,4 @@ def train(config: Config, comm: Comm | None = None, *, notes: Sequence[str] = ()
     prepare()
     from dppo.run import command
 
-    return command.train(config, comm, notes=notes, quiet=quiet)
+    return command.train(config, comm, notes=notes, recorders=recorders, quiet=quiet)

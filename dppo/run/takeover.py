@@ -175,8 +175,8 @@ def _open_with_what_is_left(
     the last line of metrics.
     """
     config, state, plan = me.plan.config, me.parts.state, me.plan
-    state.unpack(packed)
     state.forget_unfinished()
+    state.unpack(packed)
     mirror = next((g.mirror for g in contributions if g.mirror is not None), None)
     if mirror is not None and _is_old(mirror, me):
         mirror = None  # from a rank that was a standby long ago: the last checkpoint is newer
@@ -209,7 +209,7 @@ def _open_with_what_is_left(
         wall_s=plan.wall_s, counters=counters, replays=replays, first_rank=plan.first_rank,
         next_segments=next_segments(plan.run_dir),
     )  # fmt: skip
-    keep_track(me, tracker)
+    keep_track(me, tracker, resumed=True)
     tracker.start_clock()
     if line.get("iteration", 0) > counted_until:
         for report in told:

@@ -71,6 +71,18 @@ class Checkpoint:
 def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes `checkpoint`, points `latest` at it and removes all but the `keep` newest. Returns its folder."""
     root = run_dir / paths.CHECKPOINTS
+    folder = write_folder(root, checkpoint, run_dir)
+    replace_atomically(run_dir / paths.LATEST, (folder.name + "\n").encode())
+    others = [p for p in checkpoint_folders(run_dir) if p != folder]
+    # newer ones were damaged, or a resume has undone their steps: they must not push out whole ones
+    dead = [p for p in others if p.name.removesuffix(".old") > folder.name]
+    for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :], *root.glob("*.removed")):
+        remove_folder(surplus)
+    return folder
+
+
+def write_folder(root: Path, checkpoint: Checkpoint, run_dir: Path) -> Path:
+    """Writes `checkpoint` into a folder of its own below `root`, whole or not at all. Returns the folder."""
     root.mkdir(parents=True, exist_ok=True)
     folder = root / paths.checkpoint_name(checkpoint.env_steps)
     part = root / (folder.name + ".part")
@@ -106,13 +118,7 @@ def write_checkpoint(run_dir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         os.rename(folder, before)  # under this name it still counts if this process is killed now
     os.rename(part, folder)
     fsync_folder(root)
-    replace_atomically(run_dir / paths.LATEST, (folder.name + "\n").encode())
     shutil.rmtree(before, ignore_errors=True)
-    others = [p for p in checkpoint_folders(run_dir) if p != folder]
-    # newer ones were damaged, or a resume has undone their steps: they must not push out whole ones
-    dead = [p for p in others if p.name.removesuffix(".old") > folder.name]
-    for surplus in (*dead, *[p for p in others if p not in dead][keep - 1 :], *root.glob("*.removed")):
-        _remove(surplus)
     return folder
 
 
@@ -140,7 +146,7 @@ def _with_states(
     return out, found
 
 
-def _remove(folder: Path) -> None:
+def remove_folder(folder: Path) -> None:
     """Renames the folder, then removes it: a process killed meanwhile leaves nothing like a damaged checkpoint."""
     doomed = folder if folder.suffix == ".removed" else folder.with_name(folder.name + ".removed")
     with contextlib.suppress(OSError):
@@ -150,14 +156,14 @@ def _remove(folder: Path) -> None:
 
 def remove_leftovers(run_dir: Path) -> None:
     """Removes what a killed or failed write left half done. Call it only while nothing writes a checkpoint."""
-    root = run_dir / paths.CHECKPOINTS
-    for leftover in (*root.glob("*.part"), *root.glob("*.removed")):
-        shutil.rmtree(leftover, ignore_errors=True)
+    for root in (run_dir / paths.CHECKPOINTS, run_dir / paths.EVALUATED):
+        for leftover in (*root.glob("*.part"), *root.glob("*.removed")):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
-def checkpoint_folders(run_dir: Path) -> list[Path]:
-    """Returns the folders of complete checkpoints, newest first."""
-    root = run_dir / paths.CHECKPOINTS
+def checkpoint_folders(run_dir: Path, where: str = paths.CHECKPOINTS) -> list[Path]:
+    """Returns the folders of complete checkpoints, newest first; `where` is the folder around them in `run_dir`."""
+    root = run_dir / where
     if not root.is_dir():
         return []
     found = {p: _NAME.fullmatch(p.name) for p in root.iterdir() if p.is_dir()}

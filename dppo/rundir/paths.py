@@ -6,15 +6,24 @@ from dppo.settings.toml import CONFIG_FILE
 
 CONFIG = CONFIG_FILE
 METRICS = "metrics.jsonl"
+EVALUATIONS = "evaluations.jsonl"
 SUMMARY = "summary.json"
+EVALUATIONS = "evaluations.jsonl"
 VERSIONS = "versions.json"
 SPACES = "spaces.json"
 STARTS = "starts.jsonl"
 """The file of python -m dppo.verdict: a line for each start of a batch job."""
 
+OUTPUT = "output.log"
+"""The file of what a run prints that `dppo.sweep --run` has started."""
+
 CHECKPOINTS = "checkpoints"
 LATEST = f"{CHECKPOINTS}/latest"
 """The file that holds the name of the newest checkpoint's folder."""
+BEST = f"{CHECKPOINTS}/best"
+"""The file that holds the name of the best checkpoint's folder, below that of checkpoints."""
+EVALUATED = f"{CHECKPOINTS}/evaluated"
+"""The folder of the checkpoints that wait for their evaluation, and of the best one."""
 STATES_IN_CHECKPOINT = "states"
 STATES = f"{CHECKPOINTS}/{STATES_IN_CHECKPOINT}"
 """The folders of states that environments have saved themselves: in a checkpoint's folder, and before."""

@@ -11,17 +11,21 @@ import contextlib
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dppo.config import CheckpointConfig
 from dppo.errors import DisplacedError, MovedError, SavingError
 from dppo.files import RETRY_S
 from dppo.rundir import paths
 from dppo.rundir.checkpoint import remove_leftovers
-from dppo.rundir.recorders import MetricsFile, TensorBoard, read_json
+from dppo.rundir.metrics_file import MetricsFile
+from dppo.rundir.recorders import Recorders, read_json
 from dppo.rundir.summary import write_summary
+from dppo.rundir.tensorboard import TensorBoard
 
+T = TypeVar("T")
 METRICS, CHECKPOINT, SUMMARY, EVENTS = paths.METRICS, "a checkpoint", paths.SUMMARY, "TensorBoard's events"
 TRAJECTORIES = paths.TRAJECTORIES
 LOOK_S = 0.1
@@ -51,10 +55,14 @@ class RunFiles:
     ) -> None:
         self._run_dir, self._patience_s, self._warn = run_dir, config.patience_s, warn
         self._metrics = MetricsFile(run_dir / paths.METRICS, last_iteration)
-        self._tensorboard = TensorBoard(run_dir / paths.TENSORBOARD, first_step) if tensorboard else None
+        self.recorders = Recorders(warn)
+        """What hears of the run in addition to metrics.jsonl."""
+        if tensorboard:
+            self.recorders.add(TensorBoard(run_dir / paths.TENSORBOARD, first_step, partial(self.hear, EVENTS)))
         self._summary: dict[str, Any] | None = None  # not written yet
+        self._last_summary: dict[str, Any] = {}
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
-        self._writing: Future[None] | None = None
+        self._writing: Future[Path] | None = None
         self._refused: dict[str, Exception] = {}
         self._refused_at, self._said = 0.0, False
         self._late_since: float | None = None  # when a checkpoint became overdue
@@ -66,16 +74,14 @@ class RunFiles:
 
     # -- writing --------------------
 
-    def log(self, step: int, metrics: dict[str, Any]) -> None:
-        """Writes an iteration's line, and whatever else waits. Raises DisplacedError where another start has taken over
-        the run directory.
+    def log(self, line: dict[str, Any]) -> None:
+        """Writes an iteration's line, and whatever else waits, then tells the recorders. Raises DisplacedError where
+        another start has taken over the run directory.
         """
         self._require_own_run()
-        self._metrics.put(metrics)
+        self._metrics.iteration(line)
         self._flush()
-        if self._tensorboard is not None:
-            with self._noted(EVENTS):
-                self._tensorboard.write(step, metrics)
+        self.recorders.iteration(line)
 
     def _newest_start(self) -> tuple[int, int]:
         """Returns the inode of versions.json, which every start of the run replaces, and how many starts it names."""
@@ -99,25 +105,29 @@ class RunFiles:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Replaces summary.json, now or later."""
+        self._last_summary = summary
         if not self._is_displaced:
             self._summary = summary
             self._flush_summary()
 
-    def save(self, write: Callable[[], object]) -> bool:
-        """Writes a checkpoint now. Returns whether it was written."""
+    def save(self, write: Callable[[], Path]) -> bool:
+        """Writes a checkpoint now, by `write`, which returns its folder. Returns whether it was written."""
         self._take_result(wait=True)
         with self._noted(CHECKPOINT):
-            self._save(write)
-        return CHECKPOINT not in self._refused
+            folder = self._save(write)
+        if CHECKPOINT in self._refused:
+            return False
+        self.recorders.checkpoint(folder)
+        return True
 
-    def save_meanwhile(self, write: Callable[[], object]) -> None:
+    def save_meanwhile(self, write: Callable[[], Path]) -> None:
         """Writes a checkpoint in a thread, so that the caller does not wait for the disk."""
         self._take_result(wait=True)
         self._writing = self._writer.submit(self._save, write)
 
-    def meanwhile(self, work: Callable[[], None]) -> None:
-        """Does something else in the thread that writes checkpoints."""
-        self._writer.submit(work)
+    def meanwhile(self, work: Callable[[], T]) -> Future[T]:
+        """Does something else in the thread that writes checkpoints. Returns its result, which is there later."""
+        return self._writer.submit(work)
 
     @property
     def is_writing(self) -> bool:
@@ -130,7 +140,7 @@ class RunFiles:
         self._take_result(wait=False)
         return CHECKPOINT in self._refused and time.monotonic() >= self._refused_at + RETRY_S
 
-    def finish(self, write: Callable[[], object], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:
+    def finish(self, write: Callable[[], Path], summary: Callable[[], None], may_wait: Callable[[], bool]) -> None:
         """Writes the last checkpoint, and then the last summary. Waits for the disk while `may_wait` allows it. Raises
         SavingError where the disk has refused the files for too long, or another start has the run directory.
         """
@@ -160,10 +170,8 @@ class RunFiles:
         self._take_result(wait=True)
         self._writer.shutdown()
         self._flush()
-        if self._tensorboard is not None:
-            with self._noted(EVENTS):
-                self._tensorboard.close()
         self._metrics.close()
+        self.recorders.end(self._last_summary)
         if missing := [self._reason(what) for what in (METRICS, SUMMARY, EVENTS) if what in self._refused]:
             self._warn(f"{'; '.join(missing)}: what it lacks is lost")
         elif CHECKPOINT not in self._refused:
@@ -235,13 +243,13 @@ class RunFiles:
                 write_summary(self._run_dir, self._summary)
                 self._summary = None
 
-    def _save(self, write: Callable[[], object]) -> None:
+    def _save(self, write: Callable[[], Path]) -> Path:
         """Writes a checkpoint after the lines that it has seen (a resume would miss them), unless the run was moved."""
         self._require_own_run()
         self._metrics.flush()
         self._metrics.sync()
         try:
-            write()
+            return write()
         except OSError:
             remove_leftovers(self._run_dir)  # other files need the room
             raise
@@ -251,4 +259,6 @@ class RunFiles:
             return
         writing, self._writing = self._writing, None
         with self._noted(CHECKPOINT):
-            writing.result()
+            folder = writing.result()
+        if CHECKPOINT not in self._refused:
+            self.recorders.checkpoint(folder)

@@ -46,6 +46,9 @@ class Summary:
     """The error, where exit is failed."""
     preempted_by: str | None = None
     """The event that made the run save and leave, where exit is preempted."""
+    stopped_by: str | None = None
+    """Where exit is finished or target because of it: the recorder that asked the run to end, or the setting of
+    evaluations, `eval.target-return` or `eval.patience`."""
     stalled: bool = False
     """Whether the run failed because ranks made no progress or did not answer: starting again may help."""
 

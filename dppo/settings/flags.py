@@ -31,6 +31,10 @@ Without arguments it trains CartPole-v1 until the mean return of the last 100 ep
 `--version` says which dppo this is."""
 
 
+OPEN_SWITCHES = ("vtrace", "optim.anneal")
+"""Switches that can also be left open, which tyro does not know as switches."""
+
+
 def answer(argv: Sequence[str], *, is_first: bool) -> int:
     """Answers --help and --version before MPI starts. Returns the exit code of all ranks; only the first one prints."""
     with contextlib.ExitStack() as silence:
@@ -168,8 +172,9 @@ def _positive(name: str) -> str:
 
 def _as_tyro_wants(token: str) -> str:
     """Puts a switch into the form that tyro knows: --no-log.tensorboard becomes --log.no-tensorboard."""
-    if token in ("--vtrace", "--no-vtrace"):
-        return f"--vtrace={token == '--vtrace'}"
+    name = token[2:]
+    if _positive(name) in OPEN_SWITCHES:
+        return f"--{_positive(name)}={_positive(name) == name}"
     if token.startswith("--no-") and "." in token:
         section, _, last = token.removeprefix("--no-").rpartition(".")
         return f"--{section}.no-{last}"

@@ -7,7 +7,7 @@ import os
 from dataclasses import replace
 
 from dppo.bounds import require
-from dppo.config import MOST_SAMPLES, Config
+from dppo.config import MOST_SAMPLES, SOLVER, Config
 
 
 def check(config: Config) -> None:
@@ -53,7 +53,40 @@ def check(config: Config) -> None:
         _require_divisor(config.ppo.minibatches, config.horizon * config.num_envs)
         if config.model.core:
             require_sequences(config)
+    updates = config.ppo.epochs * config.ppo.minibatches if config.loss == "ppo" else 1
+    require(
+        config.optim.schedule != "kl" or updates > 1,
+        f"optim.schedule=kl follows the KL that the updates of a rollout have caused, and with loss={config.loss} and"
+        f" {updates} update of each there is none: use optim.schedule=linear, or loss=ppo with more updates",
+    )
+    _check_evaluation(config)
     require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
+
+
+def _check_evaluation(config: Config) -> None:
+    """Checks that evaluations while training are asked for where they are wanted, and that they can be played by one
+    process that is no rank of this job.
+    """
+    settings = config.eval
+    wanted = {"target_return": settings.target_return is not None, "patience": settings.patience > 0}
+    for name in (name for name, is_wanted in wanted.items() if is_wanted and not settings.every):
+        raise ValueError(
+            f"eval.{name}={getattr(settings, name)} needs evaluations: set eval.every, in environment steps"
+        )
+    if not settings.every:
+        return
+    afterwards = "leave eval.every out, and use python -m dppo.evaluate after the run"
+    require(
+        config.env != SOLVER and config.env_ranks == 1,
+        f"eval.every={settings.every} plays episodes in one process beside rank 0, and an environment of this run is"
+        f" {'a simulator beside dppo' if config.env == SOLVER else f'{config.env_ranks} ranks'}: {afterwards}",
+    )
+    for name in (config.env, *config.wrappers, config.model.factory or ""):
+        require(
+            not name.startswith("__main__:"),
+            f"eval.every={settings.every} plays episodes in a process of its own, which cannot import {name}: move it"
+            f" into a module, or {afterwards}",
+        )
 
 
 def _require_divisor(minibatches: int, samples: int) -> None:
@@ -101,7 +134,9 @@ def resolve(config: Config) -> Config:
         horizon=horizon,
         exchange=config.exchange or ("allreduce" if config.mode == "sync" else "p2p"),
         vtrace=(config.mode == "async" and loss == "ppo") if config.vtrace is None else config.vtrace,
-        optim=replace(config.optim, name=optimiser, lr=config.optim.lr or default_lr),
+        optim=replace(
+            config.optim, name=optimiser, lr=config.optim.lr or default_lr, schedule=config.optim.schedule or "linear"
+        ),
     )
     check(complete)
     return complete

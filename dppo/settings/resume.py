@@ -18,7 +18,8 @@ from dppo.settings.toml import PER_START, load_config
 from dppo.settings.values import as_dict, updated
 
 RESUMABLE = (
-    "total_steps", "target_return", "time_limit_s", "device", "resume", "run_dir", "dry_run", "log", "checkpoint"
+    "total_steps", "target_return", "time_limit_s", "device", "resume", "run_dir", "dry_run", "log", "eval",
+    "checkpoint",
 )  # fmt: skip
 """Settings and sections that may be given anew with --resume."""
 
@@ -62,8 +63,8 @@ def with_the_same(stored: Config, config: Config) -> Config:
         if key.split(".")[0] not in RESUMABLE:
             raise UsageError(
                 f"{_as_flag(key, now)} differs from the run's {before}: a resumed run keeps its settings"
-                " (total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew, and device);"
-                " leave it out, or start a new run in another --run-dir"
+                " (total-steps, target-return, time-limit-s, log.*, eval.* and checkpoint.* may be given anew, and"
+                " device); leave it out, or start a new run in another --run-dir"
             )
     return resolve(config)
 

@@ -7,7 +7,7 @@ import math
 import os
 import random
 import shlex
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,12 +20,17 @@ from dppo.settings.pairs import as_toml
 from dppo.settings.toml import PER_START, read_toml, shortened
 from dppo.settings.values import as_name, nearest
 
-TABLES = ("fixed", "grid", "random")
+COPY = "sweep.toml"
+"""The copy of the file in the sweep's folder."""
+TABLES = ("fixed", "grid", "random", "search")
 LAWS = ("uniform", "log", "integer", "choice")
-DEFAULTS = {"SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
-"""The defaults of jobs/sweep.sbatch."""
+DEFAULTS = {"script": "jobs/sweep.sbatch", "SWEEP": "jobs/sweep.toml", "SWEEP_DIR": "runs/sweep"}
+SEARCH_DEFAULTS = {"script": "jobs/search.sbatch", "SWEEP": "jobs/search.toml", "SWEEP_DIR": "runs/search"}
+"""The scripts of an array, and their defaults."""
 MOST_TASKS = 10_000
 """The most tasks of a sweep; Slurm's arrays end earlier, at 1001 tasks by default."""
+MOST_RANKS = 10_000
+"""The most ranks of a run on one machine."""
 DIGITS = 6
 """Digits of a drawn number: it stays readable, and shows no rounding of another machine's logarithm."""
 
@@ -36,11 +41,17 @@ class Sweep(NamedTuple):
     fixed: dict[str, Any]
     """Settings that are the same in every task."""
     varied: list[dict[str, Any]]
-    """The settings that vary, one dict for each task."""
+    """The settings that vary, one dict for each task; [] where a search draws them."""
+    ranks: int | None = None
+    """The ranks of each run on one machine, as the file says."""
+    search: dict[str, Any] | None = None
+    """The table [search], as the file has it (study/search.py reads it); None where there is none."""
 
     def settings(self, task: int) -> dict[str, Any]:
         """Returns all settings that are given for a task. Raises UsageError where there is no such task."""
         if not 0 <= task < len(self.varied):
+            if self.search is not None:
+                raise UsageError("a [search] has no tasks of its own: give --task, which runs what the study asks for")
             raise UsageError(f"there is no task {task}: the sweep has {len(self.varied)}, 0 to {len(self.varied) - 1}")
         return self.fixed | self.varied[task]
 
@@ -54,16 +65,25 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
     """
     values = read_toml(path, root)
     try:
+        ranks = _ranks(values.pop("ranks", None))
         for name, table in values.items():
             if name not in TABLES:
                 raise UsageError(
-                    f"{as_name(name)}: a sweep has the tables fixed, grid and random only{nearest(name, TABLES)}"
+                    f"{as_name(name)}: a sweep has the tables fixed, grid, random and search only"
+                    f"{nearest(name, TABLES)}"
                 )
             if not isinstance(table, dict):
                 raise UsageError(f"{name}={shown(table)} must be a table, [{name}]")
         fixed, grid = flatten(values.get("fixed", {}), "fixed."), flatten(values.get("grid", {}), "grid.")
         samples, seed, laws = _random(values.get("random", {}))
         _refuse_doubles(fixed, grid, laws)
+        if "search" in values:
+            if drawn := grid.keys() | laws.keys():
+                raise UsageError(
+                    f"{min(drawn)} is in [grid] or [random], and there is a [search], which draws all that varies:"
+                    " move it to [search.space] or, as for seed, to search.seeds"
+                )
+            return Sweep(fixed, [], ranks, values["search"])
         for key, listed in grid.items():
             _check_list(f"grid.{key}", listed, once=True)
         for key, law in laws.items():
@@ -79,7 +99,7 @@ def read_sweep(path: Path, root: Path | None = None) -> Sweep:
         raise UsageError(f"{path}: its tables lie in one another too deeply") from error
     draws = [{key: _draw(law, f"{seed}/{sample}/{key}") for key, law in laws.items()} for sample in range(samples)]
     cells = [dict(zip(grid, cell, strict=True)) for cell in itertools.product(*grid.values())]
-    return Sweep(fixed, [drawn | cell for drawn in draws for cell in cells])
+    return Sweep(fixed, [drawn | cell for drawn in draws for cell in cells], ranks)
 
 
 def config_of(settings: dict[str, Any]) -> Config:
@@ -93,22 +113,28 @@ def config_of(settings: dict[str, Any]) -> Config:
     return from_values(_nested(settings))
 
 
-def flatten(values: dict[str, Any], where: str = "", *, leaves: Iterable[str] = ()) -> dict[str, Any]:
+def _never(table: dict[str, Any]) -> bool:
+    return False
+
+
+def flatten(
+    values: dict[str, Any], where: str = "", *, is_value: Callable[[dict[str, Any]], bool] = _never
+) -> dict[str, Any]:
     """Converts {"ppo": {"target_kl": 1}} and {"ppo.target_kl": 1} to {"ppo.target-kl": 1}. An argument of the
     environment, {"env-kwargs": {"its_name": {…}}}, is one value, whatever it is, under the name that it has in Python.
 
     Args:
       where: the text before names in messages.
-      leaves: keys that make a table a value: it has only that key, with a list in it.
+      is_value: says whether a table is a value, not a section.
     """
     out: dict[str, Any] = {}
     for key, value in values.items():
         name = _dashed(key)
         inner = {name: value}
-        if name == PAIRS and isinstance(value, dict) and not any(k in leaves and type(value[k]) is list for k in value):
+        if name == PAIRS and isinstance(value, dict) and not is_value(value):
             inner = {_dashed(f"{name}.{k}"): v for k, v in value.items()}
-        elif isinstance(value, dict) and [k in leaves and type(v) is list for k, v in value.items()] != [True]:
-            inner = {f"{name}.{k}": v for k, v in flatten(value, f"{where}{name}.", leaves=leaves).items()}
+        elif isinstance(value, dict) and not is_value(value):
+            inner = {f"{name}.{k}": v for k, v in flatten(value, f"{where}{name}.", is_value=is_value).items()}
         if twice := out.keys() & inner:
             raise UsageError(f"{where}{min(twice)} is there twice")
         out |= inner
@@ -140,15 +166,21 @@ def numbers(tasks: Iterable[int]) -> str:
     return ",".join("-".join(map(str, part)) for part in parts)
 
 
-def submit_line(tasks: Iterable[int], file: Path, sweep_dir: Path | None = None) -> str:
-    """Returns the line that runs or resumes these tasks of the sweep in `file`; sweep_dir None: the script's own."""
-    given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(DEFAULTS["SWEEP_DIR"])}
+def submit_line(
+    tasks: Iterable[int], file: Path, sweep_dir: Path | None = None, defaults: dict[str, str] = DEFAULTS
+) -> str:
+    """Returns the line that runs or resumes these tasks of the sweep in `file`; sweep_dir None: the script's own.
+
+    Args:
+      defaults: the script, and its own values of its variables.
+    """
+    given = {"SWEEP": file, "SWEEP_DIR": sweep_dir or Path(defaults["SWEEP_DIR"])}
     variables = "".join(
         f"{name}={shlex.quote(str(path))} "
         for name, path in given.items()
-        if os.path.normpath(path) != os.path.normpath(DEFAULTS[name])
+        if os.path.normpath(path) != os.path.normpath(defaults[name])
     )
-    return f"{variables}sbatch --array={numbers(tasks)} jobs/sweep.sbatch"
+    return f"{variables}sbatch --array={numbers(tasks)} {defaults['script']}"
 
 
 def task_folder(sweep_dir: Path, task: int) -> Path:
@@ -171,9 +203,19 @@ def _nested(settings: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def is_law(table: dict[str, Any]) -> bool:
+    return [key in LAWS and type(value) is list for key, value in table.items()] == [True]
+
+
+def _ranks(value: Any) -> int | None:
+    if value is not None and (type(value) is not int or not 1 <= value <= MOST_RANKS):
+        raise UsageError(f"ranks={shown(value)} must be a whole number of at least 1, and at most {MOST_RANKS}")
+    return value
+
+
 def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
     """Reads samples, seed, and the law of each key."""
-    laws = flatten({k: v for k, v in table.items() if k not in ("samples", "seed")}, "random.", leaves=LAWS)
+    laws = flatten({k: v for k, v in table.items() if k not in ("samples", "seed")}, "random.", is_value=is_law)
     samples, seed = table.get("samples", 0 if laws else 1), table.get("seed", 0)
     samples, seed = (int(n) if isinstance(n, float) and n.is_integer() else n for n in (samples, seed))
     for name, value, least in (("samples", samples, 1), ("seed", seed, 0)):
@@ -188,7 +230,7 @@ def _random(table: dict[str, Any]) -> tuple[int, int, dict[str, Any]]:
 
 
 def _refuse_doubles(*tables: dict[str, Any]) -> None:
-    for (one, a), (two, b) in itertools.combinations(zip(TABLES, tables, strict=True), 2):
+    for (one, a), (two, b) in itertools.combinations(zip(TABLES, tables, strict=False), 2):
         if twice := a.keys() & b.keys():
             raise UsageError(f"{min(twice)} is both in [{one}] and in [{two}]: leave one out")
     for own in PER_START:

@@ -38,6 +38,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
     while not link.stopped:
         started = time.monotonic()
         state.begin_iteration()
+        collector.tell(state.fraction_done)
         rollout = collector.collect(config.horizon, state.version, link.interrupted, state.iteration)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
@@ -60,7 +61,7 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
             link.heartbeat("update")
             if number:
                 replica.catch_up(wait=True)
-            learner.gradient(samples, state.kl_coef, own_kl)
+            learner.gradient(samples, state.kl_coef, own_kl, state.fraction_done)
             own_kl = float(state.flat.sums[_KL] / max(state.flat.sums[_COUNT], 1.0))
             if number and 0 < target_kl < own_kl:
                 break

@@ -163,6 +163,8 @@ class BaseCoordinator:
         next one, or now, if the next one is too far away.
         """
         preemption = self._tracker.preemption
+        if not self.begun:
+            self._tracker.evaluations.poll()
         if preemption.requested and not self.begun and not self._saved_at_once:
             self._saved_at_once = True
             self._tracker.saver.save_at_once()
@@ -199,7 +201,7 @@ class BaseCoordinator:
         now, log = time.monotonic(), self._tracker.config.log
         self._next_look = now + LOOK_S
         for index in sorted(self.waits_for()):
-            silent_s = now - self._heard_at[index]
+            silent_s = now - max(self._heard_at[index], self._tracker.evaluations.waited_until)
             if 0 < log.stall_abort_s < silent_s - ABORT_MARGIN_S:
                 text = f"{self._names[index]}: no rollout for {silent_s:.0f} s (--log.stall-abort-s)"
                 raise WorkerError(text, stalled=True)

@@ -153,12 +153,15 @@ class Learner:
             for start, end in itertools.pairwise(edges):
                 yield samples[start:end]
 
-    def gradient(self, samples: Minibatch, kl_coef: float = 0.0, last_kl: float = 0.0) -> None:
+    def gradient(
+        self, samples: Minibatch, kl_coef: float = 0.0, last_kl: float = 0.0, fraction_done: float = 0.0
+    ) -> None:
         """Writes the loss's gradient and metric sums, both summed over the samples, into `flat.summed`.
 
         Args:
           kl_coef: the KL penalty's present weight.
           last_kl: mean KL of the update before, over all ranks; the penalty has a hinge on it.
+          fraction_done: share of the run that is done; schedules follow it.
 
         Without samples the gradient is zero, and the network is not called.
 
@@ -171,9 +174,9 @@ class Learner:
             return
         head, value = self.policy.forward(samples.inputs, samples.masks, samples.states, samples.firsts)
         if self._ppo:
-            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, last_kl)
+            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, last_kl, fraction_done)
         else:
-            loss = losses.a3c(distribution, head, value, samples, self.config.a3c)
+            loss = losses.a3c(distribution, head, value, samples, self.config.a3c, fraction_done)
         if not math.isfinite(loss.sums.sum()):
             raise FloatingPointError(_first_bad(head, value, samples))
         self.policy.backward(loss.d_head, loss.d_value)

@@ -22,7 +22,8 @@ class Parts(NamedTuple):
     numbers: np.ndarray
     """[len(NUMBERS)] int64."""
     reals: np.ndarray
-    """[2 + metrics + moments] float64: the KL penalty's weight and the last KL first."""
+    """[3 + 2 metrics + moments] float64: the KL penalty's weight, the last KL, the learning rate that schedules begin
+    with; the metrics of the last iteration, and the sums of the one under way."""
     parameters: np.ndarray
     """[P] float32."""
     optimizer: np.ndarray

@@ -21,8 +21,9 @@ from dppo.envs.vector import make_vector_env
 from dppo.errors import UsageError
 from dppo.files import plain
 from dppo.models.policy import make_policy
-from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, newest_valid, number_of, read_checkpoint
 from dppo.rundir.contents import check_state
+from dppo.rundir.evaluations import LATEST as LATEST  # also for the commands
+from dppo.rundir.evaluations import find_checkpoint
 from dppo.rundir.spaces import read_mask_size, read_spaces
 from dppo.seeding import Purpose, draw_rows, generator
 from dppo.settings.toml import load_config
@@ -219,39 +220,21 @@ def _kinds(space: gymnasium.Space[Any]) -> list[object]:
     ]
 
 
-def _saved(folder: Path, checkpoint: str) -> Checkpoint:
-    """Returns the checkpoint of a run that `load_policy` names."""
-    if checkpoint != "latest":
-        kept = {str(number_of(path)): path for path in reversed(checkpoint_folders(folder))}
-        if checkpoint not in kept:
-            there = f"latest, or the steps of one that is kept: {', '.join(kept) or 'there is none'}"
-            raise UsageError(f"{folder} has no checkpoint {plain(checkpoint)[:40]}: name {there}")
-        try:
-            found = read_checkpoint(kept[checkpoint])
-            check_state(found.state)
-        except ValueError as error:
-            raise UsageError(f"{kept[checkpoint]} is damaged: {error}") from error
-        return found
-    saved, skipped = newest_valid(folder, lambda checkpoint: check_state(checkpoint.state))
-    if saved is None:
-        raise UsageError(f"{folder} has no valid checkpoint: {'; '.join(skipped) or 'there is none'}")
-    for line in skipped:
-        print(f"dppo: {plain(line)}", file=sys.stderr)
-    return saved
-
-
-def load_policy(run_dir: str | Path, checkpoint: str | int = "latest") -> Policy:
+def load_policy(run_dir: str | Path, checkpoint: str | int = LATEST) -> Policy:
     """Returns the policy of one of a run's checkpoints.
 
     Args:
-      checkpoint: "latest", the newest valid one; or the number of environment steps of one that is kept.
+      checkpoint: `latest`, the newest valid one; `best`, that of the best evaluation while training (`eval.every`); or
+        the number of its environment steps.
 
     Raises:
-      UsageError: (a ValueError) there is no run, or the run has no such checkpoint that is valid.
+      UsageError: (a ValueError) there is no run, or the run has no such checkpoint.
     """
     folder = Path(run_dir).absolute()
     config = load_config(folder)
-    saved = _saved(folder, str(checkpoint))
+    saved, skipped = find_checkpoint(folder, checkpoint, lambda found: check_state(found.state))
+    for line in skipped:
+        print(f"dppo: {plain(line)}", file=sys.stderr)
     try:
         spaces, mask_size = read_spaces(folder), read_mask_size(folder)
         if spaces is None:  # an earlier dppo has begun the run: the environment tells its spaces

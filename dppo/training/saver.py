@@ -84,8 +84,8 @@ class CheckpointSaver:
 
     # -- checkpoints --------------------
 
-    def write(self, boundary: Boundary) -> None:
-        """Writes a checkpoint of `boundary`, whole or not at all."""
+    def write(self, boundary: Boundary) -> Path:
+        """Writes a checkpoint of `boundary`, whole or not at all. Returns its folder."""
         ranks = {w + self._first_rank: replay.states() for w, replay in boundary.replays.items()}
         numbers = boundary.state["numbers"]
         named = {} if self.dumps is None else self.dumps.named({rank: row for rank, (row, _) in ranks.items()})
@@ -94,7 +94,7 @@ class CheckpointSaver:
             {rank: n.next_segment for rank, n in named.items()},
             {rank: n.missing_rows for rank, n in named.items() if n.missing_rows},
         )  # fmt: skip
-        write_checkpoint(self._run_dir, checkpoint, self._config.keep)
+        return write_checkpoint(self._run_dir, checkpoint, self._config.keep)
 
     def save_if_due(self) -> None:
         """Has a thread write the last boundary, if a checkpoint is due. Nobody waits for the disk."""

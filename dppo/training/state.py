@@ -12,16 +12,21 @@ from typing import Any
 import numpy as np
 
 from dppo.algo.losses import METRICS, adapted_kl_coef
-from dppo.algo.optim import annealed, clip_scale, make_optimizer, squared_norm
+from dppo.algo.optim import clip_scale, make_optimizer, squared_norm
+from dppo.algo.schedules import adapted_lr, scheduled
 from dppo.config import Config
 from dppo.models.flat import FlatParameters, is_finite
 from dppo.training.moments import RunMoments
 from dppo.training.packing import COUNTERS, Layout
 from dppo.training.soundness import check_shapes, first_not_finite
 
-ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", "kl_stops")
+SCHEDULED = ("clip", "entropy_coef")
+"""Metrics that are there only where a schedule moves them."""
+ITERATION_METRICS = (*METRICS, "grad_norm", "lr", "explained_variance", "minibatches", *SCHEDULED, "kl_stops")
 _COUNT, _KL = METRICS.index("count"), METRICS.index("approx_kl")
 _SUMMED = len(METRICS)
+_LAST, _UNFINISHED, _MOMENTS = (3 + part * len(ITERATION_METRICS) for part in range(3))
+"""Where the reals of a packed state have the last iteration's metrics, the sums of the one under way, the moments."""
 
 
 class Usage:
@@ -59,13 +64,15 @@ class TrainingState:
     def __init__(self, flat: FlatParameters, moments: RunMoments, config: Config) -> None:
         assert config.optim.lr is not None, "an unresolved configuration reached the state"
         self.flat, self.moments = flat, moments
-        self._optim, self._lr, self._total_steps = config.optim, config.optim.lr, config.total_steps
+        self._config, self._optim, self._total_steps = config, config.optim, config.total_steps
+        self._lr = config.optim.lr
+        """The rate that the schedule begins with, or the rate that follows the KL."""
         # in async each worker stops by itself, by its own KL
         self._target_kl = 1.5 * config.ppo.target_kl if config.loss == "ppo" and config.mode == "sync" else 0.0
         self._adapts_kl = config.loss == "ppo" and config.ppo.objective == "kl"
         self._kl_target = config.ppo.kl_target
         self.optimizer = make_optimizer(flat.size, config.optim)
-        self.layout = Layout(2 + len(ITERATION_METRICS) + moments.num_sums, self.optimizer.state.shape)
+        self.layout = Layout(_MOMENTS + moments.num_sums, self.optimizer.state.shape)
         self.version = self.iteration = self.round = self.updates = self.env_steps = self.steps_learnt_from = 0
         self._usage = Usage(config.ppo.minibatches if config.loss == "ppo" else 1) if config.mode == "sync" else None
         self.kl_coef = config.ppo.kl_coef
@@ -150,7 +157,19 @@ class TrainingState:
     @property
     def lr(self) -> float:
         """The learning rate of this iteration."""
-        return annealed(self._lr, self.fraction_done, self._optim.anneal)
+        return scheduled(self._lr, self.fraction_done, self._optim.schedule or "linear")
+
+    @property
+    def _follows_kl(self) -> bool:
+        return self._optim.schedule == "kl"
+
+    def _scheduled_weights(self) -> tuple[float, float]:
+        """Returns the clip range (0 for a3c) and the entropy bonus's weight of this iteration."""
+        config, done = self._config, self.fraction_done
+        if config.loss != "ppo":
+            return 0.0, scheduled(config.a3c.entropy_coef, done, config.a3c.entropy_schedule)
+        ppo = config.ppo
+        return scheduled(ppo.clip, done, ppo.clip_schedule), scheduled(ppo.entropy_coef, done, ppo.entropy_schedule)
 
     def finish_iteration(self, env_steps: int, explained_variance: float) -> None:
         """Ends an iteration in which `env_steps` more transitions were counted: moves schedules, penalty and metrics.
@@ -164,6 +183,9 @@ class TrainingState:
         metrics[_SUMMED] /= max(minibatches, 1.0)
         metrics[_SUMMED + 1] = self.lr
         metrics[_SUMMED + 2] = explained_variance
+        metrics[_SUMMED + 4 : _SUMMED + 6] = self._scheduled_weights()
+        if self._follows_kl and count:
+            self._lr = adapted_lr(self._lr, float(metrics[_KL]), self._kl_target)
         if self._adapts_kl and count:
             self.kl_coef = adapted_kl_coef(self.kl_coef, self.last_kl, self._kl_target)
         self.last_metrics, self._metrics = metrics, [0.0] * len(ITERATION_METRICS)
@@ -188,6 +210,10 @@ class TrainingState:
         """Returns the metrics of the last finished iteration, by name."""
         named = dict(zip(ITERATION_METRICS, self.last_metrics.tolist(), strict=True))
         named["samples"] = named.pop("count")
+        loss = self._config.ppo if self._config.loss == "ppo" else self._config.a3c
+        for name, setting in zip(SCHEDULED, ("clip_schedule", "entropy_schedule"), strict=True):
+            if getattr(loss, setting, "constant") == "constant":
+                del named[name]
         return named | ({"kl_coef": self.kl_coef} if self._adapts_kl else {})
 
     def as_dict(self) -> dict[str, Any]:
@@ -196,6 +222,7 @@ class TrainingState:
             "numbers": {name: int(getattr(self, name)) for name in COUNTERS},
             "optimizer_steps": self.optimizer.steps,
             "kl_coef": self.kl_coef,
+            **({"lr": self._lr} if self._follows_kl else {}),
             "moments": self.moments.pack(),
             "parameters": self.flat.vector.copy(),
             "optimizer": self.optimizer.state.copy(),
@@ -215,6 +242,7 @@ class TrainingState:
         for name in COUNTERS:
             setattr(self, name, saved["numbers"][name])
         self.optimizer.steps, self.kl_coef = saved["optimizer_steps"], saved["kl_coef"]
+        self._lr = saved.get("lr", self._lr)
         self.moments.unpack(saved["moments"])
         self.begin_iteration()
         self.flat.assign(saved["parameters"])
@@ -234,23 +262,25 @@ class TrainingState:
 
     def pack(self, out: np.ndarray) -> None:
         """Writes the state into `out`, uint8 of core_bytes or all_bytes."""
-        parts, after_metrics = self.layout.parts(out), 2 + len(ITERATION_METRICS)
+        parts = self.layout.parts(out)
         parts.numbers[:] = [*(getattr(self, name) for name in COUNTERS), self.optimizer.steps]
-        parts.reals[:2] = self.kl_coef, self.last_kl
-        parts.reals[2:after_metrics] = self.last_metrics
-        parts.reals[after_metrics:] = self.moments.pack()
+        parts.reals[:_LAST] = self.kl_coef, self.last_kl, self._lr
+        parts.reals[_LAST:_UNFINISHED] = self.last_metrics
+        parts.reals[_UNFINISHED:_MOMENTS] = self._metrics
+        parts.reals[_MOMENTS:] = self.moments.pack()
         parts.parameters[:] = self.flat.vector
         parts.optimizer[:] = self.optimizer.state.reshape(-1)[: len(parts.optimizer)]
 
     def unpack(self, message: np.ndarray) -> None:
         """Takes over what `pack` has written. Does not freeze the moments."""
-        parts, after_metrics = self.layout.parts(message), 2 + len(ITERATION_METRICS)
+        parts = self.layout.parts(message)
         for name, number in zip(COUNTERS, parts.numbers, strict=False):
             setattr(self, name, int(number))
         self.optimizer.steps = int(parts.numbers[-1])
-        self.kl_coef, self.last_kl = parts.reals[:2].tolist()
-        self.last_metrics = parts.reals[2:after_metrics].copy()
-        self.moments.unpack(parts.reals[after_metrics:])
+        self.kl_coef, self.last_kl, self._lr = parts.reals[:_LAST].tolist()
+        self.last_metrics = parts.reals[_LAST:_UNFINISHED].copy()
+        self._metrics = parts.reals[_UNFINISHED:_MOMENTS].tolist()
+        self.moments.unpack(parts.reals[_MOMENTS:])
         self.flat.assign(parts.parameters)
         self.optimizer.state.reshape(-1)[: len(parts.optimizer)] = parts.optimizer
         self.set_fraction_done()

@@ -33,6 +33,7 @@ def train_worker(
     while True:
         iteration, started = state.iteration, time.monotonic()
         state.begin_iteration()
+        collector.tell(state.fraction_done)
         rollout = collector.collect(config.horizon, state.version, link.interrupted, iteration, enough)
         collect_s = time.monotonic() - started
         discounted_returns = collector.discounted_returns(rollout)
@@ -54,7 +55,7 @@ def train_worker(
                     return
                 if exchange.is_past(number):
                     continue
-                learner.gradient(samples, state.kl_coef, state.last_kl)
+                learner.gradient(samples, state.kl_coef, state.last_kl, state.fraction_done)
                 if not exchange.step():
                     break
             if link.stopped:

@@ -4,6 +4,7 @@ the run ends.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,12 +17,17 @@ from dppo.console import Console
 from dppo.data import EnvState, Report
 from dppo.envs.clock import seconds_of
 from dppo.rundir.runfiles import RunFiles
-from dppo.rundir.summary import PREEMPTED, RUNNING, TARGET, Summary
+from dppo.rundir.summary import FINISHED, PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
 from dppo.training.episodes import WINDOW
+from dppo.training.evaluations import Evaluations
+from dppo.training.evaluator import PlayingProcess
 from dppo.training.replay import Replay
 from dppo.training.saver import Boundary, CheckpointSaver
 from dppo.training.state import TrainingState
+
+MOST_RETURNS = 1000
+"""The most returns of single episodes in a line of metrics.jsonl: a reader refuses lines of 1 MiB."""
 
 
 class Tracker:
@@ -75,6 +81,11 @@ class Tracker:
             run_dir, config, self.files, preemption, self._make_boundary(), self._wall_s, console.warn,
             first_rank=int(world_size > 1) if first_rank is None else first_rank, next_segments=next_segments or {},
         )  # fmt: skip
+        self.evaluations = Evaluations(
+            run_dir, config, self.files, PlayingProcess(run_dir, config), preemption,
+            self.files.recorders.evaluation, console.warn,
+            iteration=state.iteration, env_steps=state.env_steps,
+        )  # fmt: skip
         self.saver.update_summary(RUNNING)
 
     # -- clocks --------------------
@@ -122,15 +133,28 @@ class Tracker:
         reason = self.counters.reason_to_end(self._state)
         if reason != TARGET:
             self._name_the_stuck()
+        if reason is None and (stopped_by := self.files.recorders.stopped_by) is not None:
+            reason, self.saver.boundary.summary.stopped_by = FINISHED, stopped_by
+        reason = self.evaluations.at_boundary(self.saver.boundary.state, reason)
         if reason is None and self.preemption.requested:
             reason = PREEMPTED
         if reason is not None:
-            self.saver.finish(reason)
+            self._finish(reason)
             return reason
         self.saver.remove_old_states()
         self.saver.save_if_due()
         self.files.look()
         return None
+
+    def end_if_over(self) -> None:
+        """Ends a run that continues where its training is over, or would have been: evaluations of it were missing."""
+        over = self.counters.reason_to_end(self._state)
+        if (reason := self.evaluations.at_start(self.saver.boundary.state, over)) is not None:
+            self._finish(reason)
+
+    def _finish(self, reason: str) -> None:
+        self.saver.boundary.summary.stopped_by = self.evaluations.stopped_by or self.saver.boundary.summary.stopped_by
+        self.saver.finish(reason)
 
     def close_passed(self) -> None:
         """Closes an iteration of which only the metrics are known, not the state. The next one is closed at once."""
@@ -180,7 +204,7 @@ class Tracker:
 
     def _record(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> None:
         metrics = self._metrics(reports, ended, extra)
-        self.files.log(self._state.env_steps, metrics)
+        self.files.log(metrics)
         if self.console.progress_due():
             self.console.progress(_progress_text(metrics))
 
@@ -203,6 +227,7 @@ class Tracker:
             "return_mean_100": episodes.return_mean,
             "return_mean_100_settled": episodes.settled_mean,
             "length_mean_100": episodes.length_mean,
+            "returns": _thinned(episodes.newest_returns),
             **state.metrics(),
             **extra,
             "rollouts_cut": sum(len(r.env_actions) < (self.config.horizon or 0) for r in reports),
@@ -242,6 +267,14 @@ class Tracker:
         self._replays[worker] = Replay()
         self._replays[worker].start_from(row, envs)
         return {e.env: e for e in envs}, row, self.counters.next_episode
+
+
+def _thinned(returns: list[float]) -> list[float | None]:
+    """Returns at most MOST_RETURNS of the episodes' returns, at even distances; None for what is not finite."""
+    num = len(returns)
+    if num > MOST_RETURNS:
+        returns = [returns[k * num // MOST_RETURNS] for k in range(MOST_RETURNS)]
+    return [value if math.isfinite(value) else None for value in returns]
 
 
 def _progress_text(metrics: dict[str, Any]) -> str:

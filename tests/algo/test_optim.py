@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.algo.optim import Optimizer, annealed, clip_scale, make_optimizer, squared_norm, staleness_weight
+from dppo.algo.optim import Optimizer, clip_scale, make_optimizer, squared_norm, staleness_weight
 from dppo.config import OptimConfig
 
 SIZE, STEPS, LR = 17, 12, 0.03
@@ -173,12 +173,6 @@ def test_a_scale_is_that_of_the_gradient(cfg: OptimConfig) -> None:
         with_scale.step(scaled, gradient, LR, scale=0.25)
         without.step(plain, np.float32(0.25) * gradient, LR)
     np.testing.assert_allclose(scaled, plain, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize(("progress", "rate"), [(0.0, 0.4), (0.25, 0.3), (1.0, 0.0), (1.5, 0.0)])
-def test_annealing_is_linear_to_zero_and_no_further(progress: float, rate: float) -> None:
-    assert annealed(0.4, progress, anneal=True) == pytest.approx(rate)
-    assert annealed(0.4, progress, anneal=False) == 0.4
 
 
 @pytest.mark.parametrize(

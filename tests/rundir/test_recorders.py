@@ -1,74 +1,112 @@
-"""What a run writes about itself: each iteration once, whatever happened before."""
+"""Recorders hear of a run in order; one that raises is named and left out."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from dppo.files import LINE_BYTES
-from dppo.rundir.recorders import MetricsFile, TensorBoard, read_json, write_json
+from dppo.rundir.recorders import Recorders, read_json, write_json
+from dppo.seams import Recorder, RunInfo
 
-
-def iterations(path: Path) -> list[int]:
-    return [json.loads(line)["iteration"] for line in path.read_text().splitlines()]
+RUN = RunInfo(Path("runs/x"), "1" * 32, {"seed": 1}, 4, False, 0)
 
 
-def write(path: Path, *numbers: int, last_iteration: int = 0) -> None:
-    file = MetricsFile(path, last_iteration)
-    for number in numbers:
-        file.write({"iteration": number, "value": number / 2})
-    file.close()
+class Diary(Recorder):
+    """Notes everything; asks to stop where `stops` says so."""
+
+    def __init__(self, *stops: str, answer: Any = True) -> None:
+        self.heard: list[tuple[str, Any]] = []
+        self.stops, self.answer = stops, answer
+
+    def _note(self, what: str, told: Any) -> Any:
+        self.heard.append((what, told))
+        return self.answer if what in self.stops else None
+
+    def start(self, run: RunInfo) -> None:
+        self._note("start", run)
+
+    def iteration(self, line: dict[str, Any]) -> bool | None:
+        return self._note("iteration", line)  # type: ignore[no-any-return]
+
+    def evaluation(self, line: dict[str, Any]) -> bool | None:
+        return self._note("evaluation", line)  # type: ignore[no-any-return]
+
+    def checkpoint(self, path: Path) -> None:
+        self._note("checkpoint", path)
+
+    def end(self, summary: dict[str, Any]) -> None:
+        self._note("end", summary)
 
 
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "metrics.jsonl"
+class Broken(Recorder):
+    def iteration(self, line: dict[str, Any]) -> None:
+        raise KeyError("loss")
 
 
-def test_a_line_is_readable_as_soon_as_it_is_written(path: Path) -> None:
-    file = MetricsFile(path, 0)
-    file.write({"iteration": 1})
-    assert iterations(path) == [1]
-    file.close()
+class Leaving(Recorder):
+    def checkpoint(self, path: Path) -> None:
+        raise SystemExit(3)
 
 
-def test_after_a_resume_each_iteration_is_there_once(path: Path) -> None:
-    """Killed after iteration 5, resumed from the checkpoint of iteration 3."""
-    write(path, 1, 2, 3, 4, 5)
-    write(path, 4, 5, 6, last_iteration=3)
-    assert iterations(path) == [1, 2, 3, 4, 5, 6]
+def tell_all(recorders: Recorders) -> None:
+    recorders.start(RUN)
+    recorders.iteration({"iteration": 1})
+    recorders.evaluation({"env_steps": 64})
+    recorders.checkpoint(Path("runs/x/checkpoints/step_000000064"))
+    recorders.end({"exit": "finished"})
 
 
-@pytest.mark.parametrize("torn", ['{"iteration": 3, "val', '{"iteration": 3}', '{"iter', "\x00\x00\x00", "{}\n", "3\n"])
-def test_a_torn_last_line_is_removed(path: Path, torn: str) -> None:
-    """Also one that reads well but has no end: more digits may be missing."""
-    write(path, 1, 2)
-    with open(path, "a") as file:
-        file.write(torn)
-    write(path, 3, last_iteration=10)
-    assert iterations(path) == [1, 2, 3]
+def test_recorders_hear_everything_in_order() -> None:
+    said: list[str] = []
+    recorders, diaries = Recorders(said.append), [Diary(), Diary()]
+    recorders.add(*diaries, Recorder())
+    tell_all(recorders)
+    names = ["start", "iteration", "evaluation", "checkpoint", "end"]
+    assert [[what for what, _ in diary.heard] for diary in diaries] == [names, names]
+    assert diaries[0].heard[0][1] is RUN and diaries[0].heard[-1][1] == {"exit": "finished"}
+    assert said == [] and recorders.stopped_by is None
 
 
-def test_lines_that_stay_stay_to_the_byte(path: Path) -> None:
-    write(path, 1, 2, 3)
-    before = path.read_bytes().splitlines(keepends=True)
-    write(path, last_iteration=2)
-    assert path.read_bytes() == b"".join(before[:2])
+def test_a_recorder_that_raises_is_named_once_and_left_out_and_the_others_go_on() -> None:
+    said: list[str] = []
+    recorders, diary = Recorders(said.append), Diary()
+    recorders.add(Broken(), Leaving(), diary)
+    for _ in range(2):
+        tell_all(recorders)
+    assert [line.partition(":")[0] for line in said] == [
+        "the recorder Broken is left out from here on",
+        "the recorder Leaving is left out from here on",
+    ]
+    assert "iteration raised KeyError: 'loss'" in said[0] and __file__ in said[0]
+    assert len(diary.heard) == 10
 
 
-def test_what_json_has_no_number_for_is_null(path: Path) -> None:
-    file = MetricsFile(path, 0)
-    file.write({"iteration": 1, "nan": math.nan, "inf": -math.inf, "numpy": np.float64("nan"), "fine": 0.5})
-    file.close()
-    line = path.read_text()
-    assert json.loads(line) == {"iteration": 1, "nan": None, "inf": None, "numpy": None, "fine": 0.5}
-    assert "NaN" not in line
+@pytest.mark.parametrize("stops", ["iteration", "evaluation"])
+def test_a_recorder_may_ask_the_run_to_stop(stops: str) -> None:
+    recorders = Recorders(print)
+    recorders.add(Diary("start", "checkpoint", answer=3), Diary(stops), Diary(stops))
+    tell_all(recorders)
+    assert recorders.stopped_by == "Diary"
+
+
+@pytest.mark.parametrize("answer", [None, False, 17, "yes", np.float64(1.0)])
+def test_only_true_stops(answer: Any) -> None:
+    """A method may return what it has written, by mistake."""
+    recorders = Recorders(print)
+    recorders.add(Diary("iteration", "evaluation", answer=answer))
+    tell_all(recorders)
+    assert recorders.stopped_by is None
+
+
+def test_a_comparison_of_numpy_numbers_stops() -> None:
+    recorders = Recorders(print)
+    recorders.add(Diary("iteration", answer=np.float64(2.0) > 1.0))
+    tell_all(recorders)
+    assert recorders.stopped_by == "Diary"
 
 
 def test_a_json_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -83,40 +121,3 @@ def test_a_json_file_that_cannot_be_read_is_empty(tmp_path: Path, content: str |
     if content is not None:
         (tmp_path / "x.json").write_text(content)
     assert read_json(tmp_path / "x.json") == {}
-
-
-def test_tensorboard_gets_every_number_over_environment_steps(tmp_path: Path) -> None:
-    board = TensorBoard(tmp_path, first_step=0)
-    board.write(100, {"iteration": 1, "env_steps": 100, "loss": 0.5, "histogram": [1, 2], "none": None})
-    board.write(200, {"loss": 0.25})
-    board.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert events.Tags()["scalars"] == ["loss"]
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(100, 0.5), (200, 0.25)]
-
-
-def test_tensorboard_shows_each_point_once_after_a_resume(tmp_path: Path) -> None:
-    """Killed at step 400, resumed from the checkpoint of step 200."""
-    for first_step, value in ((0, 1.0), (200, 2.0)):
-        board = TensorBoard(tmp_path, first_step)
-        for step in range(first_step + 100, 500, 100):
-            board.write(step, {"loss": value})
-        board.close()
-    events = EventAccumulator(str(tmp_path)).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("loss")] == [(100, 1.0), (200, 1.0), (300, 2.0), (400, 2.0)]
-
-
-def test_zeros_behind_the_lines_are_removed(tmp_path: Path) -> None:
-    """As the crash of a machine leaves them; here so many that they would not fit into memory."""
-    path = tmp_path / "metrics.jsonl"
-    path.write_text('{"iteration": 1}\n{"iteration": 2}\n{"iter')
-    os.truncate(path, 10 * 2**30)
-    MetricsFile(path, 1).close()
-    assert path.read_text() == '{"iteration": 1}\n'
-
-
-def test_good_lines_behind_a_bad_one_are_kept(path: Path) -> None:
-    lines = [f'{{"iteration": {number}}}\n' for number in range(1, 6)]
-    path.write_text(lines[0] + lines[1] + "x" * (3 * LINE_BYTES) + "\n" + lines[2] + "{\n" + lines[3] + lines[4])
-    MetricsFile(path, 4).close()
-    assert path.read_text() == "".join(lines[:4])

@@ -16,8 +16,10 @@ from dppo import files
 from dppo.config import CheckpointConfig
 from dppo.errors import DisplacedError, SavingError
 from dppo.rundir import runfiles
-from dppo.rundir.recorders import TensorBoard, write_json
+from dppo.rundir.recorders import write_json
 from dppo.rundir.runfiles import RunFiles
+from dppo.rundir.tensorboard import TensorBoard
+from dppo.seams import Recorder
 
 Make = Callable[..., RunFiles]
 
@@ -72,9 +74,10 @@ def make(tmp_path: Path, disk: Disk, said: list[str]) -> Iterator[Make]:
         each.close()
 
 
-def save(folder: Path) -> None:
+def save(folder: Path) -> Path:
     """Stands for a checkpoint."""
     files.write_durably(folder / "saved", b"all of it")
+    return folder
 
 
 def iterations(run_dir: Path) -> list[int]:
@@ -83,7 +86,7 @@ def iterations(run_dir: Path) -> list[int]:
 
 def iterate(these: RunFiles, *numbers: int) -> None:
     for number in numbers:
-        these.log(number, {"iteration": number})
+        these.log({"iteration": number, "env_steps": number})
         these.look()
 
 
@@ -239,7 +242,7 @@ def test_on_a_full_disk_the_summary_is_written_over_the_old_one(
 def test_a_checkpoint_that_failed_leaves_its_room_to_others(make: Make, tmp_path: Path) -> None:
     these, part = make(), tmp_path / "checkpoints" / "step_000000001.part"
 
-    def half() -> None:
+    def half() -> Path:
         part.mkdir(parents=True)
         raise OSError(errno.ENOSPC, "full")
 
@@ -253,7 +256,7 @@ def test_events_wait_for_the_disk_too(make: Make, disk: Disk, said: list[str], t
     these = make(tensorboard=True)
     disk.fail()
     for number in range(1, 5):
-        these.log(number, {"iteration": number, "loss": float(number)})
+        these.log({"iteration": number, "env_steps": number, "loss": float(number)})
         these.look()
         time.sleep(0.02)
     disk.error = None
@@ -268,14 +271,14 @@ def test_where_another_start_has_begun_this_one_ends_and_writes_nothing_more(mak
     starts = tmp_path / "versions.json"
     write_json(starts, {"attempts": [{}]})
     run = make()
-    run.log(1, {"iteration": 1})
+    run.log({"iteration": 1})
     write_json(starts, {"attempts": [{}]})  # the same start: a server that has taken over does not count
-    run.log(2, {"iteration": 2})
+    run.log({"iteration": 2})
     run.write_summary({"exit": "running"})
     write_json(starts, {"attempts": [{}, {}]})
     for _ in range(2):
         with pytest.raises(DisplacedError, match="another start of this run has begun"):
-            run.log(3, {"iteration": 3})
+            run.log({"iteration": 3})
     with pytest.raises(DisplacedError):
         run.finish(lambda: save(tmp_path), lambda: run.write_summary({"exit": "finished"}), lambda: True)
     assert not run.save(lambda: save(tmp_path))
@@ -284,3 +287,31 @@ def test_where_another_start_has_begun_this_one_ends_and_writes_nothing_more(mak
     assert [json.loads(line)["iteration"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
     assert json.loads((tmp_path / "summary.json").read_text())["exit"] == "running"
     assert not (tmp_path / "saved").exists()
+
+
+class Checkpoints(Recorder):
+    def __init__(self) -> None:
+        self.heard: list[object] = []
+
+    def checkpoint(self, path: Path) -> None:
+        self.heard.append(path)
+
+    def end(self, summary: dict[str, Any]) -> None:
+        self.heard.append(summary["exit"])
+
+
+def test_recorders_hear_of_checkpoints_that_are_written_and_of_the_last_summary(
+    make: Make, disk: Disk, tmp_path: Path
+) -> None:
+    these, recorder = make(), Checkpoints()
+    these.recorders.add(recorder)
+    assert these.save(lambda: save(tmp_path))
+    disk.fail()
+    assert not these.save(lambda: save(tmp_path))
+    disk.error = None
+    these.save_meanwhile(lambda: save(tmp_path))
+    for exit_ in ("running", "finished"):
+        these.write_summary({"exit": exit_})
+    these.close()
+    these.close()
+    assert recorder.heard == [tmp_path, tmp_path, "finished"]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import dppo
-from dppo.config import CheckpointConfig, Config, LogConfig, PPOConfig
+from dppo.config import CheckpointConfig, Config, EvalConfig, LogConfig, PPOConfig
 from dppo.errors import HelpShown, UsageError
 from dppo.settings.commands import Parser
 from dppo.settings.flags import answer, as_flags, flag_names, from_values, in_python, parse
@@ -244,9 +244,11 @@ def test_every_setting_is_a_flag() -> None:
 
 def test_every_flag_is_understood() -> None:
     """All at once, each with a value that is not its default."""
-    names = [n for n in flag_names() if n not in ("resume", "log.trace")]
+    names = [n for n in flag_names() if n not in ("resume", "log.trace", "optim.anneal")]
     values = {
-        "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "model.hidden": "3 4", "run-dir": "D",
+        "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "optim.schedule": "kl",
+        "ppo.clip-schedule": "linear", "ppo.entropy-schedule": "cosine", "a3c.entropy-schedule": "linear",
+        "model.hidden": "3 4", "run-dir": "D",
         "model.factory": "a:b", "model.activation": "relu", "model.core": "None",
         "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
@@ -288,6 +290,11 @@ def as_plain(config: Any, name: str) -> Any:
         ("--model.hidden 1e2 64", "model.hidden", (100, 64)),
         ("--horizon 1_0 --ppo.minibatches 1", "horizon", 10),
         ("--server.max-staleness 1e1", "server.max_staleness", 10),
+        ("--optim.anneal", "optim.schedule", "linear"),
+        ("--no-optim.anneal", "optim.schedule", "constant"),
+        ("--optim.no-anneal", "optim.schedule", "constant"),
+        ("--optim.anneal=False", "optim.schedule", "constant"),
+        ("--optim.no-anneal --optim.schedule constant", "optim.anneal", None),
         ("--vtrace", "vtrace", True),
         ("--no-vtrace", "vtrace", False),
         ("--vtrace=True", "vtrace", True),
@@ -421,7 +428,7 @@ def test_every_command_says_its_version(capsys: pytest.CaptureFixture[str]) -> N
         ("[pppo]\nclip = 0.1", "pppo: no such setting; did you mean ppo?"),
         ("lr = 1e-3", "lr: no such setting; did you mean optim.lr?"),
         ("[ppo]\nlr = 1e-3", "ppo.lr: no such setting; did you mean optim.lr?"),
-        ("every = 3", "did you mean checkpoint.every or trajectories.every?"),
+        ("every = 3", "did you mean checkpoint.every or eval.every or trajectories.every?"),
         ("num-envs = 1\nnum_envs = 2", "num_envs is there twice: leave one out"),
         ("seed = 2026-01-01", "seed=datetime.date(2026, 1, 1) must be of type int"),
         ("seed = 1.5", "seed=1.5 must be of type int"),
@@ -539,7 +546,7 @@ def test_some_settings_may_be_given_anew(run: Path, flags: str, name: str, value
 def test_other_settings_may_not(run: Path, flags: str, expected: str) -> None:
     text = message("--resume", "--run-dir", str(run), *flags.split())
     assert expected in text
-    assert "total-steps, target-return, time-limit-s, log.* and checkpoint.* may be given anew" in text
+    assert "total-steps, target-return, time-limit-s, log.*, eval.* and checkpoint.* may be given anew" in text
 
 
 def test_the_same_holds_for_settings_from_toml(run: Path, tmp_path: Path) -> None:
@@ -603,6 +610,7 @@ def test_a_resume_from_python_takes_everything_from_the_run(run: Path) -> None:
         (Config(target_return=5), "target_return", 5.0),
         (Config(log=LogConfig(interval_s=1)), "log.interval_s", 1.0),
         (Config(checkpoint=CheckpointConfig(keep=9)), "checkpoint.keep", 9),
+        (Config(eval=EvalConfig(every=9)), "eval.every", 9),
         (Config(device="cpu"), "device", "cpu"),
         (Config(dry_run=True), "dry_run", True),
         (Config(seed=7, ppo=PPOConfig(clip=0.3)), "ppo.clip", 0.3),  # as they are

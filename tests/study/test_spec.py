@@ -9,7 +9,19 @@ import pytest
 
 from dppo.errors import UsageError
 from dppo.settings.flags import as_flags, parse
-from dppo.study.spec import DEFAULTS, Sweep, as_text, config_of, flatten, numbers, read_sweep, submit_line, task_folder
+from dppo.study.spec import (
+    DEFAULTS,
+    SEARCH_DEFAULTS,
+    Sweep,
+    as_text,
+    config_of,
+    flatten,
+    is_law,
+    numbers,
+    read_sweep,
+    submit_line,
+    task_folder,
+)
 
 
 def sweep_of(tmp_path: Path, text: str) -> Sweep:
@@ -139,7 +151,7 @@ def test_bounds_that_meet_are_exact(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("[gird]\nseed = [1]", "gird: a sweep has the tables fixed, grid and random only; did you mean grid?"),
+        ("[gird]\nseed = [1]", "gird: a sweep has the tables fixed, grid, random and search only; did you mean grid?"),
         ("grid = 3", "grid=3 must be a table, [grid]"),
         ("[grid]\nseed = 3", "grid.seed=3 must be a list of values, [a, b, …]"),
         ("[grid]\nseed = []", "grid.seed=[] must be a list of values, [a, b, …]"),
@@ -207,8 +219,8 @@ def test_what_cannot_be_run(settings: dict[str, Any], said: str) -> None:
 def test_flatten() -> None:
     nested = {"a_b": 1, "c": {"d_e": [1], "f": {"g": 2}}, "h": {}}
     assert flatten(nested) == {"a-b": 1, "c.d-e": [1], "c.f.g": 2}
-    assert flatten({"log": {"log": [1]}}, leaves=("log",)) == {"log": {"log": [1]}}
-    assert flatten({"log": {"x": {"log": [1]}}}, leaves=("log",)) == {"log.x": {"log": [1]}}
+    assert flatten({"log": {"log": [1]}}, is_value=is_law) == {"log": {"log": [1]}}
+    assert flatten({"log": {"x": {"log": [1]}}}, is_value=is_law) == {"log.x": {"log": [1]}}
 
 
 @pytest.mark.parametrize(
@@ -235,10 +247,11 @@ def test_the_line_names_what_is_not_the_scripts_default(file: str, folder: str |
     assert line == f"{variables}sbatch --array=3 jobs/sweep.sbatch"
 
 
-def test_the_defaults_are_those_of_the_script() -> None:
-    script = (Path(__file__).parents[2] / "jobs" / "sweep.sbatch").read_text()
-    for name, default in DEFAULTS.items():
-        assert f"=${{{name}:-{default}}}\n" in script
+@pytest.mark.parametrize("defaults", [DEFAULTS, SEARCH_DEFAULTS])
+def test_the_defaults_are_those_of_the_script(defaults: dict[str, str]) -> None:
+    script = (Path(__file__).parents[2] / defaults["script"]).read_text()
+    for name in ("SWEEP", "SWEEP_DIR"):
+        assert f"=${{{name}:-{defaults[name]}}}\n" in script
 
 
 def test_folders_of_tasks() -> None:

@@ -13,8 +13,8 @@ from dppo.config import ModelConfig, OptimConfig, PPOConfig
 from tests.parts import SMALL, Parts, make_parts, probe
 
 CONFIG = replace(
-    SMALL, num_envs=8, horizon=32, ppo=PPOConfig(epochs=4, minibatches=4), optim=OptimConfig(lr=3e-3, anneal=False),
-    model=ModelConfig(hidden=(64,)),
+    SMALL, num_envs=8, horizon=32, ppo=PPOConfig(epochs=4, minibatches=4),
+    optim=OptimConfig(lr=3e-3, schedule="constant"), model=ModelConfig(hidden=(64,)),
 )  # fmt: skip
 INPUTS = replace(
     CONFIG, ppo=replace(CONFIG.ppo, entropy_coef=0.02), model=replace(CONFIG.model, activation="relu")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from dppo.algo.losses import METRICS
-from dppo.config import OptimConfig, PPOConfig
+from dppo.config import A3CConfig, OptimConfig, PPOConfig
 from dppo.rundir.checkpoint import Checkpoint, newest_valid, write_checkpoint
 from dppo.training.packing import NUMBERS
 from dppo.training.state import TrainingState, Usage
@@ -27,7 +27,7 @@ def summed(state: TrainingState, gradient: float, **sums: float) -> np.ndarray:
 
 def sgd(**changes: Any) -> Parts:
     """Plain steps: lr 0.5, no momentum, no clipping, no schedule."""
-    optim = OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=0.0, anneal=False)
+    optim = OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=0.0, schedule="constant")
     return make_parts(**({"optim": optim} | changes))
 
 
@@ -44,7 +44,7 @@ def test_a_step_is_against_the_mean_over_samples() -> None:
 
 def test_clipping_comes_after_averaging() -> None:
     """The mean gradient has norm 2 sqrt(P); clipped to 1, each entry is 1 / sqrt(P)."""
-    state = sgd(optim=OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=1.0, anneal=False)).state
+    state = sgd(optim=OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=1.0, schedule="constant")).state
     before, root = state.flat.vector.copy(), np.sqrt(state.flat.size)
     state.step(summed(state, 6.0, count=3))
     np.testing.assert_allclose(before - state.flat.vector, 0.5 / root, rtol=1e-3)
@@ -124,7 +124,7 @@ def test_a_gradient_that_is_not_finite_is_not_stepped_with(bad: float) -> None:
 
 def test_the_norm_of_a_large_gradient_does_not_overflow() -> None:
     """Entries of 1e20, whose squares float32 cannot hold: clipped like any other."""
-    state = sgd(optim=OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=1.0, anneal=False)).state
+    state = sgd(optim=OptimConfig(name="sgd", lr=0.5, momentum=0.0, max_grad_norm=1.0, schedule="constant")).state
     before, root = state.flat.vector.copy(), np.sqrt(state.flat.size)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -137,7 +137,7 @@ def test_the_norm_of_a_large_gradient_does_not_overflow() -> None:
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 @pytest.mark.parametrize("name", ["adam", "rmsprop", "sgd"])
 def test_parameters_that_a_step_makes_infinite_are_never_acted_on(name: Any) -> None:
-    state = make_parts(optim=OptimConfig(name=name, lr=1000.0, anneal=False, max_grad_norm=0.0)).state
+    state = make_parts(optim=OptimConfig(name=name, lr=1000.0, schedule="constant", max_grad_norm=0.0)).state
     with pytest.raises(FloatingPointError, match=r"update \d has left a parameter .* smaller optim.lr"):
         for _ in range(4):
             state.step(summed(state, 100.0, count=1), weight=3e35)
@@ -254,6 +254,40 @@ def test_the_kl_penalty_follows_the_iterations_kl() -> None:
     state.finish_iteration(0, 0.0)  # nothing was learnt: nothing is known of the KL
     assert state.kl_coef == 2.0
     assert "kl_coef" not in sgd().state.metrics()
+
+
+def test_the_rate_follows_the_mean_kl_of_an_iterations_updates() -> None:
+    """Larger and smaller by 1.5, and the same on whoever takes over: within an iteration, and from a checkpoint."""
+    optim, ppo = OptimConfig(lr=3e-4, schedule="kl"), PPOConfig(kl_target=0.01, target_kl=0.0, minibatches=1)
+    state, other = (make_parts(optim=optim, ppo=ppo, total_steps=100).state for _ in range(2))
+    state.step(summed(state, 1.0, count=10, approx_kl=0.0))
+    other.unpack(state.packed())  # the server dies here
+    for one in (state, other):
+        one.step(summed(one, 1.0, count=10, approx_kl=0.6))  # the mean of both is 0.03
+        one.finish_iteration(50, 0.0)
+        assert one.metrics()["lr"] == 3e-4
+        assert one.lr == pytest.approx(2e-4), "whatever share of the run is done"
+    assert state.metrics() == other.metrics()
+    again = make_parts(optim=optim, ppo=ppo, total_steps=100).state
+    again.load(state.as_dict())
+    assert again.lr == state.lr
+    again.finish_iteration(0, 0.0)
+    assert again.lr == state.lr, "nothing was learnt: nothing is known of the KL"
+    assert "lr" not in sgd().state.as_dict()
+
+
+def test_weights_that_are_scheduled_are_metrics_of_the_iteration_that_has_used_them() -> None:
+    ppo = PPOConfig(clip=0.2, clip_schedule="linear", entropy_coef=0.1, entropy_schedule="cosine")
+    state = make_parts(ppo=ppo, total_steps=100).state
+    found = []
+    for _ in range(2):
+        state.finish_iteration(50, 0.0)
+        found.append([state.metrics()[name] for name in ("clip", "entropy_coef")])
+    assert found == [[0.2, 0.1], [0.1, 0.05]]
+    named = make_parts(loss="a3c", a3c=A3CConfig(entropy_coef=0.2, entropy_schedule="linear")).state.metrics()
+    assert "entropy_coef" in named
+    assert "clip" not in named
+    assert not {"clip", "entropy_coef"} & sgd().state.metrics().keys()
 
 
 # -- saved and sent --------------------

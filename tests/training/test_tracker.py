@@ -18,7 +18,7 @@ from dppo.console import Console
 from dppo.data import Episode
 from dppo.run.preflight import Plan, plan_run
 from dppo.rundir.summary import Summary
-from dppo.training.tracker import WINDOW, Tracker
+from dppo.training.tracker import MOST_RETURNS, WINDOW, Tracker
 from tests.parts import Run, make_parts, probe, wait_for_checkpoints
 
 
@@ -70,6 +70,21 @@ def test_episodes_of_one_row_are_ordered_by_environment(tmp_path: Path) -> None:
     run.tracker.close({})
     assert run.tracker.saver.boundary.counters["returns"] == [1.0, 2.0, 3.0, 4.0]
     run.tracker.files.close()
+
+
+def test_a_line_has_the_returns_of_its_own_episodes_in_the_order_in_which_they_ended(run: Run) -> None:
+    run.iterate([episode(1.0, 5), episode(2.0, 3), episode(3.0, 3, 1)])
+    run.iterate([])
+    run.iterate([episode(4.0)])
+    assert [line["returns"] for line in run.lines()] == [[2.0, 3.0, 1.0], [], [4.0]]
+
+
+def test_of_very_many_episodes_a_line_has_some_at_even_distances(run: Run) -> None:
+    run.iterate([episode(float(row), row) for row in range(MOST_RETURNS)])
+    run.iterate([episode(float(row), row) for row in range(2 * MOST_RETURNS + 500)])
+    few, many = (line["returns"] for line in run.lines())
+    assert few == [float(row) for row in range(MOST_RETURNS)]
+    assert len(many) == MOST_RETURNS and many[:3] == [0.0, 2.0, 5.0] and many[-1] == 2497.0
 
 
 def test_before_an_episode_has_ended_there_is_no_mean(run: Run) -> None:

@@ -119,7 +119,7 @@ def train(comm: MPI.Comm, exchange: str, loss: str, env: str, out: str) -> None:
         Config(
             env=env, exchange=exchange, loss=loss, seed=5, horizon=8 + 9 * max(worker, 0), num_envs=1 + max(worker, 0),  # type: ignore[arg-type]
             ppo=PPOConfig(epochs=1, minibatches=1, target_kl=0.0, entropy_coef=0.02),
-            optim=OptimConfig(name="sgd", lr=1.0, momentum=0.0, anneal=False, max_grad_norm=0.0),
+            optim=OptimConfig(name="sgd", lr=1.0, momentum=0.0, schedule="constant", max_grad_norm=0.0),
         )
     )  # fmt: skip
     first_env = sum(1 + w for w in range(max(worker, 0)))
