@@ -10,7 +10,7 @@ from dppo.console import plain, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
 from dppo.settings.commands import Parser, require, within
 from dppo.training.exported import NUM_OBSERVATIONS, TOLERANCE, CheckError, write_policy
-from dppo.training.policy import load_policy
+from dppo.training.policy import LATEST, load_policy
 
 
 def _parser() -> Parser:
@@ -20,7 +20,11 @@ def _parser() -> Parser:
         "-o", "--output", metavar="FILE", type=Path, default=Path("policy.onnx"), help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--checkpoint", default="latest", metavar="best|latest|STEP", help="which of the run's (default: %(default)s)"
+        "--checkpoint",
+        default=LATEST,
+        metavar="best|latest|STEP",
+        help="that of the best evaluation while training (dppo.run --eval.every), the newest one, or the one of so many"
+        " environment steps (default: %(default)s)",
     )
     parser.add_argument(
         "--stochastic", action="store_true", help="sample actions, from an input, instead of taking the most probable"
