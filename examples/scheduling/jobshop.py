@@ -1,8 +1,7 @@
 """Job shop: 6 jobs have an operation on each of 6 machines, in an order of their own; the last one shall end early.
 
-An episode plans one shop; orders and durations are drawn anew for each. An action names the job whose next operation is
-planned, as early as job and machine are free. The mask leaves the operations that could start before the earliest end,
-on that machine: one of the plans that remain is the best of all (Giffler and Thompson 1960).
+An episode plans one random shop. An action names the job whose next operation is planned, as early as possible. The
+mask leaves active schedules only, of which one is the best of all (Giffler and Thompson 1960).
 
     python examples/scheduling/jobshop.py RUN [--picture FILE]     the run's policy beside dispatching rules
 """

@@ -23,8 +23,8 @@ COST = 0.002
 REVERSION, DEVIATION = 0.2, 0.015
 MOMENTUM, GROWTH, DRIFT = 0.97, 0.0005, 0.0003
 NOISE = 0.002
-"""Of a day: the share of the deviation that is lost, and of the growth that stays; the rest are standard deviations, and
-the mean growth. All are of log prices."""
+"""Of a day: the share of the deviation that is lost, and of the growth that stays; the mean growth; and standard
+deviations of the three kinds of kicks. All are of log prices."""
 SPANS = (2, 5, 10, 20, 40, 80)
 """Days of the exponential means."""
 RULE_MEAN, RULE_BAND = 1, 0.75
@@ -100,8 +100,17 @@ def main(run: tyro.conf.Positional[str], picture: str | None = None, years: int 
     if picture:
         from matplotlib.figure import Figure
 
-        one, all_years = (axes := Figure(figsize=(9, 3), layout="constrained").subplots(1, 2))
-        ...
+        year, means = Figure(figsize=(9, 3), layout="constrained").subplots(1, 2)
+        positions = [0.0]
+        wealth(market, 0, lambda observation: positions.append(float(observation[-1])) or policy.act(observation))
+        year.plot(market.prices[WARM_UP:], color="k")
+        year.set(title="a year: log price, and the policy's position", xlabel="day")
+        year.twinx().fill_between(range(DAYS + 1), positions, step="pre", alpha=0.3)
+        for name, paths in earned.items():
+            means.plot(paths.mean(axis=0), label=name)
+        means.set(title=f"log wealth in %, mean of {years} years", xlabel="day")
+        means.legend()
+        means.figure.savefig(picture, dpi=100)
 
 
 if __name__ == "__main__":
