@@ -92,6 +92,7 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
         "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}', *schedules),
         "async": ("--mode", "async"),
     }
+    modes["p2p"] += ("--eval.every", 32, "--eval.episodes", 1)
     jobs = [
         launch.start(None, "--env", "CartPole-v1", "--run-dir", name, *SHORT, *flags, **ONE_THREAD)
         for name, flags in modes.items()
@@ -106,7 +107,10 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
     summary = json.loads((tmp_path / "async" / "summary.json").read_text())
     (attempt,) = json.loads((tmp_path / "async" / "versions.json").read_text())["attempts"]
 
+    evaluations = [json.loads(line) for line in (tmp_path / "p2p" / "evaluations.jsonl").read_text().splitlines()]
+
     text = METRICS.read_text()
+    assert table_keys(section(text, "evaluations.jsonl")) == {key for line in evaluations for key in line}
     assert table_keys(section(text, "metrics.jsonl")) == metrics
     assert table_keys(section(text, "summary.json")) == set(summary)
     assert table_keys(section(text, "versions.json")) == set(attempt)
