@@ -34,6 +34,8 @@ STALLS = "stalls"
 ENDED_BY_STALL = f"{STALLS}/ended.txt"
 """The file of a rank that ended itself because it made no progress."""
 TENSORBOARD = "tensorboard"
+TRACE, TRACE_PARTS = "trace.json", "trace"
+"""The timeline of all ranks, and the folder of each rank's own part of it."""
 
 
 def checkpoint_name(env_steps: int) -> str:

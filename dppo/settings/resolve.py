@@ -59,7 +59,6 @@ def check(config: Config) -> None:
         f"optim.schedule=kl follows the KL that the updates of a rollout have caused, and with loss={config.loss} and"
         f" {updates} update of each there is none: use optim.schedule=linear, or loss=ppo with more updates",
     )
-    require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
 
 def _require_divisor(minibatches: int, samples: int) -> None:
