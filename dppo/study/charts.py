@@ -142,6 +142,7 @@ class Chart:
     def extent(self) -> tuple[tuple[float, float], tuple[float, float]]:
         """Returns the ranges of x and y that show all, of y without the most extreme values where `is_robust`."""
         xs, ys = [np.array([mark.x for mark in self.marks])], []
+        is_across = any(isinstance(item, Intervals) and item.across for item in self.items)
         has_floor = False
         for item in self.items:
             if isinstance(item, Line | Points):
@@ -166,7 +167,7 @@ class Chart:
                     places = np.array([row.at for row in item.rows])
                 xs.append(values if item.across else places)
                 ys.append(places if item.across else values)
-        x = _range(np.concatenate(xs), is_padded=False, is_log=self.is_log)
+        x = _range(np.concatenate(xs), is_padded=is_across, is_log=self.is_log)
         flat = np.concatenate(ys) if ys else np.empty(0)
         if self.y_range is not None:
             return x, self.y_range

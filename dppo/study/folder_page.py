@@ -45,16 +45,16 @@ def folder_page(reports: Sequence[tuple[Path, Report]], curve: Curve, page: Path
     if len(reports) == 1:
         ((folder, report),) = reports
         runs = sum(len(setting.runs) for setting in report.settings)
-        return Page(names[0], f"{runs} runs, {len(report.settings)} settings, {folder}", _sections(report, curve, page))
+        return Page(
+            names[0], f"{runs} runs, {len(report.settings)} settings, {folder}", _sections(folder, report, curve, page)
+        )
     named = [(name, report) for name, (_, report) in zip(names, reports, strict=True)]
     sections = [
         Section("Comparison", list(_comparison(named, curve))),
         Section("Side by side", _side_by_side(named, curve)),
     ]
-    for name, report in named:
-        parts: list[Any] = []
-        for section in _sections(report, curve, page):
-            parts.append(Details(section.title, section.parts))
+    for name, (folder, report) in zip(names, reports, strict=True):
+        parts = [Details(section.title, section.parts) for section in _sections(folder, report, curve, page)]
         sections.append(Section(name, parts))
     return Page(" · ".join(names), f"{len(reports)} folders", sections)
 
@@ -66,14 +66,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return short if len(set(short)) == len(short) else [str(folder) for folder in folders]
 
 
-def _sections(report: Report, curve: Curve, page: Path) -> list[Section]:
+def _sections(folder: Path, report: Report, curve: Curve, page: Path) -> list[Section]:
     made = [
         ("Runs that need attention", _attention(report)),
         ("Settings", _settings(report)),
         ("Curves", _curves(report, curve)),
         ("Search", [Html(html_section(report.study))] if report.study else []),
         ("Settings one by one", _effects(report)),
-        ("Runs", [_runs(report, page)]),
+        ("Runs", [_runs(folder, report, page)]),
     ]
     return [Section(title, parts) for title, given in made if (parts := list(given))]
 
@@ -248,13 +248,13 @@ def _same_range(charts: Sequence[Chart]) -> list[Chart]:
 # -- runs --------------------
 
 
-def _runs(report: Report, page: Path) -> Table:
+def _runs(folder: Path, report: Report, page: Path) -> Table:
     header = ["run", "setting", "state", "seed", "return", "steps", "episodes", "seconds", "steps/s"]
     rows = []
     for setting in report.settings:
         for run in setting.runs:
             rows.append([
-                Cell(run.folder.name, None, "", _link(run, page)), Cell(setting.label),
+                Cell(os.path.relpath(run.folder, folder), None, "", _link(run, page)), Cell(setting.label),
                 Cell(run.state, None, GOOD.get(run.state, "")),
                 number_cell(None if run.config is None else run.config.seed),
                 number_cell(run.number("return_mean_100")),

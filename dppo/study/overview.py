@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dppo.errors import UsageError
-from dppo.rundir.runs import Run, find_runs, read_curve, read_run
+from dppo.rundir.runs import Run, find_runs, newest_speed, read_curve, read_run
 from dppo.rundir.summary import PREEMPTED, RUNNING
 from dppo.study.results import Setting, by_setting
 from dppo.study.search_section import StudyData, read_study
@@ -18,6 +18,9 @@ from dppo.study.spec import COPY, Sweep, config_of, read_sweep, submit_line, tas
 
 AT_WORK = (RUNNING, PREEMPTED)
 """States in which a job has the run, or gets it back: look at the queue before you submit another job."""
+
+BEHIND = 0.5
+"""A run is behind whose speed is below this part of the median of its setting."""
 
 
 class Problem(NamedTuple):
@@ -64,6 +67,7 @@ def make_report(folder: Path) -> Report:
             notes.append(f"{setting.label}: in {silent} of the runs that ended no episode did; they have no return")
         if waiting := _waiting(setting):
             notes.append(waiting)
+        notes += _behind(setting)
     problems = [_problem(run, tasks.get(run.folder), folder, study) for run in runs if not run.ended]
     return Report(settings, problems, notes, study)
 
@@ -75,6 +79,18 @@ def _study_of(folder: Path, sweep: Sweep | None, notes: list[str]) -> StudyData 
     except UsageError as error:
         notes.append(f"the study is not in this report: {error}")
         return None
+
+
+def _behind(setting: Setting) -> list[str]:
+    """Names the runs under way that are far slower than the others of their setting."""
+    speeds = {run.folder: newest_speed(run.folder) for run in setting.runs}
+    known = [speed for speed in speeds.values() if speed]
+    usual = float(np.median(known)) if known else 0.0
+    return [
+        f"{run.folder} is behind: {speed:,.0f} steps/s, and the median of its setting is {usual:,.0f}"
+        for run in setting.runs
+        if run.state == RUNNING and (speed := speeds[run.folder]) and speed < BEHIND * usual
+    ]
 
 
 def _waiting(setting: Setting) -> str:

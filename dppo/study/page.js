@@ -15,7 +15,16 @@
   });
 
   // -- tables that sort
-  const compare = (a, b) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
+  const parts = (text) => String(text).split(/(\d+(?:\.\d+)?(?:e[-+]?\d+)?)/i);  // numbers are at odd places
+  const compare = (a, b) => {
+    if (typeof a === "number" && typeof b === "number") return a === b ? 0 : a - b;
+    const mine = parts(a), theirs = parts(b);
+    for (let i = 0; i < Math.min(mine.length, theirs.length); i++) {
+      const order = i % 2 ? Number(mine[i]) - Number(theirs[i]) : mine[i].localeCompare(theirs[i], "en");
+      if (order) return order;
+    }
+    return mine.length - theirs.length;
+  };
   const key = (row, column) => {
     const cell = row.cells[column], value = cell.dataset.value;
     if (value === undefined) return cell.textContent;
@@ -61,6 +70,12 @@
     while (high - low > 1) { const middle = (low + high) >> 1; if (points[middle][0] < x) low = middle; else high = middle; }
     return low < high && Math.abs(points[high][0] - x) < Math.abs(points[low][0] - x) ? high : low;
   };
+  const between = (points, x) => {  // the nearest point or, far from all points, the line itself
+    const i = nearest(points, x), j = i + (points[i][0] < x ? 1 : -1), [px, py] = points[i];
+    if (Math.abs(px - x) <= 24 || j < 0 || j >= points.length) return points[i];
+    const share = (x - px) / (points[j][0] - px);
+    return [x, py + share * (points[j][1] - py)];
+  };
   const text = (value, step) => {
     if (value !== 0 && Math.abs(value) < 1e-3 && step < 1e-4) return value.toPrecision(3);
     return value.toLocaleString("en", { maximumFractionDigits: Math.max(0, Math.min(8, Math.ceil(-Math.log10(step)))) });
@@ -83,7 +98,7 @@
         const points = parse(path), name = path.dataset.name;
         if (!points.length) return;
         if (path.dataset.kind === "line") {
-          const [px, py] = points[nearest(points, x)];
+          const [px, py] = between(points, x);
           if (Math.abs(px - x) > 24) return;
           at = at === null || Math.abs(px - x) < Math.abs(at - x) ? px : at;
           lines.push(`${name}: ${text(valueY(py), stepY)}`);
