@@ -1,7 +1,6 @@
 """The arrays that travel between collecting and learning, with their shapes.
 
-Axes: T rows (time), N environments of the rank, B samples of a minibatch, D numbers of an observation, K numbers that
-parametrise the action distribution.
+Axes: T rows (time), N environments of the rank, B samples of a minibatch, D numbers of an observation, K of a head.
 """
 
 from __future__ import annotations
@@ -27,15 +26,16 @@ class Episode:
 
 @dataclass(slots=True)
 class EpisodeProgress:
-    """The present episodes of a worker's environments between two rows: their numbers and their transitions so far, [N]
-    int64, and their returns so far, [N] float64.
-    """
+    """The present episodes of a worker's environments between two rows: numbers and transitions so far, [N] int64, and
+    returns so far, [N] float64."""
 
     episodes: np.ndarray
     lengths: np.ndarray
     returns: np.ndarray
 
 
+Told = list[tuple[int, float]]
+"""(row, fraction): told before this row which share of the run is done (envs/curriculum.py)."""
 ALL = slice(None)
 ArrayType = tuple[tuple[int, ...], np.dtype[Any]]
 """Shape and type of one environment's part of a row."""
@@ -102,6 +102,7 @@ class Rollout:
     """The episodes that ended, in the order of their last rows."""
     episodes_cut: list[int]
     """Global numbers of environments whose episode could not be restored, which is not counted: another one began."""
+    told: Told
 
     @classmethod
     def blank(
@@ -122,7 +123,7 @@ class Rollout:
         none = np.empty(0, np.int64)
         shape, dtype = types["observations"]
         finals = {"final_rows": none, "final_envs": none, "final_observations": np.empty((0, *shape), dtype)}
-        return cls(first_row=first_row, progress=progress, episodes=[], episodes_cut=[], **values, **finals)
+        return cls(first_row=first_row, progress=progress, episodes=[], episodes_cut=[], told=[], **values, **finals)
 
     def cut(self, rows: int) -> None:
         """Keeps the first `rows` rows only, in which all ended episodes have ended."""
@@ -149,8 +150,7 @@ class Rollout:
 
     def valid_steps(self, *columns: np.ndarray, order: np.ndarray | slice = ALL) -> list[np.ndarray]:
         """Returns the columns' entries for valid transitions, [B, ...] from [T, N, ...], in `order` (of all steps);
-        views if all are valid, in their own order.
-        """
+        views if all are valid, in their own order."""
         steps, keep = [self.all_steps(column)[order] for column in columns], self.valid.reshape(-1)[order]
         return steps if keep.all() else [column[keep] for column in steps]
 
@@ -204,8 +204,7 @@ class Minibatch:
     @classmethod
     def of(cls, rollout: Rollout, order: np.ndarray | slice = ALL, **computed: np.ndarray) -> Minibatch:
         """Returns the valid steps of a rollout as samples, in `order` (of all steps). `computed` has [T, N] arrays: the
-        fields that the rollout does not have, or other values of those that it has.
-        """
+        fields that the rollout does not have, or other values of those that it has."""
         columns = [computed[n] if n in computed else getattr(rollout, n) for n in cls.__slots__]
         return cls(*rollout.valid_steps(*columns, order=order))
 
@@ -295,6 +294,7 @@ class Report:
     """The newest saved state of each current episode; None: the environments save none."""
     agents: int = 1
     """The number of agents of each simulator."""
+    told: Told = field(default_factory=list)
 
     def __reduce__(self) -> tuple[type[Report], tuple[Any, ...]]:
         """Pickles a report, once in a rollout, in half the time of what a dataclass does by itself."""
@@ -303,9 +303,7 @@ class Report:
 
 @dataclass(slots=True)
 class EnvState:
-    """The place of an environment (global number `env`) within its episode, in a row of the worker's history, so that
-    it can be brought there again.
-    """
+    """The place of an environment (global number `env`) within its episode, in a row of the worker's history."""
 
     env: int
     row: int
@@ -327,6 +325,8 @@ class EnvState:
     """Return and last reward of the episode before; 0 if they are not compared."""
     saved: SavedState | None = None
     """A state to begin from, instead of the episode's start; `actions` are those since then."""
+    told: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    """[C, 2] float64: `Told` of the rows since the episodes of these actions began, with the fraction before that."""
 
 
 @dataclass(slots=True)

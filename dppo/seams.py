@@ -15,7 +15,7 @@ All coordinators extend the one of training/coordinator.py; the synchronous ones
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -49,9 +49,8 @@ class Step:
     """
 
     observations: np.ndarray
-    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is already the
-    first observation of the next one (in a native NEXT_STEP environment it is still the last of the old one, and the
-    next row is the reset)."""
+    """[N, *obs] of the space's dtype: the observations to act on next. Where an episode ended, this is the first of the
+    next one (in a native NEXT_STEP environment still the last of the old one, and the next row is the reset)."""
     rewards: np.ndarray
     """[N] float32 or float64."""
     terminations: np.ndarray
@@ -70,6 +69,13 @@ class Closable(Protocol):
     """One environment, or several, that can be closed."""
 
     def close(self) -> None: ...
+
+
+class Curriculum(Protocol):
+    """Tells environments which share of the run is done (envs/curriculum.py)."""
+
+    def tell(self, fraction: float) -> None: ...
+    def plan(self, plans: Sequence[Mapping[int, float]]) -> None: ...
 
 
 class VectorEnv(Protocol):
@@ -92,19 +98,18 @@ class VectorEnv(Protocol):
     the first, and one that has ended waits for the others. (): each environment is a simulator of its own."""
 
     @property
+    def curriculum(self) -> Curriculum | None:
+        """None: the environments do not ask for the share of the run that is done."""
+
+    @property
     def mask_size(self) -> int:
         """M, the number of choices in the discrete parts of the action space, in the order of its leaves, if the
-        environments say which of these are legal; else 0. May reset the first environment, but does not call
-        `episode_seed`.
-        """
-        ...
+        environments say which are legal; else 0. May reset the first environment, without `episode_seed`."""
 
     @property
     def masks(self) -> np.ndarray | None:
         """[N, M] bool, the legal choices for the observations that were returned last; None if M is 0. Lives as long as
-        the arrays of a `Step`, except that `begin_episode` overwrites its row.
-        """
-        ...
+        the arrays of a `Step`, except that `begin_episode` overwrites its row."""
 
     @property
     def restarts(self) -> int:
@@ -113,11 +118,9 @@ class VectorEnv(Protocol):
 
     def reset(self) -> np.ndarray:
         """Begins an episode in every environment, seeded by `episode_seed`. Returns [N, *obs]."""
-        ...
 
     def step(self, actions: np.ndarray) -> Step:
         """Takes `actions` [N, *act], in the form that the environment expects. Begins new episodes after ended ones."""
-        ...
 
     def replay(
         self,
@@ -134,19 +137,16 @@ class VectorEnv(Protocol):
         and as many actions; they count as ended together. If `rewards` is given, the rewards of each environment, [L_i]
         float64, are appended to it. Does not call `episode_seed`. Only if `replayable`.
         """
-        ...
 
     def begin_episode(self, index: int) -> np.ndarray:
         """Gives up an environment's episode and begins its next one. Returns [*obs], and may overwrite this row of the
         observations that `step` returned last. Only if `replayable`. Of an agent: of its whole simulator, [A, *obs].
         """
-        ...
 
     def close(self) -> None: ...
 
 
 # -- policies --------------------
-
 
 Pullback = Callable[[np.ndarray, float], np.ndarray]
 """A function (d_log_prob [B], d_entropy) -> d_head [B, K]."""

@@ -106,7 +106,7 @@ class FakeWorker:
             log_probs=zeros - t.astype(np.float32), values=zeros + np.float32(0.5), next_values=zeros,
             final_rows=final_rows, final_envs=final_envs, final_observations=final,
             versions=np.full(rows, version), progress=EpisodeProgress(at + over, step, step * (step + 1) / 2),
-            episodes=[], episodes_cut=[],
+            episodes=[], episodes_cut=[], told=[],
         )  # fmt: skip
         self.row += rows
         return rollout

@@ -146,6 +146,7 @@ class NextStep:
     num_envs, replayable, description = 2, False, "a stub"
     mask_size, masks, restarts = 0, None, 0
     agents: tuple[str, ...] = ()
+    curriculum = None
     observation_space: spaces.Space[Any] = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space: spaces.Space[Any] = spaces.Discrete(1)
 

@@ -16,6 +16,7 @@ import pytest
 from dppo.evaluate import _parser as evaluate_parser
 from dppo.report import _parser as report_parser
 from dppo.settings.flags import flag_names
+from dppo.sweep import _parser as sweep_parser
 from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.launch import Launcher
 from tests.parts import probe
@@ -121,6 +122,7 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
 def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
     report = {option.removeprefix("--").removeprefix("no-") for option in report_parser()._option_string_actions}
+    sweep = {option.removeprefix("--") for option in sweep_parser()._option_string_actions}
     (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
     trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
     known = {
@@ -128,6 +130,7 @@ def test_every_flag_exists(document: Path) -> None:
         "help",
         *evaluate,
         *report,
+        *sweep,
         *trajectories,
         *(flag for flags in FLAGS_OF_OTHERS.values() for flag in flags),
     }
@@ -191,7 +194,7 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     files = examples()
     networks = {"my_net.py", "my_parts.py", "my_memory.py"}
     plays = {"play_it.py", "play_many.py"}
-    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", *plays, *networks}
+    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", "plateau.py", *plays, *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -215,7 +218,8 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     jets = ("--env", "my_jets:Jets", "--env-kwargs", "jets=12", "--num-envs", 24)
     agents = launch.start(None, *jets, "--dry-run", **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
-    for job in (own, fused, memory, config, unregistered, agents, train):
+    stops = launch.start(None, program=str(tmp_path / "plateau.py"), **ONE_THREAD)
+    for job in (own, fused, memory, config, unregistered, agents, train, stops):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     for job in [launch.start(None, program=str(tmp_path / name), **ONE_THREAD) for name in sorted(plays)]:

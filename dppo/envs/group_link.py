@@ -19,6 +19,8 @@ class Call(enum.IntEnum):
     CLOSE = enum.auto()
     SAVE = enum.auto()
     LOAD = enum.auto()
+    PROGRESS = enum.auto()
+    """Tell which share of the run is done."""
     RUN = enum.auto()
     """Call a function of a module, without an answer: (function, its arguments)."""
     LEAVE = enum.auto()

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import gymnasium
 
 from dppo.envs.cases import Case
+from dppo.envs.curriculum import METHOD, tell, teller
 from dppo.envs.given import Given
 from dppo.envs.group_link import Call, Failed, FollowerLink, HeadLink
 from dppo.envs.maker import EnvMaker
@@ -87,6 +88,14 @@ class _Calls:
     def step(self, action: Any) -> Any:
         return together(self._link, Call.STEP, self._number, action, lambda: self.env.step(action))
 
+    def _offer_progress(self) -> None:
+        """Has `set_progress`, if the environment has it."""
+        if teller(self.env) is not None:
+            setattr(self, METHOD, self._set_progress)
+
+    def _set_progress(self, fraction: float) -> None:
+        together(self._link, Call.PROGRESS, self._number, fraction, lambda: tell(self.env, fraction))
+
     def close(self) -> None:
         if not self._link.is_stuck:  # the others could not take part, and this rank might wait for them
             together(self._link, Call.CLOSE, self._number, None, self.env.close)
@@ -98,6 +107,7 @@ class GroupEnv(_Calls, gymnasium.Wrapper[Any, Any, Any, Any]):
     def __init__(self, env: gymnasium.Env[Any, Any], link: HeadLink, number: int) -> None:
         super().__init__(env)
         self._link, self._number = link, number
+        self._offer_progress()
 
 
 class GroupSimulator(_Calls):
@@ -107,6 +117,7 @@ class GroupSimulator(_Calls):
 
     def __init__(self, env: Any, link: HeadLink, number: int) -> None:
         self.env, self._link, self._number = env, link, number
+        self._offer_progress()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.env, name)
@@ -200,6 +211,8 @@ class Follower:
             save(self._envs[number], arguments)
         elif call is Call.LOAD:
             load(self._envs[number], arguments)
+        elif call is Call.PROGRESS:
+            tell(self._envs[number], arguments)
         elif call is Call.MAKE:
             comm = self._link.open(number)  # first of all: the head waits in it
             given, further = arguments

@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from dppo.envs.checks import five, numbers, truths
+from dppo.envs.curriculum import make_curriculum
 from dppo.envs.leaves import to_value
 from dppo.envs.maker import EnvMaker
 from dppo.envs.masks import KEY, PROBE_SEED, MaskLayout, Masks
@@ -38,6 +39,7 @@ class NativeVector:
         spec = maker.spec
         self._episode_seed = episode_seed
         self._env = maker.make_vector(num_envs)
+        self.curriculum = make_curriculum([self._env])
         self.num_envs = num_envs
         with contextlib.ExitStack() as if_it_fails:
             if_it_fails.callback(self.close)

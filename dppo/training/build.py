@@ -251,13 +251,14 @@ def make_collector(
     states: dict[int, EnvState] | None = None,
     row: int = 0,
     first_new_episode: int = 0,
+    fraction_done: float = 0.0,
 ) -> Collector:
     """Makes the worker's collector.
 
     Args:
       states: states of environments, by global number; environments are brought there, or a line says why not. None:
         the run begins.
-      row, first_new_episode: see `Collector.restore`.
+      row, first_new_episode, fraction_done: see `Collector.restore`.
     """
     envs, worker = parts.envs, parts.worker
     assert envs is not None and worker is not None
@@ -272,6 +273,6 @@ def make_collector(
     collector = Collector(envs, parts.policy, parts.seeds, noise, worker, first_env, parts.learner.gamma, saver)
     if states is not None:
         deadline = time.monotonic() + config.checkpoint.replay_s
-        for line in collector.restore(states, row, first_new_episode, deadline):
+        for line in collector.restore(states, row, first_new_episode, deadline, fraction_done):
             print(f"dppo: {line}", file=sys.stderr, flush=True)
     return collector

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from dppo.data import EnvState, Report, Rollout
+from dppo.cluster.timeline import Timeline
+from dppo.data import EnvState, Report, Rollout, Told
 from dppo.envs.env_list import EnvList
 from dppo.envs.leaves import as_leaves
 from dppo.models.policy import ActorCritic
@@ -18,6 +19,7 @@ from dppo.seams import VectorEnv
 from dppo.seeding import ActionNoise, EpisodeSeeds
 from dppo.training.env_states import StateSaver
 from dppo.training.episode_sums import EpisodeSums
+from dppo.training.told import told_before, told_of
 
 _FEW = 8
 """Numbers that a message shows; more would take many lines."""
@@ -58,6 +60,10 @@ class Collector:
         self._restarts = envs.restarts
         self._kept: Rollout | None = None
         self._kept_whole, self._saver = False, saver
+        self.timeline: Timeline | None = None
+        """Notes what this rank does; None: nobody asks."""
+        self._fraction: float | None = None
+        self._told: Told = []  # for the next rollout
 
     def collect(
         self,
@@ -88,9 +94,20 @@ class Collector:
         self.last, self.last_iteration = rollout, iteration
         return rollout
 
+    def tell(self, fraction_done: float) -> None:
+        """Tells the environments, if they ask, which share of the run is done, from the next row on."""
+        curriculum = self.envs.curriculum
+        if curriculum is not None and fraction_done != self._fraction:
+            # before the first reset it holds for the row before the first one, too, in which others are reset
+            self._told.append((self.row - (self._observations is None), fraction_done))
+            curriculum.tell(fraction_done)
+            self._fraction = fraction_done
+
     def first_observation(self) -> np.ndarray:
         """Returns [*obs], the next observation of the first environment. A new run resets environments here."""
         if self._observations is None:
+            if self._fraction is None:
+                self.tell(0.0)
             self._observations = self.envs.reset()
         return self._observations[0]
 
@@ -113,6 +130,7 @@ class Collector:
         n, first_row = self.envs.num_envs, self.row
         current = self._observations
         rollout = self.policy.blank_rollout(first_row, horizon, n, self._sums.progress(self._seeds.episodes))
+        rollout.told, self._told = self._told, []
         observations, inputs, heads = rollout.observations, rollout.inputs, rollout.heads
         actions, env_actions = rollout.actions, rollout.env_actions
         rewards = np.empty((horizon, n))  # in the environments' own precision, for the episodes' returns
@@ -122,6 +140,7 @@ class Collector:
         states = self._states if self.policy.state_size else None
         encode, is_raw = self.policy.inputs.vectors, self.policy.inputs.is_raw
         act, to_env = self.policy.act, self.policy.distribution.to_env
+        step_all = self.envs.step if self.timeline is None else self.timeline.timed(self.envs.step)
         t, values = 0, None
         while t < horizon and not (interrupt is not None and interrupt()):
             if t >= least and enough is not None and enough():
@@ -141,7 +160,7 @@ class Collector:
             if env_action is not action:
                 env_actions[t] = env_action
             try:
-                step = self.envs.step(env_action)
+                step = step_all(env_action)
             except Exception as error:
                 # a NaN that the environment gave earlier is a likelier cause than the action that it has led to
                 self._check("observation", observations[: t + 1], first_row)
@@ -250,12 +269,21 @@ class Collector:
             sums.last.copy() if is_between else None, collect_s, learn_s, exchange_s, iteration=self.last_iteration,
             episodes_cut=rollout.episodes_cut, env_restarts=self._restarts - before, saved=saved,
             env_seconds=self.envs.clock.take() if isinstance(self.envs, EnvList) else None,
-            agents=max(1, len(self.envs.agents)),
+            agents=max(1, len(self.envs.agents)), told=rollout.told,
         )  # fmt: skip
 
-    def restore(self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float) -> list[str]:
-        """Brings environments back as `EpisodeSums.restore` does. Returns a line on each that could not be restored."""
+    def restore(
+        self, states: dict[int, EnvState], row: int, first_new_episode: int, deadline: float, fraction_done: float = 0.0
+    ) -> list[str]:
+        """Brings environments back as `EpisodeSums.restore` does. Returns a line on each that could not be restored.
+
+        Args:
+          fraction_done: share of the run that is done, for environments of which `states` does not say it.
+        """
         self.row = row
+        mine = [states[env] for env in range(self.first_env, self.first_env + self.envs.num_envs) if env in states]
+        told = told_of(mine, row) or [(row - 1, fraction_done)]
+        self._told, self._fraction = [(row - 1, told_before(told, row)), *[t for t in told if t[0] >= row]], told[-1][1]
         self._observations, cut, problems = self._sums.restore(
             self.envs,
             self._seeds,
@@ -264,6 +292,7 @@ class Collector:
             first_new_episode,
             deadline,
             None if self._saver is None else self._saver.load,
+            told,
         )
         self._cut += cut
         if self._saver is not None:

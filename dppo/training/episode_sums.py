@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from dppo.algo.returns import sums_behind
-from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Rollout
+from dppo.data import EnvState, Episode, EpisodeProgress, LastEpisodes, Rollout, Told
 from dppo.envs.leaves import are_equal
 from dppo.envs.reasons import reason as reason_of
 from dppo.seams import VectorEnv
 from dppo.seeding import EpisodeSeeds
+from dppo.training.told import plan_of, told_before
 
 OTHER_REWARDS = "other rewards came of it; it remembers what the seed of an episode does not restore"
 
@@ -97,6 +98,7 @@ class EpisodeSums:
         first_new_episode: int,
         deadline: float,
         load: Callable[[EnvState], dict[str, Any]] | None = None,
+        told: Told | None = None,
     ) -> tuple[np.ndarray, list[int], list[str]]:
         """Brings every environment back to where `states` (by global number) has it: by a reset, or the state that it
         has saved itself, and a replay of its actions since. For an environment between two episodes, the one before is
@@ -109,6 +111,7 @@ class EpisodeSums:
           first_new_episode: episode number for environments that `states` does not know, so that no seed comes twice.
           deadline: time.monotonic() after which environments begin a new episode instead.
           load: brings an environment to its saved state, and returns what about.json says of that.
+          told: what the environments were told of the share of the run that is done, where they ask.
 
         Returns:
           Observations [N, *obs]; global numbers of the environments that could not be restored, whose episodes are cut
@@ -123,11 +126,17 @@ class EpisodeSums:
         self.first_rows[:] = row
         problems: list[str] = []
         cut: list[int] = []
+        curriculum, told = envs.curriculum, told or [(row - 1, 0.0)]
+        if curriculum is not None:
+            curriculum.tell(told_before(told, row))
         if not envs.replayable:
             cut = [s.env for s in known if s is not None]
             numbers = f"{self._first_env}..{self._first_env + n - 1}"
             why = f"environments {numbers} cannot be replayed ({envs.description}): their episodes are cut here"
-            return envs.reset(), cut, [why]
+            observations = envs.reset()
+            if curriculum is not None:
+                curriculum.tell(told[-1][1])
+            return observations, cut, [why]
         rewards: list[np.ndarray] = []
         empty = np.empty((0,), np.int64)
         between = [s is not None and len(s.last_actions) > 0 for s in known]
@@ -150,7 +159,12 @@ class EpisodeSums:
         playing = seeds.episodes.reshape(-1, self._agents).min(axis=1).repeat(self._agents)
         self._has_ended[:] = seeds.episodes > playing
         current = [seeds.of(i, episode) for i, episode in enumerate(playing.tolist())]
+        if curriculum is not None:
+            ends = [row - is_between for is_between in between]
+            curriculum.plan([plan_of(told, end - len(a), len(a)) for a, end in zip(actions, ends, strict=True)])
         observations, failed = envs.replay(current, actions, deadline, rewards)
+        if curriculum is not None:
+            curriculum.tell(told_before(told, row))
         is_late = time.monotonic() > deadline
         for first in range(0, n, self._agents):
             together = self._together(first)
@@ -176,6 +190,8 @@ class EpisodeSums:
                 self.returns[i] = state.episode_return
                 self.lengths[i] = state.episode_length
                 self.discounted_returns[i] = state.discounted_return
+        if curriculum is not None:
+            curriculum.tell(told[-1][1])
         return observations.copy(), cut, problems
 
     def _together(self, env: int) -> slice:

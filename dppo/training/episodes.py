@@ -52,6 +52,8 @@ class EpisodeCounter:
         self._prune_at = 0
         self._began: dict[int, float] = dict(zip(*saved.get("under_way", ((), ())), strict=True))  # by environment
         self._settled_at = self.total
+        self.newest_returns: list[float] = []
+        """Returns of the episodes that `count` has counted last, in the order in which they ended."""
         self._made: dict[str, Any] = {}  # since the last change
         self._has_changed = False
 
@@ -130,6 +132,7 @@ class EpisodeCounter:
 
     def count(self, reports: Sequence[Report], iteration: int) -> int:
         """Counts the episodes that ended in iteration number `iteration`, 1 for the first. Returns how many ended."""
+        self.newest_returns = []
         if not (self._has_changed or any(r.episodes or r.episodes_cut for r in reports)):
             return 0
         self._change()
@@ -160,7 +163,8 @@ class EpisodeCounter:
                 waiting.append((self._began[env], env, episode.episode_return))
                 self._began[env] = time
         self._waiting = np.concatenate((self._waiting, np.reshape(waiting, (-1, 3))))
-        num_ended = sum(episode is not None for *_, episode in events)
+        self.newest_returns = [episode.episode_return for *_, episode in events if episode is not None]
+        num_ended = len(self.newest_returns)
         self.total += num_ended
         self._settle()
         self._has_changed = False

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from dppo.data import EnvState, LastEpisodes, Report, SavedState
+from dppo.data import EnvState, LastEpisodes, Report, SavedState, Told
+from dppo.training.told import as_array, merged, since, told_of
 
 
 class Replay:
@@ -13,12 +14,13 @@ class Replay:
     def __init__(self) -> None:
         self.chunks: tuple[tuple[int, np.ndarray], ...] = ()
         self.last: Report | None = None
+        self._told: Told = []
         self._saved: tuple[int, list[EnvState]] = (0, [])
 
     def copy(self) -> Replay:
         """Returns a copy, which shares the chunks."""
         out = Replay()
-        out.chunks, out.last, out._saved = self.chunks, self.last, self._saved
+        out.chunks, out.last, out._saved, out._told = self.chunks, self.last, self._saved, self._told
         return out
 
     @property
@@ -50,6 +52,7 @@ class Replay:
         oldest = int(min(starts))
         chunks = (*self.chunks, (report.first_row, report.env_actions))
         self.chunks = tuple((row, a) for row, a in chunks if len(a) and row + len(a) > oldest)
+        self._told = since(merged(self._told, report.told), oldest)
         self.last = report
 
     @staticmethod
@@ -68,7 +71,7 @@ class Replay:
 
     def start_from(self, row: int, envs: list[EnvState]) -> None:
         """Takes over the replays of a checkpoint: one chunk that ends at `row`, as long as the longest episode."""
-        self._saved = (row, envs)
+        self._saved, self._told = (row, envs), told_of(envs, row)
         longest = max((len(e.actions) for e in envs), default=0)
         if longest:
             template = next(e.actions for e in envs if len(e.actions))
@@ -103,6 +106,7 @@ class Replay:
                 float(last.returns[i] * is_between[i]),
                 float(last.last_rewards[i] * is_between[i]),
                 saved[i],
+                as_array(since(self._told, int(last_first_rows[i]) if is_between[i] else starts[i])),
             )
             for i in range(n)
         ]

@@ -4,6 +4,7 @@ the run ends.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -24,6 +25,9 @@ from dppo.training.evaluator import PlayingProcess
 from dppo.training.replay import Replay
 from dppo.training.saver import Boundary, CheckpointSaver
 from dppo.training.state import TrainingState
+
+MOST_RETURNS = 1000
+"""The most returns of single episodes in a line of metrics.jsonl: a reader refuses lines of 1 MiB."""
 
 
 class Tracker:
@@ -223,6 +227,7 @@ class Tracker:
             "return_mean_100": episodes.return_mean,
             "return_mean_100_settled": episodes.settled_mean,
             "length_mean_100": episodes.length_mean,
+            "returns": _thinned(episodes.newest_returns),
             **state.metrics(),
             **extra,
             "rollouts_cut": sum(len(r.env_actions) < (self.config.horizon or 0) for r in reports),
@@ -262,6 +267,14 @@ class Tracker:
         self._replays[worker] = Replay()
         self._replays[worker].start_from(row, envs)
         return {e.env: e for e in envs}, row, self.counters.next_episode
+
+
+def _thinned(returns: list[float]) -> list[float | None]:
+    """Returns at most MOST_RETURNS of the episodes' returns, at even distances; None for what is not finite."""
+    num = len(returns)
+    if num > MOST_RETURNS:
+        returns = [returns[k * num // MOST_RETURNS] for k in range(MOST_RETURNS)]
+    return [value if math.isfinite(value) else None for value in returns]
 
 
 def _progress_text(metrics: dict[str, Any]) -> str:

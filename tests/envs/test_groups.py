@@ -45,6 +45,9 @@ class Telling(gymnasium.Env):
         self._note("step", action)
         return np.zeros(1, np.float32), 1.0 if self._rank.startswith("head") else -1.0, False, False, {}
 
+    def set_progress(self, fraction: float) -> None:
+        self._note("progress", fraction)
+
     def close(self) -> None:
         self._note("close", None)
 
@@ -164,6 +167,16 @@ def test_every_rank_makes_the_calls_and_those_of_the_head_count(pipe: Pipe) -> N
         ("0 close", None), ("1 close", None),
     ]  # fmt: skip
     assert [(name.replace("follower", "head"), value) for name, value in of["follower"]] == of["head"]
+
+
+def test_every_rank_of_a_group_is_told_the_share_of_the_run_that_is_done(pipe: Pipe) -> None:
+    envs = make(pipe)
+    assert envs.curriculum is not None
+    envs.curriculum.tell(0.25)
+    assert {call for call in CALLS if "progress" in call[0]} == {
+        ("head 0 progress", 0.25),
+        ("follower 0 progress", 0.25),
+    }
 
 
 def test_every_rank_of_a_group_has_the_arguments_of_its_case(pipe: Pipe) -> None:

@@ -144,9 +144,16 @@ OF_CORES: dict[str, tuple[object, ...]] = {
     "lstm": ("--model.core", "lstm", "--model.core-size", 4, "--model.sequence", 3),
 }
 """Policies with memory, of images: the policy's states and the value's; sequences that do not divide a rollout."""
-STOPPED = {kind: (f"kind={kind}",) for kind in ("dict", "image", "masked", "composite")} | {
-    core: ("kind=image", *given) for core, given in OF_CORES.items()
-}
+SCHEDULED = (
+    "--wrappers", "tests.curricula:Harder", "--optim.schedule", "kl", "--ppo.kl-target", 1e-5, "--ppo.clip-schedule",
+    "linear", "--ppo.entropy-coef", 0.01, "--ppo.entropy-schedule", "cosine",
+)  # fmt: skip
+"""Everything that follows the run."""
+STOPPED = (
+    {"dict": ("kind=dict", *SCHEDULED)}
+    | {kind: (f"kind={kind}",) for kind in ("image", "masked", "composite")}
+    | {core: ("kind=image", *given) for core, given in OF_CORES.items()}
+)
 """Kinds and cores of runs that are killed and preempted."""
 EXCHANGES = ("allreduce", "p2p")
 
