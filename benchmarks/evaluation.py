@@ -1,7 +1,7 @@
 """What evaluations while training cost, and what the best checkpoint is worth.
 
-    python benchmarks/evaluation.py speed [--pairs 7] [--ranks 3]     steps/s with and without, in turn
-    python benchmarks/evaluation.py best [--seeds 5]                  best and last checkpoint in 100 fresh episodes
+    python benchmarks/evaluation.py speed [--pairs 7]     steps/s with and without evaluations, in turn
+    python benchmarks/evaluation.py best [--seeds 5]      best and last checkpoint in 100 fresh episodes
 
 Each writes its part of benchmarks/results/evaluation.md.
 """
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import machine, markdown_table, mpirun, save, spread, stored
+from common import machine, markdown_table, mpirun, save, spread, stored
 
 EVERY = 50_000
 SPEED = {"CartPole-v1": 600_000, "Pendulum-v1": 400_000, "HalfCheetah-v5": 300_000}
@@ -104,7 +104,8 @@ def text_of(data: dict[str, Any]) -> str:
         head = ("environment", "steps/s without", f"steps/s with `--eval.every {EVERY}`", "ratio", "one evaluation")
         parts.append(
             "`python benchmarks/evaluation.py speed`: the same run with and without evaluations, 10 episodes each, in"
-            f" turn; `mpirun -n {data['ranks']}`, {max(map(len, data['speed'].values()))} pairs, median [least, most].\n\n"
+            f" turn; `mpirun -n {data['ranks']}`, {max(map(len, data['speed'].values()))} pairs, median [least, most]."
+            f" Where ranks fill all cores, evaluations take what they compute from training (`--ranks`).\n\n"
             f"{markdown_table(head, rows)}\n{data['speed_machine']}\n\n"
         )
     if "best" in data:
@@ -132,7 +133,7 @@ def main() -> None:
     parser.add_argument("part", choices=("speed", "best"))
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--ranks", type=int, default=min(3, 1 + (os.cpu_count() or 1)))
+    parser.add_argument("--ranks", type=int, default=max(2, os.cpu_count() or 1), help="default: one for each core")
     parser.add_argument("--env", nargs="*", help="of these environments only; nothing is saved then")
     args = parser.parse_args()
     if args.part == "speed":
