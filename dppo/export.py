@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.console import plain, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser, require, within
+from dppo.settings.commands import Parser, complain, plain, require, within
 from dppo.training.exported import NUM_OBSERVATIONS, TOLERANCE, CheckError, write_policy
 from dppo.training.policy import LATEST, load_policy
 
@@ -46,13 +45,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         policy = load_policy(args.run_dir, args.checkpoint)
         size, worst = write_policy(policy, args.output, stochastic=args.stochastic, tolerance=args.tolerance)
     except UsageError as error:
-        say(plain(error))
+        complain(error)
         return EXIT_USAGE
     except CheckError as error:
-        say(plain(f"{args.output} was not written: {error}"))
+        complain(f"{args.output} was not written: {error}")
         return EXIT_FAILED
     except OSError as error:
-        say(plain(f"{args.output} cannot be written: {error}"))
+        complain(f"{args.output} cannot be written: {error}")
         return EXIT_FAILED
     print(
         f"{plain(args.output)}: {plain(policy.config.env)} after {policy.env_steps:,} steps,"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dppo.evaluate import _parser as evaluate_parser
+from dppo.export import _parser as export_parser
 from dppo.report import _parser as report_parser
 from dppo.settings.flags import flag_names
 from dppo.sweep import _parser as sweep_parser
@@ -123,12 +124,14 @@ def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
     report = {option.removeprefix("--").removeprefix("no-") for option in report_parser()._option_string_actions}
     sweep = {option.removeprefix("--") for option in sweep_parser()._option_string_actions}
+    export = {option.removeprefix("--") for option in export_parser()._option_string_actions}
     (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
     trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
     known = {
         *flag_names(),
         "help",
         *evaluate,
+        *export,
         *report,
         *sweep,
         *trajectories,
