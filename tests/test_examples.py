@@ -41,9 +41,9 @@ def module(name: str) -> Any:
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A short run of each example, in a folder of its name."""
     folder = tmp_path_factory.mktemp("runs")
-    short = ("--num-envs", 1, "--horizon", 72, "--ppo.epochs", 1, "--ppo.minibatches", 1, "--total-steps", 144)
+    short = ("--num-envs", 1, "--horizon", 72, "--ppo.epochs", 1, "--ppo.minibatches", 1, "--total-steps", 72)
     flags = {name: (settings(name), *short, "--log.no-tensorboard") for name in INSTALLED}
-    train_in_one_start(folder, 3, flags, timeout=100)
+    train_in_one_start(folder, 1, flags, timeout=100)
     return folder
 
 
