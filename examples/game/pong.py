@@ -5,6 +5,7 @@ python examples/game/pong.py RUN [--picture FILE.gif]     points of the policy, 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ale_py
@@ -34,6 +35,16 @@ def play(act: Any, seed: int, limit: int | None = None) -> tuple[float, list[np.
     return total, pictures
 
 
+def draw(run: str, picture: str | Path) -> None:
+    """Makes an animated GIF of the first seconds of a game, without its score."""
+    from PIL import Image
+
+    policy = dppo.load_policy(run)
+    _, frames = play(lambda _, observation: policy.act(observation), 0, SECONDS * PER_SECOND)
+    images = [Image.fromarray(frame[30:]).quantize(8) for frame in frames]
+    images[0].save(picture, save_all=True, append_images=images[1:], duration=1000 // PER_SECOND, loop=0)
+
+
 def main(run: tyro.conf.Positional[str], picture: str | None = None, games: int = 5) -> None:
     """Prints the mean returns of the run's policy, which takes the most probable action, and of random actions."""
     policy = dppo.load_policy(run)
@@ -44,11 +55,7 @@ def main(run: tyro.conf.Positional[str], picture: str | None = None, games: int 
     for name, way in ways.items():
         print(f"{name:14} mean return {np.mean([play(way, seed)[0] for seed in range(games)]):.1f}", flush=True)
     if picture:
-        from PIL import Image
-
-        _, frames = play(ways["policy"], 0, SECONDS * PER_SECOND)
-        images = [Image.fromarray(frame[30:]).quantize(8) for frame in frames]  # without the score
-        images[0].save(picture, save_all=True, append_images=images[1:], duration=1000 // PER_SECOND, loop=0)
+        draw(run, picture)
 
 
 if __name__ == "__main__":

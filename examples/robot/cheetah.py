@@ -13,8 +13,8 @@ import tyro
 
 import dppo
 
-PRICE = 1.0
-"""Reward units for a kilowatt. A metre per second earns 1."""
+PRICE = 0.2
+"""Of a kilowatt, in units of reward; a metre per second earns 1."""
 FRAMES, EVERY = 8, 4
 """Pictures of the film strip, and steps from one to the next, after SETTLED steps."""
 SETTLED = 200

@@ -92,20 +92,18 @@ def main(run: tyro.conf.Positional[str], picture: str | None = None, years: int 
     ways = {"policy": policy.act, "no-trade band": band, "buy and hold": lambda observation: np.ones(1)}
     earned = {n: np.array([wealth(market, seed, way) for seed in range(years)]) for n, way in ways.items()}
     for name, paths in earned.items():
-        last, better = paths[:, -1], np.mean(earned["policy"][:, -1] > paths[:, -1])
-        error = last.std() / np.sqrt(years)
-        print(
-            f"{name:13} {last.mean():6.2f}% a year +- {error:.2f}; the policy earns more in {better:.0%} of the years"
-        )
+        last, gain = paths[:, -1], earned["policy"][:, -1] - paths[:, -1]
+        print(f"{name:13} {last.mean():6.2f}% a year, standard error {last.std() / years**0.5:.2f};", end=" ")
+        print(f"policy more by {gain.mean():.2f}, standard error {gain.std() / years**0.5:.2f}")
     if picture:
         from matplotlib.figure import Figure
 
         year, means = Figure(figsize=(9, 3), layout="constrained").subplots(1, 2)
-        positions = [0.0]
+        positions: list[float] = []
         wealth(market, 0, lambda observation: positions.append(float(observation[-1])) or policy.act(observation))
         year.plot(market.prices[WARM_UP:], color="k")
         year.set(title="a year: log price, and the policy's position", xlabel="day")
-        year.twinx().fill_between(range(DAYS + 1), positions, step="pre", alpha=0.3)
+        year.twinx().fill_between(range(DAYS), positions, step="pre", alpha=0.3)
         for name, paths in earned.items():
             means.plot(paths.mean(axis=0), label=name)
         means.set(title=f"log wealth in %, mean of {years} years", xlabel="day")
