@@ -155,8 +155,8 @@ def build_parts(
     if config.eval.every and is_of_this_program(config.env):
         raise ValueError(
             f"eval.every={config.eval.every} plays episodes in a process of its own, which cannot make {config.env}:"
-            " this program has registered it; move its class into a module and name that, module:Class, or leave eval.every"
-            " out, and use dppo.evaluate.play_episodes after the run"
+            " this program has registered it; move its class into a module and name that, module:Class, or leave"
+            " eval.every out, and use dppo.evaluate.play_episodes after the run"
         )
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
