@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dppo.evaluate import _parser as evaluate_parser
+from dppo.export import _parser as export_parser
 from dppo.report import _parser as report_parser
 from dppo.settings.flags import flag_names
 from dppo.sweep import _parser as sweep_parser
@@ -92,6 +93,7 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
         "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}', *schedules),
         "async": ("--mode", "async"),
     }
+    modes["p2p"] += ("--eval.every", 32, "--eval.episodes", 1)
     jobs = [
         launch.start(None, "--env", "CartPole-v1", "--run-dir", name, *SHORT, *flags, **ONE_THREAD)
         for name, flags in modes.items()
@@ -106,7 +108,10 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
     summary = json.loads((tmp_path / "async" / "summary.json").read_text())
     (attempt,) = json.loads((tmp_path / "async" / "versions.json").read_text())["attempts"]
 
+    evaluations = [json.loads(line) for line in (tmp_path / "p2p" / "evaluations.jsonl").read_text().splitlines()]
+
     text = METRICS.read_text()
+    assert table_keys(section(text, "evaluations.jsonl")) == {key for line in evaluations for key in line}
     assert table_keys(section(text, "metrics.jsonl")) == metrics
     assert table_keys(section(text, "summary.json")) == set(summary)
     assert table_keys(section(text, "versions.json")) == set(attempt)
@@ -119,12 +124,14 @@ def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
     report = {option.removeprefix("--").removeprefix("no-") for option in report_parser()._option_string_actions}
     sweep = {option.removeprefix("--") for option in sweep_parser()._option_string_actions}
+    export = {option.removeprefix("--") for option in export_parser()._option_string_actions}
     (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
     trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
     known = {
         *flag_names(),
         "help",
         *evaluate,
+        *export,
         *report,
         *sweep,
         *trajectories,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dppo import evaluate, report, sweep
+from dppo import evaluate, export, report, sweep
 from dppo.config import Config
 from dppo.errors import HelpShown
 from dppo.settings.flags import parse
@@ -123,7 +123,12 @@ def test_commands_that_train_are_understood(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.usefixtures("folder")
 def test_commands_that_look_at_runs_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    parsers = {"evaluate": evaluate._parser, "report": report._parser, "trajectories": trajectories_parser}
+    parsers = {
+        "evaluate": evaluate._parser,
+        "export": export._parser,
+        "report": report._parser,
+        "trajectories": trajectories_parser,
+    }
     for name, make in parsers.items():
         tried = each(f"python -m dppo.{name} ")
         assert tried
