@@ -26,7 +26,7 @@ def test_recorders_go_on_under_a_new_server_and_stop_the_run(launch: Launcher, t
         3, *FLAGS, "--log.recorder", "diaries:Diary", "diaries:Deadly", *services, "--run-dir", "run",
         survives=True, timeout=90, **variables,
     )  # fmt: skip
-    assert "stopped by the recorder Diary" in ended.stdout and "is the server now" in ended.stderr, ended
+    assert "stopped by Diary" in ended.stdout and "is the server now" in ended.stderr, ended
     told = [json.loads(line) for line in (tmp_path / "run" / "diary.jsonl").read_text().splitlines()]
     assert [each["iteration"] for each in told if "iteration" in each] == list(range(1, 13)), "each once"
     assert [int(line["iteration"]) for line in metric_lines(tmp_path / "run")] == list(range(1, 13))
