@@ -233,14 +233,14 @@ def thinned(x: np.ndarray, y: np.ndarray, pixels: int) -> tuple[np.ndarray, np.n
         return x, y
     column = np.minimum(((x - x[0]) / (x[-1] - x[0]) * pixels).astype(int), pixels - 1)
     starts = np.flatnonzero(np.diff(column, prepend=-1))
-    kept: list[int] = []
-    for start, end in zip(starts, [*starts[1:], len(x)], strict=True):
-        part = y[start:end]
-        if np.isnan(part).all():
-            kept.append(int(start))
-        else:
-            kept += sorted({int(start + np.nanargmin(part)), int(start + np.nanargmax(part))})
-    return x[kept], y[kept]
+    part = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(x)))
+    kept = []
+    for extreme in (np.fmin, np.fmax):
+        at = np.flatnonzero(y == extreme.reduceat(y, starts)[part])
+        kept.append(at[np.flatnonzero(np.diff(part[at], prepend=-1))])
+    gaps = starts[np.isnan(np.fmin.reduceat(y, starts))]
+    places = np.unique(np.concatenate((*kept, gaps)))
+    return x[places], y[places]
 
 
 def averaged(x: np.ndarray, columns: Sequence[np.ndarray], bins: int) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -202,7 +202,10 @@ def _area(frame: Frame, x: np.ndarray, low: np.ndarray, high: np.ndarray) -> str
 def _points(item: Points, frame: Frame) -> str:
     x, y = frame.across(item.x), frame.down(item.y)
     there = np.isfinite(x) & np.isfinite(y) & (y >= -CELL) & (y <= frame.height + CELL)
-    cells = np.unique(np.round(np.column_stack((x[there], y[there])) / CELL).astype(np.int64), axis=0) * CELL
+    rows = int(frame.height / CELL) + 4
+    numbers = np.round(x[there] / CELL).astype(np.int64) * rows + np.round(y[there] / CELL).astype(np.int64) + 1
+    numbers = np.unique(numbers)
+    cells = np.column_stack((numbers // rows, numbers % rows - 1)) * CELL
     many = " many" if len(cells) > 1500 else ""
     way = "".join(f"M{a:g},{b:g}h0" for a, b in cells.tolist())
     return _path("points", f"points{many}", item.name, item.colour, way)

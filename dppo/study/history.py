@@ -16,6 +16,9 @@ from dppo.files import parse_json, read_lines
 from dppo.rundir import paths
 from dppo.rundir.recorders import read_json
 
+CHUNK = 500
+"""Lines of metrics.jsonl that become arrays together."""
+
 
 @dataclass
 class History:
@@ -69,30 +72,25 @@ def read_history(folder: Path) -> History:
 
 
 def _read_metrics(folder: Path, history: History) -> None:
-    columns: dict[str, array[float]] = {}
-    returns, counts = array("d"), array("q")
-    staleness: list[int] = []
-    lines = damaged = 0
+    table = _Table()
+    chunk: list[dict[str, Any]] = []
+    damaged = 0
     try:
         for text in read_lines(folder / paths.METRICS, folder):
             if not text.endswith(b"\n"):
                 break  # the run is writing it, or was killed
             try:
                 values = parse_json(text)
-                steps = float(values["env_steps"])
+                is_right = math.isfinite(values["env_steps"])
             except (ValueError, KeyError, TypeError, OverflowError):
+                is_right = False
+            if not is_right:
                 damaged += 1
                 continue
-            if not math.isfinite(steps):
-                damaged += 1
-                continue
-            ended = [r for r in _list(values.pop("returns", None)) if _is_number(r)]
-            returns.extend(ended)
-            counts.append(len(ended))
-            if "staleness" in values:
-                _add_staleness(values, staleness)
-            _add(columns, values, lines, "")
-            lines += 1
+            chunk.append(values)
+            if len(chunk) == CHUNK:
+                table.add(chunk)
+                chunk = []
     except FileNotFoundError:
         history.notes.append(f"there is no {paths.METRICS} yet")
     except RefusedFileError as error:
@@ -101,55 +99,87 @@ def _read_metrics(folder: Path, history: History) -> None:
         history.notes.append(f"{paths.METRICS} cannot be read: {error.strerror or error}")
     if damaged:
         history.notes.append(f"{damaged} damaged line(s) of {paths.METRICS} are left out")
-    _finish(history, columns, lines, np.array(returns), np.array(counts, dtype=np.int64))
-    history.staleness = np.array(staleness, float)
+    table.add(chunk)
+    table.finish(history)
 
 
-def _add(columns: dict[str, array[float]], values: dict[str, Any], line: int, where: str) -> None:
-    """Adds the numbers of a line to the columns; those that had none in lines before are filled up with NaN."""
-    for key, value in values.items():
-        if isinstance(value, float | int):
-            column = columns.get(where + key)
-            if column is None:
-                column = columns[where + key] = array("d")
-            if len(column) < line:
-                column.extend([math.nan] * (line - len(column)))
+class _Table:
+    """The lines of metrics.jsonl that were read so far, as columns."""
+
+    def __init__(self) -> None:
+        self._columns: dict[str, list[np.ndarray]] = {}
+        self._lengths: dict[str, int] = {}
+        self._lines = 0
+        self._returns, self._counts = array("d"), array("q")
+        self._staleness: list[int] = []
+
+    def add(self, lines: list[dict[str, Any]]) -> None:
+        """Adds a chunk of lines."""
+        for line in lines:
+            self._counts.append(self._add_returns(_list(line.pop("returns", None))))
+            if "staleness" in line:
+                self._add_staleness(line)
+        self._add_columns(lines, "")
+        self._lines += len(lines)
+
+    def _add_returns(self, returns: list[Any]) -> int:
+        before = len(self._returns)
+        try:
+            self._returns.extend(returns)
+        except (TypeError, OverflowError):  # null, or nothing of ours
+            del self._returns[before:]
+            self._returns.extend(value for value in returns if _is_number(value))
+        return len(self._returns) - before
+
+    def _add_staleness(self, line: dict[str, Any]) -> None:
+        counts = [int(n) if _is_number(n) and n >= 0 else 0 for n in _list(line.pop("staleness"))]
+        self._staleness += [0] * (len(counts) - len(self._staleness))
+        whole, so_far = sum(counts), 0
+        for versions, count in enumerate(counts):
+            self._staleness[versions] += count
+            if so_far < 0.95 * whole <= so_far + count:
+                line["staleness_p95"] = versions
+            if count:
+                line["staleness_max"] = versions
+            so_far += count
+
+    def _add_columns(self, lines: list[dict[str, Any]], where: str) -> None:
+        """Adds the numbers of the lines to the columns; those that had none in lines before are filled up with NaN."""
+        for key in dict.fromkeys(key for line in lines for key in line):
+            values = [line.get(key) for line in lines]
+            if any(isinstance(value, dict) for value in values):
+                tables = [value if isinstance(value, dict) else {} for value in values]
+                self._add_columns(tables, f"{where}{key}/")
+                continue
             try:
-                column.append(value)
-            except OverflowError:  # a whole number of hundreds of digits
-                column.append(math.nan)
-        elif isinstance(value, dict):
-            _add(columns, value, line, f"{where}{key}/")
+                numbers = np.array(values, float)
+            except (ValueError, TypeError, OverflowError):  # no numbers, or of hundreds of digits
+                numbers = np.array([value if _is_number(value) else math.nan for value in values], float)
+            if numbers.ndim == 1 and np.isfinite(numbers).any():
+                self._put(where + key, numbers)
 
+    def _put(self, name: str, numbers: np.ndarray) -> None:
+        parts = self._columns.setdefault(name, [])
+        missing = self._lines - self._lengths.get(name, 0)
+        parts += [np.full(missing, math.nan), numbers] if missing else [numbers]
+        self._lengths[name] = self._lines + len(numbers)
 
-def _add_staleness(values: dict[str, Any], total: list[int]) -> None:
-    counts = [int(n) if _is_number(n) and n >= 0 else 0 for n in _list(values.pop("staleness"))]
-    total += [0] * (len(counts) - len(total))
-    for versions, count in enumerate(counts):
-        total[versions] += count
-    if whole := sum(counts):
-        shares = np.cumsum(counts) / whole
-        values["staleness_p95"] = int(np.searchsorted(shares, 0.95))
-        values["staleness_max"] = max(k for k, count in enumerate(counts) if count)
-
-
-def _finish(
-    history: History, columns: dict[str, array[float]], lines: int, returns: np.ndarray, counts: np.ndarray
-) -> None:
-    """Makes columns of equal length in the order of steps, and places each episode within its iteration."""
-    for column in columns.values():
-        column.extend([math.nan] * (lines - len(column)))
-    arrays = {key: np.array(column) for key, column in columns.items()}
-    if not lines:
-        return
-    steps = arrays["env_steps"]
-    before = np.concatenate(([0.0], steps[:-1]))
-    number = np.arange(len(returns)) - np.repeat(np.cumsum(counts) - counts, counts)
-    share = (number + 1) / np.repeat(np.maximum(counts, 1), counts)
-    history.episode_steps = np.repeat(before, counts) + share * np.repeat(steps - before, counts)
-    history.episode_returns = returns
-    order = np.argsort(steps, kind="stable")
-    history.columns = {key: column[order] for key, column in arrays.items()}
+    def finish(self, history: History) -> None:
+        """Makes columns of equal length in the order of steps, and places each episode within its iteration."""
+        history.staleness = np.array(self._staleness, float)
+        if not self._lines:
+            return
+        for name in self._columns:
+            self._put(name, np.empty(0))
+        arrays = {name: np.concatenate(parts) for name, parts in self._columns.items()}
+        steps, counts, returns = arrays["env_steps"], np.array(self._counts), np.array(self._returns)
+        before = np.concatenate(([0.0], steps[:-1]))
+        number = np.arange(len(returns)) - np.repeat(np.cumsum(counts) - counts, counts)
+        share = (number + 1) / np.repeat(np.maximum(counts, 1), counts)
+        history.episode_steps = np.repeat(before, counts) + share * np.repeat(steps - before, counts)
+        history.episode_returns = returns
+        order = np.argsort(steps, kind="stable")
+        history.columns = {name: column[order] for name, column in arrays.items()}
 
 
 def _read_evaluations(folder: Path, notes: list[str]) -> list[dict[str, Any]]:
