@@ -45,6 +45,7 @@ FLAGS_OF_OTHERS = {
     "srun": {"cpu-bind", "distribution", "list", "mpi", "multi-prog", "nodelist"},
     "dppo.job": {"copy", "include", "kill-after-s", "openmpi", "place-groups"},
     "dppo.verdict": {"begin"},
+    "examples": {"picture"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},
     "tensorboard": {"logdir"},

@@ -20,19 +20,18 @@ FRAMES, EVERY = 8, 4
 SETTLED = 200
 
 
-class EnergyPrice(gymnasium.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray]):
-    """Charges for power: the sum of |torque x angular velocity| of all motors, at the end of each step."""
+class EnergyPrice(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):  # type: ignore[type-arg]
+    """Charges for power: the sum of |torque x angular velocity| of all motors, in the last 10 ms of a step."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any]) -> None:
+        gymnasium.utils.RecordConstructorArgs.__init__(self)  # Gymnasium can make it again from its spec
+        gymnasium.Wrapper.__init__(self, env)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
-        info["power"] = power(self.env)
+        data: Any = self.unwrapped.data  # MuJoCo's
+        info["power"] = float(np.abs(data.actuator_force * data.actuator_velocity).sum()) / 1000.0  # kW
         return observation, float(reward) - PRICE * info["power"], terminated, truncated, info
-
-
-def power(env: gymnasium.Env[Any, Any]) -> float:
-    """Returns the power of the motors in kilowatts."""
-    data: Any = env.unwrapped.data  # MuJoCo's
-    return float(np.abs(data.qfrc_actuator * data.qvel).sum()) / 1000.0
 
 
 def play(policy: Any, seed: int, render_mode: str | None = None) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:

@@ -107,12 +107,12 @@ def main(run: tyro.conf.Positional[str], picture: str | None = None, shops: int 
     if picture:
         from matplotlib.figure import Figure
 
-        plan, bars = Figure(figsize=(9, 3), layout="constrained").subplots(1, 2, width_ratios=(3, 1))
+        plan, bars = Figure(figsize=(9, 3), layout="constrained").subplots(1, 2, width_ratios=(5, 2))
         for job, machine, start, end in ft06.plan:
             plan.barh(machine, end - start, left=start, color=f"C{job}", edgecolor="white")
         plan.set(xlabel="time", ylabel="machine", title=f"ft06 by the policy: {ft06.bound:.0f} (best: 55)")
-        bars.barh(list(means), list(means.values()), color=["#bbbbbb"] * 3 + ["C0"])
-        bars.set(xlabel=f"mean makespan of {shops} shops", xlim=(50, None))
+        bars.bar_label(bars.barh(list(means), list(means.values()), color=["#bbbbbb"] * 3 + ["C0"]), fmt="%.1f")
+        bars.set(title=f"mean of {shops} shops", xlabel="makespan", xlim=(0, 80))
         plan.figure.savefig(picture, dpi=100)
 
 
