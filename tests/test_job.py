@@ -385,6 +385,21 @@ def test_a_script_trains_is_told_and_comes_back(script: str, stage: Stage) -> No
     assert stage.log(launcher)[-1].endswith(f"--log.stall-abort-s 600 --run-dir {run} --resume")
 
 
+def test_the_script_of_a_search_comes_back_to_its_trial(stage: Stage) -> None:
+    """tests/slurm/test_search.py has the whole of it."""
+    text = (ROOT / "jobs" / "search.toml").read_text().replace("[1, 2]", "[7]")
+    (stage.folder / "search.toml").write_text(text)
+    where = {"SWEEP": "search.toml", "SWEEP_DIR": "runs/all", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "19"}
+    script = str(ROOT / "jobs" / "search.sbatch")
+    stage.plays("mpirun", *SAVES)
+    job = stage.start("bash", script, RUN="runs/all/trial_0000", **where)
+    assert job.waits().send(signal.SIGUSR1).end()[0] == 75
+    (trains,) = stage.log("mpirun")
+    assert "mpirun --with-ft ulfm " in trains and "--log.stall-abort-s 600 --env CartPole-v1 " in trains
+    assert trains.endswith("--seed 7 --run-dir runs/all/trial_0000")
+    assert stage.log("scontrol") == [line.replace("19", "19_3") for line in BACK]
+
+
 @pytest.mark.parametrize(
     ("variables", "launcher", "beside"),
     [
@@ -417,6 +432,14 @@ def test_a_signal_while_a_script_begins_is_not_lost(script: str, stage: Stage) -
     where = {"SWEEP": str(ROOT / "jobs" / "sweep.toml"), "SLURM_ARRAY_TASK_ID": "3", "RUN_DIR": "runs/it"}
     code, output = stage.start("bash", str(ROOT / "jobs" / script), **where).end()
     assert code == 75 and "was preempted" in output
+    assert stage.log() == BACK
+
+
+def test_a_signal_while_the_script_of_a_search_begins_is_not_lost(stage: Stage) -> None:
+    stage.activate("kill -USR1 $$")
+    where = {"SWEEP": str(ROOT / "jobs" / "search.toml"), "SWEEP_DIR": "runs/all", "SLURM_ARRAY_TASK_ID": "3"}
+    code, output = stage.start("bash", str(ROOT / "jobs" / "search.sbatch"), **where).end()
+    assert code == 75 and "stopped by SIGUSR1: 20 are left" in output
     assert stage.log() == BACK
 
 
