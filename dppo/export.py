@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser, complain, plain, complain, plain, require, within
+from dppo.settings.commands import Parser, complain, plain, require, within
 from dppo.training.exported import NUM_OBSERVATIONS, TOLERANCE, CheckError, write_policy
 from dppo.training.policy import LATEST, load_policy
 
