@@ -283,7 +283,9 @@ class Collector:
         self.row = row
         mine = [states[env] for env in range(self.first_env, self.first_env + self.envs.num_envs) if env in states]
         told = told_of(mine, row) or [(row - 1, fraction_done)]
-        self._told, self._fraction = [(row - 1, told_before(told, row)), *[t for t in told if t[0] >= row]], told[-1][1]
+        if self.envs.curriculum is not None:
+            self._told = [(row - 1, told_before(told, row)), *[t for t in told if t[0] >= row]]
+            self._fraction = told[-1][1]
         self._observations, cut, problems = self._sums.restore(
             self.envs,
             self._seeds,
