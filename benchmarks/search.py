@@ -2,10 +2,10 @@
 
     .venv/bin/python benchmarks/search.py [--trials 20] [--jobs 2] [--seeds 10]
 
-The search minimises the steps to a mean return of 475 over three seeds a trial, on runs of two ranks, `--jobs` at a time.
-Then the best trial and the preset are run with seeds that the search has not seen: a search's own best value is the
-luckiest of twenty. Prints tables and writes them, with the figures of each run, to benchmarks/results/search.{md,json};
-`--trials 0` writes the tables anew.
+The search minimises the steps to a mean return of 475 over three seeds a trial, on runs of two ranks, `--jobs` at a
+time. Then the best trial and the preset are run with seeds that the search has not seen: a search's own best value is
+the luckiest of twenty. Prints tables and writes them, with the figures of each run, to
+benchmarks/results/search.{md,json}; `--trials 0` writes the tables anew.
 """
 
 from __future__ import annotations

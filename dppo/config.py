@@ -218,8 +218,7 @@ class CheckpointConfig(Section):
     """Environments that can save their own state do so after a rollout, once so many seconds have passed since the last
     time; a resume loads it and replays the actions since."""
     patience_s: Seconds = 600.0
-    """A disk that is full or fails is tried again; after so many seconds without a checkpoint that is due the run
-    ends."""
+    """A disk that is full or fails is tried again; the run ends once a checkpoint was due for so many seconds."""
 
 
 @dataclass(frozen=True)
@@ -263,12 +262,18 @@ class LogConfig(Section):
     """Seconds between progress lines where the output is a file; on a terminal one line is redrawn."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
+    recorder: tuple[str, ...] = ()
+    """`module:callable` of each recorder of yours: called without arguments, it returns one. docs/recorders.md."""
+    wandb: str | None = None
+    """A project of Weights & Biases that is told everything; needs the extra wandb."""
+    mlflow: str | None = None
+    """An experiment of MLflow that is told everything; needs the extra mlflow."""
     stall_after_s: Limit = 300.0
     """A rank without progress for so long writes its Python stack to RUN/stalls/; 0: never."""
     stall_abort_s: Limit = 0.0
     """A rank without progress for so long ends the job; 0: never."""
     trace: bool = False
-    """Write RUN/trace.json, a timeline per rank for Perfetto."""
+    """Write RUN/trace.json, a timeline of all ranks for Perfetto."""
 
 
 @dataclass(frozen=True)
@@ -331,8 +336,7 @@ class Config(Section):
     """An environment that raises in reset or step, or returns what is not right, ends the run; restart: it is made
     anew, and its episode counts as truncated."""
     max_env_restarts: Annotated[int, at_least(1, 1e6)] = 10
-    """on_env_error restart: an environment that fails again after this many restarts in a row, without a successful
-    step between, ends the run."""
+    """on_env_error restart: so many restarts of an environment in a row, without a step between, end the run."""
     time_limit_s: Annotated[float | None, positive(LONGEST_S)] = None
     """Save and exit with code 75 before this many seconds have passed since the start."""
     dry_run: bool = False
@@ -357,5 +361,6 @@ class Config(Section):
         super().__post_init__()
         require(bool(self.env), "env must name an environment")
         object.__setattr__(self, "cases", settled_cases(self.cases))
-        for wrapper in self.wrappers:
-            require(":" in wrapper, f"wrappers={wrapper!r} must have the form module:callable")
+        for setting, names in (("wrappers", self.wrappers), ("log.recorder", self.log.recorder)):
+            for name in names:
+                require(":" in name, f"{setting}={name!r} must have the form module:callable")

@@ -1,134 +1,44 @@
-"""python -m dppo.report: sums up a sweep, or any folder of runs, and says which runs need attention."""
+"""python -m dppo.report: sums up a run, a sweep, or any folder of runs, as text and as one HTML page."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
 import json
 import math
-import os
-import shlex
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError, missing_package
 from dppo.files import plain, replace_atomically
-from dppo.rundir.runs import Run, find_runs, read_curve, read_run
-from dppo.rundir.summary import PREEMPTED, RUNNING
+from dppo.rundir import paths
+from dppo.rundir.runs import read_curve
+from dppo.rundir.summary import RUNNING
 from dppo.settings.commands import Parser
-from dppo.study import curves
-from dppo.study.results import Setting, by_setting, learning_curve
-from dppo.study.spec import Sweep, config_of, read_sweep, submit_line, task_folder
+from dppo.study import curves, papers
+from dppo.study.folder_page import folder_page
+from dppo.study.history import read_history
+from dppo.study.overview import AT_WORK, Report, make_report, submit
+from dppo.study.page import Page, render
+from dppo.study.papers import require_matplotlib
+from dppo.study.results import Setting, learning_curve
+from dppo.study.run_page import run_page
+from dppo.study.search_section import text_lines as study_lines
+
+RENEW_S, SHARE = 5.0, 4.0
+"""Of --watch: the least seconds between two pages, and the least pause as a multiple of the time that a page takes."""
 
 FIGURES = (
     "Figures are of the runs that ended by themselves: median and interquartile mean (IQM) over runs of the mean return"
     " of the last 100 training episodes, the IQM's 95% bootstrap interval, medians of environment steps and of training"
     " seconds. In the picture a setting has a value where at least half of its runs have one."
 )
-
-
-AT_WORK = (RUNNING, PREEMPTED)
-"""States in which a job has the run, or gets it back: look at the queue before you submit another job."""
-
-
-class Problem(NamedTuple):
-    """A run that has not ended by itself."""
-
-    run: str
-    task: int | None
-    state: str
-    reason: str
-    repair: str
-
-
-class Report(NamedTuple):
-    """Everything that a report says."""
-
-    settings: list[Setting]
-    problems: list[Problem]
-    notes: list[str]
-
-
-def make_report(folder: Path) -> Report:
-    """Reads all runs below `folder`. Raises UsageError where no run is there, or none can be read."""
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give a sweep's, one with run directories, or a run directory")
-    sweep, notes = _sweep_of(folder)
-    tasks = {task_folder(folder, task): task for task in range(len(sweep.varied) if sweep else 0)}
-    found = find_runs(folder)
-    runs = [read_run(place) for place in dict.fromkeys((*tasks, *found))]
-    if all(run.state == "missing" for run in runs):
-        raise UsageError(f"{folder} holds no run: no folder in it has a config.toml and a summary.json")
-    if sweep:
-        runs = [_as_expected(run, sweep, tasks.get(run.folder)) for run in runs]
-        others = [place for place in found if place not in tasks]
-        notes += [f"{place} is no task of {folder / 'sweep.toml'}; it counts all the same" for place in others]
-    settings = by_setting(runs, list(sweep.varied[0]) if sweep else ())
-    if not settings:
-        raise UsageError(f"no run in {folder} can be read: {runs[0].folder}: {runs[0].reason}")
-    for setting in settings:
-        if silent := len(setting.ended) - len(setting.returns):
-            notes.append(f"{setting.label}: in {silent} of the runs that ended no episode did; they have no return")
-        if waiting := _waiting(setting):
-            notes.append(waiting)
-    problems = [_problem(run, tasks.get(run.folder), folder) for run in runs if not run.ended]
-    return Report(settings, problems, notes)
-
-
-def _waiting(setting: Setting) -> str:
-    """Says how long environments of several ranks wait for their workers; "" where no run knows."""
-    of_several = [run.folder for run in setting.runs if run.config is not None and run.config.env_ranks > 1]
-    shares = [float(np.median(w)) for _, w, _ in (read_curve(f, "env_waiting_per_s") for f in of_several) if len(w)]
-    if not shares:
-        return ""
-    share = f"{np.median(shares):.0%} of the time (medians of iterations and runs)"
-    return f"{setting.label}: the ranks of an environment wait for their worker {share}"
-
-
-def _sweep_of(folder: Path) -> tuple[Sweep | None, list[str]]:
-    path = folder / "sweep.toml"
-    if not os.path.lexists(path):
-        return None, []
-    try:
-        return read_sweep(path, folder), []
-    except UsageError as error:
-        return None, [f"{error}; so nobody knows which tasks are missing"]
-
-
-def _as_expected(run: Run, sweep: Sweep, task: int | None) -> Run:
-    """Adds the settings that the sweep gives a run whose own settings cannot be read."""
-    if task is None or run.config is not None:
-        return run
-    try:
-        return run._replace(config=config_of(sweep.settings(task)))
-    except UsageError as error:
-        return run._replace(reason=f"its settings are wrong: {error}")
-
-
-def _problem(run: Run, task: int | None, sweep_dir: Path) -> Problem:
-    if task is None:
-        repair = f"python -m dppo.run --resume --run-dir {shlex.quote(str(run.folder))}, under the mpirun of its start"
-        if run.is_damaged:
-            repair = "start it again in another --run-dir"
-    else:
-        repair = _submit([task], sweep_dir)
-        if run.config is None:
-            repair = f"correct {sweep_dir / 'sweep.toml'}, then {repair}"
-        elif run.is_damaged:
-            repair = f"move {run.folder} away, then {repair}"
-    if run.state == RUNNING:
-        repair = f"look whether its job is still in squeue; only if it is not: {repair}"
-    elif run.state == PREEMPTED:
-        repair = f"its job comes back by itself; only if squeue does not list it: {repair}"
-    return Problem(str(run.folder), task, run.state, run.reason, repair)
-
-
-def _submit(tasks: list[int], sweep_dir: Path) -> str:
-    """Returns the line that submits these tasks of the sweep whose copy is kept in `sweep_dir`."""
-    return submit_line(tasks, sweep_dir / "sweep.toml", sweep_dir)
 
 
 # -- as text --------------------
@@ -139,6 +49,8 @@ def text_lines(report: Report, folder: Path) -> list[str]:
     steps = "steps to target" if all(setting.has_target for setting in report.settings) else "steps"
     header = ("setting", "runs", "median", "IQM", "95% interval", steps, "seconds")
     lines = markdown_table(header, [_row(setting) for setting in report.settings], left=1)
+    if report.study:
+        lines = [*(escaped(line) for line in study_lines(report.study)), "", *lines]
     if report.notes:
         lines += ["", *(f"- {escaped(note)}" for note in report.notes)]
     if not report.problems:
@@ -149,7 +61,7 @@ def text_lines(report: Report, folder: Path) -> list[str]:
         lines.append(f"- {escaped(f'{name} is {p.state}: {p.reason}. Repair: {p.repair}')}")
     again = [p.task for p in report.problems if p.task is not None and p.state not in AT_WORK]
     if len(again) > 1:
-        lines += ["", f"All but those that run or come back by themselves: {escaped(_submit(again, folder))}"]
+        lines += ["", f"All but those that run or come back by themselves: {escaped(submit(again, folder))}"]
     return lines
 
 
@@ -202,16 +114,37 @@ def as_json(report: Report, folder: Path) -> dict[str, Any]:
     return {"folder": str(folder), "settings": settings, "problems": problems, "notes": report.notes}
 
 
-# -- the picture --------------------
+# -- files --------------------
 
 
-def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
+class Curves:
+    """The learning curves of runs, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, tuple[np.ndarray, np.ndarray, int]] = {}
+
+    def __call__(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Returns steps [I] and returns [I] of a run."""
+        return self._of(folder)[:2]
+
+    def damaged(self, folder: Path) -> int:
+        """Returns the number of damaged lines."""
+        return self._of(folder)[2]
+
+    def _of(self, folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+        if folder not in self._read:
+            self._read[folder] = read_curve(folder)
+        return self._read[folder]
+
+
+def plot(report: Report, path: Path, read: Curves) -> tuple[bool, list[str]]:
     """Draws the best settings' learning curves. Returns whether that worked, and notes to show."""
     notes, drawn = [], []
     for setting in report.settings[: len(curves.COLOURS)]:
-        read = [(run.folder, *read_curve(run.folder)) for run in setting.runs]
-        notes += [f"{place}: {n} damaged line(s) of metrics.jsonl are not in the curve" for place, _, _, n in read if n]
-        curve = learning_curve([(steps, returns) for _, steps, returns, _ in read])
+        for folder in (run.folder for run in setting.runs):
+            if n := read.damaged(folder):
+                notes.append(f"{folder}: {n} damaged line(s) of metrics.jsonl are not in the curve")
+        curve = learning_curve([read(run.folder) for run in setting.runs])
         if curve is not None:
             drawn.append((setting.label, curve))
     if not drawn:
@@ -225,9 +158,9 @@ def plot(report: Report, path: Path) -> tuple[bool, list[str]]:
     return True, notes
 
 
-def _write(report: Report, folder: Path, *, with_plot: bool) -> list[str]:
+def _write(report: Report, folder: Path, read: Curves, *, with_plot: bool) -> list[str]:
     """Writes report.md and report.svg in `folder`. Returns notes to show."""
-    drawn, notes = plot(report, folder / "report.svg") if with_plot else (False, [])
+    drawn, notes = plot(report, folder / "report.svg", read) if with_plot else (False, [])
     text = [f"# {escaped(folder.resolve().name)}", "", *text_lines(report, folder), "", FIGURES, ""]
     if drawn:
         text += ["![Learning curves](report.svg)", ""]
@@ -235,33 +168,120 @@ def _write(report: Report, folder: Path, *, with_plot: bool) -> list[str]:
     return notes
 
 
+def make_page(reports: Sequence[tuple[Path, Report]], read: Curves, path: Path) -> Page:
+    """Returns the page of a run where its run directory alone was given, else that of the folders."""
+    runs = [run for _, report in reports for setting in report.settings for run in setting.runs]
+    if len(reports) == len(runs) == 1 and runs[0].folder == reports[0][0]:
+        return run_page(runs[0], read_history(runs[0].folder))
+    return folder_page(reports, read, path)
+
+
+# -- the command --------------------
+
+
 def _parser() -> Parser:
-    parser = Parser(prog="python -m dppo.report", description="Sums up the runs of a sweep, or of any folder of runs.")
-    parser.add_argument("folder", metavar="SWEEP_DIR", type=Path, help="searched for run directories at any depth")
+    parser = Parser(
+        prog="python -m dppo.report",
+        description="Sums up a run, the runs of a sweep, or of any folder of runs, as text and as one HTML page.",
+    )
+    parser.add_argument(
+        "folder", metavar="RUN|FOLDER", type=Path, nargs="+",
+        help="a run directory, or a folder that is searched for run directories at any depth; several are compared",
+    )  # fmt: skip
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="the page, by default RUN|FOLDER/report.html")
+    parser.add_argument("--figures", metavar="DIR", type=Path, help="the page's charts as PNG and PDF files as well")
+    parser.add_argument("--watch", action="store_true", help="renew the page until the run has ended, or Ctrl-C")
     parser.add_argument("--json", action="store_true", help="one JSON object on standard output instead of the table")
-    parser.add_argument("--no-plot", action="store_true", help="no SWEEP_DIR/report.svg")
+    parser.add_argument("--no-plot", action="store_true", help="no report.svg")
+    parser.add_argument("--no-page", action="store_true", help="no report.html")
     return parser
+
+
+def _page_path(args: argparse.Namespace) -> Path:
+    """Returns where the page goes. Raises UsageError where no page can be there."""
+    path = args.output or (args.folder[0] if len(args.folder) == 1 else Path()) / paths.REPORT
+    if path.suffix not in (".html", ".htm"):
+        raise UsageError(f"-o {path}: the page is HTML, and the name of its file must end in .html")
+    if not path.parent.is_dir():
+        raise UsageError(f"-o {path}: there is no folder {path.parent}: make it first")
+    if path.is_dir():
+        raise UsageError(f"-o {path} is a folder: name a file")
+    return Path(path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
         args = _parser().parse_args(argv)
-        report = make_report(args.folder)
+        reports = [(folder, make_report(folder)) for folder in args.folder]
+        path = _page_path(args)
+        if args.figures is not None:
+            require_matplotlib()
+        if args.watch:
+            if args.no_page:
+                raise UsageError("--watch renews the page, and --no-page asks for none: leave one out")
+            reports = watch(args.folder, path)
     except UsageError as error:
         say(plain(error))
         return EXIT_USAGE
-    print(
-        json.dumps(as_json(report, args.folder)) if args.json else "\n".join(text_lines(report, args.folder)),
-        flush=True,
-    )
+    if args.json:
+        objects = [as_json(report, folder) for folder, report in reports]
+        print(json.dumps(objects[0] if len(objects) == 1 else {"folders": objects}), flush=True)
+    else:
+        print("\n".join(_text(reports)), flush=True)
+    notes = []
+    read = Curves()
     try:
-        notes = _write(report, args.folder, with_plot=not args.no_plot)
+        for folder, report in reports:
+            notes += _write(report, folder, read, with_plot=not args.no_plot)
     except OSError as error:
-        notes = [f"report.md and report.svg cannot be written: {error}"]
+        notes += [f"report.md and report.svg cannot be written: {error}"]
+    try:
+        if not args.no_page or args.figures is not None:
+            page = make_page(reports, read, path)
+            if not args.no_page:
+                write_page(page, path)
+                if not args.json:
+                    print(f"\nThe page: {plain(path)}", flush=True)
+            if args.figures is not None:
+                papers.write(page.charts(), args.figures)
+    except (UsageError, OSError) as error:
+        notes += [f"{path} cannot be written: {error}"]
     for note in notes:
         say(plain(note))
     return 0
+
+
+def _text(reports: Sequence[tuple[Path, Report]]) -> Iterator[str]:
+    for number, (folder, report) in enumerate(reports):
+        if len(reports) > 1:
+            yield from ([""] * bool(number) + [f"# {escaped(folder)}", ""])
+        yield from text_lines(report, folder)
+
+
+def write_page(page: Page, path: Path, reload_s: float | None = None) -> None:
+    """Replaces the page's file. Raises UsageError where Jinja is missing, OSError where it cannot be written."""
+    replace_atomically(path, render(page, made=time.strftime("%Y-%m-%d %H:%M:%S"), reload_s=reload_s))
+
+
+def watch(folders: Sequence[Path], path: Path) -> list[tuple[Path, Report]]:
+    """Renews the page until no run is under way, or Ctrl-C. Returns the last reports; the page of these is not written
+    yet. Raises UsageError where the runs are gone, or there is no Jinja.
+    """
+    say(plain(f"{path} is renewed until the run ends; Ctrl-C stops"))
+    reports: list[tuple[Path, Report]] = []
+    with contextlib.suppress(KeyboardInterrupt):
+        while True:
+            began = time.monotonic()
+            reports = [(folder, make_report(folder)) for folder in folders]
+            if all(run.state != RUNNING for _, r in reports for setting in r.settings for run in setting.runs):
+                return reports
+            try:
+                write_page(make_page(reports, Curves(), path), path, RENEW_S)
+            except OSError as error:  # a disk that is full for a while
+                say(plain(f"{path} cannot be written: {error}; it is tried again"))
+            time.sleep(max(RENEW_S, SHARE * (time.monotonic() - began)))
+    return reports or [(folder, make_report(folder)) for folder in folders]
 
 
 if __name__ == "__main__":

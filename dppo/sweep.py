@@ -8,15 +8,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.console import escaped, markdown_table, say
+from dppo.console import escaped, markdown_table, plain, say
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.files import TOML_BYTES, plain, read_regular, replacing
-from dppo.rundir import paths
 from dppo.settings.commands import Parser, integer, require, within
 from dppo.settings.flags import as_flags
-from dppo.study.search import JOURNAL, Search, check_settings, read_search
+from dppo.study.kept import keep_copy
+from dppo.study.search import Search, check_settings, read_search
 from dppo.study.spec import (
-    COPY,
     MOST_RANKS,
     MOST_TASKS,
     SEARCH_DEFAULTS,
@@ -80,7 +78,7 @@ def prepare(path: Path, sweep: Sweep, sweep_dir: Path, task: int) -> list[str]:
         config_of(settings)
     except UsageError as error:
         raise UsageError(f"{path}: task {task}: {error}") from error
-    _keep_copy(path, sweep, sweep_dir)
+    keep_copy(path, sweep, sweep_dir)
     return [*as_flags(settings), "--run-dir", str(task_folder(sweep_dir, task))]
 
 
@@ -96,66 +94,20 @@ def run(args: argparse.Namespace, sweep: Sweep) -> int:
         except UsageError as error:
             raise UsageError(f"{path}: task {number}: {error}") from error
 
-    def keep_copy() -> None:
-        _keep_copy(path, sweep, args.sweep_dir)
+    def enter() -> None:
+        keep_copy(path, sweep, args.sweep_dir)
 
     if args.as_task is None:
-        return run_here(sweep, search, args.sweep_dir, args.jobs or 1, args.ranks, keep_copy)
+        return run_here(sweep, search, args.sweep_dir, args.jobs or 1, args.ranks, enter)
     if search is None:
         raise UsageError("--task is for a file with a [search]; give TASK without it, and it prints that task's flags")
-    return run_as_task(sweep, search, args.sweep_dir, args.as_task, args.ranks, keep_copy, is_asked=args.asked)
+    return run_as_task(sweep, search, args.sweep_dir, args.as_task, args.ranks, enter, is_asked=args.asked)
 
 
 def _search_in(path: Path, sweep: Sweep) -> Search:
     search = read_search(sweep, path)
     check_settings(search, path)
     return search
-
-
-def _keep_copy(path: Path, sweep: Sweep, sweep_dir: Path) -> None:
-    """Raises UsageError where the folder belongs to another sweep, or cannot be written."""
-    try:
-        copy, content = sweep_dir / COPY, read_regular(path, max_bytes=TOML_BYTES)
-        if copy.exists():
-            if read_regular(copy, sweep_dir, TOML_BYTES) == content:
-                return
-            _refuse_another(path, sweep, copy)
-        sweep_dir.mkdir(parents=True, exist_ok=True)
-        with replacing(copy) as part:  # tasks that start together all write it
-            part.write_bytes(content)
-    except OSError as error:
-        raise UsageError(f"{sweep_dir} cannot be written: {error.strerror}; choose another SWEEP_DIR") from error
-
-
-def _refuse_another(path: Path, sweep: Sweep, copy: Path) -> None:
-    """Raises UsageError where the new file changes a task that has been run; repaired and added tasks are allowed."""
-    before = read_sweep(copy)
-    if (copy.parent / JOURNAL).exists() and (differing := _changed_in_study(before, sweep)):
-        raise UsageError(
-            f"{copy.parent / JOURNAL} is the study of another file ({copy}), which has another {differing}: choose"
-            f" another SWEEP_DIR for {path}, or undo that; only search.trials may change"
-        )
-    for task in range(len(before.varied)):
-        folder = task_folder(copy.parent, task)
-        if not (folder / paths.CONFIG).exists():
-            continue
-        now = sweep.settings(task) if task < len(sweep.varied) else {}
-        then = before.settings(task)
-        if now != then:
-            changed = sorted(key for key in now.keys() | then if now.get(key) != then.get(key))
-            what = ", ".join(f"{k} was {then.get(k, 'not set')}, is {now.get(k, 'not set')}" for k in changed)
-            raise UsageError(
-                f"{folder} is a run of another sweep.toml ({copy}): {what if now else 'it has no such task now'};"
-                f" choose another SWEEP_DIR for {path}, or undo what changes tasks that have been run"
-            )
-
-
-def _changed_in_study(before: Sweep, now: Sweep) -> str:
-    """Returns what of a study differs in the new file, apart from the number of trials; "" if nothing does."""
-    if before.fixed != now.fixed:
-        return "[fixed]"
-    then, new = ({**(sweep.search or {}), "trials": None} for sweep in (before, now))
-    return next((f"search.{key}" for key in then | new if then.get(key) != new.get(key)), "")
 
 
 def _parser() -> Parser:

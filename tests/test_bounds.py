@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dppo.bounds import Section, as_name, digits, shown, whole_number, within
-from dppo.config import Config, ModelConfig
+from dppo.config import Config, LogConfig, ModelConfig
 from dppo.errors import UsageError
 from dppo.settings.flags import as_flags, parse
 from dppo.settings.resolve import resolve
@@ -222,6 +222,7 @@ def test_every_setting_of_a_complete_configuration_comes_back(tmp_path: Path) ->
         Config(
             target_return=-1e-7, time_limit_s=1e9, seed=2**63 - 1, model=ModelConfig(hidden=()),
             env_kwargs={"size": 5, "its_mode": "True", "sizes": [1, 2.5]}, wrappers=("a:b", "c:d"),
+            log=LogConfig(recorder=("a:b", "c:d"), wandb="x", mlflow="y z"),
             env="X-v0", cases=({"name": "a.1", "env-kwargs": {"its-size": [1, {"b-c": 2}]}}, {"name": "2"}),
         )
     )  # fmt: skip

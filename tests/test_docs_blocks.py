@@ -90,7 +90,8 @@ def test_every_block_is_whole_and_in_its_language(document: Path) -> None:
 def test_every_command_of_the_documents_is_known_here() -> None:
     """So that a new one is tried below, or said to be tried by hand."""
     known = (
-        "python -m dppo.", "python -m mpi4py", "make ", "sbatch ", "jobs/", ".ci/run", "tensorboard ", *BY_HAND,
+        "python -m dppo.", "python -m mpi4py", "make ", "sbatch ", "jobs/", ".ci/run", "tensorboard ",
+        "python examples/", *BY_HAND,
     )  # fmt: skip
     plain = {LAUNCHERS.sub("", re.sub(r"^((?!MPICC)[A-Z_]+=\S* )+", "", c)) for c in commands() if c}
     assert [c for c in sorted(plain) if not c.startswith(known) and " apptainer exec " not in c] == []
@@ -104,7 +105,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = tmp_path / "runs" / "NAME"
     run.mkdir(parents=True)
     (run / "config.toml").write_text(to_toml(resolve(Config())))
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    for name in ("jobs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

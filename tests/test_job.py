@@ -385,6 +385,21 @@ def test_a_script_trains_is_told_and_comes_back(script: str, stage: Stage) -> No
     assert stage.log(launcher)[-1].endswith(f"--log.stall-abort-s 600 --run-dir {run} --resume")
 
 
+def test_the_script_of_a_search_comes_back_to_its_trial(stage: Stage) -> None:
+    """tests/slurm/test_search.py has the whole of it."""
+    text = (ROOT / "jobs" / "search.toml").read_text().replace("[1, 2]", "[7]")
+    (stage.folder / "search.toml").write_text(text)
+    where = {"SWEEP": "search.toml", "SWEEP_DIR": "runs/all", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_JOB_ID": "19"}
+    script = str(ROOT / "jobs" / "search.sbatch")
+    stage.plays("mpirun", *SAVES)
+    job = stage.start("bash", script, RUN="runs/all/trial_0000", **where)
+    assert job.waits().send(signal.SIGUSR1).end()[0] == 75
+    (trains,) = stage.log("mpirun")
+    assert "mpirun --with-ft ulfm " in trains and "--log.stall-abort-s 600 --env CartPole-v1 " in trains
+    assert trains.endswith("--seed 7 --run-dir runs/all/trial_0000")
+    assert stage.log("scontrol") == [line.replace("19", "19_3") for line in BACK]
+
+
 @pytest.mark.parametrize(
     ("variables", "launcher", "beside"),
     [
@@ -420,6 +435,14 @@ def test_a_signal_while_a_script_begins_is_not_lost(script: str, stage: Stage) -
     assert stage.log() == BACK
 
 
+def test_a_signal_while_the_script_of_a_search_begins_is_not_lost(stage: Stage) -> None:
+    stage.activate("kill -USR1 $$")
+    where = {"SWEEP": str(ROOT / "jobs" / "search.toml"), "SWEEP_DIR": "runs/all", "SLURM_ARRAY_TASK_ID": "3"}
+    code, output = stage.start("bash", str(ROOT / "jobs" / "search.sbatch"), **where).end()
+    assert code == 75 and "stopped by SIGUSR1: 20 are left" in output
+    assert stage.log() == BACK
+
+
 def test_a_signal_while_python_starts_ends_nothing(stage: Stage) -> None:
     """It comes too late for the script and too early for the job, and is the only one that is lost."""
     tell = "import os, signal, sys; '--starts' in sys.orig_argv and os.kill(os.getpid(), signal.SIGUSR1)"
@@ -427,3 +450,12 @@ def test_a_signal_while_python_starts_ends_nothing(stage: Stage) -> None:
     stage.plays("mpirun", "finish finished")
     where = {"PYTHONPATH": f"{stage.folder}:{ROOT}", "RUN_DIR": "runs/it"}
     assert stage.start("bash", str(ROOT / "jobs" / "train.sbatch"), **where).end()[0] == 0
+
+
+def test_a_job_trains_by_the_command_dppo_as_well(stage: Stage) -> None:
+    stage.plays("dppo", "exit 0")
+    stage.plays("mpirun", "finish finished")
+    job = stage.start("python", "-m", "dppo.job", *MPIRUN, "dppo", "run", "--seed", "1", "--run-dir", "runs/it")
+    assert job.end()[0] == 0
+    assert stage.log("dppo") == ["dppo run --seed 1 --run-dir runs/it --dry-run"]
+    assert stage.log("mpirun") == ["mpirun --with-ft ulfm dppo run --seed 1 --run-dir runs/it"]

@@ -36,11 +36,13 @@ def write_sweep(folder: Path, *, without: tuple[int, ...] = (), states: dict[int
 
 
 def report(capsys: pytest.CaptureFixture[str], *argv: Any) -> str:
-    """Standard output; standard error is empty."""
+    """Standard output without the line that names the page; standard error is empty."""
     assert main(list(map(str, argv))) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    return str(out)
+    page = Path(argv[0]) / "report.html"
+    assert page.is_file()
+    return str(out).removesuffix(f"\nThe page: {page}\n")
 
 
 def report_json(capsys: pytest.CaptureFixture[str], folder: Path) -> dict[str, Any]:

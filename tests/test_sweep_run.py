@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from dppo import report
 from dppo.study.lock import lock
 from dppo.sweep import main
 from tests.test_sweep import EXAMPLE, complaint
@@ -153,6 +154,10 @@ def test_a_search_on_this_machine_then_another_file(
     said = capsys.readouterr().out
     assert re.search(r"2 of 2 trials have ended; the best so far is trial [01] with [\d.]+\n$", said)
     assert summaries(out) == {"trial_0000": "finished", "trial_0001": "finished"}
+    assert report.main([str(out), "--no-plot"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("study: 2 trials, optimised return; 2 complete\n") and "optim.lr=0.0" in said
+    assert "All runs have ended by themselves." in said
     file.write_text(SEARCH.replace("trials = 2", "trials = 3"))  # more trials are allowed
     assert main([str(file), str(out), "--task", "7"]) == 0  # outside of Slurm
     assert len(summaries(out)) == 3
@@ -165,3 +170,18 @@ def test_a_search_on_this_machine_then_another_file(
         file.write_text(SEARCH.replace(before, after))
         said = complaint(capsys, file, out, "--run")
         assert f"which has another {what}: choose another SWEEP_DIR" in said
+
+
+@pytest.mark.slow
+def test_a_trial_that_does_not_learn_is_stopped_by_its_recorder(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    rates = "optim.lr = {choices = [1e-3, 2e-3, 3e-3, 4e-3, 1e-9]}"
+    text = SEARCH.replace("trials = 2", "sampler = 'grid'\npruner = 'median'").replace("= 512", "= 6000")
+    file.write_text(f"{text.partition('optim.lr')[0]}{rates}\n")
+    assert main([str(file), str(out), "--run"]) == 0
+    assert "5 of 5 trials have ended, 1 pruned; the best so far is trial" in capsys.readouterr().out
+    assert summaries(out) == {f"trial_000{k}": "finished" for k in range(5)}
+    stopped = json.loads((out / "trial_0004" / "summary.json").read_text())
+    assert stopped["stopped_by"] == "Pruning" and stopped["env_steps"] < 6000

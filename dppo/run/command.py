@@ -237,7 +237,7 @@ def _prepare(
     with start_of(env_group), contextlib.ExitStack() as unless_it_trains:
         watchdog = make_watchdog(plan, comm, world.rank)
         unless_it_trains.callback(watchdog.stop)
-        chosen = check_recorders(comm, recorders)
+        chosen = check_recorders(comm, plan.config.log, recorders)
         given = given_to_envs(plan, MPI.COMM_SELF, env_group)
         unless_it_trains.callback(leave_no_trace, plan, given)
         parts = setup.build(plan.config, comm, watchdog.heartbeat, given, plan.run_dir)

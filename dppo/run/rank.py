@@ -10,8 +10,10 @@ import numpy as np
 
 from dppo.cluster import guard, startup
 from dppo.cluster.signals import Preemption
+from dppo.cluster.timeline import Timeline
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm.mpi import Comm
+from dppo.config import LogConfig
 from dppo.console import Console
 from dppo.data import Report
 from dppo.errors import Failure
@@ -40,7 +42,7 @@ class Services:
     threads: int
     quiet: bool = False
     """Whether rank 0 prints nothing but warnings."""
-    recorders: Chosen = field(default_factory=Chosen)
+    recorders: Chosen = field(default_factory=lambda: Chosen(LogConfig()))
 
 
 def begin_services(
@@ -60,7 +62,7 @@ def begin_services(
     if startup.early_signals:
         preemption.request("a signal at start-up")
     watchdog.write_to(plan.run_dir / paths.STALLS)
-    return Services(console, preemption, watchdog, started, startup.prepare(), quiet, recorders or Chosen())
+    return Services(console, preemption, watchdog, started, startup.prepare(), quiet, recorders or Chosen(config.log))
 
 
 @dataclass(frozen=True)
@@ -223,6 +225,8 @@ class Rank:
     worker: Worker = field(default_factory=Worker)
     server: Server = field(default_factory=Server)
     recovery: Recovery = field(default_factory=Recovery)
+    timeline: Timeline | None = None
+    """Notes what this rank does; None: nobody asks."""
 
     @property
     def survives(self) -> bool:

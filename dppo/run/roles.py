@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 
 from dppo.cluster.startup import forks_end_here
@@ -25,8 +26,11 @@ def begin_collecting(me: Rank) -> None:
     worker, config = me.group.member.worker, me.plan.config
     assert worker is not None
     fraction_done = 0.0 if me.plan.saved is None else min(1.0, me.plan.saved.env_steps / config.total_steps)
+    since = time.monotonic()
     with forks_end_here():
         me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker), fraction_done))
+    if me.timeline is not None and me.plan.saved is not None:
+        me.timeline.add("replay", since, time.monotonic())
     standby = me.recovery.standby
     standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)
 
@@ -88,8 +92,9 @@ def begin_tracking(me: Rank) -> None:
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
     """Makes this rank, the server, keep track of the run from now on, and starts the recorders."""
     tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
+    tracker.saver.timeline = me.timeline
     recorders, plan = tracker.files.recorders, me.plan
-    recorders.add(*me.services.recorders.recorders())
+    recorders.add(*me.services.recorders.make(me.services.console.warn))  # rank 0 has made them before
     size, env_steps = me.group.comm.size, me.parts.state.env_steps
     recorders.start(RunInfo(plan.run_dir, plan.run_id, asdict(plan.config), size, resumed, env_steps))
     me.server.open(tracker)

@@ -6,7 +6,6 @@ from dppo.settings.toml import CONFIG_FILE
 
 CONFIG = CONFIG_FILE
 METRICS = "metrics.jsonl"
-EVALUATIONS = "evaluations.jsonl"
 SUMMARY = "summary.json"
 EVALUATIONS = "evaluations.jsonl"
 VERSIONS = "versions.json"
@@ -43,6 +42,10 @@ STALLS = "stalls"
 ENDED_BY_STALL = f"{STALLS}/ended.txt"
 """The file of a rank that ended itself because it made no progress."""
 TENSORBOARD = "tensorboard"
+REPORT = "report.html"
+"""The page of python -m dppo.report, also of a folder of runs."""
+TRACE, TRACE_PARTS = "trace.json", "trace"
+"""The timeline of all ranks, and the folder of each rank's own part of it."""
 
 
 def checkpoint_name(env_steps: int) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from dppo.config import Config
 from dppo.errors import RefusedFileError
-from dppo.files import check_run_files, parse_json, read_lines
+from dppo.files import LINE_BYTES, check_run_files, open_regular, parse_json, read_lines
 from dppo.rundir import paths
 from dppo.rundir.summary import ENDED, FAILED, PREEMPTED, RUNNING, STATES, read_summary
 from dppo.settings.toml import load_config
@@ -109,6 +109,21 @@ def read_curve(folder: Path, key: str = "return_mean_100") -> tuple[np.ndarray, 
         return np.empty(0), np.empty(0), 0
     steps, column = np.array(sorted(points)).reshape(-1, 2).T
     return steps, column, damaged
+
+
+def newest_speed(folder: Path) -> float | None:
+    """Returns the environment steps per second of training as of the newest whole line of metrics.jsonl; None where
+    there is none.
+    """
+    try:
+        with open_regular(folder / paths.METRICS, folder, 2**63) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 2 * LINE_BYTES))
+            line = file.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
+        values = parse_json(line)
+        speed = float(values["env_steps"]) / float(values["train_s"])
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, OverflowError):
+        return None
+    return speed if math.isfinite(speed) else None
 
 
 def _first_line(what: object) -> str:

@@ -30,7 +30,7 @@ HERE = "here"
 
 
 def run_here(
-    sweep: Sweep, search: Search | None, sweep_dir: Path, slots: int, ranks: int | None, keep_copy: Callable[[], None]
+    sweep: Sweep, search: Search | None, sweep_dir: Path, slots: int, ranks: int | None, enter: Callable[[], None]
 ) -> int:
     """Runs all that has not ended, `slots` runs at a time. Returns the exit code.
 
@@ -38,13 +38,13 @@ def run_here(
       UsageError: another process is at work in the folder, or there is no mpirun.
     """
     launch = _by_mpirun(ranks or sweep.ranks or RANKS)
-    with _locks(sweep_dir, search, keep_copy, None) as held:
+    with _locks(sweep_dir, search, enter, None) as held:
         source = Tasks(sweep, sweep_dir) if search is None else Trials(sweep_dir, search, HERE)
         return _to_the_end(source, launch, slots, held)
 
 
 def run_as_task(
-    sweep: Sweep, search: Search, sweep_dir: Path, task: int, ranks: int | None, keep_copy: Callable[[], None],
+    sweep: Sweep, search: Search, sweep_dir: Path, task: int, ranks: int | None, enter: Callable[[], None],
     *, is_asked: bool = False,
 ) -> int:  # fmt: skip
     """Runs trials, one at a time, until the study has its number, beside other tasks. In a job of Slurm's each is run
@@ -63,7 +63,7 @@ def run_as_task(
     else:
         launch = _by_mpirun(ranks or sweep.ranks or RANKS)
     worker = f"task_{task:03}"
-    with _locks(sweep_dir, search, keep_copy, worker) as held:
+    with _locks(sweep_dir, search, enter, worker) as held:
         return _to_the_end(Trials(sweep_dir, search, worker), launch, 1, held, is_job=is_job, is_asked=is_asked)
 
 
@@ -77,7 +77,7 @@ def _by_mpirun(ranks: int) -> Launch:
 
 @contextmanager
 def _locks(
-    sweep_dir: Path, search: Search | None, keep_copy: Callable[[], None], worker: str | None
+    sweep_dir: Path, search: Search | None, enter: Callable[[], None], worker: str | None
 ) -> Iterator[list[int]]:
     """Yields the descriptors that keep others out of the folder. Raises UsageError where others are in it.
 
@@ -98,7 +98,7 @@ def _locks(
                 f"{sweep_dir}: another dppo.sweep is at work in it, or a run of one that has been killed still saves:"
                 " wait for its end, or stop it by Ctrl-C"
             )
-        keep_copy()
+        enter()
         if search is not None:
             held.append(enlist(sweep_dir, worker or HERE))
         if None in held:

@@ -26,6 +26,8 @@ LOOK_S = 0.2
 """Seconds between two looks at the runs."""
 KILL_AFTER_S = 80.0
 """Seconds that a run gets to end beyond its own checkpoint.grace-s once it was asked to save; later it is stuck."""
+STALL, STALL_ABORT_S = "log.stall-abort-s", 600
+"""The setting that ends a rank that makes no progress, and its value in runs that nobody watches."""
 AGAIN = "again"
 """The reason to stop where a run's own process wants its whole job to be started again."""
 
@@ -102,7 +104,8 @@ class Launch(NamedTuple):
 
     def command(self, job: Job) -> list[str]:
         """Returns the command that starts or resumes a run."""
-        flags = [*as_flags(job.settings), "--run-dir", str(job.folder)]
+        limit = {} if STALL in job.settings else {STALL: STALL_ABORT_S}
+        flags = [*as_flags(limit | job.settings), "--run-dir", str(job.folder)]
         again = ["--resume"] if self.resumes and os.path.lexists(job.folder / paths.CONFIG) else []
         return [*self.launcher, sys.executable, "-m", "dppo.run", *flags, *again]
 

@@ -251,7 +251,9 @@ def check_settings(search: Search, path: Path) -> None:
         for name, dimension in search.space.items():
             for value in dimension.ends()[1:]:
                 config_of(search.settings(first | {name: value}, search.seeds[0]))
-        if search.optimise == STEPS and config.target_return is None:
-            raise UsageError(f'optimise = "{STEPS}" needs a target: write target-return = … under [fixed]')
+        if search.optimise == STEPS and config.target_return is None and config.eval.target_return is None:
+            raise UsageError(
+                f'optimise = "{STEPS}" needs a target: write target-return = …, or eval.target-return, under [fixed]'
+            )
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error

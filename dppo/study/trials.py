@@ -18,8 +18,9 @@ from pathlib import Path
 
 from dppo.cluster.slurm import in_queue, this_allocation
 from dppo.errors import UsageError
-from dppo.files import number_in, parse_json, read_lines
-from dppo.rundir import paths
+from dppo.files import number_in
+from dppo.rundir.evaluations import read_evaluations, return_of
+from dppo.rundir.runs import read_curve
 from dppo.rundir.summary import ENDED, TARGET, read_summary
 from dppo.study.journal import OWNER, PRUNED, REASON, Study, locked
 from dppo.study.local import BROKEN, DONE, Job, Outcome
@@ -170,17 +171,9 @@ def value_of(folder: Path, search: Search) -> float | None:
 
 def returns_in(folder: Path) -> list[float]:
     """Returns the mean returns of a run's evaluations or, without any, those of its iterations."""
-    found: list[float] = []
-    for name, key in ((paths.EVALUATIONS, "return_mean"), (paths.METRICS, "return_mean_100")):
-        if found or not (folder / name).exists():
-            continue
-        for line in read_lines(folder / name, folder, skip_long=True):
-            try:
-                value = float(parse_json(line)[key])
-            except (ValueError, KeyError, TypeError):  # a torn line, or no episode yet
-                continue
-            found += [value] if math.isfinite(value) else []
-    return found
+    if evaluations := read_evaluations(folder):
+        return [value for value in map(return_of, evaluations) if value is not None]
+    return [float(value) for value in read_curve(folder)[1]]
 
 
 def has_ended(folder: Path) -> bool:

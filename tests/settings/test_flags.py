@@ -244,7 +244,7 @@ def test_every_setting_is_a_flag() -> None:
 
 def test_every_flag_is_understood() -> None:
     """All at once, each with a value that is not its default."""
-    names = [n for n in flag_names() if n not in ("resume", "log.trace", "optim.anneal")]
+    names = [n for n in flag_names() if n not in ("resume", "optim.anneal")]
     values = {
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "optim.schedule": "kl",
         "ppo.clip-schedule": "linear", "ppo.entropy-schedule": "cosine", "a3c.entropy-schedule": "linear",
@@ -253,6 +253,7 @@ def test_every_flag_is_understood() -> None:
         "model.encoder": "impala", "init-from": "R", "model.backend": "torch", "server.staleness": "scale",
         "vectorization": "sync", "device": "cpu", "on-worker-error": "abort", "on-env-error": "restart",
         "ppo.objective": "kl", "env": "X-v0", "env-kwargs": "size=7", "wrappers": "a:b", "ppo.minibatches": "1",
+        "log.recorder": "a:b",
         "trajectories.compression": "none",
         "server.drop": "0", "preempt-fraction": "0.0", "env-ranks": "1", "cases": '{name="a"}',
     }  # fmt: skip
@@ -308,6 +309,8 @@ def as_plain(config: Any, name: str) -> Any:
         ("--optim.name sgd", "optim.name", "sgd"),
         ("--seed 1 --seed 2", "seed", 2),
         ("--wrappers a:b c.d:e", "wrappers", ("a:b", "c.d:e")),
+        ("--log.recorder a:b c.d:e", "log.recorder", ("a:b", "c.d:e")),
+        ("--log.wandb walking --log.mlflow running", "log.mlflow", "running"),
         ("--env-kwargs a=1 b=x", "env_kwargs", {"a": 1, "b": "x"}),
         ("--env_kwargs a=1 --seed 2 --env-kwargs b=2", "env_kwargs", {"a": 1, "b": 2}),
         ("--env-kwargs=a=-1 --seed 2", "env_kwargs", {"a": -1}),
@@ -348,6 +351,7 @@ def test_flags_in_all_their_forms(flags: str, name: str, value: Any) -> None:
         ("--env-kwargs a=inf", "env-kwargs.a=inf must be finite"),
         ("--env-kwargs.size 3", "--env-kwargs.size: no such flag; write --env-kwargs size=VALUE"),
         ("--env-kwarg a=1", "--env-kwarg: no such flag; did you mean --env-kwargs?"),
+        ("--log.recorder Diary", "log.recorder='Diary' must have the form module:callable"),
         ("--wrappers FlattenObservation", "wrappers='FlattenObservation' must have the form module:callable"),
         ("--wrappers a:b --vectorization native", "set vectorization=sync, or leave wrappers out"),
     ],

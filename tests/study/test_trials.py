@@ -221,7 +221,9 @@ def test_the_value_of_a_run(tmp_path: Path) -> None:
         file.write('{"env_steps": 900, "return_mean_100": 2.0}\n{"return_mean_100": null}\n{"retu')
     assert returns_in(job.folder) == [3.0, 2.0]
     assert [value_of(job.folder, search(what)) for what in ("return", "best_return")] == [2.0, 3.0]
-    (job.folder / "evaluations.jsonl").write_text('{"return_mean": 8.0}\n{"return_mean": 7.0}\n')
+    (job.folder / "evaluations.jsonl").write_text(
+        "".join(json.dumps({"iteration": k, "env_steps": k, "return_mean": 9.0 - k}) + "\n" for k in (1, 2))
+    )
     assert [value_of(job.folder, search(what)) for what in ("return", "best_return")] == [7.0, 8.0]
     assert value_of(job.folder, search("steps_to_target")) == 1400.0  # not reached
     end(job, 3.0, "target", 700)
