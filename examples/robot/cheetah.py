@@ -15,7 +15,7 @@ import dppo
 
 PRICE = 0.2
 """Of a kilowatt, in units of reward; a metre per second earns 1."""
-SETTLED, FRAMES, EVERY = 100, 8, 2
+SETTLED, FRAMES, EVERY = 100, 6, 2
 """Steps before the film strip, its pictures, and the steps from one to the next."""
 
 
@@ -58,13 +58,13 @@ def main(runs: tyro.conf.Positional[list[str]], picture: str | None = None, epis
         from matplotlib.figure import Figure
 
         speeds, powers, pictures = play(dppo.load_policy(runs[0]), 0, "rgb_array")
-        film, curve = Figure(figsize=(9, 3.8), layout="constrained").subplots(2, 1, height_ratios=(1, 2))
-        film.imshow(np.hstack([p[220:460] for p in pictures]))
+        film, curve = Figure(figsize=(9, 4), layout="constrained").subplots(2, 1, height_ratios=(2, 3))
+        film.imshow(np.hstack([p[140:460] for p in pictures]))
         film.set(title=f"a picture every {50 * EVERY} ms")
         film.axis("off")
         curve.plot(speeds[SETTLED : SETTLED + 60], label="speed in m/s")
         curve.plot(powers[SETTLED : SETTLED + 60], label="power in kW")
-        curve.set(xlabel="steps of 50 ms", ylim=(0, None))
+        curve.set(xlabel="steps of 50 ms", ylim=(0, 9))
         curve.legend(loc="upper right")
         curve.figure.savefig(picture, dpi=100)
 
