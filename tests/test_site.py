@@ -16,8 +16,8 @@ from dppo.settings.toml import presets
 yaml = pytest.importorskip("yaml")
 ROOT = Path(__file__).parents[1]
 KEYS = {
-    "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi", "identifiers", "keywords", "license",
-    "license-url", "message", "preferred-citation", "references", "repository", "repository-artifact",
+    "abstract", "authors", "cff-version", "commit", "contact", "date-released", "doi", "identifiers", "keywords",
+    "license", "license-url", "message", "preferred-citation", "references", "repository", "repository-artifact",
     "repository-code", "title", "type", "url", "version",
 }  # fmt: skip
 """That the Citation File Format 1.2.0 knows."""
