@@ -48,4 +48,5 @@ def test_the_source_distribution_is_whole_and_a_wheel_of_it_has_the_job_scripts(
     scripts = {f"dppo/cluster/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()}
     include = {f"dppo/envs/include/{name}" for name in ("dppo.h", "dppo.f90", "dppo_fortran.c")}
     others = {"dppo/cluster/openmpi.sh", "dppo/py.typed", "dppo/settings/presets/CartPole-v1.ppo.toml"}
-    assert scripts | include | others <= set(names)
+    pages = {f"dppo/study/page.{ending}" for ending in ("html.jinja", "css", "js")}
+    assert scripts | include | others | pages <= set(names)
