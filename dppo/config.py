@@ -273,7 +273,7 @@ class LogConfig(Section):
     stall_abort_s: Limit = 0.0
     """A rank without progress for so long ends the job; 0: never."""
     trace: bool = False
-    """Write RUN/trace.json, a timeline per rank for Perfetto."""
+    """Write RUN/trace.json, a timeline of all ranks for Perfetto."""
 
 
 @dataclass(frozen=True)

@@ -113,12 +113,16 @@ class Console:
         """Returns whether `progress` would show something now, so that no text is made in vain."""
         return self._enabled and time.monotonic() >= self._next
 
+    @property
+    def width(self) -> int | None:
+        """The characters of a line of progress; None: there is no limit, because the output is a file."""
+        return shutil.get_terminal_size().columns - 1 if self._terminal else None
+
     def progress(self, text: str) -> None:
         """Shows how far the run is."""
         self._next = time.monotonic() + self._interval_s
         if self._terminal:
-            width = shutil.get_terminal_size().columns
-            _show("\r\x1b[2K" + text[: width - 1], self._stream or sys.stdout)
+            _show("\r\x1b[2K" + text[: self.width], self._stream or sys.stdout)
             self._drawn = True
         else:
             _show(f"{text}\n", self._stream or sys.stdout)

@@ -6,11 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dppo.console import plain, say
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser
-from dppo.training.exported import NUM_OBSERVATIONS, CheckError, write_policy
-from dppo.training.policy import load_policy
+from dppo.settings.commands import Parser, complain, plain, require, within
+from dppo.training.exported import NUM_OBSERVATIONS, TOLERANCE, CheckError, write_policy
+from dppo.training.policy import LATEST, load_policy
 
 
 def _parser() -> Parser:
@@ -20,11 +19,20 @@ def _parser() -> Parser:
         "-o", "--output", metavar="FILE", type=Path, default=Path("policy.onnx"), help="(default: %(default)s)"
     )
     parser.add_argument(
-        "--checkpoint", default="latest", metavar="best|latest|STEP", help="which of the run's (default: %(default)s)"
+        "--checkpoint",
+        default=LATEST,
+        metavar="best|latest|STEP",
+        help="that of the best evaluation while training (dppo.run --eval.every), the newest one, or the one of so many"
+        " environment steps (default: %(default)s)",
     )
     parser.add_argument(
         "--stochastic", action="store_true", help="sample actions, from an input, instead of taking the most probable"
     )
+    parser.add_argument(
+        "--tolerance", type=float, default=TOLERANCE, metavar="DIFFERENCE",
+        help="the largest difference from the policy that is accepted, relative to an output's largest number"
+        " (default: %(default)s)",
+    )  # fmt: skip
     return parser
 
 
@@ -32,17 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
         args = _parser().parse_args(argv)
+        require("--tolerance", args.tolerance, within(0, 1))
         _check_output(args.output)
         policy = load_policy(args.run_dir, args.checkpoint)
-        size, worst = write_policy(policy, args.output, stochastic=args.stochastic)
+        size, worst = write_policy(policy, args.output, stochastic=args.stochastic, tolerance=args.tolerance)
     except UsageError as error:
-        say(plain(error))
+        complain(error)
         return EXIT_USAGE
     except CheckError as error:
-        say(plain(f"{args.output} was not written: {error}"))
+        complain(f"{args.output} was not written: {error}")
         return EXIT_FAILED
     except OSError as error:
-        say(plain(f"{args.output} cannot be written: {error}"))
+        complain(f"{args.output} cannot be written: {error}")
         return EXIT_FAILED
     print(
         f"{plain(args.output)}: {plain(policy.config.env)} after {policy.env_steps:,} steps,"

@@ -10,7 +10,6 @@ prints the folder of dppo.h and dppo.f90, for compilers.
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import re
 import shutil
@@ -49,7 +48,7 @@ class Training:
     launcher: list[str]
     """The launcher (mpirun, srun or another) with its options; empty where one process trains."""
     program: list[str]
-    """The words `python -m dppo.run`."""
+    """The words `python -m dppo.run`, or `dppo run`."""
     settings: list[str]
     run_dir: Path
     beside: list[str] = field(default_factory=list)
@@ -68,19 +67,24 @@ class Training:
 
 
 def take_apart(command: Sequence[str]) -> Training:
-    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS … [: PROGRAM …]`. Raises UsageError where the
-    command does not run dppo.run, or does not name the run directory.
+    """Returns the parts of `LAUNCHER … python -m dppo.run SETTINGS … [: PROGRAM …]`, or of `LAUNCHER … dppo run …`.
+    Raises UsageError where the command does not run dppo.run, or does not name the run directory.
     """
     words = list(command[1:] if command[:1] == ["--"] else command)
-    module = next((at for at, pair in enumerate(itertools.pairwise(words)) if pair == ("-m", "dppo.run")), 0)
-    if module == 0:
-        raise UsageError("the command must have python -m dppo.run in it; see python -m dppo.job -h")
-    python, end = module - 1, words.index(":", module) if ":" in words[module:] else len(words)
-    settings = words[module + 2 : end]
+    begins = next((at for at in range(len(words)) if _runs_dppo(words[at:])), None)
+    if begins is None:
+        raise UsageError("the command must have python -m dppo.run or dppo run in it; see python -m dppo.job -h")
+    ends = begins + (3 if words[begins + 1] == "-m" else 2)
+    end = words.index(":", ends) if ":" in words[ends:] else len(words)
+    settings = words[ends:end]
     run_dir = flag_value(settings, "run-dir")
     if not run_dir:
         raise UsageError("dppo.run needs --run-dir here: what became of a run is in its directory")
-    return Training(words[:python], words[python : module + 2], settings, Path(run_dir).expanduser(), words[end:])
+    return Training(words[:begins], words[begins:ends], settings, Path(run_dir).expanduser(), words[end:])
+
+
+def _runs_dppo(words: list[str]) -> bool:
+    return words[1:3] == ["-m", "dppo.run"] or (Path(words[0]).name == "dppo" and words[1:2] == ["run"])
 
 
 _PLACES = frozenset(
@@ -221,7 +225,9 @@ def _parser() -> Parser:
         help="what the launcher gets to end once it was asked to save (default: %(default)g)",
     )
     parser.add_argument("--asked", action="store_true", help="the script was asked to save, before this command began")
-    parser.add_argument("command", nargs=argparse.REMAINDER, help="mpirun or srun, python -m dppo.run, its settings")
+    parser.add_argument(
+        "command", nargs=argparse.REMAINDER, help="mpirun or srun, python -m dppo.run or dppo run, its settings"
+    )
     return parser
 
 

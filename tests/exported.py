@@ -10,6 +10,7 @@ from gymnasium import spaces
 from dppo.algo.losses import METRICS
 from dppo.algo.moments import RewardScale
 from dppo.config import Config, ModelConfig, MomentsConfig
+from dppo.envs.leaves import array_type, leaves
 from dppo.models.policy import make_policy
 from dppo.settings.resolve import resolve
 from dppo.training.moments import RunMoments
@@ -44,6 +45,17 @@ MANY_ACTED = spaces.Dict({
 """Spaces with every kind of leaf."""
 
 
+def seen(space: spaces.Space[Any], rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Observations [rows, *obs], as of a simulator: what has no bounds lies about a large offset."""
+    shape, dtype = array_type(space)
+    out = np.zeros((rows, *shape), dtype)
+    for leaf in leaves(space):
+        leaf.space.seed(int(rng.integers(1000)))
+        offset = 5000.0 * (leaf.dtype == np.float64 and not np.isfinite(leaf.space.high).all())
+        leaf.of(out)[...] = np.stack([leaf.space.sample() for _ in range(rows)]) + leaf.dtype.type(offset)
+    return out
+
+
 def policy_of(
     observed: spaces.Space[Any],
     acted: spaces.Space[Any],
@@ -58,13 +70,9 @@ def policy_of(
     parts = make_policy(observed, acted, model, moments, rng, len(METRICS), mask_size)
     run_moments = RunMoments(parts.inputs, RewardScale(is_used=moments.returns))
     state = TrainingState(parts.flat, run_moments, config)
-    size = len(parts.inputs.now.mean)
-    numbers = rng.normal(np.linspace(-2, 5000, size), np.linspace(0.1, 3, size), (50, size))
-    sums = [
-        super(type(parts.inputs), parts.inputs).deltas(numbers),
-        run_moments.rewards.deltas(rng.normal(0, 3, (50, 1))),
-    ]
-    state.merge(np.concatenate(sums))
+    observations = seen(observed, 50, rng)
+    state.merge(run_moments.deltas(observations, rng.normal(0, 3, (50, 1))))
     state.begin_iteration()
-    parts.flat.vector += rng.normal(0.0, 0.1, parts.flat.size).astype(np.float32)
+    noise = rng.normal(0.0, 0.2, (2, parts.flat.size)).astype(np.float32)
+    parts.flat.vector[...] = parts.flat.vector * (1.0 + noise[0]) + 0.02 * noise[1]
     return Policy(config, observed, acted, state.as_dict(), mask_size)

@@ -185,7 +185,6 @@ def test_nearest_says_nothing_where_nothing_is_near() -> None:
         ),
         ({"optim": {"schedule": "kl"}, "loss": "a3c"}, "use optim.schedule=linear, or loss=ppo with more updates"),
         ({"optim": {"schedule": "kl"}, "ppo": {"epochs": 1, "minibatches": 1}}, "and 1 update of each"),
-        ({"log": {"trace": True}}, "log.trace is not available"),
         ({"device": "cuda", "model": {"backend": "numpy"}}, "device=cuda needs a network of torch: leave"),
         ({"trajectories": {"every": 0}}, "trajectories.every=0 must be at least 1"),
         ({"trajectories": {"segment_mb": 0.0}}, "trajectories.segment_mb=0.0 must be positive"),

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from dppo.evaluate import _parser as evaluate_parser
+from dppo.export import _parser as export_parser
 from dppo.report import _parser as report_parser
 from dppo.settings.flags import flag_names
 from dppo.sweep import _parser as sweep_parser
@@ -44,6 +45,7 @@ FLAGS_OF_OTHERS = {
     "srun": {"cpu-bind", "distribution", "list", "mpi", "multi-prog", "nodelist"},
     "dppo.job": {"copy", "include", "kill-after-s", "openmpi", "place-groups"},
     "dppo.verdict": {"begin"},
+    "examples": {"picture"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},
     "tensorboard": {"logdir"},
@@ -92,6 +94,7 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
         "p2p": ("--mode", "sync", "--exchange", "p2p", "--ppo.objective", "kl", "--cases", '{name="only"}', *schedules),
         "async": ("--mode", "async"),
     }
+    modes["p2p"] += ("--eval.every", 32, "--eval.episodes", 1)
     jobs = [
         launch.start(None, "--env", "CartPole-v1", "--run-dir", name, *SHORT, *flags, **ONE_THREAD)
         for name, flags in modes.items()
@@ -106,7 +109,10 @@ def test_every_key_of_a_run_is_explained_and_every_explained_key_is_written(laun
     summary = json.loads((tmp_path / "async" / "summary.json").read_text())
     (attempt,) = json.loads((tmp_path / "async" / "versions.json").read_text())["attempts"]
 
+    evaluations = [json.loads(line) for line in (tmp_path / "p2p" / "evaluations.jsonl").read_text().splitlines()]
+
     text = METRICS.read_text()
+    assert table_keys(section(text, "evaluations.jsonl")) == {key for line in evaluations for key in line}
     assert table_keys(section(text, "metrics.jsonl")) == metrics
     assert table_keys(section(text, "summary.json")) == set(summary)
     assert table_keys(section(text, "versions.json")) == set(attempt)
@@ -119,12 +125,14 @@ def test_every_flag_exists(document: Path) -> None:
     evaluate = {option.removeprefix("--") for option in evaluate_parser()._option_string_actions}
     report = {option.removeprefix("--").removeprefix("no-") for option in report_parser()._option_string_actions}
     sweep = {option.removeprefix("--") for option in sweep_parser()._option_string_actions}
+    export = {option.removeprefix("--") for option in export_parser()._option_string_actions}
     (commands,) = (a for a in trajectories_parser()._actions if isinstance(a, argparse._SubParsersAction))
     trajectories = {option.removeprefix("--") for c in commands.choices.values() for option in c._option_string_actions}
     known = {
         *flag_names(),
         "help",
         *evaluate,
+        *export,
         *report,
         *sweep,
         *trajectories,
@@ -190,7 +198,7 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     files = examples()
     networks = {"my_net.py", "my_parts.py", "my_memory.py"}
     plays = {"play_it.py", "play_many.py"}
-    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", *plays, *networks}
+    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", "plateau.py", *plays, *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -214,7 +222,8 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     jets = ("--env", "my_jets:Jets", "--env-kwargs", "jets=12", "--num-envs", 24)
     agents = launch.start(None, *jets, "--dry-run", **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
-    for job in (own, fused, memory, config, unregistered, agents, train):
+    stops = launch.start(None, program=str(tmp_path / "plateau.py"), **ONE_THREAD)
+    for job in (own, fused, memory, config, unregistered, agents, train, stops):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     for job in [launch.start(None, program=str(tmp_path / name), **ONE_THREAD) for name in sorted(plays)]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from dppo import evaluate, report, sweep
+from dppo import evaluate, export, report, sweep
 from dppo.config import Config
 from dppo.errors import HelpShown
 from dppo.settings.flags import parse
@@ -90,7 +90,8 @@ def test_every_block_is_whole_and_in_its_language(document: Path) -> None:
 def test_every_command_of_the_documents_is_known_here() -> None:
     """So that a new one is tried below, or said to be tried by hand."""
     known = (
-        "python -m dppo.", "python -m mpi4py", "make ", "sbatch ", "jobs/", ".ci/run", "tensorboard ", *BY_HAND,
+        "python -m dppo.", "python -m mpi4py", "make ", "sbatch ", "jobs/", ".ci/run", "tensorboard ",
+        "python examples/", *BY_HAND,
     )  # fmt: skip
     plain = {LAUNCHERS.sub("", re.sub(r"^((?!MPICC)[A-Z_]+=\S* )+", "", c)) for c in commands() if c}
     assert [c for c in sorted(plain) if not c.startswith(known) and " apptainer exec " not in c] == []
@@ -104,7 +105,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     run = tmp_path / "runs" / "NAME"
     run.mkdir(parents=True)
     (run / "config.toml").write_text(to_toml(resolve(Config())))
-    (tmp_path / "jobs").symlink_to(ROOT / "jobs")
+    for name in ("jobs", "examples"):
+        (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -123,7 +125,12 @@ def test_commands_that_train_are_understood(capsys: pytest.CaptureFixture[str]) 
 
 @pytest.mark.usefixtures("folder")
 def test_commands_that_look_at_runs_are_understood(capsys: pytest.CaptureFixture[str]) -> None:
-    parsers = {"evaluate": evaluate._parser, "report": report._parser, "trajectories": trajectories_parser}
+    parsers = {
+        "evaluate": evaluate._parser,
+        "export": export._parser,
+        "report": report._parser,
+        "trajectories": trajectories_parser,
+    }
     for name, make in parsers.items():
         tried = each(f"python -m dppo.{name} ")
         assert tried

@@ -450,3 +450,12 @@ def test_a_signal_while_python_starts_ends_nothing(stage: Stage) -> None:
     stage.plays("mpirun", "finish finished")
     where = {"PYTHONPATH": f"{stage.folder}:{ROOT}", "RUN_DIR": "runs/it"}
     assert stage.start("bash", str(ROOT / "jobs" / "train.sbatch"), **where).end()[0] == 0
+
+
+def test_a_job_trains_by_the_command_dppo_as_well(stage: Stage) -> None:
+    stage.plays("dppo", "exit 0")
+    stage.plays("mpirun", "finish finished")
+    job = stage.start("python", "-m", "dppo.job", *MPIRUN, "dppo", "run", "--seed", "1", "--run-dir", "runs/it")
+    assert job.end()[0] == 0
+    assert stage.log("dppo") == ["dppo run --seed 1 --run-dir runs/it --dry-run"]
+    assert stage.log("mpirun") == ["mpirun --with-ft ulfm dppo run --seed 1 --run-dir runs/it"]

@@ -23,7 +23,7 @@ FLOORS = (
     ("trajectories",),
     ("training",),
     ("run", "study", "verdict", "requeue"),
-    ("evaluate", "export", "report", "sweep", "job"),
+    ("evaluate", "export", "report", "sweep", "job", "__main__"),
 )
 """From the ground up. Files and folders import lower floors only; files of one folder may import each other."""
 
@@ -167,6 +167,7 @@ def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:
         "dppo.settings.flags",
         "dppo.sweep",
         "dppo.job",
+        "dppo.__main__",
         "dppo.cluster.guard",
     ],
 )

@@ -170,3 +170,18 @@ def test_a_search_on_this_machine_then_another_file(
         file.write_text(SEARCH.replace(before, after))
         said = complaint(capsys, file, out, "--run")
         assert f"which has another {what}: choose another SWEEP_DIR" in said
+
+
+@pytest.mark.slow
+def test_a_trial_that_does_not_learn_is_stopped_by_its_recorder(
+    file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    rates = "optim.lr = {choices = [1e-3, 2e-3, 3e-3, 4e-3, 1e-9]}"
+    text = SEARCH.replace("trials = 2", "sampler = 'grid'\npruner = 'median'").replace("= 512", "= 6000")
+    file.write_text(f"{text.partition('optim.lr')[0]}{rates}\n")
+    assert main([str(file), str(out), "--run"]) == 0
+    assert "5 of 5 trials have ended, 1 pruned; the best so far is trial" in capsys.readouterr().out
+    assert summaries(out) == {f"trial_000{k}": "finished" for k in range(5)}
+    stopped = json.loads((out / "trial_0004" / "summary.json").read_text())
+    assert stopped["stopped_by"] == "Pruning" and stopped["env_steps"] < 6000

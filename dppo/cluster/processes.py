@@ -101,11 +101,13 @@ def _has_children() -> bool:
 
 
 def _leaves_by_itself(pid: int) -> bool:
-    """Returns whether a process is about to end, or is a server of multiprocessing, which cleans up once unused."""
+    """Returns whether a process is about to end, is a server of multiprocessing, which cleans up once unused, or has
+    called `follow`: then it was killed with the rank, but on a busy node it may take a while until it is gone.
+    """
     with contextlib.suppress(OSError), open(f"/proc/{pid}/cmdline", "rb") as file:
         text = file.read()
-        servers = (b"from multiprocessing.resource_tracker", b"from multiprocessing.forkserver")
-        return not text or any(server in text for server in servers)
+        modules = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver", b"dppo.cluster.processes")
+        return not text or any(b"from " + module in text for module in modules)
     return True
 
 

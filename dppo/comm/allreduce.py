@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 
+from dppo.cluster.timeline import Timeline
 from dppo.comm.mpi import MPI
 
 
@@ -23,6 +24,8 @@ class Allreduce:
         self._mine, self._most = np.empty(2, np.int64), np.empty(2, np.int64)
         self.is_lead, self.num_ranks = comm.rank == 0, comm.size
         self.waited_s = 0.0
+        self.timeline: Timeline | None = None
+        """Notes what this rank does; None: nobody asks."""
 
     def add(self, vector: np.ndarray) -> None:
         """Collective over `comm`. Makes `vector` [n] float32 or float64 the sum over ranks, equal to the bit on all."""
@@ -36,7 +39,10 @@ class Allreduce:
             vector[:] = sums
         else:
             self._comm.Allreduce(MPI.IN_PLACE, vector, MPI.SUM)
-        self.waited_s += time.monotonic() - since
+        now = time.monotonic()
+        self.waited_s += now - since
+        if self.timeline is not None:
+            self.timeline.part("exchange", since, now)
 
     def agree(self, fingerprint: int) -> bool:
         """Collective over `comm`. Returns whether all ranks have the same fingerprint; the same on all ranks."""

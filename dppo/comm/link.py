@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from dppo.cluster.timeline import Timeline
 from dppo.comm.mpi import MPI
 from dppo.comm.server import dispatch
 from dppo.comm.waiting import Backoff
@@ -52,6 +53,8 @@ class Link:
         self._broken: MPI.Exception | None = None
         self.heartbeat = heartbeat
         self.waited_s = 0.0
+        self.timeline: Timeline | None = None
+        """Notes what this rank does; None: nobody asks."""
         self._asked_to_leave, self._signalled = asked_to_leave, False
         self._replies: deque[np.ndarray] = deque()
         self._verdicts = 0
@@ -98,14 +101,17 @@ class Link:
     def _backoff(self) -> Backoff:
         return Backoff(None, longest_s=0.002)
 
-    def _wait_for(self, there: Callable[[], object]) -> None:
+    def _wait_for(self, there: Callable[[], object], name: str = "wait") -> None:
         self.heartbeat("exchange")
         since = time.monotonic()
         backoff = self._backoff()
         while not there() and not self.stopped:
             if not self._poll():
                 backoff.pause()
-        self.waited_s += time.monotonic() - since
+        now = time.monotonic()
+        self.waited_s += now - since
+        if self.timeline is not None:
+            self.timeline.part(name, since, now)
 
     def report(self, report: Report, rollout: Rollout) -> None:
         """Tells rank 0 of a rollout, and has the dump write it, if there is one; nobody waits.
@@ -158,7 +164,7 @@ class Link:
     def reply(self, *, wait: bool) -> np.ndarray | None:
         """Returns the server's next reply; None if there is none yet (wait=False) or the run has ended."""
         if wait:
-            self._wait_for(lambda: self._replies)
+            self._wait_for(lambda: self._replies, "exchange")
         else:
             self._look()
         return self._replies.popleft() if self._replies else None

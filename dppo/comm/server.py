@@ -10,12 +10,14 @@ Two parts:
 from __future__ import annotations
 
 import pickle
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
+from dppo.cluster.timeline import Timeline
 from dppo.comm.mpi import MPI
 from dppo.comm.waiting import Backoff
 from dppo.comm.wakeup import Doorbell
@@ -76,26 +78,44 @@ class ParameterServer:
         return Round(total, order, least)
 
 
+SERVED_S = 0.1
+"""Seconds of rank 0 that are one span of the timeline, and one iteration of its own."""
+
+
 def serve(
     comm: MPI.Comm,
     coordinator: Coordinator,
     first_worker_rank: int,
     doorbell: Doorbell | None = None,
     heartbeat: Callable[[str], None] = lambda phase: None,
+    timeline: Timeline | None = None,
 ) -> None:
-    """Runs rank 0's loop until the run has ended. Not collective: it only answers. Calls `heartbeat` in every pass."""
+    """Runs rank 0's loop until the run has ended. Not collective: it only answers. Calls `heartbeat` in every pass.
+    Tells the timeline, if there is one, of each message, and of the waiting for it.
+    """
     status = MPI.Status()
     all_ring = doorbell is not None and all(doorbell.reaches(r) for r in range(first_worker_rank, comm.size))
     backoff = Backoff(doorbell, all_ring=all_ring)
     sent: list[tuple[MPI.Request, np.ndarray]] = []
+    since = idle_since = time.monotonic()
     while not coordinator.done:
         heartbeat("serve")
         if comm.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
             message = np.empty(status.Get_count(MPI.BYTE), np.uint8)
             comm.Recv([message, MPI.BYTE], status.Get_source(), status.Get_tag())
             worker = status.Get_source() - first_worker_rank
+            came = time.monotonic() if timeline is not None else 0.0
             answers = dispatch(coordinator, worker, Tag(status.Get_tag()), message)
             backoff.reset()
+            if timeline is not None:
+                now = time.monotonic()
+                timeline.part("wait", idle_since, came)
+                timeline.part("exchange", came, now)
+                idle_since = now
+                if now - since > SERVED_S:
+                    timeline.whole("serve", since, now)
+                    timeline.iteration(since, now)
+                    since = now
         else:
             answers = coordinator.idle()
             sent = _unfinished(sent)

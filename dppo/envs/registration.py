@@ -47,6 +47,16 @@ def find_spec(env_id: str) -> tuple[EnvSpec, Callable[..., Any] | None]:
     raise ValueError(f"env={env_id!r}: no environment {name!r} is registered; {hint}")
 
 
+def is_of_this_program(env_id: str) -> bool:
+    """Returns whether the program that runs, `__main__`, has registered `env_id` with a class or function of its own:
+    another process cannot make it.
+    """
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    made_by = None if spec is None else spec.entry_point
+    module = made_by.partition(":")[0] if isinstance(made_by, str) else getattr(made_by, "__module__", "")
+    return module == "__main__"
+
+
 def find_wrapper(name: str) -> Callable[..., Any]:
     """Returns the class or function that `module:callable` names. Raises ValueError where there is none."""
     module_name, _, attribute = name.rpartition(":")

@@ -22,31 +22,42 @@ Taken = tuple[torch.Tensor, torch.Tensor]
 
 
 class _Choices(nn.Module):
-    """Of `Categorical` and `MultiCategorical`."""
+    """Of `Categorical` and `MultiCategorical`. The logits of C choices become [B, C, N], N those of the longest one, so
+    that the graph does not grow with their number.
+    """
 
     starts: torch.Tensor
+    columns: torch.Tensor
+    is_there: torch.Tensor
 
     def __init__(self, leaf: Leaf, choices: tuple[int, ...]) -> None:
         super().__init__()
         space: Any = leaf.space
         starts = np.asarray(space.start if hasattr(space, "start") else space.low)
-        self.choices, self.shape, self.dtype = choices, leaf.shape, _torch_type(leaf.dtype)
+        self.shape, self.dtype, self.size = leaf.shape, _torch_type(leaf.dtype), (len(choices), max(choices))
+        columns = np.arange(max(choices)) + (np.cumsum(choices) - choices)[:, None]
+        is_there = np.arange(max(choices)) < np.array(choices)[:, None]
+        self.is_even = bool(is_there.all())
         self.register_buffer("starts", torch.from_numpy(starts.reshape(-1).astype(np.int64)))
+        self.register_buffer("columns", torch.from_numpy(np.where(is_there, columns, 0).reshape(-1)))
+        self.register_buffer("is_there", torch.from_numpy(is_there))
 
     def forward(self, outputs: torch.Tensor, mask: torch.Tensor | None, noise: torch.Tensor | None) -> Taken:
         if mask is not None:
             outputs = torch.where(mask, outputs, -torch.inf)
-        noisy = outputs if noise is None else outputs + noise
-        taken, log_probs = [], []
-        logits = outputs.split(self.choices, dim=1)
-        for one, scores in zip(logits, noisy.split(self.choices, dim=1), strict=True):
-            index = scores.argmax(dim=1, keepdim=True)
-            shifted = (one - one.amax(dim=1, keepdim=True)).clamp(min=-MAX_LOGIT)
-            log_p = shifted - shifted.exp().sum(dim=1, keepdim=True).log()
-            taken.append(index)
-            log_probs.append(log_p.gather(1, index))
-        actions = torch.cat(taken, dim=1) + self.starts
-        return actions.to(self.dtype).reshape(-1, *self.shape), torch.cat(log_probs, dim=1).sum(dim=1)
+        logits = self._by_choice(outputs)
+        scores = logits if noise is None else logits + self._by_choice(noise)
+        index = scores.argmax(dim=2, keepdim=True)
+        shifted = (logits - logits.amax(dim=2, keepdim=True)).clamp(min=-MAX_LOGIT)
+        log_p = shifted - shifted.exp().sum(dim=2, keepdim=True).log()
+        actions = index[:, :, 0] + self.starts
+        return actions.to(self.dtype).reshape(-1, *self.shape), log_p.gather(2, index).sum(dim=(1, 2))
+
+    def _by_choice(self, columns: torch.Tensor) -> torch.Tensor:
+        """Returns columns [B, K] as [B, C, N], with -inf where a choice has fewer values."""
+        if self.is_even:
+            return columns.reshape(-1, *self.size)
+        return torch.where(self.is_there, columns[:, self.columns].reshape(-1, *self.size), -torch.inf)
 
 
 class _Bits(nn.Module):

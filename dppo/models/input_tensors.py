@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from torch import nn
 
 from dppo.envs.leaves import Leaf, leaves, parts
-from dppo.models.inputs import MASK, Bits, Indices, Inputs, Numbers, OneHot
+from dppo.models.inputs import MASK, Bits, Inputs, Numbers, OneHot
 
 if TYPE_CHECKING:
     import gymnasium
@@ -74,30 +74,39 @@ class _OneHotTensors(nn.Module):
         return torch.eq(asked, self.value).to(torch.float32)
 
 
+class _IndexTensors(nn.Module):
+    """Turns choices [B, *shape] into indices from 0, of the same shape."""
+
+    start: torch.Tensor
+
+    def __init__(self, space: Any) -> None:
+        super().__init__()
+        self.register_buffer("start", torch.from_numpy(np.array(space.start, np.int64)))
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(torch.int64) - self.start
+
+
 class InputTensors(nn.Module):
     """Turns the leaves of raw observations into vectors, choices and images: `Parts`."""
 
     def __init__(self, inputs: Inputs) -> None:
         super().__init__()
-        self._vectors: list[tuple[str, Callable[[torch.Tensor], torch.Tensor]]] = []
-        self.numbers = nn.ModuleDict()
-        for i, (_, part) in enumerate(inputs.vector_leaves):
-            if not part.width:
-                continue
-            if isinstance(part, Bits):
-                self._vectors.append((part.leaf.name, _bits))
-                continue
-            made = _NumberTensors(part) if isinstance(part, Numbers) else _OneHotTensors(part)
-            self.numbers[str(i)] = made
-            self._vectors.append((part.leaf.name, made))
-        self._choices = inputs.index_leaves
+        self._vectors, self._choices = [], []
         self._images = inputs.images
+        self.parts = nn.ModuleList()  # so that their constants are found
+        for _, part in inputs.vector_leaves:
+            if part.width:
+                self._vectors.append((part.leaf.name, _vector(part)))
+        for choice in inputs.index_leaves:
+            self._choices.append((choice.leaf.name, _IndexTensors(choice.leaf.space)))
+        self.parts.extend(module for _, module in (*self._vectors, *self._choices))
 
     def forward(self, observed: Leaves) -> Parts:
         """Converts leaves [B, *shape]: see `Parts`."""
         rows = next(iter(observed.values())).shape[0]
-        vectors = [make(observed[name]) for name, make in self._vectors]
-        choices = [indices(part, observed[part.leaf.name]) for part in self._choices]
+        vectors = [convert(observed[name]) for name, convert in self._vectors]
+        choices = [convert(observed[name]).reshape(rows, -1) for name, convert in self._choices]
         images = []
         for image in self._images:
             pixels = observed[image.leaf.name].to(torch.float32)
@@ -110,15 +119,17 @@ class InputTensors(nn.Module):
         )
 
 
-def _bits(values: torch.Tensor) -> torch.Tensor:
-    return values.flatten(1).to(torch.float32)
+class _BitTensors(nn.Module):
+    """Of `Bits`."""
+
+    def forward(self, values: torch.Tensor) -> torch.Tensor:
+        return values.flatten(1).to(torch.float32)
 
 
-def indices(part: Indices, values: torch.Tensor) -> torch.Tensor:
-    """Returns the choices [B, elements] int64, each from 0."""
-    space: Any = part.leaf.space
-    start = torch.from_numpy(np.asarray(space.start).reshape(-1).astype(np.int64))
-    return values.reshape(-1, len(part.sizes)).to(torch.int64) - start
+def _vector(part: Numbers | OneHot | Bits) -> nn.Module:
+    if isinstance(part, Bits):
+        return _BitTensors()
+    return _NumberTensors(part) if isinstance(part, Numbers) else _OneHotTensors(part)
 
 
 class StructuredTensors(nn.Module):
@@ -127,17 +138,18 @@ class StructuredTensors(nn.Module):
     def __init__(self, inputs: Inputs, space: gymnasium.Space[Any]) -> None:
         super().__init__()
         self._space, self._images = space, {image.leaf.name for image in inputs.images}
-        self.numbers = nn.ModuleList()
-        self._numbers: dict[str, _NumberTensors] = {}
+        self._converted: dict[str, nn.Module] = {}
         for _, part in inputs.vector_leaves:
             if isinstance(part, Numbers):
-                self._numbers[part.leaf.name] = made = _NumberTensors(part)
-                self.numbers.append(made)
+                self._converted[part.leaf.name] = _NumberTensors(part)
+        for leaf in leaves(space):
+            if isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete):
+                self._converted[leaf.name] = _IndexTensors(leaf.space)
+        self.parts = nn.ModuleList(self._converted.values())  # so that their constants are found
 
     def forward(self, observed: Leaves) -> Any:
         """Converts leaves [B, *shape]."""
-        rows = next(iter(observed.values())).shape[0]
-        return self._made(self._space, (), observed, rows)
+        return self._made(self._space, (), observed, next(iter(observed.values())).shape[0])
 
     def _made(self, space: gymnasium.Space[Any], path: tuple[str, ...], observed: Leaves, rows: int) -> Any:
         """Returns the part that `path` leads to; None if nothing of it is seen."""
@@ -152,14 +164,12 @@ class StructuredTensors(nn.Module):
         return tuple(made.values()) if isinstance(space, spaces.Tuple) else made
 
     def _leaf(self, leaf: Leaf, values: torch.Tensor | None, rows: int) -> torch.Tensor:
-        space: Any = leaf.space
-        is_choice = isinstance(space, spaces.Discrete | spaces.MultiDiscrete)
         if values is None:  # it has no elements
+            is_choice = isinstance(leaf.space, spaces.Discrete | spaces.MultiDiscrete)
             return torch.zeros((rows, *leaf.shape), dtype=torch.int64 if is_choice else torch.float32)
         if leaf.name in self._images:
             return values if leaf.dtype == np.uint8 else values.to(torch.float32)
-        if leaf.name in self._numbers:
-            return self._numbers[leaf.name](values).reshape(-1, *leaf.shape)
-        if not is_choice:
-            return values.to(torch.float32)
-        return values.to(torch.int64) - torch.from_numpy(np.asarray(space.start, np.int64))
+        if leaf.name in self._converted:
+            converted: torch.Tensor = self._converted[leaf.name](values)
+            return converted.reshape(-1, *leaf.shape)
+        return values.to(torch.float32)

@@ -165,6 +165,8 @@ def to_onnx(graph: PolicyGraph, metadata: dict[str, str]) -> bytes:
                 output_names=[port.name for port in graph.outputs],
             )
         except Exception as error:  # whatever the user's module does
+            while error.__cause__ is not None:  # the cause says more than that a step has failed
+                error = error.__cause__  # type: ignore[assignment]
             first = str(error).strip().splitlines() or [""]
             raise ValueError(f"torch cannot export it: {type(error).__name__}: {first[0]:.300}") from error
     assert program is not None

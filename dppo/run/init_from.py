@@ -13,6 +13,7 @@ from dppo.errors import UsageError
 from dppo.run.preflight import Plan
 from dppo.rundir.checkpoint import newest_valid, read_checkpoint
 from dppo.rundir.contents import check_state
+from dppo.rundir.evaluations import BEST, find_checkpoint
 from dppo.training.state import TrainingState
 
 
@@ -36,7 +37,7 @@ def init_from(planned: Plan, state: TrainingState, comm: Comm) -> str | None:
 
 
 def _read(source: Path) -> dict[str, Any]:
-    """Returns the learner's state of a checkpoint, or of a run's newest valid one."""
+    """Returns the learner's state of a checkpoint, of a run's best one, or of its newest valid one."""
     if source.name.startswith("step_"):
         try:
             saved = read_checkpoint(source)
@@ -44,6 +45,8 @@ def _read(source: Path) -> dict[str, Any]:
         except ValueError as error:
             raise UsageError(f"--init-from {source}: {error}") from error
         return saved.state
+    if source.name == BEST and source.is_file():
+        return find_checkpoint(source.parent.parent, BEST, lambda checkpoint: check_state(checkpoint.state))[0].state
     found, skipped = newest_valid(source, lambda checkpoint: check_state(checkpoint.state))
     if found is None:
         why = "; ".join(skipped) or "there is none: name a run directory, or RUN/checkpoints/step_…"

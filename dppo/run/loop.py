@@ -33,6 +33,7 @@ from dppo.run.rank import Rank
 from dppo.run.recover import FAILURE_NOTICE_S, recover
 from dppo.run.roles import begin_collecting
 from dppo.run.session import run_session
+from dppo.run.timelines import begin_timeline, end_timeline
 from dppo.rundir.summary import EXIT_CODES, Summary
 from dppo.seams import Tag
 from dppo.training.build import CLOSE_AFTER_FAILURE_S, CLOSE_S, LAST_S
@@ -47,13 +48,16 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
     """Trains, with the ranks that are left, until the run has ended. This is the recovery loop."""
     failure: RankFailure | None = None
     summary: Summary | None = None
+    begin_timeline(me)
     try:
         while summary is None:
             try:
                 with deaths_noticed():
                     if failure is not None:
-                        cause, failure = failure, None
+                        cause, failure, since = failure, None, time.monotonic()
                         recover(me, cause)
+                        if me.timeline is not None:
+                            me.timeline.add("recovery", since, time.monotonic())
                     elif me.parts.has_envs and not me.worker.collects:
                         begin_collecting(me)
                     summary = run_session(me)
@@ -75,6 +79,8 @@ def train_on(me: Rank, *, is_command: bool) -> Summary:
         me.parts.close(CLOSE_AFTER_FAILURE_S if summary is None else CLOSE_S)
         if env_group is not None:
             env_group.dismiss(_outcome(sys.exception()) if summary is None else summary)
+        if summary is not None:
+            end_timeline(me)
         if not is_command:  # the command's own last steps stay protected from a late signal
             me.services.preemption.uninstall()
     if me.group.is_server:
@@ -111,6 +117,7 @@ def _own_failure(error: BaseException, me: Rank) -> RankFailure:
         failure = Failure(f"{me.group.member}: {error} (--trajectories.required)")
     if isinstance(error, SavingError):
         failure = Failure(f"{me.group.member}: {error}")
+    end_timeline(me)
     text = failure.text
     if me.survives and not isinstance(error, JobFailure):
         # if rank 0 fails, the next server would fail, too; a required dump that fails ends the run

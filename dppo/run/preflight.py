@@ -29,8 +29,8 @@ from dppo.rundir.summary import FINISHED, TARGET, Summary, read_summary
 from dppo.settings.pairs import in_words
 from dppo.settings.resolve import check_world, resolve
 from dppo.training.counters import Losses
+from dppo.training.early_end import Stop, end_on_disk
 from dppo.training.episodes import EpisodeCounter
-from dppo.training.evaluations import Stop, end_on_disk
 from dppo.trajectories.format import compression_filter, refuse_links
 
 _FILES = (paths.METRICS, paths.SUMMARY, paths.EVALUATIONS)

@@ -10,6 +10,7 @@ import numpy as np
 
 from dppo.cluster import guard, startup
 from dppo.cluster.signals import Preemption
+from dppo.cluster.timeline import Timeline
 from dppo.cluster.watchdog import Watchdog
 from dppo.comm.mpi import Comm
 from dppo.config import LogConfig
@@ -224,6 +225,8 @@ class Rank:
     worker: Worker = field(default_factory=Worker)
     server: Server = field(default_factory=Server)
     recovery: Recovery = field(default_factory=Recovery)
+    timeline: Timeline | None = None
+    """Notes what this rank does; None: nobody asks."""
 
     @property
     def survives(self) -> bool:

@@ -30,14 +30,24 @@ class Chosen:
         self._log, self._given = log, given
         self._made: list[Recorder] | None = None
 
-    def make(self) -> list[Recorder]:
+    def make(self, warn: Callable[[str], None] | None = None) -> list[Recorder]:
         """Returns all recorders, those of --log made now if they were not made before.
+
+        Args:
+          warn: shows a line on each that cannot be made; None: that is an error.
 
         Raises:
           ValueError: one of them cannot be made, or is no recorder.
         """
         if self._made is None:
-            self._made = [_called(name) for name in self._log.recorder]
+            self._made = []
+            for name in self._log.recorder:
+                try:
+                    self._made.append(_called(name))
+                except ValueError as error:
+                    if warn is None:
+                        raise
+                    warn(str(error))
             if self._log.wandb is not None:
                 self._made.append(WandB(self._log.wandb))
             if self._log.mlflow is not None:
@@ -82,8 +92,9 @@ def _callable(name: str) -> Callable[[], Any]:
 
 
 def _called(name: str) -> Recorder:
+    make = _callable(name)
     try:
-        recorder = _callable(name)()
+        recorder = make()
     except (Exception, SystemExit) as error:
         raise ValueError(f"log.recorder={name!r}, called without arguments, failed: {reason(error)}") from error
     return _require_recorder(recorder, f"log.recorder={name!r}")

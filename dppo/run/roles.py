@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict
 
 from dppo.cluster.startup import forks_end_here
@@ -13,7 +14,7 @@ from dppo.errors import Failure, JobFailure
 from dppo.run.rank import Rank
 from dppo.run.setup import open_tracker, saved_replays, saved_states
 from dppo.rundir.spaces import space_to_json, write_spaces
-from dppo.seams import Recorder, RunInfo
+from dppo.seams import RunInfo
 from dppo.training.build import build_envs, make_collector
 from dppo.training.counters import Losses
 from dppo.training.tracker import Tracker
@@ -25,8 +26,11 @@ def begin_collecting(me: Rank) -> None:
     worker, config = me.group.member.worker, me.plan.config
     assert worker is not None
     fraction_done = 0.0 if me.plan.saved is None else min(1.0, me.plan.saved.env_steps / config.total_steps)
+    since = time.monotonic()
     with forks_end_here():
         me.worker.start(make_collector(config, me.parts, *saved_states(me.plan, worker), fraction_done))
+    if me.timeline is not None and me.plan.saved is not None:
+        me.timeline.add("replay", since, time.monotonic())
     standby = me.recovery.standby
     standby.replay = saved_replays(me.plan.saved, [worker], config.num_envs).get(worker, standby.replay)
 
@@ -88,22 +92,12 @@ def begin_tracking(me: Rank) -> None:
 def keep_track(me: Rank, tracker: Tracker, *, resumed: bool) -> None:
     """Makes this rank, the server, keep track of the run from now on, and starts the recorders."""
     tracker.saver.heartbeat = tracker.evaluations.heartbeat = me.services.watchdog.heartbeat
+    tracker.saver.timeline = me.timeline
     recorders, plan = tracker.files.recorders, me.plan
-    recorders.add(*_made(me))
+    recorders.add(*me.services.recorders.make(me.services.console.warn))  # rank 0 has made them before
     size, env_steps = me.group.comm.size, me.parts.state.env_steps
     recorders.start(RunInfo(plan.run_dir, plan.run_id, asdict(plan.config), size, resumed, env_steps))
     me.server.open(tracker)
-
-
-def _made(me: Rank) -> list[Recorder]:
-    """Returns the recorders of this rank. On rank 0 they were made before the run; a rank that takes over makes them,
-    and goes on without them where it cannot.
-    """
-    try:
-        return me.services.recorders.make()
-    except ValueError as error:
-        me.services.console.warn(f"no recorder goes on here: {error}")
-        return []
 
 
 def count_ranks(me: Rank) -> None:

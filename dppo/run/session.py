@@ -19,6 +19,7 @@ from dppo.run.leave import leave_alone
 from dppo.run.placement import place_network
 from dppo.run.rank import Rank
 from dppo.run.roles import begin_dump, begin_tracking, build_envs_alone
+from dppo.run.timelines import compare_clocks, note_all
 from dppo.rundir import paths
 from dppo.rundir.states import remove_states
 from dppo.rundir.summary import Summary
@@ -49,6 +50,7 @@ def run_session(me: Rank) -> Summary:
         return _summary(me)
     begin_dump(me)
     synchronise(me)
+    compare_clocks(me)
     workers = _workers(me)
     with contextlib.ExitStack() as at_end:  # the next session, or a caller after an error, must not inherit this
         pool, computing = _make_pool(me, workers, at_end)
@@ -66,12 +68,15 @@ def run_session(me: Rank) -> Summary:
             link = _make_link(me, doorbell)
             sums = Allreduce(computing, survives=me.plan.survives)
             me.recovery.retired.append(sums)
+            note_all(me, link, sums)
             with forks_end_here():
                 _begin_moments(me, workers)
                 _train(me, sums, pool, link)
+            if me.timeline is not None:
+                me.timeline.flush()  # before the server joins all of them
             link.bye()
         else:
-            serve(comm, me.server.coordinator, first_worker_rank=1, doorbell=doorbell, heartbeat=heartbeat)
+            serve(comm, me.server.coordinator, 1, doorbell, heartbeat, me.timeline)
             if me.server.coordinator.abandoned:
                 leave_alone(me)
     return _summary(me)

@@ -339,7 +339,7 @@ def conclude(summary: Summary, console: Console, config: Config) -> None:
     )
     how = {
         TARGET: "target reached",
-        FINISHED: "finished",
+        FINISHED: "finished" if s.stopped_by is None else f"stopped by {s.stopped_by}",
         PREEMPTED: f"preempted by {s.preempted_by}, state saved; run again with --resume",
     }
     console.line(

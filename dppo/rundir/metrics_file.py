@@ -22,9 +22,15 @@ class MetricsFile(AppendedFile, Recorder):
     """
 
     def __init__(self, path: Path, last_iteration: int) -> None:
+        self.best_return: float | None = None
+        """The best mean return of the lines that were kept."""
         if path.exists():
+            kept: list[bytes] = []
             # a line that is too long is not one of ours: a crash of the machine leaves endless zeros
-            kept = [line for line in read_lines(path, path.parent, skip_long=True) if _is_kept(line, last_iteration)]
+            for text in read_lines(path, path.parent, skip_long=True):
+                if (line := _kept(text, last_iteration)) is not None:
+                    kept.append(text)
+                    self.best_return = better(self.best_return, line)
             size = sum(map(len, kept))
             if path.stat().st_size > size:
                 if _begins_with(path, kept):  # a full disk has no room for a copy
@@ -43,8 +49,20 @@ def _begins_with(path: Path, lines: list[bytes]) -> bool:
         return all(file.read(len(line)) == line for line in lines)
 
 
-def _is_kept(line: bytes, last_iteration: int) -> bool:
+def _kept(text: bytes, last_iteration: int) -> dict[str, Any] | None:
+    """Returns the values of a line that stays, else None."""
     try:
-        return line.endswith(b"\n") and bool(parse_json(line)["iteration"] <= last_iteration)
+        line = parse_json(text)
+        return line if text.endswith(b"\n") and line["iteration"] <= last_iteration else None
     except (ValueError, KeyError, TypeError):
-        return False
+        return None
+
+
+def better(best: float | None, line: dict[str, Any]) -> float | None:
+    """Returns the better one of `best` and a line's mean return. That of the first episodes does not count: they are
+    the short ones.
+    """
+    mean = line.get("return_mean_100")
+    if line.get("return_mean_100_settled") is None or not isinstance(mean, int | float):
+        return best
+    return float(mean) if best is None else max(best, float(mean))

@@ -44,6 +44,8 @@ ENDED_BY_STALL = f"{STALLS}/ended.txt"
 TENSORBOARD = "tensorboard"
 REPORT = "report.html"
 """The page of python -m dppo.report, also of a folder of runs."""
+TRACE, TRACE_PARTS = "trace.json", "trace"
+"""The timeline of all ranks, and the folder of each rank's own part of it."""
 
 
 def checkpoint_name(env_steps: int) -> str:

@@ -83,6 +83,11 @@ class RunFiles:
         self._flush()
         self.recorders.iteration(line)
 
+    @property
+    def best_return(self) -> float | None:
+        """The best mean return of the lines of metrics.jsonl that were there at the start."""
+        return self._metrics.best_return
+
     def _newest_start(self) -> tuple[int, int]:
         """Returns the inode of versions.json, which every start of the run replaces, and how many starts it names."""
         path = self._run_dir / paths.VERSIONS

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from dppo.rundir.recorders import flat
 from dppo.seams import Recorder, RunInfo
 
-END_S = 10.0
+END_S = 20.0
 """Seconds that the end of a run waits for a service at most."""
 MOST_WAITING = 10_000
 """Lines that may wait for a service; one that is further behind is given up."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any, NoReturn
 
 from dppo.bounds import Range as Range
@@ -13,6 +14,7 @@ from dppo.bounds import whole_number
 from dppo.bounds import within as within
 from dppo.config import VERSION as NUMBER
 from dppo.errors import UsageError
+from dppo.files import plain as plain
 
 VERSION = f"dppo {NUMBER}"
 
@@ -40,3 +42,8 @@ def require(flag: str, value: float, bounds: Range) -> None:
     """Raises UsageError where the value of a flag is out of its range."""
     if value not in bounds:
         raise UsageError(f"{flag} {value} {bounds.said}")
+
+
+def complain(message: object) -> None:
+    """Prints a message of a command on standard error, as one line."""
+    print(f"dppo: {plain(message)}", file=sys.stderr)

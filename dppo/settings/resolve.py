@@ -60,7 +60,6 @@ def check(config: Config) -> None:
         f" {updates} update of each there is none: use optim.schedule=linear, or loss=ppo with more updates",
     )
     _check_evaluation(config)
-    require(not config.log.trace, "log.trace is not available in this version of dppo: leave it out")
 
 
 def _check_evaluation(config: Config) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dppo.errors import UsageError
+from dppo.files import plain
 from dppo.study.journal import REASON, Study, load_optuna
 from dppo.study.search import JOURNAL, STEPS, Dimension, Search, read_search
 from dppo.study.spec import COPY, as_text, read_sweep
@@ -103,18 +104,22 @@ def text_lines(data: StudyData) -> list[str]:
 
 
 def html_section(data: StudyData) -> str:
-    """Returns the section as HTML: text, then the pictures. Colours are those of the page's text (currentColor)."""
-    paragraphs = "".join(f"<p>{html.escape(line)}</p>" for line in text_lines(data))
+    """Returns the section's content as HTML: text, then the pictures, in the colour of the page's text."""
+    paragraphs = "".join(f"<p>{_escaped(line)}</p>" for line in text_lines(data))
     pictures = "".join(
-        f"<figure>{picture}<figcaption>{html.escape(caption)}</figcaption></figure>"
+        f"<figure>{picture}<figcaption>{_escaped(caption)}</figcaption></figure>"
         for caption, picture in (
             ("Value of each trial, and the best so far", history(data)),
             ("Importance of each setting for being among the best tenth (PED-ANOVA)", importance(data)),
-            ("Settings and value of each complete trial; the darkest are the best", parallel_coordinates(data)),
+            ("Settings and value of each complete trial; the strongest lines are the best", parallel_coordinates(data)),
         )
         if picture
     )
-    return f'<section id="study"><h2>Search</h2>{paragraphs}{pictures}</section>'
+    return f'<div class="study">{paragraphs}{pictures}</div>'
+
+
+def _escaped(text: str) -> str:
+    return html.escape(plain(text))
 
 
 def _settings(row: TrialRow) -> str:
@@ -150,7 +155,7 @@ def history(data: StudyData) -> str:
     for row in [*shown, *pruned]:
         fill = "currentColor" if row.state == "complete" else "none"
         height = min(max(y(row.value or 0.0), TOP), HEIGHT - BOTTOM)
-        title = html.escape(f"trial {row.number} ({row.state}): {as_short(row.value)}; {_settings(row)}")
+        title = _escaped(f"trial {row.number} ({row.state}): {as_short(row.value)}; {_settings(row)}")
         parts.append(
             f'<circle cx="{x(row.number):.1f}" cy="{height:.1f}" r="4" fill="{fill}" stroke="currentColor">'
             f"<title>{title}</title></circle>"
@@ -193,7 +198,7 @@ def parallel_coordinates(data: StudyData) -> str:
         heights.append(((row.value or 0.0) - low) / (high - low))
         points = " ".join(f"{x:.1f},{scale(h):.1f}" for x, h in zip(places, heights, strict=True))
         opacity = 0.15 + 0.85 * (1 - rank / len(ranked)) ** 2
-        title = html.escape(f"trial {row.number}: {as_short(row.value)}; {_settings(row)}")
+        title = _escaped(f"trial {row.number}: {as_short(row.value)}; {_settings(row)}")
         parts.append(
             f'<polyline points="{points}" fill="none" stroke="currentColor" stroke-width="{2.5 if rank == 0 else 1.2}"'
             f' opacity="{opacity:.2f}"><title>{title}</title></polyline>'
@@ -256,7 +261,7 @@ def _axis_y(y: _Scale) -> list[str]:
 def _text(x: float, y: float, text: str, anchor: str) -> str:
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="12" fill="currentColor">'
-        f"{html.escape(text)}</text>"
+        f"{_escaped(text)}</text>"
     )
 
 

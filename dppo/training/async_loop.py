@@ -41,6 +41,8 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
         collector.tell(state.fraction_done)
         rollout = collector.collect(config.horizon, state.version, link.interrupted, state.iteration)
         collect_s = time.monotonic() - started
+        if link.timeline is not None:
+            link.timeline.whole("collect", started, started + collect_s)
         discounted_returns = collector.discounted_returns(rollout)
 
         started, waited_s = time.monotonic(), link.waited_s
@@ -68,6 +70,9 @@ def train_worker(collector: Collector, learner: Learner, state: TrainingState, l
             replica.send()
         replica.catch_up(wait=False)
         learn_s, exchange_s = time.monotonic() - started, link.waited_s - waited_s
+        if link.timeline is not None:
+            link.timeline.whole("learn", started, started + learn_s)
+            link.timeline.iteration(started - collect_s, started + learn_s)
 
 
 class _Replica:

@@ -25,6 +25,7 @@ from dppo.envs.env_list import EnvList
 from dppo.envs.given import Given, Workdirs
 from dppo.envs.group_link import Call, HeadLink
 from dppo.envs.process import kept_as_it_was
+from dppo.envs.registration import is_of_this_program
 from dppo.envs.vector import make_vector_env
 from dppo.models import gpus
 from dppo.models.policy import ActorCritic, make_policy
@@ -151,6 +152,12 @@ def build_parts(
       ValueError: an environment is missing, spaces are not supported, a factory does not work, or there is no GPU.
     """
     number = worker or 0
+    if config.eval.every and is_of_this_program(config.env):
+        raise ValueError(
+            f"eval.every={config.eval.every} plays episodes in a process of its own, which cannot make {config.env}:"
+            " this program has registered it; move its class into a module and name that, module:Class, or leave"
+            " eval.every out, and use dppo.evaluate.play_episodes after the run"
+        )
     if config.device == "cuda" and worker is not None:  # a server's network never runs
         gpus.require_gpu()
     given, for_a_look = given or Given(), Workdirs()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from dppo.cluster.timeline import Timeline
 from dppo.data import EnvState, Report, Rollout, Told
 from dppo.envs.env_list import EnvList
 from dppo.envs.leaves import as_leaves
@@ -59,6 +60,8 @@ class Collector:
         self._restarts = envs.restarts
         self._kept: Rollout | None = None
         self._kept_whole, self._saver = False, saver
+        self.timeline: Timeline | None = None
+        """Notes what this rank does; None: nobody asks."""
         self._fraction: float | None = None
         self._told: Told = []  # for the next rollout
 
@@ -137,6 +140,7 @@ class Collector:
         states = self._states if self.policy.state_size else None
         encode, is_raw = self.policy.inputs.vectors, self.policy.inputs.is_raw
         act, to_env = self.policy.act, self.policy.distribution.to_env
+        step_all = self.envs.step if self.timeline is None else self.timeline.timed(self.envs.step)
         t, values = 0, None
         while t < horizon and not (interrupt is not None and interrupt()):
             if t >= least and enough is not None and enough():
@@ -156,7 +160,7 @@ class Collector:
             if env_action is not action:
                 env_actions[t] = env_action
             try:
-                step = self.envs.step(env_action)
+                step = step_all(env_action)
             except Exception as error:
                 # a NaN that the environment gave earlier is a likelier cause than the action that it has led to
                 self._check("observation", observations[: t + 1], first_row)
@@ -279,7 +283,9 @@ class Collector:
         self.row = row
         mine = [states[env] for env in range(self.first_env, self.first_env + self.envs.num_envs) if env in states]
         told = told_of(mine, row) or [(row - 1, fraction_done)]
-        self._told, self._fraction = [(row - 1, told_before(told, row)), *[t for t in told if t[0] >= row]], told[-1][1]
+        if self.envs.curriculum is not None:
+            self._told = [(row - 1, told_before(told, row)), *[t for t in told if t[0] >= row]]
+            self._fraction = told[-1][1]
         self._observations, cut, problems = self._sums.restore(
             self.envs,
             self._seeds,

@@ -27,7 +27,7 @@ from dppo.console import plain
 from dppo.rundir.checkpoint import number_of
 from dppo.seeding import evaluation_seed
 from dppo.settings.toml import load_config
-from dppo.training.evaluations import PlayingError
+from dppo.training.evaluation_queue import PlayingError
 from dppo.training.played import Played, figures, in_cases
 from dppo.training.playing import Player, Progress, given_to_play
 from dppo.training.policy import load_policy

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NUM_OBSERVATIONS = 1000
 """The number of observations on which the file is compared with the policy."""
 TOLERANCE = 1e-5
-"""The largest difference that is accepted; see `Difference`."""
+"""The largest difference that is accepted by default."""
 MOST_BYTES = 2**31 - 2**24
 """The most bytes of parameters: an ONNX file is one message of protobuf, which has less than 2 GiB."""
 
@@ -28,11 +28,12 @@ class CheckError(Exception):
     """Raised where a file that was made does not compute what the policy does."""
 
 
-def export(policy: Policy, *, stochastic: bool = False) -> tuple[bytes, Difference]:
+def export(policy: Policy, *, stochastic: bool = False, tolerance: float = TOLERANCE) -> tuple[bytes, Difference]:
     """Returns a policy as the bytes of an ONNX file, and its largest difference from the policy.
 
     Args:
       stochastic: whether the file samples actions, from an input `noise`; else it takes the most probable ones.
+      tolerance: the largest difference that is accepted; see `Difference`.
 
     Raises:
       UsageError: a package is missing, the network cannot be exported, or is too large.
@@ -64,19 +65,20 @@ def export(policy: Policy, *, stochastic: bool = False) -> tuple[bytes, Differen
         raise UsageError(f"model.factory={cfg.factory}: {error}" if cfg.factory else str(error)) from error
     except RuntimeError as error:
         raise CheckError(str(error)) from error
-    if not worst.size <= TOLERANCE:
+    if not worst.size <= tolerance:
         raise CheckError(
             f"on {NUM_OBSERVATIONS:,} observations, its {worst.where} differs by up to {worst.size:.3g} from the"
-            f" policy's; at most {TOLERANCE:g} is accepted"
+            f" policy's; at most {tolerance:g} is accepted (--tolerance)"
         )
     return data, worst
 
 
-def write_policy(policy: Policy, path: Path, *, stochastic: bool = False) -> tuple[int, Difference]:
+def write_policy(policy: Policy, path: Path, **given: Any) -> tuple[int, Difference]:
     """Writes a policy as an ONNX file, which replaces an existing one. Returns its size in bytes, and its largest
-    difference from the policy. Raises as `export`, and then writes nothing; OSError where it cannot write.
+    difference from the policy. Takes and raises what `export` does, and then writes nothing; raises OSError where it
+    cannot write.
     """
-    data, worst = export(policy, stochastic=stochastic)
+    data, worst = export(policy, **given)
     replace_atomically(path, data)
     return len(data), worst
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dppo.cluster.signals import Preemption
+from dppo.cluster.timeline import DISK, Timeline
 from dppo.config import Config
 from dppo.data import Report
 from dppo.errors import Failure
@@ -75,6 +76,8 @@ class CheckpointSaver:
         """The last boundary."""
         self.heartbeat: Callable[[str], None] = lambda phase: None
         """The rank's heartbeat, called while rank 0 itself waits for the disk."""
+        self.timeline: Timeline | None = None
+        """Notes the writing of checkpoints; None: nobody asks."""
         self.has_ended = False
         self._exit, self._is_concluded = RUNNING, False
         self._next_checkpoint = boundary.state["numbers"]["env_steps"] + self._config.every
@@ -94,7 +97,11 @@ class CheckpointSaver:
             {rank: n.next_segment for rank, n in named.items()},
             {rank: n.missing_rows for rank, n in named.items() if n.missing_rows},
         )  # fmt: skip
-        return write_checkpoint(self._run_dir, checkpoint, self._config.keep)
+        began = time.monotonic()
+        name = write_checkpoint(self._run_dir, checkpoint, self._config.keep)
+        if self.timeline is not None:
+            self.timeline.add("checkpoint", began, time.monotonic(), track=DISK)
+        return name
 
     def save_if_due(self) -> None:
         """Has a thread write the last boundary, if a checkpoint is due. Nobody waits for the disk."""

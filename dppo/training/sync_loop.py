@@ -36,6 +36,8 @@ def train_worker(
         collector.tell(state.fraction_done)
         rollout = collector.collect(config.horizon, state.version, link.interrupted, iteration, enough)
         collect_s = time.monotonic() - started
+        if link.timeline is not None:
+            link.timeline.whole("collect", started, started + collect_s)
         discounted_returns = collector.discounted_returns(rollout)
         report = collector.report(rollout, collect_s, learn_s, exchange_s)
         if state.moments.are_empty:
@@ -62,6 +64,9 @@ def train_worker(
                 return
             exchange.finish_iteration(batch.statistics)
         learn_s, exchange_s = time.monotonic() - started, exchange.waited_s + link.waited_s - waited_s
+        if link.timeline is not None:
+            link.timeline.whole("learn", started, started + learn_s)
+            link.timeline.iteration(started - collect_s, started + learn_s)
 
 
 class SyncCoordinator(BaseCoordinator):

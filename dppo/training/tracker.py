@@ -16,12 +16,14 @@ from dppo.config import Config
 from dppo.console import Console
 from dppo.data import EnvState, Report
 from dppo.envs.clock import seconds_of
+from dppo.rundir.evaluations import read_evaluations
 from dppo.rundir.runfiles import RunFiles
 from dppo.rundir.summary import FINISHED, PREEMPTED, RUNNING, TARGET, Summary
 from dppo.training.counters import Counters
 from dppo.training.episodes import WINDOW
 from dppo.training.evaluations import Evaluations
 from dppo.training.evaluator import PlayingProcess
+from dppo.training.progress import Progress
 from dppo.training.replay import Replay
 from dppo.training.saver import Boundary, CheckpointSaver
 from dppo.training.state import TrainingState
@@ -86,6 +88,8 @@ class Tracker:
             self.files.recorders.evaluation, console.warn,
             iteration=state.iteration, env_steps=state.env_steps,
         )  # fmt: skip
+        past = read_evaluations(run_dir)  # those behind the boundary are gone: they come again
+        self.files.recorders.add(Progress(console, config, best=self.files.best_return, evaluations=past))
         self.saver.update_summary(RUNNING)
 
     # -- clocks --------------------
@@ -153,7 +157,10 @@ class Tracker:
             self._finish(reason)
 
     def _finish(self, reason: str) -> None:
-        self.saver.boundary.summary.stopped_by = self.evaluations.stopped_by or self.saver.boundary.summary.stopped_by
+        summary = self.saver.boundary.summary
+        summary.stopped_by = self.evaluations.stopped_by or summary.stopped_by
+        if reason == PREEMPTED:
+            summary.stopped_by = None  # a resume decides it again
         self.saver.finish(reason)
 
     def close_passed(self) -> None:
@@ -203,10 +210,7 @@ class Tracker:
     # -- metrics --------------------
 
     def _record(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> None:
-        metrics = self._metrics(reports, ended, extra)
-        self.files.log(metrics)
-        if self.console.progress_due():
-            self.console.progress(_progress_text(metrics))
+        self.files.log(self._metrics(reports, ended, extra))
 
     def _metrics(self, reports: list[Report], ended: int, extra: dict[str, Any]) -> dict[str, Any]:
         """Makes a line of metrics.jsonl. docs/metrics.md explains its keys.
@@ -275,18 +279,3 @@ def _thinned(returns: list[float]) -> list[float | None]:
     if num > MOST_RETURNS:
         returns = [returns[k * num // MOST_RETURNS] for k in range(MOST_RETURNS)]
     return [value if math.isfinite(value) else None for value in returns]
-
-
-def _progress_text(metrics: dict[str, Any]) -> str:
-    mean, last = metrics["return_mean_100"], f"last {min(metrics['episodes'], WINDOW)}"
-    if metrics["return_mean_100_settled"] is None:
-        last += ", short ones first"
-    parts = [
-        f"{metrics['env_steps']:>10,} steps",
-        f"{metrics['train_s']:7.1f} s",
-        f"{metrics['env_steps'] / max(metrics['train_s'], 1e-9):>9,.0f} steps/s",
-        f"return {mean:9.2f} ({last})" if mean is not None else "no episode has ended yet",
-        f"entropy {metrics['entropy']:.3f}",
-        f"kl {metrics['approx_kl']:.4f}",
-    ]
-    return "  ".join(parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -76,6 +77,7 @@ def survived(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_rank_may_die(cell: str, victim: int, launch: Launcher, survived: Path) -> None:
     run_dir, every = survived / f"{cell}-{victim}", 7
     flags = (*CELLS[cell], *SMALL, "--total-steps", 10**8, "--checkpoint.every", 1000, "--server.mirror-every", every)
+    flags += ("--log.trace",) if victim < 2 else ()
     job = launch.start(4, *flags, "--run-dir", run_dir, survives=True)
     job.until(lambda: count_lines(run_dir) > 9)
     kill(job, victim)
@@ -91,6 +93,15 @@ def test_any_rank_may_die(cell: str, victim: int, launch: Launcher, survived: Pa
     elif not cell.startswith("async"):
         assert int(last["updates_lost"]) <= every
     assert (f"rank 1 on {HOST} is the server now" in ended.stderr) == (victim == 0)
+    if victim < 2:  # the dead one's track is there as well
+        events = json.loads((run_dir / "trace.json").read_text())["traceEvents"]
+        tracks = {e["tid"]: e["args"]["name"] for e in events if e["name"] == "thread_name"}
+        told = {
+            name: {e["name"] for e in events if e["ph"] == "X" and tracks[e["tid"]] == name} for name in tracks.values()
+        }
+        assert told.keys() >= {"rank 0", "rank 1", "rank 2", "rank 3"}
+        assert told["rank 2"] >= {"collect", "act", "step", "learn", "exchange", "recovery"}
+        assert "serve" in told["rank 0"]
 
 
 def test_what_is_left_after_a_death_can_be_resumed(survived: Path) -> None:

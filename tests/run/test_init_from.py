@@ -15,6 +15,7 @@ from dppo.errors import UsageError
 from dppo.run.init_from import init_from, take_over
 from dppo.run.preflight import Plan
 from dppo.rundir.checkpoint import Checkpoint, checkpoint_folders, write_checkpoint
+from dppo.rundir.evaluations import evaluated, settle_best, write_evaluated
 from tests.parts import Parts, make_parts, probe, settle
 
 
@@ -138,3 +139,14 @@ def test_constants_that_do_not_fit_are_named_and_stay_as_they_are_on_request() -
     assert "but not: the buffer drawn" in take_over(place.state, saved, "RUN", partial=True)
     np.testing.assert_array_equal(place.policy.flat.constants["drawn"], fresh)
     np.testing.assert_array_equal(place.policy.flat.vector, before.policy.flat.vector)
+
+
+def test_the_best_checkpoint_may_be_named(source: tuple[Path, Parts]) -> None:
+    run_dir, before = source
+    state = before.state.as_dict()
+    write_evaluated(run_dir, state)
+    settle_best(run_dir, [{"env_steps": before.state.env_steps, "return_mean": 1.0}], ())
+    for path in (run_dir / "checkpoints" / "best", *evaluated(run_dir).values()):
+        place = make_parts(seed=5)
+        begin(place, path)
+        np.testing.assert_array_equal(place.policy.flat.vector, before.policy.flat.vector)

@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 from gymnasium.envs.registration import EnvSpec
 
-from dppo.config import SOLVER, TrajectoriesConfig
+from dppo.config import SOLVER, LogConfig, TrajectoriesConfig
 from dppo.envs.given import Given
 from dppo.errors import JobFailure
 from dppo.run.members import Member
 from dppo.run.rank import Group, Rank
-from dppo.run.roles import begin_collecting, begin_dump, begin_tracking, build_envs_alone, count_ranks
+from dppo.run.recorders import Chosen
+from dppo.run.roles import begin_collecting, begin_dump, begin_tracking, build_envs_alone, count_ranks, keep_track
 from dppo.run.session import run_session
 from dppo.rundir.checkpoint import newest_valid
 from dppo.rundir.spaces import read_mask_size, read_spaces
+from dppo.seams import Recorder, RunInfo
 from dppo.trajectories.export.selection import labels_of
 from dppo.trajectories.reader import open_trajectories
 from dppo.trajectories.validate import validate
@@ -164,3 +166,36 @@ def test_ranks_that_earlier_attempts_have_lost_stay_lost(tmp_path: Path) -> None
     losses = me.server.tracker.counters.losses
     assert (losses.ranks_lost, losses.ranks_replaced) == (2, 1)
     me.server.tracker.files.close()
+
+
+class Starts(Recorder):
+    def __init__(self) -> None:
+        self.told: list[RunInfo] = []
+
+    def start(self, run: RunInfo) -> None:
+        self.told.append(run)
+
+
+def with_recorders(me: Rank, chosen: Chosen) -> Rank:
+    me.services = replace(me.services, recorders=chosen)
+    return me
+
+
+def test_recorders_start_with_the_run_and_anew_on_a_rank_that_takes_over(tmp_path: Path) -> None:
+    recorder = Starts()
+    me = with_recorders(make_rank(make_plan(tmp_path, num_ranks=3)), Chosen(LogConfig(), [recorder]))
+    begin_tracking(me)
+    keep_track(me, me.server.tracker, resumed=True)
+    first, last = recorder.told[0], recorder.told[-1]
+    assert [(told.resumed, told.env_steps, told.world_size) for told in (first, last)] == [(False, 0, 3), (True, 0, 3)]
+    assert recorder.told[0].run_dir == tmp_path and recorder.told[0].config["total_steps"] == 96
+
+
+def test_a_rank_that_takes_over_goes_on_without_recorders_that_it_cannot_make(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = Starts()
+    chosen = Chosen(LogConfig(recorder=("nowhere:X",)), [given])
+    begin_tracking(with_recorders(make_rank(make_plan(tmp_path)), chosen))
+    assert len(given.told) == 1
+    assert "dppo: log.recorder='nowhere:X' cannot be imported" in capsys.readouterr().err

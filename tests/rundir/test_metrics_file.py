@@ -87,3 +87,17 @@ def test_good_lines_behind_a_bad_one_are_kept(path: Path) -> None:
     path.write_text(lines[0] + lines[1] + "x" * (3 * LINE_BYTES) + "\n" + lines[2] + "{\n" + lines[3] + lines[4])
     MetricsFile(path, 4).close()
     assert path.read_text() == "".join(lines[:4])
+
+
+def test_the_best_return_is_that_of_the_lines_that_stay(path: Path) -> None:
+    """Without the first short episodes, and without what comes again."""
+    means = [(900.0, None), (100.0, 90.0), (300.0, 280.0), (200.0, 190.0), (None, None), (500.0, 490.0)]
+    lines = [
+        {"iteration": number, "return_mean_100": mean, "return_mean_100_settled": settled}
+        for number, (mean, settled) in enumerate(means, 1)
+    ]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    file = MetricsFile(path, 5)
+    file.close()
+    assert file.best_return == 300.0
+    assert MetricsFile(path.with_name("none.jsonl"), 0).best_return is None

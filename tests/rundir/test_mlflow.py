@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dppo.rundir import sending
 from dppo.rundir.mlflow import MLflow
 from dppo.seams import RunInfo
 
@@ -17,6 +18,7 @@ pytest.importorskip("sqlalchemy")
 def test_a_run_and_its_resume_are_one_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
+    monkeypatch.setattr(sending, "END_S", 100.0)  # the machine may be busy
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     many = {f"setting_{number}": "x" * 7000 for number in range(120)}
@@ -45,6 +47,7 @@ def test_a_run_and_its_resume_are_one_run(tmp_path: Path, monkeypatch: pytest.Mo
 def test_another_run_is_another_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mlflow.tracking import MlflowClient
 
+    monkeypatch.setattr(sending, "END_S", 100.0)  # the machine may be busy
     monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     for run_id, exit_ in (("1" * 32, "failed"), ("2" * 32, "target")):

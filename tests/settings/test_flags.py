@@ -244,7 +244,7 @@ def test_every_setting_is_a_flag() -> None:
 
 def test_every_flag_is_understood() -> None:
     """All at once, each with a value that is not its default."""
-    names = [n for n in flag_names() if n not in ("resume", "log.trace", "optim.anneal")]
+    names = [n for n in flag_names() if n not in ("resume", "optim.anneal")]
     values = {
         "mode": "async", "exchange": "p2p", "loss": "ppo", "optim.name": "sgd", "optim.schedule": "kl",
         "ppo.clip-schedule": "linear", "ppo.entropy-schedule": "cosine", "a3c.entropy-schedule": "linear",

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from dppo.config import Config, ModelConfig, MomentsConfig
+from dppo.config import Config, EvalConfig, ModelConfig, MomentsConfig, PPOConfig
 from dppo.models.gpus import GPU
 from dppo.models.policy import make_policy
 from dppo.settings.resolve import resolve
@@ -386,3 +386,18 @@ def test_a_broken_environment_that_does_not_close_does_not_stop_the_run(capsys: 
     assert time.monotonic() - started < 30
     assert (place.reports[-1].env_restarts, place.reports[-1].episodes[0].length) == (1, 1)
     assert "solver lost" in (said := capsys.readouterr().err) and "did not come back within 2 s" in said
+
+
+class Made(Stuck):
+    """Of the program that runs, as a class of a notebook is."""
+
+
+Made.__module__ = "__main__"
+made: Any = Made
+gymnasium.register("Made-v0", made)
+
+
+def test_an_environment_of_this_program_is_not_evaluated_by_another_process() -> None:
+    build_parts(resolve(Config(env="Made-v0", num_envs=1, ppo=PPOConfig(minibatches=1))), 0).close()
+    with pytest.raises(ValueError, match="cannot make Made-v0: this program has registered it; move its class into a"):
+        build_parts(resolve(Config(env="Made-v0", eval=EvalConfig(every=9))), 0)

@@ -15,65 +15,10 @@ from dppo.rundir.checkpoint import write_checkpoint
 from dppo.rundir.evaluations import evaluated, read_evaluations
 from dppo.rundir.runfiles import RunFiles
 from dppo.rundir.summary import FINISHED, PREEMPTED, TARGET
-from dppo.training.evaluations import (
-    MOST_WAITING,
-    RESTARTS,
-    Evaluations,
-    PlayingError,
-    Stop,
-    early_end,
-    end_at,
-    end_on_disk,
-    is_due,
-)
+from dppo.training.early_end import Stop, end_on_disk
+from dppo.training.evaluation_queue import PlayingError
+from dppo.training.evaluations import MOST_WAITING, Evaluations
 from tests.rundir.test_checkpoint import make_checkpoint
-from tests.rundir.test_evaluations import line
-
-
-@pytest.mark.parametrize(
-    ("env_steps", "last", "due"),
-    [(99, 0, False), (100, 0, True), (130, 0, True), (190, 130, False), (200, 130, True), (450, 130, True)],
-)
-def test_the_first_boundary_at_or_past_a_multiple_is_due(env_steps: int, last: int, due: bool) -> None:
-    assert is_due(env_steps, last, 100) == due
-
-
-def lines_of(*returns: float | None) -> list[dict[str, Any]]:
-    return [line(100 * (i + 1), value) for i, value in enumerate(returns)]
-
-
-@pytest.mark.parametrize(
-    ("returns", "patience", "target", "end"),
-    [
-        ((), 1, 5.0, None),
-        ((1.0, 2.0), 1, None, None),
-        ((2.0, 2.0), 1, None, "eval.patience"),  # as good is not better
-        ((2.0, 1.0), 2, None, None),
-        ((2.0, 1.0, None), 2, None, "eval.patience"),
-        ((None, None, None), 2, None, "eval.patience"),
-        ((1.0, 5.0), 0, 5.0, "eval.target-return"),
-        ((6.0, 1.0), 1, 5.0, "eval.target-return"),
-        ((4.0,), 0, 5.0, None),
-    ],
-    ids=str,
-)
-def test_patience_and_target(
-    returns: tuple[float | None, ...], patience: int, target: float | None, end: str | None
-) -> None:
-    found = early_end(EvalConfig(every=100, patience=patience, target_return=target), lines_of(*returns))
-    assert (found and found.setting) == end
-
-
-def test_a_boundary_decides_by_the_evaluations_before_it() -> None:
-    """Not between two that are due, and a run that is over has reached its target also by the last one."""
-    settings = EvalConfig(every=100, target_return=5.0)
-    assert end_at(settings, lines_of(5.0), 100, None) is None
-    assert end_at(settings, lines_of(5.0), 150, None) is None
-    assert end_at(settings, lines_of(5.0, 1.0), 200, None) == Stop(TARGET, "eval.target-return")
-    over = Stop(FINISHED, "total-steps")
-    assert end_at(settings, lines_of(5.0), 100, over) == Stop(TARGET, "eval.target-return")
-    assert end_at(settings, lines_of(4.0), 100, over) == over
-    assert end_at(EvalConfig(every=100, patience=1), lines_of(2.0, 1.0), 200, over) == over
 
 
 class Process:
@@ -242,41 +187,6 @@ def test_a_resume_undoes_what_comes_again(begin: Callable[..., Run]) -> None:
     for steps in (200, 300, 310):
         again.boundary(steps)
     assert again.end() == whole == [(100, 100.0, True), (200, 200.0, True), (300, 300.0, True)]
-
-
-def test_a_process_that_fails_is_started_again_and_then_left_out(begin: Callable[..., Run]) -> None:
-    run = begin(process := Process(), patience=5)
-    process.errors = [PlayingError("it fell")] * RESTARTS
-    assert run.boundary(100) is None and process.played == [100]
-    assert len(run.said) == RESTARTS and "the evaluation of 100 steps has failed: it fell" in run.said[0]
-    process.errors = [PlayingError("it fell")] * (RESTARTS + 1)
-    run.boundary(300)
-    assert "training goes on without evaluations and cannot be ended by --eval.target-return" in run.said[-1]
-    assert run.boundary(400, FINISHED) == FINISHED
-    assert [steps for steps, *_ in run.end()] == [100] and list(evaluated(run.run_dir)) == [100]
-
-
-def test_what_would_fail_again_is_not_tried_again(begin: Callable[..., Run]) -> None:
-    run = begin(process := Process())
-    process.errors = [PlayingError("no such environment", is_final=True)]
-    run.boundary(100, FINISHED)
-    assert len(run.said) == 1 and "no such environment\ntraining goes on without evaluations; python" in run.said[0]
-
-
-def test_a_checkpoint_that_cannot_be_written_is_written_later(
-    begin: Callable[..., Run], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("dppo.training.evaluations.RETRY_S", 0.01)
-    run = begin()
-    place = run.run_dir / "checkpoints"
-    place.write_text("in the way")
-    run.process.waits = True
-    run.boundary(100)
-    run.evaluations._settle_writes()
-    run.boundary(150)
-    place.unlink()
-    assert run.boundary(160, FINISHED) == FINISHED
-    assert [steps for steps, *_ in run.end()] == [100, 160]
 
 
 def test_without_evaluations_nothing_is_written(begin: Callable[..., Run]) -> None:

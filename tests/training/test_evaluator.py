@@ -22,7 +22,7 @@ from dppo.evaluate import play_episodes
 from dppo.rundir.evaluations import write_evaluated
 from dppo.seeding import evaluation_seed
 from dppo.settings.toml import load_config, to_toml
-from dppo.training.evaluations import PlayingError
+from dppo.training.evaluation_queue import PlayingError
 from dppo.training.evaluator import PlayingProcess, serve
 from dppo.training.played import figures
 from dppo.training.policy import load_policy

@@ -18,6 +18,7 @@ from dppo.console import Console
 from dppo.data import Episode
 from dppo.run.preflight import Plan, plan_run
 from dppo.rundir.summary import Summary
+from dppo.seams import Recorder
 from dppo.training.tracker import MOST_RETURNS, WINDOW, Tracker
 from tests.parts import Run, make_parts, probe, wait_for_checkpoints
 
@@ -464,3 +465,64 @@ def test_a_replacement_starts_beyond_all_rows_that_were_counted(run: Run) -> Non
     run.tracker.counters.rows[5] = 1000
     _, row, _ = run.tracker.hand_over(5)
     assert row == 1000
+
+
+# -- recorders --------------------
+
+
+class Stopping(Recorder):
+    """Asks to stop in an iteration, or at an evaluation."""
+
+    def __init__(self, iteration: int = 0) -> None:
+        self.at = iteration
+        self.lines: list[dict[str, Any]] = []
+
+    def iteration(self, line: dict[str, Any]) -> bool:
+        self.lines.append(line)
+        return line["iteration"] == self.at
+
+    def evaluation(self, line: dict[str, Any]) -> bool:
+        return True
+
+
+def test_a_recorder_hears_the_lines_of_metrics_and_may_end_the_run(run: Run) -> None:
+    recorder = Stopping(iteration=2)
+    run.tracker.files.recorders.add(recorder)
+    assert [run.iterate(), run.iterate()] == [None, "finished"]
+    assert [line["iteration"] for line in recorder.lines] == [1, 2]
+    assert {**recorder.lines[1]} == run.lines()[1]
+    ended = run.summary()
+    assert (ended["exit"], ended["stopped_by"], ended["env_steps"]) == ("finished", "Stopping", 64)
+    assert run.saved().iteration == 2
+
+
+def test_after_an_evaluation_the_run_ends_with_the_next_iteration(run: Run) -> None:
+    run.tracker.files.recorders.add(Stopping())
+    assert run.iterate() is None
+    run.tracker.files.recorders.evaluation({"env_steps": 16, "return_mean": 1.0})
+    assert run.iterate() == "finished" and run.summary()["stopped_by"] == "Stopping"
+
+
+def test_a_run_that_ends_anyway_was_not_stopped_by_a_recorder(tmp_path: Path) -> None:
+    run = Run(tmp_path, total_steps=16)
+    run.tracker.files.recorders.add(Stopping(iteration=1))
+    assert run.iterate() == "finished" and run.summary()["stopped_by"] is None
+
+
+def test_metrics_are_the_same_with_recorders_that_fail_and_without(tmp_path: Path) -> None:
+    texts = []
+    for name in ("with", "without"):
+        run = Run(tmp_path / name)
+        if name == "with":
+            run.tracker.files.recorders.add(Stopping(), Failing())
+        for _ in range(3):
+            run.iterate()
+        run.tracker.files.close()
+        texts.append([{k: v for k, v in line.items() if not k.endswith(("_s", "_per_s"))} for line in run.lines()])
+    assert texts[0] == texts[1]
+
+
+class Failing(Recorder):
+    def iteration(self, line: dict[str, Any]) -> None:
+        line.clear()
+        raise OSError("my disk is full")

@@ -1,0 +1,151 @@
+"""What evaluations while training cost, and what the best checkpoint is worth.
+
+    python benchmarks/evaluation.py speed [--pairs 7]     steps/s with and without evaluations, in turn
+    python benchmarks/evaluation.py best [--seeds 5]      best and last checkpoint in 100 fresh episodes
+
+Each writes its part of benchmarks/results/evaluation.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from common import machine, markdown_table, mpirun, save, spread, stored
+
+EVERY = 50_000
+SPEED = {"CartPole-v1": 600_000, "Pendulum-v1": 400_000, "HalfCheetah-v5": 300_000}
+"""Environment steps of a run; so many that evaluations are a part of it as in a long one."""
+BEST = {"Pendulum-v1": 400_000, "CartPole-v1": 400_000, "Hopper-v5": 1_000_000}
+EVALUATIONS = 20
+"""Evaluations in a run whose best checkpoint is compared with its last one."""
+EPISODES, FIRST_SEED = 100, 1_000
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def measure(env: str, ranks: int, seed: int, every: int) -> dict[str, float]:
+    """Trains once. Returns steps/s from the first line of metrics to the last, and the seconds of evaluations."""
+    with tempfile.TemporaryDirectory() as scratch:
+        run_dir = Path(scratch) / "run"
+        flags = ["--env", env, "--total-steps", SPEED[env], "--eval.every", every, "--seed", seed, "--run-dir", run_dir]
+        mpirun(ranks, ["-m", "dppo.run", *map(str, flags)])
+        lines = read_lines(run_dir / "metrics.jsonl")
+        first, last = lines[0], lines[-1]
+        evaluations = read_lines(run_dir / "evaluations.jsonl")
+        return {
+            "steps_per_s": (last["env_steps"] - first["env_steps"]) / (last["train_s"] - first["train_s"]),
+            "train_s": last["train_s"],
+            "evaluations": len(evaluations),
+            "evaluation_s": sum(line["seconds_s"] for line in evaluations),
+        }
+
+
+def speed(pairs: int, ranks: int, envs: list[str]) -> dict[str, Any]:
+    """Pairs of runs with and without evaluations, one right after the other, the order changing from pair to pair."""
+    out: dict[str, Any] = {}
+    for env in envs:
+        runs: list[dict[str, Any]] = []
+        for number in range(pairs):
+            order = [0, EVERY] if number % 2 == 0 else [EVERY, 0]
+            found = {every: measure(env, ranks, 1 + number, every) for every in order}
+            ratio = found[EVERY]["steps_per_s"] / found[0]["steps_per_s"]
+            runs.append({"without": found[0], "with": found[EVERY], "ratio": ratio})
+            print(f"{env}: pair {number + 1} of {pairs}: {ratio:.3f}", flush=True)
+        out[env] = runs
+    return {"speed": out, "ranks": ranks, "speed_machine": machine()}
+
+
+def evaluate(run_dir: Path, checkpoint: str, seed: int) -> float:
+    command = [sys.executable, "-m", "dppo.evaluate", str(run_dir), "--checkpoint", checkpoint, "--json"]
+    command += ["--episodes", str(EPISODES), "--seed", str(seed)]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["mean"])
+
+
+def best(seeds: int, ranks: int, envs: list[str]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for env in envs:
+        out[env] = []
+        for seed in range(1, seeds + 1):
+            with tempfile.TemporaryDirectory() as scratch:
+                run_dir, total = Path(scratch) / "run", BEST[env]
+                flags = ["--env", env, "--total-steps", total, "--eval.every", total // EVALUATIONS, "--seed", seed]
+                mpirun(ranks, ["-m", "dppo.run", *map(str, flags), "--run-dir", str(run_dir)])
+                found = {name: evaluate(run_dir, name, FIRST_SEED + seed) for name in ("best", "latest")}
+                lines = read_lines(run_dir / "evaluations.jsonl")
+                found["at"] = [line["env_steps"] for line in lines if line["best"]][-1]
+            out[env].append(found | {"seed": seed})
+            print(f"{env}, seed {seed}: best {found['best']:.1f}, last {found['latest']:.1f}", flush=True)
+    return {"best": out, "best_ranks": ranks, "best_machine": machine()}
+
+
+def text_of(data: dict[str, Any]) -> str:
+    parts = ["# Evaluations while training\n\n"]
+    if "speed" in data:
+        rows = [
+            (
+                env,
+                spread((r["without"]["steps_per_s"] for r in runs), ",.0f"),
+                spread((r["with"]["steps_per_s"] for r in runs), ",.0f"),
+                spread((r["ratio"] for r in runs), ".3f"),
+                f"{statistics.median(r['with']['evaluation_s'] / r['with']['evaluations'] for r in runs):.2f} s",
+            )
+            for env, runs in data["speed"].items()
+        ]
+        head = ("environment", "steps/s without", f"steps/s with `--eval.every {EVERY}`", "ratio", "one evaluation")
+        parts.append(
+            "`python benchmarks/evaluation.py speed`: the same run with and without evaluations, 10 episodes each, in"
+            f" turn; `mpirun -n {data['ranks']}`, {max(map(len, data['speed'].values()))} pairs, median [least, most]."
+            f" Where ranks fill all cores, evaluations take what they compute from training (`--ranks`).\n\n"
+            f"{markdown_table(head, rows)}\n{data['speed_machine']}\n\n"
+        )
+    if "best" in data:
+        rows = [
+            (
+                env,
+                " ".join(f"{r['best']:.1f}" for r in runs),
+                " ".join(f"{r['latest']:.1f}" for r in runs),
+                f"{statistics.median(r['best'] for r in runs):.1f}",
+                f"{statistics.median(r['latest'] for r in runs):.1f}",
+            )
+            for env, runs in data["best"].items()
+        ]
+        head = ("environment", "best, by seed", "last, by seed", "best, median", "last, median")
+        parts.append(
+            f"`python benchmarks/evaluation.py best`: mean return of {EPISODES} greedy episodes, not of the seeds"
+            f" of the evaluations, of which each run has {EVALUATIONS}; `mpirun -n {data['best_ranks']}`.\n\n"
+            f"{markdown_table(head, rows)}\n{data['best_machine']}\n"
+        )
+    return "".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("speed", "best"))
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--ranks", type=int, default=max(2, os.cpu_count() or 1), help="default: one for each core")
+    parser.add_argument("--env", nargs="*", help="of these environments only; nothing is saved then")
+    args = parser.parse_args()
+    if args.part == "speed":
+        found = speed(args.pairs, args.ranks, args.env or list(SPEED))
+    else:
+        found = best(args.seeds, args.ranks, args.env or list(BEST))
+    if args.env:
+        print(text_of(found))
+    else:
+        data = {key: value for key, value in (stored("evaluation") | found).items()}
+        save("evaluation", text_of(data), data)
+
+
+if __name__ == "__main__":
+    main()
