@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from dppo.report import Curves
 from dppo.study.charts import Chart, Intervals
 from dppo.study.folder_page import folder_page
 from dppo.study.overview import make_report
 from dppo.study.page import Details, Page, Table
+from dppo.study.results import Curves
 from tests.fakeruns import write_run
 
 
