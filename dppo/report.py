@@ -12,22 +12,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError, missing_package
 from dppo.files import plain, replace_atomically
-from dppo.rundir import paths
-from dppo.rundir.runs import read_curve
-from dppo.rundir.summary import RUNNING
 from dppo.settings.commands import Parser
 from dppo.study import curves, papers
 from dppo.study.folder_page import folder_page
 from dppo.study.history import read_history
 from dppo.study.overview import AT_WORK, Report, make_report, submit
-from dppo.study.page import Page, render
+from dppo.study.page import FILE, Page, render
 from dppo.study.papers import require_matplotlib
-from dppo.study.results import Setting, learning_curve
+from dppo.study.results import Curves, Setting, learning_curve
 from dppo.study.run_page import run_page
 from dppo.study.search_section import text_lines as study_lines
 
@@ -117,26 +112,6 @@ def as_json(report: Report, folder: Path) -> dict[str, Any]:
 # -- files --------------------
 
 
-class Curves:
-    """The learning curves of runs, each read once."""
-
-    def __init__(self) -> None:
-        self._read: dict[Path, tuple[np.ndarray, np.ndarray, int]] = {}
-
-    def __call__(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Returns steps [I] and returns [I] of a run."""
-        return self._of(folder)[:2]
-
-    def damaged(self, folder: Path) -> int:
-        """Returns the number of damaged lines."""
-        return self._of(folder)[2]
-
-    def _of(self, folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
-        if folder not in self._read:
-            self._read[folder] = read_curve(folder)
-        return self._read[folder]
-
-
 def plot(report: Report, path: Path, read: Curves) -> tuple[bool, list[str]]:
     """Draws the best settings' learning curves. Returns whether that worked, and notes to show."""
     notes, drawn = [], []
@@ -199,7 +174,7 @@ def _parser() -> Parser:
 
 def _page_path(args: argparse.Namespace) -> Path:
     """Returns where the page goes. Raises UsageError where no page can be there."""
-    path = args.output or (args.folder[0] if len(args.folder) == 1 else Path()) / paths.REPORT
+    path = args.output or (args.folder[0] if len(args.folder) == 1 else Path()) / FILE
     if path.suffix not in (".html", ".htm"):
         raise UsageError(f"-o {path}: the page is HTML, and the name of its file must end in .html")
     if not path.parent.is_dir():
@@ -274,7 +249,7 @@ def watch(folders: Sequence[Path], path: Path) -> list[tuple[Path, Report]]:
         while True:
             began = time.monotonic()
             reports = [(folder, make_report(folder)) for folder in folders]
-            if all(run.state != RUNNING for _, r in reports for setting in r.settings for run in setting.runs):
+            if not any(report.is_under_way for _, report in reports):
                 return reports
             try:
                 write_page(make_page(reports, Curves(), path), path, RENEW_S)

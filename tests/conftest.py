@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,8 @@ from mpi4py import MPI  # noqa: F401 (starts MPI, as an import of dppo does not)
 
 from tests.launch import Launcher
 from tests.parts import make_parts, save, settle
+
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as every rank has it (cluster/startup.py); read at the first call
 
 LONG = (
     "slurm/test_again.py", "mpi/test_recovery.py", "mpi/test_repeatable.py", "slurm/test_failures.py",

@@ -57,7 +57,8 @@ def test_a_wheel_of_the_source_distribution_has_all_that_a_user_needs(wheel: Pat
     include = {f"dppo/envs/include/{name}" for name in ("dppo.h", "dppo.f90", "dppo_fortran.c")}
     presets = {f"dppo/settings/presets/{path.name}" for path in (ROOT / "dppo/settings/presets").iterdir()}
     others = {"dppo/cluster/openmpi.sh", "dppo/py.typed", "dppo/__main__.py"}
-    assert scripts | include | presets | others <= set(names)
+    pages = {f"dppo/study/page.{ending}" for ending in ("html.jinja", "css", "js")}
+    assert scripts | include | presets | others | pages <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
     (entries,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "dppo = dppo.__main__:main" in archive.read(entries).decode()

@@ -281,6 +281,83 @@ def test_a_report_is_no_run_and_changes_none(tmp_path: Path, capsys: pytest.Capt
     assert report(capsys, folder, "--no-plot") == first
 
 
+# -- the page --------------------
+
+
+def test_a_runs_page_is_its_own_and_a_folders_is_of_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_run(tmp_path / "s" / "r")
+    for folder, heading in ((run, ">How to repeat it</h2>"), (tmp_path / "s", ">Runs</h2>")):
+        assert main([str(folder), "--no-plot"]) == 0
+        assert capsys.readouterr().out.endswith(f"\nThe page: {folder}/report.html\n")
+        assert heading in (folder / "report.html").read_text()
+    assert main([str(run), "--no-plot", "--no-page", "-o", str(tmp_path / "not.html")]) == 0
+    assert "The page" not in capsys.readouterr().out and not (tmp_path / "not.html").exists()
+
+
+def test_several_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = write_sweep(tmp_path / "one"), write_sweep(tmp_path / "two")
+    assert main(["one", "two", "--no-plot"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("# one\n\n| setting ") and "\n\n# two\n\n| setting " in out
+    assert out.endswith("\nThe page: report.html\n") and (tmp_path / "report.html").is_file()
+    assert (one / "report.md").is_file() and (two / "report.md").is_file()
+    assert main(["one", "two", "--no-plot", "--json"]) == 0
+    assert [of["folder"] for of in json.loads(capsys.readouterr().out)["folders"]] == ["one", "two"]
+
+
+def test_figures_are_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib")
+    write_run(tmp_path / "r")
+    report(capsys, tmp_path / "r", "--no-plot", "--figures", tmp_path / "figures")
+    assert {"01-returns.png", "01-returns.pdf"} <= {path.name for path in (tmp_path / "figures").iterdir()}
+
+
+def test_watch_renews_the_page_until_the_run_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "r", exit="running")
+    pages = []
+
+    def sleep(seconds: float) -> None:
+        assert seconds >= 5
+        pages.append((run / "report.html").read_text())
+        if len(pages) == 2:
+            shutil.rmtree(run)
+            write_run(run, curve=((1000, 77.0),))
+
+    monkeypatch.setattr("dppo.report.time.sleep", sleep)
+    assert main([str(run), "--watch", "--no-plot"]) == 0
+    out, err = capsys.readouterr()
+    assert err == f"dppo: {run}/report.html is renewed until the run ends; Ctrl-C stops\n"
+    assert "| Env-v0  |  1/1 |   77.0 |" in out
+    assert len(pages) == 2 and all('data-reload-s="5.0"' in page for page in pages)
+    assert "data-reload-s" not in (run / "report.html").read_text()
+
+
+def test_ctrl_c_ends_a_watch_with_a_page_that_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dppo.report.time.sleep", interrupt)
+    run = write_run(tmp_path / "r", exit="running")
+    assert main([str(run), "--watch", "--no-plot"]) == 0
+    assert "is running" in capsys.readouterr().out and "data-reload-s" not in (run / "report.html").read_text()
+
+
+def test_without_jinja_the_rest_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    write_run(tmp_path / "r")
+    assert main([str(tmp_path), "--no-plot"]) == 0
+    out, err = capsys.readouterr()
+    assert "no page can be made" in err and err.count("\n") == 1 and "| Env-v0 " in out
+    assert (tmp_path / "report.md").exists() and not (tmp_path / "report.html").exists()
+
+
 # -- wrong use --------------------
 
 
@@ -309,3 +386,18 @@ def test_no_run_can_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_the_order_of_runs_is_that_of_the_tasks(tmp_path: Path) -> None:
     found = make_report(write_sweep(tmp_path / "s", without=(2,)))
     assert [run.folder.name for run in found.settings[1].runs] == ["task_000", "task_002", "task_004"]
+
+
+def test_where_no_page_can_be(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_run(tmp_path / "r")
+    (tmp_path / "x.html").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert "must end in .html" in complaint(capsys, run, "-o", run / "metrics.jsonl")
+    assert "make it first" in complaint(capsys, run, "-o", tmp_path / "none" / "x.html")
+    assert "is a folder" in complaint(capsys, run, "-o", tmp_path / "x.html")
+    assert "leave one out" in complaint(capsys, run, "--watch", "--no-page")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert "pip install 'dppo[analysis]'" in complaint(capsys, run, "--figures", tmp_path / "f")
+    assert sorted(tmp_path.rglob("*")) == before

@@ -229,6 +229,8 @@ def thinned(x: np.ndarray, y: np.ndarray, pixels: int) -> tuple[np.ndarray, np.n
     """Thins a line [I], ascending in x, to at most two points a pixel: the least and the greatest value there, so that
     no peak is lost. A gap (NaN) stays where a pixel has nothing else.
     """
+    if not np.isfinite(x).all():
+        x, y = x[np.isfinite(x)], y[np.isfinite(x)]
     if len(x) <= 2 * pixels or x[-1] <= x[0]:
         return x, y
     column = np.minimum(((x - x[0]) / (x[-1] - x[0]) * pixels).astype(int), pixels - 1)

@@ -81,12 +81,13 @@ def svg(chart: Chart) -> str:
     frame = _frame(chart)
     width, height = WIDTHS[chart.is_wide], chart.height
     inner = [part for item in chart.items for part in _item(item, frame)]
+    log = ' data-log="1"' if chart.is_log else ""
     marks = [_mark(frame.point(mark.x, frame.y[0])[0], frame, mark.kind, mark.text) for mark in chart.marks]
     return "\n".join((
         f'<svg class="chart" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(chart.title)}"'
         f' data-frame="{frame.left:g} {frame.top:g} {frame.width:g} {frame.height:g}"'
         f' data-x="{frame.x[0]!r} {frame.x[1]!r}" data-y="{frame.y[0]!r} {frame.y[1]!r}"'
-        f' data-x-title="{escape(chart.x_title)}"{" data-log" if chart.is_log else ""}>',
+        f' data-x-title="{escape(chart.x_title)}"{log}>',
         *_axes(chart, frame),
         f'<svg x="{frame.left:g}" y="{frame.top:g}" width="{frame.width:g}" height="{frame.height:g}">',
         *inner,

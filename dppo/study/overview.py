@@ -42,6 +42,11 @@ class Report(NamedTuple):
     study: StudyData | None = None
     """The study of a search, whose trials are the runs."""
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether a run has not said that it ended: it goes on, or was killed."""
+        return any(run.state == RUNNING for setting in self.settings for run in setting.runs)
+
 
 def make_report(folder: Path) -> Report:
     """Reads all runs below `folder`. Raises UsageError where no run is there, or none can be read."""

@@ -12,8 +12,11 @@ from typing import Any
 from dppo.config import VERSION
 from dppo.errors import UsageError, missing_package
 from dppo.files import plain
+from dppo.rundir import paths
 from dppo.study.charts import Chart, short_number
 from dppo.study.drawing import legend_marks, svg
+
+FILE = paths.REPORT
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dppo.rundir.runs import Run
+from dppo.rundir.runs import Run, read_curve
 from dppo.rundir.summary import TARGET
 from dppo.settings.values import as_dict
 from dppo.study.spec import as_text, flatten
@@ -128,6 +129,26 @@ def _rank(setting: Setting) -> tuple[str, float, float, str]:
         math.inf if reached is None else -reached,
         setting.label,
     )
+
+
+class Curves:
+    """The learning curves of runs, each read once."""
+
+    def __init__(self) -> None:
+        self._read: dict[Path, tuple[np.ndarray, np.ndarray, int]] = {}
+
+    def __call__(self, folder: Path) -> tuple[np.ndarray, np.ndarray]:
+        """Returns steps [I] and returns [I] of a run."""
+        return self._of(folder)[:2]
+
+    def damaged(self, folder: Path) -> int:
+        """Returns the number of damaged lines."""
+        return self._of(folder)[2]
+
+    def _of(self, folder: Path) -> tuple[np.ndarray, np.ndarray, int]:
+        if folder not in self._read:
+            self._read[folder] = read_curve(folder)
+        return self._read[folder]
 
 
 def learning_curve(curves: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray | None:
