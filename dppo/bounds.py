@@ -7,7 +7,7 @@ import numbers
 import operator
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from decimal import Decimal, InvalidOperation
 from functools import cache
@@ -194,6 +194,26 @@ def settled_cases(tables: tuple[dict[str, Any], ...]) -> tuple[dict[str, Any], .
         kwargs = settled(dict[str, Any], table.get("env_kwargs", {}), f"cases.{name}.env_kwargs")
         out[name] = {"name": name, "env_kwargs": kwargs}
     return tuple(out.values())
+
+
+def settle_schedule(optim: Any) -> None:
+    """Brings the older name of an OptimConfig's schedule to the newer one. Raises ValueError where they are at odds."""
+    if optim.anneal is None:
+        return
+    meant = "linear" if optim.anneal else "constant"
+    require(
+        optim.schedule in (None, meant),
+        f"optim.anneal={str(optim.anneal).lower()} means optim.schedule={meant}, and optim.schedule={optim.schedule} is"
+        " set: leave optim.anneal out",
+    )
+    object.__setattr__(optim, "schedule", meant)
+    object.__setattr__(optim, "anneal", None)  # so that a later schedule is not at odds with it
+
+
+def require_places(setting: str, names: Sequence[str]) -> None:
+    """Raises ValueError where one of the names is no `module:callable`."""
+    for name in names:
+        require(":" in name, f"{setting}={name!r} must have the form module:callable")
 
 
 def check_network(model: Any) -> None:

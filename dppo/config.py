@@ -7,7 +7,7 @@ takes the section that it needs.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from dppo.bounds import (
     LONGEST_S,
@@ -18,21 +18,17 @@ from dppo.bounds import (
     not_negative,
     positive,
     require,
+    require_places,
+    settle_schedule,
     settled_cases,
     within,
-)
+)  # fmt: skip
 
 VERSION = "0.1.0"
-"""Of this package."""
-SOLVER = "dppo.envs:Solver"
-"""The environment that is another program of the same mpirun."""
-
-C = TypeVar("C")
+SOLVER = "dppo.envs:Solver"  # the environment that is another program of the same mpirun
 
 MOST_STEPS = 1e15
-MOST_SAMPLES = 10**8
-"""In a worker's rollout."""
-
+MOST_SAMPLES = 10**8  # in a worker's rollout
 SEED = Range(0, 2**63, "must lie in [0, 2**63)", open_high=True)
 Schedule = Literal["constant", "linear", "cosine"]
 Share = Annotated[float, within(0, 1)]
@@ -69,8 +65,7 @@ class PPOConfig(Section):
     value_coef: Weight = 0.5
     """Weight of the value loss."""
     target_kl: Annotated[float, not_negative(1e6, zero="off")] = 0.03
-    """An iteration's updates end before the step whose approximate KL, averaged over ranks, exceeds 1.5 times this;
-    0: never."""
+    """Updates of an iteration end before the step whose mean approximate KL exceeds 1.5 times this; 0: never."""
     normalize_advantages: bool = True
     """Advantages to mean 0 and standard deviation 1, over the samples of all ranks (async: of the rollout)."""
     kl_target: Annotated[float, positive(1e6)] = 0.01
@@ -111,7 +106,7 @@ class OptimConfig(Section):
     """Of the learning rate; None: linear. linear, cosine: to zero over total_steps; kl: after each iteration lr / 1.5
     where the mean KL of its updates is above twice ppo.kl_target, lr * 1.5 where it is below half of that."""
     anneal: bool | None = None
-    """The older name: true is schedule linear, false schedule constant."""
+    """The older name: true is schedule linear, false is constant."""
     max_grad_norm: Annotated[float, not_negative(1e9, zero="off")] = 0.5
     """Global gradient-norm clip, after the average over ranks; 0 switches it off."""
     beta1: Decay = 0.9
@@ -127,16 +122,7 @@ class OptimConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.anneal is None:
-            return
-        meant = "linear" if self.anneal else "constant"
-        require(
-            self.schedule in (None, meant),
-            f"optim.anneal={str(self.anneal).lower()} means optim.schedule={meant}, and optim.schedule={self.schedule}"
-            " is set: leave optim.anneal out",
-        )
-        object.__setattr__(self, "schedule", meant)
-        object.__setattr__(self, "anneal", None)  # so that a later schedule is not at odds with it
+        settle_schedule(self)
 
 
 @dataclass(frozen=True)
@@ -226,8 +212,7 @@ class EvalConfig(Section):
     """Greedy episodes while training, by a process of its own beside rank 0; docs/running.md."""
 
     every: Annotated[int, not_negative(MOST_STEPS, zero="off")] = 0
-    """Environment steps between evaluations, each at the first iteration boundary at or past a multiple of it; 0: off.
-    The best checkpoint is kept."""
+    """Environment steps between evaluations, at iteration boundaries; the best checkpoint is kept; 0: off."""
     episodes: Annotated[int, at_least(1, 1e6)] = 10
     """Episodes of an evaluation, of each case; always those of the same seeds."""
     target_return: Annotated[float | None, within(-1e15, 1e15)] = None
@@ -322,8 +307,8 @@ class Config(Section):
     env_ranks_span_nodes: bool = False
     """The ranks of an environment may be on several nodes."""
     vectorization: Literal["auto", "sync", "native"] = "auto"
-    """auto: a native vector form where dppo has an adapter (CartPole), else one environment after another; native:
-    the environment's own vector form, which gives up exact resume and independence of the layout over ranks."""
+    """auto: dppo's own native form (CartPole), else one environment after another; native: the environment's own vector
+    form, which gives up exact resume and independence of the layout over ranks."""
     preempt_fraction: Share = 0.0
     """sync: once this share of the workers has its rollout, the others stop where they have at least a quarter of
     theirs (Wijmans et al. 2020); 0: never."""
@@ -361,6 +346,5 @@ class Config(Section):
         super().__post_init__()
         require(bool(self.env), "env must name an environment")
         object.__setattr__(self, "cases", settled_cases(self.cases))
-        for setting, names in (("wrappers", self.wrappers), ("log.recorder", self.log.recorder)):
-            for name in names:
-                require(":" in name, f"{setting}={name!r} must have the form module:callable")
+        require_places("wrappers", self.wrappers)
+        require_places("log.recorder", self.log.recorder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from dppo.bounds import as_name as as_name
 from dppo.bounds import (
@@ -14,7 +14,9 @@ from dppo.bounds import (
     settled,
     shown,
 )
-from dppo.config import C, Config
+from dppo.config import Config
+
+C = TypeVar("C")
 
 
 def as_dict(config: Any) -> dict[str, Any]:
