@@ -13,7 +13,7 @@ ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tes
 JOBS := tests/mpi tests/slurm # which wait for a third of their time: three at a time, the long ones first
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install install-test train test check format clean
+.PHONY: help install install-test train test check docs format clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -45,6 +45,9 @@ check: install-test ## check format, lint and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m mypy dppo
+
+docs: install-test ## build the documentation site in build/docs; each warning is an error
+	$(BIN)/python -m sphinx -W --keep-going -q -j 2 -b html -c docs . build/docs
 
 format: install-test ## rewrite the files in our format, and repair lint where that is safe
 	$(BIN)/python -m ruff format .

@@ -10,8 +10,6 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from dppo.errors import EXIT_USAGE, UsageError
-
 
 class Command(NamedTuple):
     """A command and its module."""
@@ -23,7 +21,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "run": Command("dppo.run", "train, on all ranks of mpirun or on one"),
     "evaluate": Command("dppo.evaluate", "play episodes with a trained policy, or record videos"),
-    "report": Command("dppo.report", "sum up runs, and say which need attention"),
+    "report": Command("dppo.report", "draw and sum up runs, and say which need attention"),
     "sweep": Command("dppo.sweep", "list or start the tasks of a sweep or a search"),
     "trajectories": Command("dppo.trajectories", "look at recorded steps, check, draw and export them"),
     "export": Command("dppo.export", "write a policy as ONNX, for other programs"),
@@ -66,11 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(VERSION)
         return 0
     if name == COMPLETION:
-        try:
-            return _print_completion(rest)
-        except UsageError as error:
-            print(f"dppo: {error}", file=sys.stderr)
-            return EXIT_USAGE
+        from dppo.settings import completion
+
+        return completion.main(rest, _parsers)
     if (command := commands().get(name)) is None:
         return _unknown(name)
     if not sys.flags.safe_path and (folder := os.getcwd()) not in sys.path:
@@ -83,24 +79,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _unknown(name: str) -> int:
     from dppo.cluster.launcher import is_first
+    from dppo.settings.commands import wrong_use
     from dppo.settings.values import as_name, nearest
 
     if name.startswith("-") or name.endswith(".toml"):
         meant = f"; did you mean dppo run {as_name(name)}?"
     else:
         meant = nearest(name, [*commands(), COMPLETION])
-    if is_first():
-        print(f"dppo: {as_name(name)}: no such command{meant or '; dppo lists them'}", file=sys.stderr)
-    return EXIT_USAGE
+    return wrong_use(f"{as_name(name)}: no such command{meant or '; dppo lists them'}", is_shown=is_first())
 
 
-def _print_completion(words: list[str]) -> int:
-    from dppo.settings.completion import completion_parser, script
-
-    shell = completion_parser().parse_args(words).shell
-    parsers = {name: _parser_of(command.module) for name, command in commands().items() if name != "run"}
-    print(script(parsers | {COMPLETION: completion_parser()}, shell))
-    return 0
+def _parsers() -> dict[str, Any]:
+    return {name: _parser_of(command.module) for name, command in commands().items() if name != "run"}
 
 
 def _parser_of(name: str) -> Any:

@@ -25,9 +25,9 @@ from dppo.cluster.layout import lay_out
 from dppo.cluster.startup import MPI_PARAMETERS
 from dppo.cluster.supervisor import JobEnds, Supervisor
 from dppo.errors import EXIT_AGAIN, EXIT_USAGE, UsageError
-from dppo.rundir import paths
 from dppo.settings.commands import Parser, at_least, integer, not_negative, require
 from dppo.settings.flags import file_at, flag_value
+from dppo.settings.toml import CONFIG_FILE
 
 SCRIPTS = Path(__file__).parent / "cluster" / "jobs"
 """The batch scripts: in a checkout a link to its `jobs/`, in an installed package a folder."""
@@ -60,7 +60,7 @@ class Training:
         """Returns the settings of the next start. A run that continues has a copy of its settings file, so this leaves
         the file out: it may have been changed for another run.
         """
-        if not os.path.exists(self.run_dir / paths.CONFIG):
+        if not os.path.exists(self.run_dir / CONFIG_FILE):
             return self.settings
         file = file_at(self.settings)
         return [*(word for place, word in enumerate(self.settings) if place != file), "--resume"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +13,13 @@ from mpi4py import MPI  # noqa: F401 (starts MPI, as an import of dppo does not)
 from tests.launch import Launcher
 from tests.parts import make_parts, save, settle
 
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as every rank has it (cluster/startup.py); read at the first call
+
 LONG = (
     "slurm/test_again.py", "mpi/test_recovery.py", "mpi/test_repeatable.py", "slurm/test_failures.py",
     "slurm/test_train.py", "mpi/test_trajectories.py", "slurm/test_sweep.py", "mpi/test_nested.py",
     "mpi/test_failures.py", "mpi/test_learning.py", "mpi/test_gpus.py", "slurm/test_hosts.py", "slurm/test_scaling.py",
+    "training/test_exported.py",
 )  # fmt: skip
 """The files of more than half a minute, in the order in which they begin: the long ones first, so that no worker is
 left with one at the end; those in slurm/, which wait, beside those in mpi/, which need the cores.

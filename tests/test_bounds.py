@@ -138,8 +138,11 @@ def test_numpys_numbers_are_made_plain_and_come_back_from_config_toml(setting: S
         config = setting.made(kind(plain))
         assert (type(setting.of(config)), setting.of(config)) == (setting.kind, plain)
         assert repr(config) == repr(setting.made(plain))
+    config = setting.made(kinds[0](plain))
+    if setting.full == "eval.target_return":  # which is refused without evaluations
+        config = replace(config, eval=replace(config.eval, every=1000))
     if setting.full != "ppo.minibatches":
-        assert setting.of(read_back(resolve(setting.made(kinds[0](plain))), tmp_path)) == plain
+        assert setting.of(read_back(resolve(config), tmp_path)) == plain
 
 
 @pytest.mark.parametrize(

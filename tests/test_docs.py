@@ -10,6 +10,7 @@ import ast
 import json
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -45,7 +46,9 @@ FLAGS_OF_OTHERS = {
     "srun": {"cpu-bind", "distribution", "list", "mpi", "multi-prog", "nodelist"},
     "dppo.job": {"copy", "include", "kill-after-s", "openmpi", "place-groups"},
     "dppo.verdict": {"begin"},
+    "docker": {"file", "tag"},
     "examples": {"picture"},
+    "kubectl": {"filename", "follow"},
     "mpi4py": {"mpi-lib-version"},
     "pip": {"cache-dir", "no-binary"},
     "tensorboard": {"logdir"},
@@ -176,6 +179,16 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 
 
 @each_document
+def test_every_link_to_another_site_is_one(document: Path) -> None:
+    """By its form alone: the tests need no network."""
+    for link in re.findall(r"\]\((\w+:[^)]*)\)", document.read_text()):
+        parts = urlsplit(link)
+        assert (
+            parts.scheme == "https" and re.fullmatch(r"[\w-]+(\.[\w-]+)+", parts.netloc) and not re.search(r"\s", link)
+        ), link
+
+
+@each_document
 def test_every_link_to_a_heading_finds_it(document: Path) -> None:
     links = re.findall(r"\]\(([^)#]*\.md)?#([^)]*)\)", document.read_text())
     targets = [(document.parent / file if file else document, heading) for file, heading in links]
@@ -197,8 +210,9 @@ def test_the_details_are_numbered_without_a_gap() -> None:
 def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> None:
     files = examples()
     networks = {"my_net.py", "my_parts.py", "my_memory.py"}
-    plays = {"play_it.py", "play_many.py"}
-    assert set(files) == {"my_sim.py", "my_jets.py", "pendulum.toml", "train_it.py", "plateau.py", *plays, *networks}
+    plays = {"play_it.py", "play_many.py", "use_it.py"}
+    environments = {"my_sim.py", "my_jets.py", "my_valve.py", "my_stack.py"}
+    assert set(files) == {"pendulum.toml", "train_it.py", "plateau.py", *environments, *plays, *networks}
     for name, content in files.items():
         (tmp_path / name).write_text(content.replace("total_steps=100_000", "total_steps=2_000"))
     own = launch.start(
@@ -221,9 +235,11 @@ def test_the_examples_of_the_documents_run(launch: Launcher, tmp_path: Path) -> 
     unregistered = launch.start(None, *made, "--dry-run", **ONE_THREAD)
     jets = ("--env", "my_jets:Jets", "--env-kwargs", "jets=12", "--num-envs", 24)
     agents = launch.start(None, *jets, "--dry-run", **ONE_THREAD)
+    valve = launch.start(None, "--env", "my_valve:Valve", "--run-dir", "runs/valve", *SHORT, **ONE_THREAD)
+    stack = launch.start(None, "--env", "my_stack:Stack", "--run-dir", "stack", *SHORT, **ONE_THREAD)
     train = launch.start(None, program=str(tmp_path / "train_it.py"), **ONE_THREAD)
     stops = launch.start(None, program=str(tmp_path / "plateau.py"), **ONE_THREAD)
-    for job in (own, fused, memory, config, unregistered, agents, train, stops):
+    for job in (own, fused, memory, config, unregistered, agents, train, stops, valve, stack):
         ended = job.wait(60)
         assert ended.code == 0, str(ended)
     for job in [launch.start(None, program=str(tmp_path / name), **ONE_THREAD) for name in sorted(plays)]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import pytest
 
 from dppo import evaluate, export, report, sweep
+from dppo.__main__ import COMMANDS
 from dppo.config import Config
 from dppo.errors import HelpShown
 from dppo.settings.flags import parse
@@ -23,10 +24,14 @@ from dppo.settings.toml import to_toml
 from dppo.trajectories.__main__ import _parser as trajectories_parser
 from tests.test_docs import DOCUMENTS, ROOT, each_document, examples
 
-LANGUAGES = ("", "c", "python", "sh", "toml")
-BY_HAND = "MPICC=", "module load", "apptainer", "source", "python3 -m venv"
+LANGUAGES = ("", "c", "python", "sh", "toml", "{toctree}", "{eval-rst}")
+"""The last two are of Sphinx, for the site."""
+BY_HAND = (
+    "MPICC=", "module load", "apptainer", "source", "python3 -m venv", "python -m build", "python -m pip", "docker ",
+    "kubectl ", "ls ", "echo ", "dppo completion ",
+)  # fmt: skip
 """Beginnings of commands that need a cluster, a network or a shell of one's own."""
-LAUNCHERS = re.compile(r"^(mpirun|srun)( --with-ft ulfm)?( -n \d+)? (?=python )")
+LAUNCHERS = re.compile(r"^(mpirun|srun)( --with-ft ulfm)?( -n \d+)? (?=python |dppo )")
 
 
 class Block(NamedTuple):
@@ -44,7 +49,7 @@ def blocks(document: Path) -> Iterator[Block]:
         if "```" not in line:
             content.append(line)
             continue
-        fence = re.fullmatch(r"( *)```(\w*)", line)
+        fence = re.fullmatch(r"( *)```(\w*|\{[\w-]+\})", line)
         assert fence is not None, f"{document.name}:{number}: {line!r} is no fence: text has got into its line"
         indent, language = fence.groups()
         if opened is None:
@@ -65,13 +70,18 @@ def commands() -> Iterator[str]:
         for block in blocks(document):
             if block.language == "sh":
                 for line in block.text.replace("\\\n", " ").splitlines():
-                    yield from (part.strip() for part in re.split(r"&&|(?<=\S) & ", line.partition("#")[0] + " "))
+                    yield from (part.strip() for part in re.split(r"&&|\|\||(?<=\S) & ", line.partition("#")[0] + " "))
+
+
+def plain(command: str) -> str:
+    """The command after the launcher and variables before it, in its form for `python -m`."""
+    command = LAUNCHERS.sub("", re.sub(r"^((?!MPICC)[A-Z_]+=\S* )+", "", command))
+    return re.sub(rf"^dppo ({'|'.join(COMMANDS)})(?= |$)", r"python -m dppo.\1", command)
 
 
 def each(beginning: str) -> list[str]:
-    """The commands that begin so, after the launcher and variables before them."""
-    plain = [LAUNCHERS.sub("", re.sub(r"^([A-Z_]+=\S* )+", "", command)) for command in commands()]
-    return sorted({command for command in plain if command.startswith(beginning)})
+    """The commands that begin so."""
+    return sorted({command for command in map(plain, commands()) if command.startswith(beginning)})
 
 
 @each_document
@@ -82,6 +92,8 @@ def test_every_block_is_whole_and_in_its_language(document: Path) -> None:
         "sh": lambda text: subprocess.run(["bash", "-n"], input=text, text=True, check=True, timeout=10),
         "c": str,  # parts of programs
         "": str,
+        "{toctree}": str,  # by `make docs`
+        "{eval-rst}": str,
     }
     for block in blocks(document):
         checks[block.language](block.text)
@@ -93,8 +105,8 @@ def test_every_command_of_the_documents_is_known_here() -> None:
         "python -m dppo.", "python -m mpi4py", "make ", "sbatch ", "jobs/", ".ci/run", "tensorboard ",
         "python examples/", *BY_HAND,
     )  # fmt: skip
-    plain = {LAUNCHERS.sub("", re.sub(r"^((?!MPICC)[A-Z_]+=\S* )+", "", c)) for c in commands() if c}
-    assert [c for c in sorted(plain) if not c.startswith(known) and " apptainer exec " not in c] == []
+    found = {plain(command) for command in commands()} - {"", "dppo"}
+    assert [c for c in sorted(found) if not c.startswith(known) and " apptainer exec " not in c] == []
 
 
 @pytest.fixture
@@ -102,9 +114,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A reader's folder: the files that the documents show, and a run."""
     for name, content in examples().items():
         (tmp_path / name).write_text(content)
-    run = tmp_path / "runs" / "NAME"
-    run.mkdir(parents=True)
-    (run / "config.toml").write_text(to_toml(resolve(Config())))
+    for name in ("NAME", "stopped"):
+        run = tmp_path / "runs" / name
+        run.mkdir(parents=True)
+        (run / "config.toml").write_text(to_toml(resolve(Config())))
     for name in ("jobs", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)

@@ -199,6 +199,8 @@ def limit_threads() -> int:
     for name in _TORCH_POOLS:
         os.environ.setdefault(name, str(share))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # MKL, torch's BLAS, else sums a row in another order among 16 rows than among 8, on some types of CPU
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
     return share
 
 

@@ -27,7 +27,8 @@ ROWS = 8
 eight, and a chaotic simulator (HalfCheetah) turns a difference in the last bit into one of order 1 within 60 steps.
 Without blocks, eight environments on one rank would have other episodes than two on each of four ranks."""
 ROWS_OF_IMAGES = 4
-"""The same for a network with images, whose rows have their own bits from four rows on. A row costs 0.2 ms there."""
+"""The same for a network with images, whose rows have their own bits from four rows on (with MKL_CBWR as
+cluster/startup.py sets it). A row costs 0.2 ms there."""
 
 
 class ActorCritic:

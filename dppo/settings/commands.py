@@ -13,7 +13,7 @@ from dppo.bounds import shown as shown
 from dppo.bounds import whole_number
 from dppo.bounds import within as within
 from dppo.config import VERSION as NUMBER
-from dppo.errors import UsageError
+from dppo.errors import EXIT_USAGE, UsageError
 from dppo.files import plain as plain
 
 VERSION = f"dppo {NUMBER}"
@@ -28,6 +28,13 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} -h")
+
+
+def wrong_use(message: object, *, is_shown: bool = True) -> int:
+    """Prints the message, where this process is the one that does. Returns the exit code."""
+    if is_shown:
+        print(f"dppo: {message}", file=sys.stderr)
+    return EXIT_USAGE
 
 
 def integer(text: str) -> int:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union
 
 from dppo.config import Config
-from dppo.settings.commands import Parser
+from dppo.errors import UsageError
+from dppo.settings.commands import Parser, wrong_use
 from dppo.settings.pairs import registry
 
+NAME = "completion"
+"""Of the command."""
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -29,6 +32,20 @@ def completion_parser() -> Parser:
     for shell in SHELLS:
         shells.add_parser(shell, help=f"for {shell}")
     return parser
+
+
+def main(words: Sequence[str], parsers: Callable[[], Mapping[str, argparse.ArgumentParser]]) -> int:
+    """Runs `dppo completion`. Returns the exit code.
+
+    Args:
+      parsers: makes those of all commands except `run`, which takes seconds.
+    """
+    try:
+        shell = completion_parser().parse_args(words).shell
+    except UsageError as error:
+        return wrong_use(error)
+    print(script({**parsers(), NAME: completion_parser()}, shell))
+    return 0
 
 
 def script(parsers: Mapping[str, argparse.ArgumentParser], shell: str, run: str = "run") -> str:

@@ -15,9 +15,8 @@ import dppo
 
 PRICE = 0.2
 """Of a kilowatt, in units of reward; a metre per second earns 1."""
-FRAMES, EVERY = 8, 4
-"""Pictures of the film strip, and steps from one to the next, after SETTLED steps."""
-SETTLED = 200
+SETTLED, FRAMES, EVERY = 100, 6, 2
+"""Steps before the film strip, its pictures, and the steps from one to the next."""
 
 
 class EnergyPrice(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):  # type: ignore[type-arg]
@@ -36,7 +35,7 @@ class EnergyPrice(gymnasium.Wrapper, gymnasium.utils.RecordConstructorArgs):  # 
 
 def play(policy: Any, seed: int, render_mode: str | None = None) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Plays one episode. Returns speeds in m/s and powers in kW, after each step, and pictures if they are wanted."""
-    env = EnergyPrice(gymnasium.make("HalfCheetah-v5", render_mode=render_mode))
+    env = EnergyPrice(gymnasium.make("HalfCheetah-v5", render_mode=render_mode, camera_name="track"))
     observation, done, speeds, powers, pictures = env.reset(seed=seed)[0], False, [], [], []
     while not done:
         observation, _, terminated, truncated, info = env.step(policy.act(observation))
@@ -59,14 +58,14 @@ def main(runs: tyro.conf.Positional[list[str]], picture: str | None = None, epis
         from matplotlib.figure import Figure
 
         speeds, powers, pictures = play(dppo.load_policy(runs[0]), 0, "rgb_array")
-        film, curve = Figure(figsize=(9, 4.5), layout="constrained").subplots(2, 1, height_ratios=(1, 1))
-        film.imshow(np.hstack([p[120:480] for p in pictures]))
-        film.set(title=f"a step in {1000 * EVERY * 0.05:.0f} ms")
+        film, curve = Figure(figsize=(9, 4), layout="constrained").subplots(2, 1, height_ratios=(2, 3))
+        film.imshow(np.hstack([p[140:460] for p in pictures]))
+        film.set(title=f"a picture every {50 * EVERY} ms")
         film.axis("off")
         curve.plot(speeds[SETTLED : SETTLED + 60], label="speed in m/s")
         curve.plot(powers[SETTLED : SETTLED + 60], label="power in kW")
-        curve.set(xlabel="steps of 50 ms")
-        curve.legend()
+        curve.set(xlabel="steps of 50 ms", ylim=(0, 9))
+        curve.legend(loc="upper right")
         curve.figure.savefig(picture, dpi=100)
 
 

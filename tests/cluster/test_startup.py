@@ -53,7 +53,12 @@ def test_numpys_blas_gets_one_thread(environ: dict[str, str]) -> None:
     assert environ["OPENBLAS_NUM_THREADS"] == "1"
 
 
-@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"])
+def test_torchs_blas_sums_a_row_in_one_order_in_batches_of_every_size(environ: dict[str, str]) -> None:
+    startup.limit_threads()
+    assert environ["MKL_CBWR"] == "AUTO,STRICT"
+
+
+@pytest.mark.parametrize("name", ["OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_CBWR"])
 def test_a_users_thread_setting_stays(environ: dict[str, str], name: str) -> None:
     environ[name] = "17"
     startup.limit_threads()

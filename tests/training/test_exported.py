@@ -48,12 +48,14 @@ class CountsRows(structured_networks.Everything):
         return head, value + torch.ones(len(value))
 
 
-SOME = spaces.Dict({key: MANY_OBSERVED[key] for key in ("action_mask", "bits", "first", "half", "index", "number")})
+SOME = spaces.Dict({key: MANY_OBSERVED[key] for key in ("action_mask", "first", "half", "index")})
 PIXELS = spaces.Box(0, 255, (36, 36, 1), np.uint8)
 CASES: dict[str, tuple[spaces.Space[Any], spaces.Space[Any], ModelConfig, int, bool]] = {
-    "choices": (spaces.Discrete(9), spaces.MultiDiscrete([2, 4]), ModelConfig(hidden=(8, 6)), 6, True),
-    "bounds": (VECTOR, spaces.Box(-2, 5, (2,)), ModelConfig(hidden=(), activation="relu"), 0, False),
-    "everything": (MANY_OBSERVED, MANY_ACTED, SMALL, 19, True),
+    "numpy": (
+        spaces.Discrete(9), spaces.Tuple([spaces.MultiDiscrete([2, 4]), spaces.Box(-2, 5, (2,))]),
+        ModelConfig(hidden=(8, 6), activation="relu"), 6, False,
+    ),
+    "everything": (MANY_OBSERVED, MANY_ACTED, ModelConfig(hidden=(8,), shared=True), 19, True),
     "gru": (VECTOR, spaces.Discrete(3, start=1), ModelConfig(hidden=(8,), core="gru", core_size=6), 3, False),
     "lstm": (
         spaces.Tuple([PIXELS, VECTOR]), spaces.Box(-1, 1, (3,)),

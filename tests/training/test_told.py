@@ -69,3 +69,14 @@ def test_a_resume_is_exact_where_dynamics_follow_the_run(env: str, horizon: int,
             np.testing.assert_array_equal(one.collector.last.rewards, other.collector.last.rewards)
             np.testing.assert_array_equal(one.collector.first_observation(), other.collector.first_observation())
         assert run.lines()[-1]["return_mean_100"] == whole.lines()[-1]["return_mean_100"]
+
+
+def test_nothing_is_kept_for_environments_that_do_not_ask(tmp_path: Path) -> None:
+    run = Told(tmp_path, env="CartPole-v1", vectorization="sync")
+    for attempt in range(2):
+        run.iterate()
+        wait_for_checkpoints(run)
+        run.tracker.saver.write(run.tracker.saver.boundary)
+        saved = run.saved()
+        assert all(len(env.told) == 0 for _, envs in saved.ranks.values() for env in envs), attempt
+        run = Told(tmp_path, env="CartPole-v1", vectorization="sync", saved=saved)
