@@ -48,7 +48,7 @@ PLAN = (
 """Of each attempt: (line of metrics.jsonl, rank that is killed then) …, and the line at which it is stopped."""
 RANKS = 5
 LIMIT_S = 300.0
-WIDTH, HEIGHTS = 1200, {"cells": 1300, "deaths": 1500}
+WIDTH, HEIGHTS = 1200, {"cells": 1480, "deaths": 1500}
 MOST_BYTES = 200_000
 
 

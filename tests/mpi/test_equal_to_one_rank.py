@@ -61,7 +61,10 @@ def assert_same_run(run_dir: Path, other: Path, tolerance: float) -> None:
         if key in ("iteration", "env_steps", "updates", "episodes", "episodes_ended", "samples", "length_mean_100"):
             assert line[key] == other_line[key], key
         elif line[key] is not None:
-            assert float(line[key]) == pytest.approx(float(other_line[key]), rel=tolerance, abs=tolerance), key
+            mine, others = (
+                np.array(of[key], float) for of in (line, other_line)
+            )  # a list, such as returns, or a number
+            assert mine == pytest.approx(others, rel=tolerance, abs=tolerance), key
     np.testing.assert_allclose(parameters(run_dir), parameters(other), rtol=0, atol=tolerance)
     moments, other_moments = (checkpoint(d)["state"]["moments"] for d in (run_dir, other))
     np.testing.assert_allclose(moments, other_moments, rtol=1e-6, atol=1e-6)
