@@ -78,6 +78,8 @@ def _lead_to_the_index(app: Any, error: Exception | None) -> None:
 
 def setup(app: Any) -> dict[str, bool]:
     app.connect("source-read", _replace)
+    # these change with the code and with the list of pages, not with their own text
+    app.connect("env-get-outdated", lambda *_: ["docs/index", "docs/flags", "docs/api"])
     app.connect("autodoc-process-docstring", _as_restructured_text, priority=400)  # before napoleon
     app.connect("build-finished", _lead_to_the_index)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
