@@ -66,6 +66,13 @@ class FakeTracker:
         return self
 
     @property
+    def evaluations(self) -> FakeTracker:
+        return self
+
+    def poll(self) -> None:
+        """There are no evaluations to look for."""
+
+    @property
     def pending_env_steps(self) -> int:
         return sum(r.env_steps for r in self.reports)
 
