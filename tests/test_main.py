@@ -123,22 +123,22 @@ def scripts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("words", "completed"),
     [
-        (["re"], {"report"}),
-        (["run", "--ppo.cli"], {"--ppo.clip", "--ppo.clip-schedule"}),
-        (["run", "--mode", ""], {"sync", "async"}),
-        (["evaluate", "--epi"], {"--episodes"}),
-        (["trajectories", "exp"], {"export"}),
-        (["trajectories", "export", "--dataset"], {"--dataset-id"}),
-        (["completion", "fi"], {"fish"}),
-        (["report", "runs/"], set()),  # bash itself completes names of files
+        (["re"], ["report"]),
+        (["run", "--ppo.cli"], ["--ppo.clip", "--ppo.clip-schedule"]),
+        (["run", "--mode", ""], ["sync", "async"]),
+        (["evaluate", "--epi"], ["--episodes"]),
+        (["trajectories", "exp"], ["export"]),
+        (["trajectories", "export", "--dataset"], ["--dataset-id"]),
+        (["completion", "fi"], ["fish"]),
+        (["report", "runs/"], []),  # bash itself completes names of files
     ],
     ids=" ".join,
 )
-def test_bash_completes_commands_and_flags(words: list[str], completed: set[str], scripts: dict[str, Path]) -> None:
+def test_bash_completes_commands_and_flags(words: list[str], completed: list[str], scripts: dict[str, Path]) -> None:
     quoted = " ".join(f"'{word}'" for word in ("dppo", *words))
     text = COMPLETE.format(script=scripts["bash"], words=quoted, count=1 + len(words))
     done = subprocess.run(["bash", "-c", text], capture_output=True, text=True, timeout=20, check=True)
-    assert set(done.stdout.split()) == completed, done.stderr
+    assert sorted(done.stdout.split()) == sorted(completed), done.stderr
     assert "complete -o bashdefault -o default -F _tyro_dppo dppo" in scripts["bash"].read_text()
 
 
