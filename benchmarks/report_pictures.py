@@ -109,13 +109,11 @@ def take_pictures(tab: Tab, page: Path, name: str) -> None:
 
 
 def small(picture: bytes) -> bytes:
-    """Returns the PNG with 96 colours."""
+    """Returns the PNG, packed better, with all its colours: a palette would lose those of thin lines."""
     from PIL import Image
 
     out = io.BytesIO()
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(96, dither=Image.Dither.NONE).save(
-        out, "PNG", optimize=True
-    )
+    Image.open(io.BytesIO(picture)).convert("RGB").save(out, "PNG", optimize=True)
     return out.getvalue()
 
 
