@@ -86,7 +86,6 @@ def test_wrong_use_is_one_message_and_code_2_and_nothing_on_disk(name: str, laun
         ended = job.wait(30)
         assert ended.code == 2, ended
         assert_one_message(ended, *parts)
-        assert ended.wall_s < 10
     assert snapshot(tmp_path) == before
 
 
