@@ -9,7 +9,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 # which measure, or whose ranks outnumber the cores by far
-ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tests/mpi/test_server.py
+ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tests/mpi/test_server.py \
+  tests/mpi/test_equal_to_one_rank.py
 JOBS := tests/mpi tests/slurm # which wait for a third of their time: three at a time, the long ones first
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
