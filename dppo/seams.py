@@ -172,7 +172,7 @@ class Distribution(Protocol):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a recorder is told of the run at its start."""
+    """The facts about a run that its recorders receive at the start."""
 
     run_dir: Path
     run_id: str
