@@ -14,8 +14,8 @@ export PRTE_MCA_rmaps_default_mapping_policy="${PRTE_MCA_rmaps_default_mapping_p
 export PRTE_MCA_hwloc_default_binding_policy="${PRTE_MCA_hwloc_default_binding_policy-none}"
 # silences a complaint where Slurm has munge and the package from PyPI does not
 export PMIX_MCA_psec="${PMIX_MCA_psec-native}"
-# under srun, Slurm lets some ranks out of MPI_Init too early with its own "mixed": the others crash there (ompi #12495)
-export SLURM_PMIX_FENCE="${SLURM_PMIX_FENCE-tree}"
+# under srun: Slurm's other fences wait for no other node where there are few; a late node's ranks crash (ompi #12495)
+export SLURM_PMIX_FENCE="${SLURM_PMIX_FENCE-ring}"
 # a node that stops answering ends the job after 60 + 3 * 10 s (Open MPI: 8 minutes), and its processes end as well
 export PRTE_MCA_oob_tcp_keepalive_time="${PRTE_MCA_oob_tcp_keepalive_time-60}"
 export PRTE_MCA_oob_tcp_keepalive_intvl="${PRTE_MCA_oob_tcp_keepalive_intvl-10}"

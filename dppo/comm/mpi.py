@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import time
 
-from dppo.cluster.launcher import is_by_mpirun, on_one_node, survives_deaths
+from dppo.cluster.launcher import survives_deaths
 from dppo.cluster.startup import no_mpi
 
 try:
@@ -25,17 +24,10 @@ Comm = MPI.Comm
 """The type of communicators, for modules that pass one on and use nothing else of MPI."""
 
 
-SETTLE_S = 1.0
-"""Where srun has started ranks on several nodes, seconds from a rank's MPI_Init to its first message. Slurm tells the
-nodes one after another that all ranks are there, and a rank that a message reaches before crashes (Open MPI 12495)."""
-
-
 def start() -> None:
     """Starts MPI, unless it has started."""
     if not MPI.Is_initialized():
         MPI.Init_thread()
-        if not (is_by_mpirun() or on_one_node()):
-            time.sleep(SETTLE_S)
 
 
 @functools.cache  # such a process may free the communicator by which it can be told

@@ -50,29 +50,3 @@ def test_without_an_mpi_it_is_said_what_to_install() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert "install" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("variables", "waits"),
-    [
-        ({"SLURM_STEP_TASKS_PER_NODE": "2(x2)"}, [mpi.SETTLE_S]),
-        ({"SLURM_STEP_TASKS_PER_NODE": "4"}, []),
-        ({}, []),
-        ({"SLURM_STEP_TASKS_PER_NODE": "1(x2)", "OMPI_COMM_WORLD_SIZE": "4"}, []),
-    ],
-    ids=["srun, two nodes", "srun, one node", "no launcher", "mpirun, whose daemons srun has started"],
-)
-def test_ranks_that_srun_has_started_on_several_nodes_send_nothing_at_once(
-    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], waits: list[float]
-) -> None:
-    """MPI_Init of others may not be over: it crashes where a message comes then."""
-    for name in ("SLURM_STEP_TASKS_PER_NODE", "OMPI_COMM_WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    waited: list[float] = []
-    monkeypatch.setattr(mpi.MPI, "Is_initialized", lambda: False)
-    monkeypatch.setattr(mpi.MPI, "Init_thread", lambda: None)
-    monkeypatch.setattr(mpi.time, "sleep", waited.append)
-    mpi.start()
-    assert waited == waits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -10,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.launch import PROGRAMS
 from tests.run_directory import summary
-from tests.slurm.emulation import Cluster, Submit
+from tests.slurm.emulation import ROOT, Cluster, Submit
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 TWO_BY_THREE = "--nodes=2 --ntasks-per-node=3 --time=10"
@@ -41,6 +43,17 @@ def test_four_nodes_of_eight_ranks_run(script: str, slurm: Cluster, sbatch: Subm
     hosts = json.loads((job.run_dir / "versions.json").read_text())["hosts"]
     assert sorted(hosts) == sorted(8 * ["n1", "n2", "n3", "n4"])
     assert {path for path in slurm.folder.iterdir() if path.suffix != ".out"} <= {*before, slurm.folder / "runs"}
+
+
+def test_ranks_by_srun_wait_in_mpi_init_for_those_of_a_late_node(slurm: Cluster) -> None:
+    """A message to a rank that is still in it crashes it; Slurm's own default waits for no other node."""
+    parameters = ROOT / "dppo" / "cluster" / "openmpi.sh"
+    step = f"timeout 60 srun --mpi=pmix --ntasks-per-node=2 {sys.executable} {PROGRAMS / 'late_node.py'}"
+    allocation = ("salloc", "--quiet", "--nodes=2", "--ntasks-per-node=2", "--time=5")
+    said = slurm.on("head", *allocation, "bash", "-c", f"source {parameters} && {step}", timeout=120)
+    pairs = re.findall(r"^([\d.]+) ([\d.]+)$", said, re.MULTILINE)
+    began, had = zip(*pairs, strict=True)
+    assert len(pairs) == 4 and float(min(had)) >= float(max(began)), said
 
 
 @pytest.fixture(scope="module")
