@@ -88,9 +88,24 @@ def small(channels: int, height: int, width: int) -> tuple[nn.Module, int]:
 def _with_features(layers: list[nn.Module], shape: tuple[int, int, int], size: int) -> nn.Module:
     """Appends the dense layer that turns what the convolutions give for images of `shape` into `size` features."""
     convolutions = nn.Sequential(*layers, nn.Flatten())
-    with torch.no_grad():
-        width = convolutions(torch.zeros(1, *shape)).shape[1]
-    return nn.Sequential(convolutions, nn.Linear(width, size), nn.ReLU())
+    return nn.Sequential(convolutions, nn.Linear(_num_outputs(layers, shape), size), nn.ReLU())
+
+
+def _num_outputs(layers: list[nn.Module], shape: tuple[int, int, int]) -> int:
+    """Returns how many numbers the layers give for an image. A run on the device "meta" would tell it as well, but it
+    imports torch's compiler, which takes each rank a second.
+    """
+    channels, *sides = shape
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            channels = layer.out_channels
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d):
+            kernel, stride, padding = (
+                value if isinstance(value, int) else int(value[0])
+                for value in (layer.kernel_size, layer.stride, layer.padding)
+            )
+            sides = [(side + 2 * padding - kernel) // stride + 1 for side in sides]
+    return channels * math.prod(sides)
 
 
 ENCODERS: dict[str, Callable[[int, int, int], tuple[nn.Module, int]]] = {"nature": nature, "impala": impala}

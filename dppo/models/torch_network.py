@@ -145,10 +145,20 @@ class TorchNetwork:
         # a value that is a constant has no gradient
         pairs = [(out, d) for out, d in zip(self._outputs, (d_outputs, d_value), strict=True) if out.requires_grad]
         gradients = [torch.from_numpy(np.ascontiguousarray(d)).to(self._device) for _, d in pairs]
-        torch.autograd.backward([out for out, _ in pairs], gradients)
+        _run_backward([out for out, _ in pairs], gradients)
         self._outputs = None
         if self._is_copied:
             self._host[1].copy_(self._gradient)
+
+
+def _run_backward(outputs: list[torch.Tensor], gradients: list[torch.Tensor]) -> None:
+    """Does what `torch.autograd.backward` does, without its checks in Python: they import SymPy, which takes each rank
+    half a second, and are a tenth of a small minibatch. The engine checks the shapes itself.
+    """
+    engine = torch.autograd.Variable._execution_engine  # type: ignore[attr-defined]
+    engine.run_backward(
+        tuple(outputs), tuple(gradients), False, False, (), allow_unreachable=True, accumulate_grad=True
+    )
 
 
 def to_array(tensor: torch.Tensor) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +88,33 @@ def test_the_flat_vector_is_the_modules_memory(factory: str | None) -> None:
     policy.flat.vector[:] = 0.0
     assert not policy.network.act(inputs_of())[0].any()
     assert not policy.value(inputs_of()).any()
+
+
+@pytest.mark.parametrize("size", ["(4,)", "(1, 40, 40)"], ids=["vector", "image"])
+def test_training_imports_no_sympy_and_no_compiler(size: str) -> None:
+    """Either takes each rank as long as the rest of torch."""
+    code = f"""if True:
+        import sys
+        import numpy as np
+        from gymnasium import spaces
+        from dppo.config import ModelConfig, MomentsConfig
+        from dppo.models.policy import make_policy
+        both = spaces.Box(0, 255, {size}, np.uint8), spaces.Discrete(2)
+        policy = make_policy(*both, ModelConfig(backend="torch"), MomentsConfig(), np.random.default_rng(0))
+        observations = np.zeros((3, *{size}), np.uint8)
+        policy.forward(policy.inputs(observations))
+        policy.backward(np.ones((3, 2), np.float32), np.ones(3, np.float32))
+        print(*({{"torch", "sympy", "torch._dynamo"}} & sys.modules.keys()))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100, check=False)
+    assert done.stdout.split() == ["torch"], done.stderr
+
+
+def test_gradients_of_another_shape_are_refused() -> None:
+    policy = make(None)
+    policy.forward(inputs_of(4))
+    with pytest.raises(RuntimeError, match="shape"):
+        policy.backward(np.ones((3, 3), np.float32), np.ones(4, np.float32))
 
 
 @pytest.mark.parametrize("factory", [None, "factories:Shared"])
