@@ -23,6 +23,11 @@ from typing import Any
 PROGRAMS = Path(__file__).parent / "mpi" / "programs"
 """Programs to start on ranks, and modules that register environments for them."""
 
+LIMIT_S = 180.0
+"""What a job, or what a test waits for, gets by default. It ends what hangs and measures nothing: several jobs run at
+once, on a machine that may be slow.
+"""
+
 LEFT_BEHIND_S = 5.0
 """What a job's processes get to disappear after mpirun has."""
 
@@ -113,7 +118,7 @@ class Job:
         """A signal to one rank, or to mpirun (None), which passes it on to all."""
         os.kill(self.pid if rank is None else self.rank_pid(rank), number)
 
-    def until(self, condition: Callable[[], bool], timeout: float = 60.0) -> None:
+    def until(self, condition: Callable[[], bool], timeout: float = LIMIT_S) -> None:
         """Waits for something that the running job brings about."""
         deadline = time.monotonic() + timeout
         while not condition():
@@ -124,7 +129,7 @@ class Job:
                 raise AssertionError(f"the job {what}\n{self._output()}")
             time.sleep(0.01)
 
-    def wait(self, timeout: float = 60.0) -> Ended:
+    def wait(self, timeout: float = LIMIT_S) -> Ended:
         """The job's end. One that does not come in time, or leaves processes behind, fails the test."""
         try:
             code = self._process.wait(timeout)
@@ -233,7 +238,7 @@ class Launcher:
         ranks: int | None,
         *arguments: object,
         program: str | None = None,
-        timeout: float = 60.0,
+        timeout: float = LIMIT_S,
         code: int | None = 0,
         survives: bool = False,
         beside: Sequence[Sequence[object]] = (),

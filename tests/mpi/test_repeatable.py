@@ -191,7 +191,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.rmtree(killed / "checkpoints")
         shutil.copytree(folder / stopped / "checkpoints", killed / "checkpoints")
         assert latest(killed).name == f"step_{20 * 2:09d}" and count_lines(killed) == 4
-    train_in_one_start(folder, 3, rest, timeout=60)
+    train_in_one_start(folder, 3, rest, timeout=120)
     return folder
 
 
