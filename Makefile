@@ -11,6 +11,7 @@ INSTALLED_TEST := $(VENV)/.installed-test
 # which measure, or whose ranks outnumber the cores by far
 ALONE := tests/comm tests/benchmarks/test_chaos.py tests/mpi/test_pooling.py tests/mpi/test_server.py \
   tests/mpi/test_equal_to_one_rank.py
+LONG := tests/envs/test_atari.py tests/trajectories/test_docs_trajectories.py tests/run/test_command.py # first: no long tail
 JOBS := tests/mpi tests/slurm # which wait for a third of their time: three at a time, the long ones first
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
@@ -37,7 +38,7 @@ test: install-test ## run the tests; a part of them with ARGS=tests/algo
 ifneq ($(ARGS),)
 	$(BIN)/python -m pytest -q $(ARGS)
 else
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile $(ALONE:%=--ignore=%) $(JOBS:%=--ignore=%) tests
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%) $(JOBS:%=--ignore=%) $(LONG) tests
 	$(BIN)/python -m pytest -q $(ALONE)
 	$(BIN)/python -m pytest -q -rs -n 3 --dist loadfile --no-loadscope-reorder $(ALONE:%=--ignore=%) $(JOBS)
 endif

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,22 @@ from dppo.seams import RunInfo
 pytest.importorskip("wandb")
 
 
-def records(folder: Path) -> list[Any]:
-    """All records of the newest offline run."""
+def records(file: Path) -> list[Any]:
+    """All records of an offline run. W&B's own process writes the last of them after the run's end."""
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
-    store, found = DataStore(), []
-    store.open_for_scan(str(max(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime_ns)))
-    while (data := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(data)
-        found.append(record)
-    return found
+    deadline = time.monotonic() + 60
+    while True:
+        store, found = DataStore(), []
+        store.open_for_scan(str(file))
+        while (data := store.scan_data()) is not None:
+            record = Record()
+            record.ParseFromString(data)
+            found.append(record)
+        if any(record.WhichOneof("record_type") == "exit" for record in found) or time.monotonic() > deadline:
+            return found
+        time.sleep(0.1)
 
 
 def values(items: Any) -> dict[str, Any]:
@@ -38,7 +43,9 @@ def test_a_run_and_its_resume_are_one_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
+    before: set[Path] = set()
     for attempt, (first, exit_) in enumerate(((1, "preempted"), (3, "finished"))):
+        time.sleep(1.1 * attempt)  # W&B names folders by the second
         recorder = WandB("walking")
         config = {"seed": 7, "ppo": {"clip": 0.2}}
         recorder.start(RunInfo(tmp_path, "ab" * 16, config, 4, attempt > 0, 64 * (first - 1)))
@@ -46,7 +53,9 @@ def test_a_run_and_its_resume_are_one_run(tmp_path: Path, monkeypatch: pytest.Mo
             recorder.iteration({"iteration": iteration, "env_steps": 64 * iteration, "loss": iteration / 2})
         recorder.evaluation({"env_steps": 64 * iteration, "return_mean": 40.0 + attempt})
         recorder.end({"exit": exit_, "env_steps": 64 * iteration, "error": None})
-        found = records(tmp_path)
+        (file,) = files = set(tmp_path.glob("wandb/offline-run-*/*.wandb")) - before
+        before |= files
+        found = records(file)
         (run,) = [r.run for r in found if r.WhichOneof("record_type") == "run"]
         assert (run.run_id, run.project, run.display_name) == ("ab" * 16, "walking", tmp_path.name)
         assert values(run.config.update).items() >= {"seed": 7, "ppo.clip": 0.2, "world_size": 4}.items()
