@@ -1,6 +1,6 @@
 """What evaluations while training cost, and what the best checkpoint is worth.
 
-    python benchmarks/evaluation.py speed [--pairs 7]     steps/s with and without evaluations, in turn
+    python benchmarks/evaluation.py speed [--rounds 5]    steps/s with and without evaluations, in time slices
     python benchmarks/evaluation.py best [--seeds 5]      best and last checkpoint in 100 fresh episodes
 
 Each writes its part of benchmarks/results/evaluation.md.
@@ -19,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from common import machine, markdown_table, mpirun, save, spread, stored
+from in_turns import SLICE_S, steps_per_s
 
 EVERY = 50_000
-SPEED = {"CartPole-v1": 600_000, "Pendulum-v1": 400_000, "HalfCheetah-v5": 300_000}
+SPEED = {"CartPole-v1": 500_000, "Pendulum-v1": 300_000, "HalfCheetah-v5": 200_000}
 """Environment steps of a run; so many that evaluations are a part of it as in a long one."""
+WITHOUT, AGAIN, WITH = "without", "without, again", "with"
 BEST = {"Pendulum-v1": 400_000, "CartPole-v1": 400_000, "Hopper-v5": 1_000_000}
 EVALUATIONS = 20
 """Evaluations in a run whose best checkpoint is compared with its last one."""
@@ -37,35 +39,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def measure(env: str, ranks: int, seed: int, every: int) -> dict[str, float]:
-    """Trains once. Returns steps/s from the first line of metrics to the last, and the seconds of evaluations."""
+def measure(env: str, ranks: int, seed: int) -> dict[str, float]:
+    """Trains with and without evaluations, and without once more, in time slices. Returns the steps/s of each, and the
+    seconds of the median evaluation.
+    """
+    flags = ["--env", env, "--total-steps", str(SPEED[env]), "--seed", str(seed)]
+    given = {WITHOUT: flags, WITH: [*flags, "--eval.every", str(EVERY)], AGAIN: flags}
+    names = list(given)[seed % 3 :] + list(given)[: seed % 3]  # none is always the first
     with tempfile.TemporaryDirectory() as scratch:
-        run_dir = Path(scratch) / "run"
-        flags = ["--env", env, "--total-steps", SPEED[env], "--eval.every", every, "--seed", seed, "--run-dir", run_dir]
-        mpirun(ranks, ["-m", "dppo.run", *map(str, flags)])
-        lines = read_lines(run_dir / "metrics.jsonl")
-        first, last = lines[0], lines[-1]
-        evaluations = read_lines(run_dir / "evaluations.jsonl")
-        return {
-            "steps_per_s": (last["env_steps"] - first["env_steps"]) / (last["train_s"] - first["train_s"]),
-            "train_s": last["train_s"],
-            "evaluations": len(evaluations),
-            "evaluation_s": sum(line["seconds_s"] for line in evaluations),
-        }
+        found = steps_per_s({name: (Path(scratch) / name, given[name]) for name in names}, ranks)
+        evaluations = read_lines(Path(scratch) / WITH / "evaluations.jsonl")
+        return found | {"evaluation_s": statistics.median(line["seconds_s"] for line in evaluations)}
 
 
-def speed(pairs: int, ranks: int, envs: list[str]) -> dict[str, Any]:
-    """Pairs of runs with and without evaluations, one right after the other, the order changing from pair to pair."""
+def speed(rounds: int, ranks: int, envs: list[str]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for env in envs:
-        runs: list[dict[str, Any]] = []
-        for number in range(pairs):
-            order = [0, EVERY] if number % 2 == 0 else [EVERY, 0]
-            found = {every: measure(env, ranks, 1 + number, every) for every in order}
-            ratio = found[EVERY]["steps_per_s"] / found[0]["steps_per_s"]
-            runs.append({"without": found[0], "with": found[EVERY], "ratio": ratio})
-            print(f"{env}: pair {number + 1} of {pairs}: {ratio:.3f}", flush=True)
-        out[env] = runs
+        out[env] = []
+        for seed in range(1, rounds + 1):
+            out[env].append(found := measure(env, ranks, seed))
+            ratios = {name: round(found[name] / found[WITHOUT], 3) for name in (WITH, AGAIN)}
+            print(f"{env}: round {seed} of {rounds}: {ratios}", flush=True)
     return {"speed": out, "ranks": ranks, "speed_machine": machine()}
 
 
@@ -99,18 +93,19 @@ def text_of(data: dict[str, Any]) -> str:
         rows = [
             (
                 env,
-                spread((r["without"]["steps_per_s"] for r in runs), ",.0f"),
-                spread((r["with"]["steps_per_s"] for r in runs), ",.0f"),
-                spread((r["ratio"] for r in runs), ".3f"),
-                f"{statistics.median(r['with']['evaluation_s'] / r['with']['evaluations'] for r in runs):.2f} s",
+                *(spread((r[name] for r in runs), ",.0f") for name in (WITHOUT, WITH)),
+                *(spread((r[name] / r[WITHOUT] for r in runs), ".3f") for name in (WITH, AGAIN)),
+                f"{statistics.median(r['evaluation_s'] for r in runs):.2f} s",
             )
             for env, runs in data["speed"].items()
         ]
-        head = ("environment", "steps/s without", f"steps/s with `--eval.every {EVERY}`", "ratio", "one evaluation")
+        head = ("environment", WITHOUT, WITH, "with / without", "without, again / without", "one evaluation")
         parts.append(
-            "`python benchmarks/evaluation.py speed`: the same run with and without evaluations, 10 episodes each, in"
-            f" turn; `mpirun -n {data['ranks']}`, {max(map(len, data['speed'].values()))} pairs, median [least, most]."
-            f" Where ranks fill all cores, evaluations take what they compute from training (`--ranks`).\n\n"
+            f"`python benchmarks/evaluation.py speed`: steps/s of a run with `--eval.every {EVERY}` (10 episodes each),"
+            f" of one without, and of one more without, which shows how much the measure itself varies; the three take"
+            f" turns in slices of {SLICE_S} s. `mpirun -n {data['ranks']}`, {max(map(len, data['speed'].values()))}"
+            f" rounds, median [least, most]. Where ranks fill all cores, evaluations take what they compute from"
+            f" training (`--ranks`).\n\n"
             f"{markdown_table(head, rows)}\n{data['speed_machine']}\n\n"
         )
     if "best" in data:
@@ -137,13 +132,13 @@ def text_of(data: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("speed", "best"))
-    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--ranks", type=int, default=max(2, os.cpu_count() or 1), help="default: one for each core")
     parser.add_argument("--env", nargs="*", help="of these environments only; nothing is saved then")
     args = parser.parse_args()
     if args.part == "speed":
-        found = speed(args.pairs, args.ranks, args.env or list(SPEED))
+        found = speed(args.rounds, args.ranks, args.env or list(SPEED))
     else:
         found = best(args.seeds, args.ranks, args.env or list(BEST))
     if args.env:
