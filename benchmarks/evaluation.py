@@ -94,12 +94,13 @@ def text_of(data: dict[str, Any]) -> str:
             (
                 env,
                 *(spread((r[name] for r in runs), ",.0f") for name in (WITHOUT, WITH)),
-                *(spread((r[name] / r[WITHOUT] for r in runs), ".3f") for name in (WITH, AGAIN)),
+                spread((2 * r[WITH] / (r[WITHOUT] + r[AGAIN]) for r in runs), ".3f"),
+                spread((r[AGAIN] / r[WITHOUT] for r in runs), ".3f"),
                 f"{statistics.median(r['evaluation_s'] for r in runs):.2f} s",
             )
             for env, runs in data["speed"].items()
         ]
-        head = ("environment", WITHOUT, WITH, "with / without", "without, again / without", "one evaluation")
+        head = ("environment", WITHOUT, WITH, "with / mean of both without", "without, again / without", "one evaluation")
         parts.append(
             f"`python benchmarks/evaluation.py speed`: steps/s of a run with `--eval.every {EVERY}` (10 episodes each),"
             f" of one without, and of one more without, which shows how much the measure itself varies; the three take"
