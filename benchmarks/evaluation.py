@@ -100,7 +100,14 @@ def text_of(data: dict[str, Any]) -> str:
             )
             for env, runs in data["speed"].items()
         ]
-        head = ("environment", WITHOUT, WITH, "with / mean of both without", "without, again / without", "one evaluation")
+        head = (
+            "environment",
+            WITHOUT,
+            WITH,
+            "with / mean of both without",
+            "without, again / without",
+            "one evaluation",
+        )
         parts.append(
             f"`python benchmarks/evaluation.py speed`: steps/s of a run with `--eval.every {EVERY}` (10 episodes each),"
             f" of one without, and of one more without, which shows how much the measure itself varies; the three take"
