@@ -10,6 +10,8 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
+from dppo.settings.commands import VERSION, until_its_reader_leaves
+
 
 class Command(NamedTuple):
     """A command and its module."""
@@ -51,6 +53,7 @@ def overview() -> str:
     ])  # fmt: skip
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Starts the command. Returns the exit code where the command returns."""
     words = list(sys.argv[1:] if argv is None else argv)
@@ -59,8 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(overview())
         return 0
     if name == "--version":
-        from dppo.settings.commands import VERSION
-
         print(VERSION)
         return 0
     if name == COMPLETION:

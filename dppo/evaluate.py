@@ -24,13 +24,13 @@ from dppo.envs.process import printing_to_stderr
 from dppo.envs.simulators import agents_of
 from dppo.errors import EXIT_USAGE, UsageError
 from dppo.seeding import EpisodeSeeds, Purpose, seed_global_generators
-from dppo.settings.commands import Parser, at_least, integer, require, within
+from dppo.settings.commands import Parser, add_checkpoint, at_least, integer, require, until_its_reader_leaves, within
 from dppo.settings.toml import load_config
 from dppo.training.build import close_environments
 from dppo.training.evaluator import serve
 from dppo.training.played import Played, figures, in_cases
 from dppo.training.playing import MAX_STEPS, Player, Progress, given_to_play
-from dppo.training.policy import LATEST, Policy, load_policy
+from dppo.training.policy import Policy, load_policy
 
 _MOST_STEPS = 10**9
 _SILENT_S, _INTERVAL_S = 2.0, 10.0
@@ -144,13 +144,7 @@ def _file_name(env_id: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m dppo.evaluate", description="Plays episodes with a trained policy.")
     parser.add_argument("run_dir", type=Path, help="directory of the run")
-    parser.add_argument(
-        "--checkpoint",
-        default=LATEST,
-        metavar="best|latest|STEP",
-        help="that of the best evaluation while training (dppo.run --eval.every), the newest one, or the one of so many"
-        " environment steps (default: %(default)s)",
-    )
+    add_checkpoint(parser)
     parser.add_argument("--episodes", type=integer, default=100, help="how many, of each case (default: %(default)s)")
     parser.add_argument("--case", metavar="NAME", help="one of the run's cases alone (default: all, one after another)")
     parser.add_argument("--seed", type=integer, default=0, help="of the episodes (default: %(default)s)")
@@ -166,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     from dppo.run.beside import all_programs, other_programs

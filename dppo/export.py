@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dppo.errors import EXIT_FAILED, EXIT_FINISHED, EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser, complain, plain, require, within
+from dppo.settings.commands import Parser, add_checkpoint, complain, plain, require, until_its_reader_leaves, within
 from dppo.training.exported import NUM_OBSERVATIONS, TOLERANCE, CheckError, write_policy
-from dppo.training.policy import LATEST, load_policy
+from dppo.training.policy import load_policy
 
 
 def _parser() -> Parser:
@@ -18,13 +18,7 @@ def _parser() -> Parser:
     parser.add_argument(
         "-o", "--output", metavar="FILE", type=Path, default=Path("policy.onnx"), help="(default: %(default)s)"
     )
-    parser.add_argument(
-        "--checkpoint",
-        default=LATEST,
-        metavar="best|latest|STEP",
-        help="that of the best evaluation while training (dppo.run --eval.every), the newest one, or the one of so many"
-        " environment steps (default: %(default)s)",
-    )
+    add_checkpoint(parser)
     parser.add_argument(
         "--stochastic", action="store_true", help="sample actions, from an input, instead of taking the most probable"
     )
@@ -36,6 +30,7 @@ def _parser() -> Parser:
     return parser
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:

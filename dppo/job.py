@@ -25,7 +25,7 @@ from dppo.cluster.layout import lay_out
 from dppo.cluster.startup import MPI_PARAMETERS
 from dppo.cluster.supervisor import JobEnds, Supervisor
 from dppo.errors import EXIT_AGAIN, EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser, at_least, integer, not_negative, require
+from dppo.settings.commands import Parser, at_least, integer, not_negative, require, until_its_reader_leaves
 from dppo.settings.flags import file_at, flag_value
 from dppo.settings.toml import CONFIG_FILE
 
@@ -231,6 +231,7 @@ def _parser() -> Parser:
     return parser
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:

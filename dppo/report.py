@@ -15,7 +15,7 @@ from typing import Any
 from dppo.console import escaped, markdown_table, say
 from dppo.errors import EXIT_USAGE, UsageError, missing_package
 from dppo.files import plain, replace_atomically
-from dppo.settings.commands import Parser
+from dppo.settings.commands import Parser, until_its_reader_leaves
 from dppo.study import curves, papers
 from dppo.study.folder_page import folder_page
 from dppo.study.history import read_history
@@ -184,6 +184,7 @@ def _page_path(args: argparse.Namespace) -> Path:
     return Path(path)
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:

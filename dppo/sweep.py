@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dppo.console import escaped, markdown_table, plain, say
 from dppo.errors import EXIT_USAGE, UsageError
-from dppo.settings.commands import Parser, integer, require, within
+from dppo.settings.commands import Parser, integer, require, until_its_reader_leaves, within
 from dppo.settings.flags import as_flags
 from dppo.study.kept import keep_copy
 from dppo.study.search import Search, check_settings, read_search
@@ -148,6 +148,7 @@ def _check(args: argparse.Namespace) -> None:
             require(flag, value, bounds)
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:

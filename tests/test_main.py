@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from dppo import __main__ as front
+from dppo.errors import EXIT_FAILED
 from dppo.settings.completion import SHELLS
+from tests.fakeruns import write_run
 from tests.launch import Launcher
 
 ENV = """
@@ -152,3 +155,16 @@ def test_other_shells_understand_their_completions(scripts: dict[str, Path]) -> 
         ask = f"source {scripts['fish']}; complete -C 'dppo run --ppo.cli'"
         said = subprocess.run(["fish", "-c", ask], capture_output=True, text=True, timeout=20, check=True).stdout
         assert "--ppo.clip\t" in said
+
+
+@pytest.mark.parametrize("words", [["dppo"], ["dppo", "--version"], ["dppo.run", "--help"], ["dppo.report", "RUN"]])
+def test_a_command_whose_reader_has_left_ends_without_a_traceback(words: list[str], tmp_path: Path) -> None:
+    write_run(tmp_path / "run")
+    reading, writing = os.pipe()
+    os.close(reading)
+    given = [str(tmp_path / "run") if word == "RUN" else word for word in words]
+    with open(writing, "wb") as nobody:
+        ended = subprocess.run(
+            [sys.executable, "-m", *given], stdout=nobody, stderr=subprocess.PIPE, text=True, check=False, timeout=180
+        )
+    assert (ended.returncode, ended.stderr) == (EXIT_FAILED, "")

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
+import os
+import select
 import sys
-from typing import Any, NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn, ParamSpec
 
 from dppo.bounds import Range as Range
 from dppo.bounds import at_least as at_least
@@ -13,10 +17,11 @@ from dppo.bounds import shown as shown
 from dppo.bounds import whole_number
 from dppo.bounds import within as within
 from dppo.config import VERSION as NUMBER
-from dppo.errors import EXIT_USAGE, UsageError
+from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.files import plain as plain
 
 VERSION = f"dppo {NUMBER}"
+Given = ParamSpec("Given")
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,6 +33,41 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message}; see {self.prog} -h")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag that says which checkpoint of a run is meant."""
+    parser.add_argument(
+        "--checkpoint",
+        default="latest",
+        metavar="best|latest|STEP",
+        help="that of the best evaluation while training (dppo.run --eval.every), the newest one, or the one of so many"
+        " environment steps (default: %(default)s)",
+    )
+
+
+def until_its_reader_leaves(main: Callable[Given, int]) -> Callable[Given, int]:
+    """Ends a command without a traceback where nobody reads its output any more, as in `dppo | head -1`."""
+
+    @functools.wraps(main)
+    def command(*args: Given.args, **kwargs: Given.kwargs) -> int:
+        try:
+            code = main(*args, **kwargs)
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:
+            if not _is_left(output := sys.stdout.fileno()):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)  # Python flushes once more when it ends
+            return EXIT_FAILED
+
+    return command
+
+
+def _is_left(descriptor: int) -> bool:
+    look = select.poll()
+    look.register(descriptor, 0)
+    return any(events & select.POLLERR for _, events in look.poll(0))
 
 
 def wrong_use(message: object, *, is_shown: bool = True) -> int:

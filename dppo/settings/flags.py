@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from dppo.bounds import hints, is_whole, whole_number
 from dppo.config import Config
 from dppo.errors import EXIT_USAGE, HelpShown, UsageError
-from dppo.settings.commands import VERSION
+from dppo.settings.commands import VERSION, until_its_reader_leaves
 from dppo.settings.pairs import FLAG as PAIRS
 from dppo.settings.pairs import as_case, as_pair, is_pair, read_pairs, registry
 from dppo.settings.resolve import resolve
@@ -35,6 +35,7 @@ OPEN_SWITCHES = ("vtrace", "optim.anneal")
 """Switches that can also be left open, which tyro does not know as switches."""
 
 
+@until_its_reader_leaves
 def answer(argv: Sequence[str], *, is_first: bool) -> int:
     """Answers --help and --version before MPI starts. Returns the exit code of all ranks; only the first one prints."""
     with contextlib.ExitStack() as silence:

@@ -15,7 +15,7 @@ import numpy as np
 from dppo.errors import EXIT_FAILED, EXIT_USAGE, UsageError
 from dppo.files import plain
 from dppo.rundir import paths
-from dppo.settings.commands import Parser
+from dppo.settings.commands import Parser, until_its_reader_leaves
 from dppo.trajectories.catalogue import SURPRISES, SegmentInfo
 from dppo.trajectories.export import command as export
 from dppo.trajectories.index import check_index, write_index
@@ -175,6 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@until_its_reader_leaves
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit code."""
     try:
