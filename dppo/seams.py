@@ -157,6 +157,9 @@ Evaluation = tuple[np.ndarray, np.ndarray, Pullback]
 class Distribution(Protocol):
     """The part of an action distribution that a loss needs (dppo/models/distributions.py)."""
 
+    compiled_loss: Callable[..., None] | None
+    """The kernel (algo/kernels.c) that computes losses of this distribution; None: there is none."""
+
     def evaluate(self, head: np.ndarray, actions: np.ndarray) -> Evaluation:
         """Returns log-probabilities of `actions` [B, *act], entropies, and their pullback."""
 

@@ -146,7 +146,7 @@ def test_variables_of_launchers_and_of_slurm_are_read_in_one_module_each(reader:
 def test_the_mathematics_is_pure(path: Path) -> None:
     """No MPI, environments, files, clocks or torch."""
     outside = {name.split(".")[0] for name in imports(path)} - {"__future__", "dppo"}
-    assert outside <= {"collections", "dataclasses", "math", "typing", "numpy"}
+    assert outside <= {"collections", "dataclasses", "importlib", "math", "typing", "numpy"}
 
 
 def test_the_ground_floor_needs_the_standard_library_and_numpy_only() -> None:

@@ -39,7 +39,8 @@ class LossGradient:
     """The sums that METRICS names, [len(METRICS)] float64."""
 
 
-def _check(head: np.ndarray, value: np.ndarray, batch: Minibatch) -> None:
+def check(head: np.ndarray, value: np.ndarray, batch: Minibatch) -> None:
+    """Raises ValueError where the shapes do not fit."""
     n = len(batch)
     if head.ndim != 2 or head.shape[0] != n or value.shape != (n,):
         raise ValueError(f"expected head [B={n}, K] and value [B={n}], got head={head.shape}, value={value.shape}")
@@ -124,7 +125,7 @@ def ppo(
     Source: Schulman et al. 2017, eqs. 7 and 9; Heess et al. 2017, algorithm 1 and its hinge term; the value's
     clipping is from OpenAI Baselines' ppo2.
     """
-    _check(head, value, batch)
+    check(head, value, batch)
     clip = scheduled(cfg.clip, fraction_done, cfg.clip_schedule)
     entropy_coef = scheduled(cfg.entropy_coef, fraction_done, cfg.entropy_schedule)
     log_prob, entropy, pullback = distribution.evaluate(head, batch.actions)
@@ -169,7 +170,7 @@ def a3c(
 
     Source: Mnih et al. 2016, algorithm S3 and section 4 (entropy); value_coef as in the usual implementations.
     """
-    _check(head, value, batch)
+    check(head, value, batch)
     entropy_coef = scheduled(cfg.entropy_coef, fraction_done, cfg.entropy_schedule)
     log_prob, entropy, pullback = distribution.evaluate(head, batch.actions)
     log_ratio = np.minimum(log_prob - batch.log_probs, np.float32(MAX_LOG_RATIO))

@@ -10,6 +10,7 @@ import math
 
 import numpy as np
 
+from dppo.algo.compiled import kernels
 from dppo.config import OptimConfig
 
 
@@ -45,19 +46,24 @@ class Adam(Optimizer):
         m, v = self.state
         scratch = self._scratch
         self.steps += 1
-        m *= b1
-        np.multiply(gradient, (1.0 - b1) * scale, out=scratch)
-        m += scratch
-        v *= b2
-        np.multiply(gradient, math.sqrt(1.0 - b2) * scale, out=scratch)
-        np.multiply(scratch, scratch, out=scratch)
-        v += scratch
         # both bias corrections are taken out of the fraction
         correction = math.sqrt(1.0 - b2**self.steps)
+        rate = lr * correction / (1.0 - b1**self.steps)
+        take_m, take_v = (1.0 - b1) * scale, math.sqrt(1.0 - b2) * scale
+        if kernels is not None:
+            kernels.adam(params, m, v, gradient, b1, take_m, b2, take_v, self.cfg.eps * correction, rate)
+            return
+        m *= b1
+        np.multiply(gradient, take_m, out=scratch)
+        m += scratch
+        v *= b2
+        np.multiply(gradient, take_v, out=scratch)
+        np.multiply(scratch, scratch, out=scratch)
+        v += scratch
         np.sqrt(v, out=scratch)
         scratch += self.cfg.eps * correction
         np.divide(m, scratch, out=scratch)
-        scratch *= lr * correction / (1.0 - b1**self.steps)
+        scratch *= rate
         params -= scratch
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import gymnasium
@@ -36,6 +36,7 @@ class Composite:
         each = list(parts.values())
         self._sent_type = array_type(space)[1]
         self.network_outputs = sum(part.network_outputs for part in each)
+        self.compiled_loss: Callable[..., None] | None = None
         self.log_std_size = sum(part.log_std_size for part in each)
         self.head_size = self.network_outputs + self.log_std_size
         self.noise_kinds: NoiseKinds = tuple(itertools.chain.from_iterable(part.noise_kinds for part in each))

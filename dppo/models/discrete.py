@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 
+from dppo.algo.compiled import kernels
 from dppo.models.seams import NoiseKinds
 from dppo.seams import ArrayType, Evaluation
 
@@ -36,6 +37,7 @@ class Categorical:
 
     log_std_size = 0
     action_type: ArrayType = (), np.dtype(np.int64)
+    compiled_loss: Callable[..., None] | None = None if kernels is None else kernels.categorical_loss
 
     def __init__(self, space: spaces.Discrete) -> None:
         n = int(space.n)
@@ -105,6 +107,7 @@ class MultiCategorical:
     """
 
     log_std_size = 0
+    compiled_loss: Callable[..., None] | None = None
 
     def __init__(self, space: spaces.MultiDiscrete | spaces.Box) -> None:
         self._shape, self._dtype = space.shape, np.dtype(space.dtype)
@@ -165,6 +168,7 @@ class Bernoulli:
     """Independent bits, from one logit each. actions: [B, M] int8; noise: [B, M] uniform."""
 
     log_std_size = mask_size = 0
+    compiled_loss: Callable[..., None] | None = None
     choices: tuple[int, ...] = ()
 
     def __init__(self, space: spaces.MultiBinary) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from gymnasium import spaces
 
+from dppo.algo.compiled import kernels
 from dppo.envs.leaves import ArrayType
 from dppo.models.seams import NoiseKinds
 from dppo.seams import Evaluation
@@ -28,6 +30,7 @@ class DiagGaussian:
 
     choices: tuple[int, ...] = ()
     mask_size = 0
+    compiled_loss: Callable[..., None] | None = None if kernels is None else kernels.gaussian_loss
 
     def __init__(self, space: spaces.Box) -> None:
         self._space = space

@@ -11,7 +11,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dppo.algo.compiled import kernels
 from dppo.models.flat import FlatParameters
+
+MOST_LAYERS, WIDEST = 16, 1024
+"""What algo/kernels.c has room for."""
 
 
 def orthogonal(shape: tuple[int, ...], gain: float, rng: np.random.Generator) -> np.ndarray:
@@ -44,11 +48,14 @@ class MLP:
 
     The hidden layers of both lie side by side, [2, in, out]; tower 0 is the policy's. So one call computes both.
     Activations and their gradients live in buffers that are kept per batch size.
+
+    Args:
+      acts_compiled: whether `act` is compiled, where that can be: every row has then bits of its own.
     """
 
     state_size = 0
 
-    def __init__(self, flat: FlatParameters, num_hidden: int, activation: str) -> None:
+    def __init__(self, flat: FlatParameters, num_hidden: int, activation: str, *, acts_compiled: bool = False) -> None:
         self._hidden = [_Layer(flat, f"hidden.{i}") for i in range(num_hidden)]
         self._policy, self._value = _Layer(flat, "policy"), _Layer(flat, "value")
         self._relu = activation == "relu"
@@ -57,6 +64,13 @@ class MLP:
             "policy": [(layer.weight[0], layer.bias[0]) for layer in self._hidden],
             "value": [(layer.weight[1], layer.bias[1]) for layer in self._hidden],
         }
+        layers = [*self._towers["policy"], (self._policy.weight, self._policy.bias)]
+        widths = [weight.shape[1] for weight, _ in layers]
+        self.has_rows_alone = (
+            acts_compiled and kernels is not None and len(layers) <= MOST_LAYERS and max(widths) <= WIDEST
+        )
+        """Whether the bits of a row do not depend on how many rows `act` gets."""
+        self._tower = [array for layer in layers for array in layer]
         self._buffers: dict[tuple[str, int], list[np.ndarray]] = {}
         self._ones = np.ones((1, 0), np.float32)
         self._activations: list[np.ndarray] = []
@@ -90,6 +104,10 @@ class MLP:
             weight[...] = orthogonal(weight.shape, gain, rng)
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, None]:
+        if self.has_rows_alone:
+            out = np.empty((len(inputs), self._policy.bias.shape[1]), np.float32)
+            kernels.tower(inputs, out, len(inputs), self._relu, *self._tower)
+            return out, None
         return self._policy(self._run("policy", inputs)[-1]), None
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
@@ -108,7 +126,10 @@ class MLP:
         activations = [inputs]
         for (weight, bias), out in zip(self._towers[towers], self._outputs_for(towers, len(inputs)), strict=True):
             np.matmul(activations[-1], weight, out=out)
-            np.add(out, bias, out=out)
+            if kernels is not None:
+                kernels.add_bias(out, bias, out.shape[-1])
+            else:
+                np.add(out, bias, out=out)
             if self._relu:
                 np.maximum(out, 0, out=out)
             else:
@@ -146,6 +167,8 @@ class MLP:
             # the activation is not needed again: its memory, which is in the cache, takes over the gradient
             if self._relu:
                 np.multiply(d_out, out > 0, out=out)
+            elif kernels is not None:
+                kernels.tanh_gradient(d_out, out)
             else:  # tanh' = 1 - tanh^2
                 np.multiply(out, out, out=out)
                 np.subtract(1.0, out, out=out)

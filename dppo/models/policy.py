@@ -70,7 +70,7 @@ class ActorCritic:
         """S, the size of the network's memory of one environment; 0 without."""
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
-        self._rows = ROWS_OF_IMAGES if inputs.images else ROWS
+        self._rows = 1 if network.has_rows_alone else ROWS_OF_IMAGES if inputs.images else ROWS
         self._padded = np.empty((0, 0), np.float32)
         self._padded_states = self.first_states(0)
 
@@ -235,9 +235,10 @@ def make_policy(
     if cfg.factory is None and cfg.backend != "torch" and not inputs.is_raw and not cfg.core:
         _require_trainable(cfg, MLP.shapes(inputs.size, cfg.hidden, outputs))
         flat = FlatParameters(MLP.shapes(inputs.size, cfg.hidden, outputs) | log_std, num_sums)
-        network = MLP(flat, len(cfg.hidden), cfg.activation)
+        network = MLP(flat, len(cfg.hidden), cfg.activation, acts_compiled=cfg.backend != "numpy")
         MLP.initialise(flat, len(cfg.hidden), rng)
-        description = f"{_layers(cfg)}, closed-form gradient in NumPy"
+        by = "C and NumPy" if network.has_rows_alone else "NumPy"
+        description = f"{_layers(cfg)}, closed-form gradient in {by}"
     else:
         both, seed = (observation_space, action_space), int(rng.integers(2**31))
         network, flat, description = _torch_network(inputs, both, cfg, outputs, log_std, num_sums, seed)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dppo.algo import losses, returns
+from dppo.algo import compiled, losses, returns
 from dppo.algo.sequences import Order, first_steps, order_in_sequences, shuffled
 from dppo.config import Config
 from dppo.data import Batch, Minibatch, Rollout
@@ -46,6 +46,7 @@ class Learner:
     def __init__(self, policy: ActorCritic, moments: RunMoments, config: Config, worker: int) -> None:
         self.policy, self.moments, self.config, self._worker = policy, moments, config, worker
         self._ppo = config.loss == "ppo"
+        self._losses = losses if config.model.backend == "numpy" else compiled
         self.gamma = config.ppo.gamma if self._ppo else config.a3c.gamma
         self._lam = config.ppo.lam if self._ppo else config.a3c.lam
         self._normalizes = config.ppo.normalize_advantages if self._ppo else config.a3c.normalize_advantages
@@ -174,9 +175,11 @@ class Learner:
             return
         head, value = self.policy.forward(samples.inputs, samples.masks, samples.states, samples.firsts)
         if self._ppo:
-            loss = losses.ppo(distribution, head, value, samples, self.config.ppo, kl_coef, last_kl, fraction_done)
+            loss = self._losses.ppo(
+                distribution, head, value, samples, self.config.ppo, kl_coef, last_kl, fraction_done
+            )
         else:
-            loss = losses.a3c(distribution, head, value, samples, self.config.a3c, fraction_done)
+            loss = self._losses.a3c(distribution, head, value, samples, self.config.a3c, fraction_done)
         if not math.isfinite(loss.sums.sum()):
             raise FloatingPointError(_first_bad(head, value, samples))
         self.policy.backward(loss.d_head, loss.d_value)

@@ -30,6 +30,11 @@ def noise_of(policy: ActorCritic, batch: int) -> np.ndarray:
     return draw_rows(np.random.default_rng(2), distribution.noise_kinds, batch)
 
 
+def assert_equal_to_rounding(actual: np.ndarray, expected: np.ndarray) -> None:
+    """Acting may be compiled, and forward is not: sums come in another order."""
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-7)
+
+
 @every_space
 def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
     policy = make(space)
@@ -37,7 +42,7 @@ def test_acting_samples_from_the_head_of_forward(space: spaces.Space) -> None:
     actions, head, _ = policy.act(inputs, noise)
     actions, head = actions.copy(), head.copy()
     forward_head, forward_value = policy.forward(inputs)
-    np.testing.assert_array_equal(forward_head, head)
+    assert_equal_to_rounding(head, forward_head)
     np.testing.assert_array_equal(policy.value(inputs), forward_value)
     np.testing.assert_array_equal(policy.distribution.sample(head, noise), actions)
 
@@ -95,7 +100,7 @@ def test_the_head_is_written_where_it_is_wanted_and_nowhere_else(space: spaces.S
 def test_greedy_is_the_mode(space: spaces.Space) -> None:
     policy = make(space)
     inputs = inputs_of(7)
-    np.testing.assert_array_equal(policy.greedy(inputs), policy.distribution.mode(policy.forward(inputs)[0]))
+    assert_equal_to_rounding(policy.greedy(inputs), policy.distribution.mode(policy.forward(inputs)[0]))
 
 
 @every_space
@@ -172,7 +177,7 @@ def test_masks_rule_actions_out_wherever_the_policy_is_asked() -> None:
     actions, head, _ = policy.act(inputs, noise_of(policy, ROWS), heads, masks)
     assert head is heads and masks[np.arange(ROWS), actions].all()
     np.testing.assert_array_equal(np.isneginf(head), ~masks)
-    np.testing.assert_array_equal(policy.forward(inputs, masks)[0], head)
+    assert_equal_to_rounding(policy.forward(inputs, masks)[0], head)
     np.testing.assert_array_equal(policy.greedy(inputs, masks), np.where(masks, head, -np.inf).argmax(axis=1))
     policy.backward(np.where(masks, 1.0, 0.0).astype(np.float32), np.zeros(ROWS, np.float32))
     assert np.isfinite(policy.flat.gradient).all()

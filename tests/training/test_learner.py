@@ -440,8 +440,9 @@ def test_gradient_writes_the_configured_losss_sums(objective: str) -> None:
     head, value = place.policy.forward(batch.samples.inputs)
     loss = losses.ppo(place.policy.distribution, head, value, batch.samples, cfg, 3.0, 0.25)
     place.policy.backward(loss.d_head, loss.d_value)
-    np.testing.assert_array_equal(actual[: place.policy.flat.size], place.policy.flat.gradient)
-    np.testing.assert_allclose(actual[place.policy.flat.size :], loss.sums, rtol=1e-6)
+    # the learner's loss may be compiled, and sums come in another order
+    np.testing.assert_allclose(actual[: place.policy.flat.size], place.policy.flat.gradient, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(actual[place.policy.flat.size :], loss.sums, rtol=1e-5)
 
 
 def test_the_first_minibatchs_ratio_is_one() -> None:
