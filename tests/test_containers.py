@@ -180,7 +180,11 @@ def test_the_image_holds_all_that_its_installation_needs(tmp_path: Path) -> None
     assert ended.returncode == 0, ended.stdout + ended.stderr
     with zipfile.ZipFile(*(image / "wheel").glob("*.whl")) as wheel:
         packed = {name for name in wheel.namelist() if name.startswith("dppo/")}
+    kernels = {name for name in packed if name.startswith("dppo/algo/kernels.")}
+    assert [name.endswith(".so") for name in kernels] == [True] * (shutil.which("cc") is not None)
+    packed -= kernels
     kept = [p for p in (ROOT / "dppo").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+    kept = [path for path in kept if not path.name.startswith("kernels.")]
     scripts = {f"dppo/cluster/jobs/{path.name}" for path in (ROOT / "jobs").iterdir()}
     assert packed == {str(path.relative_to(ROOT)) for path in kept} | scripts
 

@@ -60,6 +60,8 @@ def test_a_wheel_of_the_source_distribution_has_all_that_a_user_needs(wheel: Pat
     pages = {f"dppo/study/page.{ending}" for ending in ("html.jinja", "css", "js")}
     assert scripts | include | presets | others | pages <= set(names)
     assert not [name for name in names if name.startswith(("tests/", "docs/", "benchmarks/"))]
+    kernels = [name for name in names if name.startswith("dppo/algo/kernels.") and name.endswith(".so")]
+    assert len(kernels) == (shutil.which("cc") is not None)
     (entries,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "dppo = dppo.__main__:main" in archive.read(entries).decode()
 

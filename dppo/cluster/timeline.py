@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from array import array
+from bisect import bisect
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ NAMES = ("collect", "act", "step", "learn", "exchange", "wait", "serve", "checkp
 """What a span may be."""
 MAIN, DISK = 0, 1
 """The tracks of a rank: what it does, and what its thread for the disk does."""
+_NUMBER_OF = {name: float(number) for number, name in enumerate(NAMES)}
+_ROW, _ENDED = 5, 2
+"""A span in an array: the number of its name, then as in `Span`; and the place of its end."""
 SHORT_S = 1e-3
 FIRST_S = LAST_S = 60.0
 """Seconds after the start, and before the end, of which a rank keeps all spans, as far as they fit into MOST."""
@@ -60,12 +64,10 @@ class Timeline:
         self._about = {"rank": rank, "host": socket.gethostname(), "pid": os.getpid(), "attempt": attempt}
         self.offset: float | None = None
         self._began, self._flushed = time.monotonic(), 0.0
-        self._first: list[Span] = []
-        self._last: deque[Span] = deque(maxlen=MOST)
-        self._slow: deque[Span] = deque(maxlen=MOST_SLOW)
+        self._first, self._slow, self._last = array("d"), array("d"), array("d")
         self._parts: list[tuple[str, float, float]] = []
         self._sums: dict[str, tuple[float, int]] = {}
-        self._rows: list[tuple[float, float]] = []
+        self._steps: list[tuple[float, float]] = []
         self._durations: deque[float] = deque(maxlen=RECENT)
         self._limit, self._iterations = float("inf"), 0
         self._flush_s = FIRST_FLUSH_S
@@ -75,10 +77,12 @@ class Timeline:
 
     def add(self, name: str, began: float, ended: float, num: int = 1, track: int = MAIN) -> None:
         """Notes a span. Threads may call it."""
-        span = Span(name, began, ended, num, track)
-        if ended < self._began + FIRST_S and len(self._first) < MOST:
-            self._first.append(span)
-        self._last.append(span)
+        row = (_NUMBER_OF[name], began, ended, num, track)
+        if ended < self._began + FIRST_S and len(self._first) < _ROW * MOST:
+            self._first.extend(row)
+        else:
+            self._last.extend(row)
+            _shorten(self._last, MOST)
 
     def part(self, name: str, began: float, ended: float) -> None:
         """Notes a part of the span that is noted next by `whole`."""
@@ -88,7 +92,7 @@ class Timeline:
 
     def timed(self, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
         """Returns `step`, the environments', which notes its seconds as a part."""
-        rows, now = self._rows, time.monotonic
+        rows, now = self._steps, time.monotonic
 
         def timed_step(actions: Any) -> Any:
             began = now()
@@ -103,7 +107,7 @@ class Timeline:
     def whole(self, name: str, began: float, ended: float) -> None:
         """Notes a span, and its parts since the last one."""
         self.add(name, began, ended)
-        if rows := self._rows:
+        if rows := self._steps:
             if self._sums or ended - began < 2 * SHORT_S * len(rows):
                 self._sum_rows(rows[0][0] if self._sums else began)
             else:
@@ -132,7 +136,7 @@ class Timeline:
 
     def _sum_rows(self, since: float) -> None:
         """Sums the rows so far, the first of which began at `since`. What is between two steps is the policy's."""
-        rows = self._rows
+        rows = self._steps
         step_s = sum(end - start for start, end in rows)
         self._sum("act", max(0.0, rows[-1][1] - since - step_s), len(rows))
         self._sum("step", step_s, len(rows))
@@ -148,12 +152,12 @@ class Timeline:
         """Notes that an iteration is over, of which the spans are kept if it was slow; writes the file now and then."""
         duration = ended - began
         if duration > self._limit:
-            spans = []
-            for span in reversed(self._last):
-                if span.ended <= began:
-                    break
-                spans.append(span)
-            self._slow.extend(reversed(spans))
+            last = self._last
+            place = len(last)
+            while place and last[place - _ROW + _ENDED] > began:
+                place -= _ROW
+            self._slow.extend(last[place:])
+            _shorten(self._slow, MOST_SLOW)
         self._durations.append(duration)
         self._iterations += 1
         if self._iterations % 16 == 0:  # a median of each iteration would cost short ones 1%
@@ -164,16 +168,17 @@ class Timeline:
 
     # -- files --------------------
 
-    def spans(self) -> list[Span]:
-        """Returns the spans that are kept; some are there twice."""
-        last = list(self._last)
-        newest = last[-1].ended if last else 0.0
-        return [*self._first, *self._slow, *(span for span in last if span.ended > newest - LAST_S)]
+    def _rows(self) -> array[float]:
+        """Returns the spans that are kept; slow ones may be there twice."""
+        last = self._last[-_ROW * MOST :]
+        ends = last[_ENDED::_ROW]
+        old = bisect(ends, ends[-1] - LAST_S) if ends else 0
+        return self._first + self._slow[-_ROW * MOST_SLOW :] + last[_ROW * old :]
 
     def flush(self) -> None:
         """Writes the rank's file. A disk that refuses it is named once; training goes on."""
         try:
-            self._write(to_bytes({**self._about, "offset": self.offset}, self.spans()))
+            self._write(_to_bytes({**self._about, "offset": self.offset}, self._rows()))
         except OSError as error:
             if not self._has_failed:
                 self._has_failed = True
@@ -183,13 +188,22 @@ class Timeline:
 
 def to_bytes(about: dict[str, Any], spans: Iterable[Span]) -> bytes:
     """Returns a rank's file: a line of JSON, and five numbers of 8 bytes for each span."""
-    number_of = {name: float(number) for number, name in enumerate(NAMES)}
-    numbers = array("d")
-    for name, began, ended, num, track in spans:
-        numbers.extend((number_of[name], began, ended, num, track))
+    rows = array("d")
+    for name, *numbers in spans:
+        rows.extend((_NUMBER_OF[name], *numbers))
+    return _to_bytes(about, rows)
+
+
+def _to_bytes(about: dict[str, Any], rows: array[float]) -> bytes:
     if sys.byteorder == "big":
-        numbers.byteswap()
-    return json.dumps({**about, "names": NAMES}).encode() + b"\n" + numbers.tobytes()
+        rows.byteswap()
+    return json.dumps({**about, "names": NAMES}).encode() + b"\n" + rows.tobytes()
+
+
+def _shorten(rows: array[float], most: int) -> None:
+    """Drops the oldest spans down to `most`, once there are twice as many: so that few are moved."""
+    if len(rows) >= 2 * _ROW * most:
+        del rows[: -_ROW * most]
 
 
 def from_bytes(data: bytes) -> tuple[dict[str, Any], list[Span]]:

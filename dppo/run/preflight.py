@@ -16,6 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from dppo.algo.compiled import kernels
 from dppo.cluster.launcher import is_launched, survives_deaths
 from dppo.cluster.slurm import Allocation, ends_at, in_queue, this_allocation
 from dppo.config import Config
@@ -245,6 +246,7 @@ def versions(hosts: list[str], threads: int, mpi: str, allocation: Allocation, e
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "python": platform.python_version(),
         "packages": packages,
+        "kernels": None if kernels is None else "C",
         "mpi": mpi,
         "git": git or None,
         "hosts": hosts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -94,9 +95,11 @@ def test_memory_is_bounded(written: Written) -> None:
     for number in range(5 * timeline.MOST):
         written.timeline.add("step", 100.0 + number * 1e-4, 100.0 + number * 1e-4 + 1e-5)
         if number % 10 == 9:  # each of them is slow
-            written.timeline._limit = 0.0
+            written.timeline._limit = -math.inf
             written.timeline.iteration(100.0 + (number - 9) * 1e-4, written.now)
-    assert len(written.timeline.spans()) <= 2 * timeline.MOST + timeline.MOST_SLOW
+    sizes = [len(getattr(written.timeline, name)) for name in ("_first", "_slow", "_last")]
+    assert sizes == [5 * timeline.MOST, max(sizes[1], 5 * timeline.MOST_SLOW), max(sizes[2], 5 * timeline.MOST)]
+    assert sizes[1] <= 10 * timeline.MOST_SLOW and sizes[2] <= 10 * timeline.MOST
     written.timeline.flush()
     assert len(written.files[-1]) < 40 * (2 * timeline.MOST + timeline.MOST_SLOW) + 1000
 
