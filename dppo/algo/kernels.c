@@ -205,6 +205,63 @@ static PyObject *adam(PyObject *self, PyObject *const *args, Py_ssize_t num_args
     return end(&a);
 }
 
+/* Of float64 rows the mean is subtracted in float64. */
+FOR_EVERY_CPU static void normalise_of(const void *rows, const void *mean, int is_double, const float *inverse_std,
+                                       Py_ssize_t size, Py_ssize_t width, float clip, float *restrict out)
+{
+    for (Py_ssize_t b = 0; b < size; b += width) {
+        if (is_double)
+            for (Py_ssize_t j = 0; j < width; j++)
+                out[b + j] = (float)(((const double *)rows)[b + j] - ((const double *)mean)[j]);
+        else
+            for (Py_ssize_t j = 0; j < width; j++)
+                out[b + j] = ((const float *)rows)[b + j] - ((const float *)mean)[j];
+        for (Py_ssize_t j = 0; j < width; j++)
+            out[b + j] = larger(smaller(out[b + j] * inverse_std[j], clip), -clip);
+    }
+}
+
+static PyObject *normalise(PyObject *self, PyObject *const *args, Py_ssize_t num_args)
+{
+    Arguments a = {.args = args, .num_args = num_args};
+    Py_ssize_t size, width;
+    float *out = array_of(&a, 'f', -1, 1, &size);
+    const float *inverse_std = array_of(&a, 'f', -1, 0, &width);
+    double clip = number_of(&a);
+    int is_double = (int)number_of(&a);
+    const void *rows = array_of(&a, is_double ? 'd' : 'f', size, 0, NULL);
+    const void *mean = array_of(&a, is_double ? 'd' : 'f', width, 0, NULL);
+    if (!a.failed && size && (!width || size % width))
+        fail(&a, "the shapes do not fit");
+    if (!a.failed && size)
+        normalise_of(rows, mean, is_double, inverse_std, size, width, (float)clip, out);
+    return end(&a);
+}
+
+/* out = centre + scale actions, within [low, high] */
+FOR_EVERY_CPU static void scaled_of(const float *actions, const float *centre, const float *scale, const float *low,
+                                    const float *high, Py_ssize_t size, Py_ssize_t width, float *restrict out)
+{
+    for (Py_ssize_t b = 0; b < size; b += width)
+        for (Py_ssize_t j = 0; j < width; j++)
+            out[b + j] = smaller(larger(centre[j] + scale[j] * actions[b + j], low[j]), high[j]);
+}
+
+static PyObject *scaled(PyObject *self, PyObject *const *args, Py_ssize_t num_args)
+{
+    Arguments a = {.args = args, .num_args = num_args};
+    Py_ssize_t size, width;
+    const float *actions = array_of(&a, 'f', -1, 0, &size), *centre = array_of(&a, 'f', -1, 0, &width);
+    const float *scale = array_of(&a, 'f', width, 0, NULL), *low = array_of(&a, 'f', width, 0, NULL);
+    const float *high = array_of(&a, 'f', width, 0, NULL);
+    float *out = array_of(&a, 'f', size, 1, NULL);
+    if (!a.failed && size && (!width || size % width))
+        fail(&a, "the shapes do not fit");
+    if (!a.failed && size)
+        scaled_of(actions, centre, scale, low, high, size, width, out);
+    return end(&a);
+}
+
 /* -- a row of acting -------------------- */
 
 enum { WIDEST = 1024, MOST_LAYERS = 16 };
@@ -249,7 +306,7 @@ DENSE_ROWS(1)
 DENSE_ROWS(4)
 
 FOR_EVERY_CPU static void tower_of(const float *inputs, Py_ssize_t rows, Py_ssize_t width, const Layer *layers,
-                                   int num_layers, int is_relu, float *out)
+                                   int num_layers, int is_relu, const float *tail, Py_ssize_t num_tail, float *out)
 {
     float buffers[2][4 * WIDEST];
     for (Py_ssize_t b = 0, block; b < rows; b += block) {
@@ -258,12 +315,14 @@ FOR_EVERY_CPU static void tower_of(const float *inputs, Py_ssize_t rows, Py_ssiz
         Py_ssize_t fan_in = width;
         for (int l = 0; l < num_layers; l++) {
             const Layer *layer = &layers[l];
-            float *y = l == num_layers - 1 ? out + b * layer->width : buffers[l % 2];
+            float *y = buffers[l % 2];
             if (block == 4)
                 dense_4(x, fan_in, layer->weight, layer->bias, layer->width, y);
             else
                 dense_1(x, fan_in, layer->weight, layer->bias, layer->width, y);
-            Py_ssize_t size = l == num_layers - 1 ? 0 : block * layer->width;
+            if (l == num_layers - 1)
+                break;
+            Py_ssize_t size = block * layer->width;
             if (is_relu)
                 for (Py_ssize_t j = 0; j < size; j++)
                     y[j] = larger(y[j], 0.0f);
@@ -273,16 +332,24 @@ FOR_EVERY_CPU static void tower_of(const float *inputs, Py_ssize_t rows, Py_ssiz
             x = y;
             fan_in = layer->width;
         }
+        const float *y = buffers[(num_layers - 1) % 2];
+        Py_ssize_t outputs = layers[num_layers - 1].width;
+        for (Py_ssize_t r = 0; r < block; r++) {
+            float *row = out + (b + r) * (outputs + num_tail);
+            memcpy(row, y + r * outputs, sizeof(float) * (size_t)outputs);
+            memcpy(row + outputs, tail, sizeof(float) * (size_t)num_tail);
+        }
     }
 }
 
 static PyObject *tower(PyObject *self, PyObject *const *args, Py_ssize_t num_args)
 {
     Arguments a = {.args = args, .num_args = num_args};
-    Py_ssize_t size, outputs;
+    Py_ssize_t size, outputs, num_tail;
     Layer layers[MOST_LAYERS];
     const float *inputs = array_of(&a, 'f', -1, 0, &size);
     float *out = array_of(&a, 'f', -1, 1, &outputs);
+    const float *tail = array_of(&a, 'f', -1, 0, &num_tail);
     Py_ssize_t rows = (Py_ssize_t)number_of(&a);
     int is_relu = (int)number_of(&a);
     if (!a.failed && (rows < 1 || size % rows || outputs % rows))
@@ -302,10 +369,10 @@ static PyObject *tower(PyObject *self, PyObject *const *args, Py_ssize_t num_arg
             fail(&a, "the weights do not fit");
         fan_in = layer->width;
     }
-    if (!a.failed && (!num_layers || fan_in * rows != outputs))
+    if (!a.failed && (!num_layers || (fan_in + num_tail) * rows != outputs))
         fail(&a, "the output does not fit");
     if (!a.failed)
-        tower_of(inputs, rows, width, layers, num_layers, is_relu, out);
+        tower_of(inputs, rows, width, layers, num_layers, is_relu, tail, num_tail, out);
     return end(&a);
 }
 
@@ -482,7 +549,9 @@ static PyMethodDef methods[] = {
     METHOD(add_bias, "add_bias(x, bias, width): x [G, B, width] += bias [G, 1, width]."),
     METHOD(tanh_gradient, "tanh_gradient(d_out, out): out = d_out (1 - out^2)."),
     METHOD(adam, "adam(params, m, v, gradient, keep_m, take_m, keep_v, take_v, eps, rate): algo/optim.py."),
-    METHOD(tower, "tower(inputs, out, rows, is_relu, weight, bias, ...): models/mlp.py, one tower."),
+    METHOD(normalise, "normalise(out, inverse_std, clip, is_double, rows, mean): algo/moments.py."),
+    METHOD(scaled, "scaled(actions, centre, scale, low, high, out): models/gaussian.py, to_env."),
+    METHOD(tower, "tower(inputs, out, tail, rows, is_relu, weight, bias, ...): models/mlp.py, one tower; `tail` follows."),
     METHOD(categorical_loss, "algo/losses.py for one choice."),
     METHOD(gaussian_loss, "algo/losses.py for normals."),
     {NULL, NULL, 0, NULL},

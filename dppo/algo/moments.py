@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from dppo.algo.compiled import kernels
+
 LARGE = 1e3
 """The largest offset at which sums about 0, and a mean as float32, lose nothing: the rounding error of a variance is
 smaller than the eps of its root."""
@@ -97,11 +99,23 @@ def normalise(
     """
     if out is None:
         out = np.empty(samples.shape, np.float32)
+    if (
+        kernels is not None
+        and samples.dtype == mean.dtype
+        and samples.dtype.char in "fd"
+        and _are_contiguous(samples, out)
+    ):
+        kernels.normalise(out, inverse_std, clip, samples.dtype.char == "d", samples, mean)
+        return out
     np.subtract(samples, mean, out=out, casting="same_kind" if samples.dtype.kind == "f" else "unsafe")
     np.multiply(out, inverse_std, out=out)
     # minimum and maximum are several times faster than np.clip on small arrays
     np.minimum(out, clip, out=out)
     return np.maximum(out, -clip, out=out)
+
+
+def _are_contiguous(*arrays: np.ndarray) -> bool:
+    return all(array.flags.c_contiguous for array in arrays)
 
 
 class RunningMoments:

@@ -40,6 +40,7 @@ class DiagGaussian:
         self.centre = ((low + high) / 2).astype(np.float32)
         self.scale = ((high - low) / 2).astype(np.float32)
         self.is_scaled = bool((self.centre != 0).any() or (self.scale != 1).any())
+        self._can_be_compiled = kernels is not None and space.dtype == np.float32
         self.noise_size = self.network_outputs = self.log_std_size = len(low)
         self.head_size = 2 * self.noise_size
         self.action_type: ArrayType = (len(low),), np.dtype(np.float32)
@@ -60,6 +61,10 @@ class DiagGaussian:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Returns actions as the environment wants them: scaled to the Box, clipped to its bounds."""
+        if self._can_be_compiled and actions.flags.c_contiguous:
+            sent = np.empty((len(actions), *self._space.shape), np.float32)
+            kernels.scaled(actions, self.centre, self.scale, self._space.low, self._space.high, sent)
+            return sent
         scaled = self.centre + self.scale * actions if self.is_scaled else actions
         scaled = scaled.reshape(len(actions), *self._space.shape)
         clipped = np.minimum(np.maximum(scaled, self._space.low), self._space.high)

@@ -50,12 +50,14 @@ class MLP:
     Activations and their gradients live in buffers that are kept per batch size.
 
     Args:
-      acts_compiled: whether `act` is compiled, where that can be: every row has then bits of its own.
+      may_be_compiled: whether acting is compiled, where that can be.
     """
 
     state_size = 0
 
-    def __init__(self, flat: FlatParameters, num_hidden: int, activation: str, *, acts_compiled: bool = False) -> None:
+    def __init__(
+        self, flat: FlatParameters, num_hidden: int, activation: str, *, may_be_compiled: bool = False
+    ) -> None:
         self._hidden = [_Layer(flat, f"hidden.{i}") for i in range(num_hidden)]
         self._policy, self._value = _Layer(flat, "policy"), _Layer(flat, "value")
         self._relu = activation == "relu"
@@ -66,10 +68,10 @@ class MLP:
         }
         layers = [*self._towers["policy"], (self._policy.weight, self._policy.bias)]
         widths = [weight.shape[1] for weight, _ in layers]
-        self.has_rows_alone = (
-            acts_compiled and kernels is not None and len(layers) <= MOST_LAYERS and max(widths) <= WIDEST
+        self.is_compiled = (
+            may_be_compiled and kernels is not None and len(layers) <= MOST_LAYERS and max(widths) <= WIDEST
         )
-        """Whether the bits of a row do not depend on how many rows `act` gets."""
+        """Whether `write_head` can be called."""
         self._tower = [array for layer in layers for array in layer]
         self._buffers: dict[tuple[str, int], list[np.ndarray]] = {}
         self._ones = np.ones((1, 0), np.float32)
@@ -104,11 +106,13 @@ class MLP:
             weight[...] = orthogonal(weight.shape, gain, rng)
 
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, None]:
-        if self.has_rows_alone:
-            out = np.empty((len(inputs), self._policy.bias.shape[1]), np.float32)
-            kernels.tower(inputs, out, len(inputs), self._relu, *self._tower)
-            return out, None
         return self._policy(self._run("policy", inputs)[-1]), None
+
+    def write_head(self, inputs: np.ndarray, tail: np.ndarray, out: np.ndarray) -> None:
+        """Writes for `inputs` [B, D] what `act` returns, followed by `tail` [L], into `out` [B, K' + L]. The bits of a
+        row do not depend on how many rows there are.
+        """
+        kernels.tower(inputs, out, tail, len(inputs), self._relu, *self._tower)
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         return self._value(self._run("value", inputs)[-1])[:, 0]

@@ -70,7 +70,9 @@ class ActorCritic:
         """S, the size of the network's memory of one environment; 0 without."""
         self._log_std = flat.parameters.get("log_std")
         self._d_log_std = flat.gradients.get("log_std")
-        self._rows = 1 if network.has_rows_alone else ROWS_OF_IMAGES if inputs.images else ROWS
+        self._rows = ROWS_OF_IMAGES if inputs.images else ROWS
+        self._compiled = network if isinstance(network, MLP) and network.is_compiled else None
+        self._tail = np.empty(0, np.float32) if self._log_std is None else self._log_std
         self._padded = np.empty((0, 0), np.float32)
         self._padded_states = self.first_states(0)
 
@@ -121,6 +123,25 @@ class ActorCritic:
           (actions [N, *act], head [N, K], values [N] or None); log-probabilities, and values that are None here, are
           cheaper for a whole rollout at once.
         """
+        n, values = len(inputs), None
+        if self._compiled is not None:
+            head = self._compiled_head(self._compiled, inputs, head)
+        else:
+            head, values = self._padded_head(inputs, head, states)
+        if masks is not None:
+            head[...] = self.distribution.masked(head, masks)
+        return self.distribution.sample(head, noise), head, None if values is None else values[:n]
+
+    def _compiled_head(self, network: MLP, inputs: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        if out is None:
+            out = np.empty((len(inputs), self.distribution.head_size), np.float32)
+        network.write_head(inputs, self._tail, out)
+        return out
+
+    def _padded_head(
+        self, inputs: np.ndarray, head: np.ndarray | None, states: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns the head [N, K], in `head` if given, and values of at least N rows, if the network has some."""
         n = len(inputs)
         if n % self._rows:
             if len(self._padded) != n + -n % self._rows:
@@ -129,10 +150,7 @@ class ActorCritic:
             self._padded[:n] = inputs
             inputs = self._padded
         outputs, values = self._advance(inputs, states)
-        head = self._head(outputs[:n], head)
-        if masks is not None:
-            head[...] = self.distribution.masked(head, masks)
-        return self.distribution.sample(head, noise), head, None if values is None else values[:n]
+        return self._head(outputs[:n], head), values
 
     def _advance(self, inputs: np.ndarray, states: np.ndarray | None) -> tuple[np.ndarray, np.ndarray | None]:
         """Calls the network for inputs with rows to fill up a block; `states`, of the first rows, becomes the new
@@ -153,7 +171,11 @@ class ActorCritic:
         """Returns the mode of the policy, [N, *act], for inputs [N, ...], the legal actions [N, M] bool, and the
         network's states as in `act`.
         """
-        return self.distribution.mode(self._masked(self._head(self.network.act(inputs, states)[0]), masks))
+        if self._compiled is not None:
+            head = self._compiled_head(self._compiled, inputs)
+        else:
+            head = self._head(self.network.act(inputs, states)[0])
+        return self.distribution.mode(self._masked(head, masks))
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         """Returns values [B], in units of the normalised return, for inputs [B, ...] and states [B, S], which stay."""
@@ -235,9 +257,9 @@ def make_policy(
     if cfg.factory is None and cfg.backend != "torch" and not inputs.is_raw and not cfg.core:
         _require_trainable(cfg, MLP.shapes(inputs.size, cfg.hidden, outputs))
         flat = FlatParameters(MLP.shapes(inputs.size, cfg.hidden, outputs) | log_std, num_sums)
-        network = MLP(flat, len(cfg.hidden), cfg.activation, acts_compiled=cfg.backend != "numpy")
+        network = MLP(flat, len(cfg.hidden), cfg.activation, may_be_compiled=cfg.backend != "numpy")
         MLP.initialise(flat, len(cfg.hidden), rng)
-        by = "C and NumPy" if network.has_rows_alone else "NumPy"
+        by = "C and NumPy" if network.is_compiled else "NumPy"
         description = f"{_layers(cfg)}, closed-form gradient in {by}"
     else:
         both, seed = (observation_space, action_space), int(rng.integers(2**31))

@@ -55,9 +55,6 @@ class Network(Protocol):
     state_size: int
     """S, the size of the memory of one environment; 0 without, and then states play no part."""
 
-    has_rows_alone: bool
-    """Whether the bits of a row that `act` returns do not depend on how many rows there are."""
-
     def act(self, inputs: np.ndarray, states: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray | None]:
         """Returns the policy's outputs [B, K'], and the values [B] where they cost next to nothing then, else None.
         Both are valid until the next call. Overwrites the states with the new ones; keeps nothing for `backward`.

@@ -75,7 +75,7 @@ class TorchNetwork:
     The module stays in the mode (train, eval) that it comes in.
     """
 
-    state_size, has_rows_alone = 0, False
+    state_size = 0
 
     def __init__(self, flat: FlatParameters, module: torch.nn.Module) -> None:
         self.module, self._flat = module, flat

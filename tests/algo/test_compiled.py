@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from dppo.algo import compiled, losses
+from dppo.algo import compiled, losses, moments
 from dppo.algo.optim import Adam
 from dppo.config import A3CConfig, ModelConfig, MomentsConfig, OptimConfig, PPOConfig
 from dppo.data import Minibatch
-from dppo.models import mlp
+from dppo.models import gaussian, mlp
 from dppo.models.distributions import make_distribution
 from dppo.models.policy import ActorCritic, make_policy
 
@@ -55,6 +55,31 @@ def test_what_is_element_by_element_has_numpys_bits(shape: tuple[int, int, int])
     gradient = out.copy()
     kernels.tanh_gradient(d_out, gradient)
     np.testing.assert_array_equal(gradient, d_out * (np.float32(1) - out * out))
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_inputs_are_normalised_with_numpys_bits(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of float64 too, from which a large mean is subtracted in float64."""
+    rows, mean = (1e6 + 5 * normal(9, 17)).astype(kind), (1e6 + normal(17)).astype(kind)
+    rows[2, 3:6] = np.nan, np.inf, -np.inf
+    expected = moments.normalise(rows, mean, inverse_std := np.abs(normal(17)), 3.0)
+    monkeypatch.setattr(moments, "kernels", None)
+    np.testing.assert_array_equal(moments.normalise(rows, mean, inverse_std, 3.0), expected)
+    np.testing.assert_array_equal(moments.normalise(rows[:, ::2], mean[::2], inverse_std[::2], 3.0), expected[:, ::2])
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (-2.0, 0.5), (-np.inf, 3.0)])
+def test_actions_are_sent_with_numpys_bits(
+    bounds: tuple[float, float], kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actions, sent = 3 * normal(50, 6), []
+    for part in (kernels, None):
+        monkeypatch.setattr(gaussian, "kernels", part)
+        sent.append(gaussian.DiagGaussian(spaces.Box(*bounds, (2, 3), kind)).to_env(actions))  # type: ignore[arg-type]
+    compiled_one, plain = sent
+    np.testing.assert_array_equal(compiled_one, plain)
+    assert compiled_one.dtype == plain.dtype == kind and compiled_one.shape == (50, 2, 3)
 
 
 @pytest.mark.parametrize("size", [1, 15, 16, 11_085])
@@ -172,7 +197,7 @@ def test_a_compiled_tower_equals_numpys_and_each_row_has_its_own_bits(
     ]  # fmt: skip
     for policy in policies:
         policy.flat.vector += 0.1 * np.random.default_rng(4).standard_normal(policy.flat.size).astype(np.float32)
-    assert [policy.network.has_rows_alone for policy in policies] == [True, False]
+    assert [policy.network.is_compiled for policy in policies] == [True, False]
     inputs = normal(19, size)
     heads = act(policies[0], inputs)
     np.testing.assert_allclose(heads, act(policies[1], inputs), rtol=1e-4, atol=2e-6)
@@ -183,11 +208,11 @@ def test_a_compiled_tower_equals_numpys_and_each_row_has_its_own_bits(
 def test_tanh_and_exp_are_right_to_two_units_in_the_last_place() -> None:
     x = np.concatenate((np.linspace(-12, 12, 20_001), 10.0 ** np.linspace(-30, 0, 301))).astype(np.float32)[:, None]
     out, one, zero = np.empty_like(x), np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32)
-    kernels.tower(x, out, len(x), False, one, zero, one, zero)
+    kernels.tower(x, out, x[:0], len(x), False, one, zero, one, zero)
     expected = np.tanh(x.astype(np.float64))
     assert (np.abs(out - expected) <= 2.5 * np.spacing(np.abs(expected).astype(np.float32))).all()
     bad = np.array([[np.nan], [np.inf], [-np.inf]], np.float32)
-    kernels.tower(bad, out := np.empty_like(bad), 3, False, one, zero, one, zero)
+    kernels.tower(bad, out := np.empty_like(bad), x[:0], 3, False, one, zero, one, zero)
     np.testing.assert_array_equal(out[:, 0], [np.nan, 1.0, -1.0])
 
 
@@ -197,9 +222,12 @@ def test_tanh_and_exp_are_right_to_two_units_in_the_last_place() -> None:
         (lambda: kernels.add_bias(normal(2, 3), normal(4), 4), "shapes do not fit"),
         (lambda: kernels.add_bias(np.zeros(4), normal(2), 2), "must be float32"),
         (lambda: kernels.tanh_gradient(normal(4), normal(5)), "wrong number"),
-        (lambda: kernels.tower(normal(2, 3), normal(2, 2), 2, False), "does not fit"),
-        (lambda: kernels.tower(normal(2, 3), normal(2, 2), 2, False, normal(4, 2), normal(2)), "weights do not fit"),
-        (lambda: kernels.tower(normal(2, 3), normal(2, 2), 2, False, normal(3, 2)), "too few"),
+        (lambda: kernels.tower(normal(2, 3), normal(2, 2), normal(0), 2, False), "does not fit"),
+        (
+            lambda: kernels.tower(normal(2, 3), normal(2, 2), normal(0), 2, False, normal(4, 2), normal(2)),
+            "weights do not fit",
+        ),
+        (lambda: kernels.tower(normal(2, 3), normal(2, 2), normal(0), 2, False, normal(3, 2)), "too few"),
         (lambda: kernels.adam(normal(3)), "too few"),
     ],
 )
@@ -235,7 +263,7 @@ def test_without_the_extension_everything_is_numpy(monkeypatch: pytest.MonkeyPat
     assert module.kernels is None
     monkeypatch.setattr(mlp, "kernels", None)
     policy = make_policy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), ModelConfig(), MomentsConfig(), RNG)
-    assert not policy.network.has_rows_alone and policy.description.split(", ")[1] == "closed-form gradient in NumPy"
+    assert not policy.network.is_compiled and policy.description.split(", ")[1] == "closed-form gradient in NumPy"
     head, value = policy.forward(normal(5, 3))
     policy.backward(normal(*head.shape), normal(*value.shape))
     assert np.isfinite(policy.flat.gradient).all()
