@@ -63,7 +63,7 @@ $(BIN)/pip:
 	scripts/venv $(PYTHON) $(VENV)
 
 # pip is always run as a module: the scripts in .venv/bin hold absolute paths and would break in a moved tree.
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt Makefile scripts/mpirun | $(BIN)/pip
+$(INSTALLED): setup.cfg setup.py dppo/algo/kernels.c pyproject.toml constraints.txt Makefile scripts/mpirun | $(BIN)/pip
 	$(PIP_INSTALL) -e '.[mpi]'
 	install -m 755 scripts/mpirun $(BIN)/mpirun
 	touch $@
