@@ -153,7 +153,8 @@ class ModelConfig(Section):
     forward([B, observation_size]) gives (head [B, head_size], value [B]); or function(observation_space, action_heads),
     by these names, whose forward takes observations as the space has them: dicts and tuples of tensors."""
     backend: Literal["auto", "numpy", "torch"] = "auto"
-    """auto: the closed-form NumPy network for the MLP, torch for a factory; torch: the MLP through autograd."""
+    """auto: the closed-form network for the MLP, in C and NumPy where pip found a compiler, and torch for a factory;
+    numpy: in NumPy alone; torch: the MLP through autograd."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
