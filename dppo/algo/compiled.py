@@ -4,6 +4,8 @@
 |---|---|---|
 | add_bias, tanh_gradient | models/mlp.py | to the bit |
 | adam | optim.py | to the bit: all ranks make the same step, with and without it |
+| normalise | moments.py | to the bit |
+| scaled | models/gaussian.py, `to_env` | to the bit |
 | tower | models/mlp.py, a tower | to rounding |
 | categorical_loss, gaussian_loss | losses.py | to rounding |
 """
@@ -73,6 +75,14 @@ def _loss(
     losses.check(head, value, batch)
     assert distribution.compiled_loss is not None
     loss = LossGradient(np.empty(head.shape, np.float32), np.empty(len(value), np.float32), np.empty(len(METRICS)))
-    columns = batch.actions, batch.log_probs, batch.advantages, batch.returns, batch.values
-    distribution.compiled_loss(head, value, *columns, loss.d_head, loss.d_value, loss.sums, *factors)
+    numbers = batch.log_probs, batch.advantages, batch.returns, batch.values
+    distribution.compiled_loss(
+        _floats(head), _floats(value), np.ascontiguousarray(batch.actions), *map(_floats, numbers), loss.d_head,
+        loss.d_value, loss.sums, *factors,
+    )  # fmt: skip
     return loss
+
+
+def _floats(array: np.ndarray) -> np.ndarray:
+    """Returns the array itself where a kernel can take it: a network may give views into what it has computed."""
+    return np.ascontiguousarray(array, np.float32)

@@ -41,6 +41,8 @@ static void fail(Arguments *a, const char *text)
  * any number if that is negative. Returns its data, and its number of elements in `found` if that is not NULL. */
 static void *array_of(Arguments *a, char kind, Py_ssize_t size, int writable, Py_ssize_t *found)
 {
+    if (found)
+        *found = 0;
     if (a->failed)
         return NULL;
     if (a->next >= a->num_args || a->num_views == MOST_ARRAYS) {
@@ -403,7 +405,7 @@ INLINE float policy_loss(const Samples *s, const LossFactors *f, Py_ssize_t b, f
     }
     float clipped = smaller(larger(ratio, f->least_ratio), f->most_ratio);
     gain = ratio * advantage;
-    d_log_prob = gain <= clipped * advantage ? -gain : 0.0f;
+    d_log_prob = gain > clipped * advantage ? 0.0f : -gain;
     s->sums[POLICY_LOSS] -= smaller(gain, clipped * advantage);
     s->sums[CLIP_FRACTION] += clipped != ratio;
     return d_log_prob;

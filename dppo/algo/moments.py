@@ -99,23 +99,16 @@ def normalise(
     """
     if out is None:
         out = np.empty(samples.shape, np.float32)
-    if (
-        kernels is not None
-        and samples.dtype == mean.dtype
-        and samples.dtype.char in "fd"
-        and _are_contiguous(samples, out)
-    ):
-        kernels.normalise(out, inverse_std, clip, samples.dtype.char == "d", samples, mean)
+    kind = samples.dtype.char
+    fits = kind in "fd" and mean.dtype == samples.dtype and out.dtype == np.float32
+    if kernels is not None and fits and all(a.flags.c_contiguous for a in (samples, mean, out)):
+        kernels.normalise(out, inverse_std, clip, kind == "d", samples, mean)
         return out
     np.subtract(samples, mean, out=out, casting="same_kind" if samples.dtype.kind == "f" else "unsafe")
     np.multiply(out, inverse_std, out=out)
     # minimum and maximum are several times faster than np.clip on small arrays
     np.minimum(out, clip, out=out)
     return np.maximum(out, -clip, out=out)
-
-
-def _are_contiguous(*arrays: np.ndarray) -> bool:
-    return all(array.flags.c_contiguous for array in arrays)
 
 
 class RunningMoments:

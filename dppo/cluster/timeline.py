@@ -8,6 +8,7 @@ second, however fast its steps and updates are.
 from __future__ import annotations
 
 import json
+import math
 import os
 import socket
 import statistics
@@ -216,6 +217,8 @@ def from_bytes(data: bytes) -> tuple[dict[str, Any], list[Span]]:
         numbers.byteswap()
     if not isinstance(about, dict) or len(numbers) % 5:
         raise ValueError("it holds no whole spans")
+    if not all(map(math.isfinite, numbers)) or not isinstance(about["offset"], float | int | None):
+        raise ValueError("it holds numbers that are none")
     names = about["names"]
     rows = zip(*(numbers[i::5] for i in range(5)), strict=True)
     spans = [Span(names[int(n)], began, ended, int(num), int(track)) for n, began, ended, num, track in rows]

@@ -41,6 +41,8 @@ class DiagGaussian:
         self.scale = ((high - low) / 2).astype(np.float32)
         self.is_scaled = bool((self.centre != 0).any() or (self.scale != 1).any())
         self._can_be_compiled = kernels is not None and space.dtype == np.float32
+        # a kernel takes arrays whose last axis lies in one piece
+        self._low, self._high = np.ascontiguousarray(space.low), np.ascontiguousarray(space.high)
         self.noise_size = self.network_outputs = self.log_std_size = len(low)
         self.head_size = 2 * self.noise_size
         self.action_type: ArrayType = (len(low),), np.dtype(np.float32)
@@ -61,9 +63,9 @@ class DiagGaussian:
 
     def to_env(self, actions: np.ndarray) -> np.ndarray:
         """Returns actions as the environment wants them: scaled to the Box, clipped to its bounds."""
-        if self._can_be_compiled and actions.flags.c_contiguous:
+        if self._can_be_compiled and actions.flags.c_contiguous and actions.dtype == np.float32:
             sent = np.empty((len(actions), *self._space.shape), np.float32)
-            kernels.scaled(actions, self.centre, self.scale, self._space.low, self._space.high, sent)
+            kernels.scaled(actions, self.centre, self.scale, self._low, self._high, sent)
             return sent
         scaled = self.centre + self.scale * actions if self.is_scaled else actions
         scaled = scaled.reshape(len(actions), *self._space.shape)

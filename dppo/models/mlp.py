@@ -112,7 +112,8 @@ class MLP:
         """Writes for `inputs` [B, D] what `act` returns, followed by `tail` [L], into `out` [B, K' + L]. The bits of a
         row do not depend on how many rows there are.
         """
-        kernels.tower(inputs, out, tail, len(inputs), self._relu, *self._tower)
+        if len(inputs):
+            kernels.tower(inputs, out, tail, len(inputs), self._relu, *self._tower)
 
     def value(self, inputs: np.ndarray, states: np.ndarray | None = None) -> np.ndarray:
         return self._value(self._run("value", inputs)[-1])[:, 0]

@@ -19,16 +19,17 @@ class MetricsFile(AppendedFile, Recorder):
 
     Args:
       last_iteration: the last iteration to keep; later lines, and a torn last line, are removed: they will come again.
+      env_steps: the steps until then; lines of more, which nobody has written, are removed, too. None: any number.
     """
 
-    def __init__(self, path: Path, last_iteration: int) -> None:
+    def __init__(self, path: Path, last_iteration: int, env_steps: int | None = None) -> None:
         self.best_return: float | None = None
         """The best mean return of the lines that were kept."""
         if path.exists():
             kept: list[bytes] = []
             # a line that is too long is not one of ours: a crash of the machine leaves endless zeros
             for text in read_lines(path, path.parent, skip_long=True):
-                if (line := _kept(text, last_iteration)) is not None:
+                if (line := _kept(text, last_iteration, env_steps)) is not None:
                     kept.append(text)
                     self.best_return = better(self.best_return, line)
             size = sum(map(len, kept))
@@ -49,11 +50,12 @@ def _begins_with(path: Path, lines: list[bytes]) -> bool:
         return all(file.read(len(line)) == line for line in lines)
 
 
-def _kept(text: bytes, last_iteration: int) -> dict[str, Any] | None:
+def _kept(text: bytes, last_iteration: int, env_steps: int | None) -> dict[str, Any] | None:
     """Returns the values of a line that stays, else None."""
     try:
         line = parse_json(text)
-        return line if text.endswith(b"\n") and line["iteration"] <= last_iteration else None
+        is_early = line["iteration"] <= last_iteration and (env_steps is None or 0 < line["env_steps"] <= env_steps)
+        return line if text.endswith(b"\n") and is_early else None
     except (ValueError, KeyError, TypeError):
         return None
 

@@ -59,7 +59,10 @@ class Dimension(NamedTuple):
 
     def ends(self) -> list[Value]:
         """Returns the values at which a setting is checked before a search begins."""
-        return self.names if self.choices is not None else [self.low, self.high]
+        if self.choices is not None:
+            return self.names
+        cells = self.cells() if self.step is not None else None
+        return [self.low, self.high] if cells is None else [*cells[:2], cells[-1]]
 
     @property
     def last(self) -> float:
@@ -234,7 +237,7 @@ def _choices(name: str, table: dict[str, Any]) -> Dimension:
     if not isinstance(choices, list) or len(choices) < 2:
         raise UsageError(f"{name}.choices={shown(choices)} must be a list of two values or more")
     names = Dimension(choices=choices).names
-    if len({(str(name), type(name)) for name in names}) < len(names):
+    if len(set(names)) < len(names):  # 1, 1.0 and true are equal
         raise UsageError(f"{name}.choices={shown(choices)} holds a value twice")
     return Dimension(choices=choices)
 

@@ -71,7 +71,7 @@ class Evaluations:
         self._file: MetricsFile | None = None
         self._next_look, self._said = 0.0, False
         if self._is_on or (run_dir / paths.EVALUATIONS).exists():
-            self._file = MetricsFile(run_dir / paths.EVALUATIONS, iteration)
+            self._file = MetricsFile(run_dir / paths.EVALUATIONS, iteration, env_steps)
             self._lines = read_evaluations(run_dir)
             self._find_waiting(env_steps)
 

@@ -92,12 +92,18 @@ class Progress(Recorder):
         if mean is None:
             parts.append(Part("no episode has ended yet", 8))
         else:
-            parts += [Part(f"return {mean:.2f}", 8), Part(f"({_of_which(line)})", 2)]
+            parts += [Part(f"return {_number(mean)}", 8), Part(f"({_of_which(line)})", 2)]
         if self._best is not None:
-            parts.append(Part(f"best {self._best:.2f}", 7))
+            parts.append(Part(f"best {_number(self._best)}", 7))
         if self._evaluated is not None:
-            parts.append(Part(f"evaluated {self._evaluated:.2f}, best {self._best_evaluated:.2f}", 7))
+            assert self._best_evaluated is not None
+            reached = f"evaluated {_number(self._evaluated)}, best {_number(self._best_evaluated)}"
+            parts.append(Part(reached, 7))
         return [*parts, Part(f"entropy {line['entropy']:.3f}", 1), Part(f"kl {line['approx_kl']:.4f}", 0)]
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}" if abs(value) < 1e9 else f"{value:.4g}"
 
 
 def fitted(parts: list[Part], width: int | None) -> str:

@@ -267,3 +267,37 @@ def test_without_the_extension_everything_is_numpy(monkeypatch: pytest.MonkeyPat
     head, value = policy.forward(normal(5, 3))
     policy.backward(normal(*head.shape), normal(*value.shape))
     assert np.isfinite(policy.flat.gradient).all()
+
+
+def test_views_into_what_a_network_has_computed_are_taken() -> None:
+    """A network of the user's may give columns of one layer: neither head nor value lies in one piece then."""
+    for space in (spaces.Discrete(4), spaces.Box(-1, 1, (2,))):
+        distribution, head, value, samples = parts(space, 16)
+        both = np.concatenate((head, value[:, None]), axis=1)
+        expected, actual = (
+            compiled.ppo(distribution, *split, samples, PPOConfig())
+            for split in ((head, value), (both[:, :-1], both[:, -1]))
+        )
+        np.testing.assert_array_equal(actual.d_head, expected.d_head)
+        np.testing.assert_array_equal(actual.d_value, expected.d_value)
+
+
+def test_bounds_of_any_order_in_memory_and_actions_of_any_type_are_sent() -> None:
+    low = np.array([[-1, -2, -3], [-1, -2, -3]], np.float32).T
+    space = spaces.Box(low, -low, dtype=np.float32)
+    assert not space.low.flags.c_contiguous
+    sent = make_distribution(space).to_env(np.full((2, 6), 5.0, np.float32))
+    np.testing.assert_array_equal(sent, np.broadcast_to(space.high, (2, 3, 2)))
+    np.testing.assert_array_equal(make_distribution(space).to_env(np.full((2, 6), 5.0)), sent)
+
+
+def test_no_row_is_no_head() -> None:
+    policy = make_policy(spaces.Box(-1, 1, (3,)), spaces.Discrete(2), ModelConfig(), MomentsConfig(), RNG)
+    assert policy.greedy(np.empty((0, 3), np.float32)).shape == (0,)
+
+
+def test_what_is_not_finite_shows_in_the_gradient_as_well() -> None:
+    distribution, head, value, samples = parts(spaces.Discrete(2), 1)
+    samples.advantages[0] = np.nan
+    loss = compiled.ppo(distribution, head, value, samples, PPOConfig())
+    assert np.isnan(loss.d_head).all()

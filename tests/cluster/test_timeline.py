@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from typing import Any
 
 import pytest
@@ -132,6 +133,8 @@ def test_a_file_is_read_as_it_was_written(written: Written) -> None:
     about, spans = from_bytes(written.files[-1])
     assert (about["rank"], about["attempt"], about["offset"]) == (3, 2, 12.5)
     assert spans == [Span("checkpoint", 100.0, 101.0, 1, DISK)]
-    for damaged in (b"", b"{}\n", written.files[-1][:-3], b"[]\n" + written.files[-1][-40:]):
+    infinite = written.files[-1][:-40] + array("d", [math.inf] * 5).tobytes()
+    nameless = written.files[-1].replace(b'"offset": 12.5', b'"offset": "x" ')
+    for damaged in (b"", b"{}\n", written.files[-1][:-3], b"[]\n" + written.files[-1][-40:], infinite, nameless):
         with pytest.raises((ValueError, KeyError, TypeError)):
             from_bytes(damaged)

@@ -17,6 +17,9 @@ from tests.launch import Job, Launcher, flags, train_in_one_start
 from tests.parts import probe
 from tests.run_directory import checkpoint, count_lines, differences, latest, metric_lines, summary
 
+pytestmark = pytest.mark.timeout(600)
+"""A test that is the first to ask for a fixture waits for all of its runs."""
+
 CARTPOLE = {"env": "CartPole-v1", "num-envs": 4, "horizon": 64}
 PENDULUM = {"env": "Pendulum-v1", "num-envs": 2, "horizon": 64}
 CHEETAH = {"env": "HalfCheetah-v5", "num-envs": 2, "horizon": 64}
@@ -58,7 +61,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
             jobs.append({"ranks": ranks, "flags": flags(settings(name, folder / (name + suffix)))})
     (folder / "jobs.json").write_text(json.dumps(jobs))
     launcher = Launcher(folder)
-    launcher.run(4, folder / "jobs.json", program="train_layouts.py", timeout=120)
+    launcher.run(4, folder / "jobs.json", program="train_layouts.py", timeout=280)
     launcher.close()
     return folder
 
@@ -183,7 +186,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
             whole |= {each: (*all_flags, "--total-steps", 20 * 4) for each in (run, f"{run}-again")}
             half[f"{run}-resumed"] = (*all_flags, "--total-steps", 20 * 2)
             rest |= {f"{run}-{end}": ("--resume", "--total-steps", 20 * 4) for end in ("resumed", "killed")}
-    train_in_one_start(folder, 3, whole | half, timeout=120)
+    train_in_one_start(folder, 3, whole | half, timeout=280)
     for stopped in half:
         run = stopped.removesuffix("-resumed")
         killed = folder / f"{run}-killed"
@@ -191,7 +194,7 @@ def kinds(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.rmtree(killed / "checkpoints")
         shutil.copytree(folder / stopped / "checkpoints", killed / "checkpoints")
         assert latest(killed).name == f"step_{20 * 2:09d}" and count_lines(killed) == 4
-    train_in_one_start(folder, 3, rest, timeout=120)
+    train_in_one_start(folder, 3, rest, timeout=280)
     return folder
 
 

@@ -89,6 +89,14 @@ def test_good_lines_behind_a_bad_one_are_kept(path: Path) -> None:
     assert path.read_text() == "".join(lines[:4])
 
 
+def test_a_line_of_steps_that_nobody_has_made_is_removed(path: Path) -> None:
+    """Evaluations are found by their steps: one beyond the run's would hide all that are due."""
+    lines = [json.dumps({"iteration": 1, "env_steps": steps}) + "\n" for steps in (100, 99 * 10**30, -1, "a", 200)]
+    path.write_text("".join(lines))
+    MetricsFile(path, 1, 200).close()
+    assert path.read_text() == lines[0] + lines[4]
+
+
 def test_the_best_return_is_that_of_the_lines_that_stay(path: Path) -> None:
     """Without the first short episodes, and without what comes again."""
     means = [(900.0, None), (100.0, 90.0), (300.0, 280.0), (200.0, 190.0), (None, None), (500.0, 490.0)]

@@ -101,6 +101,7 @@ def test_dimensions_in_words() -> None:
         ("[search]\ntrials = 2\n[search.space]\noptim.lr = 3\n", "search.space.optim.lr=3 must say what is drawn"),
         ("[search]\ntrials = 2\n[search.space]\noptim.lr = {choices = [1]}\n", "must be a list of two values or more"),
         ("[search]\ntrials = 2\n[search.space]\noptim.lr = {choices = [1, 1]}\n", "holds a value twice"),
+        ("[search]\ntrials = 2\n[search.space]\nppo.epochs = {choices = [1, true]}\n", "holds a value twice"),
         ("[search]\ntrials = 2\n[search.space]\noptim.lrr = {low = 1, high = 2}\n", "optim.lrr: no such setting"),
         ("[search]\ntrials = 2\n[search.space]\nppo.clip = {low = -1.0, high = 2.0}\n", "ppo.clip=-1.0 must lie in"),
         ("[search]\ntrials = 2\noptimise = 'steps_to_target'\n[fixed]\ntotal-steps = 9\n" + SPACE, "needs a target"),
@@ -110,3 +111,10 @@ def test_dimensions_in_words() -> None:
 )  # fmt: skip
 def test_the_table_is_refused_with_the_repair(tmp_path: Path, text: str, said: str) -> None:
     assert said in message(tmp_path, text)
+
+
+def test_a_step_that_gives_no_allowed_value_is_refused_before_a_trial_fails(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.toml"
+    path.write_text("ranks = 1\n[search]\ntrials = 2\n[search.space]\nppo.epochs = {low = 1, high = 9, step = 2.5}\n")
+    with pytest.raises(UsageError, match=r"ppo\.epochs=3\.5 must be of type int|ppo\.epochs=1\.0"):
+        check_settings(read_search(read_sweep(path), path), path)

@@ -108,6 +108,13 @@ def test_the_best_of_before_a_resume_counts() -> None:
     assert "best 230.00  evaluated 220.00, best 220.00" in console.shown[1]
 
 
+def test_a_huge_return_takes_few_columns() -> None:
+    console = Watching()
+    its = progress(console, best=-1.5e300, evaluations=[{"return_mean": 1e308}])
+    its.iteration(line(1000, 1.0, 2e12))
+    assert "return 2e+12" in console.shown[0] and "evaluated 1e+308, best 1e+308" in console.shown[0]
+
+
 @pytest.mark.parametrize(
     ("columns", "shown"),
     [
