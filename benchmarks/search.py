@@ -11,6 +11,7 @@ benchmarks/results/search.{md,json}; `--trials 0` writes the tables anew.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -19,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import machine, markdown_table, save, spread, stored, train
+from common import MPIRUN, machine, markdown_table, save, spread, stored, train
 
 SPACE = """
 ranks = 2
@@ -52,7 +53,10 @@ def search(trials: int, jobs: int) -> dict[str, Any]:
         file.write_text(SPACE.format(trials=trials))
         command = [sys.executable, "-m", "dppo.sweep", str(file), str(folder), "--run", "--jobs", str(jobs)]
         began = time.monotonic()
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S)
+        path = f"{MPIRUN.parent}{os.pathsep}{os.environ['PATH']}"
+        subprocess.run(
+            command, check=True, stdin=subprocess.DEVNULL, timeout=TIMEOUT_S, env=os.environ | {"PATH": path}
+        )
         seconds = time.monotonic() - began
         data = read_study(folder)
     assert data is not None and data.best is not None
